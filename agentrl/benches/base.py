@@ -1,0 +1,60 @@
+"""The contract of a bench: tasks, an environment for each, a score, and an expert trace where one exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agentrl.traces.records import ExpertTrace
+from agentrl.trajectory import ToolCall, Trajectory
+
+
+@dataclass(frozen=True)
+class Task:
+    """One item of a bench. `data` is the bench's own; nothing outside the bench reads it."""
+
+    id: str
+    prompt: list[dict[str, str]]  # chat messages
+    tools: list[dict[str, Any]]  # JSON schemas: {"type": "function", "function": {...}}
+    answer: str  # the reference answer
+    cluster: str  # items that share a cluster are not independent (feeds clustered intervals)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics of one trajectory. A metric that the official rule leaves unset is absent."""
+
+    metrics: dict[str, float]
+    cluster: str
+
+
+class Environment(Protocol):
+    """One episode's tools. Never shared between rollouts."""
+
+    def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
+        """Execute one call; an error is an observation, never an exception."""
+        ...
+
+
+class Bench(Protocol):
+    """A benchmark that can be trained on and evaluated."""
+
+    name: str
+    solve_metric: str  # the metric shown as "solve rate" while training
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+        """Tasks of `split` ("train" or "test"); `limit` takes a seeded sample. Raises UserError on bad data."""
+        ...
+
+    def environment(self, task: Task) -> Environment:
+        """A fresh environment for one episode of `task`."""
+        ...
+
+    def score(self, task: Task, trajectory: Trajectory) -> Score:
+        """Official scoring of one finished episode."""
+        ...
+
+    def expert_trace(self, task: Task) -> ExpertTrace | None:
+        """h* of `task`, or None where the bench has none for it."""
+        ...
