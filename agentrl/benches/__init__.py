@@ -1,0 +1,17 @@
+"""Benches by name."""
+
+from __future__ import annotations
+
+from agentrl.benches.base import Bench
+from agentrl.config.schema import Minihop, ToolHop
+
+
+def load_bench(config: Minihop | ToolHop) -> Bench:
+    """The bench that `config` describes; its data is read when tasks are asked for."""
+    if isinstance(config, Minihop):
+        from agentrl.benches.minihop import MinihopBench
+
+        return MinihopBench(config)
+    from agentrl.benches.toolhop import ToolHopBench
+
+    return ToolHopBench(config)

@@ -13,7 +13,9 @@ def key(doc: str) -> Any:
 
 @dataclass
 class Advantage:
-    kind: str = key("'hard_credit': turn-level plus trajectory-level (PACT App. B); 'trajectory': GRPO's group z-score.")
+    kind: str = key(
+        "'hard_credit': turn-level plus trajectory-level (PACT App. B); 'trajectory': GRPO's group z-score."
+    )
     gamma: float = key("Discount of the turn-level return, in [0, 1]; not reported by PACT, MatchTIR's code uses 0.9.")
     scale: float = key("Factor on the sum A^g + A^l: 1 as the papers write it, 0.5 as MatchTIR's code does.")
     eps: float = key("Added to the standard deviation of a group before dividing by it.")
@@ -125,7 +127,9 @@ class Rollout:
 @dataclass
 class Reward:
     name: str = key("'matching': hard credit per call plus answer F1; 'answer': answer F1 alone.")
-    matching: str = key("Assignment of calls to reference calls: 'hungarian' (the paper) or 'greedy' (MatchTIR's code).")
+    matching: str = key(
+        "Assignment of calls to reference calls: 'hungarian' (the paper) or 'greedy' (MatchTIR's code)."
+    )
     unmatched_penalty: float = key("lambda_pen >= 0: an unmatched call earns minus this; 0 in the paper.")
 
 

@@ -1,0 +1,117 @@
+"""Advantages compare rollouts of one prompt with each other, as whole trajectories and turn by turn (PACT, App. B).
+
+Shape suffixes: N prompts, K rollouts of a prompt, T turns, B = N * K rows, C completion tokens.
+`mask` is 1 on the turns a rollout took, a prefix of the T positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Values closer than this (relative, absolute below 1) are equal up to the rounding of a float32 sum. Dividing such
+# noise by a standard deviation of the same size plus eps would turn it into advantages of order 0.1.
+_TIE = 1e-6
+
+
+def trajectory_advantage(returns: Tensor, eps: float, *, divide_by_std: bool = True, lone_raw: bool = False) -> Tensor:
+    """A^g = (R - mean) / (std + eps) over the rollouts of a prompt, unbiased std; a constant group gives exactly 0.
+
+    returns: (N, K). Returns (N, K) of the same dtype. A lone rollout (K = 1) has nothing to compare with: 0, or with
+    `lone_raw` its return over 1 + eps. `divide_by_std=False` only centres. Raises ValueError on another shape.
+    """
+    if returns.dim() != 2:
+        raise ValueError(f"returns has shape {tuple(returns.shape)}, not (N, K)")
+    mask = torch.ones_like(returns, dtype=torch.bool)
+    return _normalise(returns, mask, eps, divide_by_std=divide_by_std, lone_raw=lone_raw)
+
+
+def turn_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """R^l_{k,t} = sum_{u >= t} gamma^(u-t) r_u over the turns taken; 0 after the last one.
+
+    rewards, mask: (N, K, T). Returns (N, K, T). Raises ValueError on other shapes, gamma outside [0, 1] or a mask
+    with holes.
+    """
+    taken = _check_turns(rewards, mask)
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma {gamma} is not in [0, 1]")
+    masked = rewards.masked_fill(~taken, 0)
+    out = torch.zeros_like(masked)
+    tail = torch.zeros_like(masked[..., 0])
+    for t in reversed(range(masked.shape[-1])):
+        tail = masked[..., t] + gamma * tail
+        out[..., t] = tail
+    return out.masked_fill(~taken, 0)
+
+
+def turn_advantage(returns: Tensor, mask: Tensor, eps: float, *, lone_raw: bool = False) -> Tensor:
+    """A^l: turn returns normalised across the rollouts of a prompt that reached the same turn index.
+
+    returns, mask: (N, K, T). Returns (N, K, T), 0 outside the mask and where all members are equal.
+    A turn that one rollout alone reached gets 0. MatchTIR's code gives it its raw return instead (`lone_raw`): with
+    non-negative rewards this reinforces whichever rollout took the most turns, whatever it did there.
+    Raises ValueError on other shapes or a mask with holes.
+    """
+    return _normalise(returns, _check_turns(returns, mask), eps, divide_by_std=True, lone_raw=lone_raw)
+
+
+def hard_credit_advantage(
+    turn_rewards: Tensor,
+    mask: Tensor,
+    gamma: float,
+    eps: float,
+    scale: float,
+    *,
+    divide_by_std: bool = True,
+    lone_raw: bool = False,
+) -> Tensor:
+    """scale * (A^g + A^l) per turn, with R_k the undiscounted sum of a rollout's turn rewards (PACT, App. B).
+
+    turn_rewards, mask: (N, K, T). Returns (N, K, T), 0 outside the mask. The papers write scale = 1; MatchTIR's code
+    halves the sum (scale = 0.5) and has `lone_raw` on. `divide_by_std` concerns A^g alone.
+    """
+    taken = _check_turns(turn_rewards, mask)
+    total = turn_rewards.double().masked_fill(~taken, 0).sum(-1)  # float64: sums in another order stay ties
+    group = trajectory_advantage(total, eps, divide_by_std=divide_by_std, lone_raw=lone_raw)
+    turn = turn_advantage(turn_returns(turn_rewards.double(), taken, gamma), taken, eps, lone_raw=lone_raw)
+    fused = scale * (group[..., None] + turn)
+    return fused.masked_fill(~taken, 0).to(turn_rewards.dtype)
+
+
+def spread_to_tokens(turn_values: Tensor, turn: Tensor, policy_mask: Tensor) -> Tensor:
+    """Give every token of the policy the value of its turn, and 0 to all others.
+
+    turn_values: (B, T); turn: (B, C) long, read only where policy_mask: (B, C) is on. Returns (B, C).
+    Raises ValueError where a policy token's turn is not in 0..T-1.
+    """
+    own = policy_mask.bool()
+    if bool(((turn < 0) | (turn >= turn_values.shape[1]))[own].any()):
+        raise ValueError(f"a policy token's turn is outside 0..{turn_values.shape[1] - 1}")
+    if turn_values.shape[1] == 0:
+        return turn_values.new_zeros(turn.shape)
+    return turn_values.gather(1, turn.masked_fill(~own, 0)).masked_fill(~own, 0)
+
+
+def _normalise(values: Tensor, mask: Tensor, eps: float, *, divide_by_std: bool, lone_raw: bool) -> Tensor:
+    """z-score along dimension 1 over the masked members, in float64; 0 for ties, lone members and outside the mask."""
+    x = values.double().masked_fill(~mask, 0)
+    count = mask.sum(1, keepdim=True)
+    mean = x.sum(1, keepdim=True) / count.clamp(min=1)
+    centred = (x - mean).masked_fill(~mask, 0)
+    std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    high = x.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+    low = x.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    tied = high - low <= _TIE * x.abs().amax(1, keepdim=True).clamp(min=1)
+    out = (centred / (std + eps) if divide_by_std else centred).masked_fill(tied, 0)
+    if lone_raw:  # MatchTIR: mean 0 and std 1 for a single member
+        out = torch.where((count == 1) & mask, x / (1 + eps) if divide_by_std else x, out)
+    return out.to(values.dtype)
+
+
+def _check_turns(values: Tensor, mask: Tensor) -> Tensor:
+    if values.dim() != 3 or values.shape != mask.shape:
+        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} must both be (N, K, T)")
+    taken = mask.bool()
+    if bool((taken[..., 1:] & ~taken[..., :-1]).any()):
+        raise ValueError("the turn mask has a hole: it must be a prefix of the turns")
+    return taken

@@ -1,0 +1,247 @@
+"""minihop: multi-hop tool use generated from a seed, in the format of ToolHop and FTRL.
+
+A task names an entity and a chain of relations ("What is Kibra's director's birthplace?"). Each relation is a tool with
+a private table; distractor tools and distractor records surround the right ones. The chains of the test split never
+occur in the training split, and its longest ones are longer than any seen in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from agentrl.benches.base import Environment, Score, Task
+from agentrl.benches.execution import ToolEnvironment, plain_text
+from agentrl.config.schema import Minihop
+from agentrl.rewards.answers import extract_answer
+from agentrl.sandbox import Sandbox
+from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
+from agentrl.trajectory import ToolCall, Trajectory
+
+MAX_HOPS = 4
+RECORDS_PER_TOOL = 6
+INSTRUCTION = "Answer by calling the tools, one step at a time. Put the final answer inside <answer></answer>."
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A typed edge of the generated world and the tool that follows it."""
+
+    name: str
+    source: str
+    target: str
+
+    @property
+    def tool(self) -> str:
+        return f"get_{self.name}"
+
+
+RELATIONS = tuple(
+    Relation(*fields)
+    for fields in (
+        ("director", "film", "person"),
+        ("actor", "film", "person"),
+        ("studio", "film", "company"),
+        ("spouse", "person", "person"),
+        ("mentor", "person", "person"),
+        ("birthplace", "person", "city"),
+        ("employer", "person", "company"),
+        ("founder", "company", "person"),
+        ("rival", "company", "company"),
+        ("headquarters", "company", "city"),
+        ("mayor", "city", "person"),
+        ("country", "city", "country"),
+        ("capital", "country", "city"),
+        ("president", "country", "person"),
+    )
+)
+SYLLABLES = (
+    "Ba Ce Di Fo Gu Ha Je Ki Lo Mu Na Pe Ri So Tu Va We Xi Yo Zu".split(),
+    "bra cko dle fin gar hon jat kel lis mor nap pel qua rin sto tav ver wim xan zor".split(),
+)
+NAMES = tuple(first + second for first in SYLLABLES[0] for second in SYLLABLES[1])
+
+
+def chains(hops: int) -> Iterator[tuple[Relation, ...]]:
+    """Every type-correct chain of `hops` relations without a repeated relation."""
+    stack: list[tuple[Relation, ...]] = [(relation,) for relation in RELATIONS]
+    while stack:
+        chain = stack.pop()
+        if len(chain) == hops:
+            yield chain
+            continue
+        stack.extend((*chain, nxt) for nxt in RELATIONS if nxt.source == chain[-1].target and nxt not in chain)
+
+
+def held_out(chain: tuple[Relation, ...]) -> bool:
+    """Whether a chain belongs to the test split: a third of the multi-hop chains, fixed by their names alone."""
+    digest = hashlib.sha256("/".join(relation.name for relation in chain).encode()).digest()
+    return len(chain) > 1 and digest[0] % 3 == 0
+
+
+def tool_schema(relation: Relation) -> dict[str, Any]:
+    """JSON schema of the tool that follows `relation`."""
+    return {
+        "type": "function",
+        "function": {
+            "name": relation.tool,
+            "description": f"Find the {relation.name} of a {relation.source}.",
+            "parameters": {
+                "type": "object",
+                "properties": {relation.source: {"type": "string"}},
+                "required": [relation.source],
+            },
+        },
+    }
+
+
+def tool_source(relation: Relation, records: dict[str, str]) -> str:
+    """Python source of the tool that follows `relation`, its table included."""
+    return (
+        f"def {relation.tool}({relation.source}: str) -> str:\n"
+        f"    records = {json.dumps(records)}\n"
+        f"    if {relation.source} not in records:\n"
+        f'        raise ValueError("no record of " + {relation.source})\n'
+        f"    return records[{relation.source}]\n"
+    )
+
+
+def question(start: str, chain: tuple[Relation, ...]) -> str:
+    """The task in words: possessives in the order in which the hops are taken."""
+    return f"What is {start}" + "".join(f"'s {relation.name}" for relation in chain) + "?"
+
+
+def generate_task(task_id: str, chain: tuple[Relation, ...], rng: random.Random) -> Task:
+    """One task over `chain`: entities, tables, distractors, prompt and schemas, all drawn from `rng`."""
+    names = rng.sample(NAMES, len(chain) + 1 + 3 * RECORDS_PER_TOOL)
+    entities, others = names[: len(chain) + 1], names[len(chain) + 1 :]
+    spare = [relation for relation in RELATIONS if relation not in chain]
+    # A distractor that accepts an entity of the chain is the tempting kind: prefer those.
+    tempting = [relation for relation in spare if any(relation.source == hop.source for hop in chain)]
+    distractors = rng.sample(tempting, min(1, len(tempting)))
+    distractors += rng.sample([relation for relation in spare if relation not in distractors], 1)
+    relations = [*chain, *distractors]
+    rng.shuffle(relations)
+
+    tables: dict[str, dict[str, str]] = {}
+    for relation in relations:
+        keys, values = rng.sample(others, RECORDS_PER_TOOL), rng.sample(others, RECORDS_PER_TOOL)
+        table = dict(zip(keys, values, strict=True))
+        for hop, (source, target) in zip(chain, zip(entities, entities[1:], strict=False), strict=True):
+            if relation == hop:
+                table[source] = target
+            elif relation in distractors and relation.source == hop.source:
+                table[source] = rng.choice(others)
+        items = list(table.items())
+        rng.shuffle(items)
+        tables[relation.tool] = dict(items)
+    return Task(
+        id=task_id,
+        prompt=[{"role": "user", "content": f"{INSTRUCTION}\nQuestion: {question(entities[0], chain)}"}],
+        tools=[tool_schema(relation) for relation in relations],
+        answer=entities[-1],
+        cluster="/".join(relation.name for relation in chain),
+        data={
+            "chain": [relation.name for relation in chain],
+            "entities": entities,
+            "sources": {relation.tool: tool_source(relation, tables[relation.tool]) for relation in relations},
+        },
+    )
+
+
+def expert_turn(relation: Relation, entity: str, observation: str, with_preview: bool) -> TraceTurn:
+    """One expert turn: four semantic chunks (five with a literal preview of the call), the call, its observation."""
+    chunks = [
+        Chunk("task_restate", f"I need the {relation.name} of {entity}."),
+        Chunk("tool_selection", f" I use {relation.tool}."),
+        Chunk("required_arg_grounding", f" The {relation.source} is {entity}."),
+        Chunk("decision_summary", " So I call it."),
+    ]
+    if with_preview:
+        chunks.append(Chunk("explicit_call_preview", f" {relation.tool}({entity})"))
+    call = {"name": relation.tool, "arguments": {relation.source: entity}}
+    return TraceTurn(tuple(chunks), (call,), (observation,))
+
+
+def expert_trace(task: Task) -> ExpertTrace:
+    """The shortest solution of a task, in words; every fourth task previews its calls literally."""
+    by_name = {relation.name: relation for relation in RELATIONS}
+    entities = task.data["entities"]
+    with_preview = hashlib.sha256(task.id.encode()).digest()[0] % 4 == 0
+    turns = tuple(
+        expert_turn(by_name[name], source, target, with_preview)
+        for name, source, target in zip(task.data["chain"], entities, entities[1:], strict=False)
+    )
+    return ExpertTrace(task.id, turns, task.answer, source="generated")
+
+
+def without_previews(trace: ExpertTrace) -> ExpertTrace:
+    """The trace with every turn's reasoning cut before a literal preview of its call."""
+    turns = tuple(TraceTurn(turn.safe_chunks(), turn.calls, turn.observations) for turn in trace.turns)
+    return ExpertTrace(trace.task_id, turns, trace.answer, trace.source)
+
+
+class MinihopBench:
+    """The embedded bench; see the module docstring."""
+
+    name = "minihop"
+    solve_metric = "solve_rate"
+
+    def __init__(self, config: Minihop) -> None:
+        self.config = config
+        self._sandbox = Sandbox()
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+        shares = {"train": self.config.train_hops, "test": self.config.test_hops}[split]
+        count = {"train": self.config.train_tasks, "test": self.config.test_tasks}[split]
+        rng = random.Random(f"minihop/{self.config.data_seed}/{split}")
+        pools = {
+            hops: [chain for chain in chains(hops) if hops == 1 or held_out(chain) == (split == "test")]
+            for hops in range(1, MAX_HOPS + 1)
+        }
+        tasks = []
+        for index in range(count):
+            hops = rng.choices(range(1, MAX_HOPS + 1), weights=shares)[0]
+            tasks.append(generate_task(f"minihop-{split}-{index}", rng.choice(pools[hops]), rng))
+        if limit is not None and limit < count:
+            tasks = random.Random(seed).sample(tasks, limit)
+        return tasks
+
+    def environment(self, task: Task) -> Environment:
+        return ToolEnvironment(task.data["sources"], plain_text, self._sandbox)
+
+    def expert_trace(self, task: Task) -> ExpertTrace:
+        return expert_trace(task)
+
+    def score(self, task: Task, trajectory: Trajectory) -> Score:
+        """Solve-P/R/F1 over the hops as FTRL defines them, and whether the final answer is right.
+
+        `solve_rate` asks for both: the right answer, and every hop of it obtained from a tool.
+        """
+        solved = count_solved(task, trajectory.calls)
+        hops, calls = len(task.data["chain"]), len(trajectory.calls)
+        correct = float(extract_answer(trajectory.final_text).strip().lower() == task.answer.lower())
+        metrics = {
+            "solve_rate": correct * float(solved == hops),
+            "answer_correct": correct,
+            "solve_p": solved / calls if calls else 1.0,
+            "solve_r": solved / hops,
+            "solve_f1": 2 * solved / (calls + hops),
+        }
+        return Score(metrics, task.cluster)
+
+
+def count_solved(task: Task, calls: list[ToolCall]) -> int:
+    """Sub-questions solved: each call solves at most one, the hop of its tool whose answer it returned."""
+    entities = task.data["entities"]
+    open_hops = {(f"get_{name}", target) for name, target in zip(task.data["chain"], entities[1:], strict=True)}
+    solved = 0
+    for call in calls:
+        if (call.name, call.observation) in open_hops and not call.error:
+            open_hops.remove((call.name, call.observation))
+            solved += 1
+    return solved

@@ -1,0 +1,249 @@
+"""ToolHop (arXiv 2501.02506): multi-hop questions with one Python tool per hop, as its official code asks and scores.
+
+ToolHop is an evaluation set. The train/test division by `test_fraction` is ours, so that it can also be trained on;
+results on its test part are not comparable with published ones, which use all rows.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentrl.benches.base import Environment, Score, Task
+from agentrl.benches.execution import ToolEnvironment, json_text, name_error
+from agentrl.config.schema import ToolHop
+from agentrl.errors import UserError
+from agentrl.rewards.verdicts import ftrl_correct, solve_scores, strict_correct, toolhop_correct
+from agentrl.sandbox import Sandbox
+from agentrl.traces.mining import Hop, Miner, Question
+from agentrl.traces.records import ExpertTrace
+from agentrl.trajectory import Trajectory
+
+HUB_FILE = "data/ToolHop.json"
+_FIRST_DEF = re.compile(r"def\s+(\w+)")
+
+_DIRECT = """You will be asked a question, and should provide a short answer.
+If the answer is a date, format is as follows: YYYY-MM-DD (ISO standard)
+If the answer is a name, format it as follows: Firstname Lastname
+If the answer contains any number, format it as a number, not a word, and only output that number. Do not include \
+leading 0s.
+
+Please provide the answer in the following format: <answer>your answer here</answer>
+Answer as short as possible.
+Question: """
+# "nswer" is upstream's own spelling
+_MANDATORY = """You will be asked a question with some tools, and should provide a short final answer.
+Please note that you must call the tool at every step, you must not use your own knowledge. Your final answer must \
+also be returned from the tool.
+If the final answer is a date, format is as follows: YYYY-MM-DD (ISO standard)
+If the final nswer is a name, format it as follows: Firstname Lastname
+If the final answer contains any number, format it as a number, not a word, and only output that number. Do not \
+include leading 0s.
+
+Please provide the final answer in the following format: <answer>final answer here</answer>
+Answer as short as possible.
+Question: """
+_FREE = "".join(line for line in _MANDATORY.splitlines(keepends=True) if not line.startswith("Please note"))
+PROMPTS = {"direct": _DIRECT, "mandatory": _MANDATORY, "free": _FREE}
+RULES = {"toolhop": toolhop_correct, "ftrl": ftrl_correct, "strict": strict_correct}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question with its hops in order; the lists have one entry per hop."""
+
+    id: str
+    question: str
+    answer: str
+    sub_questions: tuple[str, ...]
+    sub_answers: tuple[str, ...]
+    tools: tuple[dict[str, Any], ...]
+    sources: dict[str, str]  # tool name -> source; of several sources with one name the last wins, as upstream
+    answer_type: str
+
+    @property
+    def golds(self) -> dict[str, list[str]]:
+        """Tool name to the sub-answers that its calls should give."""
+        golds: dict[str, list[str]] = {}
+        for tool, answer in zip(self.tools, self.sub_answers, strict=True):
+            golds.setdefault(tool["name"], []).append(answer)
+        return golds
+
+
+class ToolHopBench:
+    """The bench; see the module docstring."""
+
+    name = "toolhop"
+    solve_metric = "answer_correct"
+
+    def __init__(self, config: ToolHop) -> None:
+        self.config = config
+        self._sandbox = Sandbox()
+        self._rows: list[Row] | None = None
+        self._miner = Miner()
+        self._traces: dict[str, ExpertTrace | None] = {}
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+        if self._rows is None:
+            self._rows = load_rows(find_file(self.config))
+        rows = divide(self._rows, self.config.test_fraction, self.config.data_seed)[split]
+        if limit is not None and limit < len(rows):
+            rows = random.Random(seed).sample(rows, limit)
+        return [self._task(row) for row in rows]
+
+    def _task(self, row: Row) -> Task:
+        schemas = [{"type": "function", "function": tool} for tool in row.tools]
+        return Task(
+            id=f"toolhop-{row.id}",
+            prompt=[{"role": "user", "content": PROMPTS[self.config.scenario] + row.question}],
+            tools=[] if self.config.scenario == "direct" else schemas,
+            answer=row.answer,
+            cluster=f"{len(row.tools)} hops",
+            data={"row": row},
+        )
+
+    def environment(self, task: Task) -> Environment:
+        sources = task.data["row"].sources if task.tools else {}
+        return ToolEnvironment(sources, json_text, self._sandbox, unknown_tool=name_error)
+
+    def score(self, task: Task, trajectory: Trajectory) -> Score:
+        """`answer_correct` by the configured rule, absent where the official code sets no field.
+
+        Solve-P/R/F1 judge the tool outputs against the sub-answers by FTRL's rule. `invocation_error` is 1 if any
+        call failed, so that its mean is the share of queries with a failed call.
+        """
+        row: Row = task.data["row"]
+        correct = RULES[self.config.rule](trajectory.messages, row.answer)
+        metrics = {} if correct is None else {"answer_correct": correct}
+        if task.tools:
+            precision, recall, f1 = solve_scores(trajectory.calls, row.golds)
+            failed = float(any(call.error for call in trajectory.calls))
+            metrics |= {"solve_p": precision, "solve_r": recall, "solve_f1": f1, "invocation_error": failed}
+        return Score(metrics, task.cluster)
+
+    def expert_trace(self, task: Task) -> ExpertTrace | None:
+        """The mined trace, kept only if the final answer that follows it scores under the configured rule."""
+        if not task.tools:
+            return None
+        if task.id not in self._traces:
+            self._traces[task.id] = self._mine(task)
+        return self._traces[task.id]
+
+    def _mine(self, task: Task) -> ExpertTrace | None:
+        row: Row = task.data["row"]
+        hops = [Hop(*fields) for fields in zip(row.sub_questions, row.sub_answers, row.tools, strict=True)]
+        environment = self.environment(task)
+        trace = self._miner.mine(Question(task.id, row.question, row.answer, hops, row.sources), environment)
+        if trace is None:
+            return None
+        messages = [{"role": "tool", "content": trace.turns[-1].observations[-1]}]
+        messages.append({"role": "assistant", "content": f"<answer>{row.answer}</answer>"})
+        return trace if RULES[self.config.rule](messages, row.answer) else None
+
+
+def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, list[Row]]:
+    """Rows of each split in file order, both non-empty where there are two rows or more."""
+    shuffled = random.Random(f"toolhop/{data_seed}").sample(range(len(rows)), len(rows))
+    count = min(max(round(test_fraction * len(rows)), 1), max(len(rows) - 1, 1))
+    test = set(shuffled[:count])
+    return {
+        "train": [row for i, row in enumerate(rows) if i not in test],
+        "test": [row for i, row in enumerate(rows) if i in test],
+    }
+
+
+# -- loading ---------------------------------------------------------------------------------------------------------
+
+
+def find_file(config: ToolHop) -> Path:
+    """`path`, or the file of the hub repository."""
+    if config.path is not None:
+        return Path(config.path)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(config.hub_id, HUB_FILE, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # offline, no such repository, gated, or a malformed id
+        raise UserError(
+            f"bench.hub_id: cannot download {HUB_FILE} of dataset {config.hub_id} ({type(error).__name__}); "
+            "give a local ToolHop.json as bench.path"
+        ) from error
+
+
+def load_rows(path: Path) -> list[Row]:
+    """All rows of a ToolHop.json: a list of objects, or one object that maps ids to them."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"bench.path: cannot read {path} ({error.strerror}); give the path of ToolHop.json") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"bench.path: {path} is not UTF-8 (byte {error.start}); convert or download it again"
+        ) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f"line {error.lineno}, {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise UserError(f"bench.path: {path} is no whole JSON file ({where}); download it again") from error
+    entries = [{"id": key, **row} if isinstance(row, dict) else row for key, row in data.items()] \
+        if isinstance(data, dict) else data  # fmt: skip
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"bench.path: {path} holds no rows; expected a list of ToolHop rows")
+    rows = [_row(entry, f"bench.path: {path}, row {index}") for index, entry in enumerate(entries)]
+    first: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        if first.setdefault(row.id, index) != index:
+            raise UserError(f"bench.path: {path}, row {index}, id: {row.id} is also the id of row {first[row.id]}")
+    return rows
+
+
+def _row(entry: Any, where: str) -> Row:
+    """Check one row; every complaint names file, row and field."""
+
+    def need(condition: bool, field: str, reason: str) -> None:
+        if not condition:
+            raise UserError(f"{where}, {field}: {reason}; mend or remove the row")
+
+    need(isinstance(entry, dict), "whole row", "expected an object")
+    for field in ("id", "question", "answer", "sub_task", "tools", "functions"):
+        need(field in entry, field, "missing")
+    need(isinstance(entry["id"], str | int), "id", "expected a number or a string")
+    for field in ("question", "answer"):
+        need(isinstance(entry[field], str), field, f"expected a string, got {type(entry[field]).__name__}")
+    sub_task, tools = entry["sub_task"], entry["tools"]
+    need(isinstance(sub_task, dict) and len(sub_task) > 0, "sub_task", "expected a non-empty object")
+    need(all(isinstance(v, str) for v in sub_task.values()), "sub_task", "expected sub-questions with string answers")
+    need(isinstance(tools, dict), "tools", "expected an object")
+    need(set(tools) == set(sub_task), "tools", "its sub-questions differ from those of sub_task")
+    for tool in tools.values():
+        whole = (
+            isinstance(tool, dict) and isinstance(tool.get("name"), str) and isinstance(tool.get("parameters"), dict)
+        )
+        need(whole, "tools", "expected tools with a name and parameters")
+    sources = _sources(entry["functions"])
+    need(sources is not None, "functions", "expected a list of Python sources, or an object of name and source")
+    assert sources is not None
+    for tool in tools.values():
+        need(tool["name"] in sources, "functions", f"no source defines the tool {tool['name']}")
+    return Row(
+        id=str(entry["id"]),
+        question=entry["question"],
+        answer=entry["answer"],
+        sub_questions=tuple(sub_task),
+        sub_answers=tuple(sub_task.values()),
+        tools=tuple(tools[question] for question in sub_task),
+        sources=sources,
+        answer_type=str(entry.get("answer_type", "")),
+    )
+
+
+def _sources(functions: Any) -> dict[str, str] | None:
+    """Name to source: upstream goes by the first `def` of each source, FTRL's form is a dictionary already."""
+    if isinstance(functions, dict):
+        return functions if all(isinstance(source, str) for source in functions.values()) else None
+    if not isinstance(functions, list) or not all(isinstance(source, str) for source in functions):
+        return None
+    named = ((_FIRST_DEF.search(source), source) for source in functions)
+    return {match.group(1): source for match, source in named if match}

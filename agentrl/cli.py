@@ -1,0 +1,191 @@
+"""The command `agentrl`: compose the configuration, check it, make the run directory, start the worker.
+
+Hydra is used here and nowhere else, and torch nowhere here: help, `--cfg job` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from agentrl.config.estimate import print_estimate
+from agentrl.config.load import all_keys, suggest, typed_config
+from agentrl.config.schema import Config
+from agentrl.config.validate import validate
+from agentrl.errors import UserError
+from agentrl.launch import COMPLETED, INTERRUPTED, USER_ERROR, launch
+from agentrl.run import RunDirectory, changed_keys, run_path
+
+PACKAGE = Path(__file__).resolve().parent
+# The wheel carries conf/ inside the package; in a checkout it lies beside it.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+_exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many
+
+
+def main() -> None:
+    """Entry point of the console script; always ends in SystemExit."""
+    try:
+        sys.exit(_command(sys.argv[1:]))
+    except UserError as error:
+        _complain(error)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # `agentrl --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _command(arguments: list[str]) -> int:
+    """A bare word is a command of its own; everything else is a run described by overrides."""
+    match arguments:
+        case [word, *_] if re.fullmatch(r"[a-z][a-z_-]*", word):
+            raise UserError(f"unknown command '{word}'; overrides look like key=value (agentrl --help lists the keys)")
+        case _ if {"-h", "--help"} & set(arguments):
+            from agentrl.config.help import help_text
+
+            print(help_text(CONF))
+            return 0
+        case _:
+            return _train()
+
+
+def _train() -> int:
+    """Hydra composes one configuration, or those of a sweep, and calls `_job` with each."""
+    _exit_codes.clear()
+    full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise its errors instead of printing pages
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if full_error:
+            raise
+        raise UserError(_one_line(error)) from error
+    except ValueError as error:  # Hydra's word for `algo=null`, which is no HydraException
+        if "Config group override" not in str(error):
+            raise
+        raise UserError(f"{error}; name one of the group's options (agentrl --help lists them)") from error
+    except OSError as error:  # the directory of a sweep; a run's own directory is guarded where it is made
+        if error.filename is None:
+            raise
+        raise UserError(f"cannot write {error.filename}: {error.strerror}; choose a writable runs_dir=...") from error
+    return max(_exit_codes, default=0)
+
+
+def _job(composed: DictConfig) -> None:
+    """One run. A UserError ends this job alone: the other jobs of a sweep go on."""
+    try:
+        config = typed_config(composed)
+        _name_sweep(config)
+        code = start(config)
+    except UserError as error:
+        _complain(error)
+        code = USER_ERROR
+    _exit_codes.append(code)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt  # stops the rest of a sweep, too
+
+
+def start(config: Config) -> int:
+    """Begin, resume or report the run that `config` describes; the exit code."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for warning in validate(config):
+        Console(stderr=True, soft_wrap=True).print(f"agentrl: warning: {warning}", markup=False, highlight=False)
+    make_paths_absolute(config)
+    run = RunDirectory.create(config)
+    if run is None:
+        run = RunDirectory(run_path(config))
+        _same_run(run, config)
+    state = run.status()["status"]
+    if config.dry_run:
+        print_estimate(config, console)
+        if state == "created":
+            run.set_status("dry_run")
+        console.print(f"Dry run: nothing was loaded or trained. {run.path}")
+        return COMPLETED
+    if state == "completed":
+        console.print(f"This run is complete: {run.path}")
+        console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
+        return COMPLETED
+    console.print(f"{'Resuming' if state in ('running', 'interrupted', 'failed') else 'Run directory'}: {run.path}")
+    code = launch(run, config)
+    if code == COMPLETED:
+        console.print(f"Results: {run.path}")
+    elif code == INTERRUPTED:
+        console.print(f"Interrupted. The same command resumes it: {run.path}")
+    else:
+        console.print(f"Not completed (see status.json). The same command resumes it: {run.path}")
+    return code
+
+
+def make_paths_absolute(config: Config) -> None:
+    """A run directory must mean the same from every working directory. Hub ids stay as they are."""
+    if config.bench.path is not None:
+        config.bench.path = str(Path(config.bench.path).expanduser().absolute())
+    if Path(config.model.path).expanduser().is_dir():
+        config.model.path = str(Path(config.model.path).expanduser().absolute())
+    if config.hardware.accelerate_config is not None:
+        config.hardware.accelerate_config = str(Path(config.hardware.accelerate_config).expanduser().absolute())
+
+
+def _same_run(run: RunDirectory, config: Config) -> None:
+    """An explicit run_id may name a directory that holds another run."""
+    run.status()  # refuses a directory that is none of ours
+    changed = changed_keys(run.config(), config)
+    if changed:
+        raise UserError(
+            f"{run.path} holds a run with other values of {', '.join(changed[:5])}"
+            f"{' and more' if len(changed) > 5 else ''}; choose another run_id=..., or leave it out"
+        )
+
+
+def _name_sweep(config: Config) -> None:
+    """Runs of one sweep share a tracker group unless the user names one."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN and config.tracker.group is None:
+        config.tracker.group = Path(hydra_config.sweep.dir).name
+
+
+def _complain(error: UserError) -> None:
+    print(f"agentrl: error: {error}", file=sys.stderr, flush=True)
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's own errors, short, and with what to write instead."""
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        known = sorted({key for key, _, _ in all_keys()})
+        return f"unknown key {found[1]}{suggest_key(found[1], known)}"
+    if found := re.search(r"Could not find '([\w./-]+)/([^/']+)'", text):
+        options = [file.stem for file in sorted((CONF / found[1]).glob("*.yaml"))]
+        return f"{found[1]}={found[2]} is not a choice{suggest(found[2], options)}"
+    if found := re.search(r"Could not override '?([\w./@-]+)'?\.?\s*No match in the defaults list", text):
+        return f"unknown group {found[1]}; agentrl --help lists the groups and their options"
+    if type(error).__name__ == "OverrideParseException":
+        first = " ".join(text.split("See https://")[0].split())
+        return f"{first}; overrides look like key=value, lists are quoted: 'key=[1,2]'"
+    if "Ambiguous value for argument" in text:
+        return f"{text.splitlines()[0]}; a comma sweeps: add -m, or quote a list: 'key=[1,2]'"
+    cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
+    return " ".join(line.strip() for line in text.splitlines()[:2]) + cause
+
+
+def suggest_key(key: str, known: list[str]) -> str:
+    """' ; did you mean X?' by the whole key first, then by its last part: `trainer.lr` and `max_steps` are both met."""
+    whole = suggest(key, known)
+    if "did you mean" in whole:
+        return whole
+    last = key.rsplit(".", 1)[-1]
+    ends = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == last]
+    return f"; did you mean {ends[0]}?" if ends else "; agentrl --help lists the keys"

@@ -1,0 +1,167 @@
+"""What a run will cost, from its configuration alone: steps, sequences, tokens and memory, as upper bounds.
+
+Nothing is loaded and no hub is asked: sizes come from a table or from a local checkpoint's headers. Activations and
+KV cache are left out of the memory, since they depend on lengths that only the run will show.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from agentrl.config.schema import Config, Minihop, Pact, Sft, ToolHop
+from agentrl.config.validate import group_size
+
+# Parameters by hub id, from the model cards.
+KNOWN_PARAMETERS = {
+    "Qwen/Qwen2.5-0.5B-Instruct": 0.49e9,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1.54e9,
+    "Qwen/Qwen2.5-3B-Instruct": 3.09e9,
+    "Qwen/Qwen2.5-7B-Instruct": 7.61e9,
+    "Qwen/Qwen3-0.6B": 0.6e9,
+    "Qwen/Qwen3-1.7B": 1.7e9,
+    "Qwen/Qwen3-4B": 4.0e9,
+    "Qwen/Qwen3-8B": 8.2e9,
+    "microsoft/Phi-3-mini-128k-instruct": 3.8e9,
+    "microsoft/Phi-4-mini-instruct": 3.8e9,
+    "meta-llama/Llama-3.2-1B-Instruct": 1.23e9,
+    "meta-llama/Llama-3.2-3B-Instruct": 3.21e9,
+}
+TOOLHOP_ROWS = 995  # the whole data set
+LORA_SHARE = 0.01  # of the weights, at the usual ranks
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Upper bounds; None where the size of the model is not known here."""
+
+    train_tasks: int
+    rollout_batches: int
+    updates: int
+    sequences: int  # rollouts, or expert traces for SFT
+    rollout_tokens: int  # sampled and observed, at full budget
+    trained_tokens: int  # through forward and backward, prompts included
+    eval_episodes: int
+    parameters: float | None
+    memory_gb: dict[str, float] | None  # per process: weights, gradients, optimizer, reference
+
+
+def estimate(config: Config) -> Estimate:
+    """The cost of `config`."""
+    trainer, rollout, k = config.trainer, config.rollout, group_size(config)
+    tasks = train_tasks(config)
+    updates_per_batch = trainer.prompts_per_batch // trainer.minibatch_prompts
+    if trainer.max_steps > 0:
+        updates = trainer.max_steps
+    else:
+        updates = math.ceil(trainer.epochs * max(tasks // trainer.prompts_per_batch, 1)) * updates_per_batch
+    batches = math.ceil(updates / updates_per_batch)
+    sequences = updates * trainer.minibatch_prompts * k
+    row = rollout.max_prompt_tokens + rollout.max_completion_tokens
+    trained = sequences * row
+    if isinstance(config.algo, Pact) and config.algo.condition_on_trace:
+        trained += int(sequences * (1 - config.algo.q) * config.algo.trace.max_tokens)
+    sampled = 0 if isinstance(config.algo, Sft) else batches * trainer.prompts_per_batch * k
+    test = test_tasks(config) if config.eval.limit is None else min(config.eval.limit, test_tasks(config))
+    parameters = count_parameters(config)
+    return Estimate(
+        train_tasks=tasks,
+        rollout_batches=batches,
+        updates=updates,
+        sequences=sequences,
+        rollout_tokens=sampled * rollout.max_completion_tokens,
+        trained_tokens=trained,
+        eval_episodes=test * config.eval.samples * (config.eval.before + config.eval.after),
+        parameters=parameters,
+        memory_gb=None if parameters is None else memory(config, parameters),
+    )
+
+
+def memory(config: Config, parameters: float) -> dict[str, float]:
+    """GB per process without sharding: weights, gradients, Adam's two moments, and the reference where KL needs it."""
+    weight = parameters * BYTES[config.model.dtype] / 2**30
+    lora = config.model.lora.enabled
+    trained = weight * (LORA_SHARE if lora else 1)
+    # With adapters the reference is the same weights with the adapters off.
+    reference = 0.0 if lora or getattr(config.algo, "kl_coef", 0) == 0 else weight
+    return {"weights": weight, "gradients": trained, "optimizer": 2 * trained, "reference": reference}
+
+
+def train_tasks(config: Config) -> int:
+    """Tasks of the training split, before any that are too long are left out."""
+    if isinstance(config.bench, Minihop):
+        return config.bench.train_tasks
+    return round(_toolhop_rows(config.bench) * (1 - config.bench.test_fraction))
+
+
+def test_tasks(config: Config) -> int:
+    if isinstance(config.bench, Minihop):
+        return config.bench.test_tasks
+    return round(_toolhop_rows(config.bench) * config.bench.test_fraction)
+
+
+def _toolhop_rows(bench: ToolHop) -> int:
+    if bench.path is None:
+        return TOOLHOP_ROWS
+    try:
+        return len(json.loads(Path(bench.path).expanduser().read_text()))
+    except (ValueError, TypeError):  # damaged: the bench says so in its own words when it loads the file
+        return TOOLHOP_ROWS
+
+
+def count_parameters(config: Config) -> float | None:
+    """Parameters of a local checkpoint by its safetensors headers, of a known hub id by table, else None."""
+    path = config.model.path
+    if path.startswith("builtin:"):
+        folder = Path(__file__).parent.parent / "models" / path.removeprefix("builtin:")
+    else:
+        folder = Path(path).expanduser()
+    if folder.is_dir():
+        counts = [safetensors_parameters(file) for file in folder.glob("*.safetensors")]
+        known = [count for count in counts if count is not None]
+        return float(sum(known)) if known else None
+    return KNOWN_PARAMETERS.get(path)
+
+
+def safetensors_parameters(file: Path) -> int | None:
+    """Elements in a safetensors file, read from its header; None where the header is damaged."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, 100_000_000)))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def print_estimate(config: Config, console: Console) -> None:
+    """The estimate as a table, with what it leaves out."""
+    result = estimate(config)
+    rollout_free = isinstance(config.algo, Sft)
+    rows = [
+        ("training tasks", f"{result.train_tasks:,}"),
+        ("batches" if rollout_free else "rollout batches", f"{result.rollout_batches:,}"),
+        ("optimizer updates", f"{result.updates:,}"),
+        ("sequences trained on", f"{result.sequences:,}"),
+        ("rollout tokens, at most", f"{result.rollout_tokens:,}"),
+        ("tokens through the update, at most", f"{result.trained_tokens:,}"),
+        ("evaluation episodes", f"{result.eval_episodes:,}"),
+    ]
+    if result.parameters is None or result.memory_gb is None:
+        rows.append(("memory", "unknown: the size of this model is not known before it is loaded"))
+    else:
+        parts = ", ".join(f"{name} {size:.3g}" for name, size in result.memory_gb.items() if size)
+        rows.append(("parameters", f"{result.parameters:,.0f}"))
+        total = sum(result.memory_gb.values())
+        rows.append(("memory per process, GB", f"{total:.3g} ({parts}) + activations + KV cache"))
+    table = Table(title="Estimate (from the configuration; nothing was measured)", show_header=False)
+    for label, value in rows:
+        table.add_row(label, value)
+    console.print(table)

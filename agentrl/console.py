@@ -1,0 +1,77 @@
+"""What a person sees while a run works: live bars on a terminal, one plain line a step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class RunConsole:
+    """Bars named by phase ("train", "rollout", "update", "evaluate before"...), each with free text behind it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stdout, soft_wrap=True)
+        self._live = self.console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description:>16}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._done: dict[str, int] = {}
+        self._total: dict[str, int] = {}
+        self._first: dict[str, int] = {}
+
+    def __enter__(self) -> RunConsole:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line, above the bars."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def start(self, phase: str, total: int, done: int = 0) -> None:
+        """Open (or reopen) the bar of a phase; `done` of `total` are behind us already."""
+        self._started[phase] = time.perf_counter()
+        self._done[phase] = self._first[phase] = done
+        self._total[phase] = total
+        if self._live:
+            if phase in self._bars:
+                self._progress.reset(self._bars[phase], total=total, completed=done, visible=True)
+            else:
+                self._bars[phase] = self._progress.add_task(phase, total=total, completed=done, text="")
+
+    def update(self, phase: str, done: int, text: str = "", line: bool = False) -> None:
+        """Set how much is done. Off a terminal, `line` prints it with the time left."""
+        self._done[phase] = done
+        if self._live:
+            self._progress.update(self._bars[phase], completed=done, text=text)
+        elif line:
+            self.say(f"{phase} {done}/{self._total[phase]}  {text}  eta {self._eta(phase)}")
+
+    def finish(self, phase: str) -> None:
+        """Close the bar of a phase."""
+        if self._live and phase in self._bars:
+            self._progress.remove_task(self._bars.pop(phase))
+
+    def _eta(self, phase: str) -> str:
+        steps = self._done[phase] - self._first[phase]
+        if steps <= 0:
+            return "-"
+        left = (self._total[phase] - self._done[phase]) * (time.perf_counter() - self._started[phase]) / steps
+        return f"{int(left // 60)}:{int(left % 60):02d}"

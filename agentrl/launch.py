@@ -1,0 +1,135 @@
+"""Starts the worker of a run directory as a child process, and stays until it has ended.
+
+A child frees accelerator memory and tracker state between the jobs of a sweep. It lives in its own session, so that
+Ctrl-C reaches it once, through us, and it can save a checkpoint before it stops.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+from agentrl.config.schema import Config
+from agentrl.errors import UserError
+from agentrl.run import LOCK_HELD, RunDirectory
+
+COMPLETED, USER_ERROR, INTERRUPTED = 0, 2, 130  # exit codes of the worker; anything else is a crash
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PR_SET_PDEATHSIG = 1
+
+
+def launch(run: RunDirectory, config: Config) -> int:
+    """Train what `run` describes; the worker's exit code, 128 + n if signal n killed it.
+
+    Raises:
+        UserError: another living process works on this run.
+    """
+    with run.lock() as lock:
+        # The worker inherits the lock: should we be killed, the run stays locked until the worker has gone too.
+        process = subprocess.Popen(
+            worker_command(run, config),
+            env=worker_environment(run, config),
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
+            preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+        )
+        code, asked = _wait(process)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # helpers that a crashed worker left behind
+        if asked and code > 128:
+            code = INTERRUPTED  # the signal came before the worker listened for it
+        if code != COMPLETED:
+            _record_end(run, code)
+        return code
+
+
+def worker_command(run: RunDirectory, config: Config) -> list[str]:
+    """One process, or as many as `hardware.processes` through accelerate."""
+    hardware, worker = config.hardware, ["-m", "agentrl.worker", str(run.path)]
+    if hardware.processes == 1:
+        return [sys.executable, *worker]
+    command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={hardware.processes}"]
+    command += ["--num_machines=1", f"--main_process_port={_free_port()}"]
+    if hardware.accelerate_config is not None:
+        command.append(f"--config_file={os.path.expanduser(hardware.accelerate_config)}")
+    else:
+        command += ["--mixed_precision=no", "--dynamo_backend=no"]  # the trainer's arguments decide on precision
+        command.append("--cpu" if hardware.device == "cpu" else "--multi_gpu")
+    if hardware.threads is not None:
+        command.append(f"--num_cpu_threads_per_process={hardware.threads}")
+    return command + worker
+
+
+def worker_environment(run: RunDirectory, config: Config) -> dict[str, str]:
+    """Ours, with threads limited and with the libraries' telemetry and nagging off."""
+    environment = dict(os.environ)
+    environment.pop("HYDRA_FULL_ERROR", None)  # the command line's own
+    environment |= {
+        LOCK_HELD: str(run.path),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if config.hardware.threads is not None:
+        environment |= dict.fromkeys(THREAD_VARIABLES, str(config.hardware.threads))
+    return environment
+
+
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """Exit code, and whether we were asked to stop. The first Ctrl-C or SIGTERM is passed on; a second one kills."""
+    asked = False
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            return
+        asked = True
+        print("agentrl: saving a checkpoint and stopping; once more kills without saving", file=sys.stderr, flush=True)
+        process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()  # resumes after a handled signal
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return (128 - code if code < 0 else code), asked
+
+
+def _record_end(run: RunDirectory, code: int) -> None:
+    """The end of a worker that could not write it down itself: killed outright, or stopped before it began."""
+    if run.status()["status"] not in ("created", "running"):
+        return
+    with suppress(UserError):  # a full disk may be why it died; its message has been printed
+        if code == INTERRUPTED:
+            run.set_status("interrupted")
+        else:
+            cause = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
+            run.set_status("failed", error=f"the worker ended without a record: {cause}")
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """For the child, before exec: the kernel sends it SIGTERM when we die, so kill -9 leaves no orphan training."""
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def arrange() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # we died before the call above
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return arrange
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -1,0 +1,121 @@
+"""Loading a policy: hub id, local directory or the packaged tiny checkpoint, with LoRA and a usable chat template."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from trl.chat_template_utils import (
+    add_response_schema,
+    get_training_chat_template,
+    is_chat_template_prefix_preserving,
+    supports_tool_calling,
+)
+
+from agentrl.chat import ChatFormat
+from agentrl.config.schema import Lora, Model
+from agentrl.errors import UserError
+
+BUILTIN = {"builtin:tiny": "tiny"}
+LORA_TARGETS = {
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "phi4": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+}  # Phi fuses its projections; every other family here has Llama's seven
+LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def checkpoint_path(path: str) -> str:
+    """Hub id or directory to load from: `builtin:` names resolve to the package, local paths must exist."""
+    if path in BUILTIN:
+        return str(files("agentrl.models") / BUILTIN[path])
+    if path.startswith("builtin:"):
+        raise UserError(f"model.path={path}: no such built-in model; there is {', '.join(BUILTIN)}")
+    local = Path(path).expanduser()
+    if local.exists():
+        if not (local / "config.json").is_file():
+            raise UserError(f"model.path={path}: no config.json there; point it at a checkpoint directory")
+        return str(local)
+    if path.startswith((".", "/", "~")):
+        raise UserError(f"model.path={path}: no such directory; give an existing checkpoint or a hub id")
+    return path
+
+
+def load_model(config: Model) -> PreTrainedModel:
+    """The causal language model in `config.dtype`.
+
+    Raises:
+        UserError: unreachable, incomplete, or weights that do not belong to the architecture its config names.
+    """
+    path = checkpoint_path(config.path)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=config.revision,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attn_implementation,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"model.path={config.path} cannot be loaded: {first_line(error)}") from error
+    # transformers fills absent weights with random numbers and says so in a log line only.
+    if report["missing_keys"] or report["mismatched_keys"]:
+        lost = sorted([*report["missing_keys"], *(str(entry) for entry in report["mismatched_keys"])])
+        raise UserError(
+            f"model.path={config.path}: {len(lost)} weights are missing or of another shape (first: {lost[0]}); the "
+            "checkpoint belongs to another architecture or is incomplete"
+        )
+    return model
+
+
+def load_chat(config: Model) -> ChatFormat:
+    """Tokenizer and chat template, ready for multi-turn tool use.
+
+    Raises:
+        UserError: no tokenizer there, or its template cannot carry tool calls or cannot be parsed.
+    """
+    path = checkpoint_path(config.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.path={config.path}: its tokenizer cannot be loaded: {first_line(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.chat_template is None:
+        raise UserError(f"model.path={config.path}: needs a fast tokenizer with a chat template (an instruct model)")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not supports_tool_calling(tokenizer):
+        raise UserError(f"model.path={config.path}: its chat template cannot render tool calls; choose another model")
+    if tokenizer.response_template is None:
+        try:
+            tokenizer = add_response_schema(tokenizer)
+        except ValueError as error:
+            raise UserError(
+                f"model.path={config.path}: no parser for the tool calls of its chat template; set `response_template` "
+                "in its tokenizer_config.json (see the model card), or use a Qwen2.5, Qwen3 or Llama 3 instruct model"
+            ) from error
+    template = None
+    if not is_chat_template_prefix_preserving(tokenizer):
+        template = get_training_chat_template(tokenizer)
+    return ChatFormat(tokenizer, template, config.reasoning)
+
+
+def lora_config(lora: Lora, family: str) -> LoraConfig | None:
+    """PEFT's configuration, or None where adapters are off."""
+    if not lora.enabled:
+        return None
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules or LORA_TARGETS.get(family, LLAMA_TARGETS),
+        task_type="CAUSAL_LM",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message: enough for a one-line reason."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

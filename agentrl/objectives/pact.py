@@ -1,0 +1,139 @@
+"""PACT's own terms: who is anchored, which trace tokens are targets, and the SFT loss over them.
+
+The clipped surrogates are TRL's; a gated-off prompt runs through it on inputs whose context is [x; h*] (eq. 7-8).
+Shape suffixes: N prompts, S expert traces, L tokens of a trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agentrl.traces.records import MAX_LEVEL
+from agentrl.trajectory import Component
+
+REASONING_SCHEDULES = ("segment", "token", "full_token", "fixed", "none")
+CALL_SCHEDULES = ("scale", "token", "fixed", "none")
+
+
+def anchor_gates(q: float, seed: int, step: int, prompt_keys: Sequence[int]) -> Tensor:
+    """z ~ Bernoulli(q) per prompt and step (eq. 13); True anchors the prompt to L^x.
+
+    Returns bool (N,). The draw is a hash of (seed, step, key), not the state of a generator: resuming, the number of
+    ranks and the order of the batch cannot change it. Raises ValueError unless 0 <= q <= 1.
+    """
+    if not 0 <= q <= 1:
+        raise ValueError(f"q {q} is not in [0, 1]")
+    return torch.tensor([_uniform(seed, step, int(key)) < q for key in prompt_keys], dtype=torch.bool)
+
+
+def sft_token_weights(
+    component: Tensor,
+    turn: Tensor,
+    chunk: Tensor,
+    *,
+    reasoning: str,
+    call: str,
+    level: int,
+    kept: float,
+    call_scale: float,
+    call_start: float,
+) -> Tensor:
+    """m_n(s) of eq. 9 and its ablations (Tables 4 and 6): the weight of every token of one trace in L_SFT.
+
+    component, turn, chunk: (L,) long. `chunk` is the index of the safe reasoning chunk within its turn, and -1 on
+    every other token, previews of the call included. Returns float32 (L,).
+
+    reasoning: segment  1 on the chunks of prefix level `level` (L4: every safe chunk; L0: none)
+               token    1 on the first ceil(kept * n) of each turn's n safe reasoning tokens
+               fixed    1 on all safe reasoning; none: 0
+    call:      scale    `call_scale` on complete call spans (lambda_a of eq. 11)
+               token    1 on the first ceil(call_scale * n) of each turn's n call tokens
+               fixed    `call_start` throughout; none: 0
+    reasoning='full_token' cuts the trace as a whole: 1 on the first ceil(kept * n) of its n trainable tokens (safe
+    reasoning and calls, in order), and `call` is ignored. The paper names this ablation without defining it.
+    Prompt, observations, delimiters and answers are never targets.
+    Raises ValueError on an unknown schedule, differing lengths, or level, kept or a call weight out of range.
+    """
+    if reasoning not in REASONING_SCHEDULES or call not in CALL_SCHEDULES:
+        raise ValueError(
+            f"schedule {reasoning!r} + {call!r}: reasoning is one of {', '.join(REASONING_SCHEDULES)}, "
+            f"call one of {', '.join(CALL_SCHEDULES)}"
+        )
+    if component.dim() != 1 or component.shape != turn.shape or component.shape != chunk.shape:
+        raise ValueError("component, turn and chunk must be one-dimensional and equally long")
+    if not 0 <= level <= MAX_LEVEL or not 0 <= kept <= 1 or not 0 <= call_scale <= 1 or not 0 <= call_start <= 1:
+        raise ValueError(
+            f"level {level} must be in 0..{MAX_LEVEL}; kept {kept}, call_scale {call_scale} and call_start "
+            f"{call_start} in [0, 1]"
+        )
+    safe = (component == int(Component.REASONING)) & (chunk >= 0)
+    calls = component == int(Component.TOOL_CALL)
+    if reasoning == "full_token":
+        return _first_share(safe | calls, kept).float()
+
+    if reasoning == "segment":
+        active = safe if level == MAX_LEVEL else safe & (chunk < level)
+    elif reasoning == "token":
+        active = _first_share_per_turn(safe, turn, kept)
+    else:
+        active = safe if reasoning == "fixed" else torch.zeros_like(safe)
+
+    if call == "scale":
+        call_weight = call_scale * calls.float()
+    elif call == "token":
+        call_weight = _first_share_per_turn(calls, turn, call_scale).float()
+    else:
+        call_weight = (call_start if call == "fixed" else 0.0) * calls.float()
+    return active.float() + call_weight  # disjoint: a token has one component
+
+
+def sft_loss(logps: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """L_SFT per trace (eq. 10): -(1/Z) sum_n m_n log pi(h*_n | x, h*_<n), with Z = sum_n m_n.
+
+    logps, weights: (S, L), weights >= 0 and 0 on padding. Returns (loss (S,), Z (S,)). A trace with Z = 0 is skipped:
+    its loss and gradient are exactly 0. Log-probs of unweighted tokens are never read, so they may be -inf or NaN.
+    Raises ValueError on differing shapes.
+    """
+    if logps.dim() != 2 or logps.shape != weights.shape:
+        raise ValueError(f"logps {tuple(logps.shape)} and weights {tuple(weights.shape)} must both be (S, L)")
+    weights = weights.to(logps.dtype)
+    z = weights.sum(1)
+    total = -(weights * logps.masked_fill(weights == 0, 0)).sum(1)
+    return total / torch.where(z > 0, z, torch.ones_like(z)), z
+
+
+def prompt_mean(losses: Tensor, group_size: int, rows: int) -> Tensor:
+    """Mean over the prompts of a batch (eq. 14) of a loss that only some of them have: (K / rows) * sum.
+
+    losses: (S,), one entry per trace present (a prompt that is anchored or has none counts as 0). `rows` is the number
+    of rollout rows of this micro-batch, K of them per prompt, so that the mean over equal micro-batches is the
+    whole batch's value even where a group is split between them. Returns a scalar.
+    Raises ValueError unless group_size and rows are positive.
+    """
+    if group_size <= 0 or rows <= 0:
+        raise ValueError(f"group_size {group_size} and rows {rows} must be above 0")
+    return losses.sum() * (group_size / rows)
+
+
+def _uniform(seed: int, step: int, key: int) -> float:
+    digest = hashlib.blake2b(f"pact-gate:{seed}:{step}:{key}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits: in [0, 1), so q = 0 never and q = 1 always
+
+
+def _first_share(selected: Tensor, share: float) -> Tensor:
+    """The first ceil(share * n) of the n selected positions."""
+    total = int(selected.sum())
+    keep = math.ceil(share * total - 1e-9)  # the slack keeps 0.7 * 10 at 7
+    return selected & (selected.cumsum(0) <= keep)
+
+
+def _first_share_per_turn(selected: Tensor, turn: Tensor, share: float) -> Tensor:
+    out = torch.zeros_like(selected)
+    for index in set(turn[selected].tolist()):
+        out |= _first_share(selected & (turn == index), share)
+    return out

@@ -1,0 +1,96 @@
+"""What a result depends on besides its configuration: versions, source, hardware, data. Written once, at creation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import agentrl
+from agentrl.config.schema import Config
+
+MAX_DIFF = 1_000_000  # characters of an uncommitted diff kept
+
+
+def collect(config: Config) -> dict[str, Any]:
+    """The content of environment.json."""
+    return {
+        "agentrl": agentrl.__version__,
+        "command": sys.argv,
+        "cwd": os.getcwd(),
+        "python": sys.version,
+        "packages": dict(sorted((dist.name, dist.version) for dist in distributions())),
+        "git": git_state(Path(agentrl.__file__).parent.parent),
+        "hardware": hardware(),
+        "seeds": {"run": config.seed, "data": config.bench.data_seed},
+        "data": data_hashes(config),
+    }
+
+
+def git_state(checkout: Path) -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the checkout the code runs from; None for an installed package."""
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
+    diff = _output("git", "-C", str(checkout), "diff", "HEAD") or ""
+    return {
+        "commit": _output("git", "-C", str(checkout), "rev-parse", "HEAD"),
+        "diff": diff[:MAX_DIFF],
+        "diff_truncated": len(diff) > MAX_DIFF,
+        "untracked": (_output("git", "-C", str(checkout), "ls-files", "-o", "--exclude-standard") or "").splitlines(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, memory and GPUs, asked of the system: importing torch for this would cost seconds."""
+    gpus = None
+    if shutil.which("nvidia-smi"):
+        gpus = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "gpus": gpus.splitlines() if gpus else [],
+    }
+
+
+def data_hashes(config: Config) -> dict[str, Any]:
+    """SHA-256 of the files a run reads from the user's disk; weights by name and size, for they are large."""
+    found: dict[str, Any] = {}
+    if config.bench.path is not None:
+        found["bench.path"] = sha256(Path(config.bench.path).expanduser())
+    checkpoint = Path(config.model.path).expanduser()
+    if (checkpoint / "config.json").is_file():
+        found["model.path"] = {
+            file.name: sha256(file) if file.suffix == ".json" else f"{file.stat().st_size} bytes"
+            for file in sorted(checkpoint.iterdir())
+            if file.is_file()
+        }
+    return found
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _output(*command: str) -> str | None:
+    """Standard output of a short command; None where it fails: provenance must never stop a run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,136 @@
+"""The curves of one run as PNG files: one per panel, and all of them on overview.png.
+
+Figures are built without pyplot, so drawing changes no global state and needs no display.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+RAW, SMOOTH = "#9db8d6", "#1f4e8c"
+COLOURS = ("#1f4e8c", "#c8553d", "#3d8c5a")
+COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot: `keys` share the left axis, `right` has its own scale; only what the metrics hold is drawn."""
+
+    name: str
+    title: str
+    label: str
+    keys: tuple[str, ...]
+    right: str | None = None
+    smooth: bool = True
+
+
+PANELS = (
+    Panel("reward", "Reward", "mean reward of a rollout", ("reward",)),
+    Panel("solve_rate", "Solve rate (training rollouts)", "share solved", ("solve_rate",)),
+    Panel("anneal", "Annealing", "fraction", ("anneal/call_scale", "anneal/kept"), right="anneal/level", smooth=False),
+    Panel("kl", "KL to the reference policy", "nats per token", ("kl",)),
+    Panel("clip_ratio", "Ratio clip fraction", "share of tokens", ("clip_ratio",)),
+    Panel("tools_error_rate", "Tool errors", "share of calls", ("tools/error_rate",)),
+    Panel("entropy", "Policy entropy", "nats per token", ("entropy",)),
+    Panel("completion_mean_tokens", "Completion length", "tokens", ("completion/mean_tokens",)),
+    Panel("grad_norm", "Gradient norm", "before clipping", ("grad_norm",)),
+    Panel("lr", "Learning rate", "learning rate", ("lr",), smooth=False),
+)
+
+
+def plot_run(metrics: Sequence[dict[str, Any]], plots_dir: Path) -> list[Path]:
+    """Draw every panel that `metrics` (the rows of metrics.jsonl) has values for; returns the files written.
+
+    Keys: "step" is the x axis; rows without a key, or with null or a non-finite value, are left out of its curve.
+    Every key "loss/..." gets a panel of its own. No row with a value: no file.
+    """
+    panels = [panel for panel in _panels(metrics) if _has_values(metrics, panel)]
+    if not panels:
+        return []
+    plots_dir.mkdir(parents=True, exist_ok=True)
+    written = []
+    for panel in panels:
+        figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+        _draw(figure.subplots(), metrics, panel)
+        written.append(_save(figure, plots_dir / f"{panel.name}.png"))
+    rows = math.ceil(len(panels) / COLUMNS)
+    overview = Figure(figsize=(5 * COLUMNS, 3.2 * rows), dpi=100, layout="constrained")
+    axes = overview.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for ax, panel in zip(axes, panels, strict=False):
+        _draw(ax, metrics, panel)
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    written.append(_save(overview, plots_dir / "overview.png"))
+    return written
+
+
+def _panels(metrics: Sequence[dict[str, Any]]) -> list[Panel]:
+    losses = sorted({key for row in metrics for key in row if key.startswith("loss/")})
+    loss_panels = [Panel(key.replace("/", "_"), f"Loss: {key[5:]}", "loss", (key,)) for key in losses]
+    return [*PANELS[:2], *loss_panels, *PANELS[2:]]
+
+
+def _has_values(metrics: Sequence[dict[str, Any]], panel: Panel) -> bool:
+    keys = panel.keys if panel.right is None else (*panel.keys, panel.right)
+    return any(len(_curve(metrics, key)[0]) for key in keys)
+
+
+def _curve(metrics: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of one key."""
+    points = [(row["step"], row[key]) for row in metrics if row.get("step") is not None and row.get(key) is not None]
+    finite = [(float(x), float(y)) for x, y in points if math.isfinite(y)]
+    array = np.array(finite, dtype=np.float64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _draw(ax: Axes, metrics: Sequence[dict[str, Any]], panel: Panel) -> None:
+    ax.set_title(panel.title)
+    ax.set_xlabel("step")
+    ax.set_ylabel(panel.label)
+    ax.grid(alpha=0.25)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines = []
+    for colour, key in zip(COLOURS, panel.keys, strict=False):
+        x, y = _curve(metrics, key)
+        if not len(x):
+            continue
+        marker = "o" if len(x) == 1 else ""
+        if panel.smooth and len(x) >= 10:
+            ax.plot(x, y, color=RAW, linewidth=1, marker=marker)
+            lines += ax.plot(x, _smooth(y), color=SMOOTH, linewidth=2, label="smoothed")
+        else:
+            lines += ax.plot(x, y, color=colour, linewidth=1.8, marker=marker, label=key)
+    if panel.right is not None:
+        x, y = _curve(metrics, panel.right)
+        if len(x):
+            right = ax.twinx()
+            lines += right.step(x, y, where="post", color=COLOURS[2], linestyle="--", label=panel.right)
+            right.set_ylabel("level")
+            right.yaxis.set_major_locator(MaxNLocator(integer=True))
+            right.set_ylim(-0.2, 4.2)
+        ax.set_ylim(-0.05, 1.05)
+    if len(panel.keys) > 1 or any(line.get_label() == "smoothed" for line in lines):
+        ax.legend(handles=lines, fontsize="small", framealpha=0.7)
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """Mean over a centred window of about a tenth of the curve, narrower towards the ends so that it never lags."""
+    half = max(2, len(y) // 20)
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    index = np.arange(len(y))
+    reach = np.minimum(half, np.minimum(index, len(y) - 1 - index))
+    return np.asarray((total[index + reach + 1] - total[index - reach]) / (2 * reach + 1))
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path)
+    return path

@@ -1,0 +1,88 @@
+"""The result of a run at a glance: before, after and paired difference of every metric, each with its 95% interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+COLUMNS = ("metric", "before", "after", "difference", "items")
+CAPTION = "mean [95% interval]; difference paired by item"
+
+
+def result_table(summary: Mapping[str, Any]) -> Table:
+    """`summary["eval"]` (the form of summary.json) as a table; a difference whose interval excludes 0 is coloured."""
+    table = Table(title=_title(summary), caption=CAPTION, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
+    for name, cells in _rows(summary):
+        # Text, not markup: the brackets of an interval would be read as a style
+        before, after, difference, items = (Text(cell) for cell in cells)
+        difference.stylize({1: "green", -1: "red", 0: ""}[_verdict(_difference(summary, name))])
+        table.add_row(Text(name), before, after, difference, items)
+    return table
+
+
+def result_text(summary: Mapping[str, Any]) -> str:
+    """The same table in plain ASCII, for logs and pipes; * marks a difference whose interval excludes 0."""
+    rows = _rows(summary)
+    if not rows:
+        return "no evaluation results"
+    lines = [list(COLUMNS)]
+    for name, cells in rows:
+        mark = "*" if _verdict(_difference(summary, name)) else ""
+        lines.append([name, cells[0], cells[1], cells[2] + mark, cells[3]])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([_title(summary), *body, CAPTION])
+
+
+def print_result(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Show the table on a terminal, plain lines elsewhere or where the terminal is too narrow for it."""
+    console = console or Console()
+    table = result_table(summary)
+    wanted = console.measure(table, options=console.options.update(width=1000)).maximum
+    if console.is_terminal and wanted <= console.width:
+        console.print(table)
+    else:
+        console.print(result_text(summary), markup=False, highlight=False, soft_wrap=True)
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    parts = [f"{key}={summary[key]}" for key in ("algo", "model", "bench", "seed", "steps") if key in summary]
+    return " ".join(parts)
+
+
+def _difference(summary: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    return (summary["eval"].get("difference") or {}).get(name)
+
+
+def _rows(summary: Mapping[str, Any]) -> list[tuple[str, tuple[str, str, str, str]]]:
+    parts = [summary.get("eval", {}).get(part) or {} for part in ("before", "after", "difference")]
+    names = dict.fromkeys(name for part in parts for name in part)  # in the order of the file
+    rows = []
+    for name in names:
+        cells = [_cell(part.get(name), signed=i == 2) for i, part in enumerate(parts)]
+        counts = {part[name]["n"] for part in parts if name in part}
+        rows.append((name, (cells[0], cells[1], cells[2], "/".join(str(n) for n in sorted(counts)))))
+    return rows
+
+
+def _cell(interval: Mapping[str, Any] | None, signed: bool) -> str:
+    if interval is None or interval["mean"] is None:
+        return "-"
+    form = "{:+.3f}" if signed else "{:.3f}"
+    mean = form.format(interval["mean"])
+    if interval["lo"] is None or interval["lo"] != interval["lo"]:
+        return f"{mean} [unknown]"
+    return f"{mean} [{form.format(interval['lo'])}, {form.format(interval['hi'])}]"
+
+
+def _verdict(interval: Mapping[str, Any] | None) -> int:
+    """1 or -1 where the whole interval lies above or below 0, else 0."""
+    if interval is None or interval["lo"] is None:
+        return 0
+    return int(interval["lo"] > 0) - int(interval["hi"] < 0)

@@ -1,0 +1,84 @@
+"""Hard credit: every predicted call earns its similarity to the one reference call it is matched with (PACT, App. B).
+
+Similarity is MatchTIR's. Equality is Python's, so 1, True and 1.0 are equal values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy.optimize import linear_sum_assignment
+
+METHODS = ("hungarian", "greedy")
+
+
+def similarity(pred: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
+    """Similarity in [0, 1] of two calls {"name", "arguments"}; 0 if the names differ beyond case.
+
+    Otherwise (1 + Jaccard(keys) + number of gold arguments given with an equal value) / (2 + number of gold
+    arguments), where two calls without arguments have Jaccard 1. Arguments that are no JSON object, nor a string
+    holding one, count as no arguments.
+    """
+    if str(pred["name"]).lower() != str(gold["name"]).lower():
+        return 0.0
+    given, wanted = _arguments(pred), _arguments(gold)
+    union = given.keys() | wanted.keys()
+    jaccard = len(given.keys() & wanted.keys()) / len(union) if union else 1.0
+    equal = sum(key in given and given[key] == value for key, value in wanted.items())
+    return float((1 + jaccard + equal) / (2 + len(wanted)))
+
+
+def match(scores: Sequence[Sequence[float]], method: str = "hungarian") -> list[int | None]:
+    """One-to-one assignment of predictions (rows) to references (columns); None where nothing positive is left.
+
+    hungarian: maximum total score (the paper). greedy: pairs by descending score, ties by prediction and then
+    reference order (MatchTIR's code, although it is called Hungarian there).
+    Raises ValueError on another method or a ragged matrix.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown matching {method!r}; choose from {', '.join(METHODS)}")
+    if len({len(row) for row in scores}) > 1:
+        raise ValueError("the rows of the score matrix differ in length")
+    assigned: list[int | None] = [None] * len(scores)
+    if not scores or not scores[0]:
+        return assigned
+    if method == "hungarian":
+        for row, column in zip(*linear_sum_assignment(scores, maximize=True), strict=True):
+            if scores[row][column] > 0:
+                assigned[int(row)] = int(column)
+        return assigned
+    pairs = sorted((-score, i, j) for i, row in enumerate(scores) for j, score in enumerate(row) if score > 0)
+    taken: set[int] = set()
+    for _, i, j in pairs:
+        if assigned[i] is None and j not in taken:
+            assigned[i] = j
+            taken.add(j)
+    return assigned
+
+
+def call_rewards(
+    pred: Sequence[Mapping[str, Any]],
+    gold: Sequence[Mapping[str, Any]],
+    method: str = "hungarian",
+    unmatched_penalty: float = 0.0,
+) -> list[float]:
+    """One reward per predicted call: its similarity where matched, else -unmatched_penalty (lambda_pen >= 0)."""
+    if unmatched_penalty < 0:
+        raise ValueError(f"unmatched_penalty {unmatched_penalty} must be >= 0: it is subtracted")
+    scores = [[similarity(p, g) for g in gold] for p in pred]
+    return [
+        -unmatched_penalty if column is None else row[column]
+        for row, column in zip(scores, match(scores, method), strict=True)
+    ]
+
+
+def _arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):  # whatever the policy wrote is allowed to be no JSON at all
+            return {}
+    return arguments if isinstance(arguments, Mapping) else {}

@@ -1,0 +1,143 @@
+"""The reference engine: TRL's own multi-turn tool loop, given each episode's tools.
+
+TRL 1.16 knows tools per trainer or per environment name, not per row. The seam used here is private and therefore
+pinned and tested: before `GRPOTrainer._generate` runs, every row gets an environment name of its own, whose schemas
+render its prompt and whose callables execute its calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import GenerationConfig
+from trl import GRPOTrainer
+
+from agentrl.benches.base import Environment
+from agentrl.chat import CompletionLabeller
+from agentrl.rollout.engine import Decoding, Episode
+from agentrl.trajectory import ToolCall, Trajectory
+
+
+class RowEnvironment:
+    """What TRL insists on when tools vary by row; the real tools come from the episode's own environment."""
+
+    def reset(self, **row: Any) -> None:
+        """Nothing to do: episodes start fresh."""
+
+    def placeholder(self) -> str:
+        """Never offered to the model; TRL looks for at least one public method.
+
+        Returns:
+            The empty string.
+        """
+        return ""
+
+
+class ToolRouter(dict[str, Callable[..., str]]):
+    """Every name resolves to a call of the episode's environment, so that it words unknown names itself."""
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__()
+        self.environment = environment
+        self.calls: list[ToolCall] = []
+        self.turn = 0
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str)
+
+    def __getitem__(self, name: str) -> Callable[..., str]:
+        def execute(**arguments: Any) -> str:
+            call = self.environment.call(name, arguments, self.turn)
+            self.calls.append(call)
+            return call.observation
+
+        return execute
+
+
+class TrlToolLoop:
+    """Plays episodes through the `GRPOTrainer` that owns the policy."""
+
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self._trainer = trainer
+        self._label = CompletionLabeller(trainer.processing_class)
+
+    def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
+        trainer = self._trainer
+        routers = [ToolRouter(episode.environment) for episode in episodes]
+        trainer._batch_environments = [("row", index) for index in range(len(episodes))]
+        trainer._env_tools = {("row", index): episode.task.tools for index, episode in enumerate(episodes)}
+        trainer._sync_tool_dicts = routers
+        trainer._async_tool_dicts = [{} for _ in episodes]
+        with self._decoding(decoding):
+            prompt_ids, completion_ids, tool_mask, completions, logprobs, *_ = GRPOTrainer._generate(
+                trainer, [episode.task.prompt for episode in episodes]
+            )
+        masks = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
+        ends = {*trainer.eos_token_ids, trainer.processing_class.pad_token_id}
+        trajectories = []
+        for index, episode in enumerate(episodes):
+            messages = completions[index]
+            turn, component = self._label(completion_ids[index], masks[index], messages)
+            trajectories.append(
+                Trajectory(
+                    task_id=episode.task.id,
+                    prompt_ids=list(prompt_ids[index]),
+                    completion_ids=list(completion_ids[index]),
+                    policy_mask=list(masks[index]),
+                    turn=turn,
+                    component=component,
+                    messages=messages,
+                    calls=turns_of_calls(routers[index].calls, messages),
+                    truncated=completion_ids[index][-1] not in ends,
+                    logprobs=logprobs[index] if logprobs is not None else None,
+                )
+            )
+        return trajectories
+
+    @contextmanager
+    def _decoding(self, decoding: Decoding | None) -> Iterator[None]:
+        """Swap TRL's generation settings for the duration of one rollout."""
+        trainer = self._trainer
+        if decoding is None:
+            yield
+            return
+        if trainer.use_vllm:
+            backend = trainer.vllm_generation
+            saved = (backend.temperature, backend.top_p)
+            backend.temperature, backend.top_p = decoding.temperature, decoding.top_p
+            try:
+                yield
+            finally:
+                backend.temperature, backend.top_p = saved
+            return
+        saved_config, saved_kwargs = trainer.generation_config, trainer.generation_kwargs
+        kept = ("max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "cache_implementation")
+        kwargs = {name: saved_kwargs[name] for name in kept}
+        if decoding.temperature > 0:
+            kwargs |= {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+        else:
+            kwargs |= {"do_sample": False}
+        trainer.generation_config = GenerationConfig(**kwargs, disable_compile=True)
+        trainer.generation_kwargs = kwargs
+        try:
+            yield
+        finally:
+            trainer.generation_config, trainer.generation_kwargs = saved_config, saved_kwargs
+
+
+def turns_of_calls(calls: list[ToolCall], messages: list[dict[str, Any]]) -> list[ToolCall]:
+    """Give each executed call the index of the assistant message that made it.
+
+    TRL executes the calls of one message before the next turn is sampled, so order alone decides.
+    """
+    turned: list[ToolCall] = []
+    position = 0
+    for turn, message in enumerate(m for m in messages if m["role"] == "assistant"):
+        for _ in message.get("tool_calls") or []:
+            if position < len(calls):
+                call = calls[position]
+                turned.append(ToolCall(turn, call.name, call.arguments, call.observation, call.error))
+                position += 1
+    return turned

@@ -1,0 +1,251 @@
+"""The parent's side: a pool of workers, each started when first needed and replaced when lost.
+
+    with Sandbox(workers=2) as sandbox:
+        result = sandbox.call("def add(a, b): return a + b", "add", {"a": 1, "b": 2})
+        result.json  # '3'
+
+Whatever the code does costs one call: the result carries an error and the next call works.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import queue
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentrl.errors import UserError
+from agentrl.sandbox import child
+
+PACKAGES = ("dateutil", "pytz", "six", "tzdata")  # what tool code may import beside the standard library
+GRACE_S = 5.0  # beyond the time limit, after which the worker itself counts as lost
+START_S = 60.0  # an interpreter and thirty imports on a busy machine
+_WITHOUT: tuple[str, ...] = ()  # mechanisms to leave out, for tests: namespaces, landlock, seccomp
+_MEANING = {
+    "files": "tool code can read and write your files (needs user namespaces or Landlock)",
+    "network": "tool code can reach the network (needs user namespaces or seccomp)",
+    "processes": "tool code can start processes (needs user namespaces or seccomp)",
+}
+_warned: set[tuple[str, ...]] = set()
+
+
+class IsolationWarning(UserWarning):
+    """The kernel grants less isolation than the sandbox wants."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call gave. A bench formats the observation from `json`, `text` and `type` by its own rule.
+
+    `error` is the text of the exception (it may be empty), or the sandbox's reason; None means that the call returned.
+    """
+
+    json: str | None = None  # json.dumps(value, ensure_ascii=False), None if the value is not serialisable
+    json_error: str | None = None  # why it is not
+    text: str = ""  # str(value)
+    type: str = ""  # name of the value's type
+    stdout: str = ""
+    error: str | None = None
+    timed_out: bool = False
+    truncated: bool = False  # some text above is cut to `output_chars`
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+    @property
+    def value(self) -> Any:
+        """The value after a round trip through JSON; ValueError if it has none, or is cut."""
+        if self.json is None:
+            raise ValueError(self.json_error or self.error or "no value")
+        return json.loads(self.json)
+
+
+class _Lost(Exception):
+    """The worker died or stopped answering."""
+
+
+class _Worker:
+    def __init__(self, settings: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair()
+        self._channel = ours
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", child.__file__]
+                + [json.dumps({**settings, "fd": theirs.fileno()})],
+                # -I would ignore PYTHONHASHSEED. The loader may need its path; the child drops both at once.
+                env={"PYTHONHASHSEED": "0"}
+                | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+        try:
+            self._channel.settimeout(START_S)
+            hello = json.loads(child.receive(self._channel))
+        except (EOFError, OSError) as error:
+            self.close()
+            raise UserError(f"the sandbox worker did not start with {sys.executable}: {error!r}") from error
+        if "error" in hello:
+            self.close()
+            raise UserError(f"the sandbox worker did not start: {hello['error']}")
+        self.missing = tuple(hello["missing"])
+        self._channel.settimeout(settings["timeout_s"] + GRACE_S)
+
+    def call(self, request: bytes) -> tuple[str, bytes]:
+        try:
+            child.send(self._channel, request)
+            outcome, _, payload = child.receive(self._channel).partition(b"\n")
+        except (EOFError, OSError, struct.error) as error:
+            raise _Lost from error
+        return outcome.decode(), payload
+
+    def close(self) -> None:
+        self._channel.close()
+        self._process.kill()  # the zygote and the tool process die with the supervisor
+        self._process.wait()
+
+
+class Sandbox:
+    """Runs tool code. Safe to share between threads; `workers` calls run at once."""
+
+    def __init__(
+        self,
+        workers: int = 1,
+        timeout_s: float = 10.0,
+        memory_mb: int = 512,
+        output_chars: int = 100_000,
+        strict: bool = False,
+    ) -> None:
+        if workers < 1 or timeout_s <= 0 or memory_mb < 64 or output_chars < 1:
+            raise UserError(
+                "sandbox: workers >= 1, timeout_s > 0, memory_mb >= 64 and output_chars >= 1 are needed, got "
+                f"{workers}, {timeout_s}, {memory_mb} and {output_chars}"
+            )
+        self.workers, self.timeout_s, self.strict = workers, timeout_s, strict
+        self._settings = {"timeout_s": timeout_s, "memory_mb": memory_mb, "output_chars": output_chars}
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._closed = False
+        self._slots: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(self.workers):
+            self._slots.put(None)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, waiting for calls in progress. A later call is an error."""
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        for _ in range(self.workers):
+            worker = self._slots.get()
+            if worker is not None:
+                worker.close()
+
+    def missing(self) -> tuple[str, ...]:
+        """Protections that this machine does not grant, of: files, network, processes."""
+        slot = self._take()
+        try:
+            slot = slot or self._start()
+            return slot.missing
+        finally:
+            self._slots.put(slot)
+
+    def call(self, source: str, function: str, arguments: Any) -> Result:
+        """Execute `source` in a fresh namespace of a fresh process and call `function(**arguments)` there."""
+        try:
+            request = json.dumps({"source": source, "function": function, "arguments": arguments}).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            return Result(error=f"arguments are not JSON: {error}")
+        if len(request) >= 1 << 32:
+            return Result(error="arguments are too large")
+        slot = self._take()
+        try:
+            slot = slot or self._start()
+            outcome, payload = slot.call(request)
+        except _Lost:
+            assert slot is not None
+            slot.close()
+            slot = None
+            return Result(error="the sandbox worker was lost")
+        finally:
+            self._slots.put(slot)
+        if outcome == "timeout":
+            return Result(error=f"timed out after {self.timeout_s:g} s", timed_out=True)
+        return Result(error=f"the tool {outcome}") if outcome else _parse(payload)
+
+    def _take(self) -> _Worker | None:
+        with self._lock:
+            if self._pid != os.getpid():  # a fork of the parent must not speak on its sockets
+                self._reset()
+        if self._closed:
+            raise RuntimeError("the sandbox is closed")
+        return self._slots.get()
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self._settings | _visible_files() | {"without": list(_WITHOUT)})
+        if not worker.missing:
+            return worker
+        lacks = "; ".join(_MEANING[name] for name in worker.missing)
+        if self.strict:
+            worker.close()
+            raise UserError(f"sandbox: {lacks}. Allow that to this process, or let the sandbox degrade (strict=False)")
+        if worker.missing not in _warned:
+            _warned.add(worker.missing)
+            warnings.warn(f"THE SANDBOX IS INCOMPLETE ON THIS MACHINE: {lacks}", IsolationWarning, stacklevel=4)
+        return worker
+
+
+def _visible_files() -> dict[str, list[str]]:
+    """What tool code may read: the standard library, a few packages, time zones."""
+    library = os.path.realpath(sysconfig.get_path("stdlib"))
+    readable, search = [library], set()
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            continue
+        origin = Path(spec.origin)
+        path = origin.parent if origin.name == "__init__.py" else origin
+        readable.append(str(path))
+        search.add(str(path.parent))
+    if os.path.isdir("/usr/share/zoneinfo"):
+        readable.append("/usr/share/zoneinfo")
+    hidden = [f"{library}/site-packages", f"{library}/dist-packages"]
+    return {"readable": readable, "search": sorted(search), "hidden": hidden}
+
+
+def _parse(payload: bytes) -> Result:
+    """The tool process wrote this, so nothing in it is trusted: wrong types are an invalid result."""
+    try:
+        reply = json.loads(payload)
+        texts = {name: reply.get(name, "") for name in ("text", "type", "stdout")}
+        texts |= {name: reply.get(name) for name in ("json", "json_error", "error")}
+        truncated = reply["truncated"]
+        if not isinstance(truncated, bool) or not all(isinstance(v, str | None) for v in texts.values()):
+            raise TypeError
+        if any(texts[name] is None for name in ("text", "type", "stdout")):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Result(error="the tool wrote no valid result")
+    return Result(**texts, truncated=truncated)

@@ -1,0 +1,39 @@
+"""Live trackers: mirrors of the run's files, through the callbacks that transformers already has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+
+from transformers import TrainerCallback
+from transformers.integrations import TrackioCallback, WandbCallback
+
+from agentrl.config.schema import Config
+from agentrl.run import RunDirectory
+
+
+def tracker_callbacks(config: Config, run: RunDirectory) -> list[TrainerCallback]:
+    """Callbacks of the chosen tracker; none for `tracker=none`."""
+    tracker = config.tracker
+    if tracker.name == "none":
+        return []
+    if tracker.name == "trackio":
+        os.environ["TRACKIO_PROJECT"] = tracker.project
+        return [TrackioCallback()]
+    os.environ["WANDB_MODE"] = "offline" if tracker.name == "wandb_offline" else "online"
+    import wandb
+
+    # The id lives in the run directory, so that a resumed run goes on in the same W&B run.
+    wandb.init(
+        project=tracker.project,
+        entity=tracker.entity,
+        group=tracker.group,
+        job_type="train",
+        tags=[config.algo.name, config.model.name, config.bench.name, *tracker.tags],
+        name=f"{config.name}/{run.path.name}",
+        id=run.path.name,
+        resume="allow",
+        dir=str(run.path),
+        config=asdict(config),
+    )
+    return [WandbCallback()]

@@ -1,0 +1,110 @@
+"""From our configuration to TRL's arguments, and the batch arithmetic between the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig, SFTConfig
+
+from agentrl.config.schema import Config, Grpo, Pact
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one rollout batch is cut into updates, and an update into forward passes, on one process."""
+
+    micro_batch: int  # sequences per forward pass
+    accumulation: int  # forward passes per update
+    updates_per_rollout: int  # optimizer updates per rollout batch
+
+
+def plan_batches(config: Config) -> BatchPlan:
+    """The plan of an RL run; validation has made sure that everything divides."""
+    per_update = config.trainer.minibatch_prompts * config.rollout.num_generations // config.hardware.processes
+    micro = min(config.trainer.micro_batch, per_update)
+    return BatchPlan(
+        micro_batch=micro,
+        accumulation=per_update // micro,
+        updates_per_rollout=config.trainer.prompts_per_batch // config.trainer.minibatch_prompts,
+    )
+
+
+def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
+    """Arguments common to every trainer."""
+    trainer, hardware = config.trainer, config.hardware
+    return {
+        "output_dir": str(checkpoints),
+        "seed": config.seed,
+        "learning_rate": trainer.learning_rate,
+        "lr_scheduler_type": trainer.lr_schedule,
+        "warmup_steps": trainer.warmup_steps,
+        "weight_decay": trainer.weight_decay,
+        "max_grad_norm": trainer.max_grad_norm,
+        "num_train_epochs": trainer.epochs,
+        "max_steps": trainer.max_steps,
+        "save_strategy": "no",  # callbacks.Checkpoints decides: only between rollout batches can a run resume exactly
+        "save_total_limit": trainer.keep_checkpoints,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "disable_tqdm": True,
+        "report_to": [],  # trackers mirror the files; see agentrl.trackers
+        "bf16": hardware.bf16,  # TRL's default is True, which on a CPU is many times slower
+        "use_cpu": hardware.device == "cpu",
+        "dataloader_pin_memory": hardware.device != "cpu",
+        "gradient_checkpointing": config.model.gradient_checkpointing,
+    }
+
+
+def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo) -> GRPOConfig:
+    """TRL's GRPO arguments for the prompt-only part of any of our RL algorithms."""
+    plan, rollout = plan_batches(config), config.rollout
+    vllm = {} if config.hardware.vllm == "off" else {"use_vllm": True, "vllm_mode": config.hardware.vllm}
+    return GRPOConfig(
+        **shared_arguments(config, checkpoints),
+        **vllm,
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=plan.accumulation,
+        steps_per_generation=plan.accumulation * plan.updates_per_rollout,
+        num_generations=rollout.num_generations,
+        max_completion_length=rollout.max_completion_tokens,
+        generation_kwargs={"max_new_tokens": rollout.max_turn_tokens or rollout.max_completion_tokens},
+        max_tool_calling_iterations=rollout.max_turns - 1,  # the last turn can only answer
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        epsilon=algo.clip_eps,
+        beta=algo.kl_coef,
+        entropy_coef=algo.entropy_coef,
+        loss_type={"sequence": "grpo", "token": "dapo"}[algo.loss_aggregation],
+        remove_unused_columns=False,
+    )
+
+
+def evaluation_arguments(config: Config, checkpoints: Path) -> GRPOConfig:
+    """TRL's GRPO arguments for a trainer that only rolls out."""
+    rollout = config.rollout
+    shared = shared_arguments(config, checkpoints) | {"max_steps": 1}
+    return GRPOConfig(
+        **shared,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=rollout.max_completion_tokens,
+        generation_kwargs={"max_new_tokens": rollout.max_turn_tokens or rollout.max_completion_tokens},
+        max_tool_calling_iterations=rollout.max_turns - 1,
+        remove_unused_columns=False,
+    )
+
+
+def sft_arguments(config: Config, checkpoints: Path) -> SFTConfig:
+    """TRL's SFT arguments; the traces arrive tokenised and labelled."""
+    per_update = config.trainer.minibatch_prompts // config.hardware.processes
+    micro = min(config.trainer.micro_batch, per_update)
+    return SFTConfig(
+        **shared_arguments(config, checkpoints),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=per_update // micro,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+    )

@@ -1,0 +1,191 @@
+"""Group-relative policy optimisation on multi-turn tool use: TRL's GRPOTrainer with our rollouts and advantages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer
+
+from agentrl.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
+from agentrl.benches.base import Bench, Task
+from agentrl.chat import ChatFormat
+from agentrl.config.schema import Config
+from agentrl.console import RunConsole
+from agentrl.rewards.turns import turn_rewards
+from agentrl.rollout.engine import Episode
+from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
+from agentrl.trainers.rollout_log import RolloutLog
+from agentrl.trajectory import Trajectory
+
+
+class AgentGRPOTrainer(GRPOTrainer):
+    """GRPO whose rollouts come from a `RolloutEngine` and whose advantages may differ from turn to turn.
+
+    Simplifications against TRL: one reward per trajectory (the sum of its turn rewards), whole groups on every
+    process, and mini-batches that keep a prompt's rollouts together.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        chat: ChatFormat,
+        args: GRPOConfig,
+        config: Config,
+        bench: Bench,
+        tasks: list[Task],
+        peft_config: PeftConfig | None = None,
+        rollout_log: RolloutLog | None = None,
+        console: RunConsole | None = None,
+    ) -> None:
+        self.config, self.bench, self.tasks, self.chat = config, bench, tasks, chat
+        self._rollout_log, self._console = rollout_log, console
+        self._batch: list[Task] = []
+        self._trajectories: list[Trajectory] = []
+        self._turn_rewards: list[list[float]] = []
+        super().__init__(
+            model=model,
+            reward_funcs=[self._trajectory_return],
+            args=args,
+            train_dataset=Dataset.from_list([{"prompt": task.prompt, "task": i} for i, task in enumerate(tasks)]),
+            processing_class=chat.tokenizer,
+            peft_config=peft_config,
+            environment_factory=RowEnvironment,
+        )
+        self.chat_template = chat.template
+        self.engine = TrlToolLoop(self)
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        """TRL's hook for sampling, answered by the engine; keeps the trajectories of the batch."""
+        episodes = [Episode(task, self.bench.environment(task)) for task in self._batch]
+        trajectories = self._trajectories = self.engine.rollout(episodes)
+        logprobs = [t.logprobs for t in trajectories] if trajectories[0].logprobs is not None else None
+        return (
+            [t.prompt_ids for t in trajectories],
+            [t.completion_ids for t in trajectories],
+            [t.policy_mask for t in trajectories],
+            [t.messages for t in trajectories],
+            logprobs,
+            {},
+            None,
+            [],
+        )
+
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's sampler, with the rollout bar moved on: episodes not sampled in this turn have ended."""
+        if self._console is not None and self.model.training:
+            self._console.update("rollout", len(self._batch) - len(prompt_ids), f"{len(prompt_ids)} sampling")
+        return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's step, with the update bar moved on by one forward and backward pass."""
+        loss = super().training_step(*args, **kwargs)
+        if self._console is not None:
+            size = self.args.steps_per_generation
+            done = (self._step - 1) % size + 1
+            if done == 1:
+                self._console.finish("rollout")
+                self._console.start("update", size)
+            self._console.update("update", done)
+            if done == size:
+                self._console.finish("update")
+        return loss
+
+    def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
+        """R = sum_t r_t of every trajectory, the reward that TRL logs."""
+        traces = {task.id: self.bench.expert_trace(task) for task in self._batch}
+        self._turn_rewards = [
+            turn_rewards(trajectory, traces[task.id], task.answer, self.config.reward)
+            for task, trajectory in zip(self._batch, self._trajectories, strict=True)
+        ]
+        return [sum(rewards) for rewards in self._turn_rewards]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._batch = [self.tasks[row["task"]] for row in inputs]
+        if self._console is not None:
+            self._console.start("rollout", len(self._batch))
+        batch = super()._generate_and_score_completions(inputs)
+        batch["advantages"] = self._token_advantages(batch)
+        batch["row"] = torch.arange(len(inputs), device=batch["advantages"].device)
+        self._log_rollouts(batch["advantages"])
+        return batch
+
+    def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
+        """Advantages (B, C), one value a turn, zero on observations."""
+        settings, group = self.config.algo.advantage, self.num_generations
+        rows, turns = len(self._turn_rewards), max(len(rewards) for rewards in self._turn_rewards)
+        rewards = torch.zeros(rows, turns, dtype=torch.float64)
+        mask = torch.zeros(rows, turns, dtype=torch.bool)
+        for row, values in enumerate(self._turn_rewards):
+            rewards[row, : len(values)] = torch.tensor(values, dtype=torch.float64)
+            mask[row, : len(values)] = True
+        if settings.kind == "hard_credit":
+            per_turn = hard_credit_advantage(
+                rewards.view(-1, group, turns),
+                mask.view(-1, group, turns),
+                settings.gamma,
+                settings.eps,
+                settings.scale,
+            ).view(rows, turns)
+        else:
+            returns = trajectory_advantage(rewards.sum(1).view(-1, group), settings.eps)
+            per_turn = returns.reshape(rows, 1).expand(rows, turns)
+        width = batch["completion_ids"].shape[1]
+        turn = torch.zeros(rows, width, dtype=torch.long)
+        policy = torch.zeros(rows, width, dtype=torch.bool)
+        for row, trajectory in enumerate(self._trajectories):
+            length = len(trajectory.completion_ids)
+            # The budget may cut a turn's message away while its tokens stay: they belong to the last turn that counts.
+            turn[row, :length] = torch.tensor(trajectory.turn).clamp(max=turns - 1)
+            policy[row, :length] = torch.tensor(trajectory.policy_mask).bool()
+        return spread_to_tokens(per_turn, turn, policy).float().to(batch["completion_ids"].device)
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL shuffles rows over mini-batches; a prompt's rollouts belong in one, so the order is restored."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.model.training and self._buffered_inputs is not before:
+            self._buffered_inputs = in_row_order(self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    def _log_rollouts(self, advantages: Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        scores = [self.bench.score(task, t) for task, t in zip(self._batch, self._trajectories, strict=True)]
+        solved = [score.metrics.get(self.bench.solve_metric, 0.0) for score in scores]
+        calls = [call for trajectory in self._trajectories for call in trajectory.calls]
+        self._metrics[mode]["solve_rate"].append(self._global_mean(solved))
+        self._metrics[mode]["tools/error_rate"].append(self._global_mean([float(call.error) for call in calls]))
+        self._metrics[mode]["tools/calls"].append(self._global_mean([len(t.calls) for t in self._trajectories]))
+        if self._rollout_log is not None and self.accelerator.is_main_process:
+            self._rollout_log.write(self.state.global_step, self._trajectories, self._turn_rewards, scores, advantages)
+
+    def _global_mean(self, values: list[float]) -> float:
+        """Mean over all processes; 0 where there is nothing to average."""
+        local = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=self.accelerator.device)
+        total, count = self.accelerator.reduce(local, reduction="sum").tolist()
+        return total / count if count else 0.0
+
+
+def in_row_order(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Undo TRL's shuffle: the rows of all `chunks` sorted by their `row` entry and cut again as before."""
+    size = len(chunks[0]["row"])
+    order = torch.argsort(torch.cat([chunk["row"] for chunk in chunks]))
+    ordered: list[dict[str, Any]] = [{} for _ in chunks]
+    for name, first in chunks[0].items():
+        if first is None or (isinstance(first, Tensor) and first.dim() == 0):
+            columns = [chunk[name] for chunk in chunks]
+        elif isinstance(first, Tensor):
+            columns = list(torch.cat([chunk[name] for chunk in chunks])[order].split(size))
+        else:
+            flat = [value for chunk in chunks for value in chunk[name]]
+            values = [flat[i] for i in order.tolist()]
+            columns = [values[start : start + size] for start in range(0, len(values), size)]
+        for chunk, column in zip(ordered, columns, strict=True):
+            chunk[name] = column
+    return ordered

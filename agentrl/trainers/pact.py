@@ -1,0 +1,198 @@
+"""PACT (arXiv 2606.16215): GRPO rollouts, an objective that also reads expert traces.
+
+Rollouts are prompt-only and never see h*. Per prompt and step a gate z decides: anchored prompts (z = 1) take the plain
+clipped loss L^x; the others take L^h, the same loss with both log-probs under [x; h*], plus beta_SFT * L_SFT on h*.
+Both surrogates are one call of TRL's loss, since a row's context is all that differs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import pad
+
+from agentrl.benches.base import Task
+from agentrl.chat import TokenizedTrace, context_ids, tokenize_trace
+from agentrl.objectives.pact import anchor_gates, prompt_mean, sft_loss, sft_token_weights
+from agentrl.schedules import anneal_value, progress, reasoning_level
+from agentrl.trainers.grpo import AgentGRPOTrainer
+
+
+class PactTrainer(AgentGRPOTrainer):
+    """L = mean over prompts of (1 - z) (L^h + beta_SFT L_SFT) + z L^x (PACT, eq. 12-14)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._contexts: dict[str, list[int]] = {}
+        self._traces: dict[str, TokenizedTrace] = {}
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        algo, group = self.config.algo, self.num_generations
+        keys = [row["task"] for row in inputs[::group]]
+        gates = anchor_gates(algo.q, self.config.seed, self.state.global_step, keys)
+        anchored = gates.repeat_interleave(group)
+        conditioned = [i for i in range(len(inputs)) if not anchored[i]] if algo.condition_on_trace else []
+        self._add_contexts(batch, conditioned)
+        batch["trace"] = [None] * len(inputs)
+        if algo.sft_coef > 0:
+            for first in range(0, len(inputs), group):
+                if not anchored[first]:
+                    batch["trace"][first] = self._trace(self._batch[first])
+        self._metrics["train" if self.model.training else "eval"]["anneal/anchored"].append(
+            self._global_mean(gates.double().tolist())
+        )
+        return batch
+
+    def _add_contexts(self, batch: dict[str, Any], conditioned: list[int]) -> None:
+        """The context of every row's ratio, and log-probs of the old and reference policy under it (eq. 7)."""
+        batch["context_ids"], batch["context_mask"] = batch["prompt_ids"], batch["prompt_mask"]
+        if not conditioned:
+            return
+        device = batch["prompt_ids"].device
+        # A row's own prompt without its padding, or [x; h*] in its place.
+        rows = [ids[mask.bool()].cpu() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
+        for row in conditioned:
+            rows[row] = torch.tensor(self._context(self._batch[row]))
+        batch["context_ids"] = pad(rows, self._tokenizer.pad_token_id, padding_side="left").to(device)
+        batch["context_mask"] = pad([torch.ones_like(row) for row in rows], 0, padding_side="left").to(device)
+        with torch.no_grad():
+            if batch.get("old_per_token_logps") is not None:
+                batch["old_per_token_logps"][conditioned] = self._logps_in_context(self.model, batch, conditioned)
+            if batch.get("ref_per_token_logps") is not None and self.config.algo.kl_context == "ratio":
+                batch["ref_per_token_logps"][conditioned] = self._reference_logps(batch, conditioned)
+
+    def _reference_logps(self, batch: dict[str, Any], rows: list[int]) -> Tensor:
+        if self.ref_model is not None:
+            return self._logps_in_context(self.ref_model, batch, rows)
+        with self.accelerator.unwrap_model(self.model).disable_adapter():
+            return self._logps_in_context(self.model, batch, rows)
+
+    def _logps_in_context(self, model: Any, batch: dict[str, Any], rows: list[int]) -> Tensor:
+        """Log-probs (len(rows), C) of the sampled tokens under the rows' contexts."""
+        input_ids = torch.cat([batch["context_ids"], batch["completion_ids"]], dim=1)[rows]
+        attention_mask = torch.cat([batch["context_mask"], batch["completion_mask"]], dim=1)[rows]
+        logps, _, _ = self._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            batch["completion_ids"].shape[1],
+            batch_size=self.args.per_device_train_batch_size,
+        )
+        return logps
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        algo, mode = self.config.algo, "train" if self.model.training else "eval"
+        in_context = {**inputs, "prompt_ids": inputs["context_ids"], "prompt_mask": inputs["context_mask"]}
+        loss = inputs["advantages"].new_zeros(())
+        if algo.rl_coef > 0:
+            surrogate = self._surrogate(model, inputs, in_context)
+            loss = loss + algo.rl_coef * surrogate
+            self._record(mode, "loss/rl", surrogate.detach() * self.current_gradient_accumulation_steps)
+        if algo.sft_coef > 0:
+            supervised = self._supervised(model, inputs)
+            loss = loss + algo.sft_coef * supervised / self.current_gradient_accumulation_steps
+            self._record(mode, "loss/sft", supervised.detach())
+        return loss
+
+    def _surrogate(self, model: Any, inputs: dict[str, Any], in_context: dict[str, Any]) -> Tensor:
+        """L^h for conditioned rows and L^x for anchored ones, KL and entropy terms included."""
+        separate_kl = self.beta != 0 and self.config.algo.kl_context == "prompt" and in_context is not inputs
+        if not separate_kl:
+            return super()._compute_loss(model, in_context)
+        # With zero advantages TRL's loss is its KL (and entropy) term: once under x for the KL, once under c^h without.
+        beta, entropy = self.beta, self._entropy_bonus_enabled
+        try:
+            self._entropy_bonus_enabled = False
+            divergence = super()._compute_loss(
+                model, {**inputs, "advantages": torch.zeros_like(inputs["advantages"]), "old_per_token_logps": None}
+            )
+            self.beta, self._entropy_bonus_enabled = 0.0, entropy
+            return super()._compute_loss(model, in_context) + divergence
+        finally:
+            self.beta, self._entropy_bonus_enabled = beta, entropy
+
+    def _supervised(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Mean over the micro-batch's prompts of L_SFT (eq. 10); 0 where every prompt is anchored."""
+        traces = [trace for trace in inputs["trace"] if trace is not None]
+        rows = len(inputs["trace"])
+        if not traces and self.accelerator.num_processes == 1:
+            return inputs["advantages"].new_zeros(())
+        weights = [self._weights(trace) for trace in traces]
+        if not traces:
+            # Every rank must run the same number of forwards: one that weighs nothing stands in.
+            traces, weights = [TokenizedTrace([0], [0], [0], [0], [-1])], [torch.zeros(1)]
+        device = inputs["completion_ids"].device
+        pad_id = self._tokenizer.pad_token_id
+        prompts = [torch.tensor(trace.prompt_ids) for trace in traces]
+        targets = [torch.tensor(trace.ids) for trace in traces]
+        input_ids = torch.cat([pad(prompts, pad_id, padding_side="left"), pad(targets, pad_id)], dim=1)
+        mask = torch.cat(
+            [
+                pad([torch.ones_like(ids) for ids in prompts], 0, padding_side="left"),
+                pad([torch.ones_like(ids) for ids in targets], 0),
+            ],
+            dim=1,
+        )
+        length = max(len(ids) for ids in targets)
+        logps, _, _ = self._get_per_token_logps_and_entropies(model, input_ids.to(device), mask.to(device), length)
+        losses, _ = sft_loss(logps, pad(weights, 0.0).to(device))
+        return prompt_mean(losses, self.num_generations, rows)
+
+    def _weights(self, trace: TokenizedTrace) -> Tensor:
+        """m_n(s) of eq. 9 at the current update."""
+        schedule, anneal = self.config.algo.schedule, self.config.anneal
+        done = progress(self.state.global_step, self.state.max_steps, anneal.horizon)
+        level = reasoning_level(done, schedule.switch_points)
+        scale = anneal_value(anneal.kind, anneal.start, anneal.end, done, anneal.num_steps)
+        kept = anneal_value(anneal.kind, 1.0, 0.0, done, anneal.num_steps)
+        return sft_token_weights(
+            torch.tensor(trace.component),
+            torch.tensor(trace.turn),
+            torch.tensor(trace.chunk),
+            reasoning=schedule.reasoning,
+            call=schedule.call,
+            level=level,
+            kept=kept,
+            call_scale=scale,
+            call_start=anneal.start,
+        )
+
+    def _trace(self, task: Task) -> TokenizedTrace | None:
+        """h* of a task as SFT targets, shortened like its context; None where the bench has no trace for it."""
+        if task.id not in self._traces:
+            trace = self.bench.expert_trace(task)
+            if trace is None:
+                return None
+            settings = self.config.algo.trace
+            self._traces[task.id] = tokenize_trace(self.chat, task, trace.without(tuple(settings.drop)))
+        return self._traces[task.id]
+
+    def _context(self, task: Task) -> list[int]:
+        """Token ids of c^h = [x; h*]; the plain prompt where the bench has no trace."""
+        if task.id not in self._contexts:
+            trace, settings = self.bench.expert_trace(task), self.config.algo.trace
+            if trace is None:
+                self._contexts[task.id] = self.chat.prompt_ids(task.prompt, task.tools)
+            else:
+                shown = trace.without(tuple(settings.drop))
+                self._contexts[task.id], _ = context_ids(
+                    self.chat, task, shown, settings.rendering, settings.max_tokens
+                )
+        return self._contexts[task.id]
+
+    def _record(self, mode: str, name: str, value: Tensor) -> None:
+        self._metrics[mode][name].append(self.accelerator.gather(value).nanmean().item())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add where the schedules stand to TRL's log line."""
+        if self.model.training:
+            algo, anneal = self.config.algo, self.config.anneal
+            done = progress(max(self.state.global_step - 1, 0), self.state.max_steps, anneal.horizon)
+            self._metrics["train"]["anneal/level"].append(float(reasoning_level(done, algo.schedule.switch_points)))
+            self._metrics["train"]["anneal/call_scale"].append(
+                anneal_value(anneal.kind, anneal.start, anneal.end, done, anneal.num_steps)
+            )
+        super().log(logs, start_time)

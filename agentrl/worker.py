@@ -1,0 +1,262 @@
+"""The worker: reads one run directory's configuration, trains, evaluates, and leaves a summary there.
+
+Started by `agentrl.launch` as `python -m agentrl.worker RUN_DIR`, on every rank where there are several.
+Exit status: 0 completed, 2 a mistake the user can mend, 130 interrupted, anything else a crash.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel, PrinterCallback, Trainer
+from transformers.trainer_callback import TrainerCallback
+
+from agentrl.benches import load_bench
+from agentrl.benches.base import Bench, Task
+from agentrl.chat import ChatFormat
+from agentrl.config.load import load_config
+from agentrl.config.schema import Config
+from agentrl.console import RunConsole
+from agentrl.errors import UserError
+from agentrl.evaluate import Interrupted, Item, evaluate, summarise
+from agentrl.models.loading import load_chat, load_model, lora_config
+from agentrl.report.plots import plot_run
+from agentrl.report.table import print_result
+from agentrl.rollout.engine import RolloutEngine
+from agentrl.run import RunDirectory
+from agentrl.trackers import tracker_callbacks
+from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
+from agentrl.trainers.callbacks import Checkpoints, Record, StopRequest, latest_checkpoint
+from agentrl.trainers.grpo import AgentGRPOTrainer
+from agentrl.trainers.pact import PactTrainer
+from agentrl.trainers.rollout_log import RolloutLog
+from agentrl.trainers.sft import TraceSFTTrainer, trace_dataset
+
+RL_TRAINERS: dict[str, type[AgentGRPOTrainer]] = {"grpo": AgentGRPOTrainer, "pact": PactTrainer}
+
+
+def main(run_path: Path) -> int:
+    """Do the run; returns the exit status."""
+    run = RunDirectory(run_path)
+    leader = int(os.environ.get("RANK", "0")) == 0
+    stop = StopRequest()
+    _catch_signals(stop)
+    if not leader:
+        _work(run, stop)
+        return 0
+    with run.lock():
+        try:
+            run.set_status("running")
+            finished = _work(run, stop)
+        except UserError as error:
+            return _fail(run, str(error), 2)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                return _fail(run, traceback.format_exc(), 1)
+            where = error.filename or run.path
+            message = f"cannot write {where}: {error.strerror}; free or grant space there, then give the same command"
+            return _fail(run, f"{message} (it resumes from the last whole checkpoint)", 2)
+        except Exception:
+            return _fail(run, traceback.format_exc(), 1)  # the traceback is the record; nothing is swallowed
+        if not finished:
+            run.set_status("interrupted")
+            print(f"interrupted; the same command resumes from {run.path}", file=sys.stderr)
+            return 130
+        run.set_status("completed")
+    return 0
+
+
+def _fail(run: RunDirectory, message: str, code: int) -> int:
+    print(f"agentrl: error: {message}" if code == 2 else message, file=sys.stderr)
+    try:
+        run.set_status("failed", error=message)
+    except OSError as error:
+        print(f"agentrl: error: nor can {run.path}/status.json be written: {error.strerror}", file=sys.stderr)
+    return code
+
+
+def _catch_signals(stop: StopRequest) -> None:
+    def request(number: int, _: FrameType | None) -> None:
+        stop.signal = number
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, request)
+
+
+def _work(run: RunDirectory, stop: StopRequest) -> bool:
+    """Everything between configuration and summary; False if a signal ended it early."""
+    started = time.perf_counter()
+    config = load_config(run.config_path)
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    set_seed(config.seed)
+    bench = load_bench(config.bench)
+    chat = load_chat(config.model)
+    train_tasks = fitting(chat, bench.tasks("train"), config, "training")
+    test_tasks = fitting(chat, bench.tasks("test", config.eval.limit, config.seed), config, "test")
+    model = load_model(config.model)
+    with RunConsole() as console:
+        console.say(
+            f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "
+            f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
+        )
+        trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks, stop, console)
+        checkpoint = latest_checkpoint(run.checkpoints_dir)
+        before: list[Item] = []
+        after: list[Item] = []
+        try:
+            if config.eval.before:
+                # A resumed run has trained weights in memory: what is missing of "before" was lost for good.
+                if checkpoint is None or (run.eval_dir / "before.jsonl").exists():
+                    before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop)
+            if not train(trainer, run, config, checkpoint, stop, console):
+                return False
+            if config.eval.after:
+                after = evaluate(engine, bench, test_tasks, config.eval, run, "after", console, stop)
+        except Interrupted:
+            return False
+        trainer.save_model(str(run.path / "model"))
+        chat.tokenizer.save_pretrained(run.path / "model")
+        summary = {
+            "status": "completed",
+            "algo": config.algo.name,
+            "model": config.model.name,
+            "bench": config.bench.name,
+            "seed": config.seed,
+            "steps": trainer.state.global_step,
+            "wall_s": round(time.perf_counter() - started, 1),
+            "tokens": {"seen": int(trainer.state.num_input_tokens_seen)},
+            "eval": summarise(before, after),
+        }
+        run.write_json(run.summary_path, summary)
+        plot_run(run.read_metrics(), run.plots_dir)
+        print_result(summary, console.console)
+        console.say(f"results: {run.path}")
+    return True
+
+
+def fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> list[Task]:
+    """Tasks whose prompt fits `rollout.max_prompt_tokens`.
+
+    Raises:
+        UserError: none fits.
+    """
+    kept = [t for t in tasks if len(chat.prompt_ids(t.prompt, t.tools)) <= config.rollout.max_prompt_tokens]
+    if len(kept) < len(tasks):
+        print(f"{len(tasks) - len(kept)} of {len(tasks)} {what} tasks exceed rollout.max_prompt_tokens and are left out")
+    if not kept:
+        raise UserError(
+            f"bench={config.bench.name}: no {what} task fits rollout.max_prompt_tokens="
+            f"{config.rollout.max_prompt_tokens}; raise it"
+        )
+    return kept
+
+
+def build_trainer(
+    config: Config,
+    run: RunDirectory,
+    bench: Bench,
+    chat: ChatFormat,
+    model: PreTrainedModel,
+    tasks: list[Task],
+    stop: StopRequest,
+    console: RunConsole,
+) -> tuple[Trainer, RolloutEngine]:
+    """The trainer of `config.algo` and an engine that plays episodes with its policy."""
+    peft = lora_config(config.model.lora, config.model.family)
+    trainer: Trainer
+    cycle = 1
+    if config.algo.name in RL_TRAINERS:
+        traced = tasks
+        if config.algo.name == "pact":
+            traced = [task for task in tasks if bench.expert_trace(task) is not None]
+            if not traced:
+                raise UserError(f"bench={bench.name}: no training task has an expert trace; use algo=grpo")
+        if len(traced) < config.trainer.prompts_per_batch:
+            raise UserError(
+                f"trainer.prompts_per_batch={config.trainer.prompts_per_batch} but only {len(traced)} training tasks "
+                "are usable; lower it"
+            )
+        trainer = RL_TRAINERS[config.algo.name](
+            model=model,
+            chat=chat,
+            args=grpo_arguments(config, run.checkpoints_dir, config.algo),
+            config=config,
+            bench=bench,
+            tasks=traced,
+            peft_config=peft,
+            rollout_log=RolloutLog(run, chat.tokenizer, config.trainer.log_rollouts),
+            console=console,
+        )
+        engine = trainer.engine
+        cycle = plan_batches(config).updates_per_rollout
+    else:
+        # The engine needs a trainer of its own; it shares the weights and never trains.
+        engine = AgentGRPOTrainer(
+            model=model,
+            chat=chat,
+            args=evaluation_arguments(config, run.checkpoints_dir),
+            config=config,
+            bench=bench,
+            tasks=tasks,
+        ).engine
+        trainer = TraceSFTTrainer(
+            model=model,
+            chat=chat,
+            args=sft_arguments(config, run.checkpoints_dir),
+            train_dataset=trace_dataset(chat, bench, tasks, config.algo.components),
+            peft_config=peft,
+        )
+    callbacks: list[TrainerCallback] = [
+        Record(run, console),
+        Checkpoints(config.trainer.save_steps, cycle, stop),
+        *tracker_callbacks(config, run),
+    ]
+    trainer.remove_callback(PrinterCallback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return trainer, engine
+
+
+def train(
+    trainer: Trainer,
+    run: RunDirectory,
+    config: Config,
+    checkpoint: Path | None,
+    stop: StopRequest,
+    console: RunConsole,
+) -> bool:
+    """Train from `checkpoint` or from the start; False if a signal stopped it. Equal seeds give equal metrics."""
+    step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    run.truncate_after(step)
+    if checkpoint:
+        console.say(f"resuming from {checkpoint}")
+    # What evaluation drew must not change training; a checkpoint restores its own states over this.
+    set_seed(config.seed, device_specific=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    console.finish("train")
+    return stop.signal is None or trainer.state.global_step >= trainer.state.max_steps
+
+
+def _quiet_libraries() -> None:
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|torch")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    _quiet_libraries()
+    arguments: list[Any] = sys.argv[1:]
+    sys.exit(main(Path(arguments[0])))

@@ -1,0 +1,193 @@
+"""The command as a person meets it: quick, plain about mistakes, honest in its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agentrl.cli import CONF
+from agentrl.config import help as config_help
+from agentrl.config.load import all_keys
+
+FAST = 2.0  # seconds: the promise for help, --cfg job and completion
+
+
+def agentrl(where: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agentrl", *arguments],
+        cwd=where,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def statuses(where: Path) -> list[str]:
+    return [json.loads(file.read_text())["status"] for file in sorted(where.glob("runs/*/*/status.json"))]
+
+
+# --- fast paths ---------------------------------------------------------------------------------------------------
+
+
+def test_the_heavy_libraries_stay_out(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['agentrl', 'dry_run=true']\n"
+        "import agentrl.cli\n"
+        "try: agentrl.cli.main()\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'trl', 'transformers', 'peft', 'accelerate', 'datasets', 'wandb', 'matplotlib', 'scipy', 'numpy'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "HEAVY []" in result.stdout, result.stdout + result.stderr
+
+
+def test_the_worker_never_sees_hydra() -> None:
+    code = "import sys, agentrl.config.load, agentrl.run; print(any(m.split('.')[0] == 'hydra' for m in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("-sc", "query=bash")])
+def test_fast_paths(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        result = agentrl(tmp_path, *arguments, COMP_LINE="agentrl algo=", COMP_POINT="13")
+        times.append(time.perf_counter() - begin)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout
+    assert min(times) < FAST  # the best of three: other work on the machine is not the command's fault
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_group_option_and_key(tmp_path: Path) -> None:
+    text = agentrl(tmp_path, "--help").stdout
+    for group in config_help.GROUPS:
+        assert f"  {group} " in text
+        for option in config_help.options(CONF, group):
+            assert re.search(rf"\b{re.escape(option)}\b", text), option
+    for key, _, doc in all_keys():
+        assert f"  {key} (" in text
+        assert doc.split(":")[0] in text or key.count(".") > 0
+
+
+def test_the_examples_of_the_help_compose(tmp_path: Path) -> None:
+    for command in config_help.EXAMPLES:
+        if not command.startswith("agentrl") or {"--config-dir", "-m", "--cfg"} & set(command.split()):
+            continue
+        result = agentrl(tmp_path, "--cfg", "job", *command.split()[1:])
+        assert result.returncode == 0, (command, result.stderr)
+
+
+def test_completion_knows_the_options(tmp_path: Path) -> None:
+    result = agentrl(tmp_path, "-sc", "query=bash", COMP_LINE="agentrl algo=", COMP_POINT="13")
+    assert result.stdout.split() == ["algo=grpo", "algo=pact", "algo=sft"]
+
+
+def test_overlays(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "bench").mkdir(parents=True)
+    (tmp_path / "mine" / "bench" / "short.yaml").write_text("defaults: [minihop]\ntrain_tasks: 7\n")
+    result = agentrl(tmp_path, "--config-dir", "mine", "bench=short", "--cfg", "job")
+    assert yaml.safe_load(result.stdout)["bench"]["train_tasks"] == 7
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+MISTAKES = [
+    ("trainer.learning_rat=1", "did you mean trainer.learning_rate?"),
+    ("max_steps=3", "did you mean trainer.max_steps?"),
+    ("+trainer.foo=1", "unknown key trainer.foo"),
+    ("algo=pcat", "algo=pcat is not a choice; did you mean pact?"),
+    ("algo=null", "name one of the group's options"),
+    ("seed=abc", "seed='abc' must be of type int"),
+    ("algo.q=2", "algo.q=2.0"),
+    ("algo.q=0.1,0.2", "a comma sweeps: add -m"),
+    ("bench.train_hops=[1", "overrides look like key=value"),
+    ("name=${nope}", "Interpolation key 'nope' not found"),
+    ("evaluate", "unknown command 'evaluate'"),
+    ("runs_dir=/dev/null/runs", "a part of the path is a file"),
+    ("bench.path=x.json", "minihop is generated"),
+]
+
+
+@pytest.mark.parametrize(("argument", "words"), MISTAKES, ids=[case[0] for case in MISTAKES])
+def test_mistakes_are_one_line(tmp_path: Path, argument: str, words: str) -> None:
+    result = agentrl(tmp_path, argument)
+    assert result.returncode == 2
+    assert result.stderr.startswith("agentrl: error: ")
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []  # nothing half-made
+
+
+def test_a_missing_overlay_directory(tmp_path: Path) -> None:
+    result = agentrl(tmp_path, "--config-dir", "nowhere")
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+
+
+def test_missing_data_file(tmp_path: Path) -> None:
+    result = agentrl(tmp_path, "bench=toolhop", "bench.path=ToolHop.json")
+    assert result.returncode == 2
+    assert "bench.path=ToolHop.json: no such file" in result.stderr
+
+
+# --- dry runs and sweeps ------------------------------------------------------------------------------------------
+
+
+def test_dry_run_writes_the_directory_and_nothing_else(tmp_path: Path) -> None:
+    result = agentrl(tmp_path, "dry_run=true", "seed=5")
+    assert result.returncode == 0, result.stderr
+    (run,) = tmp_path.glob("runs/minihop-tiny-pact/s5-*")
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert (saved["seed"], saved["algo"]["q"]) == (5, 0.4)
+    assert statuses(tmp_path) == ["dry_run"]
+    assert "optimizer updates" in result.stdout
+    assert str(run) in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # no outputs/, no logs
+    again = agentrl(tmp_path, "dry_run=true", "seed=5")
+    assert again.returncode == 0
+    assert len(list(tmp_path.glob("runs/*/*"))) == 1
+
+
+def test_paths_are_kept_absolute(tmp_path: Path) -> None:
+    (tmp_path / "ToolHop.json").write_text("[]")
+    assert agentrl(tmp_path, "dry_run=true", "bench=toolhop", "bench.path=ToolHop.json").returncode == 0
+    (config,) = tmp_path.glob("runs/*/*/config.yaml")
+    assert yaml.safe_load(config.read_text())["bench"]["path"] == str(tmp_path / "ToolHop.json")
+
+
+def test_a_run_id_is_not_reused_for_another_run(tmp_path: Path) -> None:
+    assert agentrl(tmp_path, "dry_run=true", "run_id=a").returncode == 0
+    result = agentrl(tmp_path, "dry_run=true", "run_id=a", "algo.q=0.1")
+    assert result.returncode == 2
+    assert "algo.q" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("-m", "seed=0,1,2"), ("sweep=seeds", "seed=0,1,2")])
+def test_sweeps_have_a_directory_for_each_job(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    result = agentrl(tmp_path, *arguments, "dry_run=true")
+    assert result.returncode == 0, result.stderr
+    runs = sorted(path.name.split("-")[0] for path in tmp_path.glob("runs/minihop-tiny-pact/*"))
+    assert runs == ["s0", "s1", "s2"]
+    groups = {yaml.safe_load(file.read_text())["tracker"]["group"] for file in tmp_path.glob("runs/*/*/config.yaml")}
+    assert len(groups) == 1
+    assert None not in groups
+
+
+def test_one_bad_job_does_not_stop_a_sweep(tmp_path: Path) -> None:
+    result = agentrl(tmp_path, "-m", "dry_run=true", "algo.q=0.1,7,0.2")
+    assert result.returncode == 2
+    assert statuses(tmp_path) == ["dry_run", "dry_run"]
+    assert result.stderr.count("agentrl: error: algo.q=7.0") == 1
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,219 @@
+"""Starting, stopping and resuming a worker, with small stand-ins for the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from agentrl import launch
+from agentrl.cli import CONF
+from agentrl.config.load import typed_config
+from agentrl.config.schema import Config
+from agentrl.run import RunDirectory
+
+# The command line, with `python -c WORKER RUN_DIR` in the place of the real worker.
+DRIVER = """
+import os, sys
+import agentrl.cli, agentrl.launch
+agentrl.launch.worker_command = lambda run, config: [sys.executable, "-c", os.environ["WORKER"], str(run.path)]
+agentrl.cli.main()
+"""
+PRELUDE = """
+import os, signal, sys, time
+from agentrl.run import RunDirectory
+run = RunDirectory(sys.argv[1])
+open(str(run.path) + ".starts", "a").write("x")
+"""
+COMPLETES = PRELUDE + "with run.lock(): run.set_status('completed')"
+CRASHES = PRELUDE + "run.set_status('running'); os.kill(os.getpid(), signal.SIGKILL)"
+REFUSES = PRELUDE + "run.set_status('failed', error='bad'); sys.exit(2)"
+WAITS = (
+    PRELUDE
+    + """
+def stop(number, frame):
+    open(str(run.path) + ".signals", "a").write(f"{number} ")
+    time.sleep(float(os.environ.get("SAVING", "0")))
+    run.set_status("interrupted")
+    os._exit(130)
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+run.set_status("running", pid=os.getpid())
+time.sleep(60)
+"""
+)
+
+
+def start(where: Path, worker: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *overrides],
+        cwd=where,
+        env=os.environ | {"WORKER": worker} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def the_run(where: Path) -> RunDirectory:
+    (status,) = where.glob("runs/*/*/status.json")
+    return RunDirectory(status.parent)
+
+
+def wait_until_running(where: Path) -> RunDirectory:
+    deadline = time.time() + 30
+    while time.time() < deadline:
+        found = list(where.glob("runs/*/*/status.json"))
+        if found and json.loads(found[0].read_text())["status"] == "running":
+            return RunDirectory(found[0].parent)
+        time.sleep(0.02)
+    raise AssertionError("the worker did not start")
+
+
+def starts(run: RunDirectory) -> int:
+    return len(Path(str(run.path) + ".starts").read_text())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_completed_run_is_not_repeated(tmp_path: Path) -> None:
+    code, out, _ = finish(start(tmp_path, COMPLETES))
+    assert code == 0
+    assert str(the_run(tmp_path).path) in out
+    code, out, _ = finish(start(tmp_path, COMPLETES))
+    assert code == 0
+    assert "summary.json" in out
+    assert "seed=" in out
+    assert starts(the_run(tmp_path)) == 1
+
+
+def test_a_dry_run_is_no_obstacle_to_the_run(tmp_path: Path) -> None:
+    assert finish(start(tmp_path, COMPLETES, "dry_run=true"))[0] == 0
+    assert finish(start(tmp_path, COMPLETES))[0] == 0
+    assert the_run(tmp_path).status()["status"] == "completed"
+
+
+def test_a_killed_worker_is_recorded_and_resumed(tmp_path: Path) -> None:
+    code, out, _ = finish(start(tmp_path, CRASHES))
+    assert code == 128 + signal.SIGKILL
+    assert "resumes" in out
+    status = the_run(tmp_path).status()
+    assert (status["status"], "signal 9" in status["error"]) == ("failed", True)
+    code, out, _ = finish(start(tmp_path, COMPLETES))
+    assert code == 0
+    assert "Resuming" in out
+    assert starts(the_run(tmp_path)) == 2
+
+
+def test_a_workers_refusal_is_our_exit_code(tmp_path: Path) -> None:
+    assert finish(start(tmp_path, REFUSES))[0] == 2
+    assert the_run(tmp_path).status()["error"] == "bad"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on_once(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, WAITS)
+    run = wait_until_running(tmp_path)
+    process.send_signal(number)
+    code, out, err = finish(process)
+    assert code == 130
+    assert Path(str(run.path) + ".signals").read_text() == f"{int(number)} "
+    assert run.status()["status"] == "interrupted"
+    assert "resumes" in out
+    assert "Traceback" not in err
+
+
+def test_a_second_signal_kills(tmp_path: Path) -> None:
+    process = start(tmp_path, WAITS, SAVING="60")
+    run = wait_until_running(tmp_path)
+    process.send_signal(signal.SIGINT)
+    while not Path(str(run.path) + ".signals").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    assert run.status()["status"] == "interrupted"
+
+
+def test_an_interrupt_stops_a_sweep(tmp_path: Path) -> None:
+    process = start(tmp_path, WAITS, "-m", "seed=0,1")
+    wait_until_running(tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    assert len(list(tmp_path.glob("runs/*/*/status.json"))) == 1
+
+
+def test_a_failing_job_does_not_stop_a_sweep_but_fails_it(tmp_path: Path) -> None:
+    worker = PRELUDE + "run.set_status('completed' if run.config().seed else 'failed'); sys.exit(not run.config().seed)"
+    code, _, _ = finish(start(tmp_path, worker, "-m", "seed=0,1"))
+    assert code == 1
+    found = [json.loads(file.read_text())["status"] for file in tmp_path.glob("runs/*/*/status.json")]
+    assert sorted(found) == ["completed", "failed"]
+
+
+def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
+    first = start(tmp_path, WAITS)
+    run = wait_until_running(tmp_path)
+    code, _, err = finish(start(tmp_path, WAITS))
+    assert code == 2
+    assert "is being worked on by process" in err
+    assert starts(run) == 1
+    first.send_signal(signal.SIGINT)
+    finish(first)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_the_worker_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    process = start(tmp_path, WAITS)
+    run = wait_until_running(tmp_path)
+    worker = run.status()["pid"]
+    process.kill()
+    process.communicate()
+    deadline = time.time() + 20
+    while alive(worker) and time.time() < deadline:
+        time.sleep(0.05)
+    assert not alive(worker)
+    with run.lock():  # released with the worker
+        assert run.status()["status"] == "interrupted"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed_config(compose("config", overrides=[f"runs_dir={tmp_path}"]))
+
+
+def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(tmp_path / "r")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert launch.worker_command(run, config) == [sys.executable, "-m", "agentrl.worker", str(run.path)]
+    environment = launch.worker_environment(run, config)
+    assert environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert "OMP_NUM_THREADS" not in environment  # all cores
+    config.hardware.threads = 2
+    assert launch.worker_environment(run, config)["OMP_NUM_THREADS"] == "2"
+    config.hardware.processes = 2
+    command: list[Any] = launch.worker_command(run, config)
+    assert command[2] == "accelerate.commands.launch"
+    assert "--num_processes=2" in command
+    assert "--cpu" in command
+    assert command[-3:] == ["-m", "agentrl.worker", str(run.path)]
+    config.hardware.device = "cuda"
+    assert "--multi_gpu" in launch.worker_command(run, config)

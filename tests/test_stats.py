@@ -1,0 +1,106 @@
+"""Intervals: textbook values by hand, reductions, and coverage by simulation."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from agentrl.stats import Interval, bootstrap_interval, mean_interval, paired_difference
+
+
+def test_unclustered_interval_is_the_textbook_one() -> None:
+    out = mean_interval([1.0, 2.0, 3.0])
+    # s = 1, se = 1 / sqrt 3 = 0.57735, t(0.975; 2) = 4.30265: half-width 2.48414
+    assert (out.mean, out.n) == (2.0, 3)
+    assert out.hi - out.mean == pytest.approx(2.48414, abs=1e-4)
+    assert out.mean - out.lo == pytest.approx(2.48414, abs=1e-4)
+
+
+def test_clustered_interval_by_hand() -> None:
+    out = mean_interval([0.0, 0.0, 1.0, 1.0, 2.0, 2.0], ["a", "a", "b", "b", "c", "c"])
+    # mean 1, cluster sums of deviations -2, 0, 2; se = sqrt(3/2 * 8) / 6 = 0.57735: as if there were 3 values
+    assert out.hi - out.mean == pytest.approx(2.48414, abs=1e-4)
+    assert out.n == 6
+
+
+def test_what_cannot_be_known_is_nan() -> None:
+    for out in (mean_interval([1.0]), mean_interval([1.0, 3.0], ["a", "a"]), bootstrap_interval([1.0, 3.0], [0, 0])):
+        assert math.isnan(out.lo) and math.isnan(out.hi) and not math.isnan(out.mean)
+    empty = mean_interval([])
+    assert math.isnan(empty.mean) and empty.n == 0
+    assert json.loads(json.dumps(empty.as_dict(), allow_nan=False)) == {"mean": None, "lo": None, "hi": None, "n": 0}
+    assert Interval(1.0, 0.5, 1.5, 9).as_dict() == {"mean": 1.0, "lo": 0.5, "hi": 1.5, "n": 9}
+
+
+def test_paired_difference_uses_common_items() -> None:
+    before = {"a": 0.0, "b": 0.0, "c": 1.0, "gone": 9.0}
+    after = {"c": 1.0, "b": 1.0, "a": 0.5, "new": 9.0}
+    out = paired_difference(before, after)
+    # differences 0.5, 1, 0: mean 0.5, s = 0.5, half-width 2.48414 / 2
+    assert (out.mean, out.n) == (0.5, 3)
+    assert out.hi == pytest.approx(0.5 + 1.24207, abs=1e-4)
+    clustered = paired_difference(before, after, {"a": 1, "b": 2, "c": 2})
+    # sums of deviations: 0 and 0.5 - 0.5 = 0
+    assert clustered.hi == clustered.mean == 0.5
+    with pytest.raises(ValueError, match="without a cluster: c"):
+        paired_difference(before, after, {"a": 1, "b": 2})
+
+
+def test_order_and_labels_do_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    values, clusters = rng.normal(size=40), rng.integers(8, size=40)
+    order = rng.permutation(40)
+    a = mean_interval(values.tolist(), clusters.tolist())
+    b = mean_interval(values[order].tolist(), [f"c{i}" for i in clusters[order]])
+    assert vars(a) == pytest.approx(vars(b))
+
+
+def test_bootstrap_is_seeded_and_close_to_the_t_interval() -> None:
+    rng = np.random.default_rng(0)
+    values, clusters = rng.normal(size=400).tolist(), (np.arange(400) // 4).tolist()
+    a = bootstrap_interval(values, clusters, seed=1, draws=4000)
+    assert a == bootstrap_interval(values, clusters, seed=1, draws=4000)
+    assert a != bootstrap_interval(values, clusters, seed=2, draws=4000)
+    t = mean_interval(values, clusters)
+    assert a.lo == pytest.approx(t.lo, abs=0.01) and a.hi == pytest.approx(t.hi, abs=0.01)
+
+
+def test_bad_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        mean_interval([1.0, math.nan])
+    with pytest.raises(ValueError, match="2 clusters for 3"):
+        mean_interval([1.0, 2.0, 3.0], [0, 1])
+    with pytest.raises(ValueError, match="level"):
+        mean_interval([1.0, 2.0], level=95)
+    with pytest.raises(ValueError, match="draws"):
+        bootstrap_interval([1.0, 2.0], draws=0)
+
+
+def coverage(kind: str, trials: int) -> float:
+    """Share of intervals that contain the true mean 0 of 40 clusters of 5 with a strong common effect."""
+    rng = np.random.default_rng(123)
+    clusters = np.repeat(np.arange(40), 5)
+    hits = 0
+    for trial in range(trials):
+        values = (rng.normal(size=40)[clusters] + rng.normal(size=200)).tolist()
+        if kind == "clustered":
+            out = mean_interval(values, clusters.tolist())
+        elif kind == "ignored":
+            out = mean_interval(values)
+        else:
+            out = bootstrap_interval(values, clusters.tolist(), seed=trial, draws=400)
+        hits += out.lo <= 0 <= out.hi
+    return hits / trials
+
+
+def test_clustered_intervals_cover_the_truth() -> None:
+    # 2000 trials: the share has a standard deviation of 0.005
+    assert 0.93 <= coverage("clustered", 2000) <= 0.97
+    assert 0.92 <= coverage("bootstrap", 1000) <= 0.97  # the percentile bootstrap is slightly narrow at 40 clusters
+
+
+def test_ignoring_clusters_would_not_cover() -> None:
+    assert coverage("ignored", 500) < 0.85  # so the simulation can tell the two apart
