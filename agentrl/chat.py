@@ -226,23 +226,21 @@ class CompletionLabeller:
         return self._pieces[token]
 
     def _label_turn(self, ids: list[int], calls: bool) -> list[Component]:
-        pieces = [self._piece(token) for token in ids]
+        pieces = ["" if token in self._ends else self._piece(token) for token in ids]
         text = "".join(pieces)
         body = text.find(THINK_CLOSE) + len(THINK_CLOSE) if THINK_CLOSE in text else 0
         call_at = len(text)
         if calls:
             found = re.search("|".join(map(re.escape, CALL_OPENINGS)) + r"|\{", text[body:])
             call_at = body + found.start() if found else body
-        labels, position = [], 0
-        for token, piece in zip(ids, pieces, strict=True):
-            end = position + len(piece)
-            if token in self._ends or not piece.strip():
-                labels.append(Component.DELIMITER)
-            elif calls and end > call_at:
-                labels.append(Component.TOOL_CALL)
-            elif calls or end <= body:
-                labels.append(Component.REASONING)
-            else:
-                labels.append(Component.ANSWER)
-            position = end
+        kinds = (Component.REASONING, Component.REASONING if calls else Component.ANSWER, Component.TOOL_CALL)
+        labels = [Component.DELIMITER] * len(ids)
+        for kind, (start, stop) in zip(kinds, ((0, body), (body, call_at), (call_at, len(text))), strict=True):
+            # White space around a span separates; within one it belongs to it.
+            start, stop = stop - len(text[start:stop].lstrip()), start + len(text[start:stop].rstrip())
+            position = 0
+            for n, (token, piece) in enumerate(zip(ids, pieces, strict=True)):
+                if token not in self._ends and position < stop and position + len(piece) > start:
+                    labels[n] = kind
+                position += len(piece)
         return labels

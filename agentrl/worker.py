@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer_callback import TrainerCallback
+from transformers.utils import logging as transformers_logging
 
 from agentrl.benches import load_bench
 from agentrl.benches.base import Bench, Task
@@ -36,7 +39,7 @@ from agentrl.rollout.engine import RolloutEngine
 from agentrl.run import RunDirectory
 from agentrl.trackers import tracker_callbacks
 from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
-from agentrl.trainers.callbacks import Checkpoints, Record, StopRequest, latest_checkpoint
+from agentrl.trainers.callbacks import COMPLETE, Checkpoints, Record, StopRequest, latest_checkpoint
 from agentrl.trainers.grpo import AgentGRPOTrainer
 from agentrl.trainers.pact import PactTrainer
 from agentrl.trainers.rollout_log import RolloutLog
@@ -60,14 +63,13 @@ def main(run_path: Path) -> int:
             finished = _work(run, stop)
         except UserError as error:
             return _fail(run, str(error), 2)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                return _fail(run, traceback.format_exc(), 1)
-            where = error.filename or run.path
-            message = f"cannot write {where}: {error.strerror}; free or grant space there, then give the same command"
-            return _fail(run, f"{message} (it resumes from the last whole checkpoint)", 2)
-        except Exception:
-            return _fail(run, traceback.format_exc(), 1)  # the traceback is the record; nothing is swallowed
+        except Exception as error:
+            reason = disk_trouble(error, run.path)
+            if reason is None:
+                return _fail(run, traceback.format_exc(), 1)  # the traceback is the record; nothing is swallowed
+            _drop_torn_checkpoints(run)
+            advice = "free or grant space there, then give the same command: it resumes from the last whole checkpoint"
+            return _fail(run, f"cannot write {run.path}: {reason}; {advice}", 2)
         if not finished:
             run.set_status("interrupted")
             print(f"interrupted; the same command resumes from {run.path}", file=sys.stderr)
@@ -83,6 +85,28 @@ def _fail(run: RunDirectory, message: str, code: int) -> int:
     except OSError as error:
         print(f"agentrl: error: nor can {run.path}/status.json be written: {error.strerror}", file=sys.stderr)
     return code
+
+
+def disk_trouble(error: Exception, path: Path) -> str | None:
+    """Why the disk refused to be written, or None where something else is wrong.
+
+    Only Python's own errors carry an errno: safetensors puts it into its text, and torch.save merely says it failed.
+    """
+    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in refusals else None
+    for number in refusals:
+        if f"os error {number}" in str(error):
+            return os.strerror(number)
+    if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
+        return os.strerror(errno.ENOSPC) if shutil.disk_usage(path).free < 1 << 20 else str(error)
+    return None
+
+
+def _drop_torn_checkpoints(run: RunDirectory) -> None:
+    for folder in run.checkpoints_dir.glob("checkpoint-*"):
+        if not (folder / COMPLETE).is_file():
+            shutil.rmtree(folder)
 
 
 def _catch_signals(stop: StopRequest) -> None:
@@ -249,11 +273,9 @@ def train(
 
 
 def _quiet_libraries() -> None:
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|torch")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

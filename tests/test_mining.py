@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_toolhop import CONFIG, all_tasks, bench, made, trajectory, write
+from test_toolhop import CONFIG, all_tasks, bench, trajectory, write
 from toolhop_rows import BIRTH, rows
 
 from agentrl.benches.toolhop import ToolHopBench
@@ -87,11 +87,16 @@ def test_example_calls() -> None:
         return list(example_calls(source, ast.parse(source), name))
 
     assert calls(BIRTH, "birth_year") == [{"person": "Odda Fjelle"}]
-    source = (
-        "def f(b, a=(1)):\n    return f(b)\nx = 1\nf(x)\nprint(f('(', a=[1, {'k': None}]))\n#  f(b=2)  # -> 3\n# f(...)"
-    )
-    assert calls(source, "f")[0] == {"b": "(", "a": [1, {"k": None}]} or calls(source, "f") == [{"b": 2}]
-    assert {"b": 2} in calls(source, "f")
+    source = """
+def f(b, a=(1)):
+    return f(b)
+x = 1
+f(x)
+print(f('(', a=[1, {'k': None}]))
+#  f(b=2)  # -> 3
+# f(...)
+"""
+    assert calls(source, "f") == [{"b": "(", "a": [1, {"k": None}]}, {"b": 2}]
     assert calls("f = 3", "f") == []
 
 
@@ -121,5 +126,4 @@ def replay(loaded: ToolHopBench, task: Any, trace: ExpertTrace) -> dict[str, flo
     environment = loaded.environment(task)
     calls = [environment.call(call["name"], call["arguments"], i) for i, call in enumerate(trace.calls)]
     assert [(call.observation,) for call in calls] == [turn.observations for turn in trace.turns]
-    assert made("f", "x").observation == "x"
     return loaded.score(task, trajectory(f"<answer>{trace.answer}</answer>", calls)).metrics

@@ -205,8 +205,8 @@ def test_observations_and_errors(path: Path) -> None:
 
 
 def test_formats() -> None:
-    sources = {name: f"def {name}(): return {value}" for name, value in
-               {"d": "{'a': 'é'}", "s": "'é'", "t": "(1, 'x')", "n": "None", "z": "{1, 2}", "f": "1.50"}.items()}  # fmt: skip
+    values = {"d": "{'a': 'é'}", "s": "'é'", "t": "(1, 'x')", "n": "None", "z": "{1, 2}", "f": "1.50"}
+    sources = {name: f"def {name}(): return {value}" for name, value in values.items()}
     with Sandbox() as sandbox:
         ftrl = ToolEnvironment(sources, plain_text, sandbox)
         toolhop = ToolEnvironment(sources, json_text, sandbox)

@@ -77,12 +77,11 @@ class _Lost(Exception):
 
 class _Worker:
     def __init__(self, settings: dict[str, Any]) -> None:
-        ours, theirs = socket.socketpair()
-        self._channel = ours
+        self._channel, theirs = socket.socketpair()
         with theirs:
+            arguments = json.dumps({**settings, "fd": theirs.fileno()})
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", child.__file__]
-                + [json.dumps({**settings, "fd": theirs.fileno()})],
+                [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", child.__file__, arguments],
                 # -I would ignore PYTHONHASHSEED. The loader may need its path; the child drops both at once.
                 env={"PYTHONHASHSEED": "0"}
                 | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
@@ -189,6 +188,11 @@ class Sandbox:
             slot.close()
             slot = None
             return Result(error="the sandbox worker was lost")
+        except BaseException:  # Ctrl-C in the middle: the worker's answer would be taken for the next call's
+            if slot is not None:
+                slot.close()
+                slot = None
+            raise
         finally:
             self._slots.put(slot)
         if outcome == "timeout":

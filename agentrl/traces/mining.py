@@ -13,6 +13,7 @@ import calendar
 import itertools
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ class Miner:
         turns: list[TraceTurn] = []
         known = [question.text]
         for hop in question.hops:
-            found = self._solve(hop, question, known, environment)
+            with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # odd escapes in the sources
+                found = self._solve(hop, question, known, environment)
             if found is None:
                 return None
             arguments, observation = found
@@ -170,24 +172,26 @@ def example_calls(source: str, tree: ast.Module, function: str) -> Iterator[dict
     parameters = [argument.arg for argument in definitions[-1].args.args] if definitions else []
     text = re.sub(r"^[ \t]*#[ \t]?", "", source, flags=re.MULTILINE)
     for match in re.finditer(rf"(?<!def )\b{re.escape(function)}\(", text):
-        expression = _balanced(text, match.start(), match.end())
+        call = _first_call(text[match.start() :])
+        if call is None:
+            continue
         try:
-            call = ast.parse(expression, mode="eval").body
-            assert isinstance(call, ast.Call)
             arguments = {n: ast.literal_eval(v) for n, v in zip(parameters, call.args, strict=False)}
             arguments |= {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
             yield json.loads(json.dumps(arguments))
-        except (SyntaxError, ValueError, TypeError, AssertionError, RecursionError, MemoryError):
-            continue  # prose that looks like a call, or variables in it
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            continue  # variables or objects among its arguments
 
 
-def _balanced(text: str, start: int, opened: int) -> str:
-    depth = 1
-    for end in range(opened, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start : end + 1]
-    return ""
+def _first_call(text: str) -> ast.Call | None:
+    """The call expression that `text` begins with, if it is Python and no prose: the shortest that parses."""
+    for closing in itertools.islice(re.finditer(r"\)", text), 30):
+        try:
+            expression = ast.parse(text[: closing.end()], mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        return expression if isinstance(expression, ast.Call) else None
+    return None
 
 
 def compared_literals(tree: ast.AST, parameters: set[str]) -> dict[str, list[Any]]:

@@ -99,16 +99,21 @@ class PactTrainer(AgentGRPOTrainer):
 
     def _surrogate(self, model: Any, inputs: dict[str, Any], in_context: dict[str, Any]) -> Tensor:
         """L^h for conditioned rows and L^x for anchored ones, KL and entropy terms included."""
-        separate_kl = self.beta != 0 and self.config.algo.kl_context == "prompt" and in_context is not inputs
-        if not separate_kl:
+        if self.beta == 0 or self.config.algo.kl_context == "ratio":
             return super()._compute_loss(model, in_context)
-        # With zero advantages TRL's loss is its KL (and entropy) term: once under x for the KL, once under c^h without.
+        # TRL's loss with zero advantages is its KL term: once under x for that, once under c^h without.
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        logged = {name: len(values) for name, values in metrics.items()}
         beta, entropy = self.beta, self._entropy_bonus_enabled
         try:
             self._entropy_bonus_enabled = False
+            no_advantage = torch.zeros_like(inputs["advantages"])
             divergence = super()._compute_loss(
-                model, {**inputs, "advantages": torch.zeros_like(inputs["advantages"]), "old_per_token_logps": None}
+                model, {**inputs, "advantages": no_advantage, "old_per_token_logps": None}
             )
+            for name, values in metrics.items():  # of this call only the KL means anything
+                if name != "kl":
+                    del values[logged.get(name, 0) :]
             self.beta, self._entropy_bonus_enabled = 0.0, entropy
             return super()._compute_loss(model, in_context) + divergence
         finally:

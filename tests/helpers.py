@@ -1,0 +1,85 @@
+"""Shared by the tests: composing configurations, and trainers whose sampler follows a script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from agentrl.config.load import typed_config
+from agentrl.config.schema import Config
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def composed(*overrides: str) -> Config:
+    """The typed configuration of a command line."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed_config(compose("config", overrides=list(overrides)))
+
+
+def small(*overrides: str) -> Config:
+    """The laptop default cut down to 2 prompts of 4 rollouts, without a reference model or an entropy term."""
+    return composed(
+        "trainer.prompts_per_batch=2",
+        "trainer.minibatch_prompts=2",
+        "trainer.micro_batch=8",
+        "trainer.max_steps=4",
+        "rollout.num_generations=4",
+        "bench.train_tasks=12",
+        "bench.test_tasks=4",
+        *overrides,
+    )
+
+
+def make_trainer(config: Config, out: Path, script: Any = None) -> Any:
+    """The RL trainer of `config` on the packaged tokenizer and a freshly initialised tiny network.
+
+    `script(task, sample, turn) -> str` replaces sampling where given: the text of the turn, end token excluded.
+    """
+    import torch
+
+    from agentrl.benches import load_bench
+    from agentrl.models.loading import load_chat, load_model
+    from agentrl.trainers.arguments import grpo_arguments
+    from agentrl.trainers.grpo import AgentGRPOTrainer
+    from agentrl.trainers.pact import PactTrainer
+
+    torch.manual_seed(0)
+    bench, chat = load_bench(config.bench), load_chat(config.model)
+    kind = {"pact": PactTrainer, "grpo": AgentGRPOTrainer}[config.algo.name]
+    trainer = kind(
+        model=load_model(config.model),
+        chat=chat,
+        args=grpo_arguments(config, out, config.algo),
+        config=config,
+        bench=bench,
+        tasks=bench.tasks("train"),
+    )
+    trainer.state.max_steps = config.trainer.max_steps
+    if script is not None:
+        follow_script(trainer, script)
+    return trainer
+
+
+def follow_script(trainer: Any, script: Any) -> None:
+    """Replace TRL's sampler: every turn of every row is the script's text, tokenised, with the end token."""
+    tokenizer = trainer.processing_class
+    turns: dict[int, int] = {}
+
+    def generate(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+        if len(prompt_ids) == len(trainer._batch):
+            turns.clear()
+        out = []
+        rows = sorted(turns) if turns else range(len(prompt_ids))
+        if turns:  # TRL asks again only for the rows whose last turn made calls
+            rows = [row for row in rows if turns[row] >= 0]
+        for row in rows:
+            turn = turns.get(row, 0)
+            text = script(trainer._batch[row], row % trainer.num_generations, turn)
+            out.append(tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
+            turns[row] = turn + 1 if "<tool_call>" in text else -1
+        return out, None
+
+    trainer._generate_single_turn = generate

@@ -1,0 +1,206 @@
+"""Trainers against TRL's own loss, against each other, and against the reductions the papers imply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import make_trainer, small
+from test_rollout import expert_script
+from torch.nn.functional import cross_entropy
+from trl import GRPOTrainer
+
+from agentrl.advantages import trajectory_advantage
+from agentrl.trainers.grpo import AgentGRPOTrainer, in_row_order
+from agentrl.trainers.sft import trace_labels
+
+LOOSE = ("algo.entropy_coef=0", "algo.kl_coef=0")
+
+
+def rolled_batch(trainer, prompts=2):
+    group = trainer.num_generations
+    rows = [{"task": i, "prompt": trainer.tasks[i].prompt} for i in range(prompts) for _ in range(group)]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer._generate_and_score_completions(rows)
+
+
+def gradient(trainer, loss):
+    trainer.model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+def test_grpo_agrees_with_trl(tmp_path: Path):
+    trainer = make_trainer(
+        small("algo=grpo", *LOOSE, "algo.advantage.kind=trajectory", "algo.advantage.eps=1e-4"), tmp_path, expert_script
+    )
+    batch = rolled_batch(trainer)
+    # TRL's own advantages, one a row, from the same returns.
+    returns = torch.tensor([sum(rewards) for rewards in trainer._turn_rewards])
+    grouped = returns.view(-1, 4)
+    theirs = ((grouped - grouped.mean(1, keepdim=True)) / (grouped.std(1, keepdim=True) + 1e-4)).flatten()
+    ours = AgentGRPOTrainer._compute_loss(trainer, trainer.model, batch)
+    trl = GRPOTrainer._compute_loss(trainer, trainer.model, {**batch, "advantages": theirs})
+    assert ours.item() == pytest.approx(trl.item(), abs=1e-6)
+    assert torch.allclose(gradient(trainer, ours), gradient(trainer, trl), atol=1e-6)
+    assert gradient(trainer, AgentGRPOTrainer._compute_loss(trainer, trainer.model, batch)).abs().max() > 1e-3
+
+
+def test_trajectory_advantage_is_what_trl_computes_itself(tmp_path: Path):
+    trainer = make_trainer(small("algo=grpo", *LOOSE), tmp_path, expert_script)
+    seen = {}
+    original = GRPOTrainer._generate_and_score_completions
+
+    def spy(self, inputs):
+        out = original(self, inputs)
+        seen["advantages"] = out["advantages"].clone()
+        return out
+
+    GRPOTrainer._generate_and_score_completions = spy
+    try:
+        rolled_batch(trainer)
+    finally:
+        GRPOTrainer._generate_and_score_completions = original
+    returns = torch.tensor([sum(rewards) for rewards in trainer._turn_rewards], dtype=torch.float64).view(-1, 4)
+    assert torch.allclose(trajectory_advantage(returns, 1e-4).flatten().float(), seen["advantages"], atol=1e-5)
+
+
+def test_pact_with_q_1_and_no_sft_is_grpo(tmp_path: Path):
+    pact = make_trainer(small(*LOOSE, "algo.q=1", "algo.sft_coef=0"), tmp_path, expert_script)
+    grpo = make_trainer(small("algo=grpo", *LOOSE, "algo.advantage.kind=hard_credit"), tmp_path, expert_script)
+    ours, theirs = rolled_batch(pact), rolled_batch(grpo)
+    assert torch.equal(ours["completion_ids"], theirs["completion_ids"])
+    assert torch.equal(ours["context_ids"], ours["prompt_ids"])
+    assert torch.allclose(ours["advantages"], theirs["advantages"], atol=1e-6)
+    loss, reference = pact._compute_loss(pact.model, ours), grpo._compute_loss(grpo.model, theirs)
+    assert loss.item() == pytest.approx(reference.item(), abs=1e-6)
+    assert torch.allclose(gradient(pact, loss), gradient(grpo, reference), atol=1e-6)
+
+
+def test_conditioned_ratios_are_1_at_the_first_update(tmp_path: Path):
+    # Two updates a rollout batch: TRL then records old log-probs when the batch is sampled.
+    trainer = make_trainer(
+        small(*LOOSE, "algo.q=0", "trainer.minibatch_prompts=1", "trainer.micro_batch=2"), tmp_path, expert_script
+    )
+    batch = rolled_batch(trainer)
+    rows = list(range(8))
+    now = trainer._logps_in_context(trainer.model, batch, rows)
+    mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
+    ratio = torch.exp(now - batch["old_per_token_logps"])[mask]
+    assert (ratio - 1).abs().max() < 1e-5
+    # The context matters, so a ratio against the plain prompt would not be 1.
+    plain = {**batch, "context_ids": batch["prompt_ids"], "context_mask": batch["prompt_mask"]}
+    other = trainer._logps_in_context(trainer.model, plain, rows)
+    assert (now - other)[mask].abs().max() > 1e-3
+    trace_text = trainer.processing_class.decode(batch["context_ids"][0])
+    assert "Reference trace:" in trace_text
+    assert "Reference trace:" not in trainer.processing_class.decode(batch["prompt_ids"][0])
+
+
+def test_a_mixed_batch_is_the_mean_of_its_prompts(tmp_path: Path):
+    trainer = make_trainer(small(*LOOSE, "algo.q=0.5"), tmp_path, expert_script)
+    batch = rolled_batch(trainer, prompts=2)
+    for seed in range(100):  # a draw in which one prompt is anchored and the other is not
+        trainer.config.seed = seed
+        batch = rolled_batch(trainer, prompts=2)
+        has_trace = ["Reference trace:" in trainer.processing_class.decode(batch["context_ids"][r]) for r in (0, 4)]
+        if has_trace == [True, False]:
+            break
+    assert has_trace == [True, False]
+    assert [trace is not None for trace in batch["trace"]] == [True] + [False] * 7
+    whole = trainer._compute_loss(trainer.model, batch)
+    halves = [
+        {k: v[s] if not (isinstance(v, torch.Tensor) and v.dim() == 0) and v is not None else v for k, v in batch.items()}
+        for s in (slice(0, 4), slice(4, 8))
+    ]
+    parts = [trainer._compute_loss(trainer.model, half) for half in halves]
+    assert whole.item() == pytest.approx(sum(p.item() for p in parts) / 2, abs=1e-6)
+
+
+def test_without_rl_and_at_full_level_pact_is_masked_sft(tmp_path: Path):
+    trainer = make_trainer(
+        small(*LOOSE, "algo.q=0", "algo.rl_coef=0", "algo.sft_coef=1", "anneal.start=1", "anneal.end=1"),
+        tmp_path,
+        expert_script,
+    )
+    batch = rolled_batch(trainer)
+    loss = trainer._compute_loss(trainer.model, batch)
+    per_trace = []
+    for trace in (t for t in batch["trace"] if t is not None):
+        ids = torch.tensor([trace.prompt_ids + trace.ids])
+        labels = torch.tensor([trace_labels(trace, ["reasoning", "tool_call"])])
+        # L_SFT weighs reasoning and calls, not the token that ends the turn.
+        labels[labels == trainer.processing_class.eos_token_id] = -100
+        logits = trainer.model(input_ids=ids).logits
+        per_trace.append(cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100))
+    reference = torch.stack(per_trace).mean()
+    assert len(per_trace) == 2
+    assert loss.item() == pytest.approx(reference.item(), abs=1e-5)
+    assert torch.allclose(gradient(trainer, loss), gradient(trainer, reference), atol=1e-5)
+
+
+def test_kl_starts_at_zero_in_either_context(tmp_path: Path):
+    for context in ("ratio", "prompt"):
+        trainer = make_trainer(
+            small("algo.q=0", "algo.sft_coef=0", "algo.entropy_coef=0", "algo.kl_coef=0.1", f"algo.kl_context={context}"),
+            tmp_path,
+            expert_script,
+        )
+        batch = rolled_batch(trainer)
+        with_kl = trainer._compute_loss(trainer.model, batch)
+        assert trainer._metrics["train"]["kl"][-1] == pytest.approx(0, abs=1e-6)
+        trainer.beta = 0.0
+        assert with_kl.item() == pytest.approx(trainer._compute_loss(trainer.model, batch).item(), abs=1e-6)
+
+
+def test_kl_in_the_prompt_context_adds_exactly_beta_times_kl(tmp_path: Path):
+    trainer = make_trainer(
+        small("algo.q=0", "algo.sft_coef=0", "algo.entropy_coef=0.01", "algo.kl_coef=0.1", "algo.kl_context=prompt"),
+        tmp_path,
+        expert_script,
+    )
+    batch = rolled_batch(trainer)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    loss = trainer._compute_loss(trainer.model, batch)
+    plain = {**batch, "context_ids": batch["prompt_ids"], "context_mask": batch["prompt_mask"]}
+    delta = batch["ref_per_token_logps"] - trainer._logps_in_context(trainer.model, plain, list(range(8)))
+    mask = batch["completion_mask"] * batch["tool_mask"]
+    kl = ((torch.exp(delta) - delta - 1) * mask).sum(1) / mask.sum(1)
+    trainer.config.algo.kl_context, trainer.beta = "ratio", 0.0
+    without = trainer._compute_loss(trainer.model, batch)
+    assert kl.mean() > 1e-4
+    assert loss.item() == pytest.approx(without.item() + 0.1 * kl.mean().item(), abs=1e-5)
+
+
+def test_constant_rewards_give_no_gradient(tmp_path: Path):
+    trainer = make_trainer(small("algo=grpo", *LOOSE), tmp_path, lambda task, sample, turn: "<answer>Nobody</answer>")
+    batch = rolled_batch(trainer)
+    assert batch["advantages"].abs().max() == 0
+    assert gradient(trainer, trainer._compute_loss(trainer.model, batch)).abs().max() == 0
+
+
+def test_row_order_is_restored_over_chunks():
+    rows = torch.tensor([3, 0, 2, 1])
+    chunks = [
+        {"row": rows[:2], "x": rows[:2] * 10.0, "names": ["d", "a"], "n": torch.tensor(7), "none": None},
+        {"row": rows[2:], "x": rows[2:] * 10.0, "names": ["c", "b"], "n": torch.tensor(7), "none": None},
+    ]
+    first, second = in_row_order(chunks)
+    assert first["row"].tolist() == [0, 1] and second["row"].tolist() == [2, 3]
+    assert first["x"].tolist() == [0.0, 10.0] and second["names"] == ["c", "d"]
+    assert first["n"] == 7 and first["none"] is None
+
+
+def test_minibatches_keep_a_prompts_rollouts_together(tmp_path: Path):
+    trainer = make_trainer(
+        small(*LOOSE, "trainer.minibatch_prompts=1", "trainer.micro_batch=4"), tmp_path, expert_script
+    )
+    trainer.model.train()
+    rows = [{"task": i, "prompt": trainer.tasks[i].prompt} for i in range(2) for _ in range(4)]
+    first = trainer._prepare_inputs(rows)
+    assert first["row"].tolist() == [0, 1, 2, 3]
+    assert trainer._buffered_inputs[1]["row"].tolist() == [4, 5, 6, 7]
