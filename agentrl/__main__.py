@@ -1,4 +1,4 @@
-"""`python -m agentrl`: the same as the console script."""
+"""`python -m agentrl` is the console script."""
 
 from agentrl.cli import main
 

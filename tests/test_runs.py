@@ -26,7 +26,7 @@ SMALL = (
 
 
 def command(runs: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "agentrl.cli", f"runs_dir={runs}", *SMALL, *overrides]
+    return [sys.executable, "-m", "agentrl", f"runs_dir={runs}", *SMALL, *overrides]
 
 
 def run(runs: Path, *overrides: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -115,7 +115,7 @@ def test_several_updates_a_batch_resume_between_batches(tmp_path: Path):
     several = ("trainer.prompts_per_batch=4", "trainer.micro_batch=4", "trainer.save_steps=1")
     run(tmp_path / "whole", *several)
     whole = only_run(tmp_path / "whole")
-    steps = sorted(int(path.name.split("-")[1]) for path in (whole / "checkpoints").iterdir())
+    steps = sorted(int(path.name.split("-")[1]) for path in (whole / "checkpoints").glob("checkpoint-*"))
     assert steps == [2, 4], "updates 1 and 3 lie within a rollout batch"
     metrics = lines(whole / "metrics.jsonl")
     assert metrics[1]["clip_ratio"] >= 0 and metrics[1]["loss/rl"] != metrics[0]["loss/rl"]
@@ -146,14 +146,14 @@ def test_a_torn_checkpoint_is_not_resumed_from(tmp_path: Path):
 
 @pytest.mark.parametrize("algo", ["grpo", "sft"])
 def test_the_other_algorithms_run(tmp_path: Path, algo: str):
-    run(tmp_path, f"algo={algo}", "trainer.max_steps=2")
+    run(tmp_path, f"algo={algo}", "trainer.max_steps=2", "trainer.micro_batch=2")
     folder = only_run(tmp_path)
     assert json.loads((folder / "summary.json").read_text())["algo"] == algo
     assert len(lines(folder / "metrics.jsonl")) == 2
 
 
 def test_an_sft_run_resumes_too(tmp_path: Path):
-    run(tmp_path / "whole", "algo=sft", "trainer.save_steps=2")
+    run(tmp_path / "whole", "algo=sft", "trainer.save_steps=2", "trainer.micro_batch=2")
     whole = only_run(tmp_path / "whole")
     import shutil
 
@@ -162,7 +162,7 @@ def test_an_sft_run_resumes_too(tmp_path: Path):
     shutil.rmtree(killed / "checkpoints" / "checkpoint-4")
     status = json.loads((killed / "status.json").read_text()) | {"status": "failed"}
     (killed / "status.json").write_text(json.dumps(status))
-    run(tmp_path / "killed", "algo=sft", "trainer.save_steps=2")
+    run(tmp_path / "killed", "algo=sft", "trainer.save_steps=2", "trainer.micro_batch=2")
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
@@ -208,7 +208,7 @@ def test_lora_on_a_local_qwen25_checkpoint_saves_an_adapter_that_loads_back(qwen
 
     run(
         tmp_path, f"model.path={qwen25}", "model=qwen2.5-0.5b", "model/lora=on", "trainer.max_steps=2",
-        "rollout.max_prompt_tokens=4096", "rollout.max_completion_tokens=64", "trainer.learning_rate=1e-2",
+        "rollout.max_prompt_tokens=4096", "rollout.max_completion_tokens=64", "rollout.max_turn_tokens=32", "trainer.learning_rate=1e-2",
         "hardware=cpu", "model.gradient_checkpointing=false",
     )
     adapter = only_run(tmp_path) / "model"

@@ -56,3 +56,10 @@ class TraceSFTTrainer(SFTTrainer):
     def __init__(self, **kwargs: Any) -> None:
         chat: ChatFormat = kwargs.pop("chat")
         super().__init__(processing_class=chat.tokenizer, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; its count of tokens seen goes into the trainer's state, so that it survives a resumption."""
+        self._total_train_tokens = max(self._total_train_tokens, self.state.num_input_tokens_seen)
+        result = super().compute_loss(*args, **kwargs)
+        self.state.num_input_tokens_seen = self._total_train_tokens
+        return result
