@@ -20,6 +20,7 @@ from agentrl.trajectory import Component
 
 CALL_OPENINGS = ("<tool_call>", "<|tool_call|>", "<|python_tag|>", "functools[")
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+Span = tuple[int, int, int, int, int]  # first character, end, component, turn, chunk
 TRACE_HEADING = "\nReference trace:\n"
 
 
@@ -122,7 +123,7 @@ def tokenize_trace(chat: ChatFormat, task: Task, trace: ExpertTrace, with_answer
     """
     messages = list(task.prompt)
     text = prompt_text = chat.text(messages, task.tools, generation_prompt=True)
-    spans: list[tuple[int, int, int, int, int]] = []  # start, end, component, turn, chunk
+    spans: list[Span] = []
 
     def extend(new: list[dict[str, Any]], generation_prompt: bool) -> str:
         nonlocal text
@@ -167,11 +168,11 @@ def tokenize_trace(chat: ChatFormat, task: Task, trace: ExpertTrace, with_answer
     return TokenizedTrace(prompt_ids, ids, component, turns, chunks)
 
 
-def _assistant_spans(added: str, start: int, index: int, turn: TraceTurn) -> list[tuple[int, int, int, int, int]]:
+def _assistant_spans(added: str, start: int, index: int, turn: TraceTurn) -> list[Span]:
     """Character spans of one rendered expert turn; `added` is its text, `start` where it begins in the whole."""
     reasoning = "".join(chunk.text for chunk in turn.chunks)
     at = added.find(reasoning) if reasoning else 0
-    spans = [(start, start + len(added), Component.DELIMITER, index, -1)]
+    spans: list[Span] = [(start, start + len(added), Component.DELIMITER, index, -1)]
     cursor = start + at
     safe = len(turn.safe_chunks())
     for number, chunk in enumerate(turn.chunks):

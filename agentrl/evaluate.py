@@ -81,11 +81,11 @@ def per_item(items: list[Item], metric: str) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in sums.items()}
 
 
-def summarise(before: list[Item], after: list[Item]) -> dict[str, dict[str, dict[str, float]]]:
+def summarise(before: list[Item], after: list[Item]) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """The `eval` entry of summary.json: 95% intervals clustered by item cluster, the difference paired by item."""
     metrics = sorted({name for item in [*before, *after] for name in item["metrics"]})
     clusters = {item["id"]: item["cluster"] for item in [*before, *after]}
-    summary: dict[str, dict[str, dict[str, float]]] = {}
+    summary: dict[str, dict[str, dict[str, float | int | None]]] = {}
     for phase, items in (("before", before), ("after", after)):
         if items:
             summary[phase] = {name: interval_of(per_item(items, name), clusters).as_dict() for name in metrics}
@@ -100,4 +100,3 @@ def summarise(before: list[Item], after: list[Item]) -> dict[str, dict[str, dict
 def interval_of(values: dict[str, float], clusters: dict[str, str]) -> Interval:
     """Clustered 95% interval of a per-item metric."""
     return mean_interval(list(values.values()), [clusters[name] for name in values])
-

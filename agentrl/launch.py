@@ -94,7 +94,7 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
             return
         asked = True
         print("agentrl: saving a checkpoint and stopping; once more kills without saving", file=sys.stderr, flush=True)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)  # SIGINT would be a traceback while the worker is still importing
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -82,8 +82,8 @@ def _fail(run: RunDirectory, message: str, code: int) -> int:
     print(f"agentrl: error: {message}" if code == 2 else message, file=sys.stderr)
     try:
         run.set_status("failed", error=message)
-    except OSError as error:
-        print(f"agentrl: error: nor can {run.path}/status.json be written: {error.strerror}", file=sys.stderr)
+    except UserError as error:
+        print(f"agentrl: error: {error}", file=sys.stderr)
     return code
 
 
@@ -139,10 +139,9 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
         before: list[Item] = []
         after: list[Item] = []
         try:
+            # A resumed run evaluated before it trained; its file is read back.
             if config.eval.before:
-                # A resumed run has trained weights in memory: what is missing of "before" was lost for good.
-                if checkpoint is None or (run.eval_dir / "before.jsonl").exists():
-                    before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop)
+                before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop)
             if not train(trainer, run, config, checkpoint, stop, console):
                 return False
             if config.eval.after:
@@ -177,7 +176,9 @@ def fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> l
     """
     kept = [t for t in tasks if len(chat.prompt_ids(t.prompt, t.tools)) <= config.rollout.max_prompt_tokens]
     if len(kept) < len(tasks):
-        print(f"{len(tasks) - len(kept)} of {len(tasks)} {what} tasks exceed rollout.max_prompt_tokens and are left out")
+        print(
+            f"{len(tasks) - len(kept)} of {len(tasks)} {what} tasks exceed rollout.max_prompt_tokens and are left out"
+        )
     if not kept:
         raise UserError(
             f"bench={config.bench.name}: no {what} task fits rollout.max_prompt_tokens="

@@ -141,7 +141,7 @@ def test_spread_to_tokens() -> None:
     turn = torch.tensor([[0, 0, 0, 1, -1], [1, 0, 1, 9, 9]])
     own = torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 0, 0]])
     assert spread_to_tokens(values, turn, own).tolist() == [[1, 1, 0, 2, 0], [4, 3, 4, 0, 0]]
-    with pytest.raises(ValueError, match="outside 0..1"):
+    with pytest.raises(ValueError, match=r"outside 0\.\.1"):
         spread_to_tokens(values, turn, torch.ones_like(turn))
 
 

@@ -1,4 +1,4 @@
-"""The rollout is token-exact: ids as sampled, observations as context, turns and components as the template has them."""
+"""The rollout is token-exact: ids as sampled, observations as context, turns and components as in the template."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def expert_script(task, sample, turn):
 @pytest.fixture(scope="module")
 def rolled(tmp_path_factory):
     trainer = make_trainer(small("algo=grpo"), tmp_path_factory.mktemp("out"), expert_script)
-    batch = trainer._generate_and_score_completions([{"task": i // 4, "prompt": t.prompt} for i, t in
-                                                     enumerate([trainer.tasks[i // 4] for i in range(8)])])
+    batch = trainer._generate_and_score_completions(
+        [{"task": i // 4, "prompt": t.prompt} for i, t in enumerate([trainer.tasks[i // 4] for i in range(8)])]
+    )
     return trainer, batch
 
 
@@ -68,8 +69,11 @@ def test_components_spell_their_parts(rolled):
     tokenizer = trainer.processing_class
 
     def text(kind, turn):
-        ids = [i for i, c, t in zip(trajectory.completion_ids, trajectory.component, trajectory.turn, strict=True)
-               if c == kind and t == turn]
+        ids = [
+            i
+            for i, c, t in zip(trajectory.completion_ids, trajectory.component, trajectory.turn, strict=True)
+            if c == kind and t == turn
+        ]
         return tokenizer.decode(ids).strip()
 
     for number, step in enumerate(trace.turns):
@@ -101,8 +105,11 @@ def test_environments_are_not_shared(rolled):
     trainer, _ = rolled
     calls = [trajectory.calls for trajectory in trainer._trajectories]
     assert [len(c) for c in calls[:4]] != [len(c) for c in calls[1:4]] + [len(calls[0])]
-    assert all(call.observation in expert_trace(task).turns[call.turn].observations
-               for task, row in zip(trainer._batch[::4], calls[::4], strict=True) for call in row)
+    assert all(
+        call.observation in expert_trace(task).turns[call.turn].observations
+        for task, row in zip(trainer._batch[::4], calls[::4], strict=True)
+        for call in row
+    )
 
 
 def test_greedy_decoding_repeats_itself_and_restores_the_training_setting(tmp_path: Path):
@@ -129,8 +136,11 @@ def test_expert_trace_tokens_carry_components_turns_and_chunks(rolled):
         assert tokens.prompt_ids + tokens.ids == whole
         for index, turn in enumerate(trace.turns):
             for number, chunk in enumerate(turn.safe_chunks()):
-                ids = [i for i, t, k in zip(tokens.ids, tokens.turn, tokens.chunk, strict=True)
-                       if t == index and k == number]
+                ids = [
+                    i
+                    for i, t, k in zip(tokens.ids, tokens.turn, tokens.chunk, strict=True)
+                    if t == index and k == number
+                ]
                 # A token that spans the end of one chunk and the start of the next belongs to the next.
                 assert tokenizer.decode(ids).strip(". \n") == chunk.text.strip(". ")
         preview = [k for k, c in zip(tokens.chunk, tokens.component, strict=True) if c == Component.REASONING and k < 0]
@@ -145,8 +155,9 @@ def test_the_context_shows_the_trace_without_the_final_answer_turn(rolled):
     ids, kept = context_ids(trainer.chat, task, trace, "message", 1000)
     text = trainer.processing_class.decode(ids)
     assert kept == len(trace.turns) and trace_text(trace) in text and text.endswith("<|im_start|>assistant\n")
-    shorter, kept = context_ids(trainer.chat, task, trace, "message", len(ids) - len(trainer.chat.prompt_ids(
-        task.prompt, task.tools)) - 1)
+    shorter, kept = context_ids(
+        trainer.chat, task, trace, "message", len(ids) - len(trainer.chat.prompt_ids(task.prompt, task.tools)) - 1
+    )
     assert kept == len(trace.turns) - 1 and len(shorter) < len(ids)
     assert context_ids(trainer.chat, task, trace, "turns", 1000)[1] == len(trace.turns)
 

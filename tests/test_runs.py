@@ -181,7 +181,9 @@ def qwen25(tmp_path_factory) -> Path:
     raw.train_from_iterator(
         [qwen2_5_chat_template] * 3,
         trainers.BpeTrainer(
-            vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            vocab_size=600,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
@@ -193,9 +195,17 @@ def qwen25(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
         )
     ).save_pretrained(folder)
     return folder
@@ -207,9 +217,17 @@ def test_lora_on_a_local_qwen25_checkpoint_saves_an_adapter_that_loads_back(qwen
     from transformers import AutoModelForCausalLM
 
     run(
-        tmp_path, f"model.path={qwen25}", "model=qwen2.5-0.5b", "model/lora=on", "trainer.max_steps=2",
-        "rollout.max_prompt_tokens=4096", "rollout.max_completion_tokens=64", "rollout.max_turn_tokens=32", "trainer.learning_rate=1e-2",
-        "hardware=cpu", "model.gradient_checkpointing=false",
+        tmp_path,
+        f"model.path={qwen25}",
+        "model=qwen2.5-0.5b",
+        "model/lora=on",
+        "trainer.max_steps=2",
+        "rollout.max_prompt_tokens=4096",
+        "rollout.max_completion_tokens=64",
+        "rollout.max_turn_tokens=32",
+        "trainer.learning_rate=1e-2",
+        "hardware=cpu",
+        "model.gradient_checkpointing=false",
     )
     adapter = only_run(tmp_path) / "model"
     weights = load_file(adapter / "adapter_model.safetensors")

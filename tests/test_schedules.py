@@ -17,7 +17,7 @@ def test_progress_is_a_share_of_the_horizon() -> None:
     assert progress(6, 24, 0.5) == 0.5  # 6 / (0.5 * 24)
     assert progress(20, 24, 0.5) == 1  # past the horizon
     for bad in ((-1, 24, 1.0), (0, 0, 1.0), (0, 24, 0.0)):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="above 0"):
             progress(*bad)
 
 

@@ -112,7 +112,10 @@ def test_a_mixed_batch_is_the_mean_of_its_prompts(tmp_path: Path):
     assert [trace is not None for trace in batch["trace"]] == [True] + [False] * 7
     whole = trainer._compute_loss(trainer.model, batch)
     halves = [
-        {k: v[s] if not (isinstance(v, torch.Tensor) and v.dim() == 0) and v is not None else v for k, v in batch.items()}
+        {
+            k: v[s] if not (isinstance(v, torch.Tensor) and v.dim() == 0) and v is not None else v
+            for k, v in batch.items()
+        }
         for s in (slice(0, 4), slice(4, 8))
     ]
     parts = [trainer._compute_loss(trainer.model, half) for half in halves]
@@ -144,7 +147,9 @@ def test_without_rl_and_at_full_level_pact_is_masked_sft(tmp_path: Path):
 def test_kl_starts_at_zero_in_either_context(tmp_path: Path):
     for context in ("ratio", "prompt"):
         trainer = make_trainer(
-            small("algo.q=0", "algo.sft_coef=0", "algo.entropy_coef=0", "algo.kl_coef=0.1", f"algo.kl_context={context}"),
+            small(
+                "algo.q=0", "algo.sft_coef=0", "algo.entropy_coef=0", "algo.kl_coef=0.1", f"algo.kl_context={context}"
+            ),
             tmp_path,
             expert_script,
         )

@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from agentrl.benches.base import Environment, Score, Task
@@ -59,11 +60,13 @@ RELATIONS = tuple(
         ("president", "country", "person"),
     )
 )
-SYLLABLES = (
-    "Ba Ce Di Fo Gu Ha Je Ki Lo Mu Na Pe Ri So Tu Va We Xi Yo Zu".split(),
-    "bra cko dle fin gar hon jat kel lis mor nap pel qua rin sto tav ver wim xan zor".split(),
+FIRST_SYLLABLES = "BaCeDiFoGuHaJeKiLoMuNaPeRiSoTuVaWeXiYoZu"  # two letters each
+LAST_SYLLABLES = "brackodlefingarhonjatkellismornappelquarinstotavverwimxanzor"  # three letters each
+NAMES = tuple(
+    FIRST_SYLLABLES[i : i + 2] + LAST_SYLLABLES[j : j + 3]
+    for i in range(0, len(FIRST_SYLLABLES), 2)
+    for j in range(0, len(LAST_SYLLABLES), 3)
 )
-NAMES = tuple(first + second for first in SYLLABLES[0] for second in SYLLABLES[1])
 
 
 def chains(hops: int) -> Iterator[tuple[Relation, ...]]:
@@ -131,7 +134,7 @@ def generate_task(task_id: str, chain: tuple[Relation, ...], rng: random.Random)
     for relation in relations:
         keys, values = rng.sample(others, RECORDS_PER_TOOL), rng.sample(others, RECORDS_PER_TOOL)
         table = dict(zip(keys, values, strict=True))
-        for hop, (source, target) in zip(chain, zip(entities, entities[1:], strict=False), strict=True):
+        for hop, (source, target) in zip(chain, pairwise(entities), strict=True):
             if relation == hop:
                 table[source] = target
             elif relation in distractors and relation.source == hop.source:
@@ -174,7 +177,7 @@ def expert_trace(task: Task) -> ExpertTrace:
     with_preview = hashlib.sha256(task.id.encode()).digest()[0] % 4 == 0
     turns = tuple(
         expert_turn(by_name[name], source, target, with_preview)
-        for name, source, target in zip(task.data["chain"], entities, entities[1:], strict=False)
+        for name, (source, target) in zip(task.data["chain"], pairwise(entities), strict=True)
     )
     return ExpertTrace(task.id, turns, task.answer, source="generated")
 

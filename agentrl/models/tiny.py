@@ -91,12 +91,14 @@ def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
     untagged = fast_tokenizer(Tokenizer(models.BPE()))
     chat = ChatFormat(untagged, None, "content")
     rng = random.Random(seed)
-    texts = []
+    texts: list[str] = []
     for _ in range(4000):
         task = minihop.generate_task(f"bpe-{len(texts)}", rng.choice(train_chains(rng.choice([1, 2, 3]))), rng)
         trace = minihop.expert_trace(task)
         messages = context_messages(task, trace, "message", "content")
-        text = chat.text([*messages, {"role": "assistant", "content": f"<answer>{task.answer}</answer>"}], task.tools, True)
+        text = chat.text(
+            [*messages, {"role": "assistant", "content": f"<answer>{task.answer}</answer>"}], task.tools, True
+        )
         for tag in SPECIAL_TOKENS + TAGS:
             text = text.replace(tag, "\x00")
         texts += [piece for piece in text.split("\x00") if piece]

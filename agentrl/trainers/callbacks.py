@@ -46,9 +46,7 @@ class Record(TrainerCallback):
         self._tokens = 0.0
         self._at = time.perf_counter()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._at, self._tokens = time.perf_counter(), float(state.num_input_tokens_seen)
         self._console.start("train", state.max_steps, state.global_step)
 
@@ -85,9 +83,7 @@ class Checkpoints(TrainerCallback):
         self._save_steps, self._cycle, self._stop = save_steps, updates_per_rollout, stop
         self._last = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._last = state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -30,6 +30,11 @@ class AgentGRPOTrainer(GRPOTrainer):
     process, and mini-batches that keep a prompt's rollouts together.
     """
 
+    # TRL's own, read and set here.
+    _buffered_inputs: Any
+    beta: float
+    _entropy_bonus_enabled: bool
+
     def __init__(
         self,
         *,

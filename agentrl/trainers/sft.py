@@ -53,6 +53,8 @@ def trace_dataset(chat: ChatFormat, bench: Bench, tasks: list[Task], components:
 class TraceSFTTrainer(SFTTrainer):
     """Cross-entropy on the chosen components of expert traces, averaged over tokens."""
 
+    _total_train_tokens: int  # TRL's own
+
     def __init__(self, **kwargs: Any) -> None:
         chat: ChatFormat = kwargs.pop("chat")
         super().__init__(processing_class=chat.tokenizer, **kwargs)

@@ -1,0 +1,84 @@
+"""Compare finished runs by method: a Markdown table over seeds with 95% intervals.
+
+    agentrl sweep=methods runs_dir=runs/methods
+    python benchmarks/compare_methods.py runs/methods > docs/methods.md
+
+Every run contributes one number a metric (its mean over the test items); the interval is Student's t over the seeds.
+Differences between methods are paired by seed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from agentrl.config.load import load_config
+from agentrl.stats import Interval, mean_interval
+
+METRICS = ("solve_rate", "answer_correct", "solve_f1", "solve_p", "solve_r")
+
+
+def cell(interval: Interval, sign: str = "") -> str:
+    """`0.512 [0.480, 0.544]`."""
+    return f"{interval.mean:{sign}.3f} [{interval.lo:{sign}.3f}, {interval.hi:{sign}.3f}]"
+
+
+def main(runs: Path) -> None:
+    """Print the tables of all completed runs under `runs`."""
+    found: dict[str, dict[int, dict]] = defaultdict(dict)
+    settings: dict[str, dict[str, object]] = {}
+    for path in sorted(runs.glob("*/*/summary.json")):
+        summary = json.loads(path.read_text())
+        if summary["status"] != "completed":
+            continue
+        config = load_config(path.parent)
+        found[summary["algo"]][summary["seed"]] = summary
+        trainer = config.trainer
+        settings[summary["algo"]] = {
+            "learning rate": trainer.learning_rate,
+            "updates": summary["steps"],
+            "prompts a batch": trainer.prompts_per_batch,
+            "rollouts a prompt": config.rollout.num_generations if summary["algo"] != "sft" else "-",
+            "mean wall time (s)": 0,
+        }
+    if not found:
+        sys.exit(f"no completed run under {runs}")
+    for algo, by_seed in found.items():
+        wall = [summary["wall_s"] for summary in by_seed.values()]
+        settings[algo]["mean wall time (s)"] = round(sum(wall) / len(wall))
+
+    print("| method | seeds | " + " | ".join(METRICS) + " |")
+    print("|---|---|" + "---|" * len(METRICS))
+    first = next(iter(next(iter(found.values())).values()))
+    base = [f"{first['eval']['before'][metric]['mean']:.3f}" for metric in METRICS]
+    print("| before training | - | " + " | ".join(base) + " |")
+    for algo, by_seed in found.items():
+        cells = [cell(mean_interval([s["eval"]["after"][m]["mean"] for s in by_seed.values()])) for m in METRICS]
+        print(f"| {algo} | {len(by_seed)} | " + " | ".join(cells) + " |")
+
+    print("\n| difference, paired by seed | seeds | " + " | ".join(METRICS) + " |")
+    print("|---|---|" + "---|" * len(METRICS))
+    names = list(found)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            seeds = sorted(set(found[one]) & set(found[other]))
+            cells = []
+            for metric in METRICS:
+                gaps = [
+                    found[one][s]["eval"]["after"][metric]["mean"] - found[other][s]["eval"]["after"][metric]["mean"]
+                    for s in seeds
+                ]
+                cells.append(cell(mean_interval(gaps), "+"))
+            print(f"| {one} - {other} | {len(seeds)} | " + " | ".join(cells) + " |")
+
+    keys = list(next(iter(settings.values())))
+    print("\n| method | " + " | ".join(keys) + " |")
+    print("|---|" + "---|" * len(keys))
+    for algo, values in settings.items():
+        print(f"| {algo} | " + " | ".join(str(values[key]) for key in keys) + " |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
