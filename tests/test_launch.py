@@ -135,7 +135,7 @@ def test_a_signal_is_passed_on_once(tmp_path: Path, number: signal.Signals) -> N
     process.send_signal(number)
     code, out, err = finish(process)
     assert code == 130
-    assert Path(str(run.path) + ".signals").read_text() == f"{int(number)} "
+    assert Path(str(run.path) + ".signals").read_text() == f"{int(signal.SIGTERM)} "
     assert run.status()["status"] == "interrupted"
     assert "resumes" in out
     assert "Traceback" not in err
