@@ -27,10 +27,10 @@ run: $(STAMP) ## Set up, then train, evaluate and show the main job (ARGS='key=v
 	$(BIN)/agentrl $(ARGS)
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 $(ARGS)
 
 lint: $(STAMP) ## Check style
 	$(BIN)/ruff check .

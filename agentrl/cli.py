@@ -5,6 +5,7 @@ Hydra is used here and nowhere else, and torch nowhere here: help, `--cfg job` a
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
 from agentrl.launch import COMPLETED, INTERRUPTED, USER_ERROR, launch
+from agentrl.report.table import print_result
 from agentrl.run import RunDirectory, changed_keys, run_path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -116,7 +118,8 @@ def start(config: Config) -> int:
         return COMPLETED
     if state == "completed":
         console.print(f"This run is complete: {run.path}")
-        console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
+        print_result(json.loads(run.summary_path.read_text()))
+        console.print("To run afresh: another seed=..., or run_id=...")
         return COMPLETED
     console.print(f"{'Resuming' if state in ('running', 'interrupted', 'failed') else 'Run directory'}: {run.path}")
     code = launch(run, config)

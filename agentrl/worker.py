@@ -164,7 +164,6 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
         run.write_json(run.summary_path, summary)
         plot_run(run.read_metrics(), run.plots_dir)
         print_result(summary, console.console)
-        console.say(f"results: {run.path}")
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def test_a_run_leaves_a_directory_that_a_person_can_read(pact_run: Path):
     assert {"seconds", "tokens_per_s"} <= set(lines(pact_run / "timing.jsonl")[0])
 
 
+@pytest.mark.slow
 def test_the_same_command_and_seed_give_the_same_metrics(pact_run: Path, tmp_path: Path):
     run(tmp_path)
     assert (only_run(tmp_path) / "metrics.jsonl").read_bytes() == (pact_run / "metrics.jsonl").read_bytes()
@@ -88,7 +90,7 @@ def test_a_finished_run_is_not_repeated(pact_run: Path):
     assert (pact_run / "summary.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes_to_the_same_metrics(pact_run: Path, tmp_path: Path, number: signal.Signals):
     process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 200
@@ -111,6 +113,7 @@ def test_an_interrupted_run_resumes_to_the_same_metrics(pact_run: Path, tmp_path
     assert (folder / "eval" / "after.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_several_updates_a_batch_resume_between_batches(tmp_path: Path):
     several = ("trainer.prompts_per_batch=4", "trainer.micro_batch=4", "trainer.save_steps=1")
     run(tmp_path / "whole", *several)
@@ -119,15 +122,19 @@ def test_several_updates_a_batch_resume_between_batches(tmp_path: Path):
     assert steps == [2, 4], "updates 1 and 3 lie within a rollout batch"
     metrics = lines(whole / "metrics.jsonl")
     assert metrics[1]["clip_ratio"] >= 0 and metrics[1]["loss/rl"] != metrics[0]["loss/rl"]
+    # A finished training whose evaluation was lost is evaluated again, not trained again.
+    after = (whole / "eval" / "after.jsonl").read_bytes()
+    (whole / "eval" / "after.jsonl").unlink()
+    status = json.loads((whole / "status.json").read_text())
+    (whole / "status.json").write_text(json.dumps(status | {"status": "interrupted"}))
+    run(tmp_path / "whole", *several)
+    assert (whole / "eval" / "after.jsonl").read_bytes() == after
     # Take the run back to its first checkpoint, as if it had been killed after it.
-    import shutil
-
     shutil.copytree(whole.parent.parent, tmp_path / "killed")
     killed = only_run(tmp_path / "killed")
     shutil.rmtree(killed / "checkpoints" / "checkpoint-4")
     (killed / "eval" / "after.jsonl").unlink()
-    status = json.loads((killed / "status.json").read_text()) | {"status": "interrupted"}
-    (killed / "status.json").write_text(json.dumps(status))
+    (killed / "status.json").write_text(json.dumps(status | {"status": "interrupted"}))
     run(tmp_path / "killed", *several)
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
@@ -152,11 +159,10 @@ def test_the_other_algorithms_run(tmp_path: Path, algo: str):
     assert len(lines(folder / "metrics.jsonl")) == 2
 
 
+@pytest.mark.slow
 def test_an_sft_run_resumes_too(tmp_path: Path):
     run(tmp_path / "whole", "algo=sft", "trainer.save_steps=2", "trainer.micro_batch=2")
     whole = only_run(tmp_path / "whole")
-    import shutil
-
     shutil.copytree(whole.parent.parent, tmp_path / "killed")
     killed = only_run(tmp_path / "killed")
     shutil.rmtree(killed / "checkpoints" / "checkpoint-4")
@@ -240,8 +246,6 @@ def test_lora_on_a_local_qwen25_checkpoint_saves_an_adapter_that_loads_back(qwen
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_in_one_line(qwen25: Path, tmp_path: Path):
-    import shutil
-
     wrong = tmp_path / "wrong"
     shutil.copytree(qwen25, wrong)
     config = json.loads((wrong / "config.json").read_text())
@@ -259,6 +263,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path, path: str):
     assert path in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(tmp_path: Path):
     disk = tmp_path / "disk"
@@ -278,3 +283,25 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(tmp_path: Path
         assert json.loads((folder / "status.json").read_text())["status"] == "completed"
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.slow
+def test_pact_runs_through_on_real_toolhop_rows(shared: Path, tmp_path: Path):
+    data = shared / "data" / "toolhop" / "ToolHop_subset100.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "agentrl", f"runs_dir={tmp_path}", "bench=toolhop", f"bench.path={data}",
+         "trainer.max_steps=2", "eval.limit=4", "hardware.threads=1"],
+        capture_output=True, text=True, timeout=580,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = only_run(tmp_path)
+    metrics = lines(folder / "metrics.jsonl")
+    assert len(metrics) == 2 and any(line["loss/sft"] > 0 for line in metrics), "no mined trace was trained on"
+    assert set(json.loads((folder / "summary.json").read_text())["eval"]["after"]) >= {"answer_correct", "solve_f1"}
+
+
+def test_a_truncated_data_file_is_refused(tmp_path: Path):
+    broken = tmp_path / "ToolHop.json"
+    broken.write_text('[{"id": 1, "question": "Wh')
+    done = run(tmp_path / "runs", "bench=toolhop", f"bench.path={broken}", code=2)
+    assert str(broken) in done.stderr and "Traceback" not in done.stderr

@@ -56,16 +56,17 @@ def test_names_are_single_tokens_wherever_they_stand(chat):
 def test_the_base_never_saw_a_test_chain():
     rng = random.Random(0)
     for index in range(500):
-        task, with_trace = tiny.base_episode(index, rng, two_hop=0.1, traced=0.3)
+        phase = tiny.PHASES[index % len(tiny.PHASES)]
+        task, with_trace = tiny.base_episode(index, rng, phase)
         chain = task.data["chain"]
         assert not minihop.held_out(tuple(r for name in chain for r in minihop.RELATIONS if r.name == name))
-        assert with_trace or len(chain) <= 2
+        assert len(chain) <= (3 if with_trace else max(length for length, _ in phase.hops))
 
 
 def test_labels_of_the_base_leave_prompts_and_observations_out(chat):
     rng = random.Random(1)
     for index in range(20):
-        ids, labels = tiny.encode_episode(chat, *tiny.base_episode(index, rng, 0.5, 0.5))
+        ids, labels = tiny.encode_episode(chat, *tiny.base_episode(index, rng, tiny.PHASES[1]))
         text = chat.tokenizer.decode([i for i, label in zip(ids, labels, strict=True) if label != -100])
         assert len(ids) == len(labels)
         assert "tool_response" not in text and "Question" not in text
@@ -76,18 +77,9 @@ def test_labels_of_the_base_leave_prompts_and_observations_out(chat):
 def test_a_short_rebuild_learns():
     torch.manual_seed(0)
     tokenizer = tiny.build_tokenizer(1536, seed=0)
-    losses = tiny.pretrain(
-        tiny.build_model(len(tokenizer)),
-        ChatFormat(tokenizer, None, "content"),
-        steps=120,
-        drill_steps=0,
-        batch=16,
-        learning_rate=3e-3,
-        seed=0,
-        two_hop=0.1,
-        traced=0.3,
-        log_every=0,
-    )
+    phase = tiny.Phase("base", steps=120, drill_steps=0, learning_rate=3e-3, hops=((1, 0.9), (2, 0.1)))
+    chat = ChatFormat(tokenizer, None, "content")
+    losses = tiny.pretrain(tiny.build_model(len(tokenizer)), chat, phase, batch=16, seed=0, log_every=0)
     assert losses[0] > 6, "an untrained network knows nothing: about ln(vocabulary) nats"
     # Everything but the names, which are at most a tenth of the tokens and cost up to ln(400) = 6 nats each.
     assert sum(losses[-10:]) / 10 < 1.2

@@ -1,7 +1,7 @@
 """The recipe of the packaged tiny model: a tokenizer, a Qwen3 network of about a million weights, its pre-training.
 
-The result stands where an instruct model stands before post-training: it writes well-formed calls, solves one-hop
-questions and most two-hop ones, has read reference traces in its context, and fails on longer chains.
+The result stands where an instruct model stands before post-training: it writes well-formed calls, solves one and
+two-hop questions, has read reference traces in its context, and fails on most longer chains.
 `make tiny` (python -m agentrl.models.tiny OUT) rebuilds it from the seed.
 """
 
@@ -11,8 +11,8 @@ import argparse
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -68,6 +68,25 @@ CHAT_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of pre-training with its own optimizer, on its own mix of chain lengths."""
+
+    name: str
+    steps: int
+    drill_steps: int  # every other one of these first steps is a copying drill
+    learning_rate: float
+    hops: tuple[tuple[int, float], ...]  # chain length and its share of the episodes without a reference trace
+    traced: float = 0.3  # share of the episodes with a reference trace in the user's message, of one to three hops
+
+
+# Long chains come last and rarely: a base that never saw one fails at its very first call, which no rollout mends.
+PHASES = (
+    Phase("base", steps=1500, drill_steps=400, learning_rate=3e-3, hops=((2, 0.1), (1, 0.9))),
+    Phase("b2", steps=150, drill_steps=0, learning_rate=5e-4, hops=((1, 0.62), (2, 0.3), (3, 0.08))),
+)
 
 
 def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
@@ -148,11 +167,12 @@ def train_chains(hops: int) -> list[tuple[minihop.Relation, ...]]:
     return [chain for chain in minihop.chains(hops) if not minihop.held_out(chain)]
 
 
-def base_episode(index: int, rng: random.Random, two_hop: float, traced: float) -> tuple[Task, bool]:
+def base_episode(index: int, rng: random.Random, phase: Phase) -> tuple[Task, bool]:
     """One pre-training episode, and whether its reference trace stands in the user's message."""
-    with_trace = rng.random() < traced
-    hops = rng.choice([1, 2, 3]) if with_trace else (2 if rng.random() < two_hop else 1)
-    return minihop.generate_task(f"base-{index}", rng.choice(train_chains(hops)), rng), with_trace
+    with_trace = rng.random() < phase.traced
+    lengths, shares = zip(*phase.hops, strict=True)
+    hops = rng.choice([1, 2, 3]) if with_trace else rng.choices(lengths, shares)[0]
+    return minihop.generate_task(f"{phase.name}-{index}", rng.choice(train_chains(hops)), rng), with_trace
 
 
 def encode_episode(chat: ChatFormat, task: Task, with_trace: bool) -> tuple[list[int], list[int]]:
@@ -190,40 +210,29 @@ def copy_drill(names: list[int], rng: random.Random) -> tuple[list[int], list[in
 
 
 def pretrain(
-    model: Qwen3ForCausalLM,
-    chat: ChatFormat,
-    *,
-    steps: int,
-    drill_steps: int,
-    batch: int,
-    learning_rate: float,
-    seed: int,
-    two_hop: float,
-    traced: float,
-    log_every: int = 50,
+    model: Qwen3ForCausalLM, chat: ChatFormat, phase: Phase, batch: int, seed: int, log_every: int = 50
 ) -> list[float]:
-    """Next-token training on fresh base episodes; returns the loss of every step in nats a target token.
+    """Next-token training on fresh episodes; returns the loss of every step in nats a target token.
 
-    Every other one of the first `drill_steps` steps is a copying drill. The learning rate warms up over 50 steps,
-    stays, and from 2/5 of the run on decays to zero by a cosine.
+    The learning rate warms up over 50 steps, stays, and from 2/5 of the phase on decays to zero by a cosine.
     """
     rng = random.Random(f"tiny/{seed}")
     names = [chat.ids(name)[0] for name in minihop.NAMES]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def rate(step: int) -> float:
-        decay = max(0.0, step / steps - 0.4) / 0.6
+        decay = max(0.0, step / phase.steps - 0.4) / 0.6
         return min(1.0, (step + 1) / 50) * (1 + math.cos(math.pi * decay)) / 2
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     losses: list[float] = []
     started = time.perf_counter()
     model.train()
-    for step in range(steps):
-        if step < drill_steps and step % 2:
+    for step in range(phase.steps):
+        if step < phase.drill_steps and step % 2:
             rows = [copy_drill(names, rng) for _ in range(batch)]
         else:
-            rows = [encode_episode(chat, *base_episode(step, rng, two_hop, traced)) for _ in range(batch)]
+            rows = [encode_episode(chat, *base_episode(step, rng, phase)) for _ in range(batch)]
         loss = model(**collate(rows, chat.tokenizer.pad_token_id)).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -233,36 +242,28 @@ def pretrain(
         losses.append(loss.item())
         if log_every and (step + 1) % log_every == 0:
             recent = sum(losses[-log_every:]) / log_every
-            print(f"step {step + 1}/{steps}  loss {recent:.4f}  {time.perf_counter() - started:.0f} s", flush=True)
+            print(
+                f"{phase.name} {step + 1}/{phase.steps}  loss {recent:.4f}  {time.perf_counter() - started:.0f} s",
+                flush=True,
+            )
     return losses
 
 
-def build(out: Path, **options: Any) -> None:
-    """Train tokenizer and model and write the checkpoint to `out`."""
-    seed = options.pop("seed")
+def build(out: Path, seed: int, vocab_size: int = 1536, batch: int = 32) -> None:
+    """Train tokenizer and model and write the checkpoint to `out`; about half an hour on one core."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(options.pop("vocab_size"), seed)
+    tokenizer = build_tokenizer(vocab_size, seed)
     model = build_model(len(tokenizer))
     print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
-    pretrain(model, ChatFormat(tokenizer, None, "content"), seed=seed, **options)
+    for number, phase in enumerate(PHASES):
+        pretrain(model, ChatFormat(tokenizer, None, "content"), phase, batch, seed + number)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vocab-size", type=int, default=1536)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--drill-steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--two-hop", type=float, default=0.1)
-    parser.add_argument("--traced", type=float, default=0.3)
     build(**vars(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()
