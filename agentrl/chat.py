@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from agentrl.benches.base import Task
@@ -34,13 +35,18 @@ class ChatFormat:
 
     def text(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generation_prompt: bool) -> str:
         """The conversation as the template renders it."""
-        return self.tokenizer.apply_chat_template(
-            messages,
-            tools=tools or None,
-            chat_template=self.template,
-            add_generation_prompt=generation_prompt,
-            tokenize=False,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                tools=tools or None,
+                chat_template=self.template,
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} refuses a conversation: {error}"
+            ) from error
 
     def prompt_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
         """Token ids of a prompt that ends where the assistant starts to write."""
@@ -107,7 +113,7 @@ def context_ids(
 ) -> tuple[list[int], int]:
     """Token ids of [x; h*] and the number of expert turns kept: later turns go whole until h* fits `max_tokens`."""
     plain = len(chat.prompt_ids(task.prompt, task.tools))
-    for kept in range(len(trace.turns), -1, -1):
+    for kept in range(len(trace.turns), 0, -1):
         shortened = ExpertTrace(trace.task_id, trace.turns[:kept], trace.answer, trace.source)
         ids = chat.prompt_ids(context_messages(task, shortened, rendering, chat.reasoning), task.tools)
         if len(ids) - plain <= max_tokens:
@@ -170,20 +176,26 @@ def tokenize_trace(chat: ChatFormat, task: Task, trace: ExpertTrace, with_answer
 
 def _assistant_spans(added: str, start: int, index: int, turn: TraceTurn) -> list[Span]:
     """Character spans of one rendered expert turn; `added` is its text, `start` where it begins in the whole."""
-    reasoning = "".join(chunk.text for chunk in turn.chunks)
-    at = added.find(reasoning) if reasoning else 0
     spans: list[Span] = [(start, start + len(added), Component.DELIMITER, index, -1)]
-    cursor = start + at
-    safe = len(turn.safe_chunks())
+    cursor, safe = 0, len(turn.safe_chunks())
     for number, chunk in enumerate(turn.chunks):
-        spans.append((cursor, cursor + len(chunk.text), Component.REASONING, index, number if number < safe else -1))
-        cursor += len(chunk.text)
+        text = chunk.text.strip("\n")  # templates strip the ends of a think block
+        at = added.find(text, cursor)
+        if at < 0:
+            raise UserError(
+                "the chat template drops a turn's reasoning beside a tool call, so expert traces cannot be masked; set "
+                "algo.trace.drop=[reasoning] (PACT), or use a model with Qwen2.5's or Qwen3's template"
+            )
+        end = at + len(text)
+        spans.append((start + at, start + end, Component.REASONING, index, number if number < safe else -1))
+        cursor = end
     if turn.calls:
-        rest = added[cursor - start :]
+        rest = added[cursor:]
         opening = re.search("|".join(map(re.escape, CALL_OPENINGS)) + r"|[\[{]", rest)
         closing = max(rest.rfind("</tool_call>") + len("</tool_call>") - 1, rest.rfind("}"), rest.rfind("]"))
         if opening:
-            spans.append((cursor + opening.start(), cursor + closing + 1, Component.TOOL_CALL, index, -1))
+            first = start + cursor
+            spans.append((first + opening.start(), first + closing + 1, Component.TOOL_CALL, index, -1))
     return spans
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
 from agentrl.benches.base import Bench, Task
 from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
@@ -32,7 +35,8 @@ def evaluate(
 ) -> list[Item]:
     """Roll out and score `tasks`, `config.samples` times each; items land in eval/<phase>.jsonl.
 
-    An item that the file holds already is not played again. Raises Interrupted on a stop request.
+    An item that the file holds already is not played again; several processes share the rest.
+    Raises Interrupted on a stop request.
     """
     path = run.eval_dir / f"{phase}.jsonl"
     items: list[Item] = run.records(path)
@@ -40,16 +44,25 @@ def evaluate(
     todo = [(task, sample) for task in tasks for sample in range(config.samples) if (task.id, sample) not in done]
     label = f"evaluate {phase}"
     console.start(label, len(items) + len(todo), len(items))
-    for start in range(0, len(todo), config.batch):
-        if stop.signal is not None:
+    state = PartialState()
+    size = config.batch * state.num_processes
+    for start in range(0, len(todo), size):
+        if stop.anywhere():
             raise Interrupted
-        batch = todo[start : start + config.batch]
-        episodes = [Episode(task, bench.environment(task)) for task, _ in batch]
-        trajectories = engine.rollout(episodes, Decoding(config.temperature))
-        for (task, sample), trajectory in zip(batch, trajectories, strict=True):
-            item = item_record(bench, task, sample, trajectory)
-            run.append(path, item)
+        share = todo[start : start + size]
+        mine = share[state.process_index :: state.num_processes]
+        # The engine communicates: every process plays equally many episodes, some of which do not count.
+        width = -(-len(share) // state.num_processes)
+        episodes = [Episode(task, bench.environment(task)) for task, _ in mine + share[: width - len(mine)]]
+        trajectories = engine.rollout(episodes, Decoding(config.temperature))[: len(mine)]
+        played = [
+            item_record(bench, task, sample, trajectory)
+            for (task, sample), trajectory in zip(mine, trajectories, strict=True)
+        ]
+        for item in gather_object(played):
             items.append(item)
+            if state.is_main_process:
+                run.append(path, item)
         solved = mean_interval([item["metrics"].get(bench.solve_metric, 0.0) for item in items]).mean
         console.update(label, len(items), f"{bench.solve_metric} {solved:.3f}", line=True)
     console.finish(label)

@@ -21,6 +21,7 @@ from agentrl.errors import UserError
 from agentrl.run import LOCK_HELD, RunDirectory
 
 COMPLETED, USER_ERROR, INTERRUPTED = 0, 2, 130  # exit codes of the worker; anything else is a crash
+ENDS = {"completed": COMPLETED, "interrupted": INTERRUPTED}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PR_SET_PDEATHSIG = 1
 
@@ -45,23 +46,26 @@ def launch(run: RunDirectory, config: Config) -> int:
             os.killpg(process.pid, signal.SIGKILL)  # helpers that a crashed worker left behind
         if asked and code > 128:
             code = INTERRUPTED  # the signal came before the worker listened for it
+        if config.hardware.processes > 1:
+            code = ENDS.get(run.status()["status"], code)  # torchrun turns every other exit code into 1
         if code != COMPLETED:
             _record_end(run, code)
         return code
 
 
 def worker_command(run: RunDirectory, config: Config) -> list[str]:
-    """One process, or as many as `hardware.processes` through accelerate."""
+    """One process, or as many as `hardware.processes` through torchrun, or accelerate where it has a configuration."""
     hardware, worker = config.hardware, ["-m", "agentrl.worker", str(run.path)]
     if hardware.processes == 1:
         return [sys.executable, *worker]
+    if hardware.accelerate_config is None:
+        # `accelerate launch --cpu` starts one process whatever it is told; torchrun does not.
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={hardware.processes}"]
+        command.append(f"--master_port={_free_port()}")
+        return command + worker
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={hardware.processes}"]
     command += ["--num_machines=1", f"--main_process_port={_free_port()}"]
-    if hardware.accelerate_config is not None:
-        command.append(f"--config_file={os.path.expanduser(hardware.accelerate_config)}")
-    else:
-        command += ["--mixed_precision=no", "--dynamo_backend=no"]  # the trainer's arguments decide on precision
-        command.append("--cpu" if hardware.device == "cpu" else "--multi_gpu")
+    command.append(f"--config_file={os.path.expanduser(hardware.accelerate_config)}")
     if hardware.threads is not None:
         command.append(f"--num_cpu_threads_per_process={hardware.threads}")
     return command + worker
@@ -77,6 +81,8 @@ def worker_environment(run: RunDirectory, config: Config) -> dict[str, str]:
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if config.hardware.device == "cpu":
+        environment["ACCELERATE_USE_CPU"] = "true"
     if config.hardware.threads is not None:
         environment |= dict.fromkeys(THREAD_VARIABLES, str(config.hardware.threads))
     return environment

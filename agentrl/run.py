@@ -179,11 +179,14 @@ class RunDirectory:
         self._write_text(path, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
 
     def truncate_after(self, step: int) -> None:
-        """Drop records of later steps than the checkpoint resumed from, and a last line that a crash tore."""
-        for path in (self.metrics_path, self.timing_path, self.rollouts_path):
+        """Drop records that a run resumed from the checkpoint of `step` writes again, and a line that a crash tore.
+
+        A rollout carries the number of updates made before it was sampled, so those of `step` itself come again.
+        """
+        for path, last in ((self.metrics_path, step), (self.timing_path, step), (self.rollouts_path, step - 1)):
             if path.exists():
                 lines = path.read_text(errors="replace").splitlines(keepends=True)
-                kept = [line for line in lines if _complete(line) and json.loads(line).get("step", step) <= step]
+                kept = [line for line in lines if _complete(line) and json.loads(line).get("step", last) <= last]
                 if kept != lines:
                     self._write_text(path, "".join(kept))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import asdict
 
@@ -15,7 +16,7 @@ from agentrl.run import RunDirectory
 def tracker_callbacks(config: Config, run: RunDirectory) -> list[TrainerCallback]:
     """Callbacks of the chosen tracker; none for `tracker=none`."""
     tracker = config.tracker
-    if tracker.name == "none":
+    if tracker.name == "none" or os.environ.get("RANK", "0") != "0":
         return []
     if tracker.name == "trackio":
         os.environ["TRACKIO_PROJECT"] = tracker.project
@@ -23,7 +24,8 @@ def tracker_callbacks(config: Config, run: RunDirectory) -> list[TrainerCallback
     os.environ["WANDB_MODE"] = "offline" if tracker.name == "wandb_offline" else "online"
     import wandb
 
-    # The id lives in the run directory, so that a resumed run goes on in the same W&B run.
+    # The id follows from the run directory, so that a resumed run goes on in the same W&B run and no other joins it.
+    identity = hashlib.sha256(f"{run.path}/{run.status()['created']}".encode()).hexdigest()[:16]
     wandb.init(
         project=tracker.project,
         entity=tracker.entity,
@@ -31,7 +33,7 @@ def tracker_callbacks(config: Config, run: RunDirectory) -> list[TrainerCallback
         job_type="train",
         tags=[config.algo.name, config.model.name, config.bench.name, *tracker.tags],
         name=f"{config.name}/{run.path.name}",
-        id=run.path.name,
+        id=identity,
         resume="allow",
         dir=str(run.path),
         config=asdict(config),

@@ -19,9 +19,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
+from rich.console import Console
 from transformers import PreTrainedModel, PrinterCallback, Trainer
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.utils import logging as transformers_logging
 
 from agentrl.benches import load_bench
@@ -51,10 +53,9 @@ RL_TRAINERS: dict[str, type[AgentGRPOTrainer]] = {"grpo": AgentGRPOTrainer, "pac
 def main(run_path: Path) -> int:
     """Do the run; returns the exit status."""
     run = RunDirectory(run_path)
-    leader = int(os.environ.get("RANK", "0")) == 0
     stop = StopRequest()
     _catch_signals(stop)
-    if not leader:
+    if not is_leader():
         _work(run, stop)
         return 0
     with run.lock():
@@ -78,6 +79,11 @@ def main(run_path: Path) -> int:
     return 0
 
 
+def is_leader() -> bool:
+    """Whether this process writes the run's files; true where there is only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def _fail(run: RunDirectory, message: str, code: int) -> int:
     print(f"agentrl: error: {message}" if code == 2 else message, file=sys.stderr)
     try:
@@ -94,7 +100,8 @@ def disk_trouble(error: Exception, path: Path) -> str | None:
     """
     refusals = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
     if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in refusals else None
+        elsewhere = error.filename is not None and not Path(str(error.filename)).is_relative_to(path)
+        return os.strerror(error.errno) if error.errno in refusals and not elsewhere else None
     for number in refusals:
         if f"os error {number}" in str(error):
             return os.strerror(number)
@@ -124,12 +131,18 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     set_seed(config.seed)
+    started_processes = PartialState(cpu=config.hardware.device == "cpu").num_processes
+    if started_processes != config.hardware.processes:
+        raise UserError(
+            f"hardware.processes={config.hardware.processes}, but {started_processes} process(es) were started; let "
+            "hardware.accelerate_config agree with it"
+        )
     bench = load_bench(config.bench)
     chat = load_chat(config.model)
     train_tasks = fitting(chat, bench.tasks("train"), config, "training")
     test_tasks = fitting(chat, bench.tasks("test", config.eval.limit, config.seed), config, "test")
     model = load_model(config.model)
-    with RunConsole() as console:
+    with RunConsole(None if is_leader() else Console(quiet=True)) as console:
         console.say(
             f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "
             f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
@@ -142,28 +155,29 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
             # A resumed run evaluated before it trained; its file is read back.
             if config.eval.before:
                 before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop)
-            if not train(trainer, run, config, checkpoint, stop, console):
+            if not train(trainer, run, config, checkpoint, console):
                 return False
             if config.eval.after:
                 after = evaluate(engine, bench, test_tasks, config.eval, run, "after", console, stop)
         except Interrupted:
             return False
         trainer.save_model(str(run.path / "model"))
-        chat.tokenizer.save_pretrained(run.path / "model")
-        summary = {
-            "status": "completed",
-            "algo": config.algo.name,
-            "model": config.model.name,
-            "bench": config.bench.name,
-            "seed": config.seed,
-            "steps": trainer.state.global_step,
-            "wall_s": round(time.perf_counter() - started, 1),
-            "tokens": {"seen": int(trainer.state.num_input_tokens_seen)},
-            "eval": summarise(before, after),
-        }
-        run.write_json(run.summary_path, summary)
-        plot_run(run.read_metrics(), run.plots_dir)
-        print_result(summary, console.console)
+        if is_leader():
+            chat.tokenizer.save_pretrained(run.path / "model")
+            summary = {
+                "status": "completed",
+                "algo": config.algo.name,
+                "model": config.model.name,
+                "bench": config.bench.name,
+                "seed": config.seed,
+                "steps": trainer.state.global_step,
+                "wall_s": round(time.perf_counter() - started, 1),
+                "tokens": {"seen": int(trainer.state.num_input_tokens_seen)},
+                "eval": summarise(before, after),
+            }
+            run.write_json(run.summary_path, summary)
+            plot_run(run.read_metrics(), run.plots_dir)
+            print_result(summary, console.console)
     return True
 
 
@@ -257,19 +271,24 @@ def train(
     run: RunDirectory,
     config: Config,
     checkpoint: Path | None,
-    stop: StopRequest,
     console: RunConsole,
 ) -> bool:
     """Train from `checkpoint` or from the start; False if a signal stopped it. Equal seeds give equal metrics."""
     step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-    run.truncate_after(step)
+    if is_leader():
+        run.truncate_after(step)
     if checkpoint:
         console.say(f"resuming from {checkpoint}")
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= state.max_steps:  # transformers would make one more update before it noticed
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = state
+            return True
     # What evaluation drew must not change training; a checkpoint restores its own states over this.
     set_seed(config.seed, device_specific=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     console.finish("train")
-    return stop.signal is None or trainer.state.global_step >= trainer.state.max_steps
+    return trainer.state.global_step >= trainer.state.max_steps
 
 
 def _quiet_libraries() -> None:

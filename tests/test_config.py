@@ -25,6 +25,7 @@ from agentrl.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 GROUPS = sorted(config_help.GROUPS)
+NEEDED = {"model=custom": ["model.path=some/checkpoint"], "bench=ftrl": [f"bench.path={ROOT}"]}  # keys without a value
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +59,7 @@ def every_option() -> list[str]:
 
 @pytest.mark.parametrize("override", every_option())
 def test_every_option_composes_and_validates(override: str) -> None:
-    overrides = [override]
-    if override == "model=custom":
-        overrides.append("model.path=some/checkpoint")
+    overrides = [override, *NEEDED.get(override, [])]
     if override == "hardware=multi_gpu":  # the tiny preset's batch is for one process
         overrides.append("model=qwen3-1.7b")
     assert validate(config_of(*overrides)) == []
@@ -69,7 +68,7 @@ def test_every_option_composes_and_validates(override: str) -> None:
 def test_every_algo_model_bench_combination_composes_and_validates() -> None:
     groups = [[f"{g}={o}" for o in config_help.options(CONF, g) if o != "custom"] for g in ("algo", "model", "bench")]
     for overrides in itertools.product(*groups):
-        validate(config_of(*overrides))
+        validate(config_of(*overrides, *NEEDED.get(overrides[-1], [])))
 
 
 def test_every_directory_of_conf_is_a_documented_group() -> None:
@@ -158,6 +157,7 @@ def refusal(*overrides: str) -> str:
         ("algo.name=null", "algo.name=None is not a known algo"),
         ("trainer=3", "is not a group of keys"),
         ("model=custom", "model.path has no value"),
+        ("bench=ftrl", "bench.path has no value"),
         ("name=${nope}", "name: Interpolation key 'nope' not found"),
     ],
 )
@@ -229,6 +229,9 @@ IMPOSSIBLE = [
     ("bench=toolhop bench.scenario=direct", "no expert traces"),
     ("bench=toolhop bench.scenario=direct algo=sft", "no expert traces"),
     ("bench=toolhop bench.scenario=direct algo=grpo", "set reward=answer"),
+    ("bench=ftrl bench.path=/nowhere", "bench.path=/nowhere: no such file or directory"),
+    (f"bench=ftrl bench.path={ROOT} bench.test_fraction=0", "bench.test_fraction=0"),
+    (f"bench=ftrl bench.path={ROOT} bench.answer_tag=test", "bench.answer_tag=test is not a choice"),
     ("model.path=./nowhere", "model.path=./nowhere: no checkpoint there"),
     ("model.dtype=int8", "model.dtype"),
     ("model.dtype=float16", "set model.dtype=float32"),
@@ -251,7 +254,9 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "words"), IMPOSSIBLE, ids=[case[0] for case in IMPOSSIBLE])
+@pytest.mark.parametrize(
+    ("overrides", "words"), IMPOSSIBLE, ids=[case[0].replace(str(ROOT), ".") for case in IMPOSSIBLE]
+)
 def test_impossible_combinations(overrides: str, words: str) -> None:
     assert words in refusal(*overrides.split())
 

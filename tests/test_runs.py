@@ -129,6 +129,7 @@ def test_several_updates_a_batch_resume_between_batches(tmp_path: Path):
     (whole / "status.json").write_text(json.dumps(status | {"status": "interrupted"}))
     run(tmp_path / "whole", *several)
     assert (whole / "eval" / "after.jsonl").read_bytes() == after
+    assert lines(whole / "metrics.jsonl") == metrics
     # Take the run back to its first checkpoint, as if it had been killed after it.
     shutil.copytree(whole.parent.parent, tmp_path / "killed")
     killed = only_run(tmp_path / "killed")

@@ -15,8 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.config.schema import Config, Minihop, Pact, Sft, ToolHop
+from agentrl.benches.ftrl import load_parts
+from agentrl.config.schema import Config, Ftrl, Minihop, Pact, Sft, ToolHop
 from agentrl.config.validate import group_size
+from agentrl.errors import UserError
 
 # Parameters by hub id, from the model cards.
 KNOWN_PARAMETERS = {
@@ -34,6 +36,7 @@ KNOWN_PARAMETERS = {
     "meta-llama/Llama-3.2-3B-Instruct": 3.21e9,
 }
 TOOLHOP_ROWS = 995  # the whole data set
+FTRL_ROWS = {"train": 2215, "test": 200}  # MatchTIR's files
 LORA_SHARE = 0.01  # of the weights, at the usual ranks
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -98,12 +101,16 @@ def train_tasks(config: Config) -> int:
     """Tasks of the training split, before any that are too long are left out."""
     if isinstance(config.bench, Minihop):
         return config.bench.train_tasks
+    if isinstance(config.bench, Ftrl):
+        return _ftrl_rows(config.bench, "train")
     return round(_toolhop_rows(config.bench) * (1 - config.bench.test_fraction))
 
 
 def test_tasks(config: Config) -> int:
     if isinstance(config.bench, Minihop):
         return config.bench.test_tasks
+    if isinstance(config.bench, Ftrl):
+        return _ftrl_rows(config.bench, "test")
     return round(_toolhop_rows(config.bench) * config.bench.test_fraction)
 
 
@@ -114,6 +121,13 @@ def _toolhop_rows(bench: ToolHop) -> int:
         return len(json.loads(Path(bench.path).expanduser().read_text()))
     except (ValueError, TypeError):  # damaged: the bench says so in its own words when it loads the file
         return TOOLHOP_ROWS
+
+
+def _ftrl_rows(bench: Ftrl, split: str) -> int:
+    try:
+        return len(load_parts(bench)[split])
+    except UserError:  # damaged: see above
+        return FTRL_ROWS[split]
 
 
 def count_parameters(config: Config) -> float | None:

@@ -113,6 +113,16 @@ class ToolHop:
 
 
 @dataclass
+class Ftrl:
+    name: str = key("Bench.")
+    path: str = key("A directory with FTRL's train and test files (.jsonl, or MatchTIR's .parquet), or one such file.")
+    answer_tag: str = key("Prompts that ask for <answer> tags: 'train' (as in MatchTIR and PACT), 'always' or 'never'.")
+    train_on_test: bool = key("Allow test rows in training; a file of test rows alone is divided then.")
+    test_fraction: float = key("Share of rows held out where a file holds one split alone, in (0, 1).")
+    data_seed: int = key("Seed of that division.")
+
+
+@dataclass
 class Rollout:
     engine: str = key("Generation engine; 'trl' is TRL's own multi-turn tool loop.")
     num_generations: int = key("K, rollouts per prompt; at least 2, since advantages compare within the group.")
@@ -211,4 +221,4 @@ class Config:
 
 
 ALGOS: dict[str, type] = {"pact": Pact, "grpo": Grpo, "sft": Sft}
-BENCHES: dict[str, type] = {"minihop": Minihop, "toolhop": ToolHop}
+BENCHES: dict[str, type] = {"minihop": Minihop, "toolhop": ToolHop, "ftrl": Ftrl}

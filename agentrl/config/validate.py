@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.load import suggest
-from agentrl.config.schema import Anneal, Config, Grpo, Hardware, Minihop, Pact, Reward, Rollout, Sft, ToolHop, Trainer
+from agentrl.config.schema import (
+    Anneal,
+    Config,
+    Ftrl,
+    Grpo,
+    Hardware,
+    Minihop,
+    Pact,
+    Reward,
+    Rollout,
+    Sft,
+    ToolHop,
+    Trainer,
+)
 from agentrl.errors import UserError
 from agentrl.traces.records import TRACE_PARTS
 
@@ -27,6 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.reasoning": ("content", "think"),
     "bench.scenario": ("direct", "mandatory", "free"),
     "bench.rule": ("toolhop", "ftrl", "strict"),
+    "bench.answer_tag": ("train", "always", "never"),
     "rollout.engine": ("trl",),
     "reward.name": ("matching", "answer"),
     "reward.matching": ("hungarian", "greedy"),
@@ -194,6 +208,10 @@ def _bench(config: Config) -> None:
             _require(whole, f"bench.{key}", shares, "four shares (1 to 4 hops), none negative, that sum to 1")
     if isinstance(bench, ToolHop):
         _toolhop(config, bench)
+    if isinstance(bench, Ftrl):
+        _require(0 < bench.test_fraction < 1, "bench.test_fraction", bench.test_fraction, "must lie in (0, 1)")
+        exists_rule = "no such file or directory; give FTRL's"
+        _require(Path(bench.path).expanduser().exists(), "bench.path", bench.path, exists_rule)
 
 
 def _toolhop(config: Config, bench: ToolHop) -> None:
@@ -238,6 +256,11 @@ def _divisor(number: int, near: int) -> int:
 
 def _machine(config: Config) -> list[str]:
     hardware, model, warnings = config.hardware, config.model, []
+    if isinstance(config.algo, Pact) and config.algo.sft_coef > 0 and config.rollout.temperature != 1:
+        warnings.append(
+            f"rollout.temperature={config.rollout.temperature:g}: TRL divides all logits by it, those of the SFT term "
+            "too; 1 is the paper's"
+        )
     if hardware.device == "cpu":
         vllm_rule = "vLLM rollouts need a GPU; set hardware.vllm=off, or hardware=gpu"
         _require(hardware.vllm == "off", "hardware.vllm", hardware.vllm, vllm_rule)

@@ -99,7 +99,13 @@ def load_chat(config: Model) -> ChatFormat:
             ) from error
     template = None
     if not is_chat_template_prefix_preserving(tokenizer):
-        template = get_training_chat_template(tokenizer)
+        try:
+            template = get_training_chat_template(tokenizer)
+        except ValueError as error:
+            raise UserError(
+                f"model.path={config.path}: its chat template rewrites earlier turns, so a multi-turn rollout cannot "
+                "be trained on token by token; give its tokenizer a prefix-preserving template"
+            ) from error
     return ChatFormat(tokenizer, template, config.reasoning)
 
 

@@ -31,6 +31,7 @@ def turn_rewards(trajectory: Trajectory, trace: ExpertTrace | None, answer: str,
         gold = trace.calls if trace is not None else []
         earned: Iterator[float] = iter(call_rewards(flat, gold, config.matching, config.unmatched_penalty))
         rewards = [sum(next(earned) for _ in turn) / len(turn) if turn else 0.0 for turn in calls]
-    if calls and not calls[-1]:
+    unexecuted = bool(trajectory.messages) and bool(trajectory.messages[-1].get("tool_calls"))
+    if calls and not calls[-1] and not unexecuted:  # text beside a call that came too late is no answer
         rewards[-1] = token_f1(extract_answer(trajectory.final_text), answer)
     return rewards

@@ -42,16 +42,19 @@ class ToolRouter(dict[str, Callable[..., str]]):
         super().__init__()
         self.environment = environment
         self.calls: list[ToolCall] = []
-        self.turn = 0
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str)
 
     def __getitem__(self, name: str) -> Callable[..., str]:
+        # TRL unpacks the arguments only after this look-up: where they are no object, execute() is never entered and
+        # the entry made here stands.
+        position = len(self.calls)
+        self.calls.append(ToolCall(0, name, None, "the arguments are not a JSON object", error=True))
+
         def execute(**arguments: Any) -> str:
-            call = self.environment.call(name, arguments, self.turn)
-            self.calls.append(call)
-            return call.observation
+            self.calls[position] = self.environment.call(name, arguments, 0)
+            return self.calls[position].observation
 
         return execute
 
@@ -80,6 +83,9 @@ class TrlToolLoop:
         for index, episode in enumerate(episodes):
             messages = completions[index]
             turn, component = self._label(completion_ids[index], masks[index], messages)
+            # TRL runs a tool before it finds that the result exceeds the budget; the model never saw such a result.
+            answered = sum(message["role"] == "tool" for message in messages)
+            calls = routers[index].calls
             trajectories.append(
                 Trajectory(
                     task_id=episode.task.id,
@@ -89,8 +95,8 @@ class TrlToolLoop:
                     turn=turn,
                     component=component,
                     messages=messages,
-                    calls=turns_of_calls(routers[index].calls, messages),
-                    truncated=completion_ids[index][-1] not in ends,
+                    calls=turns_of_calls(calls[:answered], messages),
+                    truncated=len(calls) > answered or completion_ids[index][-1] not in ends,
                     logprobs=logprobs[index] if logprobs is not None else None,
                 )
             )
@@ -103,17 +109,37 @@ class TrlToolLoop:
         if decoding is None:
             yield
             return
+        training = trainer.model.training
+        trainer.model.eval()
+        try:
+            with self._evaluation_settings(decoding):
+                yield
+        finally:
+            trainer.model.train(training)
+
+    @contextmanager
+    def _evaluation_settings(self, decoding: Decoding) -> Iterator[None]:
+        trainer = self._trainer
         if trainer.use_vllm:
             backend = trainer.vllm_generation
-            saved = (backend.temperature, backend.top_p)
+            saved = (backend.temperature, backend.top_p, trainer.num_generations_eval)
             backend.temperature, backend.top_p = decoding.temperature, decoding.top_p
+            trainer.num_generations_eval = 1  # the server samples this often per prompt, and ours all differ
             try:
                 yield
             finally:
-                backend.temperature, backend.top_p = saved
+                backend.temperature, backend.top_p, trainer.num_generations_eval = saved
             return
         saved_config, saved_kwargs = trainer.generation_config, trainer.generation_kwargs
-        kept = ("max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "cache_implementation")
+        kept = (
+            "max_new_tokens",
+            "min_p",
+            "repetition_penalty",
+            "pad_token_id",
+            "bos_token_id",
+            "eos_token_id",
+            "cache_implementation",
+        )
         kwargs = {name: saved_kwargs[name] for name in kept}
         if decoding.temperature > 0:
             kwargs |= {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}

@@ -48,6 +48,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
         "save_total_limit": trainer.keep_checkpoints,
         "logging_steps": 1,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would log a loss that is not finite as 0
         "disable_tqdm": True,
         "report_to": [],  # trackers mirror the files; see agentrl.trackers
         "bf16": hardware.bf16,  # TRL's default is True, which on a CPU is many times slower
@@ -60,16 +61,27 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
 def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo) -> GRPOConfig:
     """TRL's GRPO arguments for the prompt-only part of any of our RL algorithms."""
     plan, rollout = plan_batches(config), config.rollout
-    vllm = {} if config.hardware.vllm == "off" else {"use_vllm": True, "vllm_mode": config.hardware.vllm}
+    extra: dict[str, Any] = {}
+    length = "max_new_tokens"
+    if config.hardware.vllm != "off":
+        length = "max_tokens"  # vLLM's name for it
+        # TRL's default masks a whole trajectory by the sum of its log-ratios, which grows with its length.
+        extra = {
+            "use_vllm": True,
+            "vllm_mode": config.hardware.vllm,
+            "vllm_importance_sampling_mode": "token_truncate",
+        }
+    if algo.kl_coef > 0 and config.model.revision is not None:
+        extra["model_init_kwargs"] = {"revision": config.model.revision}  # TRL loads the reference by name
     return GRPOConfig(
         **shared_arguments(config, checkpoints),
-        **vllm,
+        **extra,
         per_device_train_batch_size=plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,
         steps_per_generation=plan.accumulation * plan.updates_per_rollout,
         num_generations=rollout.num_generations,
         max_completion_length=rollout.max_completion_tokens,
-        generation_kwargs={"max_new_tokens": rollout.max_turn_tokens or rollout.max_completion_tokens},
+        generation_kwargs={length: rollout.max_turn_tokens or rollout.max_completion_tokens},
         max_tool_calling_iterations=rollout.max_turns - 1,  # the last turn can only answer
         temperature=rollout.temperature,
         top_p=rollout.top_p,

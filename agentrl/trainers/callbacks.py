@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from agentrl.console import RunConsole
+from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
 COMPLETE = "agentrl_complete.json"  # written last: a checkpoint without it is torn and never resumed from
@@ -32,10 +37,18 @@ DROPPED = {
 
 
 class StopRequest:
-    """Set by a signal handler, read between updates."""
+    """Set by a signal handler, read between updates and between batches of an evaluation."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+
+    def anywhere(self) -> bool:
+        """Whether any process was asked to stop; every process must ask at the same point, so that all agree."""
+        state = PartialState()
+        if state.num_processes == 1:
+            return self.signal is not None
+        flag = torch.tensor([float(self.signal is not None)], device=state.device)
+        return bool(reduce(flag, reduction="sum").item())
 
 
 class Record(TrainerCallback):
@@ -58,7 +71,15 @@ class Record(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if not logs or "train_runtime" in logs or not state.is_world_process_zero:
+        if not logs or "train_runtime" in logs:
+            return
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise UserError(
+                    f"{name} is {logs[name]} at step {state.global_step}; lower trainer.learning_rate or "
+                    "trainer.max_grad_norm (a new run: the weights of this one are lost from here on)"
+                )
+        if not state.is_world_process_zero:
             return
         metrics = {RENAMED.get(name, name): value for name, value in logs.items() if name not in DROPPED}
         self._run.append(self._run.metrics_path, {"step": state.global_step, **dict(sorted(metrics.items()))})
@@ -91,7 +112,7 @@ class Checkpoints(TrainerCallback):
         finished = step >= state.max_steps
         between_batches = step % self._cycle == 0 or finished
         due = self._save_steps > 0 and step // self._save_steps > self._last // self._save_steps
-        stopping = self._stop.signal is not None
+        stopping = self._stop.anywhere()
         if between_batches and (due or stopping or finished):
             control.should_save = True
             self._last = step

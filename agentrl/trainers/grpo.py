@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from agentrl.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
 from agentrl.benches.base import Bench, Task
@@ -21,6 +22,25 @@ from agentrl.rollout.engine import Episode
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
 from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trajectory import Trajectory
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that depends on seed and epoch alone, so that a resumed run sees the same one."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called at the start of every epoch, a resumed one included."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)
+
+
+class SeedEpochs(TrainerCallback):
+    """Tells the sampler which epoch begins; accelerate's own way does not reach it in every resumed run."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._sampler.set_epoch(int(state.epoch or 0))
 
 
 class AgentGRPOTrainer(GRPOTrainer):
@@ -64,6 +84,18 @@ class AgentGRPOTrainer(GRPOTrainer):
         )
         self.chat_template = chat.template
         self.engine = TrlToolLoop(self)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
+        sampler = EpochSampler(
+            self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+        self.add_callback(SeedEpochs(sampler))
+        return sampler
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         """TRL's hook for sampling, answered by the engine; keeps the trajectories of the batch."""
@@ -155,7 +187,7 @@ class AgentGRPOTrainer(GRPOTrainer):
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self.model.training and self._buffered_inputs is not before:
-            self._buffered_inputs = in_row_order(self._buffered_inputs)
+            self._buffered_inputs = [cropped(chunk) for chunk in in_row_order(self._buffered_inputs)]
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 
@@ -194,3 +226,24 @@ def in_row_order(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for chunk, column in zip(ordered, columns, strict=True):
             chunk[name] = column
     return ordered
+
+
+PER_TOKEN = (
+    *("completion_mask", "completion_ids", "tool_mask", "advantages"),
+    *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio"),
+)
+
+
+def cropped(chunk: dict[str, Any]) -> dict[str, Any]:
+    """A micro-batch without the padding that only longer rows of the rollout batch need."""
+    width, used = chunk["completion_ids"].shape[1], int(chunk["completion_mask"].sum(1).max())
+    shorter = dict(chunk)
+    for name in PER_TOKEN:
+        value = chunk.get(name)
+        if value is not None and value.dim() == 2 and value.shape[1] == width:
+            shorter[name] = value[:, :used]
+    for ids, mask in (("prompt_ids", "prompt_mask"), ("context_ids", "context_mask")):
+        if ids in chunk:
+            kept = int(chunk[mask].sum(1).max())
+            shorter[ids], shorter[mask] = chunk[ids][:, -kept:], chunk[mask][:, -kept:]
+    return shorter

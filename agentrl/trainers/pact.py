@@ -7,6 +7,7 @@ Both surrogates are one call of TRL's loss, since a row's context is all that di
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,8 +26,7 @@ class PactTrainer(AgentGRPOTrainer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._contexts: dict[str, list[int]] = {}
-        self._traces: dict[str, TokenizedTrace] = {}
+        self._privileged: dict[str, tuple[list[int], TokenizedTrace | None]] = {}
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -40,7 +40,7 @@ class PactTrainer(AgentGRPOTrainer):
         if algo.sft_coef > 0:
             for first in range(0, len(inputs), group):
                 if not anchored[first]:
-                    batch["trace"][first] = self._trace(self._batch[first])
+                    batch["trace"][first] = self._trace(self._batch[first])[1]
         self._metrics["train" if self.model.training else "eval"]["anneal/anchored"].append(
             self._global_mean(gates.double().tolist())
         )
@@ -49,20 +49,23 @@ class PactTrainer(AgentGRPOTrainer):
     def _add_contexts(self, batch: dict[str, Any], conditioned: list[int]) -> None:
         """The context of every row's ratio, and log-probs of the old and reference policy under it (eq. 7)."""
         batch["context_ids"], batch["context_mask"] = batch["prompt_ids"], batch["prompt_mask"]
-        if not conditioned:
+        # Every process must run the same forwards; on an anchored row context and prompt are the same.
+        shared = self.accelerator.num_processes > 1 and self.config.algo.condition_on_trace
+        scored = list(range(len(self._batch))) if shared else conditioned
+        if not scored:
             return
         device = batch["prompt_ids"].device
         # A row's own prompt without its padding, or [x; h*] in its place.
         rows = [ids[mask.bool()].cpu() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
         for row in conditioned:
-            rows[row] = torch.tensor(self._context(self._batch[row]))
+            rows[row] = torch.tensor(self._trace(self._batch[row])[0])
         batch["context_ids"] = pad(rows, self._tokenizer.pad_token_id, padding_side="left").to(device)
         batch["context_mask"] = pad([torch.ones_like(row) for row in rows], 0, padding_side="left").to(device)
         with torch.no_grad():
             if batch.get("old_per_token_logps") is not None:
-                batch["old_per_token_logps"][conditioned] = self._logps_in_context(self.model, batch, conditioned)
+                batch["old_per_token_logps"][scored] = self._logps_in_context(self.model, batch, scored)
             if batch.get("ref_per_token_logps") is not None and self.config.algo.kl_context == "ratio":
-                batch["ref_per_token_logps"][conditioned] = self._reference_logps(batch, conditioned)
+                batch["ref_per_token_logps"][scored] = self._reference_logps(batch, scored)
 
     def _reference_logps(self, batch: dict[str, Any], rows: list[int]) -> Tensor:
         if self.ref_model is not None:
@@ -86,7 +89,7 @@ class PactTrainer(AgentGRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         algo, mode = self.config.algo, "train" if self.model.training else "eval"
         in_context = {**inputs, "prompt_ids": inputs["context_ids"], "prompt_mask": inputs["context_mask"]}
-        loss = inputs["advantages"].new_zeros(())
+        loss = inputs["advantages"].new_zeros((), requires_grad=True)  # a micro-batch may have nothing to train on
         if algo.rl_coef > 0:
             surrogate = self._surrogate(model, inputs, in_context)
             loss = loss + algo.rl_coef * surrogate
@@ -165,28 +168,18 @@ class PactTrainer(AgentGRPOTrainer):
             call_start=anneal.start,
         )
 
-    def _trace(self, task: Task) -> TokenizedTrace | None:
-        """h* of a task as SFT targets, shortened like its context; None where the bench has no trace for it."""
-        if task.id not in self._traces:
-            trace = self.bench.expert_trace(task)
-            if trace is None:
-                return None
-            settings = self.config.algo.trace
-            self._traces[task.id] = tokenize_trace(self.chat, task, trace.without(tuple(settings.drop)))
-        return self._traces[task.id]
-
-    def _context(self, task: Task) -> list[int]:
-        """Token ids of c^h = [x; h*]; the plain prompt where the bench has no trace."""
-        if task.id not in self._contexts:
+    def _trace(self, task: Task) -> tuple[list[int], TokenizedTrace | None]:
+        """Ids of c^h = [x; h*] and h* as SFT targets, cut alike; plain x and None where the bench has no trace."""
+        if task.id not in self._privileged:
             trace, settings = self.bench.expert_trace(task), self.config.algo.trace
             if trace is None:
-                self._contexts[task.id] = self.chat.prompt_ids(task.prompt, task.tools)
+                self._privileged[task.id] = self.chat.prompt_ids(task.prompt, task.tools), None
             else:
                 shown = trace.without(tuple(settings.drop))
-                self._contexts[task.id], _ = context_ids(
-                    self.chat, task, shown, settings.rendering, settings.max_tokens
-                )
-        return self._contexts[task.id]
+                context, kept = context_ids(self.chat, task, shown, settings.rendering, settings.max_tokens)
+                shown = replace(shown, turns=shown.turns[:kept])
+                self._privileged[task.id] = context, tokenize_trace(self.chat, task, shown) if kept else None
+        return self._privileged[task.id]
 
     def _record(self, mode: str, name: str, value: Tensor) -> None:
         self._metrics[mode][name].append(self.accelerator.gather(value).nanmean().item())
