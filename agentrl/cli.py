@@ -118,8 +118,9 @@ def start(config: Config) -> int:
         return COMPLETED
     if state == "completed":
         console.print(f"This run is complete: {run.path}")
-        print_result(json.loads(run.summary_path.read_text()))
-        console.print("To run afresh: another seed=..., or run_id=...")
+        if run.summary_path.exists():
+            print_result(json.loads(run.summary_path.read_text()))
+        console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
         return COMPLETED
     console.print(f"{'Resuming' if state in ('running', 'interrupted', 'failed') else 'Run directory'}: {run.path}")
     code = launch(run, config)

@@ -69,8 +69,6 @@ def follow_script(trainer: Any, script: Any) -> None:
     turns: dict[int, int] = {}
 
     def generate(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
-        if len(prompt_ids) == len(trainer._batch):
-            turns.clear()
         out = []
         rows = sorted(turns) if turns else range(len(prompt_ids))
         if turns:  # TRL asks again only for the rows whose last turn made calls
@@ -82,4 +80,8 @@ def follow_script(trainer: Any, script: Any) -> None:
             turns[row] = turn + 1 if "<tool_call>" in text else -1
         return out, None
 
-    trainer._generate_single_turn = generate
+    def anew(prompts: list[Any]) -> Any:
+        turns.clear()
+        return type(trainer)._generate(trainer, prompts)
+
+    trainer._generate_single_turn, trainer._generate = generate, anew

@@ -206,7 +206,7 @@ IMPOSSIBLE = [
     ("reward.name=solve", "reward.name"),
     ("reward.matching=optimal", "reward.matching"),
     ("reward.unmatched_penalty=-1", "reward.unmatched_penalty"),
-    ("trainer.minibatch_prompts=3", "must divide trainer.prompts_per_batch=8; nearest is 2"),
+    ("trainer.minibatch_prompts=3", "must divide trainer.prompts_per_batch=16; nearest is 2"),
     ("trainer.micro_batch=7", "7 does not divide; nearest is 8"),
     ("trainer.micro_batch=0", "trainer.micro_batch"),
     ("trainer.max_steps=0", "trainer.max_steps"),

@@ -211,9 +211,11 @@ def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: py
     assert launch.worker_environment(run, config)["OMP_NUM_THREADS"] == "2"
     config.hardware.processes = 2
     command: list[Any] = launch.worker_command(run, config)
-    assert command[2] == "accelerate.commands.launch"
-    assert "--num_processes=2" in command
-    assert "--cpu" in command
+    assert command[2] == "torch.distributed.run"
+    assert "--nproc_per_node=2" in command
     assert command[-3:] == ["-m", "agentrl.worker", str(run.path)]
-    config.hardware.device = "cuda"
-    assert "--multi_gpu" in launch.worker_command(run, config)
+    assert launch.worker_environment(run, config)["ACCELERATE_USE_CPU"] == "true"
+    config.hardware.accelerate_config = "fsdp.yaml"
+    command = launch.worker_command(run, config)
+    assert command[2] == "accelerate.commands.launch"
+    assert {"--num_processes=2", "--config_file=fsdp.yaml"} <= set(command)

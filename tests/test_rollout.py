@@ -172,3 +172,62 @@ def test_prefix_levels_are_cumulative_and_stop_before_a_preview():
     assert trace.without(("reasoning",)).turns[0].chunks == ()
     with pytest.raises(ValueError, match="unknown trace parts"):
         trace.without(("calls",))
+
+
+def test_arguments_that_are_no_object_are_failed_calls_of_their_own_turn(tmp_path: Path):
+    def script(task, sample, turn):
+        good = json.dumps(expert_trace(task).turns[0].calls[0])
+        bad = json.dumps({"name": expert_trace(task).turns[0].calls[0]["name"], "arguments": "Kibra"})
+        return f"\n<tool_call>\n{bad if turn == 0 else good}\n</tool_call>" if turn < 2 else "<answer>x</answer>"
+
+    trainer = make_trainer(small("algo=grpo"), tmp_path, script)
+    trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 4)
+    first, second = trainer._trajectories[0].calls
+    assert (first.turn, first.error) == (0, True)
+    assert (second.turn, second.error) == (1, False)
+    complaint = trainer._trajectories[0].messages[1]["content"]
+    assert complaint == f"{{'error': '{first.name}() argument after ** must be a mapping, not str'}}"
+
+
+def test_a_result_that_the_budget_dropped_was_not_obtained(tmp_path: Path):
+    first_turn = (
+        len(
+            make_trainer(small("algo=grpo"), tmp_path).chat.ids(
+                expert_script(make_trainer(small("algo=grpo"), tmp_path).tasks[0], 0, 0)
+            )
+        )
+        + 1
+    )
+    config = small("algo=grpo", f"rollout.max_completion_tokens={first_turn + 3}", "rollout.max_turn_tokens=null")
+    trainer = make_trainer(config, tmp_path, expert_script)
+    trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 4)
+    trajectory = trainer._trajectories[0]
+    assert trajectory.messages[-1]["role"] == "assistant"
+    assert trajectory.calls == [] and trajectory.truncated
+    # The text beside a call that was not answered is no answer either.
+    assert trainer._turn_rewards[0] == [0.0]
+
+
+def test_evaluation_runs_in_evaluation_mode_and_gives_training_mode_back(tmp_path: Path):
+    trainer = make_trainer(small("algo=grpo", "rollout.max_completion_tokens=8", "rollout.max_turn_tokens=8"), tmp_path)
+    seen = []
+    original = trainer._generate_single_turn
+    trainer._generate_single_turn = lambda *a, **k: (seen.append(trainer.model.training), original(*a, **k))[1]
+    task = trainer.tasks[0]
+    trainer.model.train()
+    trainer.engine.rollout([Episode(task, trainer.bench.environment(task))], Decoding(0.0))
+    assert seen == [False] and trainer.model.training
+
+
+def test_a_template_that_drops_reasoning_is_refused_not_mislabelled(rolled):
+    from dataclasses import replace
+
+    from agentrl.errors import UserError
+
+    trainer, _ = rolled
+    task = trainer.tasks[0]
+    silent = trainer.processing_class.chat_template.replace(
+        "{{- message.content or '' }}", "{{- '' if message.tool_calls else message.content }}"
+    )
+    with pytest.raises(UserError, match="drops a turn's reasoning"):
+        tokenize_trace(replace(trainer.chat, template=silent), task, expert_trace(task))

@@ -253,8 +253,9 @@ def test_truncate_drops_later_steps_and_the_torn_line(run: RunDirectory) -> None
         with path.open("a") as file:
             file.write('{"step": 2, "torn')
     run.truncate_after(3)
-    for path in (run.metrics_path, run.rollouts_path):
-        assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"note": "no step"}\n'
+    assert run.metrics_path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"note": "no step"}\n'
+    # Rollouts carry the updates made before them: those of step 3 are sampled again.
+    assert run.rollouts_path.read_text() == '{"step": 1}\n{"step": 2}\n{"note": "no step"}\n'
     assert not run.timing_path.exists()
     run.truncate_after(0)
     assert run.metrics_path.read_text() == '{"note": "no step"}\n'

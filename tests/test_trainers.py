@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from trl import GRPOTrainer
 
 from agentrl.advantages import trajectory_advantage
-from agentrl.trainers.grpo import AgentGRPOTrainer, in_row_order
+from agentrl.trainers.grpo import AgentGRPOTrainer, EpochSampler, cropped, in_row_order
 from agentrl.trainers.sft import trace_labels
 
 LOOSE = ("algo.entropy_coef=0", "algo.kl_coef=0")
@@ -209,3 +209,32 @@ def test_minibatches_keep_a_prompts_rollouts_together(tmp_path: Path):
     first = trainer._prepare_inputs(rows)
     assert first["row"].tolist() == [0, 1, 2, 3]
     assert trainer._buffered_inputs[1]["row"].tolist() == [4, 5, 6, 7]
+
+
+def test_without_rl_a_micro_batch_of_anchored_prompts_has_a_zero_gradient(tmp_path: Path):
+    trainer = make_trainer(small(*LOOSE, "algo.q=0.9", "algo.rl_coef=0"), tmp_path, expert_script)
+    batch = rolled_batch(trainer)
+    batch["trace"] = [None] * 8
+    trainer._compute_loss(trainer.model, batch).backward()
+
+
+def test_cropping_changes_no_loss(tmp_path: Path):
+    trainer = make_trainer(
+        small(*LOOSE, "algo.q=0", "trainer.minibatch_prompts=1", "trainer.micro_batch=4"), tmp_path, expert_script
+    )
+    batch = rolled_batch(trainer)
+    rows = {k: v[1:3] if isinstance(v, list) or (v is not None and v.dim()) else v for k, v in batch.items()}
+    shorter = cropped(rows)
+    assert shorter["completion_ids"].shape[1] < rows["completion_ids"].shape[1]
+    loss, other = (trainer._compute_loss(trainer.model, inputs) for inputs in (rows, shorter))
+    assert loss.item() == pytest.approx(other.item(), abs=1e-6)
+
+
+def test_every_epoch_has_an_order_of_its_own_that_a_resumed_run_sees_again():
+    def order(epoch):
+        sampler = EpochSampler(list(range(6)), mini_repeat_count=2, batch_size=2, repeat_count=1, shuffle=True, seed=3)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1) == order(1)
+    assert order(0) != order(1)
