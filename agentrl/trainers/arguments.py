@@ -55,6 +55,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
         "use_cpu": hardware.device == "cpu",
         "dataloader_pin_memory": hardware.device != "cpu",
         "gradient_checkpointing": config.model.gradient_checkpointing,
+        "ddp_find_unused_parameters": False,
     }
 
 
