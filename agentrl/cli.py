@@ -170,6 +170,9 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
         known = sorted({key for key, _, _ in all_keys()})
+        if found[1] in known:
+            group = found[1].split(".")[0]
+            return f"{found[1]} belongs to another {group} than the one chosen; agentrl --help lists the keys of each"
         return f"unknown key {found[1]}{suggest_key(found[1], known)}"
     if found := re.search(r"Could not find '([\w./-]+)/([^/']+)'", text):
         options = [file.stem for file in sorted((CONF / found[1]).glob("*.yaml"))]

@@ -107,6 +107,7 @@ MISTAKES = [
     ("trainer.learning_rat=1", "did you mean trainer.learning_rate?"),
     ("max_steps=3", "did you mean trainer.max_steps?"),
     ("+trainer.foo=1", "unknown key trainer.foo"),
+    ("bench.scenario=free", "bench.scenario belongs to another bench"),
     ("algo=pcat", "algo=pcat is not a choice; did you mean pact?"),
     ("algo=null", "name one of the group's options"),
     ("seed=abc", "seed='abc' must be of type int"),

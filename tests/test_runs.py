@@ -62,7 +62,7 @@ def test_a_run_leaves_a_directory_that_a_person_can_read(pact_run: Path):
     metrics = lines(pact_run / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     expected = {"reward", "solve_rate", "loss/total", "loss/rl", "loss/sft", "anneal/level", "anneal/call_scale"}
-    assert expected | {"anneal/anchored", "kl", "clip_ratio", "tools/error_rate", "lr", "grad_norm"} <= set(metrics[0])
+    assert expected | {"anneal/anchored", "clip_ratio", "tools/error_rate", "lr", "grad_norm"} <= set(metrics[0])
     # 4 steps: lambda_a falls linearly from .8 towards .2, the level from L4 by the switch points .2 .4 .6 .8.
     assert [round(line["anneal/call_scale"], 3) for line in metrics] == [0.8, 0.65, 0.5, 0.35]
     assert [line["anneal/level"] for line in metrics] == [4, 3, 2, 1]
@@ -304,5 +304,11 @@ def test_pact_runs_through_on_real_toolhop_rows(shared: Path, tmp_path: Path):
 def test_a_truncated_data_file_is_refused(tmp_path: Path):
     broken = tmp_path / "ToolHop.json"
     broken.write_text('[{"id": 1, "question": "Wh')
-    done = run(tmp_path / "runs", "bench=toolhop", f"bench.path={broken}", code=2)
+    done = subprocess.run(
+        [sys.executable, "-m", "agentrl", f"runs_dir={tmp_path}/runs", "bench=toolhop", f"bench.path={broken}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
     assert str(broken) in done.stderr and "Traceback" not in done.stderr
