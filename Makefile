@@ -40,7 +40,8 @@ type: $(STAMP) ## Check types
 	$(BIN)/mypy
 
 bench: $(STAMP) ## Compare the three methods over five seeds
-	$(BIN)/agentrl sweep=methods $(ARGS)
+	$(BIN)/agentrl sweep=methods runs_dir=runs/methods $(ARGS)
+	$(BIN)/python benchmarks/compare_methods.py runs/methods
 
 tiny: $(STAMP) ## Rebuild the packaged tiny model from its recipe
 	$(BIN)/python -m agentrl.models.tiny agentrl/models/tiny

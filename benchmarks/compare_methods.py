@@ -41,13 +41,10 @@ def main(runs: Path) -> None:
             "updates": summary["steps"],
             "prompts a batch": trainer.prompts_per_batch,
             "rollouts a prompt": config.rollout.num_generations if summary["algo"] != "sft" else "-",
-            "mean wall time (s)": 0,
+            "tokens seen": summary["tokens"]["seen"],
         }
     if not found:
         sys.exit(f"no completed run under {runs}")
-    for algo, by_seed in found.items():
-        wall = [summary["wall_s"] for summary in by_seed.values()]
-        settings[algo]["mean wall time (s)"] = round(sum(wall) / len(wall))
 
     print("| method | seeds | " + " | ".join(METRICS) + " |")
     print("|---|---|" + "---|" * len(METRICS))
