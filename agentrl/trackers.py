@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import asdict
+from importlib.util import find_spec
 
 from transformers import TrainerCallback
 from transformers.integrations import TrackioCallback, WandbCallback
 
 from agentrl.config.schema import Config
+from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
 
@@ -19,6 +21,8 @@ def tracker_callbacks(config: Config, run: RunDirectory) -> list[TrainerCallback
     if tracker.name == "none" or os.environ.get("RANK", "0") != "0":
         return []
     if tracker.name == "trackio":
+        if find_spec("trackio") is None:
+            raise UserError("tracker=trackio: the package is not installed; pip install 'agentrl[trackio]'")
         os.environ["TRACKIO_PROJECT"] = tracker.project
         return [TrackioCallback()]
     os.environ["WANDB_MODE"] = "offline" if tracker.name == "wandb_offline" else "online"
