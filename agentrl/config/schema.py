@@ -183,7 +183,7 @@ class Eval:
 class Hardware:
     name: str = key("Preset.")
     device: str = key("cpu or cuda.")
-    processes: int = key("Training processes; above 1 starts the worker through accelerate.")
+    processes: int = key("Training processes; above 1 starts them through torchrun or accelerate.")
     threads: Optional[int] = key("CPU threads of each process; null takes all cores.")
     bf16: bool = key("Train in bfloat16 autocast.")
     vllm: str = key("vLLM rollouts through TRL: off, colocate or server (needs a GPU and the vllm extra).")
