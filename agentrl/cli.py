@@ -5,6 +5,7 @@ Hydra is used here and nowhere else, and torch nowhere here: help, `--cfg job` a
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -19,8 +20,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from agentrl.config.compose import CONF, one_line
 from agentrl.config.estimate import print_estimate
-from agentrl.config.load import all_keys, suggest, typed_config
+from agentrl.config.load import suggest, typed_config
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
@@ -28,9 +30,8 @@ from agentrl.launch import COMPLETED, INTERRUPTED, USER_ERROR, launch
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory, changed_keys, run_path
 
-PACKAGE = Path(__file__).resolve().parent
-# The wheel carries conf/ inside the package; in a checkout it lies beside it.
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+# Verbs, each a module with `main(arguments: list[str]) -> int`, imported when called.
+COMMANDS: dict[str, str] = {}
 
 _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many
 
@@ -52,8 +53,13 @@ def main() -> None:
 def _command(arguments: list[str]) -> int:
     """A bare word is a command of its own; everything else is a run described by overrides."""
     match arguments:
+        case [word, *rest] if word in COMMANDS:
+            return int(importlib.import_module(COMMANDS[word]).main(rest))
         case [word, *_] if re.fullmatch(r"[a-z][a-z_-]*", word):
-            raise UserError(f"unknown command '{word}'; overrides look like key=value (agentrl --help lists the keys)")
+            raise UserError(
+                f"unknown command '{word}'{suggest(word, list(COMMANDS))}; a run is described by overrides like "
+                "key=value (agentrl --help lists the keys)"
+            )
         case _ if {"-h", "--help"} & set(arguments):
             from agentrl.config.help import help_text
 
@@ -73,7 +79,7 @@ def _train() -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if full_error:
             raise
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
     except ValueError as error:  # Hydra's word for `algo=null`, which is no HydraException
         if "Config group override" not in str(error):
             raise
@@ -163,36 +169,3 @@ def _name_sweep(config: Config) -> None:
 
 def _complain(error: UserError) -> None:
     print(f"agentrl: error: {error}", file=sys.stderr, flush=True)
-
-
-def _one_line(error: Exception) -> str:
-    """Hydra's own errors, short, and with what to write instead."""
-    text = str(error)
-    if found := re.search(r"Could not override '([^']+)'", text):
-        known = sorted({key for key, _, _ in all_keys()})
-        if found[1] in known:
-            group = found[1].split(".")[0]
-            return f"{found[1]} belongs to another {group} than the one chosen; agentrl --help lists the keys of each"
-        return f"unknown key {found[1]}{suggest_key(found[1], known)}"
-    if found := re.search(r"Could not find '([\w./-]+)/([^/']+)'", text):
-        options = [file.stem for file in sorted((CONF / found[1]).glob("*.yaml"))]
-        return f"{found[1]}={found[2]} is not a choice{suggest(found[2], options)}"
-    if found := re.search(r"Could not override '?([\w./@-]+)'?\.?\s*No match in the defaults list", text):
-        return f"unknown group {found[1]}; agentrl --help lists the groups and their options"
-    if type(error).__name__ == "OverrideParseException":
-        first = " ".join(text.split("See https://")[0].split())
-        return f"{first}; overrides look like key=value, lists are quoted: 'key=[1,2]'"
-    if "Ambiguous value for argument" in text:
-        return f"{text.splitlines()[0]}; a comma sweeps: add -m, or quote a list: 'key=[1,2]'"
-    cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
-    return " ".join(line.strip() for line in text.splitlines()[:2]) + cause
-
-
-def suggest_key(key: str, known: list[str]) -> str:
-    """' ; did you mean X?' by the whole key first, then by its last part: `trainer.lr` and `max_steps` are both met."""
-    whole = suggest(key, known)
-    if "did you mean" in whole:
-        return whole
-    last = key.rsplit(".", 1)[-1]
-    ends = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == last]
-    return f"; did you mean {ends[0]}?" if ends else "; agentrl --help lists the keys"

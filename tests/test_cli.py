@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agentrl.cli import CONF
 from agentrl.config import help as config_help
+from agentrl.config.compose import CONF
 from agentrl.config.load import all_keys
 
 FAST = 2.0  # seconds: the promise for help, --cfg job and completion

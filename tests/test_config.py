@@ -15,7 +15,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from agentrl.config import help as config_help
-from agentrl.config import schema
+from agentrl.config.algos import ALGOS
+from agentrl.config.benches import BENCHES
+from agentrl.config.compose import command_keys
+from agentrl.config.compose import compose as compose_command
 from agentrl.config.estimate import count_parameters, estimate
 from agentrl.config.load import all_keys, load_config, typed_config
 from agentrl.config.schema import Config
@@ -127,7 +130,7 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
         config = config_of(f"algo={algo}", "trainer.learning_rate=2e-6", "tracker.tags=[a,b]")
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         assert load_config(tmp_path) == config
-        assert type(load_config(tmp_path).algo) is schema.ALGOS[algo]
+        assert type(load_config(tmp_path).algo) is ALGOS[algo]
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -313,5 +316,27 @@ def test_every_hub_model_has_a_known_size() -> None:
 
 
 def test_types_of_the_schema_resolve() -> None:
-    for cls in (*schema.ALGOS.values(), *schema.BENCHES.values(), Config):
+    for cls in (*ALGOS.values(), *BENCHES.values(), Config):
         assert get_type_hints(cls)
+
+
+# --- commands beside runs -----------------------------------------------------------------------------------------
+
+
+def test_a_command_composes_as_a_run_does(tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "short.yaml").write_text("defaults: [minihop]\ntrain_tasks: 7\n")
+    config = compose_command(["seed=3", "--config-dir", str(tmp_path), "bench=short"])
+    assert (config.seed, config.bench.train_tasks, config.algo.name) == (3, 7, "pact")
+    with pytest.raises(UserError, match="bench=toolhob is not a choice; did you mean toolhop"):
+        compose_command(["bench=toolhob"])
+
+
+def test_a_command_divides_its_keys_from_the_configurations() -> None:
+    known = {"out": "File to write.", "transcripts": "File to read."}
+    own, rest = command_keys(["bench=ftrl", "out=x.jsonl", "--config-dir", "mine", "seed=1"], known)
+    assert (own, rest) == ({"out": "x.jsonl"}, ["bench=ftrl", "--config-dir", "mine", "seed=1"])
+    with pytest.raises(UserError, match="'transcript' is not key=value; did you mean transcripts"):
+        command_keys(["transcript"], known)
+    with pytest.raises(UserError, match="out is given twice"):
+        command_keys(["out=a", "out=b"], known)

@@ -16,8 +16,8 @@ from agentrl.benches import load_bench
 from agentrl.benches.base import Task
 from agentrl.benches.execution import ERROR_PREFIX
 from agentrl.benches.ftrl import ANSWER_TAG, FtrlBench, load_rows
+from agentrl.config.benches import Ftrl
 from agentrl.config.estimate import FTRL_ROWS, _ftrl_rows
-from agentrl.config.schema import Ftrl
 from agentrl.errors import UserError
 from agentrl.trajectory import ToolCall, Trajectory
 

@@ -15,7 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from agentrl import launch
-from agentrl.cli import CONF
+from agentrl.config.compose import CONF
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.run import RunDirectory

@@ -14,7 +14,7 @@ from toolhop_rows import rows
 
 from agentrl.benches.execution import ToolEnvironment, json_text, key_error, plain_text
 from agentrl.benches.toolhop import PROMPTS, ToolHopBench, load_rows
-from agentrl.config.schema import ToolHop
+from agentrl.config.benches import ToolHop
 from agentrl.errors import UserError
 from agentrl.sandbox import Result, Sandbox
 from agentrl.trajectory import ToolCall, Trajectory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentrl.benches.base import Bench
-from agentrl.config.schema import Ftrl, Minihop, ToolHop
+from agentrl.config.benches import Ftrl, Minihop, ToolHop
 
 
 def load_bench(config: Minihop | ToolHop | Ftrl) -> Bench:

@@ -15,7 +15,7 @@ from typing import Any
 
 from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ToolEnvironment, plain_text
-from agentrl.config.schema import Ftrl
+from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
 from agentrl.rewards.verdicts import solve_scores
 from agentrl.sandbox import Sandbox

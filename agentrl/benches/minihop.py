@@ -17,7 +17,7 @@ from typing import Any
 
 from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ToolEnvironment, plain_text
-from agentrl.config.schema import Minihop
+from agentrl.config.benches import Minihop
 from agentrl.rewards.answers import extract_answer
 from agentrl.sandbox import Sandbox
 from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn

@@ -15,7 +15,7 @@ from typing import Any
 
 from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ToolEnvironment, json_text, name_error
-from agentrl.config.schema import ToolHop
+from agentrl.config.benches import ToolHop
 from agentrl.errors import UserError
 from agentrl.rewards.verdicts import ftrl_correct, solve_scores, strict_correct, toolhop_correct
 from agentrl.sandbox import Sandbox

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.benches.ftrl import load_parts
-from agentrl.config.schema import Config, Ftrl, Minihop, Pact, Sft, ToolHop
+from agentrl.config.algos import Pact, Sft
+from agentrl.config.benches import Ftrl, Minihop, ToolHop
+from agentrl.config.schema import Config
 from agentrl.config.validate import group_size
 from agentrl.errors import UserError
 

@@ -67,7 +67,7 @@ def reference() -> str:
     lines = [
         "# Configuration keys",
         "",
-        "Made from `agentrl/config/schema.py` by `python -m agentrl.config.help`; do not edit.",
+        "Made from the dataclasses of `agentrl/config/` by `python -m agentrl.config.help`; do not edit.",
         "Values are in `conf/`; `agentrl --cfg job` shows those of a run.",
     ]
     current = None

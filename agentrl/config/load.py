@@ -16,7 +16,9 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from agentrl.config.schema import ALGOS, BENCHES, Config
+from agentrl.config.algos import ALGOS
+from agentrl.config.benches import BENCHES
+from agentrl.config.schema import Config
 from agentrl.errors import UserError
 
 VARIANTS: dict[str, dict[str, type]] = {"algo": ALGOS, "bench": BENCHES}

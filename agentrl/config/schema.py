@@ -1,71 +1,14 @@
-"""Types and documentation of every configuration key. Values live in conf/; cross-checks in validate.py."""
+"""Types and documentation of the configuration: algorithms in algos.py, benches in benches.py, all other keys here.
+
+Values live in conf/; checks across keys in validate.py.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional  # omegaconf reads Optional, not X | None
 
-
-def key(doc: str) -> Any:
-    """A required key with its one-sentence documentation."""
-    return field(metadata={"doc": doc})
-
-
-@dataclass
-class Advantage:
-    kind: str = key(
-        "'hard_credit': turn-level plus trajectory-level (PACT App. B); 'trajectory': GRPO's group z-score."
-    )
-    gamma: float = key("Discount of the turn-level return, in [0, 1]; not reported by PACT, MatchTIR's code uses 0.9.")
-    scale: float = key("Factor on the sum A^g + A^l: 1 as the papers write it, 0.5 as MatchTIR's code does.")
-    eps: float = key("Added to the standard deviation of a group before dividing by it.")
-
-
-@dataclass
-class Trace:
-    drop: list[str] = key("Parts of h* to remove (Table 3): any of reasoning, tool_call, tool_response.")
-    rendering: str = key("How [x; h*] is built: 'message' appends text to the user's message, 'turns' adds chat turns.")
-    max_tokens: int = key("Longest rendered trace in tokens; later turns of a longer one are dropped whole.")
-
-
-@dataclass
-class Schedule:
-    reasoning: str = key("Reasoning in L_SFT: segment (levels L4..L0), token, full_token, fixed or none (Table 4).")
-    call: str = key("Tool calls in L_SFT: scale (weight anneals), token (span is cut), fixed or none (Table 4).")
-    switch_points: list[float] = key("Fractions of the horizon at which the level drops L4>L3>L2>L1>L0; ascending.")
-
-
-@dataclass
-class Pact:
-    name: str = key("Algorithm.")
-    rl_coef: float = key("Weight of the clipped surrogate; 0 leaves the SFT term alone.")
-    condition_on_trace: bool = key("True: gated-off prompts use L^h (ratios under [x; h*]); False: L^x (Table 2).")
-    sft_coef: float = key("beta_SFT of eq. 12, the weight of the component-aware SFT term; 0 removes it.")
-    q: float = key("Probability of prompt-only anchoring per prompt and step (eq. 13), in [0, 1].")
-    clip_eps: float = key("PPO clip range eps of eq. 5; not reported by PACT, MatchTIR uses 0.2.")
-    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
-    kl_context: str = key("Context of the KL term: 'ratio' (that of the row's ratio) or 'prompt' (always x).")
-    entropy_coef: float = key("Coefficient of the entropy bonus; not reported by PACT, MatchTIR uses 0.001.")
-    loss_aggregation: str = key("'sequence': mean over tokens, then sequences (MatchTIR); 'token': mean over tokens.")
-    advantage: Advantage = key("How rewards become token advantages.")
-    trace: Trace = key("How expert traces are rendered.")
-    schedule: Schedule = key("What L_SFT trains on as training proceeds.")
-
-
-@dataclass
-class Grpo:
-    name: str = key("Algorithm.")
-    clip_eps: float = key("PPO clip range.")
-    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
-    entropy_coef: float = key("Coefficient of the entropy bonus.")
-    loss_aggregation: str = key("'sequence': mean over tokens, then sequences; 'token': mean over tokens.")
-    advantage: Advantage = key("How rewards become token advantages.")
-
-
-@dataclass
-class Sft:
-    name: str = key("Algorithm.")
-    components: list[str] = key("Components of the expert trace that are targets: reasoning, tool_call, answer.")
+from agentrl.config.key import key
 
 
 @dataclass
@@ -88,38 +31,6 @@ class Model:
     gradient_checkpointing: bool = key("Recompute activations in the backward pass: less memory, more time.")
     reasoning: str = key("Where a trace's reasoning goes: 'content' (plain text) or 'think' (the think block).")
     lora: Lora = key("Low-rank adaptation through PEFT.")
-
-
-@dataclass
-class Minihop:
-    name: str = key("Bench.")
-    path: Optional[str] = key("Unused: minihop is generated; must be null.")
-    data_seed: int = key("Seed of the generator; apart from `seed` so that seeds share one dataset.")
-    train_tasks: int = key("Tasks in the training split.")
-    test_tasks: int = key("Tasks in the held-out split.")
-    train_hops: list[float] = key("Share of 1, 2, 3 and 4-hop tasks in the training split; sums to 1.")
-    test_hops: list[float] = key("Share of 1, 2, 3 and 4-hop tasks in the test split; sums to 1.")
-
-
-@dataclass
-class ToolHop:
-    name: str = key("Bench.")
-    path: Optional[str] = key("ToolHop.json (list or dict form); null downloads `hub_id`.")
-    hub_id: str = key("Dataset repository on the hub.")
-    scenario: str = key("Prompt: direct (no tools), mandatory (tools at every step) or free.")
-    rule: str = key("Answer correctness: 'toolhop' (official), 'ftrl' (FTRL, MatchTIR, PACT) or 'strict' (exact tag).")
-    test_fraction: float = key("Share of rows held out for evaluation, in (0, 1); ToolHop ships no training split.")
-    data_seed: int = key("Seed of the train/test division.")
-
-
-@dataclass
-class Ftrl:
-    name: str = key("Bench.")
-    path: str = key("A directory with FTRL's train and test files (.jsonl, or MatchTIR's .parquet), or one such file.")
-    answer_tag: str = key("Prompts that ask for <answer> tags: 'train' (as in MatchTIR and PACT), 'always' or 'never'.")
-    train_on_test: bool = key("Allow test rows in training; a file of test rows alone is divided then.")
-    test_fraction: float = key("Share of rows held out where a file holds one split alone, in (0, 1).")
-    data_seed: int = key("Seed of that division.")
 
 
 @dataclass
@@ -218,7 +129,3 @@ class Config:
     eval: Eval = key("Evaluation before and after training.")
     hardware: Hardware = key("Where it runs.")
     tracker: Tracker = key("Live tracking.")
-
-
-ALGOS: dict[str, type] = {"pact": Pact, "grpo": Grpo, "sft": Sft}
-BENCHES: dict[str, type] = {"minihop": Minihop, "toolhop": ToolHop, "ftrl": Ftrl}

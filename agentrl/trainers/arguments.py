@@ -8,7 +8,8 @@ from typing import Any
 
 from trl import GRPOConfig, SFTConfig
 
-from agentrl.config.schema import Config, Grpo, Pact
+from agentrl.config.algos import Grpo, Pact
+from agentrl.config.schema import Config
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""Types and documentation of the keys of each algorithm (group `algo`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentrl.config.key import key
+
+
+@dataclass
+class Advantage:
+    kind: str = key(
+        "'hard_credit': turn-level plus trajectory-level (PACT App. B); 'trajectory': GRPO's group z-score."
+    )
+    gamma: float = key("Discount of the turn-level return, in [0, 1]; not reported by PACT, MatchTIR's code uses 0.9.")
+    scale: float = key("Factor on the sum A^g + A^l: 1 as the papers write it, 0.5 as MatchTIR's code does.")
+    eps: float = key("Added to the standard deviation of a group before dividing by it.")
+
+
+@dataclass
+class Trace:
+    drop: list[str] = key("Parts of h* to remove (Table 3): any of reasoning, tool_call, tool_response.")
+    rendering: str = key("How [x; h*] is built: 'message' appends text to the user's message, 'turns' adds chat turns.")
+    max_tokens: int = key("Longest rendered trace in tokens; later turns of a longer one are dropped whole.")
+
+
+@dataclass
+class Schedule:
+    reasoning: str = key("Reasoning in L_SFT: segment (levels L4..L0), token, full_token, fixed or none (Table 4).")
+    call: str = key("Tool calls in L_SFT: scale (weight anneals), token (span is cut), fixed or none (Table 4).")
+    switch_points: list[float] = key("Fractions of the horizon at which the level drops L4>L3>L2>L1>L0; ascending.")
+
+
+@dataclass
+class Pact:
+    name: str = key("Algorithm.")
+    rl_coef: float = key("Weight of the clipped surrogate; 0 leaves the SFT term alone.")
+    condition_on_trace: bool = key("True: gated-off prompts use L^h (ratios under [x; h*]); False: L^x (Table 2).")
+    sft_coef: float = key("beta_SFT of eq. 12, the weight of the component-aware SFT term; 0 removes it.")
+    q: float = key("Probability of prompt-only anchoring per prompt and step (eq. 13), in [0, 1].")
+    clip_eps: float = key("PPO clip range eps of eq. 5; not reported by PACT, MatchTIR uses 0.2.")
+    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
+    kl_context: str = key("Context of the KL term: 'ratio' (that of the row's ratio) or 'prompt' (always x).")
+    entropy_coef: float = key("Coefficient of the entropy bonus; not reported by PACT, MatchTIR uses 0.001.")
+    loss_aggregation: str = key("'sequence': mean over tokens, then sequences (MatchTIR); 'token': mean over tokens.")
+    advantage: Advantage = key("How rewards become token advantages.")
+    trace: Trace = key("How expert traces are rendered.")
+    schedule: Schedule = key("What L_SFT trains on as training proceeds.")
+
+
+@dataclass
+class Grpo:
+    name: str = key("Algorithm.")
+    clip_eps: float = key("PPO clip range.")
+    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
+    entropy_coef: float = key("Coefficient of the entropy bonus.")
+    loss_aggregation: str = key("'sequence': mean over tokens, then sequences; 'token': mean over tokens.")
+    advantage: Advantage = key("How rewards become token advantages.")
+
+
+@dataclass
+class Sft:
+    name: str = key("Algorithm.")
+    components: list[str] = key("Components of the expert trace that are targets: reasoning, tool_call, answer.")
+
+
+ALGOS: dict[str, type] = {"pact": Pact, "grpo": Grpo, "sft": Sft}

@@ -1,0 +1,43 @@
+"""Types and documentation of the keys of each bench (group `bench`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional  # omegaconf reads Optional, not X | None
+
+from agentrl.config.key import key
+
+
+@dataclass
+class Minihop:
+    name: str = key("Bench.")
+    path: Optional[str] = key("Unused: minihop is generated; must be null.")
+    data_seed: int = key("Seed of the generator; apart from `seed` so that seeds share one dataset.")
+    train_tasks: int = key("Tasks in the training split.")
+    test_tasks: int = key("Tasks in the held-out split.")
+    train_hops: list[float] = key("Share of 1, 2, 3 and 4-hop tasks in the training split; sums to 1.")
+    test_hops: list[float] = key("Share of 1, 2, 3 and 4-hop tasks in the test split; sums to 1.")
+
+
+@dataclass
+class ToolHop:
+    name: str = key("Bench.")
+    path: Optional[str] = key("ToolHop.json (list or dict form); null downloads `hub_id`.")
+    hub_id: str = key("Dataset repository on the hub.")
+    scenario: str = key("Prompt: direct (no tools), mandatory (tools at every step) or free.")
+    rule: str = key("Answer correctness: 'toolhop' (official), 'ftrl' (FTRL, MatchTIR, PACT) or 'strict' (exact tag).")
+    test_fraction: float = key("Share of rows held out for evaluation, in (0, 1); ToolHop ships no training split.")
+    data_seed: int = key("Seed of the train/test division.")
+
+
+@dataclass
+class Ftrl:
+    name: str = key("Bench.")
+    path: str = key("A directory with FTRL's train and test files (.jsonl, or MatchTIR's .parquet), or one such file.")
+    answer_tag: str = key("Prompts that ask for <answer> tags: 'train' (as in MatchTIR and PACT), 'always' or 'never'.")
+    train_on_test: bool = key("Allow test rows in training; a file of test rows alone is divided then.")
+    test_fraction: float = key("Share of rows held out where a file holds one split alone, in (0, 1).")
+    data_seed: int = key("Seed of that division.")
+
+
+BENCHES: dict[str, type] = {"minihop": Minihop, "toolhop": ToolHop, "ftrl": Ftrl}

@@ -1,0 +1,17 @@
+"""The one form in which a value is refused: the key, what it holds, and what it must be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentrl.errors import UserError
+
+
+def require(condition: bool, key: str, value: Any, rule: str) -> None:
+    """`rule` says what the value must be, and so what to change. NaN fails every comparison and is refused too."""
+    if not condition:
+        raise UserError(f"{key}={show(value)}: {rule}")
+
+
+def show(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,46 @@
+"""What the keys of a bench may hold, and what each bench asks of the rest of the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentrl.config.algos import Grpo
+from agentrl.config.benches import Ftrl, Minihop, ToolHop
+from agentrl.config.checks import require
+from agentrl.config.schema import Config
+
+BENCH_CHOICES: dict[str, tuple[str, ...]] = {
+    "bench.scenario": ("direct", "mandatory", "free"),
+    "bench.rule": ("toolhop", "ftrl", "strict"),
+    "bench.answer_tag": ("train", "always", "never"),
+}
+
+
+def validate_bench(config: Config) -> None:
+    bench = config.bench
+    if isinstance(bench, Minihop):
+        require(bench.path is None, "bench.path", bench.path, "minihop is generated; set null, or bench=toolhop")
+        for key in ("train_tasks", "test_tasks"):
+            require(getattr(bench, key) >= 1, f"bench.{key}", getattr(bench, key), "must be at least 1")
+        for key in ("train_hops", "test_hops"):
+            shares = getattr(bench, key)
+            whole = len(shares) == 4 and all(s >= 0 for s in shares) and abs(sum(shares) - 1) < 1e-6
+            require(whole, f"bench.{key}", shares, "four shares (1 to 4 hops), none negative, that sum to 1")
+    if isinstance(bench, ToolHop):
+        _toolhop(config, bench)
+    if isinstance(bench, Ftrl):
+        require(0 < bench.test_fraction < 1, "bench.test_fraction", bench.test_fraction, "must lie in (0, 1)")
+        exists_rule = "no such file or directory; give FTRL's"
+        require(Path(bench.path).expanduser().exists(), "bench.path", bench.path, exists_rule)
+
+
+def _toolhop(config: Config, bench: ToolHop) -> None:
+    require(0 < bench.test_fraction < 1, "bench.test_fraction", bench.test_fraction, "must lie in (0, 1)")
+    if bench.path is not None:
+        exists_rule = "no such file; give the path of ToolHop.json, or null to download it from the hub"
+        require(Path(bench.path).expanduser().is_file(), "bench.path", bench.path, exists_rule)
+    if bench.scenario == "direct":
+        tools = "no tools means no expert traces; set bench.scenario=mandatory or free"
+        require(isinstance(config.algo, Grpo), "bench.scenario", bench.scenario, f"algo={config.algo.name}: {tools}")
+        answer_rule = "no tools means no calls to match; set reward=answer, or bench.scenario=mandatory or free"
+        require(config.reward.name == "answer", "bench.scenario", bench.scenario, answer_rule)
