@@ -1,0 +1,154 @@
+"""Benches of hierarchical instruction following (HIF): a system prompt, a user prompt, one reply, two rewards.
+
+A suite says how its rows are read and graded (`SingleTurn`); trainers and evaluation read `HifBench`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agentrl.benches.base import Bench, Environment, Score, Task
+from agentrl.errors import UserError
+from agentrl.traces.records import ExpertTrace
+from agentrl.trajectory import ToolCall, Trajectory
+
+KINDS = ("conflict", "aligned", "reference")  # task.data["kind"]
+SPLITS = ("train", "test")
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
+
+class HifBench(Bench, Protocol):
+    """A bench whose replies earn one reward from the system's side and one from the user's.
+
+    Of `task.data`, trainers and evaluation may read `kind` (one of KINDS), `system` and `user` (the two prompts).
+    """
+
+    def rewards(self, task: Task, response: str) -> dict[str, float | None]:
+        """{"user": r_user, "sys": r_sys}, each in [0, 1]; None where no program can tell and a judge must.
+
+        `response` is the reply as it was sampled, think block included.
+        """
+        ...
+
+    def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Official metrics of a reply made elsewhere, {"row": int, "response": str}; or {} and what is wrong with it.
+
+        `row` counts the rows of the suite's file from 0.
+        """
+        ...
+
+
+class NoTools:
+    """An episode without tools: a call that the model makes up is answered with an error."""
+
+    def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
+        return ToolCall(turn, name, arguments, f"there is no tool {name!r}", error=True)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row: its 0-based place in the file, the prompts, and what the suite's checker needs (`data`)."""
+
+    row: int
+    kind: str
+    messages: tuple[dict[str, str], ...]
+    data: dict[str, Any]
+    suite: str = ""  # part of a suite that has several files
+
+    @property
+    def system(self) -> str:
+        return "\n".join(message["content"] for message in self.messages if message["role"] == "system")
+
+    @property
+    def user(self) -> str:
+        """The last thing that the user said."""
+        return self.messages[-1]["content"]
+
+    @property
+    def cluster(self) -> str:
+        """Rows under one system prompt are not independent."""
+        return hashlib.sha256((self.system or self.user).encode()).hexdigest()[:16]
+
+
+class SingleTurn:
+    """What the suites share: splits, tasks, an environment without tools. Subclasses load rows and grade replies."""
+
+    name: str
+    solve_metric = "r_sys"
+
+    def __init__(self, test_fraction: float, data_seed: int) -> None:
+        self._fraction, self._seed = test_fraction, data_seed
+        self._rows: list[Pair] | None = None
+
+    def load(self) -> list[Pair]:
+        """All rows in the file's order. Raises UserError that names the row and the reason."""
+        raise NotImplementedError
+
+    def metrics(self, task: Task, response: str) -> dict[str, float]:
+        """Metrics of one reply for evaluation."""
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> list[Pair]:
+        """All rows, read once."""
+        if self._rows is None:
+            self._rows = self.load()
+        return self._rows
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+        rows = self.divide()[split]
+        if not rows:
+            raise UserError(f"bench={self.name}: no row is left for the {split} split; change bench.test_fraction")
+        if limit is not None and limit < len(rows):
+            rows = random.Random(seed).sample(rows, limit)
+        return [self.task(row) for row in rows]
+
+    def divide(self) -> dict[str, list[Pair]]:
+        """Rows of each split: the share `test_fraction` of each kind is held out, and no system prompt is in both."""
+        strata: dict[str, dict[str, int]] = {}  # kind -> cluster -> rows
+        kinds: dict[str, str] = {}  # a cluster with rows of several kinds goes where its first row goes
+        for row in self.rows:
+            sizes = strata.setdefault(kinds.setdefault(row.cluster, f"{row.suite}/{row.kind}"), {})
+            sizes[row.cluster] = sizes.get(row.cluster, 0) + 1
+        held_out: set[str] = set()
+        for kind, sizes in sorted(strata.items()):
+            order = sorted(sizes)
+            random.Random(f"{self.name}/{kind}/{self._seed}").shuffle(order)
+            left = round(self._fraction * sum(sizes.values()))
+            while left > 0 and order:
+                held_out.add(order[-1])
+                left -= sizes[order.pop()]
+        return {split: [row for row in self.rows if (row.cluster in held_out) == (split == "test")] for split in SPLITS}
+
+    def task(self, row: Pair) -> Task:
+        """The row as a task; `data` holds kind, system, user and the suite's own fields."""
+        suite = f"{row.suite}-" if row.suite else ""
+        data = {"kind": row.kind, "system": row.system, "user": row.user, "suite": row.suite, **row.data}
+        return Task(f"{self.name}-{suite}{row.row}", list(row.messages), [], "", row.cluster, data)
+
+    def environment(self, task: Task) -> Environment:
+        return NoTools()
+
+    def score(self, task: Task, trajectory: Trajectory) -> Score:
+        return Score(self.metrics(task, response_of(trajectory)), task.cluster)
+
+    def expert_trace(self, task: Task) -> ExpertTrace | None:
+        return None
+
+
+def response_of(trajectory: Trajectory) -> str:
+    """The first assistant message as it was sampled: reasoning that the template parsed away is put back in its tags."""
+    message = next((message for message in trajectory.messages if message["role"] == "assistant"), {})
+    content = message.get("content") or ""
+    reasoning = message.get("reasoning_content")
+    return f"{THINK_OPEN}{reasoning}{THINK_CLOSE}{content}" if reasoning else content
+
+
+def answer_of(response: str) -> str:
+    """What stands after the think block, stripped; empty where the block was never closed."""
+    if THINK_CLOSE in response:
+        return response.rsplit(THINK_CLOSE, 1)[1].strip()
+    return "" if response.lstrip().startswith(THINK_OPEN) else response.strip()
