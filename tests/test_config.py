@@ -14,6 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from agentrl.config import algos, benches, schema
 from agentrl.config import help as config_help
 from agentrl.config.algos import ALGOS
 from agentrl.config.benches import BENCHES
@@ -111,7 +112,7 @@ def test_presets_and_limits_belong_to_options_that_exist() -> None:
 def test_every_key_of_the_schema_has_a_sentence_and_no_default() -> None:
     for _, _, doc in all_keys():
         assert doc.endswith("."), doc
-    for cls in vars(schema).values():
+    for cls in [*vars(schema).values(), *vars(algos).values(), *vars(benches).values()]:
         if isinstance(cls, type) and is_dataclass(cls):
             for item in fields(cls):
                 assert item.metadata.get("doc"), (cls, item.name)
