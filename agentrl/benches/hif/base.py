@@ -140,7 +140,7 @@ class SingleTurn:
 
 
 def response_of(trajectory: Trajectory) -> str:
-    """The first assistant message as it was sampled: reasoning that the template parsed away is put back in its tags."""
+    """The first assistant message as sampled: reasoning that the template parsed away is put back in its tags."""
     message = next((message for message in trajectory.messages if message["role"] == "assistant"), {})
     content = message.get("content") or ""
     reasoning = message.get("reasoning_content")
