@@ -25,12 +25,14 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from agentrl import provenance
+from agentrl.config.judges import OPERATIONAL
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
 
 State = Literal["created", "running", "completed", "failed", "interrupted", "dry_run"]
-NOT_IN_IDENTITY = ("runs_dir", "name", "run_id", "dry_run", "tracker")  # they change where and how, not what
+# They change where and how, not what.
+NOT_IN_IDENTITY = ("runs_dir", "name", "run_id", "dry_run", "tracker", *(f"judge.{key}" for key in OPERATIONAL))
 LOCK_HELD = "AGENTRL_LOCK_HELD"  # set by the launcher for its worker: the run directory whose lock it holds for it
 DISK_ADVICE = {
     errno.ENOSPC: "free some space, or choose another disk with runs_dir=...",
@@ -46,7 +48,7 @@ DISK_ADVICE = {
 
 def config_hash(config: Config) -> str:
     """Eight hexadecimal digits of what determines the result: equal for the same run, wherever it is stored."""
-    values = {key: value for key, value in asdict(config).items() if key not in NOT_IN_IDENTITY}
+    values = {key: value for key, value in _flat(asdict(config)).items() if _in_identity(key)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -265,7 +267,11 @@ def changed_keys(first: Config, second: Config) -> list[str]:
     """Dotted keys that make two configurations different runs, for a message."""
     left, right = _flat(asdict(first)), _flat(asdict(second))
     keys = [key for key in {**left, **right} if left.get(key, "absent") != right.get(key, "absent")]
-    return [key for key in keys if key.split(".")[0] not in NOT_IN_IDENTITY]
+    return [key for key in keys if _in_identity(key)]
+
+
+def _in_identity(key: str) -> bool:
+    return key not in NOT_IN_IDENTITY and key.split(".")[0] not in NOT_IN_IDENTITY
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,7 +29,12 @@ from agentrl.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 GROUPS = sorted(config_help.GROUPS)
-NEEDED = {"model=custom": ["model.path=some/checkpoint"], "bench=ftrl": [f"bench.path={ROOT}"]}  # keys without a value
+NEEDED = {  # keys without a value
+    "model=custom": ["model.path=some/checkpoint"],
+    "bench=ftrl": [f"bench.path={ROOT}"],
+    "judge=openai": ["judge.model=some-model"],
+    "judge=local": ["judge.path=some/checkpoint"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +67,13 @@ def every_option() -> list[str]:
 
 
 @pytest.mark.parametrize("override", every_option())
-def test_every_option_composes_and_validates(override: str) -> None:
+def test_every_option_composes_and_validates(override: str, tmp_path: Path) -> None:
     overrides = [override, *NEEDED.get(override, [])]
     if override == "hardware=multi_gpu":  # the tiny preset's batch is for one process
         overrides.append("model=qwen3-1.7b")
+    if override == "judge=distilled":
+        (tmp_path / "distilled.json").touch()
+        overrides.append(f"judge.path={tmp_path}")
     assert validate(config_of(*overrides)) == []
 
 

@@ -18,10 +18,11 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from agentrl.config.algos import ALGOS
 from agentrl.config.benches import BENCHES
+from agentrl.config.judges import JUDGES
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
 
-VARIANTS: dict[str, dict[str, type]] = {"algo": ALGOS, "bench": BENCHES}
+VARIANTS: dict[str, dict[str, type]] = {"algo": ALGOS, "bench": BENCHES, "judge": JUDGES}
 
 
 def typed_config(raw: DictConfig | Mapping[str, Any]) -> Config:
@@ -53,7 +54,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def all_keys() -> Iterator[tuple[str, Any, str]]:
-    """Every leaf key with its type and sentence, in the schema's order; `algo` and `bench` list each variant."""
+    """Every leaf key with its type and sentence, in the schema's order, those of each variant included."""
     yield from _keys(Config, "")
 
 

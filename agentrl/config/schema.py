@@ -1,4 +1,5 @@
-"""Types and documentation of the configuration: algorithms in algos.py, benches in benches.py, all other keys here.
+"""Types and documentation of the configuration: one file for algorithms, benches and judges each, all other
+keys here.
 
 Values live in conf/; checks across keys in validate.py.
 """
@@ -112,7 +113,7 @@ class Tracker:
 
 @dataclass
 class Config:
-    """The whole configuration of one run. `algo` and `bench` take the type that their `name` selects."""
+    """The whole configuration of one run. `algo`, `bench` and `judge` take the type that their `name` selects."""
 
     runs_dir: str = key("Directory that holds all runs.")
     name: str = key("Directory of this experiment under runs_dir.")
@@ -128,4 +129,5 @@ class Config:
     trainer: Trainer = key("Optimisation.")
     eval: Eval = key("Evaluation before and after training.")
     hardware: Hardware = key("Where it runs.")
+    judge: Any = key("Who grades a response where no program can.")
     tracker: Tracker = key("Live tracking.")

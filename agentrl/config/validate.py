@@ -15,11 +15,13 @@ from agentrl.config.load import suggest
 from agentrl.config.schema import Anneal, Config, Hardware, Reward, Rollout, Trainer
 from agentrl.config.validate_algo import ALGO_CHOICES, validate_algo
 from agentrl.config.validate_bench import BENCH_CHOICES, validate_bench
+from agentrl.config.validate_judge import JUDGE_CHOICES, validate_judge
 from agentrl.errors import UserError
 
 CHOICES: dict[str, tuple[str, ...]] = {
     **ALGO_CHOICES,
     **BENCH_CHOICES,
+    **JUDGE_CHOICES,
     "model.family": ("tiny", "qwen2.5", "qwen3", "phi3", "phi4", "llama3", "other"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.attn_implementation": ("sdpa", "eager", "flash_attention_2"),
@@ -46,6 +48,7 @@ def validate(config: Config) -> list[str]:
     _eval(config)
     validate_algo(config)
     validate_bench(config)
+    validate_judge(config)
     _batches(config)
     return _machine(config)
 

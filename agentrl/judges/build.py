@@ -1,0 +1,42 @@
+"""The judge that a configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
+from agentrl.config.schema import Config
+from agentrl.judges.base import Judge
+from agentrl.judges.cache import VerdictCache
+
+
+def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None:
+    """The judge of `config.judge`, ready to be asked; None for judge=program, where the bench grades alone.
+
+    `payer` names whose budget is spent: the run directory, so that a resumed run goes on with what is left. `device` is
+    where judges that are models in this process compute.
+
+    Raises:
+        UserError: rubric, cache or model that cannot be read, a key that is not set or refused, nobody at the address.
+    """
+    judge = config.judge
+    if isinstance(judge, DistilledJudge):
+        from agentrl.judges.distilled import RewardModelJudge
+
+        return RewardModelJudge(judge, device)
+    if isinstance(judge, OpenAIJudge):
+        from agentrl.judges.openai import EndpointJudge
+
+        endpoint = EndpointJudge(judge, cache_of(judge, config.runs_dir), payer)
+        endpoint.check()
+        return endpoint
+    if isinstance(judge, LocalJudge):
+        from agentrl.judges.local import InProcessJudge
+
+        return InProcessJudge(judge, cache_of(judge, config.runs_dir), payer, device)
+    return None
+
+
+def cache_of(judge: OpenAIJudge | LocalJudge, runs_dir: str) -> VerdictCache:
+    """The cache that `judge` names, by default judge.sqlite in `runs_dir`."""
+    return VerdictCache(judge.cache or Path(runs_dir).expanduser() / "judge.sqlite")

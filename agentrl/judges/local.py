@@ -1,0 +1,86 @@
+"""A judge that is a Hugging Face causal model in this process."""
+
+from __future__ import annotations
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agentrl.config.judges import LocalJudge
+from agentrl.errors import UserError
+from agentrl.judges.base import Verdict
+from agentrl.judges.cache import Usage, VerdictCache
+from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
+from agentrl.judges.rubrics import load_rubrics
+from agentrl.models.loading import checkpoint_path, first_line
+
+
+class InProcessJudge(RubricJudge):
+    """Greedy replies in batches. Draws no random numbers, so a run's random states stay as they are."""
+
+    def __init__(self, config: LocalJudge, cache: VerdictCache, payer: str, device: str):
+        settings = {"revision": config.revision, "dtype": config.dtype, "max_tokens": config.max_tokens}
+        rubrics = load_rubrics(config.system_rubric, config.user_rubric)
+        super().__init__(config.path, rubrics, settings, config.parse_retries, cache, payer)
+        self.config = config
+        path = checkpoint_path(config.path)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, padding_side="left")
+            model = AutoModelForCausalLM.from_pretrained(
+                path, revision=config.revision, dtype=getattr(torch, config.dtype)
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"judge.path={config.path} cannot be loaded: {first_line(error)}") from error
+        if self._tokenizer.chat_template is None:
+            raise UserError(f"judge.path={config.path}: its tokenizer has no chat template; give an instruct model")
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._model = model.to(device).eval()
+
+    def _ask_all(self, questions: list[Question]) -> dict[str, Verdict]:
+        verdicts: dict[str, Verdict] = {}
+        waiting = [(question, question.messages) for question in questions]
+        for attempt in range(self.config.parse_retries + 1):
+            again: list[tuple[Question, Messages]] = []
+            for start in range(0, len(waiting), self.config.batch):
+                batch = waiting[start : start + self.config.batch]
+                replies = self._reply([asked for _, asked in batch])
+                for (question, _), (reply, usage) in zip(batch, replies, strict=True):
+                    verdict, asked = self._read(question, reply, usage, last=attempt == self.config.parse_retries)
+                    if verdict is None:
+                        again.append((question, asked))
+                    else:
+                        verdicts[question.key] = verdict
+            waiting = again
+        return verdicts
+
+    @torch.no_grad()
+    def _reply(self, batch: list[Messages]) -> list[tuple[str, Usage]]:
+        prompts = [self._render(asked) for asked in batch]
+        encoded = self._tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
+        encoded = encoded.to(self._model.device)
+        made = self._model.generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            max_new_tokens=self.config.max_tokens,
+            do_sample=False,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )[:, encoded["input_ids"].shape[1] :]
+        replies = self._tokenizer.batch_decode(made, skip_special_tokens=True)
+        read = encoded["attention_mask"].sum(1).tolist()
+        written = (made != self._tokenizer.pad_token_id).sum(1).tolist()
+        return [(reply, Usage(1, int(r), int(w))) for reply, r, w in zip(replies, read, written, strict=True)]
+
+    def _render(self, asked: Messages) -> str:
+        """The prompt text. A template without a system role (Gemma's) gets the rubric in front of the user's message;
+        a reasoning model is asked not to think, which templates without such a switch ignore.
+        """
+        try:
+            return self._template(asked)
+        except TemplateError:
+            system, user, *rest = asked
+            return self._template([{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest])
+
+    def _template(self, asked: Messages) -> str:
+        render = self._tokenizer.apply_chat_template
+        return str(render(asked, tokenize=False, add_generation_prompt=True, enable_thinking=False))

@@ -1,0 +1,268 @@
+"""A judge behind any OpenAI-compatible chat-completions endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import threading
+import time
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import openai
+
+from agentrl.config.judges import OpenAIJudge
+from agentrl.judges.base import JudgeStopped, Verdict
+from agentrl.judges.cache import Usage, VerdictCache
+from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
+from agentrl.judges.rubrics import load_rubrics
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries, doubling
+LONGEST_RETRY_AFTER = 300.0  # a server that asks for more is as good as down
+
+
+class EndpointJudge(RubricJudge):
+    """Concurrent calls with retries, a rate limit and a budget.
+
+    A call that fails in transport is tried again; one that fails for good gives a missing verdict that is not cached,
+    and `down_after` such failures in a row stop the judge.
+    """
+
+    def __init__(self, config: OpenAIJudge, cache: VerdictCache, payer: str):
+        settings = {"temperature": config.temperature, "max_tokens": config.max_tokens}
+        rubrics = load_rubrics(config.system_rubric, config.user_rubric)
+        super().__init__(config.model, rubrics, settings, config.parse_retries, cache, payer)
+        self.config = config
+        self._key = api_key(config.api_key_env)
+        self._client = openai.OpenAI(base_url=config.base_url, api_key=self._key, timeout=config.timeout, max_retries=0)
+        self._json_mode = True
+        self._limiter = RateLimiter(config.requests_per_minute)
+        self._stop = threading.Event()
+        self._in_flight = 0
+        self._failures_in_a_row = 0
+        self._random = random.Random()  # jitter of its own: the run's random states are not touched
+
+    def check(self) -> None:
+        """One free request, so that a wrong address or key is known before anything heavy.
+
+        Raises:
+            JudgeStopped: nobody answers there, or the key is refused. Other refusals pass: few servers list models.
+        """
+        for attempt in range(3):
+            try:
+                self._client.models.list()
+                return
+            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+                raise self._refused(error) from None
+            except openai.APIConnectionError as error:
+                if attempt == 2:
+                    raise self._down(self._describe(error)) from None
+                time.sleep(FIRST_WAIT)
+            except (openai.APIError, json.JSONDecodeError):
+                return
+
+    def _ask_all(self, questions: list[Question]) -> dict[str, Verdict]:
+        if not questions:
+            return {}
+        self._stop.clear()
+        with ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="judge") as pool:
+            futures: dict[str, Future[Verdict]] = {q.key: pool.submit(self._ask, q) for q in questions}
+            try:
+                wait(futures.values(), return_when=FIRST_EXCEPTION)
+                if any(future.done() and future.exception() for future in futures.values()):
+                    raise next(e for f in futures.values() if f.done() and (e := f.exception()))
+            except BaseException:
+                self._stop.set()  # whoever waits gives up; calls on the wire finish and are recorded
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return {key: future.result() for key, future in futures.items()}
+
+    def _ask(self, question: Question) -> Verdict:
+        """One question to its verdict."""
+        asked = question.messages
+        for attempt in range(self.config.parse_retries + 1):
+            try:
+                reply, usage = self._call(asked)
+            except GaveUp as error:
+                return self._failed(str(error))
+            with self._lock:
+                self._failures_in_a_row = 0
+            verdict, asked = self._read(question, reply, usage, last=attempt == self.config.parse_retries)
+            if verdict is not None:
+                return verdict
+        raise AssertionError("the last attempt always gives a verdict")
+
+    def _failed(self, reason: str) -> Verdict:
+        with self._lock:
+            self._failures_in_a_row += 1
+            down = self._failures_in_a_row >= self.config.down_after
+        if down:
+            raise self._down(reason)
+        return Verdict(None, reason)
+
+    def _call(self, messages: Messages) -> tuple[str, Usage]:
+        """Reply and usage of one call, tried again while that can help.
+
+        Raises:
+            GaveUp: every try failed, or the server refuses this very request.
+            JudgeStopped: a refused key, a spent budget, or another thread stopped the judge.
+        """
+        for attempt in range(self.config.retries + 1):
+            pause = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * (0.5 + self._random.random() / 2)
+            try:
+                return self._send(messages)
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+                raise self._refused(error) from None
+            except openai.APIStatusError as error:
+                reason = self._describe(error)
+                if error.status_code in (400, 422) and self._json_mode:
+                    self._json_mode = False  # some servers know no response_format
+                    pause = 0.0
+                elif error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
+                    raise GaveUp(reason) from None
+                pause = max(pause, retry_after(error.response.headers.get("retry-after")))
+                if pause > LONGEST_RETRY_AFTER:
+                    raise GaveUp(f"{reason}; it asks to wait {pause:.0f} s") from None
+            except (openai.APIError, json.JSONDecodeError, Malformed) as error:  # timeout, cut off, or no completion
+                reason = self._describe(error)
+            if attempt < self.config.retries:
+                self._count(retries=1)
+                self._pause(pause)
+        raise GaveUp(f"{reason}, after {self.config.retries + 1} tries")
+
+    def _send(self, messages: Messages) -> tuple[str, Usage]:
+        """One call on the wire, under the budget and the rate limit."""
+        self._reserve()
+        try:
+            self._pause(self._limiter.delay())
+            more: dict[str, Any] = {"response_format": {"type": "json_object"}} if self._json_mode else {}
+            if self.config.temperature is not None:
+                more["temperature"] = self.config.temperature
+            create: Any = self._client.chat.completions.create  # its types want a class for each role
+            completion = create(model=self.config.model, messages=messages, max_tokens=self.config.max_tokens, **more)
+            reply = reply_of(completion)
+            return reply, self._usage(completion, messages, reply)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def _reserve(self) -> None:
+        """Refuse a call that the budget does not cover. What calls on the wire will cost is not known yet."""
+        config, cache = self.config, self.cache
+        with self._lock:
+            spent = cache.spent(self._payer)
+            for knob, limit, used in (
+                ("max_requests", config.max_requests, spent.requests + self._in_flight),
+                ("max_total_tokens", config.max_total_tokens, spent.tokens),
+                ("max_cost", config.max_cost, spent.cost),
+            ):
+                if limit is not None and used >= limit:
+                    raise JudgeStopped(
+                        f"judge.{knob}={limit:g} is spent ({spent.requests} requests, {spent.tokens} tokens, cost "
+                        f"{spent.cost:.4f}); raise it and give the same command: it goes on with the verdicts of "
+                        f"{cache.path}"
+                    )
+            self._in_flight += 1
+
+    def _usage(self, completion: Any, messages: Messages, reply: str) -> Usage:
+        """Tokens and cost of a call; a server that reports no tokens is counted at four bytes a token."""
+        reported = getattr(completion, "usage", None)
+        prompt = getattr(reported, "prompt_tokens", None)
+        written = getattr(reported, "completion_tokens", None)
+        if not isinstance(prompt, int) or not isinstance(written, int):
+            prompt = sum(len(message["content"].encode()) for message in messages) // 4 + 1
+            written = len(reply.encode()) // 4 + 1
+        cost = (prompt * self.config.price_prompt + written * self.config.price_completion) / 1e6
+        return Usage(1, prompt, written, cost)
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise JudgeStopped("the judge was stopped")  # the thread that stopped it says why
+
+    def _down(self, reason: str) -> JudgeStopped:
+        return JudgeStopped(
+            f"judge.base_url={self.config.base_url} does not answer ({reason}); start it or correct the address, and "
+            f"give the same command: verdicts so far are kept in {self.cache.path}"
+        )
+
+    def _refused(self, error: openai.APIStatusError) -> JudgeStopped:
+        knob = f"judge.api_key_env={self.config.api_key_env}"
+        if isinstance(error, openai.NotFoundError):
+            knob = f"judge.model={self.config.model} or judge.base_url={self.config.base_url}"
+        return JudgeStopped(f"{knob} is refused by the judge: {self._describe(error)}; correct it")
+
+    def _describe(self, error: Exception) -> str:
+        """One line, without the key, which some servers repeat."""
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        return re.sub(r"\b(sk|key)-[\w*.-]{6,}", "***", text.replace(self._key, "***"))
+
+
+class GaveUp(Exception):
+    """A request that stays unanswered."""
+
+
+class Malformed(Exception):
+    """An answer of the server that is no chat completion."""
+
+
+class RateLimiter:
+    """Evenly spaced call times: at most `per_minute` a minute; None is no limit."""
+
+    def __init__(self, per_minute: float | None):
+        self._spacing = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def delay(self) -> float:
+        """Seconds until the caller's turn, which is taken."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._spacing
+            return turn - now
+
+
+def api_key(variable: str | None) -> str:
+    """The key in the environment `variable`; null is for servers that want none.
+
+    Raises:
+        JudgeStopped: the variable is not set.
+    """
+    if variable is None:
+        return "none"  # the client insists on one
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise JudgeStopped(
+            f"judge.api_key_env={variable}: that environment variable is not set; export it, or set null for a server "
+            "that wants no key"
+        )
+    return key
+
+
+def retry_after(header: str | None) -> float:
+    """Seconds that a Retry-After header asks to wait: a number or a date; 0 where there is none or it is neither."""
+    if header is None:
+        return 0.0
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass  # a date, perhaps
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def reply_of(completion: Any) -> str:
+    """Text of a chat completion. The client does not check what a server sends, so it is done here."""
+    choices = getattr(completion, "choices", None)
+    if not isinstance(choices, list) or not choices:
+        raise Malformed("the answer holds no choices")
+    content = getattr(getattr(choices[0], "message", None), "content", None)
+    if content is not None and not isinstance(content, str):
+        raise Malformed("the answer's content is not text")
+    return content or ""

@@ -1,0 +1,114 @@
+"""What every judge that reads a rubric shares: content keys, the cache, one question for equal requests, counts."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentrl.judges.base import JudgeRequest, Verdict
+from agentrl.judges.cache import Entry, Usage, VerdictCache, content_key
+from agentrl.judges.rubrics import Unparsable, messages, parse_reply
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request as it is put to the model; equal questions share a key."""
+
+    key: str
+    request: JudgeRequest
+    messages: Messages
+
+
+class RubricJudge(ABC):
+    """Subclasses say how questions are asked; `settings` is what decides a reply beside model and messages."""
+
+    def __init__(
+        self,
+        name: str,
+        rubrics: dict[str, str],
+        settings: dict[str, Any],
+        parse_retries: int,
+        cache: VerdictCache,
+        payer: str,
+    ):
+        self.name = name
+        self.cache = cache
+        self._rubrics = rubrics
+        self._settings = {**settings, "parse_retries": parse_retries}
+        self._parse_retries = parse_retries
+        self._payer = payer
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def score(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
+        """See `Judge.score`."""
+        questions = [self._question(request) for request in requests]
+        known: dict[str, Verdict] = {}
+        pending: dict[str, Question] = {}
+        for question in questions:
+            if question.key in known or question.key in pending:
+                continue
+            entry = self.cache.get(question.key)
+            if entry is None:
+                pending[question.key] = question
+            else:
+                known[question.key] = Verdict(entry.score, entry.reply)
+        with self._lock:
+            self._counts["cached"] += sum(question.key in known for question in questions)
+        known.update(self._ask_all(list(pending.values())))
+        verdicts = [known[question.key] for question in questions]
+        with self._lock:
+            self._counts["verdicts"] += len(verdicts)
+            self._counts["missing"] += sum(verdict.score is None for verdict in verdicts)
+        return verdicts
+
+    def counts(self) -> dict[str, float]:
+        """`verdicts` given, of which `cached` came from the disk and `missing` have no score; `requests` answered,
+        `retries`, tokens and cost of this process.
+        """
+        names = ("verdicts", "cached", "missing", "requests", "retries", "prompt_tokens", "completion_tokens", "cost")
+        with self._lock:
+            return {name: self._counts[name] for name in names}
+
+    @abstractmethod
+    def _ask_all(self, questions: list[Question]) -> dict[str, Verdict]:
+        """A verdict for each question's key, recorded in the cache as soon as it is known."""
+
+    def _question(self, request: JudgeRequest) -> Question:
+        asked = messages(self._rubrics[request.side], request)
+        return Question(content_key(self.name, asked, self._settings), request, asked)
+
+    def _read(self, question: Question, reply: str, usage: Usage, last: bool) -> tuple[Verdict | None, Messages]:
+        """The verdict in a reply, recorded; or None and what to ask next. The `last` unparsable reply is recorded too,
+        as missing: asking again at temperature 0 would pay for the same reply.
+        """
+        try:
+            score: float | None = parse_reply(reply)
+        except Unparsable as error:
+            if not last:
+                self.cache.spend(self._payer, usage)
+                self._count(usage, retries=1)
+                return None, [*question.messages, *_correction(reply, error)]
+            score = None
+        entry = Entry(self.name, question.request, score, reply)
+        self.cache.put(question.key, entry, self._payer, usage)
+        self._count(usage)
+        return Verdict(score, reply), []
+
+    def _count(self, usage: Usage = Usage(), **more: int) -> None:  # noqa: B008 (frozen)
+        with self._lock:
+            self._counts.update({**vars(usage), **more})
+
+
+def _correction(reply: str, error: Unparsable) -> Messages:
+    """Without it, a judge at temperature 0 would repeat itself."""
+    return [
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": f"That could not be read: {error}. Reply again with the one JSON object alone."},
+    ]
