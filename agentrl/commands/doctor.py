@@ -1,0 +1,36 @@
+"""`agentrl doctor [--json] [key=value ...]`: is this machine ready for the run that the overrides describe?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from agentrl.config.compose import command_keys, compose
+from agentrl.doctor import diagnose
+
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
+
+
+def main(arguments: list[str]) -> int:
+    """Print one line a check; exit code 1 where any failed."""
+    as_json = "--json" in arguments
+    _, overrides = command_keys([argument for argument in arguments if argument != "--json"], {})
+    findings = list(diagnose(compose(overrides)))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for finding in findings:
+            style = STYLES[finding.verdict]
+            fix = f"\n[bold]-> {_plain(finding.fix)}[/bold]" if finding.fix else ""
+            table.add_row(f"[{style}]{finding.verdict}[/{style}]", finding.check, _plain(finding.detail) + fix)
+        Console().print(table)
+    return int(any(finding.verdict == "fail" for finding in findings))
+
+
+def _plain(text: str) -> str:
+    """`text` with nothing that rich would read as markup."""
+    return text.replace("[", r"\[")
