@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from agentrl.traces.records import ExpertTrace
 from agentrl.trajectory import ToolCall, Trajectory
@@ -34,6 +34,19 @@ class Environment(Protocol):
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
         """Execute one call; an error is an observation, never an exception."""
+        ...
+
+
+@runtime_checkable
+class Conversation(Environment, Protocol):
+    """An environment whose user speaks again: the episode goes on after an assistant turn without calls."""
+
+    def next_message(self) -> str | None:
+        """What the user says after an assistant turn without calls; None ends the episode."""
+        ...
+
+    def continue_episode(self) -> bool:
+        """Told after the calls of each assistant turn; False ends the episode at once (a step limit)."""
         ...
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import GenerationConfig
 from trl import GRPOTrainer
 
-from agentrl.benches.base import Environment
+from agentrl.benches.base import Conversation, Environment
 from agentrl.chat import CompletionLabeller
 from agentrl.rollout.engine import Decoding, Episode
 from agentrl.trajectory import ToolCall, Trajectory
@@ -75,6 +75,9 @@ class TrlToolLoop:
         trainer._env_tools = {("row", index): episode.task.tools for index, episode in enumerate(episodes)}
         trainer._sync_tool_dicts = routers
         trainer._async_tool_dicts = [{} for _ in episodes]
+        trainer.conversation = None
+        if any(isinstance(episode.environment, Conversation) for episode in episodes):
+            trainer.conversation = [episode.environment for episode in episodes], [router.calls for router in routers]
         with self._decoding(decoding):
             prompt_ids, completion_ids, tool_mask, completions, logprobs, *_ = GRPOTrainer._generate(
                 trainer, [episode.task.prompt for episode in episodes]

@@ -13,15 +13,16 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from agentrl.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
-from agentrl.benches.base import Bench, Task
+from agentrl.benches.base import Bench, Environment, Task
 from agentrl.chat import ChatFormat
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.rewards.turns import turn_rewards
+from agentrl.rollout.conversation import conversation_loop
 from agentrl.rollout.engine import Episode
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
 from agentrl.trainers.rollout_log import RolloutLog
-from agentrl.trajectory import Trajectory
+from agentrl.trajectory import ToolCall, Trajectory
 
 
 class EpochSampler(RepeatSampler):
@@ -54,6 +55,8 @@ class AgentGRPOTrainer(GRPOTrainer):
     _buffered_inputs: Any
     beta: float
     _entropy_bonus_enabled: bool
+    # Environments and call lists of the episodes being played, where a user speaks again; the engine sets it.
+    conversation: tuple[list[Environment], list[list[ToolCall]]] | None = None
 
     def __init__(
         self,
@@ -118,6 +121,13 @@ class AgentGRPOTrainer(GRPOTrainer):
         if self._console is not None and self.model.training:
             self._console.update("rollout", len(self._batch) - len(prompt_ids), f"{len(prompt_ids)} sampling")
         return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+
+    def _tool_call_loop(self, prompts: Any, *state: Any) -> tuple[Any, ...]:
+        """TRL's loop, or ours where a user speaks again."""
+        if self.conversation is None:
+            return super()._tool_call_loop(prompts, *state)
+        prompt_ids, completion_ids, completions, logprobs, *_ = state
+        return conversation_loop(self, *self.conversation, prompt_ids, completion_ids, completions, logprobs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's step, with the update bar moved on by one forward and backward pass."""

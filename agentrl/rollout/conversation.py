@@ -1,0 +1,133 @@
+"""Episodes whose user speaks again: TRL's tool loop ends where the assistant makes no call, this one asks the user.
+
+The part of `GRPOTrainer._generate` that TRL calls `_tool_call_loop`, for environments that are a `Conversation`. What
+the user says is an observation: its tokens are appended as the template writes them and never trained on. Tokens are
+only ever appended, so a template that drops the reasoning of earlier turns is not followed in that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trl import GRPOTrainer
+from trl.chat_template_utils import parse_response
+
+from agentrl.benches.base import Conversation, Environment
+from agentrl.errors import UserError
+from agentrl.trajectory import ToolCall
+
+Messages = list[dict[str, Any]]
+MARK = "the end of the assistant's turn"
+
+
+def conversation_loop(
+    trainer: GRPOTrainer,
+    environments: Sequence[Environment],
+    calls: Sequence[list[ToolCall]],
+    prompt_ids: list[list[int]],
+    completion_ids: list[list[int]],
+    completions: list[Messages],
+    logprobs: list[list[float]] | None,
+) -> tuple[Any, ...]:
+    """Play every episode from its first assistant turn to its end; same result as TRL's `_tool_call_loop`.
+
+    `calls[row]` receives the executed calls. `completion_ids`, `completions` and `logprobs` are extended in place.
+    """
+    masks = [[1] * len(ids) for ids in completion_ids]
+    active = [row for row, messages in enumerate(completions) if messages]
+    for _ in range(trainer.max_tool_calling_iterations):
+        contexts: dict[int, list[int]] = {}
+        for row in active:
+            said, over = react(environments[row], completions[row][-1], calls[row])
+            if said and not over:
+                suffix = suffix_ids(trainer, said, completion_ids[row])
+                context = prompt_ids[row] + completion_ids[row] + suffix
+                # As TRL: what exceeds the budget was executed, but the model never sees it.
+                over = len(context) - len(prompt_ids[row]) > trainer.max_completion_length
+                over = over or len(context) >= context_limit(trainer)
+                if not over:
+                    contexts[row] = context
+                    completions[row] += said
+            elif said:
+                completions[row] += said
+        if not contexts:
+            break
+        active = []
+        sampled, sampled_logprobs = trainer._generate_single_turn(list(contexts.values()), None, {}, num_generations=1)
+        for position, (row, context) in enumerate(contexts.items()):
+            used = len(context) - len(prompt_ids[row])
+            new = sampled[position][: trainer.max_completion_length - used]
+            observed = used - len(completion_ids[row])
+            masks[row] += [0] * observed + [1] * len(new)
+            completion_ids[row] = context[len(prompt_ids[row]) :] + new
+            if logprobs is not None:
+                logprobs[row] += [0.0] * observed + sampled_logprobs[position][: len(new)]
+            if new:
+                tools = trainer._env_tools[trainer._batch_environments[row]]
+                completions[row].append(parse_response(trainer._tokenizer, new, prefix=context, tools=tools))
+                active.append(row)
+    made = [call for row in calls for call in row]
+    return (
+        masks,
+        completions,
+        completion_ids,
+        logprobs,
+        len(made),
+        sum(call.error for call in made),
+        [[] for _ in calls],
+    )
+
+
+def react(environment: Environment, turn: dict[str, Any], calls: list[ToolCall]) -> tuple[Messages, bool]:
+    """What the environment says to an assistant turn, and whether the episode ends with it.
+
+    Every call is executed; without calls it is the user's turn to speak, if there is one.
+    """
+    if turn.get("tool_calls"):
+        said = []
+        for call in turn["tool_calls"]:
+            function = call["function"]
+            done = environment.call(function["name"], function["arguments"], 0)
+            calls.append(done)
+            said.append({"role": "tool", "name": str(function["name"]), "content": done.observation})
+        return said, isinstance(environment, Conversation) and not environment.continue_episode()
+    text = environment.next_message() if isinstance(environment, Conversation) else None
+    return ([], True) if text is None else ([{"role": "user", "content": text}], False)
+
+
+def suffix_ids(trainer: GRPOTrainer, said: Messages, before: list[int]) -> list[int]:
+    """Token ids from the end of the assistant's turn to where it writes again."""
+    if said[0]["role"] == "tool":
+        ids: list[int] = trainer._get_tool_suffix_ids(said)
+        return ids
+    tokenizer = trainer.processing_class
+    ends = [tokenizer.decode([token]) for token in trainer.eos_token_ids]
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}, *said]
+    text = tokenizer.apply_chat_template(
+        turns,
+        chat_template=trainer.chat_template,
+        add_generation_prompt=True,
+        tokenize=False,
+        **trainer.chat_template_kwargs,
+    )
+    _, found, rest = text.partition(MARK)
+    end = next((end for end in ends if rest.startswith(end)), None)
+    if not found or end is None:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} does not end an assistant's turn with the end token right "
+            "after its text, so no user message can follow; use a model with Qwen2.5's or Qwen3's template"
+        )
+    # A turn that the token budget cut has no end of its own: the environment writes it.
+    own_end = bool(before) and before[-1] in trainer.eos_token_ids
+    written: list[int] = tokenizer(("" if own_end else end) + rest.removeprefix(end), add_special_tokens=False)[
+        "input_ids"
+    ]
+    return written
+
+
+def context_limit(trainer: GRPOTrainer) -> int:
+    """Longest input, in tokens, that the generation backend takes."""
+    if trainer.use_vllm and trainer.vllm_mode == "colocate":
+        return int(trainer.vllm_generation.llm.llm_engine.model_config.max_model_len)
+    return int(trainer.model.config.max_position_embeddings)
