@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import PartialState
@@ -12,11 +13,12 @@ from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.run import RunDirectory
-from agentrl.stats import Interval, mean_interval, paired_difference
+from agentrl.stats import Interval, linearised_ratio, mean_interval, paired_difference, pass_at_k, pass_hat_k
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trajectory import Trajectory
 
 Item = dict[str, Any]
+Summary = dict[str, dict[str, dict[str, float | int | None]]]  # phase -> metric -> interval
 
 
 class Interrupted(Exception):
@@ -76,6 +78,7 @@ def item_record(bench: Bench, task: Task, sample: int, trajectory: Trajectory) -
         "id": task.id,
         "sample": sample,
         "cluster": score.cluster,
+        "groups": score.groups,
         "metrics": score.metrics,
         "truncated": trajectory.truncated,
         "calls": len(trajectory.calls),
@@ -86,28 +89,71 @@ def item_record(bench: Bench, task: Task, sample: int, trajectory: Trajectory) -
     }
 
 
-def per_item(items: list[Item], metric: str) -> dict[str, float]:
-    """Mean of a metric over an item's samples; a sample without it counts 0, as the official scorers count it."""
-    sums: dict[str, list[float]] = {}
+def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, float]]:
+    """Every metric's value of every item, {metric: {item: value}}, the item's samples taken together.
+
+    Scores are averaged over samples; a sample without a metric counts 0, as the official scorers count it.
+    `query_error` is the share of samples with a failed call. `call_error` is linearised so that its mean is failed
+    calls / calls. With n > 1 samples, pass@k and pass^k for k = 1, 2, 4, ... up to n: an attempt passes if its solve
+    metric is 1.
+    """
+    samples: dict[str, list[Item]] = {}
     for item in items:
-        sums.setdefault(item["id"], []).append(item["metrics"].get(metric, 0.0))
-    return {name: sum(values) / len(values) for name, values in sums.items()}
+        samples.setdefault(item["id"], []).append(item)
+
+    def mean_of(value: Callable[[Item], float]) -> dict[str, float]:
+        return {name: sum(map(value, tries)) / len(tries) for name, tries in samples.items()}
+
+    def metric(name: str) -> Callable[[Item], float]:
+        return lambda item: item["metrics"].get(name, 0.0)
+
+    names = sorted({name for item in items for name in item["metrics"]})
+    values = {name: mean_of(metric(name)) for name in names}
+    if any(item["calls"] for item in items):
+        calls = {name: float(sum(item["calls"] for item in tries)) for name, tries in samples.items()}
+        failed = {name: float(sum(item["tool_errors"] for item in tries)) for name, tries in samples.items()}
+        values["call_error"] = linearised_ratio(failed, calls)
+        values["query_error"] = mean_of(lambda item: float(item["tool_errors"] > 0))
+    n = min(map(len, samples.values()), default=0)
+    passed = {name: sum(t["metrics"].get(solve_metric, 0.0) >= 1 for t in tries) for name, tries in samples.items()}
+    for k in [2**power for power in range(n.bit_length())] if n > 1 else []:
+        values[f"pass@{k}"] = {name: pass_at_k(len(samples[name]), passed[name], k) for name in samples}
+        values[f"pass^{k}"] = {name: pass_hat_k(len(samples[name]), passed[name], k) for name in samples}
+    return values
 
 
-def summarise(before: list[Item], after: list[Item]) -> dict[str, dict[str, dict[str, float | int | None]]]:
+def summarise(before: list[Item], after: list[Item], solve_metric: str) -> Summary:
     """The `eval` entry of summary.json: 95% intervals clustered by item cluster, the difference paired by item."""
-    metrics = sorted({name for item in [*before, *after] for name in item["metrics"]})
     clusters = {item["id"]: item["cluster"] for item in [*before, *after]}
-    summary: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    for phase, items in (("before", before), ("after", after)):
-        if items:
-            summary[phase] = {name: interval_of(per_item(items, name), clusters).as_dict() for name in metrics}
-    if before and after:
+    phases = {
+        phase: item_values(items, solve_metric) for phase, items in (("before", before), ("after", after)) if items
+    }
+    names = dict.fromkeys(name for values in phases.values() for name in values)
+    for values in phases.values():  # a metric that one phase never set is 0 there, as in a single sample
+        for name in names:
+            values.setdefault(name, dict.fromkeys(next(iter(values.values()), {}), 0.0))
+    summary: Summary = {
+        phase: {name: interval_of(values[name], clusters).as_dict() for name in names}
+        for phase, values in phases.items()
+    }
+    if len(phases) == 2:
+        first, second = phases["before"], phases["after"]
         summary["difference"] = {
-            name: paired_difference(per_item(before, name), per_item(after, name), clusters).as_dict()
-            for name in metrics
+            name: paired_difference(first[name], second[name], clusters).as_dict() for name in names
         }
     return summary
+
+
+def summarise_groups(before: list[Item], after: list[Item], solve_metric: str) -> dict[str, dict[str, Summary]]:
+    """The `by` entry of summary.json, {group: {value: what `summarise` gives for its items}}."""
+    groups = sorted({pair for item in [*before, *after] for pair in item.get("groups", {}).items()})
+    by: dict[str, dict[str, Summary]] = {}
+    for group, value in groups:
+        first, second = (
+            [item for item in items if item.get("groups", {}).get(group) == value] for items in (before, after)
+        )
+        by.setdefault(group, {})[value] = summarise(first, second, solve_metric)
+    return by
 
 
 def interval_of(values: dict[str, float], clusters: dict[str, str]) -> Interval:

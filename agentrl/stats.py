@@ -93,6 +93,42 @@ def bootstrap_interval(
     return Interval(mean, float(lo), float(hi), len(values))
 
 
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate that at least one of k attempts passes, from c passes in n attempts: 1 - C(n-c, k) / C(n, k).
+
+    Raises ValueError unless 1 <= k <= n and 0 <= c <= n. Source: Chen et al., arXiv 2107.03374.
+    """
+    _check_attempts(n, c, k)
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def pass_hat_k(n: int, c: int, k: int) -> float:
+    """pass^k: unbiased estimate that all of k attempts pass, C(c, k) / C(n, k). Source: tau-bench, arXiv 2406.12045.
+
+    Raises ValueError as `pass_at_k`.
+    """
+    _check_attempts(n, c, k)
+    return math.comb(c, k) / math.comb(n, k)
+
+
+def _check_attempts(n: int, c: int, k: int) -> None:
+    if not (1 <= k <= n and 0 <= c <= n):
+        raise ValueError(f"{c} passes in {n} attempts say nothing about k = {k}: 1 <= k <= n and 0 <= c <= n must hold")
+
+
+def linearised_ratio(numerators: Mapping[str, float], denominators: Mapping[str, float]) -> dict[str, float]:
+    """Per item R + (a - R b) / mean(b) with R = sum(a) / sum(b): values whose mean is R.
+
+    Their `mean_interval` is the delta-method interval of the ratio, and `paired_difference` that of a difference of
+    two ratios. 0 for every item where the denominators sum to 0.
+    """
+    total = sum(denominators.values())
+    if not total:
+        return dict.fromkeys(numerators, 0.0)
+    ratio, mean = sum(numerators.values()) / total, total / len(denominators)
+    return {item: ratio + (a - ratio * denominators[item]) / mean for item, a in numerators.items()}
+
+
 def _by_cluster(
     values: Sequence[float], clusters: Sequence[Hashable] | None, level: float
 ) -> tuple[np.ndarray, np.ndarray, float]:

@@ -33,7 +33,7 @@ from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
-from agentrl.evaluate import Interrupted, Item, evaluate, summarise
+from agentrl.evaluate import Interrupted, Item, evaluate, summarise, summarise_groups
 from agentrl.models.loading import load_chat, load_model, lora_config
 from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result
@@ -173,7 +173,8 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
                 "steps": trainer.state.global_step,
                 "wall_s": round(time.perf_counter() - started, 1),
                 "tokens": {"seen": int(trainer.state.num_input_tokens_seen)},
-                "eval": summarise(before, after),
+                "eval": summarise(before, after, bench.solve_metric),
+                "by": summarise_groups(before, after, bench.solve_metric),
             }
             run.write_json(run.summary_path, summary)
             plot_run(run.read_metrics(), run.plots_dir)

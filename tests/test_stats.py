@@ -8,7 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from agentrl.stats import Interval, bootstrap_interval, mean_interval, paired_difference
+from agentrl.stats import (
+    Interval,
+    bootstrap_interval,
+    linearised_ratio,
+    mean_interval,
+    paired_difference,
+    pass_at_k,
+    pass_hat_k,
+)
 
 
 def test_unclustered_interval_is_the_textbook_one() -> None:
@@ -104,3 +112,32 @@ def test_clustered_intervals_cover_the_truth() -> None:
 
 def test_ignoring_clusters_would_not_cover() -> None:
     assert coverage("ignored", 500) < 0.85  # so the simulation can tell the two apart
+
+
+def test_pass_at_k_and_pass_hat_k_by_hand() -> None:
+    # 4 attempts, 2 passes, k = 2: of the 6 pairs, 1 has no pass and 1 has two
+    assert pass_at_k(4, 2, 2) == pytest.approx(5 / 6) and pass_hat_k(4, 2, 2) == pytest.approx(1 / 6)
+    assert pass_at_k(4, 2, 1) == pass_hat_k(4, 2, 1) == 0.5
+    assert pass_at_k(3, 3, 3) == pass_hat_k(3, 3, 3) == 1 and pass_at_k(3, 0, 3) == pass_hat_k(3, 2, 3) == 0
+    for bad in ((3, 1, 4), (3, 1, 0), (3, 4, 1)):
+        with pytest.raises(ValueError, match="1 <= k <= n"):
+            pass_at_k(*bad)
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    # sum over c of Binomial(c; n, p) * estimate must be the truth: 1 - (1 - p)^k and p^k
+    n, p = 5, 0.3
+    weights = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
+    for k in range(1, n + 1):
+        assert sum(w * pass_at_k(n, c, k) for c, w in enumerate(weights)) == pytest.approx(1 - (1 - p) ** k)
+        assert sum(w * pass_hat_k(n, c, k) for c, w in enumerate(weights)) == pytest.approx(p**k)
+
+
+def test_a_linearised_ratio_has_the_ratio_as_mean() -> None:
+    values = linearised_ratio({"a": 1.0, "b": 0.0, "c": 3.0}, {"a": 1.0, "b": 3.0, "c": 4.0})
+    # R = 4/8, mean denominator 8/3: a: 1/2 + (1 - 1/2) * 3/8 = 11/16
+    assert values["a"] == pytest.approx(11 / 16)
+    assert sum(values.values()) / 3 == pytest.approx(0.5)
+    # equal denominators: the plain values
+    assert linearised_ratio({"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 2.0}) == pytest.approx({"a": 0.5, "b": 0.0})
+    assert linearised_ratio({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}

@@ -23,10 +23,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Score:
-    """Metrics of one trajectory. A metric that the official rule leaves unset is absent."""
+    """Metrics of one trajectory. A metric that the official rule leaves unset is absent.
+
+    `groups` names the breakdowns that the item belongs to, e.g. {"hops": "3"}: summary.json repeats the results of
+    each. They depend on the task alone.
+    """
 
     metrics: dict[str, float]
     cluster: str
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 class Environment(Protocol):

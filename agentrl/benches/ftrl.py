@@ -85,7 +85,7 @@ class FtrlBench:
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         """Solve-P, Solve-R and Solve-F1, whose means over rows are the official results."""
         precision, recall, f1 = solve_scores(trajectory.calls, task.data["row"].golds)
-        return Score({"solve_p": precision, "solve_r": recall, "solve_f1": f1}, task.cluster)
+        return Score({"solve_p": precision, "solve_r": recall, "solve_f1": f1}, task.cluster, {"source": task.cluster})
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         """The row's own reference calls if they earn full marks when executed, else a mined trace that does."""

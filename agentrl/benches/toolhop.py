@@ -113,17 +113,16 @@ class ToolHopBench:
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         """`answer_correct` by the configured rule, absent where the official code sets no field.
 
-        Solve-P/R/F1 judge the tool outputs against the sub-answers by FTRL's rule. `invocation_error` is 1 if any
-        call failed, so that its mean is the share of queries with a failed call.
+        Solve-P/R/F1 judge the tool outputs against the sub-answers by FTRL's rule. Invocation errors, per call and per
+        query, are counted for every bench: see `evaluate.item_values`.
         """
         row: Row = task.data["row"]
         correct = RULES[self.config.rule](trajectory.messages, row.answer)
         metrics = {} if correct is None else {"answer_correct": correct}
         if task.tools:
             precision, recall, f1 = solve_scores(trajectory.calls, row.golds)
-            failed = float(any(call.error for call in trajectory.calls))
-            metrics |= {"solve_p": precision, "solve_r": recall, "solve_f1": f1, "invocation_error": failed}
-        return Score(metrics, task.cluster)
+            metrics |= {"solve_p": precision, "solve_r": recall, "solve_f1": f1}
+        return Score(metrics, task.cluster, {"hops": str(len(row.tools)), "answer_type": row.answer_type or "unknown"})
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         """The mined trace, kept only if the final answer that follows it scores under the configured rule."""
