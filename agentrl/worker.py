@@ -22,32 +22,22 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from rich.console import Console
-from transformers import PreTrainedModel, PrinterCallback, Trainer
-from transformers.trainer_callback import TrainerCallback, TrainerState
+from transformers import Trainer
+from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
 from agentrl.benches import load_bench
-from agentrl.benches.base import Bench, Task
-from agentrl.chat import ChatFormat
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.evaluate import Interrupted, Item, evaluate, summarise, summarise_groups
-from agentrl.models.loading import load_chat, load_model, lora_config
+from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result
-from agentrl.rollout.engine import RolloutEngine
 from agentrl.run import RunDirectory
-from agentrl.trackers import tracker_callbacks
-from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
-from agentrl.trainers.callbacks import COMPLETE, Checkpoints, Record, StopRequest, latest_checkpoint
-from agentrl.trainers.grpo import AgentGRPOTrainer
-from agentrl.trainers.pact import PactTrainer
-from agentrl.trainers.rollout_log import RolloutLog
-from agentrl.trainers.sft import TraceSFTTrainer, trace_dataset
-
-RL_TRAINERS: dict[str, type[AgentGRPOTrainer]] = {"grpo": AgentGRPOTrainer, "pact": PactTrainer}
+from agentrl.trainers.build import build_trainer, fitting
+from agentrl.trainers.callbacks import COMPLETE, StopRequest, latest_checkpoint
 
 
 def main(run_path: Path) -> int:
@@ -138,9 +128,10 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
             "hardware.accelerate_config agree with it"
         )
     bench = load_bench(config.bench)
-    chat = load_chat(config.model)
-    train_tasks = fitting(chat, bench.tasks("train"), config, "training")
-    test_tasks = fitting(chat, bench.tasks("test", config.eval.limit, config.seed), config, "test")
+    train_tasks, test_tasks = bench.tasks("train"), bench.tasks("test", config.eval.limit, config.seed)
+    chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
+    train_tasks = fitting(chat, train_tasks, config, "training")
+    test_tasks = fitting(chat, test_tasks, config, "test")
     model = load_model(config.model)
     with RunConsole(None if is_leader() else Console(quiet=True)) as console:
         console.say(
@@ -180,91 +171,6 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
             plot_run(run.read_metrics(), run.plots_dir)
             print_result(summary, console.console)
     return True
-
-
-def fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> list[Task]:
-    """Tasks whose prompt fits `rollout.max_prompt_tokens`.
-
-    Raises:
-        UserError: none fits.
-    """
-    kept = [t for t in tasks if len(chat.prompt_ids(t.prompt, t.tools)) <= config.rollout.max_prompt_tokens]
-    if len(kept) < len(tasks):
-        print(
-            f"{len(tasks) - len(kept)} of {len(tasks)} {what} tasks exceed rollout.max_prompt_tokens and are left out"
-        )
-    if not kept:
-        raise UserError(
-            f"bench={config.bench.name}: no {what} task fits rollout.max_prompt_tokens="
-            f"{config.rollout.max_prompt_tokens}; raise it"
-        )
-    return kept
-
-
-def build_trainer(
-    config: Config,
-    run: RunDirectory,
-    bench: Bench,
-    chat: ChatFormat,
-    model: PreTrainedModel,
-    tasks: list[Task],
-    stop: StopRequest,
-    console: RunConsole,
-) -> tuple[Trainer, RolloutEngine]:
-    """The trainer of `config.algo` and an engine that plays episodes with its policy."""
-    peft = lora_config(config.model.lora, config.model.family)
-    trainer: Trainer
-    cycle = 1
-    if config.algo.name in RL_TRAINERS:
-        traced = tasks
-        if config.algo.name == "pact":
-            traced = [task for task in tasks if bench.expert_trace(task) is not None]
-            if not traced:
-                raise UserError(f"bench={bench.name}: no training task has an expert trace; use algo=grpo")
-        if len(traced) < config.trainer.prompts_per_batch:
-            raise UserError(
-                f"trainer.prompts_per_batch={config.trainer.prompts_per_batch} but only {len(traced)} training tasks "
-                "are usable; lower it"
-            )
-        trainer = RL_TRAINERS[config.algo.name](
-            model=model,
-            chat=chat,
-            args=grpo_arguments(config, run.checkpoints_dir, config.algo),
-            config=config,
-            bench=bench,
-            tasks=traced,
-            peft_config=peft,
-            rollout_log=RolloutLog(run, chat.tokenizer, config.trainer.log_rollouts),
-            console=console,
-        )
-        engine = trainer.engine
-        cycle = plan_batches(config).updates_per_rollout
-    else:
-        # The engine needs a trainer of its own; it shares the weights and never trains.
-        engine = AgentGRPOTrainer(
-            model=model,
-            chat=chat,
-            args=evaluation_arguments(config, run.checkpoints_dir),
-            config=config,
-            bench=bench,
-            tasks=tasks,
-        ).engine
-        trainer = TraceSFTTrainer(
-            model=model,
-            chat=chat,
-            args=sft_arguments(config, run.checkpoints_dir),
-            train_dataset=trace_dataset(chat, bench, tasks, config.algo.components),
-            peft_config=peft,
-        )
-    callbacks: list[TrainerCallback] = [
-        Record(run, console),
-        Checkpoints(config.trainer.save_steps, cycle, stop),
-        *tracker_callbacks(config, run),
-    ]
-    trainer.remove_callback(PrinterCallback)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    return trainer, engine
 
 
 def train(

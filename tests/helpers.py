@@ -41,13 +41,15 @@ def make_trainer(config: Config, out: Path, script: Any = None) -> Any:
     import torch
 
     from agentrl.benches import load_bench
-    from agentrl.models.loading import load_chat, load_model
+    from agentrl.models.loading import load_chat, load_model, needs_of
     from agentrl.trainers.arguments import grpo_arguments
     from agentrl.trainers.grpo import AgentGRPOTrainer
     from agentrl.trainers.pact import PactTrainer
 
     torch.manual_seed(0)
-    bench, chat = load_bench(config.bench), load_chat(config.model)
+    bench = load_bench(config.bench)
+    tasks = bench.tasks("train")
+    chat = load_chat(config.model, needs_of(tasks))
     kind = {"pact": PactTrainer, "grpo": AgentGRPOTrainer}[config.algo.name]
     trainer = kind(
         model=load_model(config.model),
@@ -55,7 +57,7 @@ def make_trainer(config: Config, out: Path, script: Any = None) -> Any:
         args=grpo_arguments(config, out, config.algo),
         config=config,
         bench=bench,
-        tasks=bench.tasks("train"),
+        tasks=tasks,
     )
     trainer.state.max_steps = config.trainer.max_steps
     if script is not None:

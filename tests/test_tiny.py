@@ -14,14 +14,14 @@ from helpers import composed
 from agentrl.benches import load_bench, minihop
 from agentrl.chat import ChatFormat
 from agentrl.models import tiny
-from agentrl.models.loading import load_chat, load_model
+from agentrl.models.loading import Needs, load_chat, load_model
 
 PACKAGED = Path(str(files("agentrl.models") / "tiny"))
 
 
 @pytest.fixture(scope="module")
 def chat():
-    return load_chat(composed().model)
+    return load_chat(composed().model, Needs(tools=True, system=False))
 
 
 def test_the_checkpoint_is_small_and_whole(chat):

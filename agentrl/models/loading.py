@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from peft import LoraConfig
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -17,6 +19,7 @@ from trl.chat_template_utils import (
     supports_tool_calling,
 )
 
+from agentrl.benches.base import Task
 from agentrl.chat import ChatFormat
 from agentrl.config.schema import Lora, Model
 from agentrl.errors import UserError
@@ -72,11 +75,28 @@ def load_model(config: Model) -> PreTrainedModel:
     return model
 
 
-def load_chat(config: Model) -> ChatFormat:
-    """Tokenizer and chat template, ready for multi-turn tool use.
+@dataclass(frozen=True)
+class Needs:
+    """What the tasks of a run ask of a chat template."""
+
+    tools: bool
+    system: bool  # a system message that the model must get to read
+
+
+def needs_of(tasks: list[Task]) -> Needs:
+    """What the prompts of `tasks` hold."""
+    return Needs(
+        tools=any(task.tools for task in tasks),
+        system=any(message["role"] == "system" for task in tasks for message in task.prompt),
+    )
+
+
+def load_chat(config: Model, needs: Needs) -> ChatFormat:
+    """Tokenizer and chat template, able to carry what `needs` names: any template will do for a single plain turn.
 
     Raises:
-        UserError: no tokenizer there, or its template cannot carry tool calls or cannot be parsed.
+        UserError: no tokenizer there, or its template cannot carry a system message or tool calls, or no parser of
+            its tool calls is known.
     """
     path = checkpoint_path(config.path)
     try:
@@ -87,26 +107,47 @@ def load_chat(config: Model) -> ChatFormat:
         raise UserError(f"model.path={config.path}: needs a fast tokenizer with a chat template (an instruct model)")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if needs.system and not carries_system_message(tokenizer):
+        raise UserError(
+            f"model.path={config.path}: its chat template has no system role, so the rules of this bench would never "
+            "reach the model; choose a model whose template carries system messages, or edit that of its tokenizer"
+        )
+    template = _tool_template(config, tokenizer) if needs.tools else None
+    return ChatFormat(tokenizer, template, config.reasoning)
+
+
+def carries_system_message(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a system message stands in the rendered prompt: some templates refuse one, others drop it in silence."""
+    probe = "AgentrlSystemProbe"
+    messages = [{"role": "system", "content": probe}, {"role": "user", "content": "Hello"}]
+    try:
+        return probe in tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError:  # a template's own way to say no
+        return False
+
+
+def _tool_template(config: Model, tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The template for multi-turn tool use, None for the tokenizer's own; sees to it that calls can be parsed."""
     if not supports_tool_calling(tokenizer):
         raise UserError(f"model.path={config.path}: its chat template cannot render tool calls; choose another model")
     if tokenizer.response_template is None:
         try:
-            tokenizer = add_response_schema(tokenizer)
+            add_response_schema(tokenizer)
         except ValueError as error:
             raise UserError(
                 f"model.path={config.path}: no parser for the tool calls of its chat template; set `response_template` "
                 "in its tokenizer_config.json (see the model card), or use a Qwen2.5, Qwen3 or Llama 3 instruct model"
             ) from error
-    template = None
-    if not is_chat_template_prefix_preserving(tokenizer):
-        try:
-            template = get_training_chat_template(tokenizer)
-        except ValueError as error:
-            raise UserError(
-                f"model.path={config.path}: its chat template rewrites earlier turns, so a multi-turn rollout cannot "
-                "be trained on token by token; give its tokenizer a prefix-preserving template"
-            ) from error
-    return ChatFormat(tokenizer, template, config.reasoning)
+    if is_chat_template_prefix_preserving(tokenizer):
+        return None
+    try:
+        template: str | None = get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise UserError(
+            f"model.path={config.path}: its chat template rewrites earlier turns, so a multi-turn rollout cannot "
+            "be trained on token by token; give its tokenizer a prefix-preserving template"
+        ) from error
+    return template
 
 
 def lora_config(lora: Lora, family: str) -> LoraConfig | None:

@@ -1,4 +1,4 @@
-"""The reference engine: TRL's own multi-turn tool loop, given each episode's tools.
+"""The reference engine: TRL's own multi-turn tool loop, given each episode's tools; one turn where there are none.
 
 TRL 1.16 knows tools per trainer or per environment name, not per row. The seam used here is private and therefore
 pinned and tested: before `GRPOTrainer._generate` runs, every row gets an environment name of its own, whose schemas
@@ -87,6 +87,9 @@ class TrlToolLoop:
         trajectories = []
         for index, episode in enumerate(episodes):
             messages = completions[index]
+            if not trainer.tools:  # nothing to parse: a reply is graded as it was sampled, think block included
+                text = trainer.processing_class.decode(completion_ids[index], skip_special_tokens=True)
+                messages = [{"role": "assistant", "content": text}]
             turn, component = self._label(completion_ids[index], masks[index], messages)
             # TRL runs a tool before it finds that the result exceeds the budget; the model never saw such a result.
             answered = sum(message["role"] == "tool" for message in messages)

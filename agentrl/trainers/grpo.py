@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation on multi-turn tool use: TRL's GRPOTrainer with our rollouts and advantages."""
+"""Group-relative policy optimisation, with or without tools: TRL's GRPOTrainer with our rollouts and advantages."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class AgentGRPOTrainer(GRPOTrainer):
             train_dataset=Dataset.from_list([{"prompt": task.prompt, "task": i} for i, task in enumerate(tasks)]),
             processing_class=chat.tokenizer,
             peft_config=peft_config,
-            environment_factory=RowEnvironment,
+            environment_factory=RowEnvironment if any(task.tools for task in tasks) else None,
         )
         self.chat_template = chat.template
         self.engine = TrlToolLoop(self)
@@ -205,10 +205,11 @@ class AgentGRPOTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         scores = [self.bench.score(task, t) for task, t in zip(self._batch, self._trajectories, strict=True)]
         solved = [score.metrics.get(self.bench.solve_metric, 0.0) for score in scores]
-        calls = [call for trajectory in self._trajectories for call in trajectory.calls]
         self._metrics[mode]["solve_rate"].append(self._global_mean(solved))
-        self._metrics[mode]["tools/error_rate"].append(self._global_mean([float(call.error) for call in calls]))
-        self._metrics[mode]["tools/calls"].append(self._global_mean([len(t.calls) for t in self._trajectories]))
+        if self.tools:
+            calls = [call for trajectory in self._trajectories for call in trajectory.calls]
+            self._metrics[mode]["tools/error_rate"].append(self._global_mean([float(call.error) for call in calls]))
+            self._metrics[mode]["tools/calls"].append(self._global_mean([len(t.calls) for t in self._trajectories]))
         if self._rollout_log is not None and self.accelerator.is_main_process:
             self._rollout_log.write(self.state.global_step, self._trajectories, self._turn_rewards, scores, advantages)
 
