@@ -33,6 +33,7 @@ from agentrl.run import RunDirectory, changed_keys, run_path
 # Verbs, each a module with `main(arguments: list[str]) -> int`, imported when called.
 COMMANDS: dict[str, str] = {
     "doctor": "agentrl.commands.doctor",
+    "score": "agentrl.commands.score",
 }
 
 _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many

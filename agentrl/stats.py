@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None =
     if groups < 2:
         return Interval(mean, math.nan, math.nan, n)
     error = math.sqrt(groups / (groups - 1) * float(np.square(sums - counts * mean).sum())) / n
-    half = float(stats.t.ppf((1 + level) / 2, groups - 1)) * error
+    half = float(stdtrit(groups - 1, (1 + level) / 2)) * error
     return Interval(mean, mean - half, mean + half, n)
 
 

@@ -76,3 +76,19 @@ class Bench(Protocol):
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         """h* of `task`, or None where the bench has none for it."""
         ...
+
+
+class TranscriptBench(Protocol):
+    """A bench that can score what was made elsewhere (`agentrl score`)."""
+
+    name: str
+
+    def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Official metrics of one line of a transcripts file, and why they are what they are where that needs saying.
+
+        `record` names its row of the bench's file by "row" (0-based, whatever the splits) or "id". A metric is a
+        number, None where the official code gives no verdict, or a list with one entry per instruction. Returns {} and
+        what is wrong where the line cannot be scored. Never executes anything of the record; raises UserError where
+        the bench's own file is bad.
+        """
+        ...

@@ -15,6 +15,7 @@ from typing import Any
 
 from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ToolEnvironment, plain_text
+from agentrl.benches.transcripts import BadTranscript, executed_calls, find_row, messages_of
 from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
 from agentrl.rewards.verdicts import solve_scores
@@ -62,6 +63,7 @@ class FtrlBench:
         self.config = config
         self._sandbox = Sandbox()
         self._parts: dict[str, list[Row]] | None = None
+        self._file: list[Row] | None = None  # every row, for transcripts
         self._miner = Miner()
         self._traces: dict[str, ExpertTrace | None] = {}
 
@@ -86,6 +88,21 @@ class FtrlBench:
         """Solve-P, Solve-R and Solve-F1, whose means over rows are the official results."""
         precision, recall, f1 = solve_scores(trajectory.calls, task.data["row"].golds)
         return Score({"solve_p": precision, "solve_r": recall, "solve_f1": f1}, task.cluster, {"source": task.cluster})
+
+    def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Official metrics of the episode {"row" or "id", "messages"}, or {} and what is wrong with it."""
+        if self._file is None:
+            self._file = load_rows(one_file(self.config.path))
+        try:
+            row = self._file[find_row(record, len(self._file), {row.id: i for i, row in enumerate(self._file)})]
+            calls, unexecuted = executed_calls(messages_of(record))
+        except BadTranscript as error:
+            return {}, str(error)
+        # A call without an output counts as made and solves nothing: no tool is called ''.
+        made = calls + [ToolCall(0, "", None)] * unexecuted
+        precision, recall, f1 = solve_scores(made, row.golds)
+        reason = f"{unexecuted} calls of the last turn have no output; they count as unsolved" if unexecuted else None
+        return {"solve_p": precision, "solve_r": recall, "solve_f1": f1}, reason
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         """The row's own reference calls if they earn full marks when executed, else a mined trace that does."""
@@ -169,6 +186,13 @@ def load_parts(config: Ftrl) -> dict[str, list[Row]]:
     if all(parts.values()) or (not parts["train"] and not config.train_on_test):
         return parts
     return divide(rows, config.test_fraction, config.data_seed)
+
+
+def one_file(path: str) -> Path:
+    """The file whose rows transcripts count. Raises UserError for a directory."""
+    if Path(path).is_dir():
+        raise UserError(f"bench.path: {path} is a directory; name the file whose rows the transcripts count")
+    return Path(path)
 
 
 def split_files(path: Path) -> dict[str, Path]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.benches.base import Environment, Score, Task
-from agentrl.benches.execution import ToolEnvironment, json_text, name_error
+from agentrl.benches.execution import ERROR_PREFIX, ToolEnvironment, json_text, name_error
+from agentrl.benches.transcripts import BadTranscript, find_row, messages_of, parse_text, toolhop_content
 from agentrl.config.benches import ToolHop
 from agentrl.errors import UserError
 from agentrl.rewards.verdicts import ftrl_correct, solve_scores, strict_correct, toolhop_correct
@@ -88,12 +89,15 @@ class ToolHopBench:
         self._traces: dict[str, ExpertTrace | None] = {}
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
-        if self._rows is None:
-            self._rows = load_rows(find_file(self.config))
-        rows = divide(self._rows, self.config.test_fraction, self.config.data_seed)[split]
+        rows = divide(self._all_rows(), self.config.test_fraction, self.config.data_seed)[split]
         if limit is not None and limit < len(rows):
             rows = random.Random(seed).sample(rows, limit)
         return [self._task(row) for row in rows]
+
+    def _all_rows(self) -> list[Row]:
+        if self._rows is None:
+            self._rows = load_rows(find_file(self.config))
+        return self._rows
 
     def _task(self, row: Row) -> Task:
         schemas = [{"type": "function", "function": tool} for tool in row.tools]
@@ -124,6 +128,26 @@ class ToolHopBench:
             metrics |= {"solve_p": precision, "solve_r": recall, "solve_f1": f1}
         return Score(metrics, task.cluster, {"hops": str(len(row.tools)), "answer_type": row.answer_type or "unknown"})
 
+    def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Official verdict of the episode {"row" or "id", "messages"}, or {} and what is wrong with it.
+
+        `answer_correct` is 1, 0, or None where ToolHop's code sets no field; `calls` and `error_calls` count outputs.
+        """
+        rows = self._all_rows()
+        ids = {name: i for i, row in enumerate(rows) for name in (row.id, f"toolhop-{row.id}")}
+        try:
+            row, messages = rows[find_row(record, len(rows), ids)], messages_of(record)
+        except BadTranscript as error:
+            return {}, str(error)
+        correct = RULES[self.config.rule](judged_messages(messages, self.config.rule), row.answer)
+        outputs = [message.get("content") or "" for message in messages if message["role"] == "tool"]
+        failed = sum(output.startswith(ERROR_PREFIX) for output in outputs)
+        reason = (
+            None if correct is not None else "no final text: ToolHop's code sets no verdict, and counts it as wrong"
+        )
+        verdict = None if correct is None else int(correct)
+        return {"answer_correct": verdict, "calls": len(outputs), "error_calls": failed}, reason
+
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         """The mined trace, kept only if the final answer that follows it scores under the configured rule."""
         if not task.tools:
@@ -142,6 +166,25 @@ class ToolHopBench:
         messages = [{"role": "tool", "content": trace.turns[-1].observations[-1]}]
         messages.append({"role": "assistant", "content": f"<answer>{row.answer}</answer>"})
         return trace if RULES[self.config.rule](messages, row.answer) else None
+
+
+def judged_messages(messages: list[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
+    """The messages with the assistant's raw texts as the loop that goes with `rule` parses them.
+
+    `parsed_content`, or `tool_calls` apart from the content, say that this has been done; so does a user message:
+    it makes the list what the official code stores, rather than the turns alone.
+    """
+    if any(message["role"] == "user" for message in messages):
+        return messages
+    parsed = []
+    for message in messages:
+        content = message.get("content")
+        if "parsed_content" in message:
+            content = message["parsed_content"]
+        elif message["role"] == "assistant" and not message.get("tool_calls"):
+            content = toolhop_content(content or "") if rule == "toolhop" else parse_text(content or "")[0]
+        parsed.append({**message, "content": content})
+    return parsed
 
 
 def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, list[Row]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from agentrl.config.algos import Grpo
 from agentrl.config.benches import Ftrl, Minihop, ToolHop
@@ -17,7 +18,20 @@ BENCH_CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def validate_bench(config: Config) -> None:
-    bench = config.bench
+    """What a run asks of its bench. Raises UserError."""
+    validate_data(config.bench)
+    if isinstance(config.bench, ToolHop) and config.bench.scenario == "direct":
+        tools = "no tools means no expert traces; set bench.scenario=mandatory or free"
+        require(isinstance(config.algo, Grpo), "bench.scenario", "direct", f"algo={config.algo.name}: {tools}")
+        answer_rule = "no tools means no calls to match; set reward=answer, or bench.scenario=mandatory or free"
+        require(config.reward.name == "answer", "bench.scenario", "direct", answer_rule)
+
+
+def validate_data(bench: Any) -> None:
+    """The bench's own keys, whatever is done with it. Raises UserError."""
+    for key, allowed in BENCH_CHOICES.items():
+        value = getattr(bench, key.removeprefix("bench."), allowed[0])
+        require(value in allowed, key, value, f"choose from {', '.join(allowed)}")
     if isinstance(bench, Minihop):
         require(bench.path is None, "bench.path", bench.path, "minihop is generated; set null, or bench=toolhop")
         for key in ("train_tasks", "test_tasks"):
@@ -26,21 +40,11 @@ def validate_bench(config: Config) -> None:
             shares = getattr(bench, key)
             whole = len(shares) == 4 and all(s >= 0 for s in shares) and abs(sum(shares) - 1) < 1e-6
             require(whole, f"bench.{key}", shares, "four shares (1 to 4 hops), none negative, that sum to 1")
-    if isinstance(bench, ToolHop):
-        _toolhop(config, bench)
-    if isinstance(bench, Ftrl):
+    if isinstance(bench, ToolHop | Ftrl):
         require(0 < bench.test_fraction < 1, "bench.test_fraction", bench.test_fraction, "must lie in (0, 1)")
-        exists_rule = "no such file or directory; give FTRL's"
-        require(Path(bench.path).expanduser().exists(), "bench.path", bench.path, exists_rule)
-
-
-def _toolhop(config: Config, bench: ToolHop) -> None:
-    require(0 < bench.test_fraction < 1, "bench.test_fraction", bench.test_fraction, "must lie in (0, 1)")
-    if bench.path is not None:
+    if isinstance(bench, ToolHop) and bench.path is not None:
         exists_rule = "no such file; give the path of ToolHop.json, or null to download it from the hub"
         require(Path(bench.path).expanduser().is_file(), "bench.path", bench.path, exists_rule)
-    if bench.scenario == "direct":
-        tools = "no tools means no expert traces; set bench.scenario=mandatory or free"
-        require(isinstance(config.algo, Grpo), "bench.scenario", bench.scenario, f"algo={config.algo.name}: {tools}")
-        answer_rule = "no tools means no calls to match; set reward=answer, or bench.scenario=mandatory or free"
-        require(config.reward.name == "answer", "bench.scenario", bench.scenario, answer_rule)
+    if isinstance(bench, Ftrl):
+        exists_rule = "no such file or directory; give FTRL's"
+        require(Path(bench.path).expanduser().exists(), "bench.path", bench.path, exists_rule)

@@ -1,0 +1,134 @@
+"""agentrl score: official metrics of transcripts that were made elsewhere; nothing in them is executed.
+
+    agentrl score bench=ftrl bench.path=test.jsonl transcripts=episodes.jsonl out=scored.jsonl
+
+Every line of `transcripts` is repeated in `out` with `metrics`, and a `reason` where the verdict needs one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agentrl.benches import load_bench
+from agentrl.config.compose import command_keys, compose
+from agentrl.config.validate_bench import validate_data
+from agentrl.errors import UserError
+from agentrl.stats import mean_interval
+
+KEYS = {
+    "transcripts": "File of transcripts, one JSON object a line.",
+    "out": "File to write, one line a transcript; must not exist yet.",
+}
+HELP = f"""agentrl score bench=NAME [bench.path=FILE] transcripts=FILE out=FILE [bench.key=value ...]
+
+Scores transcripts as the bench's official code does. Nothing in them is executed.
+
+{chr(10).join(f"  {key:<12} {sentence}" for key, sentence in KEYS.items())}
+
+A line of `transcripts` is {{"row": N, "messages": [...]}} ("turns" or "response" in place of messages for some benches,
+see docs/benches.md); N counts the rows of the file from 0. The same line goes to `out` with "metrics", and a "reason"
+where there is one."""
+SHOWN = 5  # bad lines named in one message
+# ToolHop divides by all rows, scored or not; other rules leave out what has no verdict.
+UNSET_IS_WRONG = ("answer_correct",)
+
+
+def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
+    own, overrides = command_keys(arguments, KEYS)
+    for key, sentence in KEYS.items():
+        if not own.get(key):
+            raise UserError(f"{key}=... is missing. {sentence}")
+    out = Path(own["out"]).expanduser()
+    if out.exists():
+        raise UserError(f"out={out} exists already; name another file, or remove it")
+    config = compose(overrides)
+    validate_data(config.bench)
+    if config.bench.path is not None:
+        config.bench.path = str(Path(config.bench.path).expanduser())
+    bench: Any = load_bench(config.bench)
+    if not hasattr(bench, "score_transcript"):
+        raise UserError(f"bench={bench.name} has no official scores for transcripts made elsewhere; name another bench")
+    scored, bad = [], []
+    for number, record, flaw in read_lines(Path(own["transcripts"]).expanduser()):
+        metrics, reason = ({}, flaw) if flaw else bench.score_transcript(record)
+        if not metrics:
+            bad.append(f"line {number}: {reason}")
+        else:
+            echo = {key: value for key, value in record.items() if key not in ("metrics", "reason")}
+            scored.append(echo | {"metrics": metrics} | ({"reason": reason} if reason else {}))
+    if bad:
+        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise UserError(f"transcripts={own['transcripts']}, {'; '.join(bad[:SHOWN])}{more}. Nothing was written")
+    if not scored:
+        raise UserError(f"transcripts={own['transcripts']} holds no transcript")
+    write(out, scored)
+    summary(scored, Console(soft_wrap=True, highlight=False, markup=False))
+    print(f"{len(scored)} transcripts scored: {out}")
+    return 0
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
+    """Line number (from 1), record, and what is wrong with it, of every line that is not blank."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"transcripts={path}: cannot read it ({error.strerror}); give a file of JSON lines") from error
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield number, {}, f"not UTF-8 (byte {error.start})"
+        except (ValueError, RecursionError) as error:
+            where = f"column {error.colno}, {error.msg}" if isinstance(error, json.JSONDecodeError) else "too deep"
+            yield number, {}, f"no whole JSON ({where})"
+        else:
+            yield (number, record, None) if isinstance(record, dict) else (number, {}, "no JSON object")
+
+
+def write(out: Path, records: list[dict[str, Any]]) -> None:
+    """All lines or no file: what is half written has another name."""
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    try:
+        with part.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(part, out)  # unlike a rename, fails where another process has made the file meanwhile
+    except OSError as error:
+        raise UserError(f"out={out}: cannot write it ({error.strerror}); name a file that can be written") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def summary(records: list[dict[str, Any]], console: Console) -> None:
+    """Mean and 95% interval of every metric; transcripts of one row are one cluster."""
+    columns: dict[str, tuple[list[float], list[str]]] = {}
+    unset: dict[str, int] = {}
+    for record in records:
+        row = str(record.get("row", record.get("id")))
+        for name, value in record["metrics"].items():
+            values, rows = columns.setdefault(name, ([], []))
+            for entry in value if isinstance(value, list) else [value]:
+                if entry is None:
+                    unset[name] = unset.get(name, 0) + 1
+                if entry is not None or name in UNSET_IS_WRONG:
+                    values.append(float(entry or 0))
+                    rows.append(row)
+    console.print("mean [95% interval, clustered by row]")
+    for name, (values, rows) in columns.items():
+        interval = mean_interval(values, rows)
+        counted = "counted as 0" if name in UNSET_IS_WRONG else "left out"
+        rest = f", {unset[name]} without a verdict {counted}" if name in unset else ""
+        bounds = f"[{interval.lo:.4f}, {interval.hi:.4f}]" if interval.lo == interval.lo else "[unknown: a single row]"
+        console.print(f"{name:<16} {interval.mean:.4f} {bounds}, n={interval.n}{rest}")
