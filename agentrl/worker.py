@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
+from agentrl import checkpoints
 from agentrl.benches import load_bench
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
@@ -37,7 +38,7 @@ from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory
 from agentrl.trainers.build import build_trainer, fitting
-from agentrl.trainers.callbacks import COMPLETE, StopRequest, latest_checkpoint
+from agentrl.trainers.callbacks import StopRequest
 
 
 def main(run_path: Path) -> int:
@@ -58,7 +59,7 @@ def main(run_path: Path) -> int:
             reason = disk_trouble(error, run.path)
             if reason is None:
                 return _fail(run, traceback.format_exc(), 1)  # the traceback is the record; nothing is swallowed
-            _drop_torn_checkpoints(run)
+            shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)  # makes room
             advice = "free or grant space there, then give the same command: it resumes from the last whole checkpoint"
             return _fail(run, f"cannot write {run.path}: {reason}; {advice}", 2)
         if not finished:
@@ -83,6 +84,10 @@ def _fail(run: RunDirectory, message: str, code: int) -> int:
     return code
 
 
+def _warn(message: str) -> None:
+    print(f"agentrl: warning: {message}", file=sys.stderr)
+
+
 def disk_trouble(error: Exception, path: Path) -> str | None:
     """Why the disk refused to be written, or None where something else is wrong.
 
@@ -98,12 +103,6 @@ def disk_trouble(error: Exception, path: Path) -> str | None:
     if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
         return os.strerror(errno.ENOSPC) if shutil.disk_usage(path).free < 1 << 20 else str(error)
     return None
-
-
-def _drop_torn_checkpoints(run: RunDirectory) -> None:
-    for folder in run.checkpoints_dir.glob("checkpoint-*"):
-        if not (folder / COMPLETE).is_file():
-            shutil.rmtree(folder)
 
 
 def _catch_signals(stop: StopRequest) -> None:
@@ -139,7 +138,9 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
             f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
         )
         trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks, stop, console)
-        checkpoint = latest_checkpoint(run.checkpoints_dir)
+        # One process looks, for it moves damaged ones aside; all use what it found.
+        found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
+        checkpoint = broadcast_object_list(found)[0]
         before: list[Item] = []
         after: list[Item] = []
         try:
@@ -181,7 +182,7 @@ def train(
     console: RunConsole,
 ) -> bool:
     """Train from `checkpoint` or from the start; False if a signal stopped it. Equal seeds give equal metrics."""
-    step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
     if is_leader():
         run.truncate_after(step)
     if checkpoint:

@@ -77,7 +77,10 @@ class Trainer:
     minibatch_prompts: int = key("Prompts of one optimizer update; divides prompts_per_batch.")
     micro_batch: int = key("Sequences in one forward pass on one device; lower it when memory runs out.")
     save_steps: int = key("Updates between checkpoints (taken at the end of a rollout batch); 0 saves only the last.")
-    keep_checkpoints: int = key("Checkpoints kept; older ones are deleted.")
+    keep_checkpoints: int = key("Newest checkpoints kept; older ones are deleted.")
+    keep_best: Optional[str] = key(
+        "Metric of metrics.jsonl (its mean between checkpoints) whose best is kept besides; '-name' for the lowest."
+    )
     log_rollouts: int = key("Trajectories written to rollouts.jsonl per rollout batch.")
 
 

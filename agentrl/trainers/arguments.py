@@ -8,6 +8,7 @@ from typing import Any
 
 from trl import GRPOConfig, SFTConfig
 
+from agentrl.checkpoints import writing_folder
 from agentrl.config.algos import Grpo, Pact
 from agentrl.config.schema import Config
 
@@ -36,7 +37,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
     """Arguments common to every trainer."""
     trainer, hardware = config.trainer, config.hardware
     return {
-        "output_dir": str(checkpoints),
+        "output_dir": str(writing_folder(checkpoints)),  # sealed and renamed by callbacks.Checkpoints
         "seed": config.seed,
         "learning_rate": trainer.learning_rate,
         "lr_scheduler_type": trainer.lr_schedule,
@@ -46,7 +47,6 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
         "num_train_epochs": trainer.epochs,
         "max_steps": trainer.max_steps,
         "save_strategy": "no",  # callbacks.Checkpoints decides: only between rollout batches can a run resume exactly
-        "save_total_limit": trainer.keep_checkpoints,
         "logging_steps": 1,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would log a loss that is not finite as 0

@@ -100,7 +100,7 @@ def build_trainer(
         )
     callbacks: list[TrainerCallback] = [
         Record(run, console),
-        Checkpoints(config.trainer.save_steps, cycle, stop),
+        Checkpoints(run, config.trainer, cycle, stop),
         *tracker_callbacks(config, run),
     ]
     trainer.remove_callback(PrinterCallback)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +11,12 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from agentrl import checkpoints
+from agentrl.config.schema import Trainer as TrainerConfig
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
-COMPLETE = "agentrl_complete.json"  # written last: a checkpoint without it is torn and never resumed from
 RENAMED = {
     "loss": "loss/total",
     "learning_rate": "lr",
@@ -100,32 +99,42 @@ class Record(TrainerCallback):
 class Checkpoints(TrainerCallback):
     """Saves between rollout batches only, where TRL's buffer is empty and a resumed run continues bit for bit."""
 
-    def __init__(self, save_steps: int, updates_per_rollout: int, stop: StopRequest) -> None:
-        self._save_steps, self._cycle, self._stop = save_steps, updates_per_rollout, stop
+    def __init__(self, run: RunDirectory, config: TrainerConfig, updates_per_rollout: int, stop: StopRequest) -> None:
+        self._folder, self._config = run.checkpoints_dir, config
+        self._cycle, self._stop = updates_per_rollout, stop
         self._last = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._last = state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        step = state.global_step
+        step, every = state.global_step, self._config.save_steps
         finished = step >= state.max_steps
         between_batches = step % self._cycle == 0 or finished
-        due = self._save_steps > 0 and step // self._save_steps > self._last // self._save_steps
+        due = every > 0 and step // every > self._last // every
         stopping = self._stop.anywhere()
         if between_batches and (due or stopping or finished):
             control.should_save = True
-            self._last = step
         if between_batches and stopping and not finished:
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero and args.output_dir is not None:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / COMPLETE).write_text(json.dumps({"step": state.global_step}) + "\n")
+        """Seal what every process has written by now; the leader does it, the others wait for it."""
+        processes, best = PartialState(), self._config.keep_best
+        processes.wait_for_everyone()
+        if state.is_world_process_zero:
+            value = self._value(state, best.removeprefix("-")) if best is not None else {}
+            checkpoints.seal(self._folder, state.global_step, value)
+            checkpoints.prune(self._folder, self._config.keep_checkpoints, best)
+        processes.wait_for_everyone()
+        self._last = state.global_step
 
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint under `folder`, or None."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    def _value(self, state: TrainerState, name: str) -> dict[str, float]:
+        """The metric's mean over the updates since the checkpoint before: one rollout batch alone is noisy."""
+        logs = [entry for entry in state.log_history if entry["step"] > self._last]
+        renamed = [{RENAMED.get(key, key): value for key, value in entry.items()} for entry in logs]
+        values = [entry[name] for entry in renamed if name in entry]
+        if not values:
+            known = ", ".join(sorted({key for entry in renamed for key in entry} - DROPPED - {"step", "epoch"}))
+            raise UserError(f"trainer.keep_best={name}: metrics.jsonl has no such value; choose from {known}")
+        return {name: sum(values) / len(values)}

@@ -1,0 +1,153 @@
+"""Checkpoints on disk: written aside, sealed with a manifest, renamed. A torn or damaged one is never resumed from.
+
+The trainer writes `checkpoints/.writing/checkpoint-N`. `seal` lists every file with its size and SHA-256 in
+`manifest.json`, flushes all of it to the disk, and renames the folder to `checkpoints/checkpoint-N`: under that name a
+checkpoint is whole, or something went wrong with the disk, which its manifest tells. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+WRITING = ".writing"  # what a killed run leaves in here is removed when it resumes
+
+
+def writing_folder(checkpoints: Path) -> Path:
+    """Where a trainer writes: beside the sealed checkpoints, so that a rename is enough."""
+    return checkpoints / WRITING
+
+
+def seal(checkpoints: Path, step: int, metrics: dict[str, float] | None = None) -> Path:
+    """Make what was written for `step` a checkpoint; `metrics` go into its manifest. Returns its folder.
+
+    Raises OSError where the disk refuses.
+    """
+    draft, final = writing_folder(checkpoints) / f"checkpoint-{step}", checkpoints / f"checkpoint-{step}"
+    files = {}
+    for path in sorted(draft.rglob("*")):
+        if path.is_file():
+            files[str(path.relative_to(draft))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            _flush(path)
+    manifest = {"step": step, "metrics": metrics or {}, "files": files}
+    (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    _flush(draft / MANIFEST)
+    _flush(draft)
+    if final.exists():
+        _remove(final)
+    os.rename(draft, final)
+    _flush(checkpoints)
+    return final
+
+
+def latest(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint, or None; clears away what a killed run was writing.
+
+    A damaged one is renamed to `checkpoint-N.damaged`, with a warning, and the one before it is tried.
+    """
+    shutil.rmtree(writing_folder(checkpoints), ignore_errors=True)
+    for path in reversed(_sealed(checkpoints)):
+        fault = damage(path)
+        if fault is None:
+            return path
+        aside = path.with_name(f"{path.name}.damaged")
+        if aside.exists():
+            shutil.rmtree(aside)
+        os.rename(path, aside)
+        warn(f"{path} is damaged ({fault}); it is kept as {aside.name} and the checkpoint before it is used")
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What differs from the manifest; None for a whole checkpoint."""
+    try:
+        files = manifest(checkpoint)["files"]
+        for name, known in files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != known["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {known['bytes']}"
+            if _sha256(path) != known["sha256"]:
+                return f"the content of {name} has changed"
+    except FileNotFoundError:
+        return f"no {MANIFEST}"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    except OSError as error:  # a failing disk is damage, too
+        return str(error)
+    return None
+
+
+def prune(checkpoints: Path, keep: int, best: str | None = None) -> None:
+    """Delete all but the newest `keep` and the best by `best`, a metric of the manifests ('-name': the lowest is best).
+
+    Of equals the newest is best. Checkpoints without the metric, or with one that is no number, are never best.
+    """
+    paths = _sealed(checkpoints)
+    kept = set(paths[-keep:])
+    if best is not None:
+        kept |= {path for path in [best_checkpoint(checkpoints, best)] if path is not None}
+    for path in paths:
+        if path not in kept:
+            _remove(path)
+
+
+def best_checkpoint(checkpoints: Path, best: str) -> Path | None:
+    """The checkpoint whose manifest holds the best value of `best`, as `prune` understands it."""
+    name, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
+    values = {}
+    for path in _sealed(checkpoints):
+        try:
+            value = manifest(path)["metrics"].get(name)
+        except (OSError, ValueError, KeyError, AttributeError):  # damaged: `latest` says so when it matters
+            continue
+        if isinstance(value, int | float) and math.isfinite(value):
+            values[path] = sign * value
+    return max(values, key=lambda path: (values[path], step_of(path)), default=None)
+
+
+def manifest(checkpoint: Path) -> dict[str, Any]:
+    """The content of its manifest.json."""
+    return dict(json.loads((checkpoint / MANIFEST).read_text()))
+
+
+def step_of(checkpoint: Path) -> int:
+    """Updates made before it."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _sealed(checkpoints: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    found = [path for path in checkpoints.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that being killed half-way leaves none with files missing."""
+    trash = writing_folder(path.parent) / f"old-{path.name}"
+    trash.parent.mkdir(exist_ok=True)
+    os.rename(path, trash)
+    shutil.rmtree(trash)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk: after a power cut the name must not be there without the content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
