@@ -265,7 +265,7 @@ def _complete(line: str) -> bool:
 
 def changed_keys(first: Config, second: Config) -> list[str]:
     """Dotted keys that make two configurations different runs, for a message."""
-    left, right = _flat(asdict(first)), _flat(asdict(second))
+    left, right = flat(asdict(first)), flat(asdict(second))
     keys = [key for key in {**left, **right} if left.get(key, "absent") != right.get(key, "absent")]
     return [key for key in keys if _in_identity(key)]
 
@@ -274,11 +274,12 @@ def _in_identity(key: str) -> bool:
     return key not in NOT_IN_IDENTITY and key.split(".")[0] not in NOT_IN_IDENTITY
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted keys."""
+    result: dict[str, Any] = {}
     for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return result
 
 
 def _plain(value: Any) -> Any:

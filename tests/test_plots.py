@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from agentrl.report.plots import _curve, _smooth, plot_run
+from agentrl.report.plots import curve, _smooth, plot_run
 from agentrl.report.table import print_result, result_table, result_text
 
 KEYS = (
@@ -51,7 +51,7 @@ def test_missing_keys_and_values_are_skipped(tmp_path: Path) -> None:
     assert {path.stem for path in plot_run(metrics, tmp_path / "plots")} == {"reward", "overview"}
     assert plot_run([], tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
-    x, y = _curve([{"step": 3, "a": 1}, {"step": 4}, {"a": 2}, {"step": 5, "a": math.inf}], "a")
+    x, y = curve([{"step": 3, "a": 1}, {"step": 4}, {"a": 2}, {"step": 5, "a": math.inf}], "a")
     assert (x.tolist(), y.tolist()) == ([3.0], [1.0])
 
 

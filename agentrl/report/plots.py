@@ -53,27 +53,28 @@ def plot_run(metrics: Sequence[dict[str, Any]], plots_dir: Path) -> list[Path]:
     Keys: "step" is the x axis; rows without a key, or with null or a non-finite value, are left out of its curve.
     Every key "loss/..." gets a panel of its own. No row with a value: no file.
     """
-    panels = [panel for panel in _panels(metrics) if _has_values(metrics, panel)]
-    if not panels:
+    shown = [panel for panel in panels(metrics) if _has_values(metrics, panel)]
+    if not shown:
         return []
     plots_dir.mkdir(parents=True, exist_ok=True)
     written = []
-    for panel in panels:
+    for panel in shown:
         figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
         _draw(figure.subplots(), metrics, panel)
         written.append(_save(figure, plots_dir / f"{panel.name}.png"))
-    rows = math.ceil(len(panels) / COLUMNS)
+    rows = math.ceil(len(shown) / COLUMNS)
     overview = Figure(figsize=(5 * COLUMNS, 3.2 * rows), dpi=100, layout="constrained")
     axes = overview.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for ax, panel in zip(axes, panels, strict=False):
+    for ax, panel in zip(axes, shown, strict=False):
         _draw(ax, metrics, panel)
-    for ax in axes[len(panels) :]:
+    for ax in axes[len(shown) :]:
         ax.remove()
     written.append(_save(overview, plots_dir / "overview.png"))
     return written
 
 
-def _panels(metrics: Sequence[dict[str, Any]]) -> list[Panel]:
+def panels(metrics: Sequence[dict[str, Any]]) -> list[Panel]:
+    """What may be drawn of `metrics`: the panels above, and one for every key "loss/..."."""
     losses = sorted({key for row in metrics for key in row if key.startswith("loss/")})
     loss_panels = [Panel(key.replace("/", "_"), f"Loss: {key[5:]}", "loss", (key,)) for key in losses]
     return [*PANELS[:2], *loss_panels, *PANELS[2:]]
@@ -81,10 +82,10 @@ def _panels(metrics: Sequence[dict[str, Any]]) -> list[Panel]:
 
 def _has_values(metrics: Sequence[dict[str, Any]], panel: Panel) -> bool:
     keys = panel.keys if panel.right is None else (*panel.keys, panel.right)
-    return any(len(_curve(metrics, key)[0]) for key in keys)
+    return any(len(curve(metrics, key)[0]) for key in keys)
 
 
-def _curve(metrics: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def curve(metrics: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and finite values of one key."""
     points = [(row["step"], row[key]) for row in metrics if row.get("step") is not None and row.get(key) is not None]
     finite = [(float(x), float(y)) for x, y in points if math.isfinite(y)]
@@ -100,7 +101,7 @@ def _draw(ax: Axes, metrics: Sequence[dict[str, Any]], panel: Panel) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     lines = []
     for colour, key in zip(COLOURS, panel.keys, strict=False):
-        x, y = _curve(metrics, key)
+        x, y = curve(metrics, key)
         if not len(x):
             continue
         marker = "o" if len(x) == 1 else ""
@@ -110,7 +111,7 @@ def _draw(ax: Axes, metrics: Sequence[dict[str, Any]], panel: Panel) -> None:
         else:
             lines += ax.plot(x, y, color=colour, linewidth=1.8, marker=marker, label=key)
     if panel.right is not None:
-        x, y = _curve(metrics, panel.right)
+        x, y = curve(metrics, panel.right)
         if len(x):
             right = ax.twinx()
             lines += right.step(x, y, where="post", color=COLOURS[2], linestyle="--", label=panel.right)

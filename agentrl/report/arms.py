@@ -1,0 +1,194 @@
+"""Runs as an experiment: those that differ in nothing but the seed are one arm, whatever distinguishes arms names them.
+
+Intervals: over seeds (Student's t) where an arm has two or more, else over the items of its one run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from agentrl.errors import UserError
+from agentrl.run import NOT_IN_IDENTITY, RunDirectory, flat
+from agentrl.stats import Interval, mean_interval, paired_difference
+
+# Keys that name a difference best; the first ones are tried first.
+TELLING = ("algo.name", "model.name", "bench.name", "reward.name", "dual.kind", "anneal.kind", "hardware.name")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as its directory tells it; `settings` are the flat keys that determine its result, seed included."""
+
+    path: Path
+    settings: dict[str, Any]
+    status: dict[str, Any]
+    summary: dict[str, Any] | None  # None until the run is complete
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.path)
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @property
+    def evaluation(self) -> dict[str, dict[str, dict[str, float]]]:
+        """`eval` of summary.json: phase -> metric -> interval; empty for an unfinished run."""
+        return self.summary["eval"] if self.summary else {}
+
+    @property
+    def by(self) -> dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]:
+        """The same for each group of items that the bench names: group -> value -> phase -> metric -> interval."""
+        return self.summary.get("by", {}) if self.summary else {}
+
+
+@dataclass
+class Arm:
+    """Runs that share all settings but the seed, in the order of their seeds."""
+
+    values: tuple[Any, ...]  # of the distinguishing keys
+    label: str
+    runs: list[RunRecord] = field(default_factory=list)
+
+    @property
+    def completed(self) -> list[RunRecord]:
+        return [run for run in self.runs if run.summary is not None]
+
+
+def load_records(paths: Iterable[Path]) -> list[RunRecord]:
+    """The runs at or below `paths`, each once. Raises UserError where there is none."""
+    found: dict[Path, RunRecord] = {}
+    for given in paths:
+        if not given.exists():
+            raise UserError(f"{given} does not exist; give run directories, or a directory that holds some")
+        for status in sorted([*given.glob("status.json"), *given.glob("**/*/status.json")]):
+            path = status.parent.absolute()
+            if path in found or path.name.startswith(".") or not (path / "config.yaml").is_file():
+                continue
+            directory = RunDirectory(path)
+            found[path] = RunRecord(path, _settings(path), directory.status(), _summary(directory))
+    if not found:
+        raise UserError(f"no run in {', '.join(map(str, paths))}; a run directory holds status.json and config.yaml")
+    return list(found.values())
+
+
+def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
+    """The keys that distinguish the arms, as few as tell them apart, and the arms in the order of `records`."""
+    keys = distinguishing_keys([record.settings for record in records])
+    arms: dict[str, Arm] = {}
+    for record in sorted(records, key=lambda record: record.seed):
+        values = tuple(record.settings.get(key) for key in keys)
+        name = repr(values)
+        if name not in arms:
+            arms[name] = Arm(values, _label(keys, values, record))
+        arms[name].runs.append(record)
+    order = {repr(tuple(r.settings.get(key) for key in keys)): None for r in records}
+    return keys, [arms[name] for name in order]
+
+
+def distinguishing_keys(settings: list[dict[str, Any]]) -> list[str]:
+    """Few keys whose values separate all settings that differ in more than the seed; telling ones are preferred."""
+    everything = {key for one in settings for key in one if key != "seed"}
+    varying = [key for key in sorted(everything) if len({repr(one.get(key)) for one in settings}) > 1]
+    ordered = [*(key for key in TELLING if key in varying), *(key for key in varying if key not in TELLING)]
+    chosen: list[str] = []
+    for key in ordered:
+        if _parts(settings, [*chosen, key]) > _parts(settings, chosen):
+            chosen.append(key)
+    return chosen
+
+
+def pooled(arm: Arm, phase: str, metric: str, part: tuple[str, str] | None = None) -> Interval | None:
+    """A metric of an arm in "before", "after" or "difference"; None where no run has it.
+
+    `part` restricts it to a group of items, e.g. ("hops", "3").
+    """
+    cells = []
+    for run in arm.completed:
+        phases = run.evaluation if part is None else run.by.get(part[0], {}).get(part[1], {})
+        cell = phases.get(phase, {}).get(metric)
+        if cell is not None and cell.get("mean") is not None:
+            cells.append(cell)
+    if len(cells) == 1:
+        lo, hi = (math.nan if cells[0][side] is None else cells[0][side] for side in ("lo", "hi"))
+        return Interval(cells[0]["mean"], lo, hi, int(cells[0]["n"]))
+    return mean_interval([cell["mean"] for cell in cells]) if cells else None
+
+
+def compared(one: Arm, other: Arm, metric: str) -> Interval | None:
+    """`other` - `one` after training: paired by seed where two seeds or more are common, else by item of one seed."""
+    left, right = ({run.seed: run for run in arm.completed} for arm in (one, other))
+    common = sorted(left.keys() & right.keys())
+    gaps = []
+    for seed in common:
+        values = [side[seed].evaluation.get("after", {}).get(metric, {}).get("mean") for side in (left, right)]
+        if None not in values:
+            gaps.append(values[1] - values[0])
+    if len(gaps) > 1:
+        return mean_interval(gaps)
+    if len(gaps) == 1:
+        (before, clusters), (after, _) = (_items(side[common[0]], metric) for side in (left, right))
+        if before.keys() & after.keys():
+            return paired_difference(before, after, clusters)
+    return None
+
+
+def metrics_of(arms: list[Arm]) -> list[str]:
+    """Every evaluated metric, in the order in which summaries name them."""
+    names: dict[str, None] = {}
+    for arm in arms:
+        for run in arm.completed:
+            for phase in ("after", "before"):
+                names |= dict.fromkeys(run.evaluation.get(phase, {}))
+    return [name for name in names if any(pooled(arm, "after", name) or pooled(arm, "before", name) for arm in arms)]
+
+
+def _items(run: RunRecord, metric: str) -> tuple[dict[str, float], dict[str, str]]:
+    sums: dict[str, list[float]] = {}
+    clusters: dict[str, str] = {}
+    for item in run.directory.records(run.directory.eval_dir / "after.jsonl"):
+        value = item["metrics"].get(metric)
+        sums.setdefault(item["id"], []).append(0.0 if value is None else value)
+        clusters[item["id"]] = item["cluster"]
+    return {name: sum(values) / len(values) for name, values in sums.items()}, clusters
+
+
+def _parts(settings: list[dict[str, Any]], keys: list[str]) -> int:
+    return len({tuple(repr(one.get(key)) for key in keys) for one in settings})
+
+
+def _label(keys: list[str], values: tuple[Any, ...], record: RunRecord) -> str:
+    if not keys:
+        return str(record.settings["algo.name"])
+    parts = []
+    for key, value in zip(keys, values, strict=True):
+        if value is not None:  # a key that this arm's algorithm or bench does not have
+            parts.append(str(value) if key.endswith(".name") else f"{key.rsplit('.', 1)[-1]}={_short(value)}")
+    return " ".join(parts)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Flat values as saved: a report also reads runs whose keys have since changed."""
+    values = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    if not isinstance(values, dict):
+        raise UserError(f"{path / 'config.yaml'} does not hold a configuration")
+    return {key: value for key, value in flat(values).items() if key.split(".")[0] not in NOT_IN_IDENTITY}
+
+
+def _summary(directory: RunDirectory) -> dict[str, Any] | None:
+    if not directory.summary_path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(directory.summary_path.read_text())
+    return summary
