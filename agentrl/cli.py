@@ -34,6 +34,7 @@ from agentrl.run import RunDirectory, changed_keys, run_path
 COMMANDS: dict[str, str] = {
     "doctor": "agentrl.commands.doctor",
     "score": "agentrl.commands.score",
+    "report": "agentrl.commands.report",
 }
 
 _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many

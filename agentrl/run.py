@@ -48,7 +48,7 @@ DISK_ADVICE = {
 
 def config_hash(config: Config) -> str:
     """Eight hexadecimal digits of what determines the result: equal for the same run, wherever it is stored."""
-    values = {key: value for key, value in _flat(asdict(config)).items() if _in_identity(key)}
+    values = {key: value for key, value in flat(asdict(config)).items() if in_identity(key)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -267,10 +267,11 @@ def changed_keys(first: Config, second: Config) -> list[str]:
     """Dotted keys that make two configurations different runs, for a message."""
     left, right = flat(asdict(first)), flat(asdict(second))
     keys = [key for key in {**left, **right} if left.get(key, "absent") != right.get(key, "absent")]
-    return [key for key in keys if _in_identity(key)]
+    return [key for key in keys if in_identity(key)]
 
 
-def _in_identity(key: str) -> bool:
+def in_identity(key: str) -> bool:
+    """Whether a dotted key determines the result of a run."""
     return key not in NOT_IN_IDENTITY and key.split(".")[0] not in NOT_IN_IDENTITY
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from agentrl.report.plots import curve, _smooth, plot_run
+from agentrl.report.plots import _smooth, curve, plot_run
 from agentrl.report.table import print_result, result_table, result_text
 
 KEYS = (

@@ -15,9 +15,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from agentrl.errors import UserError
-from agentrl.run import NOT_IN_IDENTITY, RunDirectory, flat
+from agentrl.run import RunDirectory, flat, in_identity
 from agentrl.stats import Interval, mean_interval, paired_difference
 
+# What a reader looks for first; other metrics follow in alphabetical order, as summaries hold them.
+HEADLINES = ("solve_rate", "r_user", "r_sys", "answer_correct", "solve_f1", "valid", "correct")
 # Keys that name a difference best; the first ones are tried first.
 TELLING = ("algo.name", "model.name", "bench.name", "reward.name", "dual.kind", "anneal.kind", "hardware.name")
 
@@ -129,9 +131,9 @@ def compared(one: Arm, other: Arm, metric: str) -> Interval | None:
     common = sorted(left.keys() & right.keys())
     gaps = []
     for seed in common:
-        values = [side[seed].evaluation.get("after", {}).get(metric, {}).get("mean") for side in (left, right)]
-        if None not in values:
-            gaps.append(values[1] - values[0])
+        first, second = (side[seed].evaluation.get("after", {}).get(metric, {}).get("mean") for side in (left, right))
+        if first is not None and second is not None:
+            gaps.append(second - first)
     if len(gaps) > 1:
         return mean_interval(gaps)
     if len(gaps) == 1:
@@ -142,13 +144,14 @@ def compared(one: Arm, other: Arm, metric: str) -> Interval | None:
 
 
 def metrics_of(arms: list[Arm]) -> list[str]:
-    """Every evaluated metric, in the order in which summaries name them."""
+    """Every evaluated metric, the headlines first."""
     names: dict[str, None] = {}
     for arm in arms:
         for run in arm.completed:
             for phase in ("after", "before"):
                 names |= dict.fromkeys(run.evaluation.get(phase, {}))
-    return [name for name in names if any(pooled(arm, "after", name) or pooled(arm, "before", name) for arm in arms)]
+    ordered = [*(name for name in HEADLINES if name in names), *(name for name in names if name not in HEADLINES)]
+    return [name for name in ordered if any(pooled(arm, "after", name) or pooled(arm, "before", name) for arm in arms)]
 
 
 def _items(run: RunRecord, metric: str) -> tuple[dict[str, float], dict[str, str]]:
@@ -184,7 +187,8 @@ def _settings(path: Path) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     if not isinstance(values, dict):
         raise UserError(f"{path / 'config.yaml'} does not hold a configuration")
-    return {key: value for key, value in flat(values).items() if key.split(".")[0] not in NOT_IN_IDENTITY}
+    named = {str(key): value for key, value in values.items()}
+    return {key: value for key, value in flat(named).items() if in_identity(key)}
 
 
 def _summary(directory: RunDirectory) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Training curves of several arms on one plot, as SVG text: the mean over seeds, with a 95% band where there are two."""
+"""Training curves of several arms on one plot, as SVG text: mean over seeds, with a 95% band from two seeds on."""
 
 from __future__ import annotations
 
@@ -65,6 +65,12 @@ def _svg(panel: Panel, key: str, series: list[tuple[Arm, Any]], order: list[str]
         ax.plot(x, mean, color=colour, linewidth=1.8, label=arm.label, marker="o" if len(x) == 1 else "")
         if np.isfinite(half).any():
             ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+    # Two seeds give bands many times as wide as the curves: the axis shows the curves, and cuts the bands.
+    values = np.concatenate([mean for _, (_, mean, _) in series])
+    width = [np.nanmax(half) if np.isfinite(half).any() else 0.0 for _, (_, _, half) in series]
+    room = max(float(np.ptp(values)), 1e-3)
+    margin = min(room, max(width)) + 0.05 * room
+    ax.set_ylim(float(values.min()) - margin, float(values.max()) + margin)
     ax.set_xlabel("step")
     ax.set_ylabel(panel.label if key != panel.right else "level")
     ax.grid(alpha=0.25)

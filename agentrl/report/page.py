@@ -97,7 +97,9 @@ def _runs(arms: list[Arm]) -> Table:
         for run in arm.runs:
             steps = str(run.summary["steps"]) if run.summary else "–"
             reason = str(run.status.get("error", "")).strip().splitlines()
-            rows.append([arm.label, str(run.seed), run.status["status"], steps, reason[-1] if reason else "", str(run.path)])
+            rows.append(
+                [arm.label, str(run.seed), run.status["status"], steps, reason[-1] if reason else "", str(run.path)]
+            )
     return Table("", ["arm", "seed", "status", "updates", "reason", "directory"], rows)
 
 
@@ -111,7 +113,9 @@ def _results(arms: list[Arm], metrics: list[str]) -> Table:
 
 def _before(arms: list[Arm], metrics: list[str]) -> list[list[str]]:
     """One row where all arms started from the same evaluation, else one an arm."""
-    rows = {tuple(cell(pooled(arm, "before", metric)) for metric in metrics): arm.label for arm in arms if arm.completed}
+    rows = {
+        tuple(cell(pooled(arm, "before", metric)) for metric in metrics): arm.label for arm in arms if arm.completed
+    }
     if len(rows) == 1:
         return [["before training", "–", *next(iter(rows))]]
     return [[f"{label}, before", "–", *cells] for cells, label in rows.items()]
@@ -122,8 +126,8 @@ def _splits(arms: list[Arm], metrics: list[str]) -> list[Table]:
     found: dict[str, dict[str, None]] = {}
     for arm in arms:
         for run in arm.completed:
-            for group, values in run.by.items():
-                found.setdefault(group, {}).update(dict.fromkeys(values))
+            for group, parts in run.by.items():
+                found.setdefault(group, {}).update(dict.fromkeys(parts))
     tables = []
     for group, values in found.items():
         rows = [
@@ -136,8 +140,16 @@ def _splits(arms: list[Arm], metrics: list[str]) -> list[Table]:
 
 
 def _differences(arms: list[Arm], metrics: list[str]) -> list[Table]:
+    note = "Paired by item within a run; runs of several seeds are pooled."
     gains = [[arm.label, *(cell(pooled(arm, "difference", m), signed=True) for m in metrics)] for arm in arms]
-    tables = [Table("After against before", ["arm", *metrics], gains, "Paired by item.")]
+    tables = [
+        Table(
+            "After against before",
+            ["arm", *metrics],
+            gains,
+            note,
+        )
+    ]
     pairs = [(one, other) for i, one in enumerate(arms) for other in arms[i + 1 :]]
     if len(pairs) > MAX_DIFFERENCES:
         pairs = [(arms[0], other) for other in arms[1:]]
@@ -200,5 +212,7 @@ def _settings(keys: list[str], arms: list[Arm]) -> Table:
 
 def _interval_note(arms: list[Arm]) -> str:
     seeds = {len(arm.completed) for arm in arms}
-    over = "over seeds (Student's t)" if min(seeds, default=0) > 1 else "over items, clustered, where an arm has one run"
+    over = (
+        "over seeds (Student's t)" if min(seeds, default=0) > 1 else "over items, clustered, where an arm has one run"
+    )
     return f"Mean [95% interval]; intervals are {over}."

@@ -58,9 +58,7 @@ def view(record: dict[str, Any]) -> View:
 
 def stretches(record: dict[str, Any]) -> Iterator[Stretch]:
     """The completion of a line of rollouts.jsonl, cut where anything but the text changes."""
-    columns = zip(
-        *(record[name] for name in ("tokens", "component", "turn", "policy_mask", "advantages")), strict=True
-    )
+    columns = zip(*(record[name] for name in ("tokens", "component", "turn", "policy_mask", "advantages")), strict=True)
     text, last = "", None
     for token, *marks in columns:
         if marks != last and last is not None:

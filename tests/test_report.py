@@ -1,0 +1,216 @@
+"""Reports: which runs form an arm, pooled numbers against hand-computed ones, and a page that cannot be hijacked."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image as mpl_image
+import numpy as np
+import pytest
+
+from agentrl.cli import start
+from agentrl.config.compose import compose
+from agentrl.report.arms import arms_of, compared, distinguishing_keys, load_records, metrics_of, pooled
+from agentrl.report.curves import band
+from agentrl.report.page import build_report, render
+from agentrl.report.rollouts import first_and_last, stretches, view
+from agentrl.run import RunDirectory
+
+HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def interval(mean: float, lo: float, hi: float) -> dict[str, float]:
+    return {"mean": mean, "lo": lo, "hi": hi, "n": 4}
+
+
+def fake_run(runs: Path, after: float, *overrides: str) -> RunDirectory:
+    """A run directory as the program makes it, with results written by hand."""
+    config = compose([f"runs_dir={runs}", "dry_run=true", *overrides])
+    assert start(config) == 0
+    (path,) = (p.parent for p in runs.glob("*/*/status.json") if json.loads(p.read_text())["status"] == "dry_run")
+    run = RunDirectory(path)
+    for step in (1, 2):
+        run.append(run.metrics_path, {"step": step, "reward": after + step, "loss/total": 0.5})
+    record: dict[str, Any] = {
+        "step": 0, "task_id": "t", "prompt": HOSTILE, "rewards": [0.25, 1.0], "metrics": {"solve_rate": 1.0},
+        "tokens": ["I", " call", "<tool_call>", "x", HOSTILE], "component": [1, 1, 2, 3, 4], "turn": [0, 0, 0, 0, 1],
+        "policy_mask": [1, 1, 1, 0, 1], "advantages": [0.5, 0.5, 0.5, 0.0, -1.0], "calls": [{"error": True}],
+        "truncated": False,
+    }  # fmt: skip
+    run.append(run.rollouts_path, record)
+    for item in ("a", "b"):
+        line = {"id": item, "cluster": item, "metrics": {"solve_rate": after if item == "a" else 0.0}}
+        run.append(run.eval_dir / "after.jsonl", line)
+    phases = {"before": interval(0.3, 0.2, 0.4), "after": interval(after, after - 0.1, after + 0.1)}
+    summary = {
+        "status": "completed", "algo": config.algo.name, "steps": 24, "wall_s": 10.0, "tokens": {"seen": 1000},
+        "eval": {phase: {"solve_rate": cell} for phase, cell in phases.items()},
+        "by": {"hops": {"3": {"after": {"solve_rate": interval(after / 2, 0, 1)}}}},
+    }  # fmt: skip
+    run.write_json(run.summary_path, summary)
+    run.set_status("completed")
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed, grpo, pact in ((0, 0.4, 0.5), (1, 0.5, 0.7), (2, 0.6, 0.6)):
+        fake_run(tmp_path, grpo, "algo=grpo", f"seed={seed}")
+        fake_run(tmp_path, pact, "algo=pact", f"seed={seed}")
+    return tmp_path
+
+
+def test_arms_are_told_apart_by_as_few_keys_as_it_takes(runs: Path) -> None:
+    keys, arms = arms_of(load_records([runs]))
+    assert keys == ["algo.name"]  # dozens of keys differ between grpo and pact, and follow from it
+    assert {arm.label: [run.seed for run in arm.runs] for arm in arms} == {"grpo": [0, 1, 2], "pact": [0, 1, 2]}
+    fake_run(runs, 0.1, "algo=pact", "seed=0", "algo.q=0.9")
+    keys, arms = arms_of(load_records([runs]))
+    assert keys == ["algo.name", "algo.q"]
+    assert [arm.label for arm in arms if arm.values[1] == 0.9] == ["pact q=0.9"]
+
+
+def test_keys_that_follow_from_others_are_left_out() -> None:
+    settings = [{"a": i // 2, "b": i % 2, "c": i % 2 + 5, "seed": i, "d": 1} for i in range(4)]
+    assert distinguishing_keys(settings) == ["a", "b"]
+
+
+def test_seeds_are_pooled_by_hand_computed_t_intervals(runs: Path) -> None:
+    _, (grpo, pact) = arms_of(load_records([runs]))
+    assert metrics_of([grpo, pact]) == ["solve_rate"]
+    found = pooled(grpo, "after", "solve_rate")
+    # mean 0.5, sd 0.1, t(0.975, 2) = 4.302653: half width 4.302653 * 0.1 / sqrt(3) = 0.248414
+    assert found is not None and found.mean == pytest.approx(0.5)
+    assert found.hi - found.mean == pytest.approx(0.248414, abs=1e-5)
+    # differences by seed 0.1, 0.2, 0.0: mean 0.1, sd 0.1
+    gap = compared(grpo, pact, "solve_rate")
+    assert gap is not None and (gap.mean, gap.n) == (pytest.approx(0.1), 3)
+    assert gap.lo == pytest.approx(0.1 - 0.248414, abs=1e-5)
+    split = pooled(grpo, "after", "solve_rate", ("hops", "3"))
+    assert split is not None and split.mean == pytest.approx(0.25)
+
+
+def test_one_seed_keeps_the_interval_over_items(tmp_path: Path) -> None:
+    fake_run(tmp_path, 0.4, "algo=grpo")
+    fake_run(tmp_path, 0.6, "algo=pact")
+    _, (grpo, pact) = arms_of(load_records([tmp_path]))
+    one = pooled(grpo, "after", "solve_rate")
+    assert one is not None and (one.mean, one.lo, one.hi, one.n) == pytest.approx((0.4, 0.3, 0.5, 4))
+    # paired by item: 0.2 on a, 0 on b
+    gap = compared(grpo, pact, "solve_rate")
+    assert gap is not None and (gap.mean, gap.n) == (pytest.approx(0.1), 2)
+
+
+def test_a_band_is_the_t_interval_at_each_step() -> None:
+    steps, mean, half = band([(np.array([1.0, 2.0]), np.array([0.0, 4.0])), (np.array([1.0]), np.array([2.0]))])
+    assert steps.tolist() == [1, 2] and mean.tolist() == [1, 4]
+    assert half[0] == pytest.approx(12.706205 * math.sqrt(2) / math.sqrt(2), abs=1e-5)  # t(0.975, 1) * sd / sqrt(2)
+    assert math.isnan(half[1])
+
+
+def test_stretches_lose_no_token(runs: Path) -> None:
+    record = load_records([runs])[0].directory.records(next(runs.glob("*/*/rollouts.jsonl")))[0]
+    parts = list(stretches(record))
+    assert "".join(part.text for part in parts) == "".join(record["tokens"])
+    assert [(part.component, part.trained, part.advantage) for part in parts] == [
+        ("reasoning", True, 0.5),
+        ("tool_call", True, 0.5),
+        ("observation", False, 0.0),
+        ("answer", True, -1.0),
+    ]
+    assert view(record).turn_advantages() == {0: 0.5, 1: -1.0}
+    assert view(record).errors == 1 and view(record).reward == 1.25
+
+
+def test_first_and_last_steps_are_shown_once_each(runs: Path) -> None:
+    record = load_records([runs])[0].directory.records(next(runs.glob("*/*/rollouts.jsonl")))[0]
+    views = [view(record | {"step": step, "task_id": task}) for step in (0, 4, 8) for task in "aab"]
+    assert [(one.step, one.task) for one in first_and_last(views, 2)] == [(0, "a"), (0, "b"), (8, "a"), (8, "b")]
+    assert [one.step for one in first_and_last(views[:3], 2)] == [0, 0]
+    assert first_and_last([], 2) == []
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_the_page_stands_alone_and_escapes_what_models_wrote(runs: Path) -> None:
+    page = render(build_report(load_records([runs]), "Two methods"), "html")
+    parser = Tags()
+    parser.feed(page)
+    assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in parser.found}
+    assert not any(name.startswith("on") for _, attributes in parser.found for name in attributes)
+    loaded = [a for _, attributes in parser.found for k, a in attributes.items() if k in ("src", "href", "xlink:href")]
+    assert all(target is not None and target.startswith("#") for target in loaded)
+    assert "&lt;script&gt;alert(1)" in page
+    for text in ("0.500 [0.252, 0.748]", "+0.100", "grpo", "pact", "After training, by hops", "turn 2: reward 1.000"):
+        assert text in page, text
+
+
+def test_markdown_holds_the_same_tables(runs: Path) -> None:
+    text = render(build_report(load_records([runs]), "Two methods"), "md")
+    assert "| grpo | 3 | 0.500 [0.252, 0.748] |" in text
+    assert "| pact - grpo | +0.100 [-0.148, +0.348] |" in text
+    lines = text.splitlines()
+    for head in (i for i, line in enumerate(lines) if line.startswith("|---")):
+        assert lines[head - 1].count("|") == lines[head].count("|") == lines[head + 1].count("|")
+
+
+def test_a_grid_of_two_swept_keys(tmp_path: Path) -> None:
+    for q in (0.2, 0.6):
+        for coefficient in (0.1, 0.5):
+            fake_run(tmp_path, q, f"algo.q={q}", f"algo.sft_coef={coefficient}")
+    (grid,) = build_report(load_records([tmp_path]), "").tables["Grid"]
+    assert grid.head == ["algo.q \\ algo.sft_coef", "0.1", "0.5"]
+    assert [row[1][:5] for row in grid.rows] == ["0.200", "0.600"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [420, 1280])  # a phone, a desk
+def test_a_browser_shows_the_page(runs: Path, tmp_path: Path, width: int) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text(render(build_report(load_records([runs]), "Two methods"), "html"))
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    quiet += " --disable-component-update --disable-sync --hide-scrollbars"
+    command = [browser, *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000"]
+    subprocess.run([*command, f"--screenshot={picture}", page.as_uri()], check=True, capture_output=True, timeout=120)
+    image = mpl_image.imread(picture)[..., :3]
+    assert image.shape[:2] == (2000, width)
+    ink = (np.abs(image - image[0, 0]).max(-1) > 0.2).any(1)
+    assert ink[:400].sum() > 30 and ink[-600:].sum() > 100  # a heading, and a full page of tables and curves
+    dom = subprocess.run(
+        [*command, "--dump-dom", page.as_uri()], check=True, capture_output=True, timeout=120, text=True
+    )
+    assert "0.500 [0.252, 0.748]" in dom.stdout and dom.stdout.count("<svg") >= 2
+
+
+def test_the_command(runs: Path, tmp_path: Path) -> None:
+    def report(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "agentrl", "report", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    made = report(str(runs), f"out={tmp_path / 'page.html'}")
+    assert made.returncode == 0 and (tmp_path / "page.html").is_file() and (tmp_path / "page.md").is_file()
+    for arguments, reason in (
+        ((), "needs run directories"),
+        ((str(tmp_path / "absent"),), "does not exist"),
+        ((str(runs), "out=page.pdf"), "must end in .html"),
+        ((str(runs), "output=x.html"), "output=x.html"),
+    ):
+        refused = report(*arguments)
+        assert refused.returncode == 2 and reason in refused.stderr and refused.stderr.count("\n") == 1
