@@ -133,6 +133,7 @@ def start(config: Config) -> int:
         console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
         return COMPLETED
     console.print(f"{'Resuming' if state in ('running', 'interrupted', 'failed') else 'Run directory'}: {run.path}")
+    run.adopt(config)
     code = launch(run, config)
     if code == COMPLETED:
         console.print(f"Results: {run.path}")
@@ -149,6 +150,10 @@ def make_paths_absolute(config: Config) -> None:
         config.bench.path = str(Path(config.bench.path).expanduser().absolute())
     if Path(config.model.path).expanduser().is_dir():
         config.model.path = str(Path(config.model.path).expanduser().absolute())
+    for key in ("cache", "path", "system_rubric", "user_rubric"):
+        named = getattr(config.judge, key, None)
+        if named is not None and (key == "cache" or Path(named).expanduser().exists()):
+            setattr(config.judge, key, str(Path(named).expanduser().absolute()))
     if config.hardware.accelerate_config is not None:
         config.hardware.accelerate_config = str(Path(config.hardware.accelerate_config).expanduser().absolute())
 

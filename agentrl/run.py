@@ -88,7 +88,7 @@ class RunDirectory:
                 draft.path.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
                 for folder in (draft.eval_dir, draft.checkpoints_dir, draft.plots_dir):
                     folder.mkdir()
-                draft._write_text(draft.config_path, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+                draft._write_config(config)
                 draft.write_json(draft.environment_path, provenance.collect(config))
                 draft.set_status("created")
                 os.rename(draft.path, final)  # fails where `final` has come to exist: exactly one creator wins
@@ -142,6 +142,13 @@ class RunDirectory:
 
     def config(self) -> Config:
         return load_config(self.config_path)
+
+    def adopt(self, config: Config) -> None:
+        """Take over values outside a run's identity (a raised budget, another tracker) before it is resumed."""
+        if changed_keys(self.config(), config):
+            raise ValueError("another run's configuration")
+        if self.config() != config:
+            self._write_config(config)
 
     def status(self) -> dict[str, Any]:
         """The last status written. Raises UserError where `path` is no run directory."""
@@ -219,6 +226,9 @@ class RunDirectory:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    def _write_config(self, config: Config) -> None:
+        self._write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
 
     def _write_text(self, path: Path, text: str) -> None:
         """Atomic replacement: a temporary file beside it, flushed to the disk, renamed."""

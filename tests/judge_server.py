@@ -50,10 +50,10 @@ class JudgeServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:  # noqa: N802 (http.server's name)
+            def do_GET(self) -> None:
                 self.answer(404, {"error": {"message": "no such route"}})
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 first_two = json.dumps(body["messages"][:2])  # the same question, however often it is put
                 digest = hashlib.sha256(first_two.encode()).hexdigest()

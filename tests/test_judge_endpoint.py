@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from judge_server import JudgeServer, expected
 
 from agentrl.config.judges import OpenAIJudge
 from agentrl.judges.base import JudgeRequest, JudgeStopped, two_sided
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.openai import EndpointJudge, RateLimiter, retry_after
-from judge_server import JudgeServer, expected
 
 CONFIG = OpenAIJudge(
     name="openai",

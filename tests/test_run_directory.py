@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import composed
 from hydra import compose, initialize_config_dir
 
 from agentrl.config.load import load_config, typed_config
@@ -60,6 +61,22 @@ def test_identity_is_what_determines_the_result(base: Config) -> None:
     assert changed_keys(base, other) == ["trainer.learning_rate"]
     assert run_path(replace(base, seed=3)).name.startswith("s3-")
     assert run_path(replace(base, runs_dir="r", run_id="mine")) == Path.cwd() / "r" / base.name / "mine"
+
+
+def test_how_verdicts_are_paid_for_is_no_part_of_the_identity_and_may_change(tmp_path: Path) -> None:
+    def judged(*overrides: str) -> Config:
+        return composed(f"runs_dir={tmp_path}", "judge=openai", "judge.model=m", *overrides)
+
+    first = RunDirectory.create(judged("judge.max_cost=1"))
+    assert first is not None
+    raised = judged("judge.max_cost=2", "judge.base_url=http://127.0.0.1:1/v1", "judge.concurrency=2")
+    assert run_path(raised) == first.path
+    first.adopt(raised)
+    assert first.config() == raised
+    other = judged("judge.temperature=0.5")
+    assert changed_keys(raised, other) == ["judge.temperature"]
+    with pytest.raises(ValueError, match="another run"):
+        first.adopt(other)
 
 
 def test_creation_writes_the_whole_record(run: RunDirectory, config: Config) -> None:
