@@ -27,6 +27,7 @@ from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
 from agentrl.launch import COMPLETED, INTERRUPTED, USER_ERROR, launch
+from agentrl.redact import masked, refuse_secrets
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory, changed_keys, run_path
 
@@ -43,6 +44,7 @@ _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, 
 def main() -> None:
     """Entry point of the console script; always ends in SystemExit."""
     try:
+        refuse_secrets(sys.argv[1:])  # before Hydra writes down what it was called with
         sys.exit(_command(sys.argv[1:]))
     except UserError as error:
         _complain(error)
@@ -99,6 +101,7 @@ def _job(composed: DictConfig) -> None:
     """One run. A UserError ends this job alone: the other jobs of a sweep go on."""
     try:
         config = typed_config(composed)
+        refuse_secrets(config)  # e.g. key=${oc.env:HF_TOKEN}
         _name_sweep(config)
         code = start(config)
     except UserError as error:
@@ -177,4 +180,4 @@ def _name_sweep(config: Config) -> None:
 
 
 def _complain(error: UserError) -> None:
-    print(f"agentrl: error: {error}", file=sys.stderr, flush=True)
+    print(masked(f"agentrl: error: {error}"), file=sys.stderr, flush=True)

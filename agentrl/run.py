@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +29,7 @@ from agentrl.config.judges import OPERATIONAL
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
+from agentrl.redact import masker
 
 State = Literal["created", "running", "completed", "failed", "interrupted", "dry_run"]
 # They change where and how, not what.
@@ -169,7 +170,7 @@ class RunDirectory:
 
     def append(self, path: Path, record: Mapping[str, Any]) -> None:
         """Add one JSON line to a file of records. A line counts only with its newline, so half a line is no record."""
-        line = json.dumps(_plain(record), allow_nan=False) + "\n"
+        line = json.dumps(_plain(record, masker()), allow_nan=False) + "\n"
         with _disk_errors(path), path.open("ab") as file:
             _drop_torn_tail(path)
             file.write(line.encode())
@@ -185,7 +186,7 @@ class RunDirectory:
 
     def write_json(self, path: Path, content: Any) -> None:
         """Write a whole JSON file: readers see the old content or the new, also after a power cut."""
-        self._write_text(path, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+        self._write_text(path, json.dumps(_plain(content, masker()), indent=2, allow_nan=False) + "\n")
 
     def truncate_after(self, step: int) -> None:
         """Drop records that a run resumed from the checkpoint of `step` writes again, and a line that a crash tore.
@@ -293,19 +294,19 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _plain(value: Any) -> Any:
-    """`value` as strict JSON: numbers of torch and numpy by `item()`, infinities and NaN as null, the rest as text."""
+def _plain(value: Any, mask: Callable[[str], str]) -> Any:
+    """`value` as strict JSON without secrets: numbers of torch and numpy by `item()`, infinities and NaN as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {mask(str(key)): _plain(item, mask) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [_plain(item, mask) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int | bool):
+    if value is None or isinstance(value, int | bool):
         return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if hasattr(value, "item"):
-        return _plain(value.item())
-    return str(value)
+        return _plain(value.item(), mask)
+    return mask(str(value))
 
 
 def _umask() -> int:

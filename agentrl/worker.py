@@ -34,6 +34,7 @@ from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.evaluate import Interrupted, Item, evaluate, summarise, summarise_groups
 from agentrl.models.loading import load_chat, load_model, needs_of
+from agentrl.redact import mask_streams
 from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory
@@ -206,6 +207,7 @@ def _quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
+    mask_streams()
     _quiet_libraries()
     arguments: list[Any] = sys.argv[1:]
     sys.exit(main(Path(arguments[0])))
