@@ -230,6 +230,22 @@ def test_cropping_changes_no_loss(tmp_path: Path):
     assert loss.item() == pytest.approx(other.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0, 0.5, 1, 1, 1, 1]), ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25])],
+)
+def test_every_schedule_warms_up(schedule: str, expected: list[float], tmp_path: Path):
+    overrides = (f"trainer.lr_schedule={schedule}", "trainer.warmup_steps=2", "trainer.learning_rate=1e-3")
+    trainer = make_trainer(small("algo=grpo", *LOOSE, *overrides), tmp_path, expert_script)
+    trainer.create_optimizer_and_scheduler(6)
+    rates = []
+    for _ in range(6):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates == pytest.approx([1e-3 * share for share in expected])
+
+
 def test_every_epoch_has_an_order_of_its_own_that_a_resumed_run_sees_again():
     def order(epoch):
         sampler = EpochSampler(list(range(6)), mini_repeat_count=2, batch_size=2, repeat_count=1, shuffle=True, seed=3)

@@ -40,7 +40,8 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
         "output_dir": str(writing_folder(checkpoints)),  # sealed and renamed by callbacks.Checkpoints
         "seed": config.seed,
         "learning_rate": trainer.learning_rate,
-        "lr_scheduler_type": trainer.lr_schedule,
+        # transformers' plain "constant" ignores the warm-up; with none, the two are the same.
+        "lr_scheduler_type": trainer.lr_schedule.replace("constant", "constant_with_warmup"),
         "warmup_steps": trainer.warmup_steps,
         "weight_decay": trainer.weight_decay,
         "max_grad_norm": trainer.max_grad_norm,
