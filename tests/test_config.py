@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from agentrl.config import algos, benches, schema
 from agentrl.config import help as config_help
 from agentrl.config.algos import ALGOS
-from agentrl.config.benches import BENCHES
+from agentrl.config.benches import BENCHES, HIF_BENCHES
 from agentrl.config.compose import command_keys
 from agentrl.config.compose import compose as compose_command
 from agentrl.config.estimate import count_parameters, estimate
@@ -32,6 +32,7 @@ GROUPS = sorted(config_help.GROUPS)
 NEEDED = {  # keys without a value
     "model=custom": ["model.path=some/checkpoint"],
     "bench=ftrl": [f"bench.path={ROOT}"],
+    **{f"bench={name}": [f"bench.path={ROOT}"] for name in HIF_BENCHES if name != "systemcheck"},
     "judge=openai": ["judge.model=some-model"],
     "judge=local": ["judge.path=some/checkpoint"],
 }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from agentrl.benches.base import Bench
-from agentrl.config.benches import Ftrl, Minihop, ToolHop
+from agentrl.config.benches import Ftrl, HifConfig, Minihop, ToolHop
 
 
-def load_bench(config: Minihop | ToolHop | Ftrl) -> Bench:
+def load_bench(config: Minihop | ToolHop | Ftrl | HifConfig) -> Bench:
     """The bench that `config` describes; its data is read when tasks are asked for."""
     if isinstance(config, Minihop):
         from agentrl.benches.minihop import MinihopBench
@@ -16,6 +16,10 @@ def load_bench(config: Minihop | ToolHop | Ftrl) -> Bench:
         from agentrl.benches.ftrl import FtrlBench
 
         return FtrlBench(config)
+    if isinstance(config, HifConfig):
+        from agentrl.benches.hif import load_hif
+
+        return load_hif(config)
     from agentrl.benches.toolhop import ToolHopBench
 
     return ToolHopBench(config)

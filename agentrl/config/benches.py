@@ -40,4 +40,82 @@ class Ftrl:
     data_seed: int = key("Seed of that division.")
 
 
-BENCHES: dict[str, type] = {"minihop": Minihop, "toolhop": ToolHop, "ftrl": Ftrl}
+@dataclass
+class HifSuite:
+    """What the suites of hierarchical instruction following that a program grades have in common."""
+
+    name: str = key("Bench.")
+    path: str = key("The suite's file or directory (docs/hif.md says which).")
+    rules: str = key("Rules of evaluation and of `agentrl score`: 'official' or 'mended' (docs/hif.md lists both).")
+    reward_rules: str = key("Rules of the training reward: 'mended' (an empty answer never passes) or 'official'.")
+    test_fraction: float = key(
+        "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
+    )
+    data_seed: int = key("Seed of the train/test division.")
+
+
+class VerIH(HifSuite):
+    """Keys as in HifSuite."""
+
+
+class SysIFEval(HifSuite):
+    """Keys as in HifSuite."""
+
+
+class TensorTrust(HifSuite):
+    """Keys as in HifSuite."""
+
+
+@dataclass
+class IHEval:
+    name: str = key("Bench.")
+    path: str = key("The directory benchmark/ of your own copy of IHEval, whose licence forbids shipping it.")
+    test_fraction: float = key(
+        "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
+    )
+    data_seed: int = key("Seed of the train/test division.")
+
+
+@dataclass
+class RealGuardrails:
+    name: str = key("Bench.")
+    path: str = key("The directory with handwritten.jsonl and distractors.jsonl, or one of the two.")
+    test_fraction: float = key(
+        "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
+    )
+    data_seed: int = key("Seed of the train/test division.")
+
+
+@dataclass
+class Pairs:
+    name: str = key("Bench.")
+    path: str = key('A jsonl file of {"system", "user", "kind": "conflict" or "aligned"}; kind may be left out.')
+    test_fraction: float = key(
+        "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
+    )
+    data_seed: int = key("Seed of the train/test division.")
+
+
+@dataclass
+class SystemCheck:
+    name: str = key("Bench.")
+    path: Optional[str] = key("A jsonl file as in bench=pairs, with kinds; null downloads `hub_id`.")
+    hub_id: str = key("Dataset repository on the hub.")
+    train_tasks: int = key("Rows of the training split, half of them conflicting; fewer where the data holds fewer.")
+    test_tasks: int = key(
+        "Rows of the test split, half of them conflicting; its system prompts are in no training row."
+    )
+    data_seed: int = key("Seed of the draw and of the division.")
+
+
+HifConfig = VerIH | SysIFEval | TensorTrust | IHEval | SystemCheck | RealGuardrails | Pairs
+HIF_BENCHES: dict[str, type] = {
+    "verih": VerIH,
+    "sys_ifeval": SysIFEval,
+    "tensortrust": TensorTrust,
+    "iheval": IHEval,
+    "systemcheck": SystemCheck,
+    "realguardrails": RealGuardrails,
+    "pairs": Pairs,
+}
+BENCHES: dict[str, type] = {"minihop": Minihop, "toolhop": ToolHop, "ftrl": Ftrl, **HIF_BENCHES}

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.benches.ftrl import load_parts
+from agentrl.benches.hif import load_hif
 from agentrl.config.algos import Pact, Sft
-from agentrl.config.benches import Ftrl, Minihop, ToolHop
+from agentrl.config.benches import Ftrl, HifConfig, Minihop, SystemCheck, ToolHop
 from agentrl.config.schema import Config
 from agentrl.config.validate import group_size
 from agentrl.errors import UserError
@@ -105,6 +106,8 @@ def train_tasks(config: Config) -> int:
         return config.bench.train_tasks
     if isinstance(config.bench, Ftrl):
         return _ftrl_rows(config.bench, "train")
+    if isinstance(config.bench, HifConfig):
+        return _hif_rows(config.bench, "train")
     return round(_toolhop_rows(config.bench) * (1 - config.bench.test_fraction))
 
 
@@ -113,6 +116,8 @@ def test_tasks(config: Config) -> int:
         return config.bench.test_tasks
     if isinstance(config.bench, Ftrl):
         return _ftrl_rows(config.bench, "test")
+    if isinstance(config.bench, HifConfig):
+        return _hif_rows(config.bench, "test")
     return round(_toolhop_rows(config.bench) * config.bench.test_fraction)
 
 
@@ -130,6 +135,12 @@ def _ftrl_rows(bench: Ftrl, split: str) -> int:
         return len(load_parts(bench)[split])
     except UserError:  # damaged: see above
         return FTRL_ROWS[split]
+
+
+def _hif_rows(bench: HifConfig, split: str) -> int:
+    if isinstance(bench, SystemCheck) and bench.path is None:  # nothing is downloaded for an estimate
+        return bench.train_tasks if split == "train" else bench.test_tasks
+    return len(load_hif(bench).divide()[split])
 
 
 def count_parameters(config: Config) -> float | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.algos import Grpo
-from agentrl.config.benches import Ftrl, Minihop, ToolHop
+from agentrl.config.benches import Ftrl, HifConfig, Minihop, SystemCheck, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.schema import Config
 
@@ -14,6 +14,8 @@ BENCH_CHOICES: dict[str, tuple[str, ...]] = {
     "bench.scenario": ("direct", "mandatory", "free"),
     "bench.rule": ("toolhop", "ftrl", "strict"),
     "bench.answer_tag": ("train", "always", "never"),
+    "bench.rules": ("official", "mended"),
+    "bench.reward_rules": ("official", "mended"),
 }
 
 
@@ -48,3 +50,17 @@ def validate_data(bench: Any) -> None:
     if isinstance(bench, Ftrl):
         exists_rule = "no such file or directory; give FTRL's"
         require(Path(bench.path).expanduser().exists(), "bench.path", bench.path, exists_rule)
+    if isinstance(bench, HifConfig):
+        _hif(bench)
+
+
+def _hif(bench: HifConfig) -> None:
+    if bench.path is not None:
+        exists_rule = f"no such file or directory; docs/hif.md says what bench={bench.name} reads"
+        require(Path(bench.path).expanduser().exists(), "bench.path", bench.path, exists_rule)
+    if isinstance(bench, SystemCheck):
+        for key in ("train_tasks", "test_tasks"):
+            pairs = getattr(bench, key) >= 2 and getattr(bench, key) % 2 == 0
+            require(pairs, f"bench.{key}", getattr(bench, key), "must be even and at least 2: half of them conflict")
+    else:
+        require(0 < bench.test_fraction <= 1, "bench.test_fraction", bench.test_fraction, "must lie in (0, 1]")

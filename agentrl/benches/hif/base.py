@@ -6,8 +6,10 @@ A suite says how its rows are read and graded (`SingleTurn`); trainers and evalu
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from agentrl.benches.base import Bench, Environment, Score, Task
@@ -15,7 +17,7 @@ from agentrl.errors import UserError
 from agentrl.traces.records import ExpertTrace
 from agentrl.trajectory import ToolCall, Trajectory
 
-KINDS = ("conflict", "aligned", "reference")  # task.data["kind"]
+KINDS = ("conflict", "aligned", "reference", "mixed")  # task.data["kind"]; mixed: the file does not say
 SPLITS = ("train", "test")
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
@@ -81,22 +83,27 @@ class SingleTurn:
 
     def __init__(self, test_fraction: float, data_seed: int) -> None:
         self._fraction, self._seed = test_fraction, data_seed
-        self._rows: list[Pair] | None = None
 
     def load(self) -> list[Pair]:
         """All rows in the file's order. Raises UserError that names the row and the reason."""
+        raise NotImplementedError
+
+    def rewards(self, task: Task, response: str) -> dict[str, float | None]:
+        """See HifBench."""
         raise NotImplementedError
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
         """Metrics of one reply for evaluation."""
         raise NotImplementedError
 
-    @property
+    def transcript(self, task: Task, response: str) -> dict[str, Any]:
+        """The suite's own verdicts on a reply made elsewhere, which is judged as it stands."""
+        raise NotImplementedError
+
+    @cached_property
     def rows(self) -> list[Pair]:
         """All rows, read once."""
-        if self._rows is None:
-            self._rows = self.load()
-        return self._rows
+        return self.load()
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         rows = self.divide()[split]
@@ -133,7 +140,26 @@ class SingleTurn:
         return NoTools()
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        return Score(self.metrics(task, response_of(trajectory)), task.cluster)
+        return Score(self.metrics(task, response_of(trajectory)), task.cluster, self.groups(task))
+
+    def groups(self, task: Task) -> dict[str, str]:
+        """Breakdowns of the results."""
+        return {name: task.data[name] for name in ("kind", "suite") if task.data[name]}
+
+    def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        suites = sorted({suite for suite, _ in self._by_number})
+        suite, number, response = record.get("suite"), record.get("row"), record.get("response")
+        if suite is None and len(suites) > 1:
+            return {}, f'no suite: {self.name} has rows of {", ".join(suites)}; add "suite"'
+        if not isinstance(number, int) or (suite or suites[0], number) not in self._by_number:
+            return {}, f"row {json.dumps(number)}: {self.name} has no such row"
+        if not isinstance(response, str):
+            return {}, f"row {number}: response is {type(response).__name__}, not text"
+        return self.transcript(self.task(self._by_number[suite or suites[0], number]), response), None
+
+    @cached_property
+    def _by_number(self) -> dict[tuple[str, int], Pair]:
+        return {(row.suite, row.row): row for row in self.rows}
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         return None

@@ -1,0 +1,105 @@
+"""Reading the suites' files: JSON lists or one JSON object a line. Complaints name the file, the row and the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from agentrl.errors import UserError
+
+SUFFIXES = (".json", ".jsonl")
+
+
+def file_in(path: str, names: tuple[str, ...]) -> dict[str, Path]:
+    """Files called `names` (with one of SUFFIXES) in the directory `path`, by name; {"": path} where it is a file."""
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        return {"": place}
+    found = {name: file for name in names for suffix in SUFFIXES if (file := place / f"{name}{suffix}").is_file()}
+    if not found:
+        wanted = " or ".join(f"{name}.jsonl" for name in names)
+        raise UserError(f"bench.path: {place} holds no {wanted}; give the suite's directory or one of its files")
+    return found
+
+
+class Row:
+    """One row of a file while it is checked."""
+
+    def __init__(self, file: Path, number: int, content: Any) -> None:
+        self.file, self.number = file, number
+        if not isinstance(content, dict):
+            self.content: dict[str, Any] = {}
+            self.refuse("whole row", f"expected an object, got {type(content).__name__}")
+        self.content = content
+
+    def refuse(self, field: str, reason: str) -> NoReturn:
+        raise UserError(
+            f"bench.path: {self.file}, row {self.number} (counted from 0), {field}: {reason}; mend or remove it"
+        )
+
+    def get(self, field: str, kind: type | tuple[type, ...], what: str) -> Any:
+        """The value of `field`, which must be there and of type `kind` (`what` in words)."""
+        if field not in self.content:
+            self.refuse(field, "missing")
+        value = self.content[field]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            self.refuse(field, f"expected {what}, got {type(value).__name__}")
+        return value
+
+    def text(self, field: str) -> str:
+        """A string that is not empty."""
+        value: str = self.get(field, str, "text")
+        if not value.strip():
+            self.refuse(field, "empty")
+        return value
+
+    def messages(self, field: str = "messages") -> tuple[dict[str, str], ...]:
+        """Chat messages that end with the user's; a system prompt comes first where there is one."""
+        messages = self.get(field, list, "a list of messages")
+        for message in messages:
+            if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+                self.refuse(field, "expected messages with the role system, user or assistant")
+            if not isinstance(message.get("content"), str):
+                self.refuse(field, "expected messages with text as content")
+        if not messages or messages[-1]["role"] != "user":
+            self.refuse(field, "the last message is not the user's")
+        if any(message["role"] == "system" for message in messages[1:]):
+            self.refuse(field, "a system message that is not the first")
+        return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+
+
+def rows_of(file: Path) -> Iterator[Row]:
+    """Every row of a JSON list or of a jsonl file, whose empty lines are no rows."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"bench.path: cannot read {file} ({error.strerror}); give the suite's file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"bench.path: {file} is not UTF-8 (byte {error.start}); download it again") from error
+    count = 0
+    for number, content in enumerate(_contents(file, text)):
+        count += 1
+        yield Row(file, number, content)
+    if not count:
+        raise UserError(f"bench.path: {file} holds no rows; give the suite's file")
+
+
+def _contents(file: Path, text: str) -> Iterator[Any]:
+    if text.lstrip().startswith("["):
+        try:
+            yield from json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"bench.path: {file} is no whole JSON list ({error}); download it again") from error
+        return
+    # Not splitlines(): a JSON string may hold the other line separators of Unicode as they are.
+    lines = [line for line in text.split("\n") if line.strip()]
+    for number, line in enumerate(lines):
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"bench.path: {file}, row {number} (counted from 0) is no whole JSON ({error}); mend or remove it"
+            ) from error
+        yield content

@@ -1,0 +1,316 @@
+"""The 25 instruction types of IFEval (arXiv 2311.07911) as its official code judges them, and mended for training.
+
+OFFICIAL maps an instruction id to a check of the reply and the row's arguments; MENDED differs where the official rule
+can be met without following the instruction (docs/hif.md lists each case). An empty reply follows nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Callable
+from typing import Any
+
+from agentrl.benches.hif.text import bullets, capital_words, count_sentences, detect_language, strict_json, whole_words
+
+Check = Callable[..., bool]
+RELATIONS = ("less than", "at least")
+ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+FENCES = ("```json", "```Json", "```JSON", "```")
+
+
+def related(count: int, relation: str, bound: int) -> bool:
+    """`relation` is one of RELATIONS."""
+    return count < bound if relation == "less than" else count >= bound
+
+
+# -- as the official code has it -------------------------------------------------------------------------------------
+
+
+def keywords_exist(text: str, keywords: list[str]) -> bool:
+    """Each keyword is a regular expression, found anywhere."""
+    return all(re.search(keyword, text, flags=re.IGNORECASE) for keyword in keywords)
+
+
+def keyword_frequency(text: str, keyword: str, frequency: int, relation: str) -> bool:
+    return related(len(re.findall(keyword.strip(), text, flags=re.IGNORECASE)), relation, frequency)
+
+
+def no_forbidden_words(text: str, forbidden_words: list[str]) -> bool:
+    """Each word is a regular expression between word boundaries."""
+    return not any(re.search(rf"\b{word}\b", text, flags=re.IGNORECASE) for word in forbidden_words)
+
+
+def letter_frequency(text: str, letter: str, let_frequency: int, let_relation: str) -> bool:
+    """Upstream draws a random letter where `letter` is none of a to z: here the verdict that most letters would get."""
+    text = text.lower()
+    letters = [letter.lower()] if is_letter(letter) else string.ascii_lowercase
+    verdicts = [related(text.count(one), let_relation, let_frequency) for one in letters]
+    return 2 * sum(verdicts) > len(verdicts)
+
+
+def is_letter(letter: str) -> bool:
+    return len(letter) == 1 and letter.lower() in string.ascii_lowercase
+
+
+def response_language(text: str, language: str) -> bool:
+    """Text whose language cannot be told counts as followed."""
+    return detect_language(text) in (language, None)
+
+
+def sentences(text: str, num_sentences: int, relation: str) -> bool:
+    return related(count_sentences(text), relation, num_sentences)
+
+
+def paragraphs(text: str, num_paragraphs: int) -> bool:
+    """Parts between ***; an empty one is allowed, and not counted, at either end alone."""
+    parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", text)]
+    return all(parts[1:-1]) and sum(map(bool, parts)) == num_paragraphs
+
+
+def words(text: str, num_words: int, relation: str) -> bool:
+    return related(len(re.findall(r"\w+", text)), relation, num_words)
+
+
+def nth_paragraph(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+    """Paragraphs between empty lines; empty ones are not counted, but n counts them too."""
+    parts = [part.strip() for part in text.split("\n\n")]
+    count = sum(map(bool, parts))
+    if nth_paragraph > count or not parts[nth_paragraph - 1]:
+        return False
+    word = parts[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"')
+    word = "".join(letter.lower() for letter in re.split(r"[.,?!'\"]", word, maxsplit=1)[0])
+    return count == num_paragraphs and word == first_word.lower()
+
+
+def placeholders(text: str, num_placeholders: int) -> bool:
+    return len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+
+
+def postscript(text: str, postscript_marker: str) -> bool:
+    marker = postscript_marker.strip()
+    known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
+    return re.search(known.get(marker, marker.lower()), text.lower()) is not None
+
+
+def bullet_lists(text: str, num_bullets: int) -> bool:
+    stars = re.findall(r"^\s*\*[^\*].*$", text, flags=re.MULTILINE)
+    dashes = re.findall(r"^\s*-.*$", text, flags=re.MULTILINE)
+    return len(stars) + len(dashes) == num_bullets
+
+
+def constrained_response(text: str) -> bool:
+    return any(answer in text for answer in ANSWERS)
+
+
+def highlights(text: str, num_highlights: int) -> bool:
+    single = re.findall(r"\*[^\n\*]*\*", text)
+    double = re.findall(r"\*\*[^\n\*]*\*\*", text)
+    filled = [mark for mark in single if mark.strip("*").strip()]
+    filled += [mark for mark in double if mark.removeprefix("**").removesuffix("**").strip()]
+    return len(filled) >= num_highlights
+
+
+def sections(text: str, section_spliter: str, num_sections: int) -> bool:
+    """The marker is a regular expression, followed by a number."""
+    return len(re.split(rf"\s?{section_spliter.strip()}\s?\d+\s?", text)) - 1 >= num_sections
+
+
+def json_format(text: str) -> bool:
+    """JSON as Python reads it, so NaN too; a Markdown fence around it is cut off."""
+    try:
+        json.loads(_unfenced(text))
+    except (ValueError, RecursionError):  # not JSON, or nested beyond what the parser follows
+        return False
+    return True
+
+
+def _unfenced(text: str) -> str:
+    text = text.strip()
+    for fence in FENCES:
+        text = text.removeprefix(fence)
+    return text.removesuffix("```").strip()
+
+
+def title(text: str) -> bool:
+    return any(mark.lstrip("<").rstrip(">").strip() for mark in re.findall(r"<<[^\n]+>>", text))
+
+
+def two_responses(text: str) -> bool:
+    """Parts between ******; an empty one is allowed at either end alone."""
+    parts = [part.strip() for part in text.split("******")]
+    filled = [part for part in parts if part]
+    return all(parts[1:-1]) and len(filled) == 2 and filled[0] != filled[1]
+
+
+def repeat_prompt(text: str, prompt_to_repeat: str) -> bool:
+    return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
+
+
+def ends_with(text: str, end_phrase: str) -> bool:
+    return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
+
+
+def capital_word_frequency(text: str, capital_frequency: int, capital_relation: str) -> bool:
+    return related(capital_words(text), capital_relation, capital_frequency)
+
+
+def english_capital(text: str) -> bool:
+    return text.isupper() and detect_language(text) in ("en", None)
+
+
+def english_lowercase(text: str) -> bool:
+    return text.islower() and detect_language(text) in ("en", None)
+
+
+def no_comma(text: str) -> bool:
+    return "," not in text
+
+
+def quotation(text: str) -> bool:
+    text = text.strip()
+    return len(text) > 1 and text[0] == text[-1] == '"'
+
+
+OFFICIAL: dict[str, Check] = {
+    "keywords:existence": keywords_exist,
+    "keywords:frequency": keyword_frequency,
+    "keywords:forbidden_words": no_forbidden_words,
+    "keywords:letter_frequency": letter_frequency,
+    "language:response_language": response_language,
+    "length_constraints:number_sentences": sentences,
+    "length_constraints:number_paragraphs": paragraphs,
+    "length_constraints:number_words": words,
+    "length_constraints:nth_paragraph_first_word": nth_paragraph,
+    "detectable_content:number_placeholders": placeholders,
+    "detectable_content:postscript": postscript,
+    "detectable_format:number_bullet_lists": bullet_lists,
+    "detectable_format:constrained_response": constrained_response,
+    "detectable_format:number_highlighted_sections": highlights,
+    "detectable_format:multiple_sections": sections,
+    "detectable_format:json_format": json_format,
+    "detectable_format:title": title,
+    "combination:two_responses": two_responses,
+    "combination:repeat_prompt": repeat_prompt,
+    "startend:end_checker": ends_with,
+    "startend:quotation": quotation,
+    "change_case:capital_word_frequency": capital_word_frequency,
+    "change_case:english_capital": english_capital,
+    "change_case:english_lowercase": english_lowercase,
+    "punctuation:no_comma": no_comma,
+}
+
+
+# -- mended ----------------------------------------------------------------------------------------------------------
+
+
+def _keywords_exist(text: str, keywords: list[str]) -> bool:
+    return all(whole_words(keyword, text) for keyword in keywords)
+
+
+def _keyword_frequency(text: str, keyword: str, frequency: int, relation: str) -> bool:
+    return related(whole_words(keyword.strip(), text), relation, frequency)
+
+
+def _no_forbidden_words(text: str, forbidden_words: list[str]) -> bool:
+    return not any(whole_words(word, text) for word in forbidden_words)
+
+
+def _letter_frequency(text: str, letter: str, let_frequency: int, let_relation: str) -> bool:
+    """The character that the row names, letter or not."""
+    return related(text.lower().count(letter.lower()), let_relation, let_frequency)
+
+
+def _response_language(text: str, language: str) -> bool:
+    return detect_language(text) == language
+
+
+def _placeholders(text: str, num_placeholders: int) -> bool:
+    return len(re.findall(r"\[[^\[\]\n]*\w[^\[\]\n]*\]", text)) >= num_placeholders
+
+
+def _bullet_lists(text: str, num_bullets: int) -> bool:
+    return bullets(text) == num_bullets
+
+
+def _constrained_response(text: str) -> bool:
+    return text.strip().strip("\"'*") in ANSWERS
+
+
+def _highlights(text: str, num_highlights: int) -> bool:
+    """Bold counts once; a bullet's star opens nothing."""
+    return len(re.findall(r"(\*{1,2})(?=\S)[^\n*]*\w[^\n*]*\1", text)) >= num_highlights
+
+
+def _sections(text: str, section_spliter: str, num_sections: int) -> bool:
+    """Each marker stands at the start of a line and has text behind its number."""
+    marker = rf"^[\W_]*{re.escape(section_spliter.strip())}\s?\d+"
+    return sum(bool(re.search(r"\w", part)) for part in re.split(marker, text, flags=re.MULTILINE)[1:]) >= num_sections
+
+
+def _json_format(text: str) -> bool:
+    return strict_json(_unfenced(text))
+
+
+def _repeat_prompt(text: str, prompt_to_repeat: str) -> bool:
+    """Something follows the repeated prompt."""
+    return repeat_prompt(text, prompt_to_repeat) and len(text.strip()) > len(prompt_to_repeat.strip())
+
+
+def _ends_with(text: str, end_phrase: str) -> bool:
+    """Something precedes the phrase."""
+    return ends_with(text, end_phrase) and len(text.strip().strip('"')) > len(end_phrase.strip())
+
+
+def _english_capital(text: str) -> bool:
+    return text.isupper() and detect_language(text) == "en"
+
+
+def _english_lowercase(text: str) -> bool:
+    return text.islower() and detect_language(text) == "en"
+
+
+def _quotation(text: str) -> bool:
+    return quotation(text) and bool(text.strip().strip('"').strip())
+
+
+MENDED: dict[str, Check] = {
+    **OFFICIAL,
+    "keywords:existence": _keywords_exist,
+    "keywords:frequency": _keyword_frequency,
+    "keywords:forbidden_words": _no_forbidden_words,
+    "keywords:letter_frequency": _letter_frequency,
+    "language:response_language": _response_language,
+    "detectable_content:number_placeholders": _placeholders,
+    "detectable_format:number_bullet_lists": _bullet_lists,
+    "detectable_format:constrained_response": _constrained_response,
+    "detectable_format:number_highlighted_sections": _highlights,
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:json_format": _json_format,
+    "combination:repeat_prompt": _repeat_prompt,
+    "startend:end_checker": _ends_with,
+    "startend:quotation": _quotation,
+    "change_case:english_capital": _english_capital,
+    "change_case:english_lowercase": _english_lowercase,
+}
+RULES = {"official": OFFICIAL, "mended": MENDED}
+
+
+def strict(text: str, ids: list[str], arguments: list[dict[str, Any]], rules: str = "official") -> list[bool]:
+    """Whether the reply follows each instruction as it stands."""
+    checks = RULES[rules]
+    return [bool(text.strip()) and checks[name](text, **given) for name, given in zip(ids, arguments, strict=True)]
+
+
+def loose(text: str, ids: list[str], arguments: list[dict[str, Any]], rules: str = "official") -> list[bool]:
+    """Whether it does so with the first line, the last or both taken away, or with all stars taken away."""
+    verdicts = [strict(variant, ids, arguments, rules) for variant in cuts(text)]
+    return [any(verdict) for verdict in zip(*verdicts, strict=True)]
+
+
+def cuts(text: str) -> list[str]:
+    """The eight variants of a reply that loose scores are the best of."""
+    lines = text.split("\n")
+    parts = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
+    return [variant for part in parts for variant in (part, part.replace("*", ""))]

@@ -1,0 +1,88 @@
+"""S-IFEval (SystemCheck / RealGuardrails): IFEval's instructions moved to the system prompt, graded by program.
+
+Every row is aligned: the user asks for the task alone. The same rows with everything in the user's message, given by
+path (ifeval.jsonl, ifeval_sep.jsonl), are the reference. r_sys is the share of instructions followed; no program can
+tell r_user: a judge must (or `proxy.user_proxy` stands in).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+from agentrl.benches.base import Task
+from agentrl.benches.hif.base import Pair, SingleTurn, answer_of
+from agentrl.benches.hif.files import Row, file_in, rows_of
+from agentrl.benches.hif.ifeval_rules import OFFICIAL, RELATIONS, loose, strict
+from agentrl.config.benches import SysIFEval
+
+LISTS = ("keywords", "forbidden_words")
+
+
+class SysIFEvalBench(SingleTurn):
+    """The bench; see the module docstring."""
+
+    name = "sys_ifeval"
+
+    def __init__(self, config: SysIFEval) -> None:
+        super().__init__(config.test_fraction, config.data_seed)
+        self.config = config
+
+    def load(self) -> list[Pair]:
+        (file,) = file_in(self.config.path, ("sys_ifeval",)).values()
+        return [pair_of(row) for row in rows_of(file)]
+
+    def metrics(self, task: Task, response: str) -> dict[str, float]:
+        """The four accuracies; at instruction level the share of this row's instructions."""
+        verdicts = self.transcript(task, answer_of(response))
+        shares = {level: sum(verdicts[level]) / len(verdicts[level]) for level in ("strict", "loose")}
+        return {
+            "r_sys": shares["strict"],
+            "violation": float(not verdicts["prompt_strict"]),
+            "prompt_strict": float(verdicts["prompt_strict"]),
+            "prompt_loose": float(verdicts["prompt_loose"]),
+            "instruction_strict": shares["strict"],
+            "instruction_loose": shares["loose"],
+        }
+
+    def rewards(self, task: Task, response: str) -> dict[str, float | None]:
+        verdicts = strict(answer_of(response), task.data["ids"], task.data["arguments"], self.config.reward_rules)
+        return {"user": None, "sys": sum(verdicts) / len(verdicts)}
+
+    def transcript(self, task: Task, response: str) -> dict[str, Any]:
+        given = task.data["ids"], task.data["arguments"], self.config.rules
+        exact, lenient = strict(response, *given), loose(response, *given)
+        return {"strict": exact, "loose": lenient, "prompt_strict": all(exact), "prompt_loose": all(lenient)}
+
+
+def pair_of(row: Row) -> Pair:
+    """One row, checked: its instructions are known and have all their arguments, of the right type."""
+    messages = row.messages()
+    ids = row.get("instruction_id_list", list, "a list of instruction ids")
+    kwargs = row.get("kwargs", list, "a list of arguments")
+    if not ids or len(ids) != len(kwargs):
+        row.refuse("kwargs", f"{len(kwargs)} for {len(ids)} instructions")
+    arguments = [arguments_of(row, name, given) for name, given in zip(ids, kwargs, strict=True)]
+    kind = "aligned" if messages[0]["role"] == "system" else "reference"
+    return Pair(row.number, kind, messages, {"ids": ids, "arguments": arguments})
+
+
+def arguments_of(row: Row, name: Any, given: Any) -> dict[str, Any]:
+    """What the checker of instruction `name` takes; upstream draws missing arguments at random, which is refused."""
+    if not isinstance(name, str) or name not in OFFICIAL:
+        row.refuse("instruction_id_list", f"{name!r} is no known instruction")
+    if not isinstance(given, dict):
+        row.refuse("kwargs", f"{name}: expected an object, got {type(given).__name__}")
+    arguments = {}
+    for key in list(inspect.signature(OFFICIAL[name]).parameters)[1:]:
+        value = arguments[key] = given.get(key)
+        if key in LISTS:
+            fits = isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+        elif key.startswith(("num_", "nth_")) or key.endswith("frequency"):
+            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        else:
+            fits = isinstance(value, str) and (value in RELATIONS or not key.endswith("relation"))
+        if not fits:
+            row.refuse("kwargs", f"{name}: {key} is {json.dumps(value)}")
+    return arguments
