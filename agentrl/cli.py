@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "agentrl.commands.doctor",
     "score": "agentrl.commands.score",
     "report": "agentrl.commands.report",
+    "judge": "agentrl.commands.judge",
 }
 
 _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many

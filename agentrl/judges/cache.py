@@ -137,6 +137,23 @@ def open_cache(path: str | Path) -> VerdictCache:
     return VerdictCache(path)
 
 
+def entries_of(cache: VerdictCache, model: str | None, key: str) -> list[Entry]:
+    """Verdicts of one judge: of `model`, or of the only one there. `key` is what the user would set to choose.
+
+    Raises:
+        UserError: none of that name, or several to choose from.
+    """
+    entries = cache.entries()
+    models = sorted({entry.model for entry in entries})
+    if not models:
+        raise UserError(f"{cache.path} holds no verdict")
+    if model is None and len(models) > 1:
+        raise UserError(f"{cache.path} holds verdicts of {', '.join(models)}; choose one with {key}=...")
+    if model is not None and model not in models:
+        raise UserError(f"{key}={model}: {cache.path} holds verdicts of {', '.join(models)}")
+    return [entry for entry in entries if entry.model == (model or models[0])]
+
+
 def _entry(row: tuple[Any, ...]) -> Entry:
     model, side, prompt, response, score, reply = row
     return Entry(model, JudgeRequest(side, prompt, response), score, reply)

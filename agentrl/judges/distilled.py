@@ -26,7 +26,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, request: JudgeRequest, max_tokens
 
     Too long a prompt is cut at its end, to half of the room where the response needs the rest; then the response is.
     """
-    end = tokenizer.eos_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     # Special tokens written in a judged text are text.
     side, prompt, response = (
         tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -45,7 +45,8 @@ class RewardModelJudge:
         self._batch = config.batch
         folder = Path(config.path).expanduser()
         try:
-            self._max_tokens = int(json.loads((folder / RECORD).read_text())["max_tokens"])
+            record = json.loads((folder / RECORD).read_text())
+            self._max_tokens, self._sides = int(record["max_tokens"]), list(record["sides"])
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -57,6 +58,9 @@ class RewardModelJudge:
 
     def score(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         """See `Judge.score`."""
+        unknown = {request.side for request in requests} - set(self._sides)
+        if unknown:
+            raise UserError(f"judge.path={self.name} learned from {' and '.join(self._sides)} verdicts alone")
         scores: list[float] = []
         for start in range(0, len(requests), self._batch):
             batch = requests[start : start + self._batch]

@@ -1,0 +1,146 @@
+"""agentrl judge: what can be done with verdicts that a run paid for: compare two judges, distil one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from agentrl.config.judges import Distillation
+from agentrl.config.load import suggest
+from agentrl.errors import UserError
+from agentrl.stats import Interval
+
+COMPARE_KEYS = {
+    "model_a": "Judge of the first cache, where it holds several.",
+    "model_b": "Judge of the second cache, where it holds several.",
+}
+MEASURES = {
+    "concordance": "pairs ordered alike",
+    "concordance_within": "... of one prompt",
+    "spearman": "rank correlation",
+    "mae": "mean |difference|",
+    "shift": "mean difference",
+}
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["compare", *rest] if not {"-h", "--help"} & set(rest):
+            return compare(rest)
+        case ["distill", *rest] if not {"-h", "--help"} & set(rest):
+            return distill(rest)
+        case [] | ["compare" | "distill" | "-h" | "--help", *_]:
+            print(help_text())
+            return 0
+        case _:
+            word = arguments[0]
+            raise UserError(f"agentrl judge {word}: unknown{suggest(word, ['compare', 'distill'])}")
+
+
+def help_text() -> str:
+    """Usage of both commands, from their keys."""
+    lines = ["agentrl judge compare CACHE_A CACHE_B [model_a=NAME] [model_b=NAME]", ""]
+    lines += ["How far the second judge agrees with the first on the responses that both judged.", ""]
+    lines += [f"  {name:<14} {sentence}" for name, sentence in COMPARE_KEYS.items()]
+    lines += ["", "agentrl judge distill cache=FILE out=DIR [key=value ...]", ""]
+    lines += ["Fits a small reward model to cached verdicts; use it with judge=distilled judge.path=DIR.", ""]
+    for item in fields(Distillation):
+        default = "" if item.default in (MISSING, None) else f" (default {item.default})"
+        lines.append(f"  {item.name:<14} {item.metadata['doc']}{default}")
+    return "\n".join(lines)
+
+
+def compare(arguments: list[str]) -> int:
+    """Print agreement by side; exit code 0."""
+    from agentrl.judges.agreement import agreement
+    from agentrl.judges.base import SIDES
+    from agentrl.judges.cache import entries_of, open_cache
+
+    paths = [argument for argument in arguments if "=" not in argument]
+    own = _pairs([argument for argument in arguments if "=" in argument], list(COMPARE_KEYS))
+    if len(paths) != 2:
+        raise UserError(f"agentrl judge compare needs two caches, not {len(paths)}: CACHE_A CACHE_B")
+    caches = [entries_of(open_cache(path), own.get(key), key) for path, key in zip(paths, COMPARE_KEYS, strict=True)]
+    first, second = ({entry.request: entry.score for entry in entries} for entries in caches)
+    found = False
+    for side in SIDES:
+        common = [request for request in first if request in second and request.side == side]
+        both = [(r, a, b) for r in common if (a := first[r]) is not None and (b := second[r]) is not None]
+        if not both:
+            continue
+        found = True
+        measured = agreement([a for _, a, _ in both], [b for _, _, b in both], [r.prompt for r, _, _ in both])
+        missing = f", {len(common) - len(both)} without a score left out" if len(common) > len(both) else ""
+        prompts = len({request.prompt for request, _, _ in both})
+        _table(f"{side}: {len(both)} responses to {prompts} prompts{missing}", measured)
+    if not found:
+        raise UserError("the two caches have no judged response in common; let both judges see the same responses")
+    return 0
+
+
+def distill(arguments: list[str]) -> int:
+    """Fit, print the agreement on held-out prompts; exit code 0."""
+    settings = _distillation(_pairs(arguments, [item.name for item in fields(Distillation)]))
+    from agentrl.judges.distill import distill as fit
+
+    for side, report in fit(settings).items():
+        title = f"{side}: {report.train} verdicts learned from, {report.held_out} held out"
+        _table(f"{title}; always giving the mean would be off by {report.mae_of_mean:.3f}", report.agreement)
+    print(f"Use it with judge=distilled judge.path={settings.out}")
+    return 0
+
+
+def _pairs(arguments: list[str], known: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or name not in known:
+            raise UserError(f"'{argument}' is no key of this command{suggest(name, known)}")
+        if name in pairs:
+            raise UserError(f"{name} is given twice; keep one of them")
+        pairs[name] = value
+    return pairs
+
+
+def _distillation(own: Mapping[str, str]) -> Distillation:
+    """Typed settings. Raises UserError for a value of the wrong type or out of range."""
+    for item in fields(Distillation):
+        if item.default is MISSING and not own.get(item.name):
+            raise UserError(f"{item.name}=... is missing. {item.metadata['doc']}")
+    node = OmegaConf.structured(Distillation)
+    for name, value in own.items():
+        try:
+            node[name] = None if value == "null" else value
+        except OmegaConfBaseException as error:
+            raise UserError(f"{name}={value!r} is of the wrong type. {_doc(name)}") from error
+    settings: Distillation = OmegaConf.to_object(node)  # type: ignore[assignment]
+    for name in ("epochs", "learning_rate", "batch"):
+        if not getattr(settings, name) > 0:
+            raise UserError(f"{name}={getattr(settings, name)}: must be above 0")
+    if not 0 < settings.held_out < 1:
+        raise UserError(f"held_out={settings.held_out}: must lie in (0, 1)")
+    if settings.max_tokens < 16:
+        raise UserError(f"max_tokens={settings.max_tokens}: must be at least 16")
+    if settings.device not in ("cpu", "cuda"):
+        raise UserError(f"device={settings.device}: must be cpu or cuda")
+    return settings
+
+
+def _doc(name: str) -> str:
+    return next(str(item.metadata["doc"]) for item in fields(Distillation) if item.name == name)
+
+
+def _table(title: str, measured: Mapping[str, Interval]) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for column in ("mean", "95% low", "high"):
+        table.add_column(column, justify="right")
+    for name, label in MEASURES.items():
+        interval = measured[name]
+        table.add_row(label, *(f"{value:.3f}" for value in (interval.mean, interval.lo, interval.hi)))
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)

@@ -1,0 +1,175 @@
+"""Fitting a small reward model to a judge's cached verdicts: HIPO's open point, a judge that costs nothing to ask.
+
+A regression and not TRL's RewardTrainer: preferences fix scores up to a shift, and HIPO holds the mean of r_sys to a
+level, tau. The loss is the cross-entropy of sigmoid(logit) with the verdict, whose minimum is the judge's mean score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from agentrl.config.judges import Distillation, DistilledJudge
+from agentrl.errors import UserError
+from agentrl.judges.agreement import agreement
+from agentrl.judges.base import SIDES
+from agentrl.judges.cache import Entry, entries_of, open_cache
+from agentrl.judges.distilled import RECORD, RewardModelJudge, encode, pad
+from agentrl.models.loading import checkpoint_path, first_line
+from agentrl.stats import Interval
+
+FEWEST_PROMPTS = 10
+
+
+@dataclass(frozen=True)
+class SideReport:
+    """Held-out agreement with the judge on one side. `mae_of_mean` is that of always giving the training mean."""
+
+    train: int
+    held_out: int
+    mae_of_mean: float
+    agreement: dict[str, Interval]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "agreement": {name: value.as_dict() for name, value in self.agreement.items()}}
+
+
+class Regression(Trainer):
+    """One logit per side; a row trains that of its own side."""
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Mean cross-entropy over rows: logits (B, 2), `side` (B,) in {0, 1}, `score` (B,) in [0, 1]."""
+        side, score = inputs.pop("side"), inputs.pop("score")
+        outputs = model(**inputs)
+        picked = outputs.logits.gather(1, side[:, None])[:, 0]
+        loss = binary_cross_entropy_with_logits(picked.float(), score)
+        return (loss, outputs) if return_outputs else loss
+
+
+def distill(settings: Distillation) -> dict[str, SideReport]:
+    """Fit, save to `settings.out` with `distilled.json` (settings, report), and say how far it agrees with the judge.
+
+    Raises:
+        UserError: too few verdicts, several judges in one cache, a base that cannot be loaded, or an `out` that exists.
+    """
+    out = Path(settings.out).expanduser()
+    if out.exists():
+        raise UserError(f"out={out} exists already; name another directory, or remove it")
+    entries = entries_of(open_cache(settings.cache), settings.judge_model, "judge_model")
+    train, held_out = divide(entries, settings.held_out, settings.seed)
+    tokenizer, model = _load(settings.base)
+    rows = [
+        {
+            "input_ids": encode(tokenizer, entry.request, settings.max_tokens),
+            "side": SIDES.index(entry.request.side),
+            "score": entry.score,
+        }
+        for entry in train
+    ]
+    torch.manual_seed(settings.seed)
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch,
+        warmup_steps=math.ceil(0.1 * settings.epochs * len(rows) / settings.batch),
+        lr_scheduler_type="linear",
+        seed=settings.seed,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        remove_unused_columns=False,
+        use_cpu=settings.device == "cpu",
+        dataloader_pin_memory=False,
+    )
+
+    def collate(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {
+            **pad([row["input_ids"] for row in batch], tokenizer.pad_token_id),
+            "side": torch.tensor([row["side"] for row in batch]),
+            "score": torch.tensor([row["score"] for row in batch]),
+        }
+
+    trainer = Regression(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+    trainer.train()
+    trainer.save_model(str(out))
+    tokenizer.save_pretrained(out)
+    record: dict[str, Any] = {"max_tokens": settings.max_tokens, "sides": sorted({e.request.side for e in train})}
+    (out / RECORD).write_text(json.dumps(record))
+    report = _report(train, held_out, RewardModelJudge(DistilledJudge("distilled", str(out), 32), settings.device))
+    record |= {"settings": asdict(settings), "report": {side: entry.as_dict() for side, entry in report.items()}}
+    (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    return report
+
+
+def divide(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list[Entry], list[Entry]]:
+    """Training and held-out verdicts; a prompt is in one of them only. Verdicts without a score are left out.
+
+    Raises:
+        UserError: too few prompts to hold any out.
+    """
+    scored = [entry for entry in entries if entry.score is not None]
+    prompts = sorted({entry.request.prompt for entry in scored})
+    if len(prompts) < FEWEST_PROMPTS:
+        raise UserError(
+            f"the cache holds verdicts on {len(prompts)} prompts; a reward model needs {FEWEST_PROMPTS} at the very "
+            "least (and hundreds to be of use): judge more first"
+        )
+    random.Random(seed).shuffle(prompts)
+    held = set(prompts[: max(2, round(fraction * len(prompts)))])
+    train = [entry for entry in scored if entry.request.prompt not in held]
+    return train, [entry for entry in scored if entry.request.prompt in held]
+
+
+def _report(train: list[Entry], held_out: list[Entry], judge: RewardModelJudge) -> dict[str, SideReport]:
+    report = {}
+    for side in SIDES:
+        ours = [entry for entry in held_out if entry.request.side == side]
+        theirs = [entry.score for entry in ours if entry.score is not None]
+        seen = [entry.score for entry in train if entry.request.side == side and entry.score is not None]
+        if not ours or not seen:
+            continue
+        scores = [verdict.score for verdict in judge.score([entry.request for entry in ours])]
+        known = [score for score in scores if score is not None]
+        mean = sum(seen) / len(seen)
+        report[side] = SideReport(
+            train=len(seen),
+            held_out=len(ours),
+            mae_of_mean=sum(abs(score - mean) for score in theirs) / len(theirs),
+            agreement=agreement(theirs, known, [entry.request.prompt for entry in ours]),
+        )
+    return report
+
+
+def _load(base: str) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer and network of `base` with a fresh head of two outputs."""
+    path = checkpoint_path(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=len(SIDES), dtype=torch.float32, pad_token_id=tokenizer.pad_token_id
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"base={base} cannot be loaded: {first_line(error)}") from error
+    return tokenizer, model
