@@ -13,7 +13,15 @@ from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.run import RunDirectory
-from agentrl.stats import Interval, linearised_ratio, mean_interval, paired_difference, pass_at_k, pass_hat_k
+from agentrl.stats import (
+    Interval,
+    linearised_macro,
+    linearised_ratio,
+    mean_interval,
+    paired_difference,
+    pass_at_k,
+    pass_hat_k,
+)
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trajectory import Trajectory
 
@@ -95,7 +103,7 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
     Scores are averaged over samples; a sample without a metric counts 0, as the official scorers count it.
     `query_error` is the share of samples with a failed call. `call_error` is linearised so that its mean is failed
     calls / calls. With n > 1 samples, pass@k and pass^k for k = 1, 2, 4, ... up to n: an attempt passes if its solve
-    metric is 1.
+    metric is 1. Where items belong to several suites, the mean of `macro` is the mean of the suites' solve rates.
     """
     samples: dict[str, list[Item]] = {}
     for item in items:
@@ -114,6 +122,9 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
         failed = {name: float(sum(item["tool_errors"] for item in tries)) for name, tries in samples.items()}
         values["call_error"] = linearised_ratio(failed, calls)
         values["query_error"] = mean_of(lambda item: float(item["tool_errors"] > 0))
+    suites = {name: tries[0].get("groups", {}).get("suite", "") for name, tries in samples.items()}
+    if solve_metric in values and len(set(suites.values())) > 1:
+        values["macro"] = linearised_macro(values[solve_metric], suites)
     n = min(map(len, samples.values()), default=0)
     passed = {name: sum(t["metrics"].get(solve_metric, 0.0) >= 1 for t in tries) for name, tries in samples.items()}
     for k in [2**power for power in range(n.bit_length())] if n > 1 else []:

@@ -129,6 +129,21 @@ def linearised_ratio(numerators: Mapping[str, float], denominators: Mapping[str,
     return {item: ratio + (a - ratio * denominators[item]) / mean for item, a in numerators.items()}
 
 
+def linearised_macro(values: Mapping[str, float], suites: Mapping[str, Hashable]) -> dict[str, float]:
+    """Per item M + (x - m_s) N / (S n_s), with M the plain mean of the S suites' means m_s: values whose mean is M.
+
+    Their `mean_interval` takes the suites as given and items as drawn within each. Raises KeyError for an item without
+    a suite.
+    """
+    members: dict[Hashable, list[float]] = {}
+    for item, value in values.items():
+        members.setdefault(suites[item], []).append(value)
+    means = {suite: sum(group) / len(group) for suite, group in members.items()}
+    macro = sum(means.values()) / len(means) if means else math.nan
+    weights = {suite: len(values) / (len(members) * len(group)) for suite, group in members.items()}
+    return {item: macro + (x - means[suites[item]]) * weights[suites[item]] for item, x in values.items()}
+
+
 def _by_cluster(
     values: Sequence[float], clusters: Sequence[Hashable] | None, level: float
 ) -> tuple[np.ndarray, np.ndarray, float]:

@@ -11,6 +11,7 @@ import pytest
 from agentrl.stats import (
     Interval,
     bootstrap_interval,
+    linearised_macro,
     linearised_ratio,
     mean_interval,
     paired_difference,
@@ -131,6 +132,16 @@ def test_pass_at_k_is_unbiased() -> None:
     for k in range(1, n + 1):
         assert sum(w * pass_at_k(n, c, k) for c, w in enumerate(weights)) == pytest.approx(1 - (1 - p) ** k)
         assert sum(w * pass_hat_k(n, c, k) for c, w in enumerate(weights)) == pytest.approx(p**k)
+
+
+def test_a_linearised_macro_average_weighs_suites_alike() -> None:
+    values = {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0, "e": 1.0}
+    macro = linearised_macro(values, {"a": "x", "b": "x", "c": "x", "d": "x", "e": "y"})
+    # x: 1/4, y: 1/1, their mean 5/8; in x an item weighs 5 / (2 * 4), so a is 5/8 + 3/4 * 5/8.
+    assert sum(macro.values()) / 5 == pytest.approx(5 / 8)
+    assert macro["a"] == pytest.approx(5 / 8 + 3 / 4 * 5 / 8) and macro["e"] == pytest.approx(5 / 8)
+    one = linearised_macro(values, dict.fromkeys(values, "x"))
+    assert one == pytest.approx(values)
 
 
 def test_a_linearised_ratio_has_the_ratio_as_mean() -> None:
