@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.config.schema import Reward
+from agentrl.config.schema import Reward, ToolRl
 from agentrl.rewards.matching import call_rewards, match, similarity
 from agentrl.rewards.turns import turn_rewards
 from agentrl.traces.records import ExpertTrace, TraceTurn
@@ -113,8 +113,11 @@ def episode(*turns: str | list[tuple[str, Any]]) -> Trajectory:
 TRACE = ExpertTrace("t", (TraceTurn((), (call("f", {"a": 1}), call("g", {})), ("", "")),), "Paris", "generated")
 
 
-def config(name: str = "matching", penalty: float = 0.0) -> Reward:
-    return Reward(name=name, matching="hungarian", unmatched_penalty=penalty)
+def config(name: str = "matching", penalty: float = 0.0, variant: str = "f1", **switches: Any) -> Reward:
+    toolrl = ToolRl(**({"correct_max1": False, "with_length": False, "schedule": "none"} | switches))
+    return Reward(
+        name=name, matching="hungarian", unmatched_penalty=penalty, ot_reg=0.1, ftrl_variant=variant, toolrl=toolrl
+    )
 
 
 def test_turn_rewards_by_hand() -> None:

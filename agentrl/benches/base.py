@@ -19,6 +19,7 @@ class Task:
     answer: str  # the reference answer
     cluster: str  # items that share a cluster are not independent (feeds clustered intervals)
     data: dict[str, Any] = field(default_factory=dict)
+    golds: dict[str, list[str]] = field(default_factory=dict)  # tool name -> sub-answers its calls should return
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,15 @@ class FtrlBench:
             rows = random.Random(seed).sample(rows, limit)
         tagged = self.config.answer_tag == "always" or (self.config.answer_tag == "train" and split == "train")
         return [
-            Task(row.id, prompt(row.messages, tagged), list(row.tools), row.answer, row.data_source, {"row": row})
+            Task(
+                id=row.id,
+                prompt=prompt(row.messages, tagged),
+                tools=list(row.tools),
+                answer=row.answer,
+                cluster=row.data_source,
+                data={"row": row},
+                golds=row.golds,
+            )
             for row in rows
         ]
 

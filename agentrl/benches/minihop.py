@@ -153,7 +153,16 @@ def generate_task(task_id: str, chain: tuple[Relation, ...], rng: random.Random)
             "entities": entities,
             "sources": {relation.tool: tool_source(relation, tables[relation.tool]) for relation in relations},
         },
+        golds=sub_answers(chain, entities),
     )
+
+
+def sub_answers(chain: tuple[Relation, ...], entities: list[str]) -> dict[str, list[str]]:
+    """Tool name to the entities that its calls should return."""
+    golds: dict[str, list[str]] = {}
+    for relation, target in zip(chain, entities[1:], strict=True):
+        golds.setdefault(relation.tool, []).append(target)
+    return golds
 
 
 def expert_turn(relation: Relation, entity: str, observation: str, with_preview: bool) -> TraceTurn:
@@ -235,7 +244,7 @@ class MinihopBench:
             "solve_r": solved / hops,
             "solve_f1": 2 * solved / (calls + hops),
         }
-        return Score(metrics, task.cluster)
+        return Score(metrics, task.cluster, {"hops": str(hops)})
 
 
 def count_solved(task: Task, calls: list[ToolCall]) -> int:

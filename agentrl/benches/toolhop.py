@@ -108,6 +108,7 @@ class ToolHopBench:
             answer=row.answer,
             cluster=f"{len(row.tools)} hops",
             data={"row": row},
+            golds=row.golds,
         )
 
     def environment(self, task: Task) -> Environment:

@@ -47,12 +47,29 @@ class Rollout:
 
 
 @dataclass
+class ToolRl:
+    correct_max1: bool = key("Correctness in [-1, 1] in place of [-3, 3] (its switch CORRECTMAX1).")
+    with_length: bool = key("Add the length of the thought, 1 at 512 words (its switch WITHLENGTH).")
+    schedule: str = key(
+        "'none', 'smooth' (its SCHEDULEREWARD: ranges move until step 150) or 'two_stage' (MAX1STEP30MAX3: at step 30)."
+    )
+
+
+@dataclass
 class Reward:
-    name: str = key("'matching': hard credit per call plus answer F1; 'answer': answer F1 alone.")
+    name: str = key(
+        "'matching' (hard credit per call plus answer F1), 'ot' (the same by optimal transport), 'ftrl' (sub-answers "
+        "newly solved), 'toolrl' (format plus correctness) or 'answer' (answer F1 alone); docs/rewards.md defines them."
+    )
     matching: str = key(
         "Assignment of calls to reference calls: 'hungarian' (the paper) or 'greedy' (MatchTIR's code)."
     )
     unmatched_penalty: float = key("lambda_pen >= 0: an unmatched call earns minus this; 0 in the paper.")
+    ot_reg: float = key("Entropic regularisation of reward=ot, above 0; MatchTIR's code uses 0.1.")
+    ftrl_variant: str = key(
+        "A turn of n calls, k of them solving, earns: f1 2k/(n+1), pr k*k/n, rate k, or precision k/n."
+    )
+    toolrl: ToolRl = key("Switches of reward=toolrl.")
 
 
 @dataclass

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.algos import Pact, Sft
+from agentrl.config.benches import Ftrl, Minihop, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
-from agentrl.config.schema import Anneal, Config, Hardware, Reward, Rollout, Trainer
+from agentrl.config.schema import Anneal, Config, Hardware, Rollout, Trainer
 from agentrl.config.validate_algo import ALGO_CHOICES, validate_algo
 from agentrl.config.validate_bench import BENCH_CHOICES, validate_bench
 from agentrl.config.validate_judge import JUDGE_CHOICES, validate_judge
@@ -27,8 +28,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.attn_implementation": ("sdpa", "eager", "flash_attention_2"),
     "model.reasoning": ("content", "think"),
     "rollout.engine": ("trl",),
-    "reward.name": ("matching", "answer"),
+    "reward.name": ("matching", "ot", "ftrl", "toolrl", "answer"),
     "reward.matching": ("hungarian", "greedy"),
+    "reward.ftrl_variant": ("f1", "pr", "rate", "precision"),
+    "reward.toolrl.schedule": ("none", "smooth", "two_stage"),
     "anneal.kind": ("linear", "constant", "cosine", "steps"),
     "trainer.lr_schedule": ("constant", "linear", "cosine"),
     "hardware.device": ("cpu", "cuda"),
@@ -42,7 +45,7 @@ def validate(config: Config) -> list[str]:
     _choices(config)
     _run(config)
     _rollout(config.rollout)
-    _reward(config.reward)
+    _reward(config)
     _anneal(config.anneal)
     _trainer(config.trainer, config.hardware)
     _eval(config)
@@ -94,9 +97,14 @@ def _rollout(rollout: Rollout) -> None:
     require(turn is None or 1 <= turn <= budget, "rollout.max_turn_tokens", turn, turn_rule)
 
 
-def _reward(reward: Reward) -> None:
+def _reward(config: Config) -> None:
+    reward, bench = config.reward, config.bench
+    golds_rule = f"bench={bench.name} has no sub-answers by tool; set reward=answer, or bench=ftrl, toolhop or minihop"
+    known = isinstance(bench, Minihop | ToolHop | Ftrl)
+    require(reward.name != "ftrl" or isinstance(config.algo, Sft) or known, "reward", reward.name, golds_rule)
     penalty = reward.unmatched_penalty
     require(0 <= penalty < math.inf, "reward.unmatched_penalty", penalty, "must be 0 or more")
+    require(0 < reward.ot_reg < math.inf, "reward.ot_reg", reward.ot_reg, "must be above 0 (MatchTIR: 0.1)")
 
 
 def _anneal(anneal: Anneal) -> None:

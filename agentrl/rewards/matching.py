@@ -9,9 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 METHODS = ("hungarian", "greedy")
+SINKHORN_STEPS, SINKHORN_TOLERANCE = 1000, 1e-12
 
 
 def similarity(pred: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
@@ -72,6 +74,32 @@ def call_rewards(
         -unmatched_penalty if column is None else row[column]
         for row, column in zip(scores, match(scores, method), strict=True)
     ]
+
+
+def transport_rewards(
+    pred: Sequence[Mapping[str, Any]], gold: Sequence[Mapping[str, Any]], reg: float = 0.1
+) -> list[float]:
+    """MatchTIR's soft variant: one reward per predicted call, the row sum of transport plan * similarity.
+
+    The plan minimises -<plan, similarity> - reg * entropy with uniform marginals (every predicted call carries 1/P,
+    every reference call takes 1/G), found by Sinkhorn's iteration. All rewards together are at most 1; without
+    reference calls they are 0. Raises ValueError unless reg > 0.
+    """
+    if reg <= 0:
+        raise ValueError(f"reg {reg} must be above 0")
+    if not pred or not gold:
+        return [0.0] * len(pred)
+    scores = np.array([[similarity(p, g) for g in gold] for p in pred])
+    kernel = np.exp((scores - scores.max()) / reg)  # the shift cancels in the plan
+    rows, columns = np.full(len(pred), 1 / len(pred)), np.full(len(gold), 1 / len(gold))
+    v = np.ones(len(gold))
+    for _ in range(SINKHORN_STEPS):
+        u = rows / (kernel @ v)
+        v = columns / (kernel.T @ u)
+        plan = u[:, None] * kernel * v
+        if np.abs(plan.sum(1) - rows).max() < SINKHORN_TOLERANCE:
+            break
+    return [float(value) for value in (plan * scores).sum(1)]
 
 
 def _arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:

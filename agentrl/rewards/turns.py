@@ -1,37 +1,130 @@
-"""One reward per assistant turn: tool turns earn their calls' matches, the final turn its answer (PACT, App. B)."""
+"""One reward per assistant turn of an episode, by the configured reward; docs/rewards.md has the definitions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from agentrl.config import schema
 from agentrl.rewards.answers import extract_answer, token_f1
-from agentrl.rewards.matching import call_rewards
+from agentrl.rewards.ftrl import STRAY_TAGS, calls_reward, text_reward
+from agentrl.rewards.matching import call_rewards, transport_rewards
+from agentrl.rewards.toolrl import correctness, length_reward, limits
+from agentrl.rewards.verdicts import solves
 from agentrl.traces.records import ExpertTrace
 from agentrl.trajectory import Trajectory
 
-KINDS = ("matching", "answer")
+KINDS = ("matching", "ot", "ftrl", "toolrl", "answer")
 
 
-def turn_rewards(trajectory: Trajectory, trace: ExpertTrace | None, answer: str, config: schema.Reward) -> list[float]:
+def turn_rewards(
+    trajectory: Trajectory,
+    trace: ExpertTrace | None,
+    answer: str,
+    config: schema.Reward,
+    golds: Mapping[str, Sequence[str]] | None = None,
+    step: int = 0,
+) -> list[float]:
     """r_t for every assistant turn of one rollout; length `trajectory.num_turns`.
 
-    matching: a turn with calls earns their mean, after one-to-one matching of ALL executed calls of the rollout with
-    ALL calls of the trace (so repeating a call earns nothing new); without a trace every call is unmatched.
-    Either kind: a last turn without calls earns the token F1 of its answer; any other turn without calls earns 0.
-    answer: turns with calls earn 0.
-    Raises ValueError on another kind of reward.
+    `golds` are the sub-answers by tool, which reward=ftrl reads; `step` is the training step, for ToolRL's schedules.
+    Raises ValueError on an unknown reward.
     """
     if config.name not in KINDS:
         raise ValueError(f"unknown reward {config.name!r}; choose from {', '.join(KINDS)}")
+    if config.name == "ftrl":
+        return ftrl_rewards(trajectory, answer, golds or {}, config.ftrl_variant)
+    if config.name == "toolrl":
+        return toolrl_rewards(trajectory, trace, config.toolrl, step)
+    return credit_rewards(trajectory, trace, answer, config)
+
+
+def credit_rewards(
+    trajectory: Trajectory, trace: ExpertTrace | None, answer: str, config: schema.Reward
+) -> list[float]:
+    """matching, ot: a turn with calls earns their mean, after comparing ALL executed calls of the rollout with ALL
+    calls of the trace, so that repeating a call earns nothing new; without a trace every call is unmatched.
+
+    answer: turns with calls earn 0. All three: a last turn without calls earns the token F1 of its answer, any other
+    turn without calls 0.
+    """
     calls = trajectory.calls_by_turn()
     rewards = [0.0] * len(calls)
-    if config.name == "matching":
+    if config.name != "answer":
         flat = [{"name": call.name, "arguments": call.arguments} for turn in calls for call in turn]
         gold = trace.calls if trace is not None else []
-        earned: Iterator[float] = iter(call_rewards(flat, gold, config.matching, config.unmatched_penalty))
+        earned: Iterator[float] = iter(
+            transport_rewards(flat, gold, config.ot_reg)
+            if config.name == "ot"
+            else call_rewards(flat, gold, config.matching, config.unmatched_penalty)
+        )
         rewards = [sum(next(earned) for _ in turn) / len(turn) if turn else 0.0 for turn in calls]
-    unexecuted = bool(trajectory.messages) and bool(trajectory.messages[-1].get("tool_calls"))
-    if calls and not calls[-1] and not unexecuted:  # text beside a call that came too late is no answer
+    if calls and not calls[-1] and not _made_calls(_assistant(trajectory)[-1]):  # text beside a call is no answer
         rewards[-1] = token_f1(extract_answer(trajectory.final_text), answer)
     return rewards
+
+
+def ftrl_rewards(trajectory: Trajectory, answer: str, golds: Mapping[str, Sequence[str]], variant: str) -> list[float]:
+    """Every turn by FTRL's step reward, given what the turns before it have solved.
+
+    Calls that the budget cut off before they ran solve nothing.
+    """
+    remaining = {name: list(answers) for name, answers in golds.items()}
+    total = sum(map(len, remaining.values()))
+    rewards = []
+    for message, calls in zip(_assistant(trajectory), trajectory.calls_by_turn(), strict=True):
+        unsolved = sum(map(len, remaining.values()))
+        made = max(len(message.get("tool_calls") or []), len(calls))
+        if made:
+            rewards.append(calls_reward(sum(solves(call, remaining) for call in calls), made, variant))
+        else:
+            solve_rate = 1 - unsolved / total if total else 0.0
+            rewards.append(text_reward(_text(message).strip(), answer, unsolved, solve_rate))
+    return rewards
+
+
+def toolrl_rewards(
+    trajectory: Trajectory, trace: ExpertTrace | None, switches: schema.ToolRl, step: int
+) -> list[float]:
+    """ToolRL judges one reply; here an episode is one: its format, all its calls and its thought earn the last turn.
+
+    The format is right if every turn but the last makes calls, the last is text, and no tag is left over. The thought
+    is the think block, or what stands beside the calls of a turn without one.
+    """
+    messages = _assistant(trajectory)
+    if not messages:
+        return []
+    made = [bool(calls) or _made_calls(m) for m, calls in zip(messages, trajectory.calls_by_turn(), strict=True)]
+    formed = all(made[:-1]) and not made[-1] and bool(_text(messages[-1]).strip())
+    formed = formed and not any(tag in _text(message) for message in messages for tag in STRAY_TAGS)
+    format_bounds, bounds = limits(switches, step)
+    total = format_bounds[formed]
+    if trace is not None and trace.calls:
+        gold = _parameters((call["name"], call["arguments"]) for call in trace.calls)
+        pred = _parameters((call.name, call.arguments) for call in trajectory.calls)
+        total += correctness(pred, gold, bounds) if pred else bounds[0]
+    if switches.with_length:
+        thoughts = [
+            message.get("reasoning_content") or (message.get("content") or "" if calls else "")
+            for message, calls in zip(messages, made, strict=True)
+        ]
+        total += length_reward(" ".join(thoughts))
+    return [0.0] * (len(messages) - 1) + [total]
+
+
+def _assistant(trajectory: Trajectory) -> list[dict[str, Any]]:
+    return [message for message in trajectory.messages if message["role"] == "assistant"]
+
+
+def _made_calls(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("tool_calls"))
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """What the turn says apart from its calls, thought included."""
+    return (message.get("reasoning_content") or "") + (message.get("content") or "")
+
+
+def _parameters(calls: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """Calls in ToolRL's form."""
+    return [{"name": name, "parameters": arguments} for name, arguments in calls]

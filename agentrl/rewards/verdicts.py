@@ -55,12 +55,17 @@ def solve_scores(calls: Iterable[ToolCall], golds: Mapping[str, Sequence[str]]) 
     made = solved = 0
     for call in calls:
         made += 1
-        answers = remaining.get(call.name, [])
-        hit = next((i for i, gold in enumerate(answers) if answer_verify(call.observation, gold)), None)
-        if hit is not None:
-            answers.pop(hit)
-            solved += 1
+        solved += solves(call, remaining)
     return (solved / made if made else 1.0), solved / total, 2 * solved / (made + total)
+
+
+def solves(call: ToolCall, remaining: dict[str, list[str]]) -> bool:
+    """Does the call solve an open gold of its tool? If so, the first that it does is taken out of `remaining`."""
+    answers = remaining.get(call.name, [])
+    hit = next((i for i, gold in enumerate(answers) if answer_verify(call.observation, gold)), None)
+    if hit is not None:
+        answers.pop(hit)
+    return hit is not None
 
 
 def _judged_texts(messages: Messages) -> list[str]:

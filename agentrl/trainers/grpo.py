@@ -147,7 +147,9 @@ class AgentGRPOTrainer(GRPOTrainer):
         """R = sum_t r_t of every trajectory, the reward that TRL logs."""
         traces = {task.id: self.bench.expert_trace(task) for task in self._batch}
         self._turn_rewards = [
-            turn_rewards(trajectory, traces[task.id], task.answer, self.config.reward)
+            turn_rewards(
+                trajectory, traces[task.id], task.answer, self.config.reward, task.golds, self.state.global_step
+            )
             for task, trajectory in zip(self._batch, self._trajectories, strict=True)
         ]
         return [sum(rewards) for rewards in self._turn_rewards]
