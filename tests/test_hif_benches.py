@@ -183,8 +183,9 @@ def test_verih_rewards_are_mended_and_metrics_official(tmp_path: Path) -> None:
     task = bench.tasks("test")[0]
     by_letter = "<think>hm</think>**a**\n---"
     assert bench.rewards(task, by_letter) == {"user": None, "sys": 0.0}
-    assert bench.metrics(task, by_letter) == {"r_sys": 1.0, "violation": 0.0, "check": 1.0, "reward": 1.0}
-    assert bench.metrics(task, "* a\n* b") == {"r_sys": 1.0, "violation": 0.0, "check": 1.0, "reward": 0.0}
+    met = {"r_sys": 1.0, "violation": 0.0, "check": 1.0, "user_proxy": 1.0}  # "Do it." has no word to cover
+    assert bench.metrics(task, by_letter) == {**met, "reward": 1.0}
+    assert bench.metrics(task, "* a\n* b") == {**met, "reward": 0.0}
     assert bench.rewards(task, "* a\n* b") == {"user": None, "sys": 1.0}
     assert bench.rewards(task, "<think>* a\n* b") == {"user": None, "sys": 0.0}
 
@@ -195,7 +196,7 @@ def test_sys_ifeval_rewards_and_metrics(tmp_path: Path) -> None:
     metrics = bench.metrics(task, "<think>a, b</think>Sure, see:\n<<title>>")
     assert metrics == {
         "r_sys": 0.5, "violation": 1.0, "prompt_strict": 0.0, "prompt_loose": 1.0,
-        "instruction_strict": 0.5, "instruction_loose": 1.0,
+        "instruction_strict": 0.5, "instruction_loose": 1.0, "user_proxy": 0.0,
     }  # fmt: skip
     assert bench.rewards(task, "no title") == {"user": None, "sys": 0.5}
     assert bench.rewards(task, "") == {"user": None, "sys": 0.0}

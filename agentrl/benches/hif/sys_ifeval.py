@@ -15,6 +15,7 @@ from agentrl.benches.base import Task
 from agentrl.benches.hif.base import Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, file_in, rows_of
 from agentrl.benches.hif.ifeval_rules import OFFICIAL, RELATIONS, loose, strict
+from agentrl.benches.hif.proxy import user_proxy
 from agentrl.config.benches import SysIFEval
 
 LISTS = ("keywords", "forbidden_words")
@@ -34,7 +35,10 @@ class SysIFEvalBench(SingleTurn):
         return [pair_of(row) for row in rows_of(file)]
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
-        """The four accuracies; at instruction level the share of this row's instructions."""
+        """The four accuracies; at instruction level the share of this row's instructions.
+
+        `user_proxy` stands beside them until a judge gives r_user.
+        """
         verdicts = self.transcript(task, answer_of(response))
         shares = {level: sum(verdicts[level]) / len(verdicts[level]) for level in ("strict", "loose")}
         return {
@@ -44,6 +48,7 @@ class SysIFEvalBench(SingleTurn):
             "prompt_loose": float(verdicts["prompt_loose"]),
             "instruction_strict": shares["strict"],
             "instruction_loose": shares["loose"],
+            "user_proxy": user_proxy(task.data["user"], answer_of(response)),
         }
 
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:

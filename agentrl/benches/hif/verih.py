@@ -10,8 +10,9 @@ import json
 from typing import Any
 
 from agentrl.benches.base import Task
-from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn
+from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, file_in, rows_of
+from agentrl.benches.hif.proxy import user_proxy
 from agentrl.benches.hif.verih_rules import OFFICIAL, QUANTIFIERS, check, reward
 from agentrl.config.benches import VerIH
 
@@ -41,18 +42,26 @@ class VerIHBench(SingleTurn):
         return {"kind": task.data["kind"], "constraint": task.data["type"]}
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
-        """`check` is the constraint alone, `reward` also wants a think block under the official rules."""
-        met = check(response, task.data["function"], task.data["arguments"], self.config.rules)
-        paid = reward(response, task.data["function"], task.data["arguments"], self.config.rules)
-        return {"r_sys": float(met), "violation": float(not met), "check": float(met), "reward": paid}
+        """`check` is the constraint alone, `reward` also wants a think block under the official rules.
+
+        `user_proxy` stands beside them until a judge gives r_user.
+        """
+        verdict = self.transcript(task, response)
+        return {
+            "r_sys": float(verdict["check"]),
+            "violation": float(not verdict["check"]),
+            "check": float(verdict["check"]),
+            "reward": verdict["reward"],
+            "user_proxy": user_proxy(task.data["user"], answer_of(response)),
+        }
 
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:
         met = check(response, task.data["function"], task.data["arguments"], self.config.reward_rules)
         return {"user": None, "sys": float(met)}
 
     def transcript(self, task: Task, response: str) -> dict[str, Any]:
-        metrics = self.metrics(task, response)
-        return {"reward": metrics["reward"], "check": metrics["check"] == 1}
+        given = response, task.data["function"], task.data["arguments"], self.config.rules
+        return {"reward": reward(*given), "check": check(*given)}
 
 
 def pair_of(row: Row, suite: str) -> Pair:
