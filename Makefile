@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TORCH_FLAGS ?=
+BFCL := bfcl-eval==2026.3.23 # without its dependencies, whose pins conflict with ours; the extra `bfcl` has those needed
 ARGS ?=
 STAMP := $(VENV)/.installed
 
@@ -20,7 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "agentrl needs Python 3.11 or newer; set PYTHON=..., e.g. make setup PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH_FLAGS) $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bfcl]'
+	$(BIN)/python -m pip install --quiet --no-deps $(BFCL)
 	@touch $@
 
 run: $(STAMP) ## Set up, then train, evaluate and show the main job (ARGS='key=value ...' changes it)

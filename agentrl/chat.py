@@ -77,14 +77,19 @@ def trace_text(trace: ExpertTrace) -> str:
             lines.append(reasoning)
         lines += [f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in turn.calls]
         lines += [f"<tool_response>\n{observation}\n</tool_response>" for observation in turn.observations]
+        if turn.reply is not None:
+            lines.append(f"User: {turn.reply}")
     return "\n".join(lines)
 
 
 def turn_messages(turn: TraceTurn, reasoning_format: str) -> list[dict[str, Any]]:
-    """Chat messages of one expert turn: the assistant's, then one tool message per observation."""
+    """Chat messages of one expert turn: the assistant's, one tool message per observation, the user's reply if any.
+
+    What the assistant says to a user who replies is text and no hidden reasoning.
+    """
     reasoning = "".join(chunk.text for chunk in turn.chunks)
     assistant: dict[str, Any] = {"role": "assistant", "content": reasoning}
-    if reasoning_format == "think":
+    if reasoning_format == "think" and turn.reply is None:
         assistant = {"role": "assistant", "reasoning_content": reasoning, "content": ""}
     if turn.calls:
         assistant["tool_calls"] = [{"type": "function", "function": call} for call in turn.calls]
@@ -93,7 +98,8 @@ def turn_messages(turn: TraceTurn, reasoning_format: str) -> list[dict[str, Any]
         {"role": "tool", "name": names[min(i, len(names) - 1)], "content": observation}
         for i, observation in enumerate(turn.observations)
     ]
-    return [assistant, *observations]
+    replies = [] if turn.reply is None else [{"role": "user", "content": turn.reply}]
+    return [assistant, *observations, *replies]
 
 
 def context_messages(task: Task, trace: ExpertTrace, rendering: str, reasoning_format: str) -> list[dict[str, Any]]:

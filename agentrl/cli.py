@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "score": "agentrl.commands.score",
     "report": "agentrl.commands.report",
     "judge": "agentrl.commands.judge",
+    "export": "agentrl.commands.export",
 }
 
 _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many

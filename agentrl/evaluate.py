@@ -12,6 +12,7 @@ from agentrl.benches.base import Bench, Task
 from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
+from agentrl.rollout.preparation import prepared
 from agentrl.run import RunDirectory
 from agentrl.stats import (
     Interval,
@@ -52,6 +53,11 @@ def evaluate(
     items: list[Item] = run.records(path)
     done = {(item["id"], item["sample"]) for item in items}
     todo = [(task, sample) for task in tasks for sample in range(config.samples) if (task.id, sample) not in done]
+    if todo:
+        directory = run.path / "memory" / phase
+        ready = prepared(bench, tasks, engine, Decoding(config.temperature), config.batch, directory)
+        by_id = {task.id: task for task in ready}
+        todo = [(by_id[task.id], sample) for task, sample in todo]
     label = f"evaluate {phase}"
     console.start(label, len(items) + len(todo), len(items))
     state = PartialState()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from agentrl.benches.base import Bench
-from agentrl.config.benches import Ftrl, HifConfig, Minihop, ToolHop
+from agentrl.config.benches import Bfcl, Ftrl, HifConfig, Minihop, ToolHop
 
 
-def load_bench(config: Minihop | ToolHop | Ftrl | HifConfig) -> Bench:
+def load_bench(config: Minihop | ToolHop | Ftrl | HifConfig | Bfcl) -> Bench:
     """The bench that `config` describes; its data is read when tasks are asked for."""
     if isinstance(config, Minihop):
         from agentrl.benches.minihop import MinihopBench
@@ -20,6 +20,10 @@ def load_bench(config: Minihop | ToolHop | Ftrl | HifConfig) -> Bench:
         from agentrl.benches.hif import load_hif
 
         return load_hif(config)
+    if isinstance(config, Bfcl):
+        from agentrl.benches.bfcl.bench import BfclBench
+
+        return BfclBench(config)
     from agentrl.benches.toolhop import ToolHopBench
 
     return ToolHopBench(config)

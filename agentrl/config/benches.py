@@ -41,6 +41,29 @@ class Ftrl:
 
 
 @dataclass
+class Bfcl:
+    name: str = key("Bench.")
+    path: Optional[str] = key("A copy of bfcl-eval's data directory, or one data file in it; null takes the package's.")
+    categories: list[str] = key("Categories, or the groups multi_turn, memory, web_search, all; see docs/bfcl.md.")
+    memory: str = key("Test memories: 'played' by the model beforehand (official) or 'evidence' sentences (ours).")
+    web: str = key("Web search: 'serpapi' (official, needs SERPAPI_API_KEY) or 'replay' (recorded hops, not official).")
+    test_fraction: float = key("Share of items held out for evaluation, in (0, 1]; 1 leaves no training items.")
+    data_seed: int = key("Seed of the train/test division.")
+
+
+_MULTI_TURN = ["multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context"]
+_MEMORY = ["memory_kv", "memory_rec_sum", "memory_vector"]
+_WEB_SEARCH = ["web_search_base", "web_search_no_snippet"]
+# What a word of `bench.categories` stands for; a category stands for itself.
+BFCL_GROUPS: dict[str, list[str]] = {
+    "all": [*_MULTI_TURN, *_MEMORY, *_WEB_SEARCH],
+    "multi_turn": _MULTI_TURN,
+    "memory": _MEMORY,
+    "web_search": _WEB_SEARCH,
+}
+
+
+@dataclass
 class HifSuite:
     """What the suites of hierarchical instruction following that a program grades have in common."""
 
@@ -118,4 +141,4 @@ HIF_BENCHES: dict[str, type] = {
     "realguardrails": RealGuardrails,
     "pairs": Pairs,
 }
-BENCHES: dict[str, type] = {"minihop": Minihop, "toolhop": ToolHop, "ftrl": Ftrl, **HIF_BENCHES}
+BENCHES: dict[str, type] = {"minihop": Minihop, "toolhop": ToolHop, "ftrl": Ftrl, "bfcl": Bfcl, **HIF_BENCHES}

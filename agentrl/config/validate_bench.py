@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.algos import Grpo
-from agentrl.config.benches import Ftrl, HifConfig, Minihop, SystemCheck, ToolHop
+from agentrl.config.benches import BFCL_GROUPS, Bfcl, Ftrl, HifConfig, Minihop, SystemCheck, ToolHop
 from agentrl.config.checks import require
+from agentrl.config.load import suggest
 from agentrl.config.schema import Config
 
 BENCH_CHOICES: dict[str, tuple[str, ...]] = {
@@ -16,6 +17,8 @@ BENCH_CHOICES: dict[str, tuple[str, ...]] = {
     "bench.answer_tag": ("train", "always", "never"),
     "bench.rules": ("official", "mended"),
     "bench.reward_rules": ("official", "mended"),
+    "bench.memory": ("played", "evidence"),
+    "bench.web": ("serpapi", "replay"),
 }
 
 
@@ -52,6 +55,19 @@ def validate_data(bench: Any) -> None:
         require(Path(bench.path).expanduser().exists(), "bench.path", bench.path, exists_rule)
     if isinstance(bench, HifConfig):
         _hif(bench)
+    if isinstance(bench, Bfcl):
+        _bfcl(bench)
+
+
+def _bfcl(bench: Bfcl) -> None:
+    require(0 < bench.test_fraction <= 1, "bench.test_fraction", bench.test_fraction, "must lie in (0, 1]")
+    known = [*BFCL_GROUPS, *BFCL_GROUPS["all"]]
+    require(len(bench.categories) > 0, "bench.categories", "[]", f"name one or more of {', '.join(known)}")
+    for word in bench.categories:
+        require(word in known, "bench.categories", word, f"no such category{suggest(word, known)}")
+    if bench.path is not None:
+        exists_rule = "no such file or directory; give bfcl-eval's data, or null to take the installed package's"
+        require(Path(bench.path).expanduser().exists(), "bench.path", bench.path, exists_rule)
 
 
 def _hif(bench: HifConfig) -> None:

@@ -42,6 +42,7 @@ class TraceTurn:
     chunks: tuple[Chunk, ...]
     calls: tuple[dict[str, Any], ...]  # {"name": str, "arguments": dict}
     observations: tuple[str, ...]
+    reply: str | None = None  # what the user says next, where the conversation goes on after a turn without calls
 
     def safe_chunks(self) -> tuple[Chunk, ...]:
         """The longest prefix of chunks without a literal preview of the call: what level L4 shows."""
@@ -82,6 +83,7 @@ class ExpertTrace:
                 chunks=() if "reasoning" in parts else turn.chunks,
                 calls=() if "tool_call" in parts else turn.calls,
                 observations=() if "tool_response" in parts else turn.observations,
+                reply=turn.reply,
             )
             for turn in self.turns
         )

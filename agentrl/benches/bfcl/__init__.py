@@ -1,0 +1,1 @@
+"""BFCL v4; `bench.py` is the entry."""

@@ -1,0 +1,212 @@
+"""BFCL v4 (gorilla.cs.berkeley.edu): multi-turn calls on simulated APIs, memory and web search, officially scored.
+
+APIs, checkers and data are those of the bfcl-eval package; what is official and what is ours is told in docs/bfcl.md.
+BFCL is an evaluation set. The division by `test_fraction` is ours, so that it can also be trained on; all variants of
+an item fall on the same side.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentrl.benches.base import Environment, Score, Task
+from agentrl.benches.bfcl import memory, traces, verdicts
+from agentrl.benches.bfcl.data import (
+    MEMORY,
+    MULTI_TURN,
+    WEB_SEARCH,
+    DataFiles,
+    Entry,
+    memory_config,
+    official_prompts,
+    tool_schema,
+)
+from agentrl.benches.bfcl.environment import BfclEnvironment, SimulatedApis
+from agentrl.benches.bfcl.records import entry_of_record, expanded
+from agentrl.benches.bfcl.simulator import INSTALL, MEMORY_BYTES, Simulator
+from agentrl.benches.bfcl.web import RecordedSearch
+from agentrl.config.benches import Bfcl
+from agentrl.errors import UserError
+from agentrl.traces.records import ExpertTrace
+from agentrl.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from agentrl.rollout.preparation import Play
+
+SECONDS = 10.0  # for one request to the simulated APIs
+KEY = "SERPAPI_API_KEY"
+WEB_SECONDS, ENCODER_SECONDS = 120.0, 600.0  # a page may take the official 20 s, an encoder is loaded when imported
+
+
+class BfclBench:
+    """The bench; see the module docstring. `solve_metric` is the official verdict of the categories chosen."""
+
+    name = "bfcl"
+
+    def __init__(self, config: Bfcl) -> None:
+        self.config = config
+        self.data, self.categories = DataFiles.of(config.path, expanded(config.categories))
+        kinds = {category in MULTI_TURN for category in self.categories}
+        self.solve_metric = "solved" if len(kinds) == 2 else "valid" if True in kinds else "correct"
+        online = config.web == "serpapi" and any(category in WEB_SEARCH for category in self.categories)
+        unlimited = "memory_vector" in self.categories  # its encoder reserves more address space than it uses
+        self.simulator = Simulator(WEB_SECONDS if online else SECONDS, 0 if unlimited else MEMORY_BYTES)
+        self._entries: dict[str, list[Entry]] = {}
+        self._traces: dict[str, ExpertTrace | None] = {}
+        self._usable: tuple[str, ...] | None = None
+
+    # -- tasks -------------------------------------------------------------------------------------------------------
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+        entries = [
+            entry for category in self.usable_categories() for entry in self.divided(self.entries(category))[split]
+        ]
+        if split == "train" and not entries:
+            raise UserError(
+                f"bench.test_fraction={self.config.test_fraction:g} leaves no item to train on; lower it, e.g. to 0.2"
+            )
+        if limit is not None and limit < len(entries):
+            entries = random.Random(seed).sample(entries, limit)
+        played = self.config.memory == "played" and split == "test"
+        return [self.task(entry, None if played else self.evidence(entry)) for entry in entries]
+
+    def task(self, entry: Entry, memory_dir: Path | None) -> Task:
+        """The item as its first turn stands; a memory's content is read from the snapshots below `memory_dir`."""
+        if entry.category in MEMORY:
+            directory = memory_dir or self.simulator.scratch_dir("empty")
+            entry = replace(entry, initial_config=memory_config(entry, directory))
+        elif entry.category in WEB_SEARCH:
+            shown = entry.category != "web_search_no_snippet"
+            entry = replace(entry, initial_config={"WebSearchAPI": {"show_snippet": shown}})
+        prompt = [{"role": "user", "content": entry.turns[0]}]
+        if system := self.system_prompt(entry):
+            prompt.insert(0, {"role": "system", "content": system})
+        return Task(
+            id=entry.id,
+            prompt=prompt,
+            tools=[tool_schema(doc) for doc in entry.functions],
+            answer=entry.answers[0] if entry.answers else "",
+            cluster=cluster_of(entry),
+            data={"entry": entry},
+        )
+
+    def system_prompt(self, entry: Entry) -> str:
+        """Officially: what the memory shows, and the answer format that agentic items ask for."""
+        parts = []
+        if entry.category in MEMORY:
+            shown = SimulatedApis(self.simulator, entry.payload).memory()
+            parts.append(memory.instruction(entry, shown))
+        if entry.answers:
+            parts.append(official_prompts().ADDITIONAL_SYSTEM_PROMPT_FOR_AGENTIC_RESPONSE_FORMAT)
+        return "\n\n".join(parts)
+
+    def entries(self, category: str) -> list[Entry]:
+        """All items of a category, in file order."""
+        if category not in self._entries:
+            self._entries[category] = self.data.entries(category)
+        return self._entries[category]
+
+    def divided(self, entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+        """Items of each split in file order; the number of an item decides, so that its variants stay together."""
+        numbers = sorted({entry.number for entry in entries})
+        family = entries[0].category.split("_")[0]
+        count = min(max(round(self.config.test_fraction * len(numbers)), 1), len(numbers))
+        test = set(random.Random(f"bfcl/{family}/{self.config.data_seed}").sample(numbers, count))
+        return {
+            "train": [entry for entry in entries if entry.number not in test],
+            "test": [entry for entry in entries if entry.number in test],
+        }
+
+    def usable_categories(self) -> tuple[str, ...]:
+        """The chosen categories without those that cannot run here; each of these is named with its reason, once."""
+        if self._usable is None:
+            reasons = {category: self._obstacle(category) for category in self.categories}
+            self._usable = tuple(category for category in self.categories if reasons[category] is None)
+            skipped = [f"bfcl: {category} is skipped: {reason}" for category, reason in reasons.items() if reason]
+            if not self._usable:
+                raise UserError("bench.categories: none can run here; " + "; ".join(skipped))
+            for line in skipped:
+                print(line, file=sys.stderr)
+        return self._usable
+
+    def _obstacle(self, category: str) -> str | None:
+        name = self.entries(category)[0].classes[0]
+        if category in MULTI_TURN or (category in WEB_SEARCH and self.config.web == "replay"):
+            return None
+        if category in WEB_SEARCH and not os.environ.get(KEY):
+            return f"it searches the web through SerpAPI; set {KEY}, or bench.web=replay (recorded, not official)"
+        missing = self.simulator.ask("probe", timeout=ENCODER_SECONDS, classes=[name])["missing"].get(name)
+        if missing is None:
+            return None
+        extra = {"memory_vector": "; pip install sentence-transformers faiss-cpu, and let it fetch all-MiniLM-L6-v2"}
+        web = "; pip install google-search-results html2text beautifulsoup4 requests"
+        return missing + (web if category in WEB_SEARCH else extra.get(category, f"; {INSTALL}"))
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def evidence(self, entry: Entry) -> Path | None:
+        """Snapshots that hold the evidence sentence of every question of the scenario (ours, not official)."""
+        if entry.category not in MEMORY:
+            return None
+        first = self.data.conversations(entry.category, entry.scenario)[0]
+        asked = [other for other in self.entries(entry.category) if other.scenario == entry.scenario]
+        return memory.write_evidence(self.simulator, first, asked)
+
+    def prepare(self, tasks: list[Task], play: Play, directory: Path) -> list[Task]:
+        """Let the policy hold the conversations that memory questions build on (`memory=played`); see `memory.py`."""
+        asked = [task for task in tasks if task.data["entry"].category in MEMORY]
+        if self.config.memory != "played" or not asked:
+            return tasks
+        memory.hold_conversations(self, [task.data["entry"] for task in asked], play, directory)
+        return [self.task(task.data["entry"], directory) if task in asked else task for task in tasks]
+
+    # -- episodes ----------------------------------------------------------------------------------------------------
+
+    def environment(self, task: Task) -> Environment:
+        entry: Entry = task.data["entry"]
+        if entry.category in WEB_SEARCH and self.config.web == "replay":
+            return BfclEnvironment(entry, RecordedSearch(entry).execute)
+        return BfclEnvironment(entry, SimulatedApis(self.simulator, entry.payload))
+
+    def score(self, task: Task, trajectory: Trajectory) -> Score:
+        """The official verdict: `valid` of multi-turn items, `correct` of answers, `solved` where a run has both."""
+        entry: Entry = task.data["entry"]
+        verdict, _ = verdicts.judge(self.simulator, entry, verdicts.turns_of(trajectory.messages))
+        return Score({self.solve_metric: verdict}, task.cluster, {"category": entry.category})
+
+    def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, float | None], str | None]:
+        """Metrics of an episode played elsewhere, and the official error type where it failed.
+
+        `record` names its item by `id` (or `row_id`), or by `row` and, where several categories are configured,
+        `category`. It holds `turns` (per user turn the steps, each {"calls": [{"name", "arguments"}]} or {"text"}),
+        or `messages` (assistant texts raw, or with `tool_calls`), or for memory and web search `response`, the last
+        message without a call. Nothing of it is executed but calls of the item's functions with JSON arguments. What
+        cannot be scored gives no metrics and the reason.
+        """
+        try:
+            entry = entry_of_record(record, self.categories, self.entries)
+            if entry.answers and "response" in record:
+                verdict, reason = verdicts.judge_answer(self.simulator, entry, record["response"])
+            else:
+                verdict, reason = verdicts.judge(self.simulator, entry, verdicts.turns_of_record(record))
+        except ValueError as error:
+            return {}, str(error)
+        return {"correct" if entry.answers else "valid": verdict}, reason
+
+    def expert_trace(self, task: Task) -> ExpertTrace | None:
+        """Gold calls executed and checked; for memory and web search a look-up of the evidence (ours)."""
+        if task.id not in self._traces:
+            self._traces[task.id] = traces.expert_trace(self, task)
+        return self._traces[task.id]
+
+
+def cluster_of(entry: Entry) -> str:
+    """Items that depend on one another: variants of one item, and questions that share a memory."""
+    kind = "memory" if entry.category in MEMORY else "web_search" if entry.category in WEB_SEARCH else "multi_turn"
+    return f"{kind} {entry.scenario or entry.number}"

@@ -1,0 +1,82 @@
+"""Between a model's calls and the strings that the official code evaluates.
+
+Model text is never part of such a string: a name must be one of the episode's functions, an argument's name must be an
+identifier, and values are written by `repr` from what JSON held.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+_BLOCK = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
+# Stands for a refused call: the official code finds no function of that name and goes on, as with any unknown name.
+REFUSED = "_no_such_function()"
+# The official code refuses these names by a list of its own, with its own words.
+FORBIDDEN = ("kill", "exit", "quit", "remove", "unlink", "popen", "Popen", "run")
+
+
+class RefusedCall(ValueError):
+    """The call is not evaluated; the message is what the model reads."""
+
+
+def decode_text(text: str) -> list[dict[str, Any]]:
+    """Calls of one assistant text, as the official Qwen FC handler reads it; empty where there are none.
+
+    Only what follows the last `</think>` counts, a block needs newlines inside its tags, and one that is no JSON is
+    skipped.
+    """
+    if "</think>" in text:
+        text = text.split("</think>")[-1].lstrip("\n")
+    calls = []
+    for block in _BLOCK.findall(text):
+        try:
+            calls.append(json.loads(block))
+        except (ValueError, RecursionError):  # no JSON, as a model may write it: the official decoder skips it too
+            continue
+    return calls
+
+
+def decoded(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]] | None:
+    """Names and arguments of one step, or None where the official decoder fails on any of its calls.
+
+    A step that does not decode is skipped by the scorer and ends the user's turn in the loop.
+    """
+    step = []
+    for call in calls:
+        if not isinstance(call, Mapping) or "name" not in call or "arguments" not in call:
+            return None
+        arguments = call["arguments"]
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):
+                return None
+        if not isinstance(arguments, Mapping):
+            return None
+        step.append((str(call["name"]), dict(arguments)))
+    return step
+
+
+def call_string(name: str, arguments: Mapping[str, Any], known: Collection[str]) -> str:
+    """Python source of a call, e.g. `cd(folder='temp')`. Raises RefusedCall, worded like the official error."""
+    stripped = name.strip()
+    if stripped not in known:
+        if stripped in FORBIDDEN:
+            raise RefusedCall(f"Function call {stripped} is not allowed.")
+        raise RefusedCall(f"name {stripped.partition('.')[0]!r} is not defined")
+    for key in arguments:
+        if not key.isidentifier() or keyword.iskeyword(key):
+            raise RefusedCall("invalid syntax (<string>, line 1)")
+    return f"{stripped}({','.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
+def safe_string(name: str, arguments: Mapping[str, Any], known: Collection[str]) -> str:
+    """As `call_string`, with a call that fails in the place of a refused one: its verdict is the same."""
+    try:
+        return call_string(name, arguments, known)
+    except RefusedCall:
+        return REFUSED

@@ -1,0 +1,110 @@
+"""One BFCL episode: the user's turns, calls on the official simulated APIs, the official step limit."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agentrl.benches.bfcl.calls import RefusedCall, call_string, decoded
+from agentrl.benches.bfcl.data import Entry
+from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
+from agentrl.trajectory import ToolCall
+
+STEP_LIMIT = 20  # calls of one more assistant turn are executed, then the episode ends
+ERROR = "Error during execution: "
+TOO_LONG = f"{ERROR}the call took too long"
+
+
+class SimulatedApis:
+    """The instances of one episode in the child process; made again from the calls so far if the child ended."""
+
+    def __init__(self, simulator: Simulator, payload: Mapping[str, Any]) -> None:
+        self._simulator, self._payload = simulator, dict(payload)
+        self._key = simulator.new_key()
+        self._generation: int | None = None
+        self._history: list[str] = []
+        weakref.finalize(self, _forget, simulator, self._key)
+
+    def execute(self, call: str) -> str:
+        """The official result text of a call string; one that does not return in time is undone."""
+        self._restore()
+        try:
+            result: str = self._ask([call])["results"][0]
+        except TookTooLong:
+            return TOO_LONG
+        self._history.append(call)
+        return result
+
+    def memory(self) -> str:
+        """What the memory shows in the system prompt at this point."""
+        self._restore()
+        return str(self._ask([])["memory"])
+
+    def flush(self) -> None:
+        """Write the memory to its snapshot files."""
+        self._restore()
+        self._simulator.ask("flush", key=self._key, entry=self._payload)
+
+    def _restore(self) -> None:
+        generation = self._simulator.generation()
+        if self._history and self._generation != generation:
+            self._ask(self._history, self._simulator.timeout * len(self._history))
+        self._generation = generation
+
+    def _ask(self, calls: list[str], timeout: float | None = None) -> dict[str, Any]:
+        return self._simulator.ask("execute", timeout=timeout, key=self._key, entry=self._payload, calls=calls)
+
+
+def _forget(simulator: Simulator, key: str) -> None:
+    simulator.forget(key)
+
+
+class BfclEnvironment:
+    """An episode of `entry`; `execute` answers call strings, by the simulated APIs or by a recording."""
+
+    def __init__(self, entry: Entry, execute: Callable[[str, dict[str, Any]], str] | SimulatedApis) -> None:
+        self._entry, self._execute = entry, execute
+        self._known = entry.docs.keys()
+        self._later = itertools.islice(entry.turns, 1, None)
+        self._steps = 0
+
+    def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
+        """Execute one call. `arguments` may also be the JSON text of an object, as the official decoder allows."""
+        observation = printable(self._result(name, arguments))
+        failed = observation.startswith(ERROR)
+        return ToolCall(turn, name, arguments, observation, failed)
+
+    def _result(self, name: Any, arguments: Any) -> str:
+        step = decoded([{"name": name, "arguments": arguments}])
+        if step is None:  # officially a step that does not decode; here the model reads why
+            return f"{ERROR}the arguments are not a JSON object"
+        ((name, arguments),) = step
+        try:
+            call = call_string(name, arguments, self._known)
+        except RefusedCall as refusal:
+            return f"{ERROR}{refusal}"
+        if isinstance(self._execute, SimulatedApis):
+            return self._execute.execute(call)
+        return self._execute(name.strip(), arguments)
+
+    def next_message(self) -> str | None:
+        """The user's next turn; None when all was said."""
+        self._steps = 0
+        return next(self._later, None)
+
+    def flush(self) -> None:
+        """Write the memory to its snapshot files, at the end of a conversation."""
+        if isinstance(self._execute, SimulatedApis):
+            self._execute.flush()
+
+    def continue_episode(self) -> bool:
+        """False once a user turn has taken more than STEP_LIMIT steps: the official loop gives the entry up."""
+        self._steps += 1
+        return self._steps <= STEP_LIMIT
+
+
+def printable(text: str) -> str:
+    """The text without lone surrogates, which JSON can smuggle in and no tokenizer takes."""
+    return text.encode("utf-8", errors="replace").decode()

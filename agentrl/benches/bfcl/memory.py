@@ -1,0 +1,119 @@
+"""BFCL's memory: conversations that fill it, snapshots that carry it, questions that need it.
+
+Officially the model itself holds a scenario's conversations in order, each starting from the memory that the last one
+left, and then answers questions from what it wrote down. `bench.memory=played` does that before each evaluation, with
+the snapshots in the run directory in the official layout. Training, and `bench.memory=evidence`, start from a memory
+that holds the evidence sentence of every question instead: not official, but the same for every rollout of a group.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentrl.benches.base import Environment, Task
+from agentrl.benches.bfcl.calls import call_string
+from agentrl.benches.bfcl.data import Entry, memory_config, official_prompts
+from agentrl.benches.bfcl.environment import BfclEnvironment, SimulatedApis
+from agentrl.benches.bfcl.simulator import Simulator
+
+if TYPE_CHECKING:
+    from agentrl.benches.bfcl.bench import BfclBench
+    from agentrl.rollout.preparation import Play
+
+
+def instruction(entry: Entry, shown: str) -> str:
+    """The official system prompt of a memory item; `shown` is what the memory puts into the context."""
+    prompts = official_prompts()
+    unified = entry.classes[0] == "MemoryAPI_rec_sum"
+    template = (
+        prompts.MEMORY_BACKEND_INSTRUCTION_UNIFIED if unified else prompts.MEMORY_BACKEND_INSTRUCTION_CORE_ARCHIVAL
+    )
+    text: str = template.format(scenario_setting=prompts.MEMORY_AGENT_SETTINGS[entry.scenario], memory_content=shown)
+    return text
+
+
+def snapshot_dir(directory: Path, category: str) -> Path:
+    """Where the official code keeps the snapshots of a backend, below a model's result directory."""
+    return directory / "agentic" / "memory" / category.removeprefix("memory_") / "memory_snapshot"
+
+
+# -- played ------------------------------------------------------------------------------------------------------------
+
+
+def hold_conversations(bench: BfclBench, asked: Sequence[Entry], play: Play, directory: Path) -> None:
+    """Play the conversations that the questions need, those at one place in their scenarios together.
+
+    A conversation whose snapshot is there already is not held again, so an interrupted evaluation goes on.
+    """
+    chains = [
+        bench.data.conversations(category, scenario)
+        for category, scenario in sorted({(entry.category, entry.scenario) for entry in asked})
+    ]
+    for stage in zip_longest(*chains):
+        due = [entry for entry in stage if entry is not None and not _finished(directory, entry)]
+        for entry in due:
+            _start_from_predecessor(directory, entry, bench)
+        play([bench.task(entry, directory) for entry in due], _flush)
+
+
+def _flush(task: Task, environment: Environment) -> None:
+    assert isinstance(environment, BfclEnvironment)
+    environment.flush()
+
+
+def _checkpoint(directory: Path, entry: Entry) -> Path:
+    return snapshot_dir(directory, entry.category) / "prereq_checkpoints" / f"{entry.id}.json"
+
+
+def _finished(directory: Path, entry: Entry) -> bool:
+    try:
+        json.loads(_checkpoint(directory, entry).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, or cut off by a crash
+        return False
+    return True
+
+
+def _start_from_predecessor(directory: Path, entry: Entry, bench: BfclBench) -> None:
+    """The official code reads the latest snapshot: make it that of the conversation before, whatever a crash left."""
+    if entry.number:
+        before = bench.data.conversations(entry.category, entry.scenario)[entry.number - 1]
+        latest = snapshot_dir(directory, entry.category) / f"{entry.scenario}_final.json"
+        shutil.copyfile(_checkpoint(directory, before), latest)
+
+
+# -- evidence ----------------------------------------------------------------------------------------------------------
+
+
+def write_evidence(simulator: Simulator, first: Entry, asked: Sequence[Entry]) -> Path:
+    """A directory whose snapshot of the scenario holds the evidence of all questions, written by the official API."""
+    directory = simulator.scratch_dir("evidence")
+    if not (snapshot_dir(directory, first.category) / f"{first.scenario}_final.json").is_file():
+        apis = SimulatedApis(simulator, {**first.payload, "initial_config": memory_config(first, directory)})
+        known = first.docs.keys()
+        for sentence, key in evidence_keys(asked).items():
+            name, arguments = {
+                "memory_kv": ("archival_memory_add", {"key": key, "value": sentence}),
+                "memory_vector": ("archival_memory_add", {"text": sentence}),
+                "memory_rec_sum": ("memory_append", {"text": f"{sentence}\n"}),
+            }[first.category]
+            apis.execute(call_string(name, arguments, known))
+        apis.flush()
+    return directory
+
+
+def evidence_keys(asked: Sequence[Entry]) -> dict[str, str]:
+    """Every evidence sentence and a key for it, made of its first words; keys are unique snake case."""
+    keys: dict[str, str] = {}
+    for sentence in dict.fromkeys(entry.source for entry in asked):
+        words = re.findall(r"[a-z]+", sentence.lower())[:6]
+        key, number = "_".join(words) or "note", 2
+        while key in keys.values():
+            key, number = f"{'_'.join(words) or 'note'}_{number}", number + 1
+        keys[sentence] = key
+    return keys

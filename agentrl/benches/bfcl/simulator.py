@@ -1,0 +1,146 @@
+"""The parent's side of `worker.py`: starts the child, asks it, and starts it again after a call that did not return."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from agentrl.errors import UserError
+
+VERSION = "2026.3.23"
+INSTALL = f"pip install 'agentrl[bfcl]' && pip install --no-deps bfcl-eval=={VERSION}"
+MEMORY_BYTES = 4 << 30  # address space of the child
+
+
+class TookTooLong(Exception):
+    """The child did not answer within the time limit and was ended; so were all instances in it."""
+
+
+def package_dir() -> Path:
+    """Where the bfcl_eval package lies, without importing it. Raises UserError where it is missing or another version.
+
+    Its own requirements pin old releases of packages that we need newer (numpy, for one), hence --no-deps.
+    """
+    spec = importlib.util.find_spec("bfcl_eval")
+    if spec is None or spec.origin is None:
+        raise UserError(f"bench=bfcl needs the official package bfcl-eval, which is not installed; {INSTALL}")
+    found = importlib.metadata.version("bfcl_eval")
+    if found != VERSION:
+        raise UserError(f"bench=bfcl was written for bfcl-eval {VERSION}, but {found} is installed; {INSTALL}")
+    return Path(spec.origin).parent
+
+
+class Simulator:
+    """One child process, shared by any number of environments; requests are answered one after the other.
+
+    `timeout` is in seconds; `memory_bytes` limits the child's address space, 0 does not.
+    """
+
+    def __init__(self, timeout: float, memory_bytes: int = MEMORY_BYTES) -> None:
+        self.timeout, self._memory_bytes = timeout, memory_bytes
+        self._child: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._forgotten: list[str] = []
+        self._root = tempfile.TemporaryDirectory(prefix="agentrl-bfcl-", ignore_cleanup_errors=True)
+        self._generation = 0
+
+    def new_key(self) -> str:
+        """A name for the instances of one episode, never given twice."""
+        return f"episode-{next(self._numbers)}"
+
+    def generation(self) -> int:
+        """How often a child was started, the one that answers now included; instances of earlier ones are gone."""
+        with self._lock:
+            self._started()
+            return self._generation
+
+    def scratch_dir(self, name: str) -> Path:
+        """A directory that lives as long as the simulator."""
+        path = Path(self._root.name) / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def forget(self, key: str) -> None:
+        """Let the child drop the instances of an episode, with the next request; called when an environment dies."""
+        self._forgotten.append(key)
+
+    def ask(self, operation: str, timeout: float | None = None, **fields: Any) -> dict[str, Any]:
+        """The child's answer. Raises TookTooLong, or RuntimeError where the official code failed on our request."""
+        with self._lock:
+            child = self._started()
+            assert child.stdin is not None
+            dropped, self._forgotten = self._forgotten, []
+            line = json.dumps({"operation": operation, "drop": dropped, **fields}).encode() + b"\n"
+            try:
+                child.stdin.write(line)
+                child.stdin.flush()
+                answer: dict[str, Any] = json.loads(
+                    self._read_line(child, self.timeout if timeout is None else timeout)
+                )
+            except (TookTooLong, BrokenPipeError):
+                self._stop()
+                raise TookTooLong from None
+        if "failed" in answer:
+            raise RuntimeError(f"bfcl-eval failed on {operation}: {answer['failed']}")
+        return answer
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            package_dir()
+            worker = Path(__file__).with_name("worker.py")
+            self._buffer = b""
+            self._child = subprocess.Popen(
+                # -P: this directory's own modules must not hide others of the same name.
+                [sys.executable, "-P", str(worker), str(self._memory_bytes)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "BFCL_PROJECT_ROOT": self._root.name},
+                cwd=self._root.name,
+            )
+            weakref.finalize(self, _end, self._child)
+            self._generation += 1
+        return self._child
+
+    def _read_line(self, child: subprocess.Popen[bytes], timeout: float) -> bytes:
+        assert child.stdout is not None
+        deadline = time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(max(deadline - time.monotonic(), 0)):
+                    raise TookTooLong
+                chunk = os.read(child.stdout.fileno(), 1 << 16)
+                if not chunk:  # it died, of a memory limit for instance
+                    raise TookTooLong
+                self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _stop(self) -> None:
+        if self._child is not None:
+            _end(self._child)
+        self._child = None
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):  # what was left to write has no reader any more
+                stream.close()

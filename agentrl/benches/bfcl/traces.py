@@ -1,0 +1,100 @@
+"""Expert traces of BFCL without a language model: gold calls executed and checked, reasoning from templates.
+
+Multi-turn items ship gold calls. Memory and web items ship an answer and where it was found; their traces look that up
+in the evidence memory or in the recorded search, which are ours.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from agentrl.benches.base import Environment, Task
+from agentrl.benches.bfcl.data import MULTI_TURN, WEB_SEARCH, Entry
+from agentrl.benches.bfcl.memory import evidence_keys
+from agentrl.benches.bfcl.verdicts import judge
+from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
+
+if TYPE_CHECKING:
+    from agentrl.benches.bfcl.bench import BfclBench
+
+Call = tuple[str, dict[str, Any]]
+
+
+def expert_trace(bench: BfclBench, task: Task) -> ExpertTrace | None:
+    """A trace that the official code gives full marks, or None where there is none."""
+    entry: Entry = task.data["entry"]
+    if entry.category in WEB_SEARCH and bench.config.web != "replay":
+        return None  # a trace is not worth paid searches whose results change from day to day
+    environment = bench.environment(task)
+    if entry.category in MULTI_TURN:
+        turns, steps = _multi_turn(entry, environment)
+        if judge(bench.simulator, entry, steps)[0] < 1:
+            return None
+        return ExpertTrace(task.id, turns, "Done.", source="mined")
+    calls = enumerate(_look_up(bench, entry))
+    turns = tuple(_step(entry, environment, call, "" if index else entry.turns[0]) for index, call in calls)
+    found = " ".join(observation for turn in turns for observation in turn.observations)
+    answer = entry.answers[0]
+    if judge(bench.simulator, entry, [[{"text": found, "calls": []}]])[0] < 1:
+        return None  # the look-up did not bring the answer to light
+    return ExpertTrace(task.id, turns, answer, source="mined")
+
+
+def gold_call(text: str, docs: Mapping[str, Mapping[str, Any]]) -> Call:
+    """Name and named arguments of a gold call; positional arguments take the names of the function doc, in order."""
+    node = ast.parse(text, mode="eval").body
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise ValueError(f"not a plain call: {text}")
+    names = docs[node.func.id]["parameters"]["properties"]
+    arguments = {name: ast.literal_eval(value) for name, value in zip(names, node.args, strict=False)}
+    arguments |= {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    return node.func.id, arguments
+
+
+def _multi_turn(entry: Entry, environment: Environment) -> tuple[tuple[TraceTurn, ...], list[list[dict[str, Any]]]]:
+    """The trace, one gold call an assistant turn, and its steps as the scorer reads them."""
+    turns: list[TraceTurn] = []
+    steps: list[list[dict[str, Any]]] = []
+    for number, (asked, gold) in enumerate(zip(entry.turns, entry.gold, strict=True)):
+        calls = [gold_call(text, entry.docs) for text in gold]
+        turns += [_step(entry, environment, call, "" if index else asked) for index, call in enumerate(calls)]
+        steps.append([{"text": "", "calls": [{"name": name, "arguments": given}]} for name, given in calls])
+        if number + 1 < len(entry.turns):
+            said = (
+                "That is done." if calls else "I cannot do this yet: a function or a detail that it needs is missing."
+            )
+            chunk = Chunk("decision_summary" if calls else "other", said)
+            turns.append(TraceTurn((chunk,), (), (), reply=entry.turns[number + 1]))
+    return tuple(turns), steps
+
+
+def _step(entry: Entry, environment: Environment, call: Call, asked: str) -> TraceTurn:
+    """One call with its thought; `asked` is what the user has just said, empty on later steps."""
+    name, arguments = call
+    purpose = entry.docs[name]["description"].split("Tool description: ")[-1].split(". ")[0].strip().rstrip(".")
+    chunks = [Chunk("task_restate", f"The user asks: {asked}\n")] if asked else []
+    chunks.append(Chunk("tool_selection", f"{name} helps here: {purpose}.\n"))
+    if arguments:
+        given = ", ".join(f"{key} is {value}" for key, value in arguments.items())
+        chunks.append(Chunk("required_arg_grounding", f"Its arguments: {given}.\n"))
+    observation = environment.call(name, arguments, 0).observation
+    return TraceTurn(tuple(chunks), ({"name": name, "arguments": arguments},), (observation,))
+
+
+def _look_up(bench: BfclBench, entry: Entry) -> Iterator[Call]:
+    """Calls that find the evidence of a memory or web item."""
+    if entry.category == "memory_kv":
+        asked = [other for other in bench.entries(entry.category) if other.scenario == entry.scenario]
+        yield "archival_memory_list_keys", {}
+        yield "archival_memory_retrieve", {"key": evidence_keys(asked)[entry.source]}
+    elif entry.category == "memory_rec_sum":
+        yield "memory_retrieve", {}
+    elif entry.category == "memory_vector":
+        yield "archival_memory_retrieve", {"query": entry.turns[0]}
+    else:
+        for hop in entry.source:
+            yield "search_engine_query", {"keywords": hop["subquestion"], "max_results": 1}
+            if entry.category == "web_search_no_snippet":
+                yield "fetch_url_content", {"url": hop["source"], "mode": "truncate"}

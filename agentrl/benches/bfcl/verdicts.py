@@ -1,0 +1,101 @@
+"""The official verdict on an episode, however it was recorded.
+
+Quirks of the official code that are kept: a step that does not decode is skipped; an episode that has fewer turns than
+the item is lost, but one that overran its step limit in the last turn is still scored; turns without gold calls are
+executed and not checked; extra and failing calls are free as long as states and gold results agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentrl.benches.bfcl.calls import REFUSED, decode_text, decoded, safe_string
+from agentrl.benches.bfcl.data import Entry
+from agentrl.benches.bfcl.environment import TOO_LONG, SimulatedApis
+from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
+
+FORCE_TERMINATED = "multi_turn:force_terminated"
+NO_LAST_MESSAGE = "agentic:no_last_message"
+Step = Mapping[str, Any]  # {"text": str, "calls": [{"name", "arguments"}]}
+Verdict = tuple[float, str | None]  # 1 or 0, and the official error type
+
+
+def judge(simulator: Simulator, entry: Entry, turns: Sequence[Sequence[Step]]) -> Verdict:
+    """Verdict on the steps of every user turn."""
+    if entry.answers:
+        texts = [step["text"] for turn in turns for step in turn if not decoded(step["calls"])]
+        return judge_answer(simulator, entry, texts[-1]) if texts and texts[-1] else (0.0, NO_LAST_MESSAGE)
+    if len(turns) != len(entry.gold):
+        return 0.0, FORCE_TERMINATED
+    known = entry.docs.keys()
+    calls = [
+        [
+            [safe_string(*call, known) for call in step]
+            for step in map(decoded, (step["calls"] for step in turn))
+            if step
+        ]
+        for turn in turns
+    ]
+    return check(simulator, entry, calls)
+
+
+def check(simulator: Simulator, entry: Entry, calls: list[list[list[str]]]) -> Verdict:
+    """Verdict on call strings, turn by step. A call that never returns counts as one that failed."""
+    request: dict[str, Any] = {"entry": entry.payload, "gold": [list(turn) for turn in entry.gold]}
+    try:
+        verdict = simulator.ask("check", turns=calls, **request)
+    except TookTooLong:
+        apis = SimulatedApis(simulator, entry.payload)
+        tried = [[[REFUSED if apis.execute(c) == TOO_LONG else c for c in step] for step in turn] for turn in calls]
+        verdict = simulator.ask("check", turns=tried, **request)
+    return float(verdict["valid"]), verdict["error_type"]
+
+
+def judge_answer(simulator: Simulator, entry: Entry, response: Any) -> Verdict:
+    """Verdict on the last message without a call; of a list, officially, the first element counts."""
+    if response == []:  # the official code crashes on it
+        return 0.0, NO_LAST_MESSAGE
+    verdict = simulator.ask("check_answer", response=response, answers=list(entry.answers))
+    return float(verdict["valid"]), verdict["error_type"]
+
+
+def turns_of(messages: Sequence[Mapping[str, Any]], raw: bool = False) -> list[list[Step]]:
+    """Steps per user turn of a conversation; `raw` assistant texts still hold their calls.
+
+    What comes before the first assistant message is the prompt, and a user message that got no reply is no turn.
+    """
+    turns: list[list[Step]] = [[]]
+    for message in messages:
+        if message["role"] == "user" and any(turns):
+            turns.append([])
+        elif message["role"] == "assistant":
+            text = message.get("content") or ""
+            calls = [call.get("function", call) for call in message.get("tool_calls") or []]
+            turns[-1].append({"text": text, "calls": calls or (decode_text(text) if raw else [])})
+    return turns if turns[-1] else turns[:-1]
+
+
+def turns_of_record(record: Mapping[str, Any]) -> list[list[Step]]:
+    """Steps per user turn of a record with `turns` or `messages`. Raises ValueError where it has neither, or others."""
+    if "turns" in record:
+        turns = record["turns"]
+        if not isinstance(turns, list) or not all(isinstance(turn, list) for turn in turns):
+            raise ValueError("turns: expected a list of turns, each a list of steps")
+        return [[_step(step) for step in turn] for turn in turns]
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+        raise ValueError("expected `turns`, `messages` (a list of chat messages) or, for answers, `response`")
+    return turns_of(messages, raw=True)
+
+
+def _step(step: Any) -> Step:
+    if isinstance(step, str):
+        return {"text": step, "calls": decode_text(step)}
+    if not isinstance(step, Mapping) or not ("text" in step or "calls" in step):
+        raise ValueError("turns: expected steps with `calls`, or with the `text` that holds them")
+    text = step.get("text") or ""
+    calls = step["calls"] if "calls" in step else decode_text(text)
+    if not isinstance(text, str) or not isinstance(calls, list):
+        raise ValueError("turns: a step's `text` must be a string and its `calls` a list")
+    return {"text": text, "calls": calls}
