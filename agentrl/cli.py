@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "report": "agentrl.commands.report",
     "judge": "agentrl.commands.judge",
     "export": "agentrl.commands.export",
+    "show": "agentrl.commands.show",
 }
 
 _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many

@@ -83,7 +83,7 @@ def load_records(paths: Iterable[Path]) -> list[RunRecord]:
 
 
 def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
-    """The keys that distinguish the arms, as few as tell them apart, and the arms in the order of `records`."""
+    """The keys that distinguish the arms, as few as tell them apart, and the arms in the order of their values."""
     keys = distinguishing_keys([record.settings for record in records])
     arms: dict[str, Arm] = {}
     for record in sorted(records, key=lambda record: record.seed):
@@ -92,8 +92,7 @@ def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
         if name not in arms:
             arms[name] = Arm(values, _label(keys, values, record))
         arms[name].runs.append(record)
-    order = {repr(tuple(r.settings.get(key) for key in keys)): None for r in records}
-    return keys, [arms[name] for name in order]
+    return keys, sorted(arms.values(), key=lambda arm: [rank(value) for value in arm.values])
 
 
 def distinguishing_keys(settings: list[dict[str, Any]]) -> list[str]:
@@ -162,6 +161,12 @@ def _items(run: RunRecord, metric: str) -> tuple[dict[str, float], dict[str, str
         sums.setdefault(item["id"], []).append(0.0 if value is None else value)
         clusters[item["id"]] = item["cluster"]
     return {name: sum(values) / len(values) for name, values in sums.items()}, clusters
+
+
+def rank(value: Any) -> tuple[bool, float, str]:
+    """Numbers in their order, before words in theirs."""
+    number = isinstance(value, int | float)
+    return not number, float(value) if number else 0.0, str(value)
 
 
 def _parts(settings: list[dict[str, Any]], keys: list[str]) -> int:

@@ -15,7 +15,7 @@ import agentrl
 from agentrl.config.estimate import estimate
 from agentrl.config.load import load_config
 from agentrl.errors import UserError
-from agentrl.report.arms import Arm, RunRecord, arms_of, compared, metrics_of, pooled
+from agentrl.report.arms import Arm, RunRecord, arms_of, compared, metrics_of, pooled, rank
 from agentrl.report.curves import COLOURS, MAX_ARMS, arm_curves
 from agentrl.report.rollouts import View, first_and_last, view
 from agentrl.stats import Interval
@@ -167,7 +167,7 @@ def _grids(keys: list[str], arms: list[Arm], metrics: list[str]) -> list[Table]:
     """For every pair of swept keys that alone tell arms apart: the first metric over their values."""
     if len(keys) != 2 or not metrics:
         return []
-    down, across = (list(dict.fromkeys(arm.values[i] for arm in arms)) for i in (0, 1))
+    down, across = (sorted(dict.fromkeys(arm.values[i] for arm in arms), key=rank) for i in (0, 1))
     at = {arm.values: arm for arm in arms}
     rows = []
     for first in down:

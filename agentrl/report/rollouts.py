@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from agentrl.trajectory import Component
@@ -21,6 +22,15 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class TraceStretch:
+    """Consecutive tokens of an expert trace with the same component and weight in L_SFT."""
+
+    text: str
+    component: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class View:
     """One line of rollouts.jsonl, ready to be shown."""
 
@@ -32,6 +42,8 @@ class View:
     metrics: dict[str, float]
     errors: int
     truncated: bool
+    surrogate: str | None = None  # PACT: the clipped loss that trained on it, L^x or L^h
+    trace: tuple[TraceStretch, ...] = ()  # PACT: h* beside it, as the SFT term weighs it
 
     @property
     def reward(self) -> float:
@@ -53,20 +65,23 @@ def view(record: dict[str, Any]) -> View:
         metrics={name: value for name, value in record["metrics"].items() if isinstance(value, int | float)},
         errors=sum(call["error"] for call in record["calls"]),
         truncated=record["truncated"],
+        surrogate=record.get("surrogate"),
+        trace=tuple(trace_stretches(record["sft"])) if "sft" in record else (),
     )
 
 
 def stretches(record: dict[str, Any]) -> Iterator[Stretch]:
     """The completion of a line of rollouts.jsonl, cut where anything but the text changes."""
-    columns = zip(*(record[name] for name in ("tokens", "component", "turn", "policy_mask", "advantages")), strict=True)
-    text, last = "", None
-    for token, *marks in columns:
-        if marks != last and last is not None:
-            yield _stretch(text, last)
-            text = ""
-        text, last = text + token, marks
-    if last is not None:
-        yield _stretch(text, last)
+    marks = zip(*(record[name] for name in ("component", "turn", "policy_mask", "advantages")), strict=True)
+    for text, (component, turn, trained, advantage) in _joined(record["tokens"], marks):
+        yield Stretch(text, _component_name(component), turn, bool(trained), advantage)
+
+
+def trace_stretches(sft: dict[str, Any]) -> Iterator[TraceStretch]:
+    """The expert trace of a line of rollouts.jsonl, cut where component or weight change."""
+    marks = zip(sft["component"], sft["weight"], strict=True)
+    for text, (component, weight) in _joined(sft["tokens"], marks):
+        yield TraceStretch(text, _component_name(component), weight)
 
 
 def first_and_last(views: list[View], each: int) -> list[View]:
@@ -83,6 +98,11 @@ def first_and_last(views: list[View], each: int) -> list[View]:
     return chosen
 
 
-def _stretch(text: str, marks: list[Any]) -> Stretch:
-    component, turn, trained, advantage = marks
-    return Stretch(text, Component(component).name.lower(), turn, bool(trained), advantage)
+def _joined(tokens: Iterable[str], marks: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Texts of consecutive tokens with equal marks, joined."""
+    for mark, group in groupby(zip(tokens, marks, strict=True), key=lambda pair: pair[1]):
+        yield "".join(token for token, _ in group), mark
+
+
+def _component_name(component: int) -> str:
+    return Component(component).name.lower()

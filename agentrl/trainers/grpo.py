@@ -74,6 +74,7 @@ class AgentGRPOTrainer(GRPOTrainer):
         self.config, self.bench, self.tasks, self.chat = config, bench, tasks, chat
         self._rollout_log, self._console = rollout_log, console
         self._batch: list[Task] = []
+        self._batch_rows: list[int] = []  # places of its tasks in `tasks`
         self._trajectories: list[Trajectory] = []
         self._turn_rewards: list[list[float]] = []
         super().__init__(
@@ -155,7 +156,8 @@ class AgentGRPOTrainer(GRPOTrainer):
         return [sum(rewards) for rewards in self._turn_rewards]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._batch = [self.tasks[row["task"]] for row in inputs]
+        self._batch_rows = [row["task"] for row in inputs]
+        self._batch = [self.tasks[row] for row in self._batch_rows]
         if self._console is not None:
             self._console.start("rollout", len(self._batch))
         batch = super()._generate_and_score_completions(inputs)
@@ -213,7 +215,12 @@ class AgentGRPOTrainer(GRPOTrainer):
             self._metrics[mode]["tools/error_rate"].append(self._global_mean([float(call.error) for call in calls]))
             self._metrics[mode]["tools/calls"].append(self._global_mean([len(t.calls) for t in self._trajectories]))
         if self._rollout_log is not None and self.accelerator.is_main_process:
-            self._rollout_log.write(self.state.global_step, self._trajectories, self._turn_rewards, scores, advantages)
+            step, notes = self.state.global_step, self._rollout_notes()
+            self._rollout_log.write(step, self._trajectories, self._turn_rewards, scores, advantages, notes)
+
+    def _rollout_notes(self) -> list[dict[str, Any]]:
+        """What a method adds to the logged line of each rollout of the batch."""
+        return [{} for _ in self._batch]
 
     def _global_mean(self, values: list[float]) -> float:
         """Mean over all processes; 0 where there is nothing to average."""

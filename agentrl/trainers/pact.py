@@ -31,8 +31,7 @@ class PactTrainer(AgentGRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
         algo, group = self.config.algo, self.num_generations
-        keys = [row["task"] for row in inputs[::group]]
-        gates = anchor_gates(algo.q, self.config.seed, self.state.global_step, keys)
+        gates = self._gates()
         anchored = gates.repeat_interleave(group)
         conditioned = [i for i in range(len(inputs)) if not anchored[i]] if algo.condition_on_trace else []
         self._add_contexts(batch, conditioned)
@@ -45,6 +44,29 @@ class PactTrainer(AgentGRPOTrainer):
             self._global_mean(gates.double().tolist())
         )
         return batch
+
+    def _gates(self) -> Tensor:
+        """z of eq. 13 for every prompt of the batch: (N,) bool, True where it is anchored."""
+        keys = self._batch_rows[:: self.num_generations]
+        return anchor_gates(self.config.algo.q, self.config.seed, self.state.global_step, keys)
+
+    def _rollout_notes(self) -> list[dict[str, Any]]:
+        """Which surrogate a rollout goes into, and the tokens of h* beside it with their weights in L_SFT."""
+        notes: list[dict[str, Any]] = []
+        algo = self.config.algo
+        for task, anchored in zip(self._batch, self._gates().repeat_interleave(self.num_generations), strict=True):
+            note: dict[str, Any] = {"surrogate": "L^h" if algo.condition_on_trace and not anchored else "L^x"}
+            trace = None if anchored or algo.sft_coef == 0 else self._trace(task)[1]
+            if trace is not None:
+                weights = [round(weight, 4) for weight in self._weights(trace).tolist()]
+                tokens = [self._tokenizer.decode([token]) for token in trace.ids]
+                note["sft"] = {
+                    "tokens": tokens,
+                    "component": [int(kind) for kind in trace.component],
+                    "weight": weights,
+                }
+            notes.append(note)
+        return notes
 
     def _add_contexts(self, batch: dict[str, Any], conditioned: list[int]) -> None:
         """The context of every row's ratio, and log-probs of the old and reference policy under it (eq. 7)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -25,8 +26,12 @@ class RolloutLog:
         rewards: list[list[float]],
         scores: list[Score],
         advantages: Tensor,
+        notes: list[dict[str, Any]],
     ) -> None:
-        """Append one line a trajectory; `step` is the number of updates made before the batch was sampled."""
+        """Append one line a trajectory; `step` is the number of updates made before the batch was sampled.
+
+        `notes` holds what the method adds to each line, under names that the line does not have.
+        """
         for index, trajectory in enumerate(trajectories[: self._per_batch]):
             length = len(trajectory.completion_ids)
             record = asdict(trajectory) | {
@@ -42,5 +47,6 @@ class RolloutLog:
                     "prompt": self._tokenizer.decode(trajectory.prompt_ids),
                     "tokens": [self._tokenizer.decode([token]) for token in trajectory.completion_ids],
                     **record,
+                    **notes[index],
                 },
             )

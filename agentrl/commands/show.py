@@ -1,0 +1,104 @@
+"""`agentrl show RUN [key=value ...]`: read a run's rollouts, or its evaluation before and after, on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agentrl.config.compose import command_keys
+from agentrl.errors import UserError
+from agentrl.run import RunDirectory
+
+KEYS = {
+    "source": "rollouts (sampled while training) or eval (the same items before and after training).",
+    "where": "Comparisons that must all hold, e.g. where='reward<1,errors>0' (any metric, step, turns, truncated).",
+    "step": "Rollouts of this logged step: a number, first or last; by default first and last.",
+    "task": "Only tasks whose id contains this.",
+    "limit": "How many are shown at most.",
+    "prompt": "true shows the prompts too.",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Print what the filters leave; exit code 1 where that is nothing. Raises UserError on keys that make no sense."""
+    paths = [argument for argument in arguments if "=" not in argument]
+    own, unknown = command_keys([argument for argument in arguments if "=" in argument], KEYS)
+    if unknown or len(paths) != 1:
+        keys = "; ".join(f"{key}: {sentence}" for key, sentence in KEYS.items())
+        raise UserError(f"agentrl show takes one run directory and these keys. {keys}")
+    run = RunDirectory(Path(paths[0]))
+    run.status()  # refuses what is no run directory
+    source, limit = own.get("source", "rollouts"), _whole("limit", own.get("limit", "6"))
+    console = Console(highlight=False)
+    if source == "eval":
+        shown = _show_items(run, own, limit, console)
+    elif source == "rollouts":
+        shown = _show_rollouts(run, own, limit, console)
+    else:
+        raise UserError(f"source={source} is not a choice; choose rollouts or eval")
+    if not shown:
+        console.print(f"Nothing in {run.path} passes these filters.")
+    return int(not shown)
+
+
+def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
+    from agentrl.report.rollouts import View, view
+    from agentrl.report.terminal import facts, legend, parse_filter, rollout_panel
+
+    keep = parse_filter(own.get("where", ""))
+    views = [view(record) for record in run.records(run.rollouts_path)]
+    steps = sorted({one.step for one in views})
+    chosen: dict[int, list[View]] = {step: [] for step in _steps(own.get("step"), steps)}
+    for one in views:
+        if one.step in chosen and own.get("task", "") in one.task and keep(facts(one)):
+            chosen[one.step].append(one)
+    found = [one for group in chosen.values() for one in group[: max(limit // max(len(chosen), 1), 1)]][:limit]
+    if found:
+        legend(console)
+    for one in found:
+        console.print(rollout_panel(one, prompt=own.get("prompt") == "true"))
+    total = sum(map(len, chosen.values()))
+    if total > len(found):
+        console.print(
+            f"{len(found)} of {total} shown; limit={total} shows all. Logged steps: {steps[0]} to {steps[-1]}"
+        )
+    return len(found)
+
+
+def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
+    from agentrl.report.terminal import compared_items, item_facts, parse_filter
+
+    keep = parse_filter(own.get("where", ""))
+    before, after = (_items(run, phase) for phase in ("before", "after"))
+    kept = [item for item in after if own.get("task", "") in item["id"] and keep(item_facts(item))][:limit]
+    for renderable in compared_items(before, kept, console.width):
+        console.print(renderable)
+    return len(kept)
+
+
+def _items(run: RunDirectory, phase: str) -> list[dict[str, Any]]:
+    path = run.eval_dir / f"{phase}.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the run has not evaluated {phase} training; use source=rollouts")
+    return run.records(path)
+
+
+def _steps(wanted: str | None, logged: list[int]) -> list[int]:
+    """The logged steps that `step=` names."""
+    if not logged:
+        return []
+    named = {None: [logged[0], logged[-1]], "first": logged[:1], "last": logged[-1:], "all": logged}
+    if wanted in named:
+        return list(dict.fromkeys(named[wanted]))
+    number = _whole("step", str(wanted))
+    if number not in logged:
+        raise UserError(f"step={number} was not logged; logged are {logged[0]} to {logged[-1]} (first, last, all)")
+    return [number]
+
+
+def _whole(key: str, text: str) -> int:
+    if not text.isdigit():
+        raise UserError(f"{key}={text} must be a whole number, 0 or more")
+    return int(text)

@@ -1,0 +1,130 @@
+"""Rollouts and evaluation items on a terminal: filters, colours by component, marks by what a loss trains on."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+
+from agentrl.errors import UserError
+from agentrl.report.rollouts import View
+
+COLOURS = {"reasoning": "cyan", "tool_call": "yellow", "answer": "green", "observation": "dim", "delimiter": "dim"}
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "=": operator.eq,
+}  # fmt: skip
+Facts = dict[str, float]  # what a filter may ask of one rollout
+
+
+def parse_filter(text: str) -> Callable[[Facts], bool]:
+    """`reward<1,errors>0` as a test that all of it holds; a rollout without one of its names fails it.
+
+    Raises UserError on anything else than comparisons of a name with a number.
+    """
+    tests = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        found = re.fullmatch(r"([\w@^.]+)\s*(<=|>=|!=|<|>|=)\s*(-?\d+(?:\.\d+)?)", part)
+        if not found:
+            raise UserError(f"where: '{part}' is no comparison; write e.g. where='reward<1,errors>0,r_sys<0.7'")
+        tests.append((found[1], COMPARISONS[found[2]], float(found[3])))
+    return lambda facts: all(name in facts and compare(facts[name], bound) for name, compare, bound in tests)
+
+
+def facts(view: View) -> Facts:
+    """The numbers of a rollout that a filter may name: its metrics, and what the run recorded beside them."""
+    recorded = {"reward": view.reward, "errors": view.errors, "step": view.step, "truncated": float(view.truncated)}
+    return view.metrics | recorded | {"turns": float(len(view.rewards))}
+
+
+def item_facts(item: dict[str, Any]) -> Facts:
+    """The same of an item of eval/*.jsonl."""
+    numbers = {name: value for name, value in item["metrics"].items() if isinstance(value, int | float)}
+    others = {"errors": item["tool_errors"], "truncated": float(item["truncated"]), "turns": item["turns"]}
+    return numbers | others | {"calls": item["calls"], "tokens": item["tokens"]}
+
+
+def rollout_panel(view: View, prompt: bool) -> Panel:
+    """One rollout: what was sampled in colour, what the environment wrote dimmed, rewards and advantages by turn."""
+    text = Text()
+    for part in view.stretches:
+        style = COLOURS.get(part.component, "")
+        if part.trained and part.advantage:
+            style += " underline" if part.advantage > 0 else " italic"
+        text.append(part.text, style=style)
+    advantages = view.turn_advantages()
+    turns = Text("\n")
+    for turn, reward in enumerate(view.rewards):
+        turns.append(f"turn {turn + 1}: reward {reward:.3f}", style="bold")
+        turns.append(f", advantage {advantages[turn]:+.3f}   " if turn in advantages else "   ")
+    parts: list[RenderableType] = [Text(view.prompt, style="dim"), text] if prompt else [text]
+    parts.append(turns)
+    if view.surrogate:
+        parts.append(
+            Text(f"in the loss {view.surrogate}" + (" and, with its expert trace, L_SFT:" if view.trace else ""))
+        )
+    if view.trace:
+        trace = Text()
+        for piece in view.trace:
+            trace.append(piece.text, style=COLOURS.get(piece.component, "") if piece.weight > 0 else "dim")
+        parts.append(trace)
+    title = f"{view.task} after {view.step} updates: reward {view.reward:.3f}, {_numbers(view.metrics)}"
+    ending = ["cut off by the token budget"] if view.truncated else []
+    ending += [f"{view.errors} failed calls"] if view.errors else []
+    return Panel(Group(*parts), title=Text(title), subtitle=Text(", ".join(ending)), title_align="left")
+
+
+def item_panel(item: dict[str, Any], title: str) -> Panel:
+    """One evaluated item as its messages."""
+    text = Text()
+    for message in item["messages"]:
+        content = message.get("content") or ""
+        if message["role"] == "assistant":
+            calls = message.get("tool_calls") or []
+            reasoning = message.get("reasoning_content")
+            if reasoning:
+                text.append(f"{reasoning}\n", style=COLOURS["reasoning"])
+            if content:
+                text.append(f"{content}\n", style=COLOURS["reasoning" if calls else "answer"])
+            for call in calls:
+                function = call.get("function", call)
+                text.append(f"{function['name']}({function['arguments']})\n", style=COLOURS["tool_call"])
+        else:
+            text.append(f"{content}\n", style=COLOURS["observation"])
+    return Panel(text, title=Text(f"{title}: {_numbers(item['metrics'])}"), title_align="left")
+
+
+def compared_items(before: list[dict[str, Any]], after: list[dict[str, Any]], width: int) -> Iterator[RenderableType]:
+    """Every item that both evaluations hold, first against last, side by side where the terminal is wide enough."""
+    first = {(item["id"], item["sample"]): item for item in before}
+    for item in after:
+        old = first.get((item["id"], item["sample"]))
+        if old is None:
+            continue
+        panels = [item_panel(old, f"{item['id']} before"), item_panel(item, f"{item['id']} after")]
+        if width >= 120:
+            yield Columns([Group(panel) for panel in panels], width=width // 2 - 1, expand=True)
+        else:
+            yield Group(*panels)
+
+
+def legend(console: Console) -> None:
+    """One line on what the colours say."""
+    line = Text()
+    for name in ("reasoning", "tool_call", "answer", "observation"):
+        line.append(name.replace("_", " "), style=COLOURS[name])
+        line.append("  ")
+    line.append("underlined", style="underline")
+    line.append(": positive advantage  ")
+    line.append("italic", style="italic")
+    line.append(": negative; dim text is context and never trained on")
+    console.print(line)
+
+
+def _numbers(metrics: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in metrics.items() if isinstance(value, int | float))

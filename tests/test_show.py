@@ -1,0 +1,119 @@
+"""Reading rollouts on a terminal: filters, marks, and the two evaluations side by side."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from agentrl.cli import start
+from agentrl.commands import show
+from agentrl.config.compose import compose
+from agentrl.errors import UserError
+from agentrl.report.rollouts import view
+from agentrl.report.terminal import compared_items, facts, parse_filter, rollout_panel
+from agentrl.run import RunDirectory
+
+
+def line(step: int, task: str, reward: float, errors: int = 0) -> dict[str, Any]:
+    return {
+        "step": step, "task_id": task, "prompt": "PROMPT", "rewards": [reward], "metrics": {"solve_rate": reward},
+        "tokens": ["think", "<call>", "[seen]"], "component": [1, 2, 3], "turn": [0, 0, 0], "policy_mask": [1, 1, 0],
+        "advantages": [0.5, 0.5, 0.0], "calls": [{"error": True}] * errors, "truncated": False, "surrogate": "L^h",
+        "sft": {"tokens": ["I", " call", "<c>"], "component": [1, 1, 2], "weight": [1.0, 0.0, 0.8]},
+    }  # fmt: skip
+
+
+def item(name: str, text: str, solved: float) -> dict[str, Any]:
+    messages = [
+        {"role": "assistant", "tool_calls": [{"function": {"name": "find", "arguments": {"x": 1}}}]},
+        {"role": "tool", "content": "[bold]found[/bold]"},
+        {"role": "assistant", "content": text},
+    ]
+    return {
+        "id": name, "sample": 0, "cluster": name, "metrics": {"solve_rate": solved}, "truncated": False, "calls": 1,
+        "tool_errors": 0, "turns": 2, "tokens": 9, "messages": messages,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    assert start(compose([f"runs_dir={tmp_path}", "dry_run=true"])) == 0
+    directory = RunDirectory(next(tmp_path.glob("*/*/status.json")).parent)
+    for step in (0, 4, 8):
+        for task, reward, errors in (("a", 1.0, 0), ("b", 0.25, 2)):
+            directory.append(directory.rollouts_path, line(step, task, reward, errors))
+    directory.append(directory.eval_dir / "before.jsonl", item("q", "old answer", 0.0))
+    directory.append(directory.eval_dir / "after.jsonl", item("q", "new answer", 1.0))
+    return directory
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = show.main(list(arguments))
+    return code, capsys.readouterr().out
+
+
+def styled(renderable: RenderableType, width: int = 200) -> str:
+    stream = io.StringIO()
+    Console(file=stream, force_terminal=True, width=width, color_system="standard").print(renderable)
+    return stream.getvalue()
+
+
+def test_filters_are_conjunctions_of_comparisons() -> None:
+    of = facts(view(line(4, "a", 0.25, errors=2)))
+    assert parse_filter("reward<1, errors>=2,solve_rate=0.25,step=4")(of)
+    assert not parse_filter("reward<1,errors>2")(of)
+    assert not parse_filter("r_sys<0.7")(of)  # a rollout without the metric does not pass
+    assert parse_filter("")(of)
+    for wrong in ("reward", "reward<x", "import os", "reward < 1 or 1"):
+        with pytest.raises(UserError, match="is no comparison"):
+            parse_filter(wrong)
+
+
+def test_first_and_last_step_are_shown_unless_asked_otherwise(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = shown(capsys, str(run.path))
+    assert code == 0 and "a after 0 updates" in text and "b after 8 updates" in text and "after 4" not in text
+    assert "reward 0.250" in text and "advantage +0.500" in text and "2 failed calls" in text and "L^h" in text
+    assert "PROMPT" not in text and "PROMPT" in shown(capsys, str(run.path), "prompt=true")[1]
+    _, text = shown(capsys, str(run.path), "step=4", "where=errors>0")
+    assert "b after 4 updates" in text and "a after" not in text
+    _, text = shown(capsys, str(run.path), "step=all", "task=a", "limit=2")
+    assert text.count("updates:") == 2 and "2 of 3 shown" in text
+    assert shown(capsys, str(run.path), "where=reward>5") == (1, f"Nothing in {run.path} passes these filters.\n")
+
+
+def test_marks_follow_what_was_trained_on() -> None:
+    text = styled(rollout_panel(view(line(0, "a", 1.0)), prompt=False))
+    underlined, dim = "\x1b[4;36mthink", "\x1b[2m[seen]"  # cyan reasoning with a positive advantage; context
+    assert underlined in text and dim in text
+    assert "\x1b[36mI" in text and "\x1b[2m call" in text  # of the expert trace, what weighs nothing is dim
+
+
+def test_the_same_item_before_and_after(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = shown(capsys, str(run.path), "source=eval")
+    assert code == 0 and text.index("old answer") < text.index("new answer")
+    assert "[bold]found[/bold]" in text  # what a tool returned is no markup of ours
+    side_by_side = styled(next(compared_items([item("q", "old", 0)], [item("q", "new", 1)], 160)), width=160)
+    assert any("old" in row and "new" in row for row in side_by_side.splitlines())
+    assert shown(capsys, str(run.path), "source=eval", "where=solve_rate<1")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["step=3"], "step=3 was not logged; logged are 0 to 8"),
+        (["limit=some"], "limit=some must be a whole number"),
+        (["source=disk"], "source=disk is not a choice"),
+        (["colour=red"], "takes one run directory"),
+    ],
+)
+def test_mistakes_are_one_line(run: RunDirectory, arguments: list[str], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        show.main([str(run.path), *arguments])
+    with pytest.raises(UserError, match="no run directory"):
+        show.main([str(run.path.parent)])
