@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "judge": "agentrl.commands.judge",
     "export": "agentrl.commands.export",
     "show": "agentrl.commands.show",
+    "analyse": "agentrl.commands.analyse",
 }
 
 _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from jinja2 import TemplateError
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from trl.chat_template_utils import (
@@ -73,6 +73,19 @@ def load_model(config: Model) -> PreTrainedModel:
             "checkpoint belongs to another architecture or is incomplete"
         )
     return model
+
+
+def load_trained(config: Model) -> PreTrainedModel:
+    """As `load_model`, and from an adapter's directory the model it adapts with the adapter merged into its weights."""
+    folder = Path(config.path).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        return load_model(config)
+    try:
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+        model = load_model(replace(config, path=str(base)))
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: its adapter cannot be loaded: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""agentrl analyse attention: HIPO's Table 3 for a checkpoint beside its base, on the same prompts."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from agentrl.config.compose import command_keys, compose
+from agentrl.config.load import load_config
+from agentrl.config.schema import Config
+from agentrl.errors import UserError
+
+if TYPE_CHECKING:
+    from agentrl.stats import Interval
+
+KEYS = {
+    "base": "Checkpoint to compare with; default: what the run started from.",
+    "alpha": "Share of each layer's heads that is averaged, those that look farthest, in (0, 1] (default 0.25).",
+    "limit": "Prompts of the test split (default 200).",
+    "extent": "What a span is: 'message' with the template's marks, or its 'content' alone (default message).",
+    "out": "Directory for attention.json and attention.png (default: analysis/ in the run, else ./analysis).",
+}
+HELP = f"""agentrl analyse attention CHECKPOINT [--base CHECKPOINT] [key=value ...]
+
+Where a model looks as its response begins: system prompt or user, far or near (HIPO, Table 3); paired 95% intervals.
+CHECKPOINT is a run directory, a checkpoint or adapter directory, or a hub id. A run brings its own bench and base;
+otherwise name them: bench=... and base=....
+
+{chr(10).join(f"  {key:<8} {sentence}" for key, sentence in KEYS.items())}"""
+LABELS = {
+    "centroid": "Centroid",
+    "far_mass": "FarMass",
+    "near_mass": "NearMass",
+    "far_near": "Far/Near",
+    "system_mass": "SysMass",
+    "user_mass": "UserMass",
+    "system_user": "Sys/User",
+}
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
+    what, *rest = arguments
+    if what != "attention":
+        raise UserError(f"agentrl analyse {what}: there is only 'attention'")
+    if "--base" in rest:
+        position = rest.index("--base")
+        rest[position : position + 2] = [f"base={rest[position + 1]}"] if position + 1 < len(rest) else []
+    named = [argument for argument in rest if "=" not in argument and argument != "--config-dir"]
+    if not named or rest[0] != named[0]:
+        raise UserError("name the checkpoint first: agentrl analyse attention CHECKPOINT [--base CHECKPOINT]")
+    own, overrides = command_keys(rest[1:], KEYS)
+    return attention(named[0], own, overrides)
+
+
+def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> int:
+    """Measure, print, and write attention.json and attention.png."""
+    run = Path(checkpoint).expanduser()
+    is_run = (run / "status.json").is_file()
+    config = load_config(run) if is_run and not overrides else compose(overrides)
+    if is_run and not (run / "model").is_dir():
+        raise UserError(f"{run} has no model/ yet; let the run finish, or name one of its checkpoints")
+    trained = str(run / "model") if is_run else checkpoint
+    base = own.get("base") or (config.model.path if is_run else None)
+    if base is None:
+        raise UserError("base=... is missing: the checkpoint to compare with, e.g. --base Qwen/Qwen3-1.7B")
+    alpha, limit = _number(own, "alpha", 0.25), _number(own, "limit", 200)
+    extent = own.get("extent", "message")
+    if not 0 < alpha <= 1:
+        raise UserError(f"alpha={alpha:g}: must lie in (0, 1]")
+    if limit < 2 or limit != int(limit):
+        raise UserError(f"limit={limit:g}: must be a whole number of at least 2")
+    if extent not in ("message", "content"):
+        raise UserError(f"extent={extent}: must be message or content")
+    out = Path(own.get("out") or (run / "analysis" if is_run else "analysis")).expanduser()
+    measured = _measure(config, base, trained, alpha, int(limit), extent)
+    record = {"base": base, "trained": trained, "bench": config.bench.name, "alpha": alpha, "extent": extent}
+    out.mkdir(parents=True, exist_ok=True)
+    kinds = {kind: _plain(table) for kind, table in measured["kinds"].items()}
+    content = {**record, "kinds": kinds, "profiles": measured["profiles"]}
+    (out / "attention.json").write_text(json.dumps(content, indent=2) + "\n")
+    from agentrl.report.attention import plot_attention
+
+    plot_attention(measured["kinds"]["all"], measured["profiles"], out / "attention.png")
+    for kind, table in measured["kinds"].items():
+        _print(f"{kind}: {table['centroid']['difference'].n} prompts", table)
+    print(f"{out}/attention.json and attention.png")
+    return 0
+
+
+def _measure(config: Config, base: str, trained: str, alpha: float, limit: int, extent: str) -> dict[str, Any]:
+    """Tables by kind of prompt ("all" first) and the two profiles."""
+    from transformers.utils import logging
+
+    from agentrl.analysis.onset import compare, onset_table
+    from agentrl.analysis.spans import prompt_spans
+    from agentrl.benches import load_bench
+    from agentrl.models.loading import load_chat, load_trained, needs_of
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    tasks = load_bench(config.bench).tasks("test", limit, config.seed)
+    tasks = [task for task in tasks if {message["role"] for message in task.prompt} >= {"system", "user"}]
+    if not tasks:
+        raise UserError(f"bench={config.bench.name}: no test task has a system and a user message; name another bench")
+    model = replace(config.model, attn_implementation="eager")
+    chat = load_chat(replace(model, path=base), needs_of(tasks))
+    prompts = [prompt_spans(chat, task.prompt, extent) for task in tasks]
+    tables = [
+        onset_table(load_trained(replace(model, path=path)).to(config.hardware.device).eval(), prompts, alpha)
+        for path in (base, trained)
+    ]
+    groups = {"all": list(range(len(tasks)))}
+    for index, task in enumerate(tasks):
+        if "kind" in task.data:
+            groups.setdefault(str(task.data["kind"]), []).append(index)
+    kinds = {}
+    for kind, indices in groups.items():
+        before, after = (replace(table, rows=[table.rows[index] for index in indices]) for table in tables)
+        kinds[kind] = compare(before, after, [tasks[index].cluster for index in indices])
+    return {"kinds": kinds, "profiles": {"base": tables[0].profile, "trained": tables[1].profile}}
+
+
+def _number(own: Mapping[str, str], key: str, default: float) -> float:
+    try:
+        return float(own.get(key, default))
+    except ValueError as error:
+        raise UserError(f"{key}={own[key]}: must be a number") from error
+
+
+def _plain(table: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
+    return {name: {who: interval.as_dict() for who, interval in row.items()} for name, row in table.items()}
+
+
+def _print(title: str, table: Mapping[str, Mapping[str, Interval]]) -> None:
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("", "base", "trained", "difference [95%]"):
+        shown.add_column(column, justify="left" if not column else "right")
+    for name, label in LABELS.items():
+        row, change = table[name], table[name]["difference"]
+        shown.add_row(
+            label,
+            f"{row['base'].mean:.4f}",
+            f"{row['trained'].mean:.4f}",
+            f"{change.mean:+.4f} [{change.lo:+.4f}, {change.hi:+.4f}]",
+        )
+    Console(soft_wrap=True, highlight=False, markup=False).print(shown)
