@@ -337,14 +337,3 @@ def test_other_rows_are_mined(tmp_path: Path, calls: list[Any]) -> None:
     ungiven = {"capital": ["Oslo"], "people": ["1,200"]}
     loaded, task = one_task(tmp_path, ground_truth=calls, unsolved_set=ungiven)
     assert loaded.expert_trace(task) is None
-
-
-def test_mined_traces_of_real_rows_earn_full_marks(shared: Path) -> None:
-    loaded = bench(shared / "data/ftrl/test.jsonl")
-    traced = [(task, loaded.expert_trace(task)) for task in loaded.tasks("test", limit=30)]
-    found = [(task, trace) for task, trace in traced if trace is not None]
-    assert len(found) >= 8
-    for task, trace in found:
-        environment = loaded.environment(task)
-        calls = [environment.call(call["name"], call["arguments"], turn) for turn, call in enumerate(trace.calls)]
-        assert loaded.score(task, trajectory(calls)).metrics == {"solve_p": 1, "solve_r": 1, "solve_f1": 1}

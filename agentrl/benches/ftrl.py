@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
 from agentrl.rewards.verdicts import solve_scores
 from agentrl.sandbox import Sandbox
-from agentrl.traces.mining import Hop, Miner, Question, reasoning
+from agentrl.traces.grounding import Knowledge
+from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection
 from agentrl.traces.records import ExpertTrace, TraceTurn
+from agentrl.traces.search import Hop
+from agentrl.traces.templates import reasoning
 from agentrl.trajectory import ToolCall, Trajectory
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -64,8 +67,9 @@ class FtrlBench:
         self._sandbox = Sandbox()
         self._parts: dict[str, list[Row]] | None = None
         self._file: list[Row] | None = None  # every row, for transcripts
-        self._miner = Miner()
-        self._traces: dict[str, ExpertTrace | None] = {}
+        self.miner = Miner()
+        self._mined: dict[str, MinedTrace | Rejection] = {}
+        self._references: dict[str, ExpertTrace | None] = {}
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         if self._parts is None:
@@ -114,30 +118,35 @@ class FtrlBench:
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         """The row's own reference calls if they earn full marks when executed, else a mined trace that does."""
-        if task.id not in self._traces:
-            row, environment = task.data["row"], self.environment(task)
-            self._traces[task.id] = self._reference(row, environment) or self._mine(row, environment)
-        return self._traces[task.id]
+        if task.id not in self._references:
+            self._references[task.id] = self._reference(task.data["row"], self.environment(task))
+        if self._references[task.id] is not None:
+            return self._references[task.id]
+        outcome = self.mine(task)
+        return outcome.trace if isinstance(outcome, MinedTrace) else None
+
+    def mine(self, task: Task) -> MinedTrace | Rejection:
+        """The mined trace with its steps, or why there is none; `miner.coverage` counts."""
+        if task.id not in self._mined:
+            row: Row = task.data["row"]
+            hops = [Hop(row.question, gold, row.functions[name]) for name, golds in row.golds.items() for gold in golds]
+            question = Question(row.id, row.question, row.answer, hops, row.sources, ordered=False)
+            self._mined[task.id] = self.miner.mine(question, self.environment(task), lambda t: full_marks(t, row))
+        return self._mined[task.id]
 
     def _reference(self, row: Row, environment: Environment) -> ExpertTrace | None:
         turns: list[TraceTurn] = []
-        known = [row.question]
+        known = Knowledge()
+        known.add("question", row.question)
         for name, arguments in row.ground_truth:
             call = environment.call(name, arguments, turn=len(turns))
             if call.error:
                 return None
-            thought = reasoning(Hop(row.question, row.answer, row.functions[name]), arguments, known)
+            thought = reasoning(row.question, row.functions[name], arguments, known)
             turns.append(TraceTurn(thought, ({"name": name, "arguments": arguments},), (call.observation,)))
-            known.append(call.observation)
+            known.add(f"step {len(turns)}", call.observation)
         trace = ExpertTrace(row.id, tuple(turns), row.answer, source="path")
         return trace if full_marks(trace, row) else None
-
-    def _mine(self, row: Row, environment: Environment) -> ExpertTrace | None:
-        """No tool need return the answer itself: parallel questions combine results. So the last gold stands for it."""
-        hops = [Hop(row.question, gold, row.functions[name]) for name, golds in row.golds.items() for gold in golds]
-        question = Question(row.id, row.question, hops[-1].answer, hops, row.sources)
-        trace = self._miner.mine(question, environment)
-        return replace(trace, answer=row.answer) if trace is not None and full_marks(trace, row) else None
 
 
 def full_marks(trace: ExpertTrace, row: Row) -> bool:

@@ -18,10 +18,11 @@ from agentrl.benches.execution import ERROR_PREFIX, ToolEnvironment, json_text, 
 from agentrl.benches.transcripts import BadTranscript, find_row, messages_of, parse_text, toolhop_content
 from agentrl.config.benches import ToolHop
 from agentrl.errors import UserError
-from agentrl.rewards.verdicts import ftrl_correct, solve_scores, strict_correct, toolhop_correct
+from agentrl.rewards.verdicts import answer_verify, ftrl_correct, solve_scores, strict_correct, toolhop_correct
 from agentrl.sandbox import Sandbox
-from agentrl.traces.mining import Hop, Miner, Question
+from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection
 from agentrl.traces.records import ExpertTrace
+from agentrl.traces.search import Hop
 from agentrl.trajectory import Trajectory
 
 HUB_FILE = "data/ToolHop.json"
@@ -85,8 +86,8 @@ class ToolHopBench:
         self.config = config
         self._sandbox = Sandbox()
         self._rows: list[Row] | None = None
-        self._miner = Miner()
-        self._traces: dict[str, ExpertTrace | None] = {}
+        self.miner = Miner()
+        self._mined: dict[str, MinedTrace | Rejection] = {}
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         rows = divide(self._all_rows(), self.config.test_fraction, self.config.data_seed)[split]
@@ -151,22 +152,24 @@ class ToolHopBench:
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         """The mined trace, kept only if the final answer that follows it scores under the configured rule."""
-        if not task.tools:
-            return None
-        if task.id not in self._traces:
-            self._traces[task.id] = self._mine(task)
-        return self._traces[task.id]
+        outcome = self.mine(task) if task.tools else None
+        return outcome.trace if isinstance(outcome, MinedTrace) else None
 
-    def _mine(self, task: Task) -> ExpertTrace | None:
-        row: Row = task.data["row"]
-        hops = [Hop(*fields) for fields in zip(row.sub_questions, row.sub_answers, row.tools, strict=True)]
-        environment = self.environment(task)
-        trace = self._miner.mine(Question(task.id, row.question, row.answer, hops, row.sources), environment)
-        if trace is None:
-            return None
-        messages = [{"role": "tool", "content": trace.turns[-1].observations[-1]}]
-        messages.append({"role": "assistant", "content": f"<answer>{row.answer}</answer>"})
-        return trace if RULES[self.config.rule](messages, row.answer) else None
+    def mine(self, task: Task) -> MinedTrace | Rejection:
+        """The mined trace with its steps, or why there is none; `miner.coverage` counts."""
+        if task.id not in self._mined:
+            row: Row = task.data["row"]
+            hops = [Hop(*fields) for fields in zip(row.sub_questions, row.sub_answers, row.tools, strict=True)]
+            question = Question(task.id, row.question, row.answer, hops, row.sources)
+            self._mined[task.id] = self.miner.mine(question, self.environment(task), self._full_marks)
+        return self._mined[task.id]
+
+    def _full_marks(self, trace: ExpertTrace) -> bool:
+        """Does the last result state the answer, and does the answer after it score?"""
+        last = trace.turns[-1].observations[-1]
+        messages = [{"role": "tool", "content": last}]
+        messages.append({"role": "assistant", "content": f"<answer>{trace.answer}</answer>"})
+        return answer_verify(last, trace.answer) and RULES[self.config.rule](messages, trace.answer) == 1
 
 
 def judged_messages(messages: list[dict[str, Any]], rule: str) -> list[dict[str, Any]]:

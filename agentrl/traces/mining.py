@@ -1,298 +1,234 @@
-"""Expert traces without a teacher: find, for every hop, a call whose real output is the hop's known answer.
+"""Expert traces without a teacher: for every step, a call whose real output is the step's known answer.
 
-Candidates come from what a reader of the task and the tool sees: example calls in the source, the schema's enums, the
-literals that the code compares its parameters with, entities of the question, and earlier results. Each is executed in
-the sandbox. A call counts if its output verifies, and if every value in it occurs in the question, in an earlier
-result or in the tool's schema: an argument out of nowhere would teach guessing.
+A trace is kept if every step has a verified call, every argument is grounded, and the bench's official score is full.
+Everything else is a `Rejection` that says which step failed and why: an argument out of nowhere would teach guessing.
 """
 
 from __future__ import annotations
 
-import ast
-import calendar
 import itertools
-import json
-import re
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentrl.benches.base import Environment
-from agentrl.rewards.verdicts import answer_verify
-from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
+from agentrl.sandbox import Sandbox
+from agentrl.traces.grounding import Knowledge
+from agentrl.traces.records import ExpertTrace, TraceTurn
+from agentrl.traces.search import Found, Hop, Search
+from agentrl.traces.templates import reasoning
+from agentrl.traces.values import leaves
 
-MAX_CALLS = 80  # executed per hop
-MAX_VALUES = 8  # tried per parameter
-CARDINALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-ORDINALS = ("", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-MONTHS = tuple(month.lower() for month in calendar.month_name)  # January is 1
-_TOKEN = re.compile(r"\w+")
-_QUOTED = re.compile(r"[\"“]([^\"”]+)[\"”]|(?<!\w)'([^']+)'(?!\w)")
-_PROPER = re.compile(r"\b[A-Z][\w'’.-]*(?:\s+(?:(?:of|the|de|van|von|and|in|for|to|'s)\s+)*[A-Z0-9][\w'’.-]*)*")
-_OPERANDS = re.compile(r"[\w.'’-]+(?=\s+(?:and|than|or)\s)|(?<=\band )[\w.'’-]+|(?<=\bthan )[\w.'’-]+")
-_ISO_DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)")
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w])")
-
-
-@dataclass(frozen=True)
-class Hop:
-    """One step: what to find out, the answer, and the schema of the tool that gives it."""
-
-    need: str
-    answer: str
-    tool: Mapping[str, Any]  # {name, description, parameters}
+UNGROUNDED = "an argument is ungrounded"
+UNVERIFIED = "no call gives the answer"
+NOT_FULL = "the official score is not full"
+OUTPUT_CHARS = 4_000_000  # a batch of runs with what they compared
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a trace is mined for. `sources` maps tool names to Python."""
+    """What a trace is mined for. `sources` maps tool names to Python; `ordered` says if the hops are in order."""
 
     task_id: str
     text: str
     answer: str
     hops: list[Hop]
     sources: Mapping[str, str]
+    ordered: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """What became of one hop: its call (also one that is not grounded), and why it does not count, if so.
+
+    A `bridge` is a call whose output is not the step's answer in the data, but what a later step needs to know.
+    """
+
+    hop: Hop
+    found: Found | None
+    bridge: bool = False
+
+    @property
+    def problem(self) -> str | None:
+        if self.found is None:
+            return UNVERIFIED
+        return None if self.found.grounded else UNGROUNDED
+
+    @property
+    def ungrounded(self) -> dict[str, Any]:
+        """The arguments out of nowhere."""
+        if self.found is None:
+            return {}
+        return {name: self.found.arguments[name] for name, source in self.found.sources.items() if source is None}
+
+
+@dataclass(frozen=True)
+class MinedTrace:
+    """A kept trace and its steps, in the order of the calls."""
+
+    trace: ExpertTrace
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """No trace: why, and how far each step came."""
+
+    task_id: str
+    reason: str
+    steps: tuple[Step, ...]
+
+
+@dataclass
+class Coverage:
+    """Counts over the rows of a bench."""
+
+    rows: int = 0
+    rows_kept: int = 0  # with a trace
+    rows_verified: int = 0  # every step has a verified call, grounded or not
+    steps: int = 0
+    steps_grounded: int = 0  # with a verified and grounded call
+    steps_ungrounded: int = 0  # with a verified call, rejected since an argument is ungrounded
+    steps_bridged: int = 0  # the data's answer cannot be had; a call that later steps need took its place
+    reasons: Counter[str] = field(default_factory=Counter)  # of rejected rows
+
+    def add(self, outcome: MinedTrace | Rejection) -> None:
+        """Count one row."""
+        self.rows += 1
+        self.steps += len(outcome.steps)
+        self.steps_grounded += sum(step.problem is None and not step.bridge for step in outcome.steps)
+        self.steps_ungrounded += sum(step.problem == UNGROUNDED for step in outcome.steps)
+        self.steps_bridged += sum(step.bridge for step in outcome.steps)
+        self.rows_verified += all(step.found is not None for step in outcome.steps)
+        if isinstance(outcome, MinedTrace):
+            self.rows_kept += 1
+        else:
+            self.reasons[outcome.reason] += 1
+
+    @property
+    def steps_verified(self) -> int:
+        """Steps for which a call gives the answer, grounded or not."""
+        return self.steps_grounded + self.steps_ungrounded
+
+    def summary(self) -> dict[str, Any]:
+        """The counts as plain values, for a report."""
+        names = ("rows", "rows_kept", "rows_verified", "steps", "steps_grounded", "steps_ungrounded", "steps_bridged")
+        counts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return counts | {"steps_verified": self.steps_verified, "reasons": dict(self.reasons)}
 
 
 class Miner:
-    """Mines traces and counts why others failed."""
+    """Mines traces and counts. The tools run in a sandbox of its own when explored, in the bench's when verified."""
 
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
+    def __init__(self, sandbox: Sandbox | None = None) -> None:
+        self._sandbox = sandbox or Sandbox(output_chars=OUTPUT_CHARS)
+        self.coverage = Coverage()
 
-    def mine(self, question: Question, environment: Environment) -> ExpertTrace | None:
-        """The trace of `question`, or None: some hop has no verified and grounded call, or they miss the answer."""
-        turns: list[TraceTurn] = []
-        known = [question.text]
+    def mine(
+        self, question: Question, environment: Environment, full_marks: Callable[[ExpertTrace], bool]
+    ) -> MinedTrace | Rejection:
+        """The trace of `question`, or why there is none. `full_marks` is the bench's official verdict on a trace."""
+        steps = (self._in_order if question.ordered else self._in_any_order)(question, environment)
+        outcome = _judged(question, steps, full_marks)
+        self.coverage.add(outcome)
+        return outcome
+
+    # -- hops whose order is known -----------------------------------------------------------------------------------
+
+    def _in_order(self, question: Question, environment: Environment) -> list[Step]:
+        steps: list[Step] = []
         for hop in question.hops:
-            with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # odd escapes in the sources
-                found = self._solve(hop, question, known, environment)
-            if found is None:
-                return None
-            arguments, observation = found
-            call = {"name": hop.tool["name"], "arguments": arguments}
-            turns.append(TraceTurn(reasoning(hop, arguments, known), (call,), (observation,)))
-            known.append(observation)
-        if not turns or not answer_verify(known[-1], question.answer):
-            self.outcomes["the last result is not the answer"] += 1
-            return None
-        self.outcomes["mined"] += 1
-        return ExpertTrace(question.task_id, tuple(turns), question.answer, source="mined")
+            known = _knowledge(question, steps)
+            found = self._find(hop, question, known, environment)
+            if found is not None and self._bridged(steps, found, question, environment):
+                found = self._find(hop, question, _knowledge(question, steps), environment)
+            steps.append(Step(hop, found))
+        return steps
 
-    def _solve(
-        self, hop: Hop, question: Question, known: list[str], environment: Environment
-    ) -> tuple[dict[str, Any], str] | None:
-        """Arguments and output of the first candidate that verifies and is grounded."""
-        seen: set[str] = set()
-        verified_ungrounded = False
-        visible = words([*known, json.dumps(hop.tool, ensure_ascii=False)])
-        for arguments in candidates(hop, question.sources[hop.tool["name"]], known):
-            text = json.dumps(arguments, sort_keys=True)
-            if text in seen:
-                continue
-            seen.add(text)
-            if len(seen) > MAX_CALLS:
-                break
-            call = environment.call(hop.tool["name"], arguments, turn=0)
-            if call.error or not gives(call.observation, hop.answer):
-                continue
-            if all(grounded(value, visible) for value in arguments.values()):
-                return arguments, call.observation
-            verified_ungrounded = True
-        self.outcomes["an argument is ungrounded" if verified_ungrounded else "no call verifies"] += 1
-        return None
-
-
-def gives(observation: str, answer: str) -> bool:
-    """Does a result state the answer? Stricter than the scorer: whole words, and no message about an error."""
-    if re.match(r"\W*error\b", observation, re.IGNORECASE) or not answer_verify(observation, answer):
+    def _bridged(self, steps: list[Step], needed: Found, question: Question, environment: Environment) -> bool:
+        """Could an earlier step that has no call give what `needed` lacks? Some rows name the wrong answer for it."""
+        lacking = [
+            leaf
+            for name, source in needed.sources.items()
+            if source is None
+            for _, leaf in leaves(needed.arguments[name])
+            if isinstance(leaf, str)
+        ]
+        for index, step in enumerate(steps):
+            for value in lacking if step.found is None else ():
+                hop = Hop(step.hop.need, value, step.hop.tool)
+                known = _knowledge(question, steps[:index])
+                found = Search(hop, question.sources[hop.tool["name"]], known, self._sandbox).find(environment)
+                if found is not None and found.grounded:
+                    steps[index] = Step(step.hop, found, bridge=True)
+                    return True
         return False
-    stated = words([observation])
-    return words([answer]) <= stated | {token.lstrip("0") for token in stated}
+
+    # -- hops in any order -------------------------------------------------------------------------------------------
+
+    def _in_any_order(self, question: Question, environment: Environment) -> list[Step]:
+        """Find each call as if the other results were known, then put them in an order in which they are."""
+        waiting: list[Step] = []
+        for index, hop in enumerate(question.hops):
+            known = _question_only(question)
+            for other, each in enumerate(question.hops):
+                if other != index:
+                    known.add(f"answer {other + 1}", each.answer)
+            waiting.append(Step(hop, self._find(hop, question, known, environment)))
+        steps: list[Step] = []
+        while waiting:
+            known = _knowledge(question, steps)
+            regrounded = [_regrounded(step, known) for step in waiting]
+            hopeless = (i for i, step in enumerate(waiting) if step.problem is not None)
+            ready = (i for i, step in enumerate(regrounded) if step.problem is None)
+            steps.append(regrounded[chosen := next(itertools.chain(ready, hopeless), 0)])
+            del waiting[chosen]
+        return steps
+
+    def _find(self, hop: Hop, question: Question, known: Knowledge, environment: Environment) -> Found | None:
+        """A grounded call; an ungrounded one if there is no other; None."""
+        source = question.sources[hop.tool["name"]]
+        found = Search(hop, source, known, self._sandbox).find(environment)
+        return found or Search(hop, source, known, self._sandbox, grounded=False).find(environment)
 
 
-def words(texts: Iterable[str]) -> set[str]:
-    """Lower-cased words and numbers, thousands' commas left out."""
-    return {token for text in texts for token in _TOKEN.findall(text.lower().replace(",", "").replace("_", " "))}
+def _judged(question: Question, steps: list[Step], full_marks: Callable[[ExpertTrace], bool]) -> MinedTrace | Rejection:
+    problems = [step.problem for step in steps if step.problem is not None]
+    if problems or not steps:
+        return Rejection(question.task_id, problems[0] if problems else UNVERIFIED, tuple(steps))
+    turns: list[TraceTurn] = []
+    known = _question_only(question)
+    for step in steps:
+        assert step.found is not None
+        call = {"name": step.hop.tool["name"], "arguments": step.found.arguments}
+        thought = reasoning(step.hop.need, step.hop.tool, step.found.arguments, known)
+        turns.append(TraceTurn(thought, (call,), (step.found.observation,)))
+        known.add(f"step {len(turns)}", step.found.observation)
+    trace = ExpertTrace(question.task_id, tuple(turns), question.answer, source="mined")
+    if not full_marks(trace):
+        return Rejection(question.task_id, NOT_FULL, tuple(steps))
+    return MinedTrace(trace, tuple(steps))
 
 
-def grounded(value: Any, visible: set[str]) -> bool:
-    """Does every word and number of a value occur in what the model has seen? Flags and null need no source."""
-    if isinstance(value, dict):
-        return all(grounded(item, visible) for item in value.values())
-    if isinstance(value, list):
-        return all(grounded(item, visible) for item in value)
-    if value is None or isinstance(value, bool):
-        return True
-    if isinstance(value, int | float):
-        spelt = {CARDINALS[int(value)], ORDINALS[int(value)]} if value in range(len(CARDINALS)) else set()
-        return bool(visible & spelt) or words([f"{abs(value):.12g}"]) <= visible
-    date = _ISO_DATE.fullmatch(str(value))
-    if date and 1 <= int(date[2]) <= 12 and {date[1], MONTHS[int(date[2])], str(int(date[3]))} <= visible:
-        return True
-    return words([str(value)]) <= visible
+def _regrounded(step: Step, known: Knowledge) -> Step:
+    """The step with its arguments' sources among what is really known."""
+    if step.found is None:
+        return step
+    schemas = step.hop.tool["parameters"].get("properties") or {}
+    sources = {name: known.source(value, schemas.get(name)) for name, value in step.found.arguments.items()}
+    return Step(step.hop, Found(step.found.arguments, step.found.observation, sources))
 
 
-# -- candidates ------------------------------------------------------------------------------------------------------
+def _question_only(question: Question) -> Knowledge:
+    known = Knowledge()
+    known.add("question", question.text)
+    return known
 
 
-def candidates(hop: Hop, source: str, known: list[str]) -> Iterator[dict[str, Any]]:
-    """Argument objects to try, likeliest first: example calls, then combinations of values for the parameters."""
-    parameters: dict[str, dict[str, Any]] = hop.tool["parameters"].get("properties") or {}
-    required = [name for name in hop.tool["parameters"].get("required") or [] if name in parameters]
-    try:
-        tree: ast.Module = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # it will not run either
-        return
-    yield from example_calls(source, tree, hop.tool["name"])
-    literals = compared_literals(tree, set(parameters))
-    constants = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    results = [value for text in known[:0:-1] for value in (*_leaves(text), text)]
-    entities: list[Any] = [*entity_values(hop.need), *results, *entity_values(known[0])]
-    operands: list[Any] = _OPERANDS.findall(hop.need)
-    visible = words(known)
-    stored = [text for text in constants if len(text) < 80 and words([text]) and words([text]) <= visible]
-    values: dict[str, list[Any]] = {}
-    for name, schema in parameters.items():
-        options = [*_schema_values(schema), *literals.get(name, [])]
-        closed = options and "enum" in json.dumps(schema)
-        values[name] = _fit(options if closed else [operands, *options, *stored, *entities], schema)
-    optional = [name for name in parameters if name not in required]
-    for extra in [(), *((name,) for name in optional), *itertools.combinations(optional, 2)]:
-        names = [*required, *extra]
-        for combination in itertools.islice(itertools.product(*(values[name] for name in names)), MAX_CALLS // 2):
-            yield dict(zip(names, combination, strict=True))
-
-
-def example_calls(source: str, tree: ast.Module, function: str) -> Iterator[dict[str, Any]]:
-    """Calls of the function written out in the source or in its comments, with literal arguments."""
-    definitions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function]
-    parameters = [argument.arg for argument in definitions[-1].args.args] if definitions else []
-    text = re.sub(r"^[ \t]*#[ \t]?", "", source, flags=re.MULTILINE)
-    for match in re.finditer(rf"(?<!def )\b{re.escape(function)}\(", text):
-        call = _first_call(text[match.start() :])
-        if call is None:
-            continue
-        try:
-            arguments = {n: ast.literal_eval(v) for n, v in zip(parameters, call.args, strict=False)}
-            arguments |= {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-            yield json.loads(json.dumps(arguments))
-        except (ValueError, TypeError, RecursionError, MemoryError):
-            continue  # variables or objects among its arguments
-
-
-def _first_call(text: str) -> ast.Call | None:
-    """The call expression that `text` begins with, if it is Python and no prose: the shortest that parses."""
-    for closing in itertools.islice(re.finditer(r"\)", text), 30):
-        try:
-            expression = ast.parse(text[: closing.end()], mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        return expression if isinstance(expression, ast.Call) else None
-    return None
-
-
-def compared_literals(tree: ast.AST, parameters: set[str]) -> dict[str, list[Any]]:
-    """Constants that the code compares each parameter with (==, in), wherever its name occurs in the comparison."""
-    found: dict[str, list[Any]] = {}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Compare):
-            continue
-        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & parameters
-        constants = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str | int)]
-        for name in names:
-            found.setdefault(name, []).extend(constants)
-    return found
-
-
-def entity_values(text: str) -> list[str]:
-    """Quoted spans, runs of capitalised words (without the question word), and numbers, longest first."""
-    quoted = [first or second for first, second in _QUOTED.findall(text)]
-    asked = r"^(?:What|Which|Who|Whose|When|Where|How|The|A|An|In)\b\s*"
-    proper = [re.sub(r"['’]s$", "", re.sub(asked, "", span)).rstrip(".") for span in _PROPER.findall(text)]
-    return sorted({*quoted, *proper} - {""}, key=lambda span: (-len(span), span)) + _NUMBER.findall(text)
-
-
-def _leaves(text: str) -> list[Any]:
-    """Strings and numbers inside a result that is JSON."""
-    try:
-        stack, leaves = [json.loads(text)], []
-    except (ValueError, RecursionError):
-        return []
-    while stack:
-        value = stack.pop()
-        if isinstance(value, dict | list):
-            stack.extend(reversed(value.values() if isinstance(value, dict) else value))
-        elif not isinstance(value, bool | None):
-            leaves.append(value)
-    return leaves
-
-
-def _schema_values(schema: Mapping[str, Any]) -> list[Any]:
-    return [
-        *schema.get("enum", []),
-        *([schema["default"]] if "default" in schema else []),
-        *_items(schema).get("enum", []),
-    ]
-
-
-def _items(schema: Mapping[str, Any]) -> dict[str, Any]:
-    items = schema.get("items")
-    return items if isinstance(items, dict) else {}
-
-
-def _fit(pool: Iterable[Any], schema: Mapping[str, Any]) -> list[Any]:
-    """The values of the pool that the schema's type allows, converted to it, without repetition."""
-    kind = schema.get("type", "string")
-    kinds = kind if isinstance(kind, list) else [kind]
-    fitted: list[Any] = [False, True] if "boolean" in kinds else []
-    for value in pool:
-        for form in kinds:
-            fitted += _convert(value, form, schema)
-    unique = {json.dumps(value): value for value in fitted}
-    return list(unique.values())[:MAX_VALUES]
-
-
-def _convert(value: Any, kind: str, schema: Mapping[str, Any]) -> list[Any]:
-    if kind == "array":
-        items = _items(schema)
-        inner = str(items.get("type", "string"))
-        if not isinstance(value, list):
-            return [[item] for item in _convert(value, inner, items)]
-        converted = [_convert(item, inner, items)[:1] for item in value]
-        return [[item for form in converted for item in form]] if value and all(converted) else []
-    text = str(value).strip().strip('"')
-    if isinstance(value, list) or kind not in ("string", "integer", "number"):
-        return []
-    if kind == "string":
-        return [text]
-    if not re.fullmatch(r"-?\d+(\.\d+)?", text):
-        return []
-    return [int(text)] if "." not in text else [float(text)] if kind == "number" else []
-
-
-# -- reasoning -------------------------------------------------------------------------------------------------------
-
-
-def reasoning(hop: Hop, arguments: Mapping[str, Any], known: list[str]) -> tuple[Chunk, ...]:
-    """A turn's thought from templates: the need, the tool, where each argument comes from, the decision."""
-    purpose = str(hop.tool.get("description", "")).split(". ")[0].strip().rstrip(".")
-    chunks = [
-        Chunk("task_restate", f"I need to find out: {hop.need}\n"),
-        Chunk("tool_selection", f"{hop.tool['name']} can tell me. {purpose}.\n"),
-    ]
-    if arguments:
-        origins = "; ".join(f"{name} {_origin(value, known)}" for name, value in arguments.items())
-        chunks.append(Chunk("required_arg_grounding", f"Its arguments: {origins}.\n"))
-    chunks.append(Chunk("decision_summary", "I have all it needs, so I call it now.\n"))
-    return tuple(chunks)
-
-
-def _origin(value: Any, known: list[str]) -> str:
-    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    for step in range(len(known) - 1, -1, -1):
-        if not isinstance(value, bool | None) and grounded(value, words([known[step]])):
-            return f"is {shown}, from the result of step {step}" if step else f"is {shown}, from the question"
-    return f"is set to {shown}, as its description allows"
+def _knowledge(question: Question, steps: list[Step]) -> Knowledge:
+    """What is known after some steps; the answer stands in for a result that could not be had, to judge the rest."""
+    known = _question_only(question)
+    for number, step in enumerate(steps, 1):
+        known.add(f"step {number}", step.found.observation if step.found else step.hop.answer)
+    return known
