@@ -319,6 +319,11 @@ def test_systemcheck_draws_as_many_of_each_kind(tmp_path: Path) -> None:
     assert not {task.cluster for task in train} & {task.cluster for task in test}
     assert [task.id for task in systemcheck(file).tasks("train")] == [task.id for task in train]
     assert [task.id for task in systemcheck(file, seed=1).tasks("train")] != [task.id for task in train]
+    many = [{"content": f"U{i}", "is_conflicting": i % 2 > 0} for i in range(10)]  # one prompt alone overfills a split
+    crowded = systemcheck(
+        write(tmp_path / "c.jsonl", [{"instructions": f"S{i}", "user_messages": many} for i in (0, 1)]), 6, 4
+    )
+    assert (len(crowded.tasks("train")), len(crowded.tasks("test"))) == (6, 4)
     fewer = systemcheck(file, 1800, 200)  # 20 rows of the rarer kind: 40 at most, a tenth of them for the test
     assert (len(fewer.tasks("train")), len(fewer.tasks("test"))) == (36, 4)
     with pytest.raises(UserError, match="no conflict row"):

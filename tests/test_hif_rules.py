@@ -93,6 +93,7 @@ IFEVAL = [
     ("keywords:frequency", {"keyword": " war ", "frequency": 2, "relation": "at least"}, "War in software.", True),
     ("keywords:forbidden_words", {"forbidden_words": ["a.c"]}, "An abc.", False),  # a regular expression
     ("keywords:existence", {"keywords": ["^An"]}, "An abc.", True),
+    ("keywords:existence", {"keywords": ["c++"]}, "I like C++", True),  # no regular expression: upstream crashes
     ("keywords:letter_frequency", {"letter": "A", "let_frequency": 2, "let_relation": "at least"}, "a A", True),
     ("keywords:letter_frequency", {"letter": "a", "let_frequency": 2, "let_relation": "less than"}, "a A", False),
     ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "it's two", False),
@@ -253,8 +254,7 @@ IFEVAL_MENDED = [
 def test_ifeval_mended(name: str, arguments: Any, by_letter: str, met: str) -> None:
     assert ifeval_rules.strict(met, [name], [arguments], "mended") == [True]
     assert ifeval_rules.strict(by_letter, [name], [arguments], "mended") == [False]
-    if name != "keywords:forbidden_words":  # c++ is no valid regular expression for the official rule
-        assert ifeval_rules.strict(by_letter, [name], [arguments]) == [True]
+    assert ifeval_rules.strict(by_letter, [name], [arguments]) == [True]
 
 
 def test_tensortrust_mended() -> None:

@@ -28,18 +28,25 @@ def related(count: int, relation: str, bound: int) -> bool:
 # -- as the official code has it -------------------------------------------------------------------------------------
 
 
+def pattern(keyword: str) -> str:
+    """Upstream reads keywords as regular expressions and crashes on what is none, e.g. c++: here that is literal."""
+    try:
+        re.compile(keyword)
+    except re.error:
+        return re.escape(keyword)
+    return keyword
+
+
 def keywords_exist(text: str, keywords: list[str]) -> bool:
-    """Each keyword is a regular expression, found anywhere."""
-    return all(re.search(keyword, text, flags=re.IGNORECASE) for keyword in keywords)
+    return all(re.search(pattern(keyword), text, flags=re.IGNORECASE) for keyword in keywords)
 
 
 def keyword_frequency(text: str, keyword: str, frequency: int, relation: str) -> bool:
-    return related(len(re.findall(keyword.strip(), text, flags=re.IGNORECASE)), relation, frequency)
+    return related(len(re.findall(pattern(keyword.strip()), text, flags=re.IGNORECASE)), relation, frequency)
 
 
 def no_forbidden_words(text: str, forbidden_words: list[str]) -> bool:
-    """Each word is a regular expression between word boundaries."""
-    return not any(re.search(rf"\b{word}\b", text, flags=re.IGNORECASE) for word in forbidden_words)
+    return not any(re.search(rf"\b{pattern(word)}\b", text, flags=re.IGNORECASE) for word in forbidden_words)
 
 
 def letter_frequency(text: str, letter: str, let_frequency: int, let_relation: str) -> bool:
@@ -91,7 +98,7 @@ def placeholders(text: str, num_placeholders: int) -> bool:
 def postscript(text: str, postscript_marker: str) -> bool:
     marker = postscript_marker.strip()
     known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
-    return re.search(known.get(marker, marker.lower()), text.lower()) is not None
+    return re.search(known.get(marker, pattern(marker.lower())), text.lower()) is not None
 
 
 def bullet_lists(text: str, num_bullets: int) -> bool:
@@ -113,8 +120,8 @@ def highlights(text: str, num_highlights: int) -> bool:
 
 
 def sections(text: str, section_spliter: str, num_sections: int) -> bool:
-    """The marker is a regular expression, followed by a number."""
-    return len(re.split(rf"\s?{section_spliter.strip()}\s?\d+\s?", text)) - 1 >= num_sections
+    """The marker, a regular expression, followed by a number."""
+    return len(re.split(rf"\s?{pattern(section_spliter.strip())}\s?\d+\s?", text)) - 1 >= num_sections
 
 
 def json_format(text: str) -> bool:
