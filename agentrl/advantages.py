@@ -18,11 +18,12 @@ def trajectory_advantage(returns: Tensor, eps: float, *, divide_by_std: bool = T
     """A^g = (R - mean) / (std + eps) over the rollouts of a prompt, unbiased std; a constant group gives exactly 0.
 
     returns: (N, K). Returns (N, K) of the same dtype. A lone rollout (K = 1) has nothing to compare with: 0, or with
-    `lone_raw` its return over 1 + eps. `divide_by_std=False` only centres. Raises ValueError on another shape.
+    `lone_raw` its return over 1 + eps. `divide_by_std=False` only centres. A NaN return is missing: it gets 0 and
+    counts in no mean. Raises ValueError on another shape.
     """
     if returns.dim() != 2:
         raise ValueError(f"returns has shape {tuple(returns.shape)}, not (N, K)")
-    mask = torch.ones_like(returns, dtype=torch.bool)
+    mask = ~torch.isnan(returns)
     return _normalise(returns, mask, eps, divide_by_std=divide_by_std, lone_raw=lone_raw)
 
 

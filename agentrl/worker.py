@@ -33,6 +33,7 @@ from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.evaluate import Interrupted, Item, evaluate, summarise, summarise_groups
+from agentrl.judges.build import build_judge
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.redact import mask_streams
 from agentrl.report.plots import plot_run
@@ -128,6 +129,7 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
             "hardware.accelerate_config agree with it"
         )
     bench = load_bench(config.bench)
+    judge = build_judge(config, str(run.path), config.hardware.device)
     train_tasks, test_tasks = bench.tasks("train"), bench.tasks("test", config.eval.limit, config.seed)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
     train_tasks = fitting(chat, train_tasks, config, "training")
@@ -138,7 +140,7 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
             f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "
             f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
         )
-        trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks, stop, console)
+        trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks, stop, console, judge)
         # One process looks, for it moves damaged ones aside; all use what it found.
         found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
         checkpoint = broadcast_object_list(found)[0]

@@ -33,25 +33,25 @@ def small(*overrides: str) -> Config:
     )
 
 
-def make_trainer(config: Config, out: Path, script: Any = None) -> Any:
+def make_trainer(config: Config, out: Path, script: Any = None, **extra: Any) -> Any:
     """The RL trainer of `config` on the packaged tokenizer and a freshly initialised tiny network.
 
     `script(task, sample, turn) -> str` replaces sampling where given: the text of the turn, end token excluded.
+    `extra` goes to the trainer.
     """
     import torch
 
     from agentrl.benches import load_bench
     from agentrl.models.loading import load_chat, load_model, needs_of
     from agentrl.trainers.arguments import grpo_arguments
-    from agentrl.trainers.grpo import AgentGRPOTrainer
-    from agentrl.trainers.pact import PactTrainer
+    from agentrl.trainers.build import RL_TRAINERS
 
     torch.manual_seed(0)
     bench = load_bench(config.bench)
     tasks = bench.tasks("train")
     chat = load_chat(config.model, needs_of(tasks))
-    kind = {"pact": PactTrainer, "grpo": AgentGRPOTrainer}[config.algo.name]
-    trainer = kind(
+    trainer = RL_TRAINERS[type(config.algo)](
+        **extra,
         model=load_model(config.model),
         chat=chat,
         args=grpo_arguments(config, out, config.algo),

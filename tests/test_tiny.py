@@ -79,7 +79,9 @@ def test_a_short_rebuild_learns():
     tokenizer = tiny.build_tokenizer(1536, seed=0)
     phase = tiny.Phase("base", steps=120, drill_steps=0, learning_rate=3e-3, hops=((1, 0.9), (2, 0.1)))
     chat = ChatFormat(tokenizer, None, "content")
-    losses = tiny.pretrain(tiny.build_model(len(tokenizer)), chat, phase, batch=16, seed=0, log_every=0)
+    batches = tiny.episodes(chat, phase, batch=16, seed=0)
+    model = tiny.build_model(len(tokenizer))
+    losses = tiny.pretrain(model, batches, tokenizer.pad_token_id, phase.steps, phase.learning_rate, log_every=0)
     assert losses[0] > 6, "an untrained network knows nothing: about ln(vocabulary) nats"
     # Everything but the names, which are at most a tenth of the tokens and cost up to ln(400) = 6 nats each.
     assert sum(losses[-10:]) / 10 < 1.2

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from agentrl.benches.base import Bench
-from agentrl.config.benches import Bfcl, Ftrl, HifConfig, Minihop, ToolHop
+from agentrl.config.benches import Bfcl, Ftrl, HifConfig, Minihif, Minihop, ToolHop
 
 
-def load_bench(config: Minihop | ToolHop | Ftrl | HifConfig | Bfcl) -> Bench:
+def load_bench(config: Minihop | ToolHop | Ftrl | Minihif | HifConfig | Bfcl) -> Bench:
     """The bench that `config` describes; its data is read when tasks are asked for."""
     if isinstance(config, Minihop):
         from agentrl.benches.minihop import MinihopBench
 
         return MinihopBench(config)
+    if isinstance(config, Minihif):
+        from agentrl.benches.minihif import MinihifBench
+
+        return MinihifBench(config)
     if isinstance(config, Ftrl):
         from agentrl.benches.ftrl import FtrlBench
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional  # omegaconf reads Optional, not X | None
 
 from agentrl.config.key import key
 
@@ -64,4 +65,35 @@ class Sft:
     components: list[str] = key("Components of the expert trace that are targets: reasoning, tool_call, answer.")
 
 
-ALGOS: dict[str, type] = {"pact": Pact, "grpo": Grpo, "sft": Sft}
+@dataclass
+class Constraint:
+    name: str = key("Name in logs and checkpoints.")
+    reward: str = key("Reward that is bounded from below: sys or user.")
+    kind: Optional[str] = key("Prompts whose replies count: conflict or aligned; null counts all.")
+    threshold: float = key("tau, in [0, 1]: the mean reward to be reached.")
+    initial: float = key("lambda before the first update, in [0, dual.cap].")
+
+
+@dataclass
+class Hipo:
+    name: str = key("Algorithm.")
+    user_weight: float = key("w of A = w A_user + sum_k lambda_k A_k: 1, or 0 to learn from the constraints alone.")
+    tau: float = key("Threshold of the default constraint, E[r_sys] >= tau, in [0, 1].")
+    constraints: list[Constraint] = key("Constraints, each with a multiplier of its own; quote the list to set it.")
+    clip_eps: float = key("PPO clip range; not reported by HIPO.")
+    importance_level: str = key("Level of the clipped ratio: 'sequence' (as HIPO writes it) or 'token'.")
+    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
+    reference: str = key("Reference model: 'copy', or '4bit' (NF4, CUDA only); adapters need none and ignore this.")
+    entropy_coef: float = key("Coefficient of the entropy bonus; HIPO has none.")
+    loss_aggregation: str = key("'sequence': mean over tokens, then sequences; 'token': mean over tokens.")
+    advantage_eps: float = key("Added to the standard deviation of a group before dividing by it.")
+    min_tokens: int = key("Shorter replies are left out of rewards and loss, and counted; not reported by HIPO.")
+    max_repetition: float = key("So are replies with a larger share of repeated runs of 3 tokens, in [0, 1]; likewise.")
+
+
+ALGOS: dict[str, type] = {
+    "pact": Pact,
+    "grpo": Grpo,
+    "sft": Sft,
+    **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
+}

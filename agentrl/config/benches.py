@@ -20,6 +20,15 @@ class Minihop:
 
 
 @dataclass
+class Minihif:
+    name: str = key("Bench.")
+    path: Optional[str] = key("Unused: minihif is generated; must be null.")
+    data_seed: int = key("Seed of the generator; apart from `seed` so that seeds share one dataset.")
+    train_tasks: int = key("Tasks in the training split, half of them conflicting.")
+    test_tasks: int = key("Tasks in the held-out split, half of them conflicting.")
+
+
+@dataclass
 class ToolHop:
     name: str = key("Bench.")
     path: Optional[str] = key("ToolHop.json (list or dict form); null downloads `hub_id`.")
@@ -141,4 +150,11 @@ HIF_BENCHES: dict[str, type] = {
     "realguardrails": RealGuardrails,
     "pairs": Pairs,
 }
-BENCHES: dict[str, type] = {"minihop": Minihop, "toolhop": ToolHop, "ftrl": Ftrl, "bfcl": Bfcl, **HIF_BENCHES}
+BENCHES: dict[str, type] = {
+    "minihop": Minihop,
+    "toolhop": ToolHop,
+    "ftrl": Ftrl,
+    "bfcl": Bfcl,
+    "minihif": Minihif,
+    **HIF_BENCHES,
+}

@@ -18,7 +18,7 @@ from rich.table import Table
 from agentrl.benches.ftrl import load_parts
 from agentrl.benches.hif import load_hif
 from agentrl.config.algos import Pact, Sft
-from agentrl.config.benches import Ftrl, HifConfig, Minihop, SystemCheck, ToolHop
+from agentrl.config.benches import Ftrl, HifConfig, Minihif, Minihop, SystemCheck, ToolHop
 from agentrl.config.schema import Config
 from agentrl.config.validate import group_size
 from agentrl.errors import UserError
@@ -102,7 +102,7 @@ def memory(config: Config, parameters: float) -> dict[str, float]:
 
 def train_tasks(config: Config) -> int:
     """Tasks of the training split, before any that are too long are left out."""
-    if isinstance(config.bench, Minihop):
+    if isinstance(config.bench, Minihop | Minihif):
         return config.bench.train_tasks
     if isinstance(config.bench, Ftrl):
         return _ftrl_rows(config.bench, "train")
@@ -112,7 +112,7 @@ def train_tasks(config: Config) -> int:
 
 
 def test_tasks(config: Config) -> int:
-    if isinstance(config.bench, Minihop):
+    if isinstance(config.bench, Minihop | Minihif):
         return config.bench.test_tasks
     if isinstance(config.bench, Ftrl):
         return _ftrl_rows(config.bench, "test")

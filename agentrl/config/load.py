@@ -63,10 +63,13 @@ def _keys(cls: type, prefix: str) -> Iterator[tuple[str, Any, str]]:
     for item in fields(cls):
         path, kind = f"{prefix}{item.name}", hints[item.name]
         if not prefix and item.name in VARIANTS:
-            for variant in VARIANTS[item.name].values():
+            for variant in dict.fromkeys(VARIANTS[item.name].values()):
                 yield from _keys(variant, f"{path}.")
         elif is_dataclass(kind):
             yield from _keys(kind, f"{path}.")  # type: ignore[arg-type]
+        elif (entry := _entry(kind)) is not None:
+            yield path, kind, item.metadata["doc"]
+            yield from _keys(entry, f"{path}.N.")
         else:
             yield path, kind, item.metadata["doc"]
 
@@ -95,9 +98,19 @@ def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
             if not isinstance(value, dict):
                 raise UserError(f"{path}={value!r} is not a group of keys; set the keys below it, e.g. {path}.name=...")
             built[item.name] = _build(kind, value, f"{path}.")
+        elif (entry := _entry(kind)) is not None:
+            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+                raise UserError(f"{path}={value!r} is not a list of groups of keys. {item.metadata['doc']}")
+            built[item.name] = [_build(entry, one, f"{path}.{index}.") for index, one in enumerate(value)]
         else:
             built[item.name] = _leaf(cls, item.name, kind, value, path, item.metadata["doc"])
     return cls(**built)
+
+
+def _entry(kind: Any) -> Any:
+    """The dataclass that a list holds, where it holds one."""
+    first = next(iter(getattr(kind, "__args__", ())), None)
+    return first if getattr(kind, "__origin__", None) is list and is_dataclass(first) else None
 
 
 def _variant(path: str, value: Any) -> type:

@@ -82,6 +82,22 @@ class Anneal:
 
 
 @dataclass
+class Dual:
+    kind: str = key("Update of the multipliers: sgd (HIPO's), adam, pid, log (multiplicative) or fixed (none).")
+    initial: float = key("lambda_0 of the default constraint; what it stays at where kind=fixed.")
+    learning_rate: float = key("eta_lambda, the step size of the update.")
+    cap: float = key("lambda_max: multipliers are kept in [0, cap].")
+    ema_decay: float = key("Decay of the moving average of a constraint's reward, in [0, 1); 0 takes the last batch.")
+    warmup: int = key("Rollout batches at the start in which the multipliers stay put.")
+    beta1: float = key("For kind=adam: decay of the mean violation.")
+    beta2: float = key("For kind=adam: decay of the mean squared violation.")
+    k_p: float = key("For kind=pid: gain on the violation itself; learning_rate is the gain on its integral.")
+    k_d: float = key("For kind=pid: gain on a fall of the average reward.")
+    patience: int = key("Batches in a row at the cap, or with a reward of 1 throughout, before it is reported.")
+    on_infeasible: str = key("At the cap for that long: 'warn' and go on, or 'stop' with a checkpoint.")
+
+
+@dataclass
 class Trainer:
     learning_rate: float = key("Peak learning rate of AdamW.")
     lr_schedule: str = key("Learning-rate schedule: constant, linear or cosine.")
@@ -146,6 +162,7 @@ class Config:
     rollout: Rollout = key("How episodes are sampled.")
     reward: Reward = key("How episodes are rewarded.")
     anneal: Anneal = key("How the tool-call scale changes over training.")
+    dual: Dual = key("How the multipliers of HIPO's constraints move.")
     trainer: Trainer = key("Optimisation.")
     eval: Eval = key("Evaluation before and after training.")
     hardware: Hardware = key("Where it runs.")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 
-from agentrl.config.algos import Pact, Sft
+from agentrl.config.algos import Hipo, Pact, Sft
 from agentrl.config.checks import require
-from agentrl.config.schema import Config
+from agentrl.config.schema import Config, Dual
 from agentrl.traces.records import TRACE_PARTS
 
 ALGO_CHOICES: dict[str, tuple[str, ...]] = {
+    "dual.kind": ("sgd", "adam", "pid", "log", "fixed"),
+    "dual.on_infeasible": ("warn", "stop"),
+    "algo.importance_level": ("sequence", "token"),
+    "algo.reference": ("copy", "4bit"),
     "algo.advantage.kind": ("hard_credit", "trajectory"),
     "algo.kl_context": ("ratio", "prompt"),
     "algo.loss_aggregation": ("sequence", "token"),
@@ -22,6 +26,7 @@ SFT_COMPONENTS = ("reasoning", "tool_call", "answer")
 
 def validate_algo(config: Config) -> None:
     algo = config.algo
+    _dual(config.dual)
     if isinstance(algo, Sft):
         require(len(algo.components) > 0, "algo.components", algo.components, "name at least one component")
         for part in algo.components:
@@ -33,12 +38,58 @@ def validate_algo(config: Config) -> None:
     for key in ("kl_coef", "entropy_coef"):
         require(0 <= getattr(algo, key) < math.inf, f"algo.{key}", getattr(algo, key), "must be 0 or more")
     require(0 < algo.clip_eps < 1, "algo.clip_eps", algo.clip_eps, "must lie in (0, 1)")
+    if isinstance(algo, Hipo):
+        _hipo(config, algo)
+        return
     advantage = algo.advantage
     require(0 <= advantage.gamma <= 1, "algo.advantage.gamma", advantage.gamma, "must lie in [0, 1]")
     require(0 < advantage.scale < math.inf, "algo.advantage.scale", advantage.scale, "must be above 0")
     require(0 < advantage.eps < math.inf, "algo.advantage.eps", advantage.eps, "must be above 0")
     if isinstance(algo, Pact):
         _pact(algo)
+
+
+def _hipo(config: Config, algo: Hipo) -> None:
+    require(0 <= algo.user_weight < math.inf, "algo.user_weight", algo.user_weight, "must be 0 or more")
+    require(0 < algo.advantage_eps < math.inf, "algo.advantage_eps", algo.advantage_eps, "must be above 0")
+    require(
+        0 <= algo.tau <= 1, "algo.tau", algo.tau, "rewards lie in [0, 1], and so must the threshold (the paper: 0.7)"
+    )
+    require(algo.min_tokens >= 0, "algo.min_tokens", algo.min_tokens, "must be 0 or more")
+    require(
+        0 <= algo.max_repetition <= 1, "algo.max_repetition", algo.max_repetition, "must lie in [0, 1]; 1 keeps all"
+    )
+    names = [constraint.name for constraint in algo.constraints]
+    require(len(set(names)) == len(names), "algo.constraints", names, "two constraints share a name; rename one")
+    for index, one in enumerate(algo.constraints):
+        path = f"algo.constraints.{index}"
+        require(one.reward in ("sys", "user"), f"{path}.reward", one.reward, "must be sys or user")
+        require(
+            one.kind in (None, "conflict", "aligned"), f"{path}.kind", one.kind, "must be conflict, aligned or null"
+        )
+        require(0 <= one.threshold <= 1, f"{path}.threshold", one.threshold, "must lie in [0, 1], as rewards do")
+        initial_rule = f"must lie in [0, dual.cap={config.dual.cap:g}]"
+        require(0 <= one.initial <= config.dual.cap, f"{path}.initial", one.initial, initial_rule)
+    held = config.dual.kind == "fixed"
+    idle = algo.user_weight == 0 and (not names or (held and all(one.initial == 0 for one in algo.constraints)))
+    require(
+        not idle, "algo.user_weight", algo.user_weight, "nothing is left to learn from; give a constraint, or raise it"
+    )
+    if algo.reference == "4bit" and algo.kl_coef > 0:
+        quantised_rule = "NF4 has kernels for CUDA alone; set algo.reference=copy, or hardware=gpu"
+        require(config.hardware.device == "cuda", "algo.reference", algo.reference, quantised_rule)
+
+
+def _dual(dual: Dual) -> None:
+    for key in ("initial", "learning_rate", "k_p", "k_d"):
+        require(0 <= getattr(dual, key) < math.inf, f"dual.{key}", getattr(dual, key), "must be 0 or more")
+    require(0 < dual.cap < math.inf, "dual.cap", dual.cap, "must be above 0 (the paper: 20)")
+    for key in ("ema_decay", "beta1", "beta2"):
+        require(0 <= getattr(dual, key) < 1, f"dual.{key}", getattr(dual, key), "must lie in [0, 1)")
+    require(dual.warmup >= 0, "dual.warmup", dual.warmup, "must be 0 or more")
+    require(dual.patience >= 1, "dual.patience", dual.patience, "must be at least 1")
+    grows = dual.kind != "log" or dual.initial > 0
+    require(grows, "dual.initial", dual.initial, "dual=log multiplies, and 0 stays 0; start above 0")
 
 
 def _pact(algo: Pact) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import Grpo
-from agentrl.config.benches import BFCL_GROUPS, Bfcl, Ftrl, HifConfig, Minihop, SystemCheck, ToolHop
+from agentrl.config.algos import Grpo, Hipo, Sft
+from agentrl.config.benches import BFCL_GROUPS, Bfcl, Ftrl, HifConfig, Minihif, Minihop, SystemCheck, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
 from agentrl.config.schema import Config
@@ -25,6 +25,15 @@ BENCH_CHOICES: dict[str, tuple[str, ...]] = {
 def validate_bench(config: Config) -> None:
     """What a run asks of its bench. Raises UserError."""
     validate_data(config.bench)
+    two_sided = isinstance(config.bench, Minihif | HifConfig)
+    if isinstance(config.algo, Hipo):
+        two_rule = "has one reward, the algorithm needs a system's and a user's; set bench=minihif or another HIF suite"
+        require(two_sided, "bench", config.bench.name, two_rule)
+    elif two_sided:
+        tools_rule = (
+            f"has no tools for algo={config.algo.name}; choose algo=hipo, sys_only, user_only, fixed_lambda or sft"
+        )
+        require(isinstance(config.algo, Sft), "bench", config.bench.name, tools_rule)
     if isinstance(config.bench, ToolHop) and config.bench.scenario == "direct":
         tools = "no tools means no expert traces; set bench.scenario=mandatory or free"
         require(isinstance(config.algo, Grpo), "bench.scenario", "direct", f"algo={config.algo.name}: {tools}")
@@ -37,6 +46,10 @@ def validate_data(bench: Any) -> None:
     for key, allowed in BENCH_CHOICES.items():
         value = getattr(bench, key.removeprefix("bench."), allowed[0])
         require(value in allowed, key, value, f"choose from {', '.join(allowed)}")
+    if isinstance(bench, Minihif):
+        require(bench.path is None, "bench.path", bench.path, "minihif is generated; set null")
+        for key in ("train_tasks", "test_tasks"):
+            require(getattr(bench, key) >= 1, f"bench.{key}", getattr(bench, key), "must be at least 1")
     if isinstance(bench, Minihop):
         require(bench.path is None, "bench.path", bench.path, "minihop is generated; set null, or bench=toolhop")
         for key in ("train_tasks", "test_tasks"):

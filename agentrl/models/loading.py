@@ -24,7 +24,7 @@ from agentrl.chat import ChatFormat
 from agentrl.config.schema import Lora, Model
 from agentrl.errors import UserError
 
-BUILTIN = {"builtin:tiny": "tiny"}
+BUILTIN = {"builtin:tiny": "tiny", "builtin:tiny_hif": "tiny_hif"}
 LORA_TARGETS = {
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
     "phi4": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],

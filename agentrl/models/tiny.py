@@ -1,4 +1,4 @@
-"""The recipe of the packaged tiny model: a tokenizer, a Qwen3 network of about a million weights, its pre-training.
+"""The recipe of the packaged tiny model for minihop: a tokenizer, a Qwen3 network of a million weights, its training.
 
 The result stands where an instruct model stands before post-training: it writes well-formed calls, solves one and
 two-hop questions, has read reference traces in its context, and fails on most longer chains.
@@ -11,7 +11,9 @@ import argparse
 import math
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -68,6 +70,9 @@ CHAT_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
+
+
+Row = tuple[list[int], list[int]]  # ids and labels of one episode
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def base_episode(index: int, rng: random.Random, phase: Phase) -> tuple[Task, bo
     return minihop.generate_task(f"{phase.name}-{index}", rng.choice(train_chains(hops)), rng), with_trace
 
 
-def encode_episode(chat: ChatFormat, task: Task, with_trace: bool) -> tuple[list[int], list[int]]:
+def encode_episode(chat: ChatFormat, task: Task, with_trace: bool) -> Row:
     """Ids and labels of an episode; every assistant token is a target."""
     trace = minihop.expert_trace(task)
     shown = task
@@ -188,7 +193,7 @@ def encode_episode(chat: ChatFormat, task: Task, with_trace: bool) -> tuple[list
     return tokens.prompt_ids + tokens.ids, [-100] * len(tokens.prompt_ids) + labels
 
 
-def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, torch.Tensor]:
+def collate(rows: list[Row], pad: int) -> dict[str, torch.Tensor]:
     """Right-padded batch (B, L) of ids, attention mask and labels."""
     length = max(len(ids) for ids, _ in rows)
     return {
@@ -198,7 +203,7 @@ def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, torc
     }
 
 
-def copy_drill(names: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+def copy_drill(names: list[int], rng: random.Random) -> Row:
     """A list of name tokens and a rotation of it, which is the target: finding a name's successor by content.
 
     Without such drills the copying circuit, on which every call depends, takes several times as long to form.
@@ -209,31 +214,41 @@ def copy_drill(names: list[int], rng: random.Random) -> tuple[list[int], list[in
     return shown + rotated, [-100] * (len(shown) + 1) + rotated[1:]
 
 
+def episodes(chat: ChatFormat, phase: Phase, batch: int, seed: int) -> Iterator[list[Row]]:
+    """Endless batches of encoded episodes of `phase`, drills among the first of them."""
+    rng = random.Random(f"tiny/{seed}")
+    names = [chat.ids(name)[0] for name in minihop.NAMES]
+    for step in count():
+        if step < phase.drill_steps and step % 2:
+            yield [copy_drill(names, rng) for _ in range(batch)]
+        else:
+            yield [encode_episode(chat, *base_episode(step, rng, phase)) for _ in range(batch)]
+
+
 def pretrain(
-    model: Qwen3ForCausalLM, chat: ChatFormat, phase: Phase, batch: int, seed: int, log_every: int = 50
+    model: Qwen3ForCausalLM,
+    batches: Iterator[list[Row]],
+    pad: int,
+    steps: int,
+    learning_rate: float,
+    log_every: int = 50,
 ) -> list[float]:
     """Next-token training on fresh episodes; returns the loss of every step in nats a target token.
 
-    The learning rate warms up over 50 steps, stays, and from 2/5 of the phase on decays to zero by a cosine.
+    The learning rate warms up over 50 steps, stays, and from 2/5 of the steps on decays to zero by a cosine.
     """
-    rng = random.Random(f"tiny/{seed}")
-    names = [chat.ids(name)[0] for name in minihop.NAMES]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def rate(step: int) -> float:
-        decay = max(0.0, step / phase.steps - 0.4) / 0.6
+        decay = max(0.0, step / steps - 0.4) / 0.6
         return min(1.0, (step + 1) / 50) * (1 + math.cos(math.pi * decay)) / 2
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     losses: list[float] = []
     started = time.perf_counter()
     model.train()
-    for step in range(phase.steps):
-        if step < phase.drill_steps and step % 2:
-            rows = [copy_drill(names, rng) for _ in range(batch)]
-        else:
-            rows = [encode_episode(chat, *base_episode(step, rng, phase)) for _ in range(batch)]
-        loss = model(**collate(rows, chat.tokenizer.pad_token_id)).loss
+    for step, rows in enumerate(islice(batches, steps)):
+        loss = model(**collate(rows, pad)).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -242,10 +257,7 @@ def pretrain(
         losses.append(loss.item())
         if log_every and (step + 1) % log_every == 0:
             recent = sum(losses[-log_every:]) / log_every
-            print(
-                f"{phase.name} {step + 1}/{phase.steps}  loss {recent:.4f}  {time.perf_counter() - started:.0f} s",
-                flush=True,
-            )
+            print(f"{step + 1}/{steps}  loss {recent:.4f}  {time.perf_counter() - started:.0f} s", flush=True)
     return losses
 
 
@@ -256,7 +268,8 @@ def build(out: Path, seed: int, vocab_size: int = 1536, batch: int = 32) -> None
     model = build_model(len(tokenizer))
     print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
     for number, phase in enumerate(PHASES):
-        pretrain(model, ChatFormat(tokenizer, None, "content"), phase, batch, seed + number)
+        batches = episodes(ChatFormat(tokenizer, None, "content"), phase, batch, seed + number)
+        pretrain(model, batches, tokenizer.pad_token_id, phase.steps, phase.learning_rate)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -9,7 +9,7 @@ from typing import Any
 from trl import GRPOConfig, SFTConfig
 
 from agentrl.checkpoints import writing_folder
-from agentrl.config.algos import Grpo, Pact
+from agentrl.config.algos import Grpo, Hipo, Pact
 from agentrl.config.schema import Config
 
 
@@ -61,7 +61,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
     }
 
 
-def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo) -> GRPOConfig:
+def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo) -> GRPOConfig:
     """TRL's GRPO arguments for the prompt-only part of any of our RL algorithms."""
     plan, rollout = plan_batches(config), config.rollout
     extra: dict[str, Any] = {}
@@ -89,6 +89,7 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo) -> GRPO
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         epsilon=algo.clip_eps,
+        importance_sampling_level=algo.importance_level if isinstance(algo, Hipo) else "token",
         beta=algo.kl_coef,
         entropy_coef=algo.entropy_coef,
         loss_type={"sequence": "grpo", "token": "dapo"}[algo.loss_aggregation],

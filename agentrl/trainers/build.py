@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer_callback import TrainerCallback
 
 from agentrl.benches.base import Bench, Task
 from agentrl.chat import ChatFormat
+from agentrl.config.algos import Grpo, Hipo, Pact
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
+from agentrl.judges.base import Judge
 from agentrl.models.loading import lora_config
 from agentrl.rollout.engine import RolloutEngine
 from agentrl.run import RunDirectory
@@ -17,11 +21,12 @@ from agentrl.trackers import tracker_callbacks
 from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
 from agentrl.trainers.callbacks import Checkpoints, Record, StopRequest
 from agentrl.trainers.grpo import AgentGRPOTrainer
+from agentrl.trainers.hipo import HipoTrainer, StopWhereInfeasible, reference_quantization
 from agentrl.trainers.pact import PactTrainer
 from agentrl.trainers.rollout_log import RolloutLog
-from agentrl.trainers.sft import TraceSFTTrainer, trace_dataset
+from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset
 
-RL_TRAINERS: dict[str, type[AgentGRPOTrainer]] = {"grpo": AgentGRPOTrainer, "pact": PactTrainer}
+RL_TRAINERS: dict[type, type[AgentGRPOTrainer]] = {Grpo: AgentGRPOTrainer, Pact: PactTrainer, Hipo: HipoTrainer}
 
 
 def fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> list[Task]:
@@ -52,14 +57,18 @@ def build_trainer(
     tasks: list[Task],
     stop: StopRequest,
     console: RunConsole,
+    judge: Judge | None = None,
 ) -> tuple[Trainer, RolloutEngine]:
-    """The trainer of `config.algo` and an engine that plays episodes with its policy."""
+    """The trainer of `config.algo` and an engine that plays episodes with its policy.
+
+    `judge` grades what the bench leaves open while training.
+    """
     peft = lora_config(config.model.lora, config.model.family)
     trainer: Trainer
     cycle = 1
-    if config.algo.name in RL_TRAINERS:
+    if type(config.algo) in RL_TRAINERS:
         traced = tasks
-        if config.algo.name == "pact":
+        if isinstance(config.algo, Pact):
             traced = [task for task in tasks if bench.expert_trace(task) is not None]
             if not traced:
                 raise UserError(f"bench={bench.name}: no training task has an expert trace; use algo=grpo")
@@ -68,7 +77,11 @@ def build_trainer(
                 f"trainer.prompts_per_batch={config.trainer.prompts_per_batch} but only {len(traced)} training tasks "
                 "are usable; lower it"
             )
-        trainer = RL_TRAINERS[config.algo.name](
+        extra: dict[str, Any] = {}
+        if isinstance(config.algo, Hipo):
+            extra = {"judge": judge, "quantization_config": reference_quantization(config.algo)}
+        trainer = RL_TRAINERS[type(config.algo)](
+            **extra,
             model=model,
             chat=chat,
             args=grpo_arguments(config, run.checkpoints_dir, config.algo),
@@ -95,7 +108,7 @@ def build_trainer(
             model=model,
             chat=chat,
             args=sft_arguments(config, run.checkpoints_dir),
-            train_dataset=trace_dataset(chat, bench, tasks, config.algo.components),
+            train_dataset=expert_dataset(chat, bench, tasks, config.algo.components),
             peft_config=peft,
         )
     callbacks: list[TrainerCallback] = [
@@ -103,6 +116,8 @@ def build_trainer(
         Checkpoints(run, config.trainer, cycle, stop),
         *tracker_callbacks(config, run),
     ]
+    if isinstance(trainer, HipoTrainer) and config.dual.on_infeasible == "stop":
+        callbacks.append(StopWhereInfeasible(trainer))
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         trainer.add_callback(callback)

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -70,6 +70,7 @@ class AgentGRPOTrainer(GRPOTrainer):
         peft_config: PeftConfig | None = None,
         rollout_log: RolloutLog | None = None,
         console: RunConsole | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
     ) -> None:
         self.config, self.bench, self.tasks, self.chat = config, bench, tasks, chat
         self._rollout_log, self._console = rollout_log, console
@@ -84,6 +85,7 @@ class AgentGRPOTrainer(GRPOTrainer):
             train_dataset=Dataset.from_list([{"prompt": task.prompt, "task": i} for i, task in enumerate(tasks)]),
             processing_class=chat.tokenizer,
             peft_config=peft_config,
+            quantization_config=quantization_config,  # of the reference: the policy is loaded already
             environment_factory=RowEnvironment if any(task.tools for task in tasks) else None,
         )
         self.chat_template = chat.template

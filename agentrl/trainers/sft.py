@@ -8,6 +8,7 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from agentrl.benches.base import Bench, Task
+from agentrl.benches.hif.base import SingleTurn
 from agentrl.chat import ChatFormat, TokenizedTrace, tokenize_trace
 from agentrl.errors import UserError
 from agentrl.trajectory import Component
@@ -48,6 +49,38 @@ def trace_dataset(chat: ChatFormat, bench: Bench, tasks: list[Task], components:
     if not rows:
         raise UserError(f"bench={bench.name}: none of its {len(tasks)} training tasks has an expert trace to imitate")
     return Dataset.from_list(rows)
+
+
+def reply_dataset(chat: ChatFormat, bench: SingleTurn, tasks: list[Task]) -> Dataset:
+    """One row per task that has an expert reply: its tokens and the one that ends it are the targets.
+
+    Raises:
+        UserError: no task has one.
+    """
+    rows = []
+    for task in tasks:
+        reply = bench.expert_response(task)
+        if reply is None:
+            continue
+        prompt = chat.prompt_ids(task.prompt, [])
+        whole = chat.text([*task.prompt, {"role": "assistant", "content": reply}], [], generation_prompt=False)
+        ids = chat.ids(whole.rstrip())  # templates write a line break after the token that ends the turn
+        if ids[: len(prompt)] != prompt:
+            raise UserError(
+                f"the chat template of {chat.tokenizer.name_or_path} writes a reply otherwise than it asks for one, so "
+                "its tokens cannot be told from the prompt's; choose another model"
+            )
+        rows.append({"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]})
+    if not rows:
+        raise UserError(f"bench={bench.name}: none of its {len(tasks)} training tasks has an expert reply to imitate")
+    return Dataset.from_list(rows)
+
+
+def expert_dataset(chat: ChatFormat, bench: Bench, tasks: list[Task], components: list[str]) -> Dataset:
+    """What SFT imitates: whole replies where a bench has them, else the chosen components of its expert traces."""
+    if isinstance(bench, SingleTurn):
+        return reply_dataset(chat, bench, tasks)
+    return trace_dataset(chat, bench, tasks, components)
 
 
 class TraceSFTTrainer(SFTTrainer):

@@ -35,6 +35,14 @@ class HifBench(Bench, Protocol):
         """
         ...
 
+    def expert_response(self, task: Task) -> str | None:
+        """A reply worth imitating, or None where the bench has none."""
+        ...
+
+    def preference(self, task: Task) -> tuple[str, str] | None:
+        """A better and a worse reply, (chosen, rejected), or None where the bench has no such pair."""
+        ...
+
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """Official metrics of a reply made elsewhere, {"row": int, "response": str}; or {} and what is wrong with it.
 
@@ -162,6 +170,12 @@ class SingleTurn:
         return {(row.suite, row.row): row for row in self.rows}
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
+        return None
+
+    def expert_response(self, task: Task) -> str | None:
+        return None
+
+    def preference(self, task: Task) -> tuple[str, str] | None:
         return None
 
 

@@ -1,0 +1,121 @@
+"""Dual variables of a constrained objective: max_theta E[r_user] subject to E[r_k] >= tau_k for every constraint k.
+
+min_{lambda >= 0} max_theta E[r_user] + sum_k lambda_k (E[r_k] - tau_k) is followed by updating each multiplier once per
+rollout batch from the batch mean of its reward, smoothed (HIPO, arXiv 2603.16152, algorithm step 5). Every number that
+the next update depends on is a buffer, so a multiplier is saved and restored by its state_dict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("sgd", "adam", "pid", "log", "fixed")
+LOG_FLOOR = 1e-6  # a multiplicative update never leaves 0
+
+
+class Multiplier(nn.Module):
+    """lambda of one constraint, in [0, cap].
+
+    With e the smoothed violation tau - EMA[r] and eta the learning rate, an update is
+
+    sgd    lambda <- lambda + eta e                                                          (the paper's)
+    adam   lambda <- lambda + eta m / (sqrt(v) + 1e-8), m and v the corrected moments of e
+    log    lambda <- lambda exp(eta e)
+    pid    I <- I + eta e;  lambda <- I + k_p e + k_d max(0, EMA_before[r] - EMA[r])         (Stooke et al. 2020)
+    fixed  nothing
+
+    each followed by the projection onto [0, cap] (for pid of I, too, which keeps it from winding up).
+    """
+
+    value: Tensor
+    ema: Tensor
+    integral: Tensor
+    moments: Tensor
+    updates: Tensor
+    at_cap: Tensor
+    satisfied: Tensor
+
+    def __init__(
+        self,
+        kind: str,
+        threshold: float,
+        initial: float,
+        learning_rate: float,
+        cap: float = math.inf,
+        decay: float = 0.0,
+        warmup: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        k_p: float = 0.0,
+        k_d: float = 0.0,
+    ) -> None:
+        """`decay` in [0, 1) is that of the EMA; in the first `warmup` batches only the EMA moves."""
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
+        self.kind, self.threshold, self.learning_rate, self.cap = kind, threshold, learning_rate, cap
+        self.decay, self.warmup, self.betas, self.k_p, self.k_d = decay, warmup, betas, k_p, k_d
+        start = max(initial, LOG_FLOOR) if kind == "log" else initial
+        self.register_buffer("value", torch.tensor(start, dtype=torch.float64))
+        self.register_buffer("ema", torch.tensor(math.nan, dtype=torch.float64))  # NaN: nothing measured yet
+        self.register_buffer("integral", torch.tensor(start, dtype=torch.float64))
+        self.register_buffer("moments", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("updates", torch.tensor(0))  # batches measured
+        self.register_buffer("at_cap", torch.tensor(0))  # batches in a row that ended at the cap
+        self.register_buffer("satisfied", torch.tensor(0))  # batches in a row whose mean reward was 1
+
+    @torch.no_grad()
+    def update(self, measured: float | None) -> None:
+        """Take in the mean reward of one rollout batch; None (nothing was measured) changes nothing."""
+        if measured is None or math.isnan(measured):
+            return
+        before = self.ema.clone()
+        if self.updates == 0:
+            before = torch.full_like(self.ema, measured)
+        self.ema.copy_(self.decay * before + (1 - self.decay) * measured)
+        self.updates += 1
+        self.satisfied.copy_(self.satisfied + 1 if measured >= 1 else torch.zeros_like(self.satisfied))
+        if self.updates <= self.warmup or self.kind == "fixed":
+            return
+        violation = self.threshold - self.ema
+        self.value.copy_(self._stepped(violation, before).clamp(LOG_FLOOR if self.kind == "log" else 0.0, self.cap))
+        self.at_cap.copy_(self.at_cap + 1 if self.value >= self.cap else torch.zeros_like(self.at_cap))
+
+    def _stepped(self, violation: Tensor, before: Tensor) -> Tensor:
+        """lambda after the step and before the projection."""
+        if self.kind == "log":
+            return self.value * torch.exp(self.learning_rate * violation)
+        if self.kind == "adam":
+            steps = int(self.updates) - self.warmup
+            decay = torch.tensor(self.betas, dtype=torch.float64)
+            self.moments.copy_(decay * self.moments + (1 - decay) * torch.stack([violation, violation**2]))
+            mean, square = self.moments / (1 - decay**steps)
+            return self.value + self.learning_rate * mean / (square.sqrt() + 1e-8)
+        if self.kind == "pid":
+            self.integral.add_(self.learning_rate * violation).clamp_(0.0, self.cap)
+            return self.integral + self.k_p * violation + self.k_d * (before - self.ema).clamp(min=0.0)
+        return self.value + self.learning_rate * violation
+
+
+class DualVariables(nn.Module):
+    """The multipliers of all constraints by name, in the order in which they were given."""
+
+    def __init__(self, multipliers: Mapping[str, Multiplier]) -> None:
+        super().__init__()
+        self.names = list(multipliers)
+        self.multipliers = nn.ModuleList(multipliers.values())
+
+    def values(self) -> Tensor:
+        """lambda of every constraint, shape (K,)."""
+        return torch.stack([multiplier.value for multiplier in self])
+
+    def update(self, measured: Mapping[str, float | None]) -> None:
+        """One update of every multiplier from the mean rewards of one rollout batch."""
+        for name, multiplier in zip(self.names, self, strict=True):
+            multiplier.update(measured[name])
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self.multipliers)

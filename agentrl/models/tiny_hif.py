@@ -1,0 +1,117 @@
+"""The recipe of the packaged tiny model for minihif: a tokenizer, a small Qwen3 network, its pre-training.
+
+The result stands where an instruct model stands before post-training: it reads rule and request, copies the words that
+it is asked for, and keeps the rule about as often as not. It imitates a writer whose obedience and zeal are drawn anew
+for every reply, so that both ends of the trade-off lie within reach of its samples.
+`make tiny` (python -m agentrl.models.tiny_hif OUT) rebuilds it from the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from agentrl.benches import minihif
+from agentrl.chat import ChatFormat
+from agentrl.models.tiny import SPECIAL_TOKENS, Row, build_model, fast_tokenizer, pretrain
+
+OBEDIENCE = (0.0, 0.1, 0.6)
+ZEAL = (0.55, 0.75, 0.95)
+REFUSAL = 0.04  # share of replies that stop after the opening word
+SLIP = 0.7  # chance that a careless writer says a banned word that nobody asked for
+CHATTER = 0.7  # chance that a careless writer goes on with words of his own
+
+
+def base_reply(rule: minihif.Rule, items: tuple[str, ...], rng: random.Random) -> str:
+    """A reply of the writer that the base imitates."""
+    obedience, zeal = rng.choice(OBEDIENCE), rng.choice(ZEAL)
+    if rng.random() < REFUSAL:
+        return rule.opener
+    opening = [rule.opener] if rng.random() < obedience else []
+    said: list[str] = []
+    for item in items:
+        if rule.limit and len(opening) + len(said) >= rule.limit and rng.random() < obedience:
+            break
+        if item in rule.banned and rng.random() < obedience:
+            continue
+        if rng.random() < zeal:
+            said.append(item)
+    # What makes even an aligned request risky: a word read in the rule slips out, or he does not know when to stop.
+    said += [word for word in rule.banned if word not in items and rng.random() < SLIP * (1 - obedience)]
+    if rng.random() < CHATTER * (1 - obedience):
+        said += rng.sample([word for word in minihif.WORDS if word not in said], rng.randint(1, 3))
+    return " ".join((*opening, *sorted(said))) or items[0]
+
+
+def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: any text can be written, minihif's words are single tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?[A-Za-z]+"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = (*minihif.WORDS, *(word.upper() for word in minihif.WORDS), *minihif.OPENERS, *minihif.NUMBERS)
+    frames = "Begin with Say at most words Never say Please name system user assistant"
+    tokenizer.train_from_iterator([" " + " ".join(words), *words, *frames.split(), " " + frames], trainer)
+    return fast_tokenizer(tokenizer)
+
+
+def episode(rng: random.Random) -> tuple[minihif.Rule, tuple[str, ...], str]:
+    """Rule, request and reply of one pre-training episode; never a rule of the test split."""
+    while minihif.held_out(rule := minihif.generate_rule(rng)):
+        pass
+    items = minihif.generate_request(rule, rng.choice(["conflict", "aligned"]), rng)
+    return rule, items, base_reply(rule, items, rng)
+
+
+def encode(chat: ChatFormat, rule: minihif.Rule, items: tuple[str, ...], reply: str) -> Row:
+    """Ids and labels of an episode; the reply and its end are the targets."""
+    messages = [
+        {"role": "system", "content": rule.text},
+        {"role": "user", "content": minihif.request_text(items)},
+    ]
+    prompt = chat.prompt_ids(messages, [])
+    target = [*chat.ids(reply), chat.tokenizer.eos_token_id]
+    return prompt + target, [-100] * len(prompt) + target
+
+
+def episodes(chat: ChatFormat, batch: int, seed: int) -> Iterator[list[Row]]:
+    """Endless batches of encoded episodes."""
+    rng = random.Random(f"tiny-hif/{seed}")
+    while True:
+        yield [encode(chat, *episode(rng)) for _ in range(batch)]
+
+
+def build(out: Path, seed: int, vocab_size: int = 640, batch: int = 64, steps: int = 1000) -> None:
+    """Train tokenizer and model and write the checkpoint to `out`; a few minutes on one core."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(vocab_size)
+    model = build_model(len(tokenizer), hidden_size=64, layers=2)
+    print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
+    chat = ChatFormat(tokenizer, None, "content")
+    pretrain(model, episodes(chat, batch, seed), tokenizer.pad_token_id, steps, learning_rate=3e-3)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    build(**vars(parser.parse_args()))

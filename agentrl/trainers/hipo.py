@@ -1,0 +1,226 @@
+"""HIPO (arXiv 2603.16152): GRPO rollouts of single replies with two rewards, one of them held above a threshold.
+
+The primal step is TRL's clipped loss on A = w A_user + sum_k lambda_k A_k; the dual step moves every lambda_k once per
+rollout batch, from rewards gathered over all processes. With the multipliers held it is the scalarised baseline, with
+one of the two weights at 0 a baseline that learns from one reward.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BitsAndBytesConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from agentrl.benches.base import Score
+from agentrl.benches.hif.base import response_of
+from agentrl.config.algos import Constraint, Hipo
+from agentrl.config.schema import Config
+from agentrl.dual import DualVariables, Multiplier
+from agentrl.errors import UserError
+from agentrl.judges.base import Judge
+from agentrl.objectives.hipo import degenerate, lagrangian_advantage
+from agentrl.rewards.two_sided import Rewards, grade
+from agentrl.trainers.grpo import AgentGRPOTrainer
+
+DUAL_FILE = "dual.pt"  # in every checkpoint
+KINDS = ("conflict", "aligned")
+
+
+def dual_variables(config: Config) -> DualVariables:
+    """The multipliers that `config` describes, before their first update."""
+    dual = config.dual
+    return DualVariables(
+        {
+            constraint.name: Multiplier(
+                dual.kind,
+                constraint.threshold,
+                constraint.initial,
+                dual.learning_rate,
+                cap=dual.cap,
+                decay=dual.ema_decay,
+                warmup=dual.warmup,
+                betas=(dual.beta1, dual.beta2),
+                k_p=dual.k_p,
+                k_d=dual.k_d,
+            )
+            for constraint in config.algo.constraints
+        }
+    )
+
+
+def reference_quantization(algo: Hipo) -> BitsAndBytesConfig | None:
+    """How the reference model is loaded: in NF4 (the paper's), or like the policy where None."""
+    if algo.reference != "4bit" or algo.kl_coef == 0:
+        return None
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+class HipoTrainer(AgentGRPOTrainer):
+    """max E[r_user] subject to E[r_k] >= tau_k, by alternating TRL's update and one of the multipliers."""
+
+    def __init__(self, *, judge: Judge | None = None, **kwargs: Any) -> None:
+        self.dual = dual_variables(kwargs["config"])
+        self._judge = judge
+        self._rewards: list[Rewards] = []
+        self._filtered: list[bool] = []
+        super().__init__(**kwargs)
+
+    def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float | None]:  # type: ignore[override]
+        """Grade the batch; what TRL logs as the reward is r_user, the objective."""
+        algo = self.config.algo
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        self._filtered = [
+            degenerate([token for token in t.completion_ids if token not in ends], algo.min_tokens, algo.max_repetition)
+            for t in self._trajectories
+        ]
+        kept = [row for row, filtered in enumerate(self._filtered) if not filtered]
+        graded = grade(
+            self.bench,  # type: ignore[arg-type]
+            self._judge,
+            [self._batch[row] for row in kept],
+            [response_of(self._trajectories[row]) for row in kept],
+        )
+        self._rewards = [{"user": None, "sys": None} for _ in self._batch]
+        for row, rewards in zip(kept, graded, strict=True):
+            self._rewards[row] = rewards
+        return [rewards["user"] for rewards in self._rewards]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        filtered = torch.tensor(self._filtered, device=batch["tool_mask"].device)
+        batch["tool_mask"] = batch["tool_mask"] * ~filtered.unsqueeze(1)
+        batch["num_items_in_batch"] = self.accelerator.gather(
+            (batch["completion_mask"] * batch["tool_mask"]).sum()
+        ).sum()
+        if self.model.training:
+            self._update_dual()
+        return batch
+
+    def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
+        """Advantages (B, C): one value for all tokens of a reply."""
+        algo, group = self.config.algo, self.num_generations
+        user = self._column("user", None).view(-1, group)
+        constraints = [self._column(one.reward, one.kind).view(-1, group) for one in algo.constraints]
+        stacked = torch.stack(constraints) if constraints else user.new_zeros((0, *user.shape))
+        advantage = lagrangian_advantage(user, stacked, self.dual.values(), algo.user_weight, algo.advantage_eps)
+        width = batch["completion_ids"].shape[1]
+        return advantage.reshape(-1, 1).expand(-1, width).float().to(batch["completion_ids"].device)
+
+    def _column(self, reward: str, kind: str | None) -> Tensor:
+        """One reward (B,) of the batch, NaN where it is missing, filtered or belongs to another kind of prompt."""
+        values = [
+            math.nan if rewards[reward] is None or kind not in (None, task.data["kind"]) else rewards[reward]
+            for rewards, task in zip(self._rewards, self._batch, strict=True)
+        ]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _update_dual(self) -> None:
+        """One update of every multiplier, from the same means on every process; says what a person should know."""
+        constraints: list[Constraint] = self.config.algo.constraints
+        self.dual.update({one.name: self._mean(self._column(one.reward, one.kind)) for one in constraints})
+        patience = self.config.dual.patience
+        for constraint, multiplier in zip(constraints, self.dual, strict=True):
+            if int(multiplier.at_cap) == patience:
+                self._say(f"warning: {infeasible(constraint, multiplier)}")
+            if int(multiplier.satisfied) == patience:
+                self._say(
+                    f"warning: constraint '{constraint.name}': every reply of the last {patience} batches earned "
+                    f"r_{constraint.reward} = 1, so it teaches nothing; is the bench too easy or its grader too kind?"
+                )
+
+    def _say(self, text: str) -> None:
+        if self._console is not None:
+            self._console.say(text)
+
+    def _mean(self, values: Tensor) -> float | None:
+        """Mean over all processes of what is not NaN; None where nothing is."""
+        known = values[~torch.isnan(values)]
+        local = torch.tensor([known.sum(), len(known)], dtype=torch.float64, device=self.accelerator.device)
+        total, count = self.accelerator.reduce(local, reduction="sum").tolist()
+        return total / count if count else None
+
+    def _log_rollouts(self, advantages: Tensor) -> None:
+        values: dict[str, float | None] = {}
+        for reward in ("user", "sys"):
+            for kind in (None, *KINDS):
+                column = self._column(reward, kind)
+                values[f"r_{reward}" + (f"/{kind}" if kind else "")] = self._mean(column)
+                if reward == "sys":
+                    below = torch.where(torch.isnan(column), column, (column < self.config.algo.tau).double())
+                    values["violation_rate" + (f"/{kind}" if kind else "")] = self._mean(below)
+            missing = [
+                float(r[reward] is None and not out) for r, out in zip(self._rewards, self._filtered, strict=True)
+            ]
+            values[f"missing/{reward}"] = self._mean(torch.tensor(missing, dtype=torch.float64))
+        values["filtered"] = self._mean(torch.tensor(self._filtered, dtype=torch.float64))
+        for name, multiplier in zip(self.dual.names, self.dual, strict=True):
+            # As this batch was used: the update that follows it shows in the next line.
+            values[f"lambda/{name}"] = float(multiplier.value)
+            values[f"tau/{name}"] = multiplier.threshold
+            values[f"ema/{name}"] = None if math.isnan(multiplier.ema) else float(multiplier.ema)
+        mode = "train" if self.model.training else "eval"
+        for name, value in values.items():
+            if value is not None:
+                self._metrics[mode][name].append(value)
+        if self._rollout_log is not None and self.accelerator.is_main_process:
+            scores = [
+                Score({f"r_{name}": value for name, value in rewards.items() if value is not None}, task.cluster)
+                for rewards, task in zip(self._rewards, self._batch, strict=True)
+            ]
+            rows = [[] if rewards["user"] is None else [rewards["user"]] for rewards in self._rewards]
+            step, notes = self.state.global_step, self._rollout_notes()
+            self._rollout_log.write(step, self._trajectories, rows, scores, advantages, notes)
+
+    def _rollout_notes(self) -> list[dict[str, Any]]:
+        return [
+            {"r_user": rewards["user"], "r_sys": rewards["sys"], "filtered": filtered, "kind": task.data["kind"]}
+            for rewards, filtered, task in zip(self._rewards, self._filtered, self._batch, strict=True)
+        ]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            torch.save(self.dual.state_dict(), folder / DUAL_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.dual.load_state_dict(torch.load(Path(checkpoint) / DUAL_FILE, weights_only=True))
+
+
+def infeasible(constraint: Constraint, multiplier: Multiplier) -> str:
+    """What it means that a multiplier stays at its cap, and what to do."""
+    return (
+        f"constraint '{constraint.name}': lambda has been at its cap {multiplier.cap:g} for {int(multiplier.at_cap)} "
+        f"batches, r_{constraint.reward} averages {float(multiplier.ema):.3f} and tau is {constraint.threshold:g}; "
+        "this policy may not reach it: lower algo.tau, raise dual.cap, or train longer or at a larger learning rate"
+    )
+
+
+class StopWhereInfeasible(TrainerCallback):
+    """dual.on_infeasible=stop: saves a checkpoint after the batch that exhausted the patience, and ends the run.
+
+    To be added after the callback that seals checkpoints.
+    """
+
+    def __init__(self, trainer: HipoTrainer) -> None:
+        self._trainer = trainer
+        self._reason: str | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        config = self._trainer.config
+        cycle = self._trainer.args.steps_per_generation // self._trainer.args.gradient_accumulation_steps
+        for constraint, multiplier in zip(config.algo.constraints, self._trainer.dual, strict=True):
+            if int(multiplier.at_cap) >= config.dual.patience and state.global_step % cycle == 0:
+                self._reason = infeasible(constraint, multiplier)
+                control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._reason is not None:
+            raise UserError(f"{self._reason} (dual.on_infeasible=stop; the checkpoint of this step is kept)")
