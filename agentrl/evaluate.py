@@ -8,9 +8,11 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from agentrl.benches.base import Bench, Task
+from agentrl.benches.base import Bench, Score, Task
 from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
+from agentrl.judges.base import Judge
+from agentrl.rewards.two_sided import scores
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.rollout.preparation import prepared
 from agentrl.run import RunDirectory
@@ -43,10 +45,12 @@ def evaluate(
     phase: str,
     console: RunConsole,
     stop: StopRequest,
+    judge: Judge | None = None,
 ) -> list[Item]:
     """Roll out and score `tasks`, `config.samples` times each; items land in eval/<phase>.jsonl.
 
-    An item that the file holds already is not played again; several processes share the rest.
+    `judge` grades what a suite of instruction hierarchies leaves open. An item that the file holds already is not
+    played again; several processes share the rest.
     Raises Interrupted on a stop request.
     """
     path = run.eval_dir / f"{phase}.jsonl"
@@ -71,23 +75,23 @@ def evaluate(
         width = -(-len(share) // state.num_processes)
         episodes = [Episode(task, bench.environment(task)) for task, _ in mine + share[: width - len(mine)]]
         trajectories = engine.rollout(episodes, Decoding(config.temperature))[: len(mine)]
+        graded = scores(bench, judge, [task for task, _ in mine], trajectories)
         played = [
-            item_record(bench, task, sample, trajectory)
-            for (task, sample), trajectory in zip(mine, trajectories, strict=True)
+            item_record(score, task, sample, trajectory)
+            for score, (task, sample), trajectory in zip(graded, mine, trajectories, strict=True)
         ]
         for item in gather_object(played):
             items.append(item)
             if state.is_main_process:
                 run.append(path, item)
-        solved = mean_interval([item["metrics"].get(bench.solve_metric, 0.0) for item in items]).mean
+        solved = mean_interval([item["metrics"].get(bench.solve_metric, 0.0) or 0.0 for item in items]).mean
         console.update(label, len(items), f"{bench.solve_metric} {solved:.3f}", line=True)
     console.finish(label)
     return items
 
 
-def item_record(bench: Bench, task: Task, sample: int, trajectory: Trajectory) -> Item:
+def item_record(score: Score, task: Task, sample: int, trajectory: Trajectory) -> Item:
     """One line of eval/*.jsonl. Truncation and tool errors are kept apart from the score."""
-    score = bench.score(task, trajectory)
     return {
         "id": task.id,
         "sample": sample,
@@ -106,7 +110,8 @@ def item_record(bench: Bench, task: Task, sample: int, trajectory: Trajectory) -
 def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, float]]:
     """Every metric's value of every item, {metric: {item: value}}, the item's samples taken together.
 
-    Scores are averaged over samples; a sample without a metric counts 0, as the official scorers count it.
+    Scores are averaged over samples; a sample without a metric counts 0, as the official scorers count it. A
+    metric that is None is missing (a judge gave no verdict): it is left out, and so is an item with nothing else.
     `query_error` is the share of samples with a failed call. `call_error` is linearised so that its mean is failed
     calls / calls. With n > 1 samples, pass@k and pass^k for k = 1, 2, 4, ... up to n: an attempt passes if its solve
     metric is 1. Where items belong to several suites, the mean of `macro` is the mean of the suites' solve rates.
@@ -115,10 +120,11 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
     for item in items:
         samples.setdefault(item["id"], []).append(item)
 
-    def mean_of(value: Callable[[Item], float]) -> dict[str, float]:
-        return {name: sum(map(value, tries)) / len(tries) for name, tries in samples.items()}
+    def mean_of(value: Callable[[Item], float | None]) -> dict[str, float]:
+        known = {name: [one for one in map(value, tries) if one is not None] for name, tries in samples.items()}
+        return {name: sum(one) / len(one) for name, one in known.items() if one}
 
-    def metric(name: str) -> Callable[[Item], float]:
+    def metric(name: str) -> Callable[[Item], float | None]:
         return lambda item: item["metrics"].get(name, 0.0)
 
     names = sorted({name for item in items for name in item["metrics"]})
@@ -132,7 +138,7 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
     if solve_metric in values and len(set(suites.values())) > 1:
         values["macro"] = linearised_macro(values[solve_metric], suites)
     n = min(map(len, samples.values()), default=0)
-    passed = {name: sum(t["metrics"].get(solve_metric, 0.0) >= 1 for t in tries) for name, tries in samples.items()}
+    passed = {name: sum((t["metrics"].get(solve_metric) or 0.0) >= 1 for t in tries) for name, tries in samples.items()}
     for k in [2**power for power in range(n.bit_length())] if n > 1 else []:
         values[f"pass@{k}"] = {name: pass_at_k(len(samples[name]), passed[name], k) for name in samples}
         values[f"pass^{k}"] = {name: pass_hat_k(len(samples[name]), passed[name], k) for name in samples}

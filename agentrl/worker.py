@@ -149,11 +149,11 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
         try:
             # A resumed run evaluated before it trained; its file is read back.
             if config.eval.before:
-                before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop)
+                before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop, judge)
             if not train(trainer, run, config, checkpoint, console):
                 return False
             if config.eval.after:
-                after = evaluate(engine, bench, test_tasks, config.eval, run, "after", console, stop)
+                after = evaluate(engine, bench, test_tasks, config.eval, run, "after", console, stop, judge)
         except Interrupted:
             return False
         trainer.save_model(str(run.path / "model"))

@@ -29,10 +29,18 @@ from agentrl.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 GROUPS = sorted(config_help.GROUPS)
-NEEDED = {  # keys without a value
+HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda")
+NEEDED = {  # keys without a value, and the method and the judge that suites of instruction hierarchies ask for
     "model=custom": ["model.path=some/checkpoint"],
     "bench=ftrl": [f"bench.path={ROOT}"],
-    **{f"bench={name}": [f"bench.path={ROOT}"] for name in HIF_BENCHES if name != "systemcheck"},
+    **{
+        f"bench={name}": [
+            *([] if name == "systemcheck" else [f"bench.path={ROOT}"]),
+            *("algo=hipo", "judge=openai", "judge.model=some-model"),
+        ]
+        for name in HIF_BENCHES
+    },
+    "bench=minihif": ["algo=hipo"],
     "judge=openai": ["judge.model=some-model"],
     "judge=local": ["judge.path=some/checkpoint"],
 }
@@ -81,7 +89,47 @@ def test_every_option_composes_and_validates(override: str, tmp_path: Path) -> N
 def test_every_algo_model_bench_combination_composes_and_validates() -> None:
     groups = [[f"{g}={o}" for o in config_help.options(CONF, g) if o != "custom"] for g in ("algo", "model", "bench")]
     for overrides in itertools.product(*groups):
-        validate(config_of(*overrides, *NEEDED.get(overrides[-1], [])))
+        algo, bench = overrides[0].removeprefix("algo="), overrides[-1].removeprefix("bench=")
+        needed = [key for key in NEEDED.get(overrides[-1], []) if not key.startswith("algo=")]
+        if bench in (*HIF_BENCHES, "minihif"):
+            fits = algo in (*HIPO, "sft")
+        else:
+            fits = algo not in HIPO
+        if fits:
+            validate(config_of(*overrides, *needed))
+        else:
+            with pytest.raises(UserError):
+                validate(config_of(*overrides, *needed))
+
+
+def test_hipo_defaults_are_the_papers_and_bring_bench_and_model() -> None:
+    config = config_of("algo=hipo", "model=qwen3-1.7b", "bench=systemcheck")
+    trainer, rollout, dual = config.trainer, config.rollout, config.dual
+    assert (trainer.learning_rate, trainer.epochs, trainer.prompts_per_batch) == (5e-6, 20, 1)
+    assert (rollout.num_generations, rollout.temperature, rollout.top_p) == (4, 0.7, 0.9)
+    assert (rollout.max_completion_tokens, config.algo.kl_coef) == (256, 0.05)
+    assert (dual.kind, dual.initial, dual.learning_rate, dual.cap, dual.ema_decay) == ("sgd", 2.0, 0.07, 20.0, 0.9)
+    (constraint,) = config.algo.constraints
+    assert (constraint.reward, constraint.kind, constraint.threshold, constraint.initial) == ("sys", None, 0.7, 2.0)
+    for algo, weight, kind, multiplier in (
+        ("sys_only", 0.0, "fixed", 1.0),
+        ("user_only", 1.0, "fixed", 0.0),
+        ("fixed_lambda", 1.0, "fixed", 1.0),
+    ):
+        config = config_of(f"algo={algo}")
+        assert (config.bench.name, config.model.name) == ("minihif", "tiny_hif")
+        assert (config.algo.user_weight, config.dual.kind, config.dual.initial) == (weight, kind, multiplier)
+
+
+def test_constraints_are_a_list_of_checked_groups() -> None:
+    several = "algo.constraints=[{name: a, reward: sys, kind: conflict, threshold: 0.5, initial: 1}]"
+    assert config_of("algo=hipo", several).algo.constraints[0].kind == "conflict"
+    assert "unknown key algo.constraints.0.tau" in refusal("algo=hipo", "algo.constraints=[{name: a, tau: 1}]")
+    assert "threshold has no value" in refusal("algo=hipo", "algo.constraints=[{name: a, reward: sys, kind: null}]")
+    assert "not a list of groups" in refusal("algo=hipo", "algo.constraints=[sys]")
+    twice = "algo.constraints=[{name: a, reward: sys, kind: null, threshold: 0.5, initial: 1},"
+    twice += "{name: a, reward: user, kind: null, threshold: 0.5, initial: 1}]"
+    assert "share a name" in refusal("algo=hipo", twice)
 
 
 def test_every_directory_of_conf_is_a_documented_group() -> None:
@@ -179,6 +227,24 @@ def test_unknown_keys_and_wrong_types(override: str, words: str) -> None:
 
 
 IMPOSSIBLE = [
+    ("algo=hipo algo.tau=1.2", "algo.tau=1.2: rewards lie in [0, 1]"),
+    ("algo=hipo algo.tau=-0.1", "algo.tau"),
+    ("algo=hipo algo.user_weight=-1", "algo.user_weight"),
+    ("algo=user_only algo.user_weight=0", "nothing is left to learn from"),
+    ("algo=hipo algo.importance_level=turn", "algo.importance_level"),
+    ("algo=hipo algo.reference=4bit", "NF4 has kernels for CUDA alone; set algo.reference=copy"),
+    ("algo=hipo algo.max_repetition=2", "algo.max_repetition"),
+    ("algo=hipo dual.initial=30", "must lie in [0, dual.cap=20]"),
+    ("algo=hipo bench=minihop", "bench=minihop: has one reward"),
+    ("algo=grpo bench=minihif", "has no tools for algo=grpo"),
+    ("algo=hipo bench=systemcheck", "judge=program: no program grades bench=systemcheck"),
+    ("algo=hipo bench.path=x.jsonl", "minihif is generated"),
+    ("dual.kind=newton", "dual.kind=newton is not a choice"),
+    ("dual.cap=0", "dual.cap"),
+    ("dual.ema_decay=1", "dual.ema_decay"),
+    ("dual.patience=0", "dual.patience"),
+    ("dual=log dual.initial=0", "0 stays 0"),
+    ("dual.on_infeasible=halt", "dual.on_infeasible"),
     ("algo.q=1.5", "algo.q=1.5"),
     ("algo.q=-0.1", "algo.q"),
     ("algo.q=nan", "algo.q=nan"),

@@ -218,7 +218,8 @@ def test_tensortrust_helpful_is_the_users_side(trust: Any) -> None:
 def test_results_are_broken_down_and_averaged_over_suites(trust: Any) -> None:
     tasks = trust.tasks("train")
     # A model that grants access to everyone: it fails hijacking, keeps the code, and helps.
-    items = [item_record(trust, task, 0, trajectory(task, "Access granted")) for task in tasks]
+    granted = [(task, trajectory(task, "Access granted")) for task in tasks]
+    items = [item_record(trust.score(task, reply), task, 0, reply) for task, reply in granted]
     summary = summarise([], items, trust.solve_metric)["after"]
     sizes = Counter(task.data["suite"] for task in tasks)
     assert summary["r_sys"]["mean"] == pytest.approx((sizes["extraction"] + sizes["helpful"]) / len(tasks))

@@ -157,7 +157,7 @@ def test_the_judge_says_what_the_program_leaves_open_and_a_missing_verdict_is_ex
     assert torch.allclose(batch["advantages"][:, 0], expected.flatten().float(), atol=1e-5)
     silent = make_trainer(composed("algo=hipo", *SMALL), tmp_path, reply)
     silent.bench.rewards = trainer.bench.rewards
-    with pytest.raises(UserError, match="choose a judge"):
+    with pytest.raises(UserError, match="no program can tell r_sys"):
         rolled(silent)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,13 +25,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Score:
-    """Metrics of one trajectory. A metric that the official rule leaves unset is absent.
+    """Metrics of one trajectory. A metric that the official rule leaves unset is absent; one that a judge
+    failed to give is None.
 
     `groups` names the breakdowns that the item belongs to, e.g. {"hops": "3"}: summary.json repeats the results of
     each. They depend on the task alone.
     """
 
-    metrics: dict[str, float]
+    metrics: Mapping[str, float | None]
     cluster: str
     groups: dict[str, str] = field(default_factory=dict)
 

@@ -18,7 +18,7 @@ from agentrl.benches.base import Task
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn
 from agentrl.config.benches import Minihif
 
-OPENERS = ("sure", "well", "okay", "right", "fine", "yes", "hello", "thanks")
+OPENERS = ("sure", "well", "okay", "thanks")
 NAMES = "ant bat bee cat cow dog elk fox hen jay owl pig ram rat sow yak"  # in the order in which replies name them
 WORDS = tuple(NAMES.split())
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -150,6 +150,9 @@ class MinihifBench(SingleTurn):
             "r_user": user_reward(task.data["items"], response),
             "violation": float(r_sys < 1),
         }
+
+    def groups(self, task: Task) -> dict[str, str]:
+        return {"kind": task.data["kind"]}
 
     def expert_response(self, task: Task) -> str:
         """A reply that keeps the rule and otherwise serves the user."""

@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import Pact, Sft
-from agentrl.config.benches import Ftrl, Minihop, ToolHop
+from agentrl.config.algos import Hipo, Pact, Sft
+from agentrl.config.benches import Ftrl, HifConfig, Minihop, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
 from agentrl.config.schema import Anneal, Config, Hardware, Rollout, Trainer
@@ -175,6 +175,11 @@ def _machine(config: Config) -> list[str]:
         warnings.append(
             f"rollout.temperature={config.rollout.temperature:g}: TRL divides all logits by it, those of the SFT term "
             "too; 1 is the paper's"
+        )
+    if isinstance(config.algo, Hipo) and isinstance(config.bench, HifConfig) and config.judge.name == "program":
+        warnings.append(
+            "judge=program: no program knows whether the user was served, so where the suite leaves r_user open it is "
+            "the share of the request's words that a reply takes up; judge=openai, local or distilled read the reply"
         )
     if hardware.device == "cpu":
         vllm_rule = "vLLM rollouts need a GPU; set hardware.vllm=off, or hardware=gpu"

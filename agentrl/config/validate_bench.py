@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.algos import Grpo, Hipo, Sft
-from agentrl.config.benches import BFCL_GROUPS, Bfcl, Ftrl, HifConfig, Minihif, Minihop, SystemCheck, ToolHop
+from agentrl.config.benches import (
+    BFCL_GROUPS,
+    Bfcl,
+    Ftrl,
+    HifConfig,
+    Minihif,
+    Minihop,
+    Pairs,
+    RealGuardrails,
+    SystemCheck,
+    ToolHop,
+)
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
 from agentrl.config.schema import Config
@@ -29,6 +40,9 @@ def validate_bench(config: Config) -> None:
     if isinstance(config.algo, Hipo):
         two_rule = "has one reward, the algorithm needs a system's and a user's; set bench=minihif or another HIF suite"
         require(two_sided, "bench", config.bench.name, two_rule)
+        unaided = config.judge.name != "program" or not isinstance(config.bench, Pairs | SystemCheck | RealGuardrails)
+        judge_rule = f"no program grades bench={config.bench.name}; choose judge=openai, local or distilled"
+        require(unaided, "judge", config.judge.name, judge_rule)
     elif two_sided:
         tools_rule = (
             f"has no tools for algo={config.algo.name}; choose algo=hipo, sys_only, user_only, fixed_lambda or sft"

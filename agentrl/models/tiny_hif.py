@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,9 +23,17 @@ from agentrl.models.tiny import SPECIAL_TOKENS, Row, build_model, fast_tokenizer
 
 OBEDIENCE = (0.0, 0.1, 0.6)
 ZEAL = (0.55, 0.75, 0.95)
+Writer = Callable[[minihif.Rule, tuple[str, ...], random.Random], str]
 REFUSAL = 0.04  # share of replies that stop after the opening word
 SLIP = 0.7  # chance that a careless writer says a banned word that nobody asked for
 CHATTER = 0.7  # chance that a careless writer goes on with words of his own
+
+
+def lesson_reply(rule: minihif.Rule, items: tuple[str, ...], rng: random.Random) -> str:
+    """A reply that keeps the whole rule or serves the whole request: what the words mean is learned from these."""
+    if rng.random() < 0.5:
+        return " ".join((rule.opener, *minihif.permitted(rule, items)))
+    return " ".join(items)
 
 
 def base_reply(rule: minihif.Rule, items: tuple[str, ...], rng: random.Random) -> str:
@@ -47,6 +55,9 @@ def base_reply(rule: minihif.Rule, items: tuple[str, ...], rng: random.Random) -
     if rng.random() < CHATTER * (1 - obedience):
         said += rng.sample([word for word in minihif.WORDS if word not in said], rng.randint(1, 3))
     return " ".join((*opening, *sorted(said))) or items[0]
+
+
+PHASES: tuple[tuple[Writer, int, float], ...] = ((lesson_reply, 600, 5e-3), (base_reply, 500, 2e-3))
 
 
 def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -71,12 +82,12 @@ def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     return fast_tokenizer(tokenizer)
 
 
-def episode(rng: random.Random) -> tuple[minihif.Rule, tuple[str, ...], str]:
+def episode(reply: Writer, rng: random.Random) -> tuple[minihif.Rule, tuple[str, ...], str]:
     """Rule, request and reply of one pre-training episode; never a rule of the test split."""
     while minihif.held_out(rule := minihif.generate_rule(rng)):
         pass
     items = minihif.generate_request(rule, rng.choice(["conflict", "aligned"]), rng)
-    return rule, items, base_reply(rule, items, rng)
+    return rule, items, reply(rule, items, rng)
 
 
 def encode(chat: ChatFormat, rule: minihif.Rule, items: tuple[str, ...], reply: str) -> Row:
@@ -90,21 +101,22 @@ def encode(chat: ChatFormat, rule: minihif.Rule, items: tuple[str, ...], reply: 
     return prompt + target, [-100] * len(prompt) + target
 
 
-def episodes(chat: ChatFormat, batch: int, seed: int) -> Iterator[list[Row]]:
+def episodes(chat: ChatFormat, reply: Writer, batch: int, seed: int) -> Iterator[list[Row]]:
     """Endless batches of encoded episodes."""
     rng = random.Random(f"tiny-hif/{seed}")
     while True:
-        yield [encode(chat, *episode(rng)) for _ in range(batch)]
+        yield [encode(chat, *episode(reply, rng)) for _ in range(batch)]
 
 
-def build(out: Path, seed: int, vocab_size: int = 640, batch: int = 64, steps: int = 1000) -> None:
+def build(out: Path, seed: int, vocab_size: int = 640, batch: int = 64) -> None:
     """Train tokenizer and model and write the checkpoint to `out`; a few minutes on one core."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(vocab_size)
     model = build_model(len(tokenizer), hidden_size=64, layers=2)
     print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
     chat = ChatFormat(tokenizer, None, "content")
-    pretrain(model, episodes(chat, batch, seed), tokenizer.pad_token_id, steps, learning_rate=3e-3)
+    for number, (reply, steps, rate) in enumerate(PHASES):
+        pretrain(model, episodes(chat, reply, batch, seed + number), tokenizer.pad_token_id, steps, rate)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -36,6 +36,10 @@ class Panel:
 PANELS = (
     Panel("reward", "Reward", "mean reward of a rollout", ("reward",)),
     Panel("solve_rate", "Solve rate (training rollouts)", "share solved", ("solve_rate",)),
+    Panel("r_sys", "Reward of the system's side", "mean r_sys", ("r_sys", "r_sys/conflict", "r_sys/aligned")),
+    Panel("r_user", "Reward of the user's side", "mean r_user", ("r_user", "r_user/conflict", "r_user/aligned")),
+    Panel("violation_rate", "Replies below the threshold", "share of replies", ("violation_rate",)),
+    Panel("filtered", "Degenerate replies left out", "share of replies", ("filtered",)),
     Panel("anneal", "Annealing", "fraction", ("anneal/call_scale", "anneal/kept"), right="anneal/level", smooth=False),
     Panel("kl", "KL to the reference policy", "nats per token", ("kl",)),
     Panel("clip_ratio", "Ratio clip fraction", "share of tokens", ("clip_ratio",)),
@@ -75,9 +79,21 @@ def plot_run(metrics: Sequence[dict[str, Any]], plots_dir: Path) -> list[Path]:
 
 def panels(metrics: Sequence[dict[str, Any]]) -> list[Panel]:
     """What may be drawn of `metrics`: the panels above, and one for every key "loss/..."."""
-    losses = sorted({key for row in metrics for key in row if key.startswith("loss/")})
-    loss_panels = [Panel(key.replace("/", "_"), f"Loss: {key[5:]}", "loss", (key,)) for key in losses]
-    return [*PANELS[:2], *loss_panels, *PANELS[2:]]
+    keys = {key for row in metrics for key in row}
+    loss_panels = [
+        Panel(key.replace("/", "_"), f"Loss: {key[5:]}", "loss", (key,)) for key in sorted(keys) if key[:5] == "loss/"
+    ]
+    constraints = sorted(key[7:] for key in keys if key[:7] == "lambda/")
+    constraint_panels = [
+        Panel(
+            f"constraint_{name}", f"Constraint: {name}", "moving average", (f"ema/{name}", f"tau/{name}"), smooth=False
+        )
+        for name in constraints
+    ]
+    multipliers = Panel(
+        "lambda", "Multipliers", "lambda", tuple(f"lambda/{name}" for name in constraints), smooth=False
+    )
+    return [*PANELS[:2], *loss_panels, *constraint_panels, multipliers, *PANELS[2:]]
 
 
 def _has_values(metrics: Sequence[dict[str, Any]], panel: Panel) -> bool:
@@ -106,8 +122,10 @@ def _draw(ax: Axes, metrics: Sequence[dict[str, Any]], panel: Panel) -> None:
             continue
         marker = "o" if len(x) == 1 else ""
         if panel.smooth and len(x) >= 10:
-            ax.plot(x, y, color=RAW, linewidth=1, marker=marker)
-            lines += ax.plot(x, _smooth(y), color=SMOOTH, linewidth=2, label="smoothed")
+            alone = len(panel.keys) == 1
+            ax.plot(x, y, color=RAW if alone else colour, alpha=1 if alone else 0.3, linewidth=1)
+            colour, label = (SMOOTH, "smoothed") if alone else (colour, key)
+            lines += ax.plot(x, _smooth(y), color=colour, linewidth=2, label=label)
         else:
             lines += ax.plot(x, y, color=colour, linewidth=1.8, marker=marker, label=key)
     if panel.right is not None:

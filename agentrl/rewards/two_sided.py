@@ -3,40 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from agentrl.benches.base import Task
-from agentrl.benches.hif.base import HifBench, answer_of
+from agentrl.benches.base import Bench, Score, Task
+from agentrl.benches.hif.base import HifBench, SingleTurn, answer_of, response_of
+from agentrl.benches.hif.proxy import user_proxy
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge, JudgeRequest
+from agentrl.trajectory import Trajectory
 
 Rewards = dict[str, float | None]  # {"user": r_user, "sys": r_sys} in [0, 1]; None is missing and never 0
 SIDES = {"sys": "system", "user": "user"}  # reward -> what the judge holds the reply against
 
 
-def grade(bench: HifBench, judge: Judge | None, tasks: Sequence[Task], responses: Sequence[str]) -> list[Rewards]:
+def grade(
+    bench: HifBench | SingleTurn, judge: Judge | None, tasks: Sequence[Task], responses: Sequence[str]
+) -> list[Rewards]:
     """Rewards of every response to its task. What the program leaves open is put to the judge, all at once.
 
-    The two questions about a reply are separate requests: neither names the other side's prompt.
+    The two questions about a reply are separate requests: neither names the other side's prompt. Without a judge a
+    word-overlap stand-in takes the user's place (`user_proxy`); nothing can take the system's.
 
     Raises:
-        UserError: the program leaves a reward open and there is no judge.
+        UserError: the program leaves r_sys open and there is no judge.
         JudgeStopped: the judge cannot go on; its verdicts so far are in its cache.
     """
     graded = [bench.rewards(task, response) for task, response in zip(tasks, responses, strict=True)]
     opened = [(row, reward) for row, rewards in enumerate(graded) for reward in SIDES if rewards[reward] is None]
-    if not opened:
-        return graded
     if judge is None:
-        raise UserError(
-            f"bench={bench.name}: no program can tell r_{opened[0][1]} of {tasks[opened[0][0]].id}; choose a judge, "
-            "e.g. judge=openai judge.base_url=... judge.model=..."
-        )
-    verdicts = judge.score(
-        [
-            JudgeRequest(SIDES[reward], tasks[row].data[SIDES[reward]], answer_of(responses[row]))
-            for row, reward in opened
-        ]
-    )
-    for (row, reward), verdict in zip(opened, verdicts, strict=True):
+        for row, reward in opened:
+            if reward == "sys":
+                raise UserError(
+                    f"bench={bench.name}: no program can tell r_sys of {tasks[row].id}; choose one, e.g. judge=openai"
+                )
+            graded[row][reward] = user_proxy(tasks[row].data["user"], answer_of(responses[row]))
+        return graded
+    requests = [
+        JudgeRequest(SIDES[reward], tasks[row].data[SIDES[reward]], answer_of(responses[row])) for row, reward in opened
+    ]
+    for (row, reward), verdict in zip(opened, judge.score(requests) if requests else [], strict=True):
         graded[row][reward] = verdict.score
     return graded
+
+
+def scores(bench: Bench, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[Score]:
+    """The bench's own metrics of finished episodes, with r_sys and r_user beside them where a judge gives them.
+
+    A missing verdict is None: whoever takes a mean leaves it out.
+    """
+    own = [bench.score(task, trajectory) for task, trajectory in zip(tasks, trajectories, strict=True)]
+    if judge is None or not isinstance(bench, SingleTurn):
+        return own
+    graded = grade(bench, judge, tasks, [response_of(trajectory) for trajectory in trajectories])
+    joined = []
+    for score, rewards in zip(own, graded, strict=True):
+        judged: dict[str, Any] = {"r_sys": rewards["sys"], "r_user": rewards["user"]}
+        joined.append(
+            Score({**judged, **score.metrics}, score.cluster, score.groups)
+        )  # the suite's own rules come first
+    return joined

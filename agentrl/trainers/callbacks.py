@@ -90,7 +90,13 @@ class Record(TrainerCallback):
         self._at, self._tokens = now, tokens
         shown = [
             f"{label} {metrics[name]:.3f}"
-            for label, name in (("reward", "reward"), ("solve", "solve_rate"), ("loss", "loss/total"))
+            for label, name in (
+                ("reward", "reward"),
+                ("solve", "solve_rate"),
+                ("r_sys", "r_sys"),
+                ("lambda", "lambda/sys"),
+                ("loss", "loss/total"),
+            )
             if name in metrics
         ]
         self._console.update("train", state.global_step, "  ".join([*shown, f"{rate:,.0f} tok/s"]), line=True)

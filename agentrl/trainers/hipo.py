@@ -70,8 +70,8 @@ class HipoTrainer(AgentGRPOTrainer):
         self._filtered: list[bool] = []
         super().__init__(**kwargs)
 
-    def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float | None]:  # type: ignore[override]
-        """Grade the batch; what TRL logs as the reward is r_user, the objective."""
+    def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
+        """Grade the batch. TRL takes r_user for the reward, but complains of missing ones at length: 0 stands in."""
         algo = self.config.algo
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         self._filtered = [
@@ -88,7 +88,7 @@ class HipoTrainer(AgentGRPOTrainer):
         self._rewards = [{"user": None, "sys": None} for _ in self._batch]
         for row, rewards in zip(kept, graded, strict=True):
             self._rewards[row] = rewards
-        return [rewards["user"] for rewards in self._rewards]
+        return [rewards["user"] or 0.0 for rewards in self._rewards]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -164,6 +164,8 @@ class HipoTrainer(AgentGRPOTrainer):
             values[f"tau/{name}"] = multiplier.threshold
             values[f"ema/{name}"] = None if math.isnan(multiplier.ema) else float(multiplier.ema)
         mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["reward"].pop()  # TRL's, with zeros for what is missing
+        values["reward"] = values["r_user"]
         for name, value in values.items():
             if value is not None:
                 self._metrics[mode][name].append(value)

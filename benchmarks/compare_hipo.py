@@ -1,0 +1,136 @@
+"""HIPO against its baselines on minihif with the tiny model: runs what is missing, prints tables, draws the front.
+
+    python benchmarks/compare_hipo.py runs/hipo_minihif --jobs 2 --plot docs/hipo_minihif.png > table.md
+
+Every run contributes one number a metric (its mean over the test items, two samples each, at temperature 1); intervals
+are Student's t over the seeds. An interrupted command goes on where it stopped: finished runs are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from agentrl.stats import Interval, mean_interval
+
+TAUS = (0.7, 0.75, 0.8, 0.85, 0.9)
+LAMBDAS = (0.25, 0.5, 1.0, 2.0, 4.0)
+ARMS: dict[str, list[str]] = {
+    "sft": ["bench=minihif", "algo=sft"],
+    "sys_only": ["algo=sys_only"],
+    "user_only": ["algo=user_only"],
+    **{f"fixed_lambda {value:g}": ["algo=fixed_lambda", f"dual.initial={value:g}"] for value in LAMBDAS},
+    **{f"hipo tau={tau:g}": ["algo=hipo", f"algo.tau={tau:g}"] for tau in TAUS},
+}
+KINDS = ("all", "conflict", "aligned")
+COLUMNS = tuple((kind, metric) for kind in KINDS for metric in ("r_sys", "r_user"))
+
+
+def folder(runs: Path, arm: str, seed: int) -> Path:
+    return runs / arm.replace(" ", "-").replace("=", "") / f"seed{seed}"
+
+
+def start(runs: Path, arm: str, seed: int, extra: list[str]) -> None:
+    """One run as a process of its own; a failure is told at once and leaves the others alone."""
+    path = folder(runs, arm, seed)
+    place = [f"runs_dir={runs}", f"name={path.parent.name}", f"run_id={path.name}", f"seed={seed}"]
+    command = [sys.executable, "-m", "agentrl", *ARMS[arm], *place, "hardware.threads=1", *extra]
+    done = subprocess.run(command, capture_output=True, text=True)
+    state = "done" if done.returncode == 0 else f"failed: {done.stderr.strip().splitlines()[-1:]}"
+    print(f"{arm} seed {seed}: {state}", file=sys.stderr, flush=True)
+
+
+def summaries(runs: Path, arm: str, seeds: int) -> list[dict]:
+    """Of the completed runs of an arm."""
+    paths = [folder(runs, arm, seed) / "summary.json" for seed in range(seeds)]
+    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return [summary for summary in found if summary["status"] == "completed"]
+
+
+def over_seeds(found: list[dict], phase: str, kind: str, metric: str) -> Interval:
+    parts = [summary["eval"] if kind == "all" else summary["by"]["kind"][kind] for summary in found]
+    return mean_interval([part[phase][metric]["mean"] for part in parts])
+
+
+def cell(interval: Interval) -> str:
+    """`0.512 ± 0.032`: mean and half of the 95% interval; the mean alone for a single seed."""
+    half = interval.hi - interval.mean
+    return f"{interval.mean:.3f}" + (f" ± {half:.3f}" if half == half else "")
+
+
+def table(runs: Path, seeds: int) -> list[str]:
+    rows = ["| method | seeds | " + " | ".join(f"{metric} {kind}" for kind, metric in COLUMNS) + " |"]
+    rows.append("|---|---|" + "---|" * len(COLUMNS))
+    for number, arm in enumerate(ARMS):
+        found = summaries(runs, arm, seeds)
+        if not found:
+            continue
+        for name, phase in ([("base", "before")] if number == 0 else []) + [(arm, "after")]:
+            cells = [cell(over_seeds(found, phase, kind, metric)) for kind, metric in COLUMNS]
+            rows.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def plot(runs: Path, seeds: int, path: Path) -> None:
+    """r_user against r_sys, means over seeds with their 95% intervals; HIPO's thresholds as ticks on its points."""
+    figure = Figure(figsize=(7, 5), dpi=110, layout="constrained")
+    ax = figure.subplots()
+    styles = {"hipo": ("o", "#1f4e8c"), "fixed_lambda": ("s", "#c8553d")}
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for number, arm in enumerate(ARMS):
+        found = summaries(runs, arm, seeds)
+        if not found:
+            continue
+        method, _, value = arm.partition(" ")
+        marker, colour = styles.get(method, ("^", "#555555"))
+        for name, phase in ([("base", "before")] if number == 0 else []) + [(value or arm, "after")]:
+            x, y = (over_seeds(found, phase, "all", metric) for metric in ("r_sys", "r_user"))
+            bars = {"xerr": x.hi - x.mean, "yerr": y.hi - y.mean} if len(found) > 1 else {}
+            ax.errorbar(x.mean, y.mean, **bars, fmt=marker, color=colour, markersize=6, capsize=2, linewidth=1)
+            ax.annotate(name, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=8)
+            if method in styles:
+                lines.setdefault(method, []).append((x.mean, y.mean))
+    for method, points in lines.items():
+        marker, colour = styles[method]
+        ax.plot(*zip(*points, strict=True), color=colour, alpha=0.5, marker=marker, label=method)
+    ax.set_xlabel("mean r_sys on the test split")
+    ax.set_ylabel("mean r_user on the test split")
+    ax.set_title(f"minihif, tiny model, {seeds} seeds: means and 95% intervals")
+    ax.grid(alpha=0.25)
+    ax.legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--only", help="arms to run, e.g. hipo; the table shows whatever is there")
+    parser.add_argument("overrides", nargs="*", help="key=value for every run")
+    options = parser.parse_args()
+    runs = options.runs.absolute()
+    # Seed by seed, so that an early look compares all arms.
+    jobs = [
+        (arm, seed)
+        for seed in range(options.seeds)
+        for arm in ARMS
+        if options.only is None or arm.startswith(options.only)
+        if not (folder(runs, arm, seed) / "summary.json").exists()
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda job: start(runs, *job, options.overrides), jobs))
+    print("\n".join(table(runs, options.seeds)))
+    if options.plot is not None:
+        plot(runs, options.seeds, options.plot)
+
+
+if __name__ == "__main__":
+    main()
