@@ -46,7 +46,8 @@ def gradient(trainer, loss):
 
 
 def rewards_of(trainer, reward):
-    return torch.tensor([r[reward] for r in trainer._rewards], dtype=torch.float64).view(-1, trainer.num_generations)
+    values = [math.nan if r[reward] is None else r[reward] for r in trainer._rewards]
+    return torch.tensor(values, dtype=torch.float64).view(-1, trainer.num_generations)
 
 
 def test_one_update_of_primal_and_dual_by_hand(tmp_path: Path):
