@@ -48,12 +48,13 @@ def result_path(category: str, model: str) -> Path:
 
 
 def step_text(step: Step) -> str:
-    """The assistant's text with its calls, as sampled by a Qwen model."""
+    """The assistant's text with its calls, as a Qwen model writes them; reasoning is left out, as officially."""
+    text = step["text"].split("</think>")[-1].lstrip("\n")
     blocks = [
         f"<tool_call>\n{json.dumps({'name': call['name'], 'arguments': call['arguments']})}\n</tool_call>"
         for call in step["calls"]
     ]
-    return "\n".join([step["text"], *blocks] if step["text"] else blocks)
+    return "\n".join([text, *blocks] if text else blocks)
 
 
 def write_results(items: Sequence[Mapping[str, Any]], directory: Path, model: str) -> list[Path]:
