@@ -93,7 +93,7 @@ IFEVAL = [
     ("keywords:frequency", {"keyword": " war ", "frequency": 2, "relation": "at least"}, "War in software.", True),
     ("keywords:forbidden_words", {"forbidden_words": ["a.c"]}, "An abc.", False),  # a regular expression
     ("keywords:existence", {"keywords": ["^An"]}, "An abc.", True),
-    ("keywords:existence", {"keywords": ["c++"]}, "I like C++", True),  # no regular expression: upstream crashes
+    ("keywords:existence", {"keywords": ["f(x"]}, "Let F(x be", True),  # no regular expression: upstream crashes
     ("keywords:letter_frequency", {"letter": "A", "let_frequency": 2, "let_relation": "at least"}, "a A", True),
     ("keywords:letter_frequency", {"letter": "a", "let_frequency": 2, "let_relation": "less than"}, "a A", False),
     ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "it's two", False),
@@ -236,7 +236,7 @@ def test_an_empty_answer_never_passes(name: str) -> None:
 IFEVAL_MENDED = [
     ("keywords:existence", {"keywords": ["war"]}, "software", "A war."),
     ("keywords:frequency", {"keyword": "war", "frequency": 2, "relation": "at least"}, "war software", "War? War!"),
-    ("keywords:forbidden_words", {"forbidden_words": ["c++"]}, "I like c++ more", "C is fine"),
+    ("keywords:forbidden_words", {"forbidden_words": ["c#"]}, "I like c# more", "C is fine"),
     ("language:response_language", {"language": "en"}, "123", "This is plainly an English sentence."),
     ("detectable_content:number_placeholders", {"num_placeholders": 1}, "[]", "[name]"),
     ("detectable_format:number_bullet_lists", {"num_bullets": 1}, "---", "* one"),

@@ -29,7 +29,7 @@ def related(count: int, relation: str, bound: int) -> bool:
 
 
 def pattern(keyword: str) -> str:
-    """Upstream reads keywords as regular expressions and crashes on what is none, e.g. c++: here that is literal."""
+    """Upstream reads keywords as regular expressions and crashes on what is none, e.g. f(x: here that is literal."""
     try:
         re.compile(keyword)
     except re.error:
