@@ -63,7 +63,13 @@ def write(file: Path, rows: list[Any]) -> Path:
 
 
 def bench(path: Path, **changes: Any) -> FtrlBench:
-    values: dict[str, Any] = {"answer_tag": "train", "train_on_test": False, "test_fraction": 0.25, "data_seed": 0}
+    values: dict[str, Any] = {
+        "rules": "official",
+        "answer_tag": "train",
+        "train_on_test": False,
+        "test_fraction": 0.25,
+        "data_seed": 0,
+    }
     loaded = load_bench(Ftrl(name="ftrl", path=str(path), **values | changes))
     assert isinstance(loaded, FtrlBench)
     return loaded
@@ -186,11 +192,15 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert str(tmp_path / "no.parquet") in complaint(tmp_path / "no.parquet")
     whole = json.dumps(row())
     file.write_text(f"{whole}\n{whole[:200]}")
-    assert f"{file}, line 2 is no whole JSON (column" in complaint(file)
+    assert f"{file}, line 2 (row 1) is no whole JSON (column" in complaint(file)
     file.write_text(f"\n{whole}\n" + "[" * 100_000)
-    assert f"{file}, line 3 is no whole JSON (nested too deeply)" in complaint(file)
+    assert f"{file}, line 3 (row 1) is no whole JSON (nested too deeply)" in complaint(file)
     file.write_bytes(whole.encode() + b"\n" + json.dumps(row(answer="é"), ensure_ascii=False).encode("latin-1"))
-    assert f"{file}, line 2 is not UTF-8" in complaint(file)
+    assert f"{file}, line 2 (row 1) is not UTF-8" in complaint(file)
+    long = row(1, codes={"capital": CAPITAL + "#" * 10_000_000, "people": PEOPLE})
+    assert f"{file}, line 2 (row 1) has 10,00" in complaint(write(file, [row(), long]))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row(), long]), file.with_suffix(".parquet"))
+    assert "row 1 has 10,00" in complaint(file.with_suffix(".parquet"))
 
 
 TWICE = [function("capital"), function("capital")]
@@ -223,15 +233,15 @@ TWICE = [function("capital"), function("capital")]
 )
 def test_malformed_rows_are_named(tmp_path: Path, field: str, value: Any, reason: str) -> None:
     file = write(tmp_path / "test.jsonl", [row(), row(1, **{field: value})])
-    assert f"{file}, line 2, {reason}" in complaint(file)
+    assert f"{file}, line 2 (row 1), {reason}" in complaint(file)
 
 
 @pytest.mark.parametrize("field", ["messages", "tools", "codes", "unsolved_set", "answer"])
 def test_missing_fields_are_named(tmp_path: Path, field: str) -> None:
     broken = {key: value for key, value in row().items() if key != field}
     file = write(tmp_path / "test.jsonl", [row(), row(1), broken])
-    assert f"{file}, line 3, {field}: missing" in complaint(file)
-    assert f"{file}, line 1, whole row: expected an object" in complaint(write(file, [[]]))
+    assert f"{file}, line 3 (row 2), {field}: missing" in complaint(file)
+    assert f"{file}, line 1 (row 0), whole row: expected an object" in complaint(write(file, [[]]))
 
 
 # -- execution and scores --------------------------------------------------------------------------------------------
@@ -259,6 +269,18 @@ def test_score(tmp_path: Path) -> None:
     assert score.metrics == {"solve_p": 1 / 3, "solve_r": 1 / 2, "solve_f1": 2 / 5}
     assert score.cluster == "self/single_hop" and loaded.solve_metric in score.metrics
     assert loaded.score(task, trajectory([])).metrics == {"solve_p": 1, "solve_r": 0, "solve_f1": 0}
+
+
+def test_mended_rules(tmp_path: Path) -> None:
+    file = write(tmp_path / "test.jsonl", [row()])
+    loaded = bench(file, rules="mended")
+    [task] = loaded.tasks("test")
+    echo = ToolCall(0, "people", {}, f"{ERROR_PREFIX} people: 1200", error=True)
+    within = ToolCall(0, "capital", {}, "Brondalen")
+    right = ToolCall(0, "people", {}, "it has 1,200 people")
+    # only the last of three solves one of two golds; nothing at all is precision 0
+    assert loaded.score(task, trajectory([echo, within, right])).metrics["solve_p"] == 1 / 3
+    assert loaded.score(task, trajectory([])).metrics == {"solve_p": 0, "solve_r": 0, "solve_f1": 0}
 
 
 def official(shared: Path) -> Iterator[tuple[dict[str, Any], list[ToolCall]]]:

@@ -291,6 +291,27 @@ def test_pact_runs_through_on_real_toolhop_rows(shared: Path, tmp_path: Path):
     assert set(json.loads((folder / "summary.json").read_text())["eval"]["after"]) >= {"answer_correct", "solve_f1"}
 
 
+@pytest.mark.slow
+def test_pact_runs_through_on_real_ftrl_rows(shared: Path, tmp_path: Path):
+    command = [
+        *(sys.executable, "-m", "agentrl", f"runs_dir={tmp_path}", "algo=pact", "model=tiny", "bench=ftrl"),
+        *(f"bench.path={shared / 'data' / 'ftrl' / 'test.jsonl'}", "trainer.max_steps=2", "eval.limit=4"),
+        *("eval.samples=2", "eval.temperature=1", "hardware.threads=1"),
+    ]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 2 and "set bench.train_on_test=true" in refused.stderr
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    done = subprocess.run([*command, "bench.train_on_test=true"], capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = only_run(tmp_path)
+    metrics = lines(folder / "metrics.jsonl")
+    assert len(metrics) == 2 and any(line["loss/sft"] > 0 for line in metrics), "no mined trace was trained on"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["eval"]["after"]) >= {"solve_p", "solve_r", "solve_f1", "pass@1", "pass@2", "pass^2"}
+    assert sum(part["after"]["solve_f1"]["n"] for part in summary["by"]["source"].values()) == 4
+
+
 def test_a_truncated_data_file_is_refused(tmp_path: Path):
     broken = tmp_path / "ToolHop.json"
     broken.write_text('[{"id": 1, "question": "Wh')

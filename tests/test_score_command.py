@@ -162,7 +162,8 @@ def test_rows_ids_and_summary(file: Path, tmp_path: Path, capsys: pytest.Capture
     assert "no final text" in scored[2]["reason"]
     shown = capsys.readouterr().out
     assert "answer_correct   0.3333 [" in shown and "1 without a verdict counted as 0" in shown
-    assert [line["metrics"]["answer_correct"] for line in score(tmp_path, "toolhop", file, records)] == [1, 0, 0]
+    scored = score(tmp_path, "toolhop", file, records, "bench.rule=ftrl")
+    assert [line["metrics"]["answer_correct"] for line in scored] == [1, 0, 0]
 
 
 def test_bad_lines_are_named_and_nothing_is_written(file: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from agentrl.sandbox import Result, Sandbox
 from agentrl.trajectory import ToolCall, Trajectory
 
 CONFIG = ToolHop(
-    name="toolhop", path=None, hub_id="nobody/nothing", scenario="mandatory", rule="toolhop",
+    name="toolhop", path=None, hub_id="nobody/nothing", scenario="mandatory", rule="toolhop", rules="official",
     test_fraction=0.34, data_seed=0,
 )  # fmt: skip
 
@@ -141,6 +141,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert "nested too deeply" in complaint(write(tmp_path, "[" * 100_000))
     assert "holds no rows" in complaint(write(tmp_path, []))
     assert "holds no rows" in complaint(write(tmp_path, "3"))
+    long = rows()
+    long[1]["question"] = "?" * 10_000_000
+    assert "row 1 has 10,00" in complaint(write(tmp_path, long))
     latin = tmp_path / "latin.json"
     latin.write_bytes(json.dumps(rows(), ensure_ascii=False).encode("latin-1"))
     assert "not UTF-8" in complaint(latin)
@@ -278,6 +281,15 @@ def test_score(path: Path) -> None:
         loaded.score(task, trajectory("done", [made("digit_sum", '{"result": [18]}')])).metrics["answer_correct"] == 1
     )
     assert loaded.score(task, trajectory("hm")).metrics["solve_p"] == 1
+
+
+def test_mended_rules(path: Path) -> None:
+    loaded = bench(path, rule="ftrl", rules="mended")
+    task = all_tasks(loaded)["toolhop-1"]
+    for text, right in (("<answer>18.0</answer>", 1), ("<answer>180</answer>", 0), (None, 0)):
+        assert loaded.score(task, trajectory(text)).metrics["answer_correct"] == right
+    strict = bench(path, rule="strict", rules="mended")
+    assert strict.score(task, trajectory("18")).metrics["answer_correct"] == 0
 
 
 def test_score_follows_the_rule(path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from agentrl.rewards.verdicts import (
     answer_verify,
     ftrl_correct,
+    has_whole,
+    mended_correct,
     solve_scores,
     strict_correct,
     toolhop_contains,
@@ -58,6 +60,16 @@ def test_strict() -> None:
     assert strict_correct(ends("<answer>Bob</answer> no, <answer>Ann</answer>"), "bob") == 0
     assert strict_correct(ends("bob"), "bob") == strict_correct(ends("<answer>10</answer>"), "1") == 0
     assert strict_correct(ends("x", "<answer>bob</answer>"), "bob") == 0
+
+
+def test_mended() -> None:
+    for text, answer, right in [
+        ("<answer>18.0</answer>", "18", 1), ("it is 1,800.", "1800", 1), ("180", "18", 0), ("18.5", "18", 0),
+        ("0", "0", 1), ("10", "0", 0), ("<answer>Bob</answer> or Ann", "Ann", 0), ("Bobby", "bob", 0), ("x", "", 0),
+        ("New  York", "new york", 1), ("", "x", 0), (None, "x", 0),
+    ]:  # fmt: skip
+        assert mended_correct(ends(text), answer) == right, (text, answer)
+    assert mended_correct(ends("wrong", "Bob"), "bob") == 0 and has_whole("a b-c", "b")
 
 
 def call(name: str, observation: str) -> ToolCall:

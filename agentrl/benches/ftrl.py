@@ -15,6 +15,7 @@ from typing import Any
 
 from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ToolEnvironment, plain_text
+from agentrl.benches.rows import limit_row
 from agentrl.benches.transcripts import BadTranscript, executed_calls, find_row, messages_of
 from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
@@ -64,6 +65,7 @@ class FtrlBench:
 
     def __init__(self, config: Ftrl) -> None:
         self.config = config
+        self._mended = config.rules == "mended"
         self._sandbox = Sandbox()
         self._parts: dict[str, list[Row]] | None = None
         self._file: list[Row] | None = None  # every row, for transcripts
@@ -98,7 +100,7 @@ class FtrlBench:
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         """Solve-P, Solve-R and Solve-F1, whose means over rows are the official results."""
-        precision, recall, f1 = solve_scores(trajectory.calls, task.data["row"].golds)
+        precision, recall, f1 = solve_scores(trajectory.calls, task.data["row"].golds, mended=self._mended)
         return Score({"solve_p": precision, "solve_r": recall, "solve_f1": f1}, task.cluster, {"source": task.cluster})
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -112,7 +114,7 @@ class FtrlBench:
             return {}, str(error)
         # A call without an output counts as made and solves nothing: no tool is called ''.
         made = calls + [ToolCall(0, "", None)] * unexecuted
-        precision, recall, f1 = solve_scores(made, row.golds)
+        precision, recall, f1 = solve_scores(made, row.golds, mended=self._mended)
         reason = f"{unexecuted} calls of the last turn have no output; they count as unsolved" if unexecuted else None
         return {"solve_p": precision, "solve_r": recall, "solve_f1": f1}, reason
 
@@ -245,16 +247,20 @@ def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
     if path.suffix == ".parquet":
         yield from _parquet_entries(path)
         return
+    row = 0
     for index, line in enumerate(content.split(b"\n")):
-        where = f"bench.path: {path}, line {index + 1}"
+        if not line.strip():
+            continue
+        where = f"bench.path: {path}, line {index + 1} (row {row})"
+        limit_row(len(line), where)
         try:
-            entry = json.loads(line.decode("utf-8")) if line.strip() else None
+            entry = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 (byte {error.start}); convert or download the file again") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is no whole JSON ({_flaw(error)}); download the file again") from error
-        if line.strip():
-            yield index, where, entry
+        yield row, where, entry
+        row += 1
 
 
 def _parquet_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
@@ -266,7 +272,9 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
     except (ArrowException, OSError) as error:
         raise UserError(f"bench.path: {path} is no whole parquet file; download it again") from error
     for index, entry in enumerate(entries):
-        yield index, f"bench.path: {path}, row {index}", entry
+        where = f"bench.path: {path}, row {index}"
+        limit_row(sum(len(value) for value in entry.values() if isinstance(value, str)), where)
+        yield index, where, entry
 
 
 def _flaw(error: ValueError | RecursionError) -> str:

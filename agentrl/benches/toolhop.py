@@ -9,16 +9,25 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ERROR_PREFIX, ToolEnvironment, json_text, name_error
+from agentrl.benches.rows import MAX_ROW_BYTES, limit_row
 from agentrl.benches.transcripts import BadTranscript, find_row, messages_of, parse_text, toolhop_content
 from agentrl.config.benches import ToolHop
 from agentrl.errors import UserError
-from agentrl.rewards.verdicts import answer_verify, ftrl_correct, solve_scores, strict_correct, toolhop_correct
+from agentrl.rewards.verdicts import (
+    answer_verify,
+    ftrl_correct,
+    mended_correct,
+    solve_scores,
+    strict_correct,
+    toolhop_correct,
+)
 from agentrl.sandbox import Sandbox
 from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection
 from agentrl.traces.records import ExpertTrace
@@ -123,12 +132,17 @@ class ToolHopBench:
         query, are counted for every bench: see `evaluate.item_values`.
         """
         row: Row = task.data["row"]
-        correct = RULES[self.config.rule](trajectory.messages, row.answer)
+        correct = self._verdict(trajectory.messages, row.answer)
         metrics = {} if correct is None else {"answer_correct": correct}
         if task.tools:
-            precision, recall, f1 = solve_scores(trajectory.calls, row.golds)
+            mended = self.config.rules == "mended"
+            precision, recall, f1 = solve_scores(trajectory.calls, row.golds, mended=mended)
             metrics |= {"solve_p": precision, "solve_r": recall, "solve_f1": f1}
         return Score(metrics, task.cluster, {"hops": str(len(row.tools)), "answer_type": row.answer_type or "unknown"})
+
+    def _verdict(self, messages: Sequence[Mapping[str, Any]], answer: str) -> float | None:
+        mended = self.config.rules == "mended" and self.config.rule != "strict"
+        return mended_correct(messages, answer) if mended else RULES[self.config.rule](messages, answer)
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """Official verdict of the episode {"row" or "id", "messages"}, or {} and what is wrong with it.
@@ -141,7 +155,7 @@ class ToolHopBench:
             row, messages = rows[find_row(record, len(rows), ids)], messages_of(record)
         except BadTranscript as error:
             return {}, str(error)
-        correct = RULES[self.config.rule](judged_messages(messages, self.config.rule), row.answer)
+        correct = self._verdict(judged_messages(messages, self.config.rule), row.answer)
         outputs = [message.get("content") or "" for message in messages if message["role"] == "tool"]
         failed = sum(output.startswith(ERROR_PREFIX) for output in outputs)
         reason = (
@@ -169,7 +183,7 @@ class ToolHopBench:
         last = trace.turns[-1].observations[-1]
         messages = [{"role": "tool", "content": last}]
         messages.append({"role": "assistant", "content": f"<answer>{trace.answer}</answer>"})
-        return answer_verify(last, trace.answer) and RULES[self.config.rule](messages, trace.answer) == 1
+        return answer_verify(last, trace.answer) and self._verdict(messages, trace.answer) == 1
 
 
 def judged_messages(messages: list[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
@@ -223,7 +237,8 @@ def find_file(config: ToolHop) -> Path:
 def load_rows(path: Path) -> list[Row]:
     """All rows of a ToolHop.json: a list of objects, or one object that maps ids to them."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        size, data = len(text), json.loads(text)
     except OSError as error:
         raise UserError(f"bench.path: cannot read {path} ({error.strerror}); give the path of ToolHop.json") from error
     except UnicodeDecodeError as error:
@@ -237,7 +252,12 @@ def load_rows(path: Path) -> list[Row]:
         if isinstance(data, dict) else data  # fmt: skip
     if not isinstance(entries, list) or not entries:
         raise UserError(f"bench.path: {path} holds no rows; expected a list of ToolHop rows")
-    rows = [_row(entry, f"bench.path: {path}, row {index}") for index, entry in enumerate(entries)]
+    rows = []
+    for index, entry in enumerate(entries):
+        where = f"bench.path: {path}, row {index}"
+        if size > MAX_ROW_BYTES:
+            limit_row(len(json.dumps(entry)), where)
+        rows.append(_row(entry, where))
     first: dict[str, int] = {}
     for index, row in enumerate(rows):
         if first.setdefault(row.id, index) != index:

@@ -35,6 +35,7 @@ class ToolHop:
     hub_id: str = key("Dataset repository on the hub.")
     scenario: str = key("Prompt: direct (no tools), mandatory (tools at every step) or free.")
     rule: str = key("Answer correctness: 'toolhop' (official), 'ftrl' (FTRL, MatchTIR, PACT) or 'strict' (exact tag).")
+    rules: str = key("'official', or 'mended' (ours: whole words, no credit for failed calls); docs/benches.md.")
     test_fraction: float = key("Share of rows held out for evaluation, in (0, 1); ToolHop ships no training split.")
     data_seed: int = key("Seed of the train/test division.")
 
@@ -43,6 +44,7 @@ class ToolHop:
 class Ftrl:
     name: str = key("Bench.")
     path: str = key("A directory with FTRL's train and test files (.jsonl, or MatchTIR's .parquet), or one such file.")
+    rules: str = key("'official', or 'mended' (ours: whole words, no credit for failed calls); docs/benches.md.")
     answer_tag: str = key("Prompts that ask for <answer> tags: 'train' (as in MatchTIR and PACT), 'always' or 'never'.")
     train_on_test: bool = key("Allow test rows in training; a file of test rows alone is divided then.")
     test_fraction: float = key("Share of rows held out where a file holds one split alone, in (0, 1).")

@@ -45,24 +45,48 @@ def strict_correct(messages: Messages, answer: str) -> float:
     return float(bool(found) and found[-1].strip().lower() == answer.strip().lower())
 
 
-def solve_scores(calls: Iterable[ToolCall], golds: Mapping[str, Sequence[str]]) -> tuple[float, float, float]:
+def mended_correct(messages: Messages, answer: str) -> float:
+    """Ours, for rules=mended: the last <answer> of the final text, or else that text, has the answer as whole words.
+
+    Tool outputs are no answer, and no text is a wrong one.
+    """
+    final = _final_text(messages)
+    found = re.findall(r"<answer>(.*?)</answer>", final, re.DOTALL)
+    return float(has_whole(found[-1] if found else final, answer))
+
+
+def has_whole(text: str, part: str) -> bool:
+    """Do the words of `part` stand in `text`, not within longer words or numbers? Case, commas and a final .0 aside."""
+    wanted = _normalised(part)
+    return bool(wanted) and re.search(rf"(?<![\w.]){re.escape(wanted)}(?!\w|\.\d)", _normalised(text)) is not None
+
+
+def _normalised(text: str) -> str:
+    return re.sub(r"(\d)\.0+(?!\d)", r"\1", " ".join(text.lower().replace(",", "").split()))
+
+
+def solve_scores(
+    calls: Iterable[ToolCall], golds: Mapping[str, Sequence[str]], *, mended: bool = False
+) -> tuple[float, float, float]:
     """FTRL's Solve-P, Solve-R and Solve-F1: a call solves the first open gold of its tool that its output verifies.
 
-    Error texts count like any output, and a trajectory without calls has precision 1.
+    Error texts count like any output, and a trajectory without calls has precision 1. `mended`: a failed call solves
+    nothing, golds must occur as whole words, and no calls are precision 0.
     """
     remaining = {name: list(answers) for name, answers in golds.items()}
     total = sum(map(len, remaining.values()))
     made = solved = 0
     for call in calls:
         made += 1
-        solved += solves(call, remaining)
-    return (solved / made if made else 1.0), solved / total, 2 * solved / (made + total)
+        solved += solves(call, remaining, mended=mended)
+    return (solved / made if made else float(not mended)), solved / total, 2 * solved / (made + total)
 
 
-def solves(call: ToolCall, remaining: dict[str, list[str]]) -> bool:
+def solves(call: ToolCall, remaining: dict[str, list[str]], *, mended: bool = False) -> bool:
     """Does the call solve an open gold of its tool? If so, the first that it does is taken out of `remaining`."""
-    answers = remaining.get(call.name, [])
-    hit = next((i for i, gold in enumerate(answers) if answer_verify(call.observation, gold)), None)
+    answers = [] if mended and call.error else remaining.get(call.name, [])
+    verify = has_whole if mended else answer_verify
+    hit = next((i for i, gold in enumerate(answers) if verify(call.observation, gold)), None)
     if hit is not None:
         answers.pop(hit)
     return hit is not None
