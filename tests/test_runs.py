@@ -295,7 +295,7 @@ def test_pact_runs_through_on_real_toolhop_rows(shared: Path, tmp_path: Path):
 def test_pact_runs_through_on_real_ftrl_rows(shared: Path, tmp_path: Path):
     command = [
         *(sys.executable, "-m", "agentrl", f"runs_dir={tmp_path}", "algo=pact", "model=tiny", "bench=ftrl"),
-        *(f"bench.path={shared / 'data' / 'ftrl' / 'test.jsonl'}", "trainer.max_steps=2", "eval.limit=4"),
+        *(f"bench.path={shared / 'data' / 'ftrl' / 'test.jsonl'}", "trainer.max_steps=2", "eval.limit=6"),
         *("eval.samples=2", "eval.temperature=1", "hardware.threads=1"),
     ]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -309,7 +309,8 @@ def test_pact_runs_through_on_real_ftrl_rows(shared: Path, tmp_path: Path):
     assert len(metrics) == 2 and any(line["loss/sft"] > 0 for line in metrics), "no mined trace was trained on"
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["eval"]["after"]) >= {"solve_p", "solve_r", "solve_f1", "pass@1", "pass@2", "pass^2"}
-    assert sum(part["after"]["solve_f1"]["n"] for part in summary["by"]["source"].values()) == 4
+    parts = [part["after"]["solve_f1"]["n"] for part in summary["by"]["source"].values()]
+    assert sum(parts) == summary["eval"]["after"]["solve_f1"]["n"] >= 1
 
 
 def test_a_truncated_data_file_is_refused(tmp_path: Path):

@@ -116,7 +116,7 @@ def summary(records: list[dict[str, Any]], console: Console) -> None:
     columns: dict[str, tuple[list[float], list[str]]] = {}
     unset: dict[str, int] = {}
     for record in records:
-        row = str(record.get("row", record.get("id")))
+        row = str([record.get(key) for key in ("category", "suite", "row", "id")])  # what tells rows of a bench apart
         for name, value in record["metrics"].items():
             values, rows = columns.setdefault(name, ([], []))
             for entry in value if isinstance(value, list) else [value]:
