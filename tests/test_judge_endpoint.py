@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def tenth(digest: str, attempt: int) -> str | None:
 def test_two_hundred_at_once_with_a_tenth_failing(tmp_path: Path) -> None:
     with JudgeServer(fault=tenth) as server:
         judge = judge_of(server, tmp_path, concurrency=200)
+        judge.log = tmp_path / "judge.jsonl"
         verdicts = judge.score(REQUESTS)
         assert [verdict.score for verdict in verdicts] == truth(REQUESTS)  # none lost, none swapped
         assert len(server.faults) >= 4 and sum(server.faults.values()) >= 15  # the faults did happen
@@ -87,6 +89,9 @@ def test_two_hundred_at_once_with_a_tenth_failing(tmp_path: Path) -> None:
         assert judge.score(REQUESTS) == verdicts  # all from the disk now
         assert sum(server.asked.values()) == asked
         assert judge.counts()["cached"] == 200
+        first, second = (json.loads(line) for line in judge.log.read_text().splitlines())
+        assert (first["verdicts"], second["verdicts"], second["requests"]) == (200, 400, paid)
+        assert first["spent_cost"] == second["spent_cost"] == pytest.approx(paid * COST)
 
 
 SCRIPT = """

@@ -8,6 +8,9 @@ from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
 from agentrl.judges.base import Judge
 from agentrl.judges.cache import VerdictCache
+from agentrl.judges.rubric_judge import RubricJudge
+
+LOG = "judge.jsonl"  # in the run directory: verdicts, tokens and cost after each batch
 
 
 def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None:
@@ -29,12 +32,18 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
 
         endpoint = EndpointJudge(judge, cache_of(judge, config.runs_dir), payer)
         endpoint.check()
-        return endpoint
+        return _logged(endpoint, payer)
     if isinstance(judge, LocalJudge):
         from agentrl.judges.local import InProcessJudge
 
-        return InProcessJudge(judge, cache_of(judge, config.runs_dir), payer, device)
+        return _logged(InProcessJudge(judge, cache_of(judge, config.runs_dir), payer, device), payer)
     return None
+
+
+def _logged(judge: RubricJudge, payer: str) -> RubricJudge:
+    if Path(payer).is_dir():
+        judge.log = Path(payer) / LOG
+    return judge
 
 
 def cache_of(judge: OpenAIJudge | LocalJudge, runs_dir: str) -> VerdictCache:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import threading
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -20,6 +19,7 @@ from agentrl.judges.base import JudgeStopped, Verdict
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics
+from agentrl.redact import masked
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries, doubling
 LONGEST_RETRY_AFTER = 300.0  # a server that asks for more is as good as down
@@ -198,7 +198,7 @@ class EndpointJudge(RubricJudge):
     def _describe(self, error: Exception) -> str:
         """One line, without the key, which some servers repeat."""
         text = " ".join(str(error).split())[:300] or type(error).__name__
-        return re.sub(r"\b(sk|key)-[\w*.-]{6,}", "***", text.replace(self._key, "***"))
+        return masked(text.replace(self._key, "***"))
 
 
 class GaveUp(Exception):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agentrl.judges.base import JudgeRequest, Verdict
@@ -43,6 +45,7 @@ class RubricJudge(ABC):
         self._settings = {**settings, "parse_retries": parse_retries}
         self._parse_retries = parse_retries
         self._payer = payer
+        self.log: Path | None = None  # a file for the totals; apart from metrics, which a resumed run repeats exactly
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -61,12 +64,22 @@ class RubricJudge(ABC):
                 known[question.key] = Verdict(entry.score, entry.reply)
         with self._lock:
             self._counts["cached"] += sum(question.key in known for question in questions)
-        known.update(self._ask_all(list(pending.values())))
-        verdicts = [known[question.key] for question in questions]
-        with self._lock:
-            self._counts["verdicts"] += len(verdicts)
-            self._counts["missing"] += sum(verdict.score is None for verdict in verdicts)
-        return verdicts
+        try:
+            known.update(self._ask_all(list(pending.values())))
+            verdicts = [known[question.key] for question in questions]
+            with self._lock:
+                self._counts["verdicts"] += len(verdicts)
+                self._counts["missing"] += sum(verdict.score is None for verdict in verdicts)
+            return verdicts
+        finally:
+            self._write_log()
+
+    def _write_log(self) -> None:
+        """Totals so far, one line a batch: of this process, and what the run has spent in all."""
+        if self.log is not None:
+            spent = {f"spent_{name}": value for name, value in vars(self.cache.spent(self._payer)).items()}
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**self.counts(), **spent}) + "\n")
 
     def counts(self) -> dict[str, float]:
         """`verdicts` given, of which `cached` came from the disk and `missing` have no score; `requests` answered,
