@@ -91,9 +91,36 @@ class Hipo:
     max_repetition: float = key("So are replies with a larger share of repeated runs of 3 tokens, in [0, 1]; likewise.")
 
 
+@dataclass
+class Dpo:
+    name: str = key("Algorithm.")
+    beta: float = key("Strength of DPO's pull to the reference model.")
+    pairs: Optional[str] = key(
+        "File of {system, user, chosen, rejected}; null samples K replies a task and ranks them by reward."
+    )
+    sys_weight: float = key("w of r_user + w r_sys, by which sampled replies are ranked.")
+
+
+@dataclass
+class SplitSoftmax:
+    name: str = key("Algorithm.")
+    k: float = key("Attention mass p on the system's messages becomes p^k while a reply is sampled, in (0, 1].")
+
+
+@dataclass
+class FocalLora:
+    name: str = key("Algorithm.")
+    head_share: float = key("Share of all heads that get an adapter: those that conflicts disturb most, in (0, 1].")
+    probe_prompts: int = key("Training prompts of each kind on which heads are compared.")
+    onset_tokens: int = key("First tokens of a reply whose attention to the system's messages is raised.")
+
+
 ALGOS: dict[str, type] = {
     "pact": Pact,
     "grpo": Grpo,
     "sft": Sft,
     **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
+    "dpo": Dpo,
+    "split_softmax": SplitSoftmax,
+    "focal_lora": FocalLora,
 }

@@ -1,0 +1,146 @@
+"""FocalLoRA: adapters on the query rows of conflict-sensitive heads alone, trained to look at the system prompt.
+
+As shared definitions leave it: the probe measures every head's attention to the system span at the onset of the
+response, for conflicting and for aligned prompts; the loss acts on the first tokens of the replies that the base itself
+gives. A low-rank update of a query projection touches one head's rows only if the rows of B for the others stay at 0,
+where they start: their gradient is masked.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from agentrl.analysis.onset import onset_attention
+from agentrl.analysis.spans import PromptSpans, prompt_spans
+from agentrl.benches.base import Bench, Task
+from agentrl.chat import ChatFormat
+from agentrl.config.algos import FocalLora
+from agentrl.config.schema import Lora
+from agentrl.errors import UserError
+from agentrl.objectives.focal import conflict_sensitivity, focal_loss, most_sensitive
+from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
+
+FUSED = "qkv_proj"  # Phi's: the queries' rows come first
+
+
+def probe(model: PreTrainedModel, chat: ChatFormat, tasks: Sequence[Task], algo: FocalLora, seed: int) -> Tensor:
+    """The heads (L, H) to adapt, from `probe_prompts` training prompts of each kind.
+
+    Raises:
+        UserError: the tasks are not of both kinds, or the model has no query projection that is known here.
+    """
+    masses = {}
+    for kind in ("conflict", "aligned"):
+        drawn = [task for task in tasks if task.data.get("kind") == kind]
+        if not drawn:
+            raise UserError(f"algo=focal_lora: no training task is of kind {kind}; choose a bench that has both kinds")
+        random.Random(seed).shuffle(drawn)
+        spans = [prompt_spans(chat, task.prompt, "message") for task in drawn[: algo.probe_prompts]]
+        masses[kind] = torch.stack([onset_attention(model, span.ids)[..., span.system].sum(-1) for span in spans])
+    return most_sensitive(conflict_sensitivity(masses["conflict"], masses["aligned"]), algo.head_share).cpu()
+
+
+def focal_config(model: PreTrainedModel, heads: Tensor, lora: Lora) -> LoraConfig:
+    """Adapters on the query projections of the layers that have a chosen head."""
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    target = "q_proj" if "q_proj" in names else FUSED
+    if target not in names:
+        raise UserError("algo=focal_lora: this model has no q_proj and no qkv_proj; choose a Llama-like model")
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=[target],
+        layers_to_transform=heads.any(1).nonzero().flatten().tolist(),
+        task_type="CAUSAL_LM",
+    )
+
+
+def keep_to_heads(model: nn.Module, heads: Tensor, head_dim: int) -> None:
+    """Mask the gradient of every adapter's B (rows, r): rows of heads (L, H) that were not chosen stay at 0."""
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            layer = int(name.split(".layers.")[1].split(".")[0])
+            rows = torch.zeros(parameter.shape[0], 1, device=parameter.device)
+            rows[: heads.shape[1] * head_dim] = heads[layer].repeat_interleave(head_dim)[:, None].float()
+            parameter.register_hook(lambda gradient, rows=rows: gradient * rows.to(gradient))
+
+
+def focal_rows(
+    engine: RolloutEngine, bench: Bench, chat: ChatFormat, tasks: Sequence[Task], algo: FocalLora, batch: int
+) -> list[dict[str, Any]]:
+    """A row a task: `input_ids` (prompt and the first tokens of the greedy reply), `system` and `onset` masks.
+
+    `onset` marks the queries that predict those tokens: the last prompt token and each of them but the last.
+    """
+    rows = []
+    for start in range(0, len(tasks), batch):
+        part = tasks[start : start + batch]
+        played = engine.rollout([Episode(task, bench.environment(task)) for task in part], Decoding(0.0))
+        for task, trajectory in zip(part, played, strict=True):
+            spans: PromptSpans = prompt_spans(chat, task.prompt, "message")
+            reply = trajectory.completion_ids[: algo.onset_tokens]
+            length, count = len(spans.ids), len(reply)
+            rows.append(
+                {
+                    "input_ids": [*spans.ids, *reply],
+                    "system": [*spans.system.tolist(), *[False] * count],
+                    "onset": [*[False] * (length - 1), *[True] * count, False],
+                }
+            )
+    return rows
+
+
+def collate(batch: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
+    """Rows padded on the right: `input_ids`, `attention_mask`, `system`, `onset`, each (B, T)."""
+    width = max(len(row["input_ids"]) for row in batch)
+
+    def padded(name: str, fill: Any) -> Tensor:
+        return torch.tensor([[*row[name], *[fill] * (width - len(row[name]))] for row in batch])
+
+    lengths = torch.tensor([len(row["input_ids"]) for row in batch])
+    return {
+        "input_ids": padded("input_ids", pad_id),
+        "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long(),
+        "system": padded("system", False),
+        "onset": padded("onset", False),
+    }
+
+
+class FocalLoraTrainer(Trainer):
+    """Minimises `focal_loss`; logs the mass on the system span as `system_mass`."""
+
+    def __init__(self, *, heads: Tensor, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._heads = heads
+        self._masses: list[float] = []
+        self.model_accepts_loss_kwargs = False  # the loss is a mean already: have transformers divide by micro-batches
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Tensor | tuple[Tensor, Any]:
+        """See `objectives.focal.focal_loss`."""
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            output_attentions=True,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+        heads = self._heads.to(inputs["input_ids"].device)
+        loss, mass = focal_loss(outputs.attentions, inputs["system"], inputs["onset"], heads)
+        self._masses.append(float(mass))
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self._masses:
+            logs = {**logs, "system_mass": sum(self._masses) / len(self._masses)}
+            self._masses.clear()
+        super().log(logs, *args, **kwargs)

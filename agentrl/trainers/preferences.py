@@ -1,0 +1,146 @@
+"""DPO: TRL's DPOTrainer on pairs that the policy sampled itself, ranked by reward, or on pairs of a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import DPOTrainer
+
+from agentrl.benches.base import Task
+from agentrl.benches.hif.base import HifBench, response_of
+from agentrl.chat import ChatFormat
+from agentrl.config.schema import Config
+from agentrl.console import RunConsole
+from agentrl.errors import UserError
+from agentrl.judges.base import Judge
+from agentrl.rewards.two_sided import Rewards, grade
+from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
+
+PAIRS = "pairs.jsonl"  # in the run directory: what was sampled once is not sampled again on resumption
+FIELDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def best_and_worst(rewards: Sequence[Rewards], sys_weight: float) -> tuple[int, int] | None:
+    """Indices of the replies with the largest and the least r_user + sys_weight * r_sys (first among equals).
+
+    Replies with a missing reward are left out. None where no two of the others differ.
+    """
+    totals = {
+        index: reward["user"] + sys_weight * reward["sys"]
+        for index, reward in enumerate(rewards)
+        if reward["user"] is not None and reward["sys"] is not None
+    }
+    if len(totals) < 2:
+        return None
+    best, worst = max(totals, key=totals.__getitem__), min(totals, key=totals.__getitem__)
+    return (best, worst) if totals[best] > totals[worst] else None
+
+
+def sampled_pairs(
+    engine: RolloutEngine,
+    bench: HifBench,
+    judge: Judge | None,
+    tasks: Sequence[Task],
+    config: Config,
+    console: RunConsole,
+) -> Iterator[dict[str, Any]]:
+    """A pair for every task whose K sampled replies differ in reward: the best against the worst, as sampled ids."""
+    k, decoding = config.rollout.num_generations, Decoding(config.rollout.temperature, config.rollout.top_p)
+    batch = max(1, config.eval.batch // k)
+    console.start("pairs", len(tasks))
+    for start in range(0, len(tasks), batch):
+        part = [task for task in tasks[start : start + batch] for _ in range(k)]
+        played = engine.rollout([Episode(task, bench.environment(task)) for task in part], decoding)
+        rewards = grade(bench, judge, part, [response_of(trajectory) for trajectory in played])
+        for group in range(0, len(part), k):
+            pair = best_and_worst(rewards[group : group + k], config.algo.sys_weight)
+            if pair is not None:
+                chosen, rejected = (group + index for index in pair)
+                yield {
+                    "task": part[group].id,
+                    "prompt_ids": played[chosen].prompt_ids,
+                    "chosen_ids": played[chosen].completion_ids,
+                    "rejected_ids": played[rejected].completion_ids,
+                    "chosen": rewards[chosen],
+                    "rejected": rewards[rejected],
+                }
+        console.update("pairs", min(start + batch, len(tasks)))
+    console.finish("pairs")
+
+
+def file_pairs(path: str, chat: ChatFormat) -> Iterator[dict[str, Any]]:
+    """Pairs of a jsonl file of {"system" (may be left out), "user", "chosen", "rejected"}, in the model's template.
+
+    Raises:
+        UserError: the file or a line of it cannot be read, or the template writes replies otherwise than it asks for.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"algo.pairs={path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            system, user, replies = row.get("system"), row["user"], (row["chosen"], row["rejected"])
+            strings = [user, *replies, *([] if system is None else [system])]
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f'algo.pairs={path}, line {number}: not {{"user", "chosen", "rejected"}} ({error})'
+            ) from error
+        if not all(isinstance(text, str) for text in strings):
+            raise UserError(f"algo.pairs={path}, line {number}: system, user, chosen and rejected must be text")
+        prompt = [{"role": "system", "content": system}] if system else []
+        prompt.append({"role": "user", "content": user})
+        prompt_ids = chat.prompt_ids(prompt, [])
+        ids = {}
+        for name, reply in zip(FIELDS[1:], replies, strict=True):
+            whole = chat.text([*prompt, {"role": "assistant", "content": reply}], [], generation_prompt=False)
+            ids[name] = chat.ids(whole.rstrip())  # templates write a line break after the token that ends the turn
+            if ids[name][: len(prompt_ids)] != prompt_ids:
+                raise UserError(
+                    f"the chat template of {chat.tokenizer.name_or_path} writes a reply otherwise than it asks for "
+                    "one, so its tokens cannot be told from the prompt's; choose another model"
+                )
+            ids[name] = ids[name][len(prompt_ids) :]
+        yield {"prompt_ids": prompt_ids, **ids}
+
+
+def kept(pairs: Iterator[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The pairs of `path` if it is there, else `pairs`, written there whole or not at all."""
+    if not path.is_file():
+        draft = path.with_suffix(".part")
+        with draft.open("w", encoding="utf-8") as file:
+            for pair in pairs:
+                file.write(json.dumps(pair) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def pair_dataset(pairs: list[dict[str, Any]], bench: str) -> Dataset:
+    """`prompt_ids`, `chosen_ids` and `rejected_ids` of every pair.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not pairs:
+        raise UserError(
+            f"bench={bench}: no prompt has two replies that differ in reward, so there is no pair to learn from; raise "
+            "rollout.num_generations or rollout.temperature, or give algo.pairs=..."
+        )
+    return Dataset.from_list([{name: pair[name] for name in FIELDS} for pair in pairs])
+
+
+class PairTrainer(DPOTrainer):
+    """TRL's DPO on rows that arrive tokenised."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
