@@ -39,7 +39,7 @@ from agentrl.redact import mask_streams
 from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory
-from agentrl.trainers.build import build_trainer, fitting
+from agentrl.trainers.build import build_trainer, final_engine, fitting
 from agentrl.trainers.callbacks import StopRequest
 
 
@@ -150,24 +150,27 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
             # A resumed run evaluated before it trained; its file is read back.
             if config.eval.before:
                 before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop, judge)
-            if not train(trainer, run, config, checkpoint, console):
+            if trainer is not None and not train(trainer, run, config, checkpoint, console):
                 return False
             if config.eval.after:
+                engine = final_engine(config, engine, model, chat)
                 after = evaluate(engine, bench, test_tasks, config.eval, run, "after", console, stop, judge)
         except Interrupted:
             return False
-        trainer.save_model(str(run.path / "model"))
+        if trainer is not None:
+            trainer.save_model(str(run.path / "model"))
         if is_leader():
-            chat.tokenizer.save_pretrained(run.path / "model")
+            if trainer is not None:
+                chat.tokenizer.save_pretrained(run.path / "model")
             summary = {
                 "status": "completed",
                 "algo": config.algo.name,
                 "model": config.model.name,
                 "bench": config.bench.name,
                 "seed": config.seed,
-                "steps": trainer.state.global_step,
+                "steps": trainer.state.global_step if trainer is not None else 0,
                 "wall_s": round(time.perf_counter() - started, 1),
-                "tokens": {"seen": int(trainer.state.num_input_tokens_seen)},
+                "tokens": {"seen": int(trainer.state.num_input_tokens_seen) if trainer is not None else 0},
                 "eval": summarise(before, after, bench.solve_metric),
                 "by": summarise_groups(before, after, bench.solve_metric),
             }

@@ -330,6 +330,17 @@ IMPOSSIBLE = [
     ("run_id=..", "run_id='..'"),
     ("runs_dir=''", "runs_dir"),
     ("seed=-1", "seed=-1"),
+    ("judge=openai", "judge.model has no value"),
+    ("judge=openai judge.model=m judge.api_key_env=sk-0123", "never the key itself"),
+    ("judge=openai judge.model=m judge.base_url=ftp://host", "must be http(s)://"),
+    ("judge=openai judge.model=m judge.max_cost=1", "without prices nothing costs anything"),
+    ("judge=openai judge.model=m judge.user_rubric=/nowhere.md", "judge.user_rubric=/nowhere.md: no such file"),
+    ("judge=distilled judge.path=/nowhere", "make one with agentrl judge distill"),
+    ("algo=dpo algo.beta=0", "algo.beta"),
+    ("algo=dpo rollout.num_generations=1", "a pair is two replies"),
+    ("algo=dpo algo.pairs=/nowhere.jsonl", "algo.pairs"),
+    ("algo=split_softmax algo.k=0", "algo.k"),
+    ("algo=focal_lora algo.head_share=1.5", "algo.head_share"),
 ]
 
 

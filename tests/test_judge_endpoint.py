@@ -15,7 +15,7 @@ import pytest
 from judge_server import JudgeServer, expected
 
 from agentrl.config.judges import OpenAIJudge
-from agentrl.judges.base import JudgeRequest, JudgeStopped, two_sided
+from agentrl.judges.base import JudgeRequest, JudgeStopped
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.openai import EndpointJudge, RateLimiter, retry_after
 
@@ -41,6 +41,12 @@ CONFIG = OpenAIJudge(
     max_total_tokens=None,
     max_requests=None,
 )
+
+
+def two_sided(system: str, user: str, response: str) -> list[JudgeRequest]:
+    return [JudgeRequest("system", system, response), JudgeRequest("user", user, response)]
+
+
 REQUESTS = [request for n in range(100) for request in two_sided(f"rule {n}", f"question {n}", f"answer {n}")]
 COST = (100 * 1.0 + 10 * 10.0) / 1e6  # of one call, by the server's counts and the prices above
 KEY = "sk-very-secret-0123"

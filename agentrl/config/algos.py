@@ -115,6 +115,8 @@ class FocalLora:
     onset_tokens: int = key("First tokens of a reply whose attention to the system's messages is raised.")
 
 
+ROLLOUT_FREE = (Sft, Dpo, SplitSoftmax, FocalLora)  # an update is of prompts or pairs, not of groups of rollouts
+
 ALGOS: dict[str, type] = {
     "pact": Pact,
     "grpo": Grpo,

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from agentrl.benches.ftrl import load_parts
 from agentrl.benches.hif import load_hif
-from agentrl.config.algos import Pact, Sft
+from agentrl.config.algos import ROLLOUT_FREE, Dpo, Pact, SplitSoftmax
 from agentrl.config.benches import Ftrl, HifConfig, Minihif, Minihop, SystemCheck, ToolHop
 from agentrl.config.schema import Config
 from agentrl.config.validate import group_size
@@ -74,7 +74,11 @@ def estimate(config: Config) -> Estimate:
     trained = sequences * row
     if isinstance(config.algo, Pact) and config.algo.condition_on_trace:
         trained += int(sequences * (1 - config.algo.q) * config.algo.trace.max_tokens)
-    sampled = 0 if isinstance(config.algo, Sft) else batches * trainer.prompts_per_batch * k
+    sampled = 0 if isinstance(config.algo, ROLLOUT_FREE) else batches * trainer.prompts_per_batch * k
+    if isinstance(config.algo, SplitSoftmax):
+        updates = batches = sequences = trained = 0
+    if isinstance(config.algo, Dpo) and config.algo.pairs is None:
+        sampled = min(tasks, sequences) * rollout.num_generations
     test = test_tasks(config) if config.eval.limit is None else min(config.eval.limit, test_tasks(config))
     parameters = count_parameters(config)
     return Estimate(
@@ -171,7 +175,7 @@ def safetensors_parameters(file: Path) -> int | None:
 def print_estimate(config: Config, console: Console) -> None:
     """The estimate as a table, with what it leaves out."""
     result = estimate(config)
-    rollout_free = isinstance(config.algo, Sft)
+    rollout_free = isinstance(config.algo, ROLLOUT_FREE)
     rows = [
         ("training tasks", f"{result.train_tasks:,}"),
         ("batches" if rollout_free else "rollout batches", f"{result.rollout_batches:,}"),

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import Hipo, Pact, Sft
+from agentrl.config.algos import ROLLOUT_FREE, Hipo, Pact, Sft
 from agentrl.config.benches import Ftrl, HifConfig, Minihop, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
@@ -58,7 +58,7 @@ def validate(config: Config) -> list[str]:
 
 def group_size(config: Config) -> int:
     """Sequences per prompt in one update: K, or 1 where there are no rollouts."""
-    return 1 if isinstance(config.algo, Sft) else config.rollout.num_generations
+    return 1 if isinstance(config.algo, ROLLOUT_FREE) else config.rollout.num_generations
 
 
 def _choices(config: Config) -> None:

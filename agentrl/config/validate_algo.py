@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
-from agentrl.config.algos import Hipo, Pact, Sft
+from agentrl.config.algos import Dpo, FocalLora, Hipo, Pact, Sft, SplitSoftmax
 from agentrl.config.checks import require
 from agentrl.config.schema import Config, Dual
 from agentrl.traces.records import TRACE_PARTS
@@ -31,6 +32,17 @@ def validate_algo(config: Config) -> None:
         require(len(algo.components) > 0, "algo.components", algo.components, "name at least one component")
         for part in algo.components:
             require(part in SFT_COMPONENTS, "algo.components", part, f"choose from {', '.join(SFT_COMPONENTS)}")
+        return
+    if isinstance(algo, SplitSoftmax):
+        require(0 < algo.k <= 1, "algo.k", algo.k, "must lie in (0, 1]; 1 changes nothing, smaller looks harder")
+        return
+    if isinstance(algo, FocalLora):
+        require(0 < algo.head_share <= 1, "algo.head_share", algo.head_share, "must lie in (0, 1]")
+        for key in ("probe_prompts", "onset_tokens"):
+            require(getattr(algo, key) >= 1, f"algo.{key}", getattr(algo, key), "must be at least 1")
+        return
+    if isinstance(algo, Dpo):
+        _dpo(config, algo)
         return
     k = config.rollout.num_generations
     group_rule = "advantages compare rollouts of one prompt; set 2 or more (the paper: 8)"
@@ -78,6 +90,18 @@ def _hipo(config: Config, algo: Hipo) -> None:
     if algo.reference == "4bit" and algo.kl_coef > 0:
         quantised_rule = "NF4 has kernels for CUDA alone; set algo.reference=copy, or hardware=gpu"
         require(config.hardware.device == "cuda", "algo.reference", algo.reference, quantised_rule)
+
+
+def _dpo(config: Config, algo: Dpo) -> None:
+    require(0 < algo.beta < math.inf, "algo.beta", algo.beta, "must be above 0")
+    require(0 <= algo.sys_weight < math.inf, "algo.sys_weight", algo.sys_weight, "must be 0 or more")
+    if algo.pairs is not None:
+        require(Path(algo.pairs).expanduser().is_file(), "algo.pairs", algo.pairs, "no such file; null samples pairs")
+        return
+    k, processes = config.rollout.num_generations, config.hardware.processes
+    require(k >= 2, "rollout.num_generations", k, "a pair is two replies to one prompt; set 2 or more")
+    alone_rule = "pairs are sampled by one process; sample them in a run of one, and give its pairs.jsonl as algo.pairs"
+    require(processes == 1, "hardware.processes", processes, alone_rule)
 
 
 def _dual(dual: Dual) -> None:

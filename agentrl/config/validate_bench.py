@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import Grpo, Hipo, Sft
+from agentrl.config.algos import Dpo, FocalLora, Grpo, Hipo, Sft, SplitSoftmax
 from agentrl.config.benches import (
     BFCL_GROUPS,
     Bfcl,
@@ -37,7 +37,7 @@ def validate_bench(config: Config) -> None:
     """What a run asks of its bench. Raises UserError."""
     validate_data(config.bench)
     two_sided = isinstance(config.bench, Minihif | HifConfig)
-    if isinstance(config.algo, Hipo):
+    if isinstance(config.algo, Hipo | Dpo | SplitSoftmax | FocalLora):
         two_rule = "has one reward, the algorithm needs a system's and a user's; set bench=minihif or another HIF suite"
         require(two_sided, "bench", config.bench.name, two_rule)
         unaided = config.judge.name != "program" or not isinstance(config.bench, Pairs | SystemCheck | RealGuardrails)
@@ -45,7 +45,8 @@ def validate_bench(config: Config) -> None:
         require(unaided, "judge", config.judge.name, judge_rule)
     elif two_sided:
         tools_rule = (
-            f"has no tools for algo={config.algo.name}; choose algo=hipo, sys_only, user_only, fixed_lambda or sft"
+            f"has no tools for algo={config.algo.name}; choose algo=hipo, sys_only, user_only, fixed_lambda, dpo, "
+            "split_softmax, focal_lora or sft"
         )
         require(isinstance(config.algo, Sft), "bench", config.bench.name, tools_rule)
     if isinstance(config.bench, ToolHop) and config.bench.scenario == "direct":

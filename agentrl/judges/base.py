@@ -54,8 +54,3 @@ class Judge(Protocol):
     def counts(self) -> dict[str, float]:
         """Totals since the start: verdicts, cached, missing, requests, retries, tokens, cost. For logs."""
         ...
-
-
-def two_sided(system_prompt: str, user_prompt: str, response: str) -> tuple[JudgeRequest, JudgeRequest]:
-    """The two isolated requests behind (r_sys, r_user) of one response (HIPO, problem statement)."""
-    return JudgeRequest("system", system_prompt, response), JudgeRequest("user", user_prompt, response)

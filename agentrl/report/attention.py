@@ -37,7 +37,7 @@ def plot_attention(
     right.errorbar(
         [change.mean for change in changes],
         places,
-        xerr=[[c.mean - c.lo for c in changes], [c.hi - c.mean for c in changes]],
+        xerr=[[max(0.0, c.mean - c.lo) for c in changes], [max(0.0, c.hi - c.mean) for c in changes]],
         fmt="o",
         color=COLOURS[0],
         capsize=3,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOConfig, SFTConfig
+from transformers import TrainingArguments
+from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from agentrl.checkpoints import writing_folder
 from agentrl.config.algos import Grpo, Hipo, Pact
@@ -112,15 +113,38 @@ def evaluation_arguments(config: Config, checkpoints: Path) -> GRPOConfig:
     )
 
 
-def sft_arguments(config: Config, checkpoints: Path) -> SFTConfig:
-    """TRL's SFT arguments; the traces arrive tokenised and labelled."""
+def dataset_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
+    """Arguments of trainers that read a dataset, `minibatch_prompts` rows an update."""
     per_update = config.trainer.minibatch_prompts // config.hardware.processes
     micro = min(config.trainer.micro_batch, per_update)
-    return SFTConfig(
+    return {
         **shared_arguments(config, checkpoints),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=per_update // micro,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": per_update // micro,
+        "remove_unused_columns": False,
+    }
+
+
+def dpo_arguments(config: Config, checkpoints: Path) -> DPOConfig:
+    """TRL's DPO arguments; the pairs arrive tokenised."""
+    revision = config.model.revision  # TRL loads the reference by name
+    return DPOConfig(
+        **dataset_arguments(config, checkpoints),
+        beta=config.algo.beta,
+        max_length=None,
+        model_init_kwargs=None if revision is None else {"revision": revision},
+    )
+
+
+def focal_arguments(config: Config, checkpoints: Path) -> TrainingArguments:
+    """transformers' arguments; attention is an output here, which recomputation would not give."""
+    return TrainingArguments(**dataset_arguments(config, checkpoints) | {"gradient_checkpointing": False})
+
+
+def sft_arguments(config: Config, checkpoints: Path) -> SFTConfig:
+    """TRL's SFT arguments; the traces arrive tokenised and labelled."""
+    return SFTConfig(
+        **dataset_arguments(config, checkpoints),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
     )

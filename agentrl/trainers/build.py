@@ -9,20 +9,23 @@ from transformers.trainer_callback import TrainerCallback
 
 from agentrl.benches.base import Bench, Task
 from agentrl.chat import ChatFormat
-from agentrl.config.algos import Grpo, Hipo, Pact
+from agentrl.config.algos import Dpo, FocalLora, Grpo, Hipo, Pact, SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
 from agentrl.models.loading import lora_config
 from agentrl.rollout.engine import RolloutEngine
+from agentrl.rollout.split_softmax import SplitSoftmaxEngine
 from agentrl.run import RunDirectory
 from agentrl.trackers import tracker_callbacks
 from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
 from agentrl.trainers.callbacks import Checkpoints, Record, StopRequest
+from agentrl.trainers.focal_lora import focal_trainer
 from agentrl.trainers.grpo import AgentGRPOTrainer
 from agentrl.trainers.hipo import HipoTrainer, StopWhereInfeasible, reference_quantization
 from agentrl.trainers.pact import PactTrainer
+from agentrl.trainers.preferences import dpo_trainer
 from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset
 
@@ -58,8 +61,8 @@ def build_trainer(
     stop: StopRequest,
     console: RunConsole,
     judge: Judge | None = None,
-) -> tuple[Trainer, RolloutEngine]:
-    """The trainer of `config.algo` and an engine that plays episodes with its policy.
+) -> tuple[Trainer | None, RolloutEngine]:
+    """The trainer of `config.algo`, None where it only evaluates, and an engine that plays episodes with its policy.
 
     `judge` grades what the bench leaves open while training.
     """
@@ -104,13 +107,20 @@ def build_trainer(
             bench=bench,
             tasks=tasks,
         ).engine
-        trainer = TraceSFTTrainer(
-            model=model,
-            chat=chat,
-            args=sft_arguments(config, run.checkpoints_dir),
-            train_dataset=expert_dataset(chat, bench, tasks, config.algo.components),
-            peft_config=peft,
-        )
+        if isinstance(config.algo, SplitSoftmax):
+            return None, engine
+        if isinstance(config.algo, Dpo):
+            trainer = dpo_trainer(config, run, bench, chat, model, tasks, engine, console, judge)
+        elif isinstance(config.algo, FocalLora):
+            trainer = focal_trainer(config, run, bench, chat, model, tasks, engine)
+        else:
+            trainer = TraceSFTTrainer(
+                model=model,
+                chat=chat,
+                args=sft_arguments(config, run.checkpoints_dir),
+                train_dataset=expert_dataset(chat, bench, tasks, config.algo.components),
+                peft_config=peft,
+            )
     callbacks: list[TrainerCallback] = [
         Record(run, console),
         Checkpoints(run, config.trainer, cycle, stop),
@@ -122,3 +132,10 @@ def build_trainer(
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer, engine
+
+
+def final_engine(config: Config, engine: RolloutEngine, model: PreTrainedModel, chat: ChatFormat) -> RolloutEngine:
+    """The engine that plays the evaluation after training: `engine`, or one that samples by the method itself."""
+    if isinstance(config.algo, SplitSoftmax):
+        return SplitSoftmaxEngine(engine, model, chat, config.algo.k)
+    return engine

@@ -13,20 +13,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, set_seed
 
 from agentrl.analysis.onset import onset_attention
 from agentrl.analysis.spans import PromptSpans, prompt_spans
 from agentrl.benches.base import Bench, Task
 from agentrl.chat import ChatFormat
 from agentrl.config.algos import FocalLora
-from agentrl.config.schema import Lora
+from agentrl.config.schema import Config, Lora
 from agentrl.errors import UserError
 from agentrl.objectives.focal import conflict_sensitivity, focal_loss, most_sensitive
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
+from agentrl.run import RunDirectory
+from agentrl.trainers.arguments import focal_arguments
+from agentrl.trainers.preferences import needed
 
+HEADS = "heads.json"  # in the run directory
 FUSED = "qkv_proj"  # Phi's: the queries' rows come first
 
 
@@ -144,3 +148,34 @@ class FocalLoraTrainer(Trainer):
             logs = {**logs, "system_mass": sum(self._masses) / len(self._masses)}
             self._masses.clear()
         super().log(logs, *args, **kwargs)
+
+
+def focal_trainer(
+    config: Config,
+    run: RunDirectory,
+    bench: Bench,
+    chat: ChatFormat,
+    model: PreTrainedModel,
+    tasks: Sequence[Task],
+    engine: RolloutEngine,
+) -> FocalLoraTrainer:
+    """Probe the heads (kept in heads.json), let the base answer, and put adapters on the heads in `model`."""
+    algo, pad_id = config.algo, int(chat.tokenizer.pad_token_id)
+    model.set_attn_implementation("eager")  # no other kernel gives attention out
+    training = model.training
+    heads = probe(model.eval(), chat, tasks, algo, config.seed)
+    model.train(training)
+    chosen = {str(layer): row.nonzero().flatten().tolist() for layer, row in enumerate(heads) if row.any()}
+    run.write_json(run.path / HEADS, {"heads": chosen, "of": list(heads.shape)})
+    rows = focal_rows(engine, bench, chat, needed(tasks, config), algo, config.eval.batch)
+    adapted = get_peft_model(model, focal_config(model, heads, config.model.lora))
+    size = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
+    keep_to_heads(adapted, heads, size)
+    set_seed(config.seed)
+    return FocalLoraTrainer(
+        heads=heads,
+        model=adapted,
+        args=focal_arguments(config, run.checkpoints_dir),
+        train_dataset=rows,
+        data_collator=lambda batch: collate(batch, pad_id),
+    )

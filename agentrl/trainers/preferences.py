@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedModel, set_seed
 from trl import DPOTrainer
 
 from agentrl.benches.base import Task
@@ -18,8 +20,11 @@ from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
+from agentrl.models.loading import lora_config
 from agentrl.rewards.two_sided import Rewards, grade
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
+from agentrl.run import RunDirectory
+from agentrl.trainers.arguments import dpo_arguments
 
 PAIRS = "pairs.jsonl"  # in the run directory: what was sampled once is not sampled again on resumption
 FIELDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -144,3 +149,38 @@ class PairTrainer(DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
+
+
+def dpo_trainer(
+    config: Config,
+    run: RunDirectory,
+    bench: Any,
+    chat: ChatFormat,
+    model: PreTrainedModel,
+    tasks: Sequence[Task],
+    engine: RolloutEngine,
+    console: RunConsole,
+    judge: Judge | None,
+) -> PairTrainer:
+    """DPO on the pairs of a file, or on pairs sampled now from as many tasks as the updates need."""
+    if config.algo.pairs is not None:
+        pairs = list(file_pairs(config.algo.pairs, chat))
+    else:
+        asked = needed(tasks, config)
+        pairs = kept(sampled_pairs(engine, bench, judge, asked, config, console), run.path / PAIRS)
+        console.say(f"{len(pairs)} pairs from {len(asked)} tasks; the others' replies earn the same")
+        set_seed(config.seed)  # whether pairs were sampled or read back, what follows draws the same
+    return PairTrainer(
+        model=model,
+        args=dpo_arguments(config, run.checkpoints_dir),
+        train_dataset=pair_dataset(pairs, bench.name),
+        processing_class=chat.tokenizer,
+        peft_config=lora_config(config.model.lora, config.model.family),
+    )
+
+
+def needed(tasks: Sequence[Task], config: Config) -> list[Task]:
+    """A seeded draw of as many tasks as the updates read, at most all."""
+    drawn = random.Random(config.seed).sample(list(tasks), len(tasks))
+    steps = config.trainer.max_steps
+    return drawn[: steps * config.trainer.minibatch_prompts] if steps > 0 else drawn
