@@ -141,11 +141,13 @@ class FocalLoraTrainer(Trainer):
         heads = self._heads.to(inputs["input_ids"].device)
         loss, mass = focal_loss(outputs.attentions, inputs["system"], inputs["onset"], heads)
         self._masses.append(float(mass))
+        self.state.num_input_tokens_seen += int(inputs["attention_mask"].sum())
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._masses:
-            logs = {**logs, "system_mass": sum(self._masses) / len(self._masses)}
+            mass = sum(self._masses) / len(self._masses)
+            logs = {**logs, "system_mass": mass, "num_tokens": self.state.num_input_tokens_seen}
             self._masses.clear()
         super().log(logs, *args, **kwargs)
 

@@ -168,7 +168,7 @@ def dpo_trainer(
     else:
         asked = needed(tasks, config)
         pairs = kept(sampled_pairs(engine, bench, judge, asked, config, console), run.path / PAIRS)
-        console.say(f"{len(pairs)} pairs from {len(asked)} tasks; the others' replies earn the same")
+        console.say(f"{len(pairs)} of {len(asked)} tasks have replies that differ in reward: a pair each")
         set_seed(config.seed)  # whether pairs were sampled or read back, what follows draws the same
     return PairTrainer(
         model=model,
