@@ -29,7 +29,7 @@ from agentrl.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 GROUPS = sorted(config_help.GROUPS)
-HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda")
+HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda", "dpo", "split_softmax", "focal_lora")
 NEEDED = {  # keys without a value, and the method and the judge that suites of instruction hierarchies ask for
     "model=custom": ["model.path=some/checkpoint"],
     "bench=ftrl": [f"bench.path={ROOT}"],
