@@ -23,6 +23,9 @@ TAUS = (0.7, 0.75, 0.8, 0.85, 0.9)
 LAMBDAS = (0.25, 0.5, 1.0, 2.0, 4.0)
 ARMS: dict[str, list[str]] = {
     "sft": ["bench=minihif", "algo=sft"],
+    "dpo": ["algo=dpo"],
+    "split_softmax": ["algo=split_softmax"],
+    "focal_lora": ["algo=focal_lora"],
     "sys_only": ["algo=sys_only"],
     "user_only": ["algo=user_only"],
     **{f"fixed_lambda {value:g}": ["algo=fixed_lambda", f"dual.initial={value:g}"] for value in LAMBDAS},
