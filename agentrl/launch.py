@@ -120,6 +120,8 @@ def _record_end(run: RunDirectory, code: int) -> None:
             run.set_status("interrupted")
         else:
             cause = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
+            if code == 128 + signal.SIGKILL:
+                cause += " (Linux does so when memory runs out: then lower trainer.micro_batch or eval.batch)"
             run.set_status("failed", error=f"the worker ended without a record: {cause}")
 
 

@@ -14,6 +14,8 @@ import json
 import math
 import os
 import shutil
+import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +35,11 @@ from agentrl.redact import masker
 
 State = Literal["created", "running", "completed", "failed", "interrupted", "dry_run"]
 # They change where and how, not what.
-NOT_IN_IDENTITY = ("runs_dir", "name", "run_id", "dry_run", "tracker", *(f"judge.{key}" for key in OPERATIONAL))
+NOT_IN_IDENTITY = (
+    *("runs_dir", "name", "run_id", "dry_run", "tracker", "faults"),
+    *("trainer.save_steps", "trainer.keep_checkpoints", "trainer.keep_best"),
+    *(f"judge.{key}" for key in OPERATIONAL),
+)
 LOCK_HELD = "AGENTRL_LOCK_HELD"  # set by the launcher for its worker: the run directory whose lock it holds for it
 DISK_ADVICE = {
     errno.ENOSPC: "free some space, or choose another disk with runs_dir=...",
@@ -204,7 +210,8 @@ class RunDirectory:
     def lock(self) -> Iterator[int | None]:
         """Be the only process that works on this run; yields the lock's file descriptor (None: the launcher has it).
 
-        The kernel drops the lock with its last holder, so a killed run never blocks its own resumption.
+        The kernel drops the lock with its last holder, so a killed run never blocks its own resumption. The worker of a
+        killed launcher holds it while it saves a checkpoint: that is waited for. Raises UserError for a living owner.
         """
         if os.environ.get(LOCK_HELD) == str(self.path):
             yield None
@@ -213,17 +220,21 @@ class RunDirectory:
         with _disk_errors(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-                raise UserError(
-                    f"{self.path} is being worked on by process {owner}; wait for it, or start another run "
-                    "with seed=... or run_id=..."
-                ) from error
+            waiting = False
+            while not _try_lock(descriptor):
+                owner, _, host = os.pread(descriptor, 300, 0).decode(errors="replace").partition(" ")
+                if not _is_dead(owner, host):
+                    raise UserError(
+                        f"{self.path} is being worked on by process {owner or 'unknown'} on {host or 'another host'}; "
+                        "wait for it, or start another run with seed=... or run_id=..."
+                    )
+                if not waiting:
+                    print("agentrl: that run's command was killed; waiting for its worker to stop", file=sys.stderr)
+                waiting = True
+                time.sleep(0.1)
             os.ftruncate(descriptor, 0)
-            with suppress(OSError):  # the number only serves the message above; a full disk must not block a lock
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            with suppress(OSError):  # the owner only serves the message above; a full disk must not block a lock
+                os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
             yield descriptor
         finally:
             os.close(descriptor)
@@ -250,6 +261,27 @@ class RunDirectory:
                 os.fsync(folder)  # the rename itself must survive a power cut
             finally:
                 os.close(folder)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_dead(pid: str, host: str) -> bool:
+    """Whether a process of this machine is known to be gone; of another machine nothing is known."""
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's, and alive
+        return False
+    return False
 
 
 def _drop_torn_tail(path: Path) -> None:

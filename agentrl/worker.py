@@ -6,10 +6,10 @@ Exit status: 0 completed, 2 a mistake the user can mend, 130 interrupted, anythi
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -41,6 +41,7 @@ from agentrl.report.table import print_result
 from agentrl.run import RunDirectory
 from agentrl.trainers.build import build_trainer, final_engine, fitting
 from agentrl.trainers.callbacks import StopRequest
+from agentrl.trouble import trouble
 
 
 def main(run_path: Path) -> int:
@@ -53,17 +54,16 @@ def main(run_path: Path) -> int:
         return 0
     with run.lock():
         try:
-            run.set_status("running")
+            run.set_status("running", pid=os.getpid(), host=socket.gethostname())
             finished = _work(run, stop)
         except UserError as error:
             return _fail(run, str(error), 2)
         except Exception as error:
-            reason = disk_trouble(error, run.path)
-            if reason is None:
+            shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)  # room for the status
+            message = trouble(error, run.path)
+            if message is None:
                 return _fail(run, traceback.format_exc(), 1)  # the traceback is the record; nothing is swallowed
-            shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)  # makes room
-            advice = "free or grant space there, then give the same command: it resumes from the last whole checkpoint"
-            return _fail(run, f"cannot write {run.path}: {reason}; {advice}", 2)
+            return _fail(run, message, 2)
         if not finished:
             run.set_status("interrupted")
             print(f"interrupted; the same command resumes from {run.path}", file=sys.stderr)
@@ -88,23 +88,6 @@ def _fail(run: RunDirectory, message: str, code: int) -> int:
 
 def _warn(message: str) -> None:
     print(f"agentrl: warning: {message}", file=sys.stderr)
-
-
-def disk_trouble(error: Exception, path: Path) -> str | None:
-    """Why the disk refused to be written, or None where something else is wrong.
-
-    Only Python's own errors carry an errno: safetensors puts it into its text, and torch.save merely says it failed.
-    """
-    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    if isinstance(error, OSError):
-        elsewhere = error.filename is not None and not Path(str(error.filename)).is_relative_to(path)
-        return os.strerror(error.errno) if error.errno in refusals and not elsewhere else None
-    for number in refusals:
-        if f"os error {number}" in str(error):
-            return os.strerror(number)
-    if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
-        return os.strerror(errno.ENOSPC) if shutil.disk_usage(path).free < 1 << 20 else str(error)
-    return None
 
 
 def _catch_signals(stop: StopRequest) -> None:

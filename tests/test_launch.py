@@ -194,6 +194,18 @@ def test_the_worker_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
         assert run.status()["status"] == "interrupted"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_the_same_command_waits_for_the_worker_of_a_killed_one(tmp_path: Path) -> None:
+    first = start(tmp_path, WAITS, SAVING="1")
+    wait_until_running(tmp_path)
+    first.kill()
+    code, _, err = finish(start(tmp_path, COMPLETES))
+    first.communicate()
+    assert code == 0, err
+    assert "waiting for its worker to stop" in err
+    assert starts(the_run(tmp_path)) == 2
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):

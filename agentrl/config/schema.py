@@ -128,6 +128,18 @@ class Eval:
 
 
 @dataclass
+class Faults:
+    patience: int = key("How often in a row something may go wrong before the keys below act, at least 1.")
+    nonfinite: str = key(
+        "A gradient with NaN or infinity: 'stop', or 'skip' to leave the update out (stops after `patience` in a row)."
+    )
+    no_signal: str = key(
+        "`patience` rollout batches in a row in which every group's rewards are all equal: 'warn' or 'stop'."
+    )
+    dead_tools: str = key("A tool environment that breaks: 'stop', or 'continue' to count its calls as errors.")
+
+
+@dataclass
 class Hardware:
     name: str = key("Preset.")
     device: str = key("cpu or cuda.")
@@ -165,6 +177,7 @@ class Config:
     dual: Dual = key("How the multipliers of HIPO's constraints move.")
     trainer: Trainer = key("Optimisation.")
     eval: Eval = key("Evaluation before and after training.")
+    faults: Faults = key("What follows when something goes wrong.")
     hardware: Hardware = key("Where it runs.")
     judge: Any = key("Who grades a response where no program can.")
     tracker: Tracker = key("Live tracking.")

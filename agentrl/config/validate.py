@@ -34,6 +34,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reward.toolrl.schedule": ("none", "smooth", "two_stage"),
     "anneal.kind": ("linear", "constant", "cosine", "steps"),
     "trainer.lr_schedule": ("constant", "linear", "cosine"),
+    "faults.nonfinite": ("stop", "skip"),
+    "faults.no_signal": ("warn", "stop"),
+    "faults.dead_tools": ("stop", "continue"),
     "hardware.device": ("cpu", "cuda"),
     "hardware.vllm": ("off", "colocate", "server"),
     "tracker.name": ("none", "wandb", "wandb_offline", "trackio"),
@@ -134,6 +137,7 @@ def _trainer(trainer: Trainer, hardware: Hardware) -> None:
 
 
 def _eval(config: Config) -> None:
+    require(config.faults.patience >= 1, "faults.patience", config.faults.patience, "must be at least 1")
     limit = config.eval.limit
     require(limit is None or limit >= 1, "eval.limit", limit, "must be at least 1, or null for all tasks")
     for key in ("samples", "batch"):

@@ -15,6 +15,7 @@ from trl.chat_template_utils import parse_response
 
 from agentrl.benches.base import Conversation, Environment
 from agentrl.errors import UserError
+from agentrl.rollout.guard import call_tool
 from agentrl.trajectory import ToolCall
 
 Messages = list[dict[str, Any]]
@@ -39,7 +40,7 @@ def conversation_loop(
     for _ in range(trainer.max_tool_calling_iterations):
         contexts: dict[int, list[int]] = {}
         for row in active:
-            said, over = react(environments[row], completions[row][-1], calls[row])
+            said, over = react(environments[row], completions[row][-1], calls[row], trainer.config.faults.dead_tools)
             if said and not over:
                 suffix = suffix_ids(trainer, said, completion_ids[row])
                 context = prompt_ids[row] + completion_ids[row] + suffix
@@ -79,7 +80,9 @@ def conversation_loop(
     )
 
 
-def react(environment: Environment, turn: dict[str, Any], calls: list[ToolCall]) -> tuple[Messages, bool]:
+def react(
+    environment: Environment, turn: dict[str, Any], calls: list[ToolCall], dead_tools: str
+) -> tuple[Messages, bool]:
     """What the environment says to an assistant turn, and whether the episode ends with it.
 
     Every call is executed; without calls it is the user's turn to speak, if there is one.
@@ -88,7 +91,7 @@ def react(environment: Environment, turn: dict[str, Any], calls: list[ToolCall])
         said = []
         for call in turn["tool_calls"]:
             function = call["function"]
-            done = environment.call(function["name"], function["arguments"], 0)
+            done = call_tool(environment, function["name"], function["arguments"], dead_tools)
             calls.append(done)
             said.append({"role": "tool", "name": str(function["name"]), "content": done.observation})
         return said, isinstance(environment, Conversation) and not environment.continue_episode()

@@ -16,7 +16,9 @@ from trl import GRPOTrainer
 
 from agentrl.benches.base import Conversation, Environment
 from agentrl.chat import CompletionLabeller
+from agentrl.errors import UserError
 from agentrl.rollout.engine import Decoding, Episode
+from agentrl.rollout.guard import ToolsDied, call_tool
 from agentrl.trajectory import ToolCall, Trajectory
 
 
@@ -38,9 +40,9 @@ class RowEnvironment:
 class ToolRouter(dict[str, Callable[..., str]]):
     """Every name resolves to a call of the episode's environment, so that it words unknown names itself."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, dead_tools: str) -> None:
         super().__init__()
-        self.environment = environment
+        self.environment, self.dead_tools = environment, dead_tools
         self.calls: list[ToolCall] = []
 
     def __contains__(self, name: object) -> bool:
@@ -53,7 +55,7 @@ class ToolRouter(dict[str, Callable[..., str]]):
         self.calls.append(ToolCall(0, name, None, "the arguments are not a JSON object", error=True))
 
         def execute(**arguments: Any) -> str:
-            self.calls[position] = self.environment.call(name, arguments, 0)
+            self.calls[position] = call_tool(self.environment, name, arguments, self.dead_tools)
             return self.calls[position].observation
 
         # Python's complaint about such arguments is what the model reads: it should name the tool.
@@ -70,7 +72,8 @@ class TrlToolLoop:
 
     def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
         trainer = self._trainer
-        routers = [ToolRouter(episode.environment) for episode in episodes]
+        dead_tools = trainer.config.faults.dead_tools
+        routers = [ToolRouter(episode.environment, dead_tools) for episode in episodes]
         trainer._batch_environments = [("row", index) for index in range(len(episodes))]
         trainer._env_tools = {("row", index): episode.task.tools for index, episode in enumerate(episodes)}
         trainer._sync_tool_dicts = routers
@@ -78,10 +81,16 @@ class TrlToolLoop:
         trainer.conversation = None
         if any(isinstance(episode.environment, Conversation) for episode in episodes):
             trainer.conversation = [episode.environment for episode in episodes], [router.calls for router in routers]
-        with self._decoding(decoding):
-            prompt_ids, completion_ids, tool_mask, completions, logprobs, *_ = GRPOTrainer._generate(
-                trainer, [episode.task.prompt for episode in episodes]
-            )
+        try:
+            with self._decoding(decoding):
+                prompt_ids, completion_ids, tool_mask, completions, logprobs, *_ = GRPOTrainer._generate(
+                    trainer, [episode.task.prompt for episode in episodes]
+                )
+        except ToolsDied as death:
+            raise UserError(
+                f"the tools of bench={trainer.bench.name} broke ({death}); mend them and give the same command, or let "
+                "faults.dead_tools=continue count such calls as errors"
+            ) from death
         masks = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
         ends = {*trainer.eos_token_ids, trainer.processing_class.pad_token_id}
         trajectories = []

@@ -21,6 +21,7 @@ from agentrl.run import RunDirectory
 from agentrl.trackers import tracker_callbacks
 from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
 from agentrl.trainers.callbacks import Checkpoints, Record, StopRequest
+from agentrl.trainers.faults import Watch
 from agentrl.trainers.focal_lora import focal_trainer
 from agentrl.trainers.grpo import AgentGRPOTrainer
 from agentrl.trainers.hipo import HipoTrainer, StopWhereInfeasible, reference_quantization
@@ -123,6 +124,7 @@ def build_trainer(
             )
     callbacks: list[TrainerCallback] = [
         Record(run, console),
+        Watch(config.faults, console.say),
         Checkpoints(run, config.trainer, cycle, stop),
         *tracker_callbacks(config, run),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -43,11 +42,15 @@ class StopRequest:
 
     def anywhere(self) -> bool:
         """Whether any process was asked to stop; every process must ask at the same point, so that all agree."""
-        state = PartialState()
-        if state.num_processes == 1:
-            return self.signal is not None
-        flag = torch.tensor([float(self.signal is not None)], device=state.device)
-        return bool(reduce(flag, reduction="sum").item())
+        return anywhere(self.signal is not None)
+
+
+def anywhere(here: bool) -> bool:
+    """Whether something holds in any process; all must ask together."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return here
+    return bool(reduce(torch.tensor([float(here)], device=state.device), reduction="sum").item())
 
 
 class Record(TrainerCallback):
@@ -72,12 +75,6 @@ class Record(TrainerCallback):
     ) -> None:
         if not logs or "train_runtime" in logs:
             return
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise UserError(
-                    f"{name} is {logs[name]} at step {state.global_step}; lower trainer.learning_rate or "
-                    "trainer.max_grad_norm (a new run: the weights of this one are lost from here on)"
-                )
         if not state.is_world_process_zero:
             return
         metrics = {RENAMED.get(name, name): value for name, value in logs.items() if name not in DROPPED}

@@ -1,0 +1,31 @@
+"""Calls of an environment that may die: TRL hands every exception of a tool to the model as an observation.
+
+What a model should read (a wrong argument, an error of the tool's own code) is an observation of the environment. An
+exception that leaves `Environment.call` is none: the environment itself is broken, and `faults.dead_tools` decides.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from agentrl.benches.base import Environment
+from agentrl.trajectory import ToolCall
+
+UNAVAILABLE = "the tool is not available"
+
+
+class ToolsDied(BaseException):
+    """The environment of an episode broke; no `Exception`, or TRL would turn it into an observation."""
+
+
+def call_tool(environment: Environment, name: str, arguments: Any, dead_tools: str) -> ToolCall:
+    """One call. Where the environment breaks: ToolsDied for dead_tools='stop', else a failed call and a warning."""
+    try:
+        return environment.call(name, arguments, 0)
+    except Exception as failure:  # whatever the bench's own code raises; it is reported either way
+        reason = f"{type(failure).__name__}: {failure}"
+        if dead_tools == "stop":
+            raise ToolsDied(reason) from failure
+        warnings.warn(f"the environment of tool {name} failed ({reason}); the call counts as an error", stacklevel=2)
+        return ToolCall(0, name, arguments, UNAVAILABLE, error=True)
