@@ -10,7 +10,12 @@ import json
 import os
 import re
 import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from agentrl import sweeps
 from agentrl.config.compose import CONF, one_line
 from agentrl.config.estimate import print_estimate
 from agentrl.config.load import suggest, typed_config
@@ -28,6 +34,7 @@ from agentrl.config.validate import validate
 from agentrl.errors import UserError
 from agentrl.launch import COMPLETED, INTERRUPTED, USER_ERROR, launch
 from agentrl.redact import masked, refuse_secrets
+from agentrl.report.sweep_live import SweepView, job_table
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory, changed_keys, run_path
 
@@ -85,7 +92,10 @@ def _train() -> int:
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise its errors instead of printing pages
     try:
-        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+        sys.argv[1:] = sweeps.with_directory(sys.argv[1:])
+        with ExitStack() as stack:
+            sweeps.Announcement.hear = lambda sweep: stack.enter_context(_watched(sweep))
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
     except (HydraException, OmegaConfBaseException) as error:
         if full_error:
             raise
@@ -101,26 +111,92 @@ def _train() -> int:
     return max(_exit_codes, default=0)
 
 
-def _job(composed: DictConfig) -> None:
-    """One run. A UserError ends this job alone: the other jobs of a sweep go on."""
+@contextmanager
+def _watched(sweep: sweeps.Sweep) -> Iterator[None]:
+    """Show the jobs while they run, wherever; then say what came out, also of a sweep that was stopped."""
+    console = Console(soft_wrap=True)
+    try:
+        with SweepView(sweep, console):
+            yield
+    finally:
+        jobs = sweep.close()
+        _exit_codes.extend(job.code or 0 for job in jobs if job.began >= sweep.began)
+        if jobs:
+            console.print(job_table(jobs, f"{sweep.folder}/sweep.json"))
+            for job in jobs:
+                if job.state == "failed" and job.error:
+                    _complain(UserError(f"{job.error.strip().splitlines()[-1]} [{job.log}]"))
+        runs = [Path(job.run) for job in jobs if job.run and job.state == "completed"]
+        if runs:
+            from agentrl.report.sweep import report_sweep  # draws, and so imports what takes seconds
+
+            report_sweep(sweep.folder, runs, console)
+
+
+def _job(composed: DictConfig) -> float | None:
+    """One run, or one job of a sweep in whatever process the launcher does it; a search gets its objective."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        sweep = sweeps.Sweep(Path(hydra_config.sweep.dir))
+        job = sweep.start(hydra_config.overrides.task, hydra_config.job.num)
+        value = _swept(composed, sweep, job)
+        if job.code == INTERRUPTED:
+            raise KeyboardInterrupt  # stops the rest of the sweep, too
+        return value
     try:
         config = typed_config(composed)
         refuse_secrets(config)  # e.g. key=${oc.env:HF_TOKEN}
-        _name_sweep(config)
         code = start(config)
     except UserError as error:
         _complain(error)
         code = USER_ERROR
     _exit_codes.append(code)
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt  # stops the rest of a sweep, too
+    return None
 
 
-def start(config: Config) -> int:
-    """Begin, resume or report the run that `config` describes; the exit code."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+def _swept(composed: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | None:
+    """Do one job of a sweep; whatever goes wrong ends this one alone, and its record says so."""
+    value = None
+    try:
+        config = typed_config(composed)
+        refuse_secrets(config)
+        config.tracker.group = config.tracker.group or sweep.folder.name  # one group for the runs of a sweep
+        make_paths_absolute(config)
+        job.run = str(run_path(config))
+        sweep.note(job)
+        with Path(str(job.log)).open("a") as output:
+            job.code = start(config, output)
+        status = RunDirectory(job.run).status()
+        job.state, job.error = str(status["status"]), status.get("error")
+        if job.state == "completed":
+            value = objective(config, RunDirectory(job.run))
+    except UserError as error:
+        job.state, job.code, job.error = "failed", USER_ERROR, str(error)
+    except Exception:  # a fault of ours; the other jobs need not suffer
+        job.state, job.code, job.error = "failed", 1, traceback.format_exc()
+    job.ended = time.time()
+    sweep.note(job)
+    return value
+
+
+def objective(config: Config, run: RunDirectory) -> float | None:
+    """The number of summary.json that `objective` names; None where it names none. Raises UserError for no number."""
+    if config.objective is None:
+        return None
+    found: Any = json.loads(run.summary_path.read_text())
+    for part in config.objective.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise UserError(f"objective={config.objective} is no number of {run.summary_path}, e.g. eval.after.reward.mean")
+    return float(found)
+
+
+def start(config: Config, output: TextIO | None = None) -> int:
+    """Begin, resume or report the run that `config` describes; the exit code. Output goes to the terminal or a file."""
+    console = Console(file=output, soft_wrap=True, highlight=False, markup=False)
     for warning in validate(config):
-        Console(stderr=True, soft_wrap=True).print(f"agentrl: warning: {warning}", markup=False, highlight=False)
+        complaints = Console(file=output, stderr=output is None, soft_wrap=True)
+        complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
     make_paths_absolute(config)
     run = RunDirectory.create(config)
     if run is None:
@@ -136,12 +212,12 @@ def start(config: Config) -> int:
     if state == "completed":
         console.print(f"This run is complete: {run.path}")
         if run.summary_path.exists():
-            print_result(json.loads(run.summary_path.read_text()))
+            print_result(json.loads(run.summary_path.read_text()), console)
         console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
         return COMPLETED
     console.print(f"{'Resuming' if state in ('running', 'interrupted', 'failed') else 'Run directory'}: {run.path}")
     run.adopt(config)
-    code = launch(run, config)
+    code = launch(run, config, output)
     if code == COMPLETED:
         console.print(f"Results: {run.path}")
     elif code == INTERRUPTED:
@@ -174,13 +250,6 @@ def _same_run(run: RunDirectory, config: Config) -> None:
             f"{run.path} holds a run with other values of {', '.join(changed[:5])}"
             f"{' and more' if len(changed) > 5 else ''}; choose another run_id=..., or leave it out"
         )
-
-
-def _name_sweep(config: Config) -> None:
-    """Runs of one sweep share a tracker group unless the user names one."""
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN and config.tracker.group is None:
-        config.tracker.group = Path(hydra_config.sweep.dir).name
 
 
 def _complain(error: UserError) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
+from typing import IO
 
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
@@ -26,8 +27,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 PR_SET_PDEATHSIG = 1
 
 
-def launch(run: RunDirectory, config: Config) -> int:
+def launch(run: RunDirectory, config: Config, output: IO[str] | None = None) -> int:
     """Train what `run` describes; the worker's exit code, 128 + n if signal n killed it.
+
+    What the worker prints goes to `output`, a file, instead of the terminal.
 
     Raises:
         UserError: another living process works on this run.
@@ -37,6 +40,8 @@ def launch(run: RunDirectory, config: Config) -> int:
         process = subprocess.Popen(
             worker_command(run, config),
             env=worker_environment(run, config),
+            stdout=output,
+            stderr=output,
             start_new_session=True,
             pass_fds=() if lock is None else (lock,),
             preexec_fn=_die_with_parent() if sys.platform == "linux" else None,

@@ -36,7 +36,7 @@ from agentrl.redact import masker
 State = Literal["created", "running", "completed", "failed", "interrupted", "dry_run"]
 # They change where and how, not what.
 NOT_IN_IDENTITY = (
-    *("runs_dir", "name", "run_id", "dry_run", "tracker", "faults"),
+    *("runs_dir", "name", "run_id", "dry_run", "objective", "tracker", "faults"),
     *("trainer.save_steps", "trainer.keep_checkpoints", "trainer.keep_best"),
     *(f"judge.{key}" for key in OPERATIONAL),
 )
@@ -223,7 +223,7 @@ class RunDirectory:
             waiting = False
             while not _try_lock(descriptor):
                 owner, _, host = os.pread(descriptor, 300, 0).decode(errors="replace").partition(" ")
-                if not _is_dead(owner, host):
+                if not is_gone(owner, host):
                     raise UserError(
                         f"{self.path} is being worked on by process {owner or 'unknown'} on {host or 'another host'}; "
                         "wait for it, or start another run with seed=... or run_id=..."
@@ -271,7 +271,7 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _is_dead(pid: str, host: str) -> bool:
+def is_gone(pid: str, host: str) -> bool:
     """Whether a process of this machine is known to be gone; of another machine nothing is known."""
     if host != socket.gethostname() or not pid.isdigit():
         return False

@@ -167,6 +167,9 @@ class Config:
     name: str = key("Directory of this experiment under runs_dir.")
     run_id: Optional[str] = key("Directory of this run; null derives it from seed and configuration.")
     seed: int = key("Seed of everything random in the run, data generation apart.")
+    objective: Optional[str] = key(
+        "What a search by a sweeper optimises: a number of summary.json such as eval.after.solve_rate.mean."
+    )
     dry_run: bool = key("Validate, estimate tokens, steps and memory, write the run directory, and stop.")
     algo: Any = key("Algorithm.")
     model: Model = key("Model.")

@@ -1,0 +1,164 @@
+"""A finished sweep: the results over its axes with seeds pooled, as a table, plots and the page of `agentrl report`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agentrl.report.arms import Arm, RunRecord, arms_of, load_records, metrics_of, pooled
+from agentrl.report.curves import COLOURS
+from agentrl.report.page import build_report, render
+from agentrl.stats import Interval
+
+SHOWN = 5  # metrics in the table and as plots
+UTILITY, CONSTRAINED = "r_user", "r_sys"  # of the benches that grade a system's and a user's side
+THRESHOLD = "algo.tau"
+
+
+def report_sweep(folder: Path, runs: Sequence[Path], console: Console) -> None:
+    """Print the table; write plots/*.png, report.html and report.md into the sweep's directory."""
+    records = [record for record in load_records(runs) if record.summary is not None]
+    keys, arms = arms_of(records)
+    metrics = metrics_of(arms)[:SHOWN]
+    if not metrics:
+        return
+    console.print(result_table(arms, metrics))
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    for metric in metrics:
+        if keys:
+            plot_axes(keys, arms, metric).savefig(plots / f"{metric.replace('/', '_')}.png")
+    if (front := plot_front(arms, metrics)) is not None:
+        front.savefig(plots / "pareto.png")
+    report = build_report(records, folder.name)
+    for kind in ("html", "md"):
+        (folder / f"report.{kind}").write_text(render(report, kind))
+
+
+def result_table(arms: list[Arm], metrics: list[str]) -> Table:
+    """Every metric after training, of every combination of values."""
+    table = Table(caption="after training: mean [95% interval], seeds pooled", caption_justify="left")
+    for name in ("runs", "seeds", *metrics):
+        table.add_column(name, justify="left" if name == "runs" else "right")
+    for arm in arms:
+        table.add_row(Text(arm.label), str(len(arm.completed)), *(_cell(pooled(arm, "after", m)) for m in metrics))
+    return table
+
+
+def _cell(interval: Interval | None) -> Text:
+    if interval is None:
+        return Text("-")
+    if math.isnan(interval.lo):
+        return Text(f"{interval.mean:.3f}")
+    return Text(f"{interval.mean:.3f} [{interval.lo:.3f}, {interval.hi:.3f}]")
+
+
+def plot_axes(keys: list[str], arms: list[Arm], metric: str) -> Figure:
+    """`metric` over the axis that has most values, one series for each combination of the others."""
+    axis = max(range(len(keys)), key=lambda i: (_numeric(arms, i), len({repr(arm.values[i]) for arm in arms})))
+    series: dict[str, list[Arm]] = {}
+    for arm in arms:
+        rest = [
+            f"{key.removesuffix('.name').rsplit('.', 1)[-1]}={value}"
+            for i, (key, value) in enumerate(zip(keys, arm.values, strict=True))
+            if i != axis and value is not None
+        ]
+        series.setdefault(" ".join(rest), []).append(arm)
+    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
+    ax = figure.subplots()
+    ticks = list(dict.fromkeys(str(arm.values[axis]) for arm in arms))
+    for number, (name, members) in enumerate(series.items()):
+        found = [(arm.values[axis], pooled(arm, "after", metric)) for arm in members]
+        points = [(value, cell) for value, cell in found if cell is not None]
+        if _numeric(arms, axis):
+            xs = [float(value) for value, _ in points]
+        else:  # side by side, so that intervals of several series do not hide one another
+            xs = [ticks.index(str(value)) + 0.12 * (number - (len(series) - 1) / 2) for value, _ in points]
+        _draw(ax, xs, [cell for _, cell in points], COLOURS[number % len(COLOURS)], name, _numeric(arms, axis))
+    if not _numeric(arms, axis):
+        ax.set_xticks(range(len(ticks)), ticks)
+    elif _spread([float(arm.values[axis]) for arm in arms]):
+        ax.set_xscale("log")
+    ax.set_xlabel(keys[axis])
+    ax.set_ylabel(f"{metric} after training")
+    ax.grid(alpha=0.25)
+    if len(series) > 1:
+        ax.legend(fontsize="small", framealpha=0.7)
+    return figure
+
+
+def plot_front(arms: list[Arm], metrics: list[str]) -> Figure | None:
+    """Utility against violation, a point for each combination of values, the Pareto front joined.
+
+    None where the runs have no two-sided rewards. The violation is max(0, tau - r_sys) of the evaluation.
+    """
+    if UTILITY not in metrics or CONSTRAINED not in metrics:
+        return None
+    figure = Figure(figsize=(6.4, 4.4), dpi=120, layout="constrained")
+    ax = figure.subplots()
+    points: list[tuple[float, float]] = []
+    for number, arm in enumerate(arms):
+        utility, kept = pooled(arm, "after", UTILITY), pooled(arm, "after", CONSTRAINED)
+        if utility is None or kept is None:
+            continue
+        violation = max(0.0, threshold(arm.runs[0]) - kept.mean)
+        points.append((violation, utility.mean))
+        ax.errorbar(
+            violation, utility.mean, xerr=_bars(kept), yerr=_bars(utility), fmt="o", capsize=2,
+            color=COLOURS[number % len(COLOURS)], label=arm.label,
+        )  # fmt: skip
+    front = pareto(points)
+    ax.plot([x for x, _ in front], [y for _, y in front], color="#666666", linestyle="--", zorder=0, label="Pareto")
+    ax.set_xlabel(f"violation: tau - {CONSTRAINED}, at least 0")
+    ax.set_ylabel(UTILITY)
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize="small", framealpha=0.7)
+    return figure
+
+
+def threshold(record: RunRecord) -> float:
+    """tau of a run; 1 where its algorithm has none, so that the violation is what compliance lacks."""
+    value = record.settings.get(THRESHOLD)
+    return 1.0 if value is None else float(value)
+
+
+def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (violation, utility) pairs that no other beats in both, by rising violation."""
+    front: list[tuple[float, float]] = []
+    for violation, utility in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or utility > front[-1][1]:
+            front.append((violation, utility))
+    return front
+
+
+def _draw(ax: Axes, xs: list[float], cells: list[Interval], colour: str, name: str, joined: bool) -> None:
+    order = sorted(range(len(xs)), key=xs.__getitem__)
+    bars = [_bars(cells[i])[0][0] for i in order]
+    ax.errorbar(
+        [xs[i] for i in order], [cells[i].mean for i in order], yerr=bars, fmt="o-" if joined else "o",
+        capsize=3, color=colour, label=name,
+    )  # fmt: skip
+
+
+def _bars(cell: Interval) -> list[list[float]]:
+    """Half width of an interval as matplotlib wants it; 0 where it is not known."""
+    half = 0.0 if math.isnan(cell.hi) else cell.hi - cell.mean
+    return [[half], [half]]
+
+
+def _numeric(arms: list[Arm], axis: int) -> bool:
+    values: list[Any] = [arm.values[axis] for arm in arms]
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _spread(values: list[float]) -> bool:
+    """Whether a logarithmic axis shows them better."""
+    return min(values) > 0 and max(values) / min(values) >= 30

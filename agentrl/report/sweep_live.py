@@ -1,0 +1,113 @@
+"""A sweep while it works: a table on a terminal that keeps itself up to date, a line for each change elsewhere."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from agentrl.sweeps import Job, Sweep, label, shared
+
+EVERY = 1.0  # seconds between looks
+COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}
+HEADLINES = ("solve_rate", "r_user", "r_sys", "reward", "loss/total")  # of metrics.jsonl, the first two that are there
+SHOWN = 20  # rows at most: those at work and those that failed come first
+
+
+class SweepView:
+    """Shows a sweep from `with` to its end; the jobs run meanwhile, here or elsewhere."""
+
+    def __init__(self, sweep: Sweep, console: Console) -> None:
+        self._sweep, self._console = sweep, console
+        self._live = Live(get_renderable=self.table, console=console, refresh_per_second=1 / EVERY, transient=True)
+        self._known: dict[str, str] = {}
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> SweepView:
+        if self._console.is_terminal:
+            self._live.start(refresh=True)
+        else:
+            self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+        else:
+            self._over.set()
+            self._watcher.join()
+            self._changes()
+
+    def table(self) -> Table:
+        """Where the jobs stand right now."""
+        jobs = self._sweep.jobs()
+        counts = Counter(job.state for job in jobs)
+        caption = ", ".join(f"{count} {state}" for state, count in counts.items())
+        return job_table(jobs, caption)
+
+    def _watch(self) -> None:
+        while not self._over.wait(EVERY):
+            self._changes()
+
+    def _changes(self) -> None:
+        jobs = self._sweep.jobs()
+        common, _ = shared(jobs)
+        for job in jobs:
+            name = label(job, common)
+            if job.state != "pending" and self._known.get(name) != job.state:
+                self._known[name] = job.state
+                done = sum(other.state not in ("pending", "running") for other in jobs)
+                text = f"[{done}/{len(jobs)}] {job.state}: {name}  {progress(job)}".rstrip()
+                self._console.print(text, markup=False, highlight=False)
+
+
+def job_table(jobs: list[Job], caption: str) -> Table:
+    """One row a job; beyond twenty only the most telling."""
+    common, _ = shared(jobs)
+    urgency = ("running", "failed", "interrupted", "completed", "dry_run", "pending")
+    rows = sorted(jobs, key=lambda job: urgency.index(job.state))[:SHOWN]
+    table = Table(title=" ".join(common) or None, caption=caption, title_justify="left", caption_justify="left")
+    for name in ("job", "state", "progress", "minutes"):
+        table.add_column(name, justify="right" if name == "minutes" else "left", overflow="fold")
+    for job in sorted(rows, key=jobs.index):
+        spent = f"{((job.ended or time.time()) - job.began) / 60:.1f}" if job.began else ""
+        # Text, not markup: a list in an override would be read as a style
+        state = Text(job.state, style=COLOURS.get(job.state, "dim"))
+        table.add_row(Text(label(job, common)), state, Text(progress(job)), spent)
+    return table
+
+
+def progress(job: Job) -> str:
+    """How far the run has come, or why it ended."""
+    if job.error:
+        return job.error.strip().splitlines()[-1][:200]
+    if job.directory is None or not job.directory.metrics_path.exists():
+        return ""
+    last = _last_line(job)
+    shown = [f"{name.rsplit('/', 1)[-1]} {last[name]:.3f}" for name in HEADLINES if last.get(name) is not None]
+    return "  ".join([f"step {last.get('step', 0)}", *shown[:2]])
+
+
+def _last_line(job: Job) -> dict[str, float]:
+    """The newest whole record of metrics.jsonl; the file may be long, and is read each second."""
+    assert job.directory is not None
+    with job.directory.metrics_path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 20_000))
+        lines = file.read().decode(errors="replace").split("\n")[:-1]
+    for line in reversed(lines):
+        try:
+            return dict(json.loads(line))
+        except ValueError:  # cut at the start of the window, or torn by a crash
+            continue
+    return {}

@@ -1,0 +1,168 @@
+"""The record of a sweep: which jobs it has, where each one's run lies, and how far that is.
+
+`<runs_dir>/sweeps/<name>/jobs/` holds a small file for every job, written by the process that does it, wherever the
+launcher has put that (another process, a node of a cluster), and its output. `sweep.json` is all of them together.
+The directory's name follows from what is swept and what is fixed: the same sweep again, or with further values, goes on
+in the same record. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from agentrl.run import RunDirectory, is_gone
+
+PLACELESS = ("runs_dir", "dry_run")  # values that make no other sweep
+
+
+class Announcement(Callback):
+    """Named in conf/config.yaml: Hydra tells it, in the parent, that a sweep begins; it tells `hear`."""
+
+    hear: Callable[[Sweep], Any] = staticmethod(lambda sweep: None)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        type(self).hear(Sweep.of(config))
+
+
+@dataclass
+class Job:
+    """One job. `state` is pending, running, or how it ended: completed, failed, interrupted, dry_run."""
+
+    overrides: list[str]
+    number: int
+    state: str = "pending"
+    run: str | None = None  # its run directory, once the configuration is known to be good
+    log: str | None = None  # what its worker printed
+    error: str | None = None
+    code: int | None = None
+    pid: int = 0  # of the process that does it
+    host: str = ""
+    began: float = 0.0  # seconds since the epoch, of the last time it was started
+    ended: float | None = None
+
+    @property
+    def directory(self) -> RunDirectory | None:
+        return RunDirectory(self.run) if self.run else None
+
+
+class Sweep:
+    """The record under `folder`, and what this call of the command is to do: `expected` jobs, None where unknown."""
+
+    def __init__(self, folder: Path, expected: list[list[str]] | None = None) -> None:
+        self.folder, self.expected = folder.absolute(), expected
+        self.began = time.time()
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Sweep:
+        """The sweep that Hydra announced; only its own sweeper says beforehand what the jobs will be."""
+        hydra, expected = config.hydra, None
+        if hydra.sweeper._target_.endswith("BasicSweeper"):
+            arguments = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+            parsed = OverridesParser.create().parse_overrides([*arguments, *hydra.overrides.task])
+            (expected,) = BasicSweeper.split_arguments(parsed, None)
+        return cls(Path(hydra.sweep.dir), expected)
+
+    def jobs(self) -> list[Job]:
+        """Every job on record and those still expected, in the order of their numbers."""
+        found = {}
+        for path in sorted((self.folder / "jobs").glob("*.json")):
+            job = Job(**json.loads(path.read_text()))
+            found[path.stem] = _truth(job)
+        for number, overrides in enumerate(self.expected or []):
+            name = digest(overrides)
+            if name not in found:
+                found[name] = Job(list(overrides), number)
+            elif found[name].began < self.began:  # of an earlier call, and due again
+                old = found[name]
+                found[name] = Job(list(overrides), number, "pending", old.run, old.log)
+        return sorted(found.values(), key=lambda job: (job.began == 0, job.began, job.number))
+
+    def close(self) -> list[Job]:
+        """The launcher has returned, so nothing runs any more: write sweep.json, and return its jobs."""
+        jobs = self.jobs()
+        for job in jobs:
+            if job.state == "running" and job.began >= self.began:
+                job.state, job.code, job.error = "failed", 1, "ended without a record"
+                self.note(job)
+        common, axes = shared(jobs)
+        record = {"fixed": common, "swept": axes, "jobs": [asdict(job) for job in jobs]}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        RunDirectory(self.folder).write_json(self.folder / "sweep.json", record)
+        return jobs
+
+    def start(self, overrides: Sequence[str], number: int) -> Job:
+        """Note that a job begins, in the process that does it."""
+        stem = self.folder / "jobs" / digest(overrides)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        job = Job(list(overrides), number, "running", log=f"{stem}.log", pid=os.getpid(), began=time.time())
+        job.host = socket.gethostname()
+        self.note(job)
+        return job
+
+    def note(self, job: Job) -> None:
+        """Write the job's file."""
+        path = self.folder / "jobs" / f"{digest(job.overrides)}.json"
+        RunDirectory(self.folder).write_json(path, asdict(job))
+
+
+def _truth(job: Job) -> Job:
+    """A job whose process was killed could not write that down: its run directory knows how far it came."""
+    if job.state != "running" or not is_gone(str(job.pid), job.host):
+        return job
+    status: dict[str, Any] = {}
+    if job.directory is not None and job.directory.status_path.exists():
+        status = job.directory.status()
+    if status.get("status") == "running" and not is_gone(str(status.get("pid")), status.get("host", "")):
+        return job  # its worker is still saving a checkpoint
+    job.state = status["status"] if status.get("status") in ("completed", "interrupted") else "failed"
+    job.error = None if job.state == "completed" else status.get("error") or "killed without a record"
+    return job
+
+
+def digest(overrides: Sequence[str]) -> str:
+    """Name of a job's files: ten hexadecimal digits of its overrides, in whatever order."""
+    plain = sorted(text for text in overrides if text.split("=")[0] not in PLACELESS)
+    return hashlib.sha256("\n".join(plain).encode()).hexdigest()[:10]
+
+
+def shared(jobs: list[Job]) -> tuple[list[str], list[str]]:
+    """Overrides that all jobs have in common, and the keys in which they differ."""
+    common = [text for text in jobs[0].overrides if all(text in job.overrides for job in jobs)] if jobs else []
+    keys = dict.fromkeys(text.split("=")[0] for job in jobs for text in job.overrides if text not in common)
+    return common, list(keys)
+
+
+def label(job: Job, common: Sequence[str]) -> str:
+    """What sets a job apart from the others, as typed."""
+    return " ".join(text for text in job.overrides if text not in common) or "the only job"
+
+
+def with_directory(arguments: list[str]) -> list[str]:
+    """The command line with `hydra.sweep.dir=...` added, if it describes a sweep and does not name one itself."""
+    overrides = [text for text in arguments if "=" in text and not text.startswith("-")]
+    chosen = [text.partition("=")[2] for text in overrides if text.startswith("sweep=")]
+    multirun = {"-m", "--multirun"} & set(arguments) or "hydra.mode=MULTIRUN" in overrides
+    if any(text.startswith("hydra.sweep.dir=") for text in overrides) or not (multirun or chosen):
+        return arguments
+    own = [text for text in overrides if not text.startswith(("hydra.", "hydra/", "sweep="))]
+    swept = [
+        item.get_key_element() for item in OverridesParser.create().parse_overrides(own) if item.is_sweep_override()
+    ]
+    fixed = sorted(text for text in own if text.split("=")[0] not in (*swept, *PLACELESS))
+    name = "+".join(chosen or [key.rsplit(".", 1)[-1].replace("/", "_") for key in swept]) or "jobs"
+    identity = [*sorted(swept if not chosen else []), "", *fixed]
+    number = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:6]
+    return [*arguments, f"hydra.sweep.dir=${{runs_dir}}/sweeps/{name}-{number}"]
