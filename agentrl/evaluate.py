@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 
 from agentrl.benches.base import Bench, Score, Task
 from agentrl.config.schema import Eval
@@ -49,27 +50,32 @@ def evaluate(
 ) -> list[Item]:
     """Roll out and score `tasks`, `config.samples` times each; items land in eval/<phase>.jsonl.
 
-    `judge` grades what a suite of instruction hierarchies leaves open. An item that the file holds already is not
-    played again; several processes share the rest.
+    `judge` grades what a suite of instruction hierarchies leaves open. A batch whose items the file holds already is
+    not played again. Every batch has a seed of its own and one that was cut short is played whole, so that a killed
+    evaluation goes on to the same items, sampled ones too. Several processes share a batch.
     Raises Interrupted on a stop request.
     """
     path = run.eval_dir / f"{phase}.jsonl"
     items: list[Item] = run.records(path)
     done = {(item["id"], item["sample"]) for item in items}
-    todo = [(task, sample) for task in tasks for sample in range(config.samples) if (task.id, sample) not in done]
-    if todo:
+    every = [(task, sample) for task in tasks for sample in range(config.samples)]
+    if any((task.id, sample) not in done for task, sample in every):
         directory = run.path / "memory" / phase
         ready = prepared(bench, tasks, engine, Decoding(config.temperature), config.batch, directory)
         by_id = {task.id: task for task in ready}
-        todo = [(by_id[task.id], sample) for task, sample in todo]
+        every = [(by_id[task.id], sample) for task, sample in every]
     label = f"evaluate {phase}"
-    console.start(label, len(items) + len(todo), len(items))
+    console.start(label, len(every), len(items))
+    seed = run.config().seed
     state = PartialState()
     size = config.batch * state.num_processes
-    for start in range(0, len(todo), size):
+    for start in range(0, len(every), size):
+        share = every[start : start + size]
+        if all((task.id, sample) in done for task, sample in share):
+            continue
         if stop.anywhere():
             raise Interrupted
-        share = todo[start : start + size]
+        set_seed(zlib.crc32(f"{seed} {phase} {start}".encode()) >> 1, device_specific=True)
         mine = share[state.process_index :: state.num_processes]
         # The engine communicates: every process plays equally many episodes, some of which do not count.
         width = -(-len(share) // state.num_processes)
@@ -81,6 +87,8 @@ def evaluate(
             for score, (task, sample), trajectory in zip(graded, mine, trajectories, strict=True)
         ]
         for item in gather_object(played):
+            if (item["id"], item["sample"]) in done:
+                continue
             items.append(item)
             if state.is_main_process:
                 run.append(path, item)
