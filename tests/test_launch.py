@@ -196,14 +196,20 @@ def test_the_worker_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_the_same_command_waits_for_the_worker_of_a_killed_one(tmp_path: Path) -> None:
-    first = start(tmp_path, WAITS, SAVING="1")
-    wait_until_running(tmp_path)
+    saves_until_told = WAITS.replace(
+        'time.sleep(float(os.environ.get("SAVING", "0")))',
+        'while not os.path.exists(str(run.path) + ".saved"): time.sleep(0.02)',
+    )
+    first = start(tmp_path, saves_until_told)
+    run = wait_until_running(tmp_path)
     first.kill()
-    code, _, err = finish(start(tmp_path, COMPLETES))
+    second = start(tmp_path, COMPLETES)
+    assert second.stderr is not None
+    assert "waiting for its worker to stop" in second.stderr.readline()
+    Path(str(run.path) + ".saved").touch()
+    assert finish(second)[0] == 0
     first.communicate()
-    assert code == 0, err
-    assert "waiting for its worker to stop" in err
-    assert starts(the_run(tmp_path)) == 2
+    assert starts(run) == 2
 
 
 @pytest.fixture
