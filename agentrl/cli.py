@@ -122,7 +122,9 @@ def _watched(sweep: sweeps.Sweep) -> Iterator[None]:
         jobs = sweep.close()
         _exit_codes.extend(job.code or 0 for job in jobs if job.began >= sweep.began)
         if jobs:
-            console.print(job_table(jobs, f"{sweep.folder}/sweep.json"))
+            undone = sum(job.state not in ("completed", "dry_run") for job in jobs)
+            rest = f"; the same command does the other {undone}" if undone else ""
+            console.print(job_table(jobs, f"{len(jobs) - undone} of {len(jobs)} completed{rest}. {sweep.folder}"))
             for job in jobs:
                 if job.state == "failed" and job.error:
                     _complain(UserError(f"{job.error.strip().splitlines()[-1]} [{job.log}]"))
