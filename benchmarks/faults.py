@@ -41,13 +41,15 @@ TINY = (
     *("rollout.num_generations=2", "rollout.max_turns=3", "hardware.threads=1", "eval.batch=2"),
 )
 SMALL_BATCH = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.micro_batch=2")
-MINIHOP = ("bench.train_tasks=8", "bench.test_tasks=4")  # an epoch ends within the run
+SMALL_BENCH = ("bench.train_tasks=8", "bench.test_tasks=4")  # an epoch ends within the run
 # The smallest runs in which everything happens that a resumption has to restore.
 RUNS: dict[str, tuple[str, ...]] = {
-    "sft": ("algo=sft", *SMALL_BATCH, *MINIHOP, *TINY),
-    "grpo": ("algo=grpo", "algo.kl_coef=0.01", *SMALL_BATCH, *MINIHOP, *TINY),
+    "sft": ("algo=sft", *SMALL_BATCH, *SMALL_BENCH, *TINY),
+    "grpo": ("algo=grpo", "algo.kl_coef=0.01", *SMALL_BATCH, *SMALL_BENCH, *TINY),
     # Two updates of each rollout batch; the gate and the annealing move on.
-    "pact": ("algo=pact", "trainer.prompts_per_batch=4", *SMALL_BATCH[1:], *MINIHOP, *TINY),
+    "pact": ("algo=pact", "trainer.prompts_per_batch=4", *SMALL_BATCH[1:], *SMALL_BENCH, *TINY),
+    # A multiplier with memory, a reference model, and an evaluation that samples.
+    "hipo": ("algo=hipo", "dual=pid", *SMALL_BATCH, *SMALL_BENCH, *TINY, "rollout.max_turns=1"),
 }
 # Where a worker is killed: owner and name of the function that a phase is the duration of.
 PHASES: dict[str, tuple[Any, str]] = {

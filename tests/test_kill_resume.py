@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "faults.py"
-KILLS = {"sft": 10, "grpo": 10, "pact": 10}
+KILLS = {"sft": 7, "grpo": 7, "pact": 8, "hipo": 8}
 
 
 @pytest.mark.slow
