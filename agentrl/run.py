@@ -272,16 +272,18 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def is_gone(pid: str, host: str) -> bool:
-    """Whether a process of this machine is known to be gone; of another machine nothing is known."""
+    """Whether a process of this machine is known to be gone (or a zombie); of another machine nothing is known."""
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except ProcessLookupError:
         return True
+    except FileNotFoundError:  # it ended just now, or this system has no /proc
+        return Path("/proc/self").exists()
     except PermissionError:  # somebody else's, and alive
         return False
-    return False
 
 
 def _drop_torn_tail(path: Path) -> None:
