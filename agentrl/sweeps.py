@@ -91,8 +91,13 @@ class Sweep:
         return sorted(found.values(), key=lambda job: (job.began == 0, job.began, job.number))
 
     def close(self) -> list[Job]:
-        """The launcher has returned, so nothing runs any more: write sweep.json, and return its jobs."""
+        """The launcher has returned, so nothing runs any more: write sweep.json, and return its jobs.
+
+        None, and no file, where Hydra refused the sweep before its first job.
+        """
         jobs = self.jobs()
+        if not any(job.began >= self.began for job in jobs):
+            return []
         for job in jobs:
             if job.state == "running" and job.began >= self.began:
                 job.state, job.code, job.error = "failed", 1, "ended without a record"
@@ -153,7 +158,7 @@ def label(job: Job, common: Sequence[str]) -> str:
 def with_directory(arguments: list[str]) -> list[str]:
     """The command line with `hydra.sweep.dir=...` added, if it describes a sweep and does not name one itself."""
     overrides = [text for text in arguments if "=" in text and not text.startswith("-")]
-    chosen = [text.partition("=")[2] for text in overrides if text.startswith("sweep=")]
+    chosen = [text.partition("=")[2] for text in overrides if text.startswith("sweep=") and text != "sweep=null"]
     multirun = {"-m", "--multirun"} & set(arguments) or "hydra.mode=MULTIRUN" in overrides
     if any(text.startswith("hydra.sweep.dir=") for text in overrides) or not (multirun or chosen):
         return arguments

@@ -115,6 +115,13 @@ def test_values_added_later_join_the_record(tmp_path: Path) -> None:
     assert group == {folder.name}
 
 
+def test_a_choice_that_does_not_exist_is_refused_before_the_first_job(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "-m", "algo=pact,pcat", driver=False)
+    assert done.returncode == 2
+    assert done.stderr == "agentrl: error: algo=pcat is not a choice; did you mean pact?\n" and done.stdout == ""
+    assert list(tmp_path.rglob("*.json")) == []  # Hydra has written its multirun.yaml, and that is all
+
+
 def test_a_bad_value_costs_its_own_job(tmp_path: Path) -> None:
     done = sweep(tmp_path, "-m", "algo.q=0.1,7", "dry_run=true", driver=False)
     assert done.returncode == 2
