@@ -23,7 +23,8 @@ from agentrl.errors import UserError
 from agentrl.rollout.engine import Decoding, Episode
 from agentrl.rollout.guard import UNAVAILABLE
 from agentrl.run import RunDirectory
-from agentrl.trainers.faults import NO_SIGNAL, Watch
+from agentrl.trainers import grpo
+from agentrl.trainers.faults import NO_SIGNAL, Watch, finite_rewards
 from agentrl.trouble import trouble
 
 
@@ -83,6 +84,23 @@ def test_but_not_forever(tmp_path: Path) -> None:
     xs = [1.0, math.nan, 1.0, math.nan, math.nan, math.nan, 1.0]
     with pytest.raises(UserError, match=r"update 6 .*for the 3th time in a row: faults\.patience=3"):
         fit(tmp_path, xs, faults(nonfinite="skip", patience=3))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_no_number_is_no_tie(bad: float) -> None:
+    rewards = [[0.0, 1.0], [0.5, bad], []]
+    with pytest.raises(UserError, match=r"task b has the reward (nan|-?inf);.*faults\.nonfinite=skip"):
+        finite_rewards(rewards, ["a", "b", "c"], "stop")
+    first, second, third = finite_rewards(rewards, ["a", "b", "c"], "skip")
+    assert first == [0.0, 1.0] and all(math.isnan(value) for value in second) and len(second) == 2 and third == []
+
+
+def test_such_a_reward_ends_a_run_at_its_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpo, "turn_rewards", lambda trajectory, *_: [math.inf] * max(trajectory.num_turns, 1))
+    trainer = make_trainer(small("algo=grpo", "rollout.max_turns=1", "rollout.max_completion_tokens=64"), tmp_path)
+    with pytest.raises(UserError, match="has the reward inf"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 # --- nothing to learn from ----------------------------------------------------------------------------------------

@@ -131,7 +131,8 @@ class Eval:
 class Faults:
     patience: int = key("How often in a row something may go wrong before the keys below act, at least 1.")
     nonfinite: str = key(
-        "A gradient with NaN or infinity: 'stop', or 'skip' to leave the update out (stops after `patience` in a row)."
+        "NaN or infinity in a gradient or reward: 'stop', or 'skip' to leave that update or rollout out (an update for "
+        "`patience` in a row at most)."
     )
     no_signal: str = key(
         "`patience` rollout batches in a row in which every group's rewards are all equal: 'warn' or 'stop'."

@@ -40,7 +40,7 @@ class Watch(TrainerCallback):
         if not anywhere(bool(gradients) and not bool(torch.stack([g.isfinite().all() for g in gradients]).all())):
             return
         step, before = state.global_step + 1, _trailing(state, "grad_norm", lambda value: not math.isfinite(value))
-        found = f"the gradient of update {step} is not finite (an exploding loss, or a reward that is no number)"
+        found = f"the gradient of update {step} is not finite"
         if self._config.nonfinite == "stop":
             raise UserError(
                 f"{found}, and faults.nonfinite=stop; faults.nonfinite=skip leaves such updates out and resumes this "
@@ -71,6 +71,24 @@ class Watch(TrainerCallback):
         if self._config.no_signal == "stop":
             raise UserError(text)
         self._say(f"warning: {text}")
+
+
+def finite_rewards(rewards: list[list[float]], tasks: list[str], nonfinite: str) -> list[list[float]]:
+    """Turn rewards of every rollout of `tasks` (ids), checked: advantages would take NaN and infinity for ties.
+
+    With nonfinite='skip' all rewards of such a rollout become NaN, which is how one without a reward is marked; else
+    UserError.
+    """
+    checked = []
+    for task, turns in zip(tasks, rewards, strict=True):
+        bad = [value for value in turns if not math.isfinite(value)]
+        if bad and nonfinite == "stop":
+            raise UserError(
+                f"a rollout of task {task} has the reward {bad[0]}; mend the bench or its reward, or let "
+                "faults.nonfinite=skip leave such rollouts out"
+            )
+        checked.append([math.nan] * len(turns) if bad else turns)
+    return checked
 
 
 def _trailing(state: TrainerState, name: str, bad: Callable[[float], bool]) -> int:

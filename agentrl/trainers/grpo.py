@@ -21,6 +21,7 @@ from agentrl.rewards.turns import turn_rewards
 from agentrl.rollout.conversation import conversation_loop
 from agentrl.rollout.engine import Episode
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
+from agentrl.trainers.faults import finite_rewards
 from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trajectory import ToolCall, Trajectory
 
@@ -149,12 +150,13 @@ class AgentGRPOTrainer(GRPOTrainer):
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
         """R = sum_t r_t of every trajectory, the reward that TRL logs."""
         traces = {task.id: self.bench.expert_trace(task) for task in self._batch}
-        self._turn_rewards = [
+        rewards = [
             turn_rewards(
                 trajectory, traces[task.id], task.answer, self.config.reward, task.golds, self.state.global_step
             )
             for task, trajectory in zip(self._batch, self._trajectories, strict=True)
         ]
+        self._turn_rewards = finite_rewards(rewards, [task.id for task in self._batch], self.config.faults.nonfinite)
         return [sum(rewards) for rewards in self._turn_rewards]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
