@@ -45,8 +45,9 @@ bench: $(STAMP) ## Compare the three methods over five seeds
 	$(BIN)/agentrl sweep=methods runs_dir=runs/methods $(ARGS)
 	$(BIN)/python benchmarks/compare_methods.py runs/methods
 
-tiny: $(STAMP) ## Rebuild the packaged tiny model from its recipe
+tiny: $(STAMP) ## Rebuild the packaged tiny models from their recipes
 	$(BIN)/python -m agentrl.models.tiny agentrl/models/tiny
+	$(BIN)/python -m agentrl.models.tiny_hif agentrl/models/tiny_hif
 
 docs: $(STAMP) ## Rewrite docs/config.md from the schema
 	$(BIN)/python -m agentrl.config.help > docs/config.md

@@ -8,7 +8,7 @@ the next update depends on is a buffer, so a multiplier is saved and restored by
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -110,12 +110,12 @@ class DualVariables(nn.Module):
 
     def values(self) -> Tensor:
         """lambda of every constraint, shape (K,)."""
-        return torch.stack([multiplier.value for multiplier in self])
+        return torch.stack([multiplier.value for multiplier in self]) if self.names else torch.zeros(0)
 
     def update(self, measured: Mapping[str, float | None]) -> None:
         """One update of every multiplier from the mean rewards of one rollout batch."""
         for name, multiplier in zip(self.names, self, strict=True):
             multiplier.update(measured[name])
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(self.multipliers)
+    def __iter__(self) -> Iterator[Multiplier]:
+        return iter(self.multipliers)  # type: ignore[arg-type]

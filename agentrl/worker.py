@@ -156,6 +156,7 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
                 "tokens": {"seen": int(trainer.state.num_input_tokens_seen) if trainer is not None else 0},
                 "eval": summarise(before, after, bench.solve_metric),
                 "by": summarise_groups(before, after, bench.solve_metric),
+                **({} if judge is None else {"judge": judge.counts()}),
             }
             run.write_json(run.summary_path, summary)
             plot_run(run.read_metrics(), run.plots_dir)

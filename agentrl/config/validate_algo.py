@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def _hipo(config: Config, algo: Hipo) -> None:
     if algo.reference == "4bit" and algo.kl_coef > 0:
         quantised_rule = "NF4 has kernels for CUDA alone; set algo.reference=copy, or hardware=gpu"
         require(config.hardware.device == "cuda", "algo.reference", algo.reference, quantised_rule)
+        found = importlib.util.find_spec("bitsandbytes") is not None
+        require(found, "algo.reference", algo.reference, "needs bitsandbytes: pip install bitsandbytes, or set copy")
 
 
 def _dpo(config: Config, algo: Dpo) -> None:
