@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from agentrl.stats import Interval, mean_interval
 
-TAUS = (0.7, 0.75, 0.8, 0.85, 0.9)
-LAMBDAS = (0.25, 0.5, 1.0, 2.0, 4.0)
+TAUS = (0.7, 0.8, 0.85, 0.9)
+LAMBDAS = (0.5, 1.0, 2.0, 4.0)
 ARMS: dict[str, list[str]] = {
     "sft": ["bench=minihif", "algo=sft"],
     "dpo": ["algo=dpo"],

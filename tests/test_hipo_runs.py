@@ -33,9 +33,9 @@ def test_a_run_logs_rewards_and_multiplier_by_kind_of_prompt(hipo_run: Path):
     assert expected | {"lambda/sys", "tau/sys", "filtered", "missing/user", "missing/sys", "kl"} <= set().union(
         *metrics
     )
-    assert metrics[0]["lambda/sys"] == 2.0
+    assert metrics[0]["lambda/sys"] == 1.0
     for before, after in itertools.pairwise(metrics):  # eta (tau - EMA), the EMA after this batch
-        assert after["lambda/sys"] == pytest.approx(before["lambda/sys"] + 0.07 * (0.7 - after["ema/sys"]), abs=1e-6)
+        assert after["lambda/sys"] == pytest.approx(before["lambda/sys"] + 0.3 * (0.7 - after["ema/sys"]), abs=1e-6)
     summary = json.loads((hipo_run / "summary.json").read_text())
     assert {"r_user", "r_sys", "violation"} <= set(summary["eval"]["after"])
     assert set(summary["by"]["kind"]) == {"conflict", "aligned"}

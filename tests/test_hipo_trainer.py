@@ -23,6 +23,14 @@ SMALL = (
     *("rollout.num_generations=4", "bench.train_tasks=12", "bench.test_tasks=4", "algo.kl_coef=0"),
 )
 
+HIPO = (
+    "algo=hipo",
+    *SMALL,
+    "dual.initial=2",
+    "dual.learning_rate=0.07",
+    "dual.ema_decay=0.9",
+)  # the paper's, not the preset's
+
 
 def reply(task: Any, sample: int, turn: int) -> str:
     """Four replies of a group: the expert's, the servant's, one word with and one without the opening."""
@@ -51,7 +59,7 @@ def rewards_of(trainer, reward):
 
 
 def test_one_update_of_primal_and_dual_by_hand(tmp_path: Path):
-    trainer = make_trainer(composed("algo=hipo", *SMALL), tmp_path, reply)
+    trainer = make_trainer(composed(*HIPO), tmp_path, reply)
     batch = rolled(trainer)
     user, system = rewards_of(trainer, "user"), rewards_of(trainer, "sys")
     for row, task in enumerate(trainer._batch):
@@ -102,7 +110,7 @@ def test_a_multiplier_of_zero_is_grpo_on_the_users_reward(tmp_path: Path):
 
 
 def test_constant_rewards_give_no_gradient(tmp_path: Path):
-    trainer = make_trainer(composed("algo=hipo", *SMALL), tmp_path, lambda task, sample, turn: reply(task, 0, 0))
+    trainer = make_trainer(composed(*HIPO), tmp_path, lambda task, sample, turn: reply(task, 0, 0))
     batch = rolled(trainer)
     assert batch["advantages"].abs().max() == 0
     assert gradient(trainer, trainer._compute_loss(trainer.model, batch)).abs().max() == 0
@@ -112,7 +120,7 @@ def test_a_degenerate_reply_is_left_out_and_counted(tmp_path: Path):
     def broken(task, sample, turn):
         return " ".join(["ant"] * 9) if sample == 3 else reply(task, sample, turn)
 
-    trainer = make_trainer(composed("algo=hipo", *SMALL), tmp_path, broken)
+    trainer = make_trainer(composed(*HIPO), tmp_path, broken)
     batch = rolled(trainer)
     assert trainer._filtered == [False, False, False, True] * 2
     assert trainer._metrics["train"]["filtered"] == [0.25]
@@ -144,7 +152,7 @@ class Deaf:
 
 def test_the_judge_says_what_the_program_leaves_open_and_a_missing_verdict_is_excluded(tmp_path: Path):
     judge = Deaf()
-    trainer = make_trainer(composed("algo=hipo", *SMALL), tmp_path, reply, judge=judge)
+    trainer = make_trainer(composed(*HIPO), tmp_path, reply, judge=judge)
     program = trainer.bench.rewards
     trainer.bench.rewards = lambda task, response: {**program(task, response), "sys": None}
     batch = rolled(trainer)
@@ -156,7 +164,7 @@ def test_the_judge_says_what_the_program_leaves_open_and_a_missing_verdict_is_ex
     user = rewards_of(trainer, "user")
     expected = lagrangian_advantage(user, user[None], torch.tensor([0.0]), 1.0, 1e-6)
     assert torch.allclose(batch["advantages"][:, 0], expected.flatten().float(), atol=1e-5)
-    silent = make_trainer(composed("algo=hipo", *SMALL), tmp_path, reply)
+    silent = make_trainer(composed(*HIPO), tmp_path, reply)
     silent.bench.rewards = trainer.bench.rewards
     with pytest.raises(UserError, match="no program can tell r_sys"):
         rolled(silent)
@@ -167,7 +175,7 @@ def test_constraints_may_be_several_and_hold_one_kind_of_prompt_each(tmp_path: P
         "algo.constraints=[{name: hard, reward: sys, kind: conflict, threshold: 0.6, initial: 1.0},"
         "{name: easy, reward: sys, kind: aligned, threshold: 0.9, initial: 3.0}]"
     )
-    trainer = make_trainer(composed("algo=hipo", *SMALL, constraints), tmp_path, reply)
+    trainer = make_trainer(composed(*HIPO, constraints), tmp_path, reply)
     batch = rolled(trainer)  # tasks 0 and 1 share a rule: one of each kind
     system = rewards_of(trainer, "sys")
     hard, easy = trainer.dual.values().tolist()
@@ -182,12 +190,12 @@ def test_constraints_may_be_several_and_hold_one_kind_of_prompt_each(tmp_path: P
 
 
 def test_the_multiplier_is_in_the_checkpoint_and_restored_exactly(tmp_path: Path):
-    trainer = make_trainer(composed("algo=hipo", *SMALL), tmp_path / "a", reply)
+    trainer = make_trainer(composed(*HIPO), tmp_path / "a", reply)
     for value in (0.5, 0.61, 0.2):
         trainer.dual.update({"sys": value})
     trainer.create_optimizer_and_scheduler(4)
     trainer._save_checkpoint(trainer.model, None)
-    other = make_trainer(composed("algo=hipo", *SMALL), tmp_path / "b", reply)
+    other = make_trainer(composed(*HIPO), tmp_path / "b", reply)
     other.create_optimizer_and_scheduler(4)
     other._load_optimizer_and_scheduler(str(tmp_path / "a" / "checkpoint-0"))
     for mine, theirs in zip(trainer.dual.buffers(), other.dual.buffers(), strict=True):
@@ -197,7 +205,7 @@ def test_the_multiplier_is_in_the_checkpoint_and_restored_exactly(tmp_path: Path
 def test_a_multiplier_at_its_cap_is_reported_once_and_stops_the_run_where_asked(tmp_path: Path):
     said: list[str] = []
     console = SimpleNamespace(say=said.append, start=print, update=print, finish=print)
-    config = composed("algo=hipo", *SMALL, "dual.cap=2", "dual.patience=2", "algo.tau=1", "dual.on_infeasible=stop")
+    config = composed(*HIPO, "dual.cap=2", "dual.patience=2", "algo.tau=1", "dual.on_infeasible=stop")
     trainer = make_trainer(config, tmp_path, reply, console=console)
     watch, control = StopWhereInfeasible(trainer), TrainerControl()
     for expected in (False, True, True):
@@ -213,7 +221,7 @@ def test_a_multiplier_at_its_cap_is_reported_once_and_stops_the_run_where_asked(
 def test_a_reward_that_is_always_1_is_reported(tmp_path: Path):
     said: list[str] = []
     console = SimpleNamespace(say=said.append, start=print, update=print, finish=print)
-    config = composed("algo=hipo", *SMALL, "dual.patience=2")
+    config = composed(*HIPO, "dual.patience=2")
     trainer = make_trainer(config, tmp_path, lambda task, sample, turn: task.data["rule"].opener, console=console)
     for _ in range(3):
         rolled(trainer)
