@@ -46,6 +46,7 @@ COMMANDS: dict[str, str] = {
     "judge": "agentrl.commands.judge",
     "export": "agentrl.commands.export",
     "show": "agentrl.commands.show",
+    "eval": "agentrl.commands.eval",
     "analyse": "agentrl.commands.analyse",
 }
 

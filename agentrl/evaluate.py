@@ -1,10 +1,8 @@
-"""Evaluation of a policy on a bench: every item to a file, intervals from the items."""
+"""Evaluation of a policy on a bench: every item to a file; what the items say as a whole is in results.py."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
@@ -13,24 +11,14 @@ from agentrl.benches.base import Bench, Score, Task
 from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
 from agentrl.judges.base import Judge
+from agentrl.results import Item
 from agentrl.rewards.two_sided import scores
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.rollout.preparation import prepared
 from agentrl.run import RunDirectory
-from agentrl.stats import (
-    Interval,
-    linearised_macro,
-    linearised_ratio,
-    mean_interval,
-    paired_difference,
-    pass_at_k,
-    pass_hat_k,
-)
+from agentrl.stats import mean_interval
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trajectory import Trajectory
-
-Item = dict[str, Any]
-Summary = dict[str, dict[str, dict[str, float | int | None]]]  # phase -> metric -> interval
 
 
 class Interrupted(Exception):
@@ -110,83 +98,6 @@ def item_record(score: Score, task: Task, sample: int, trajectory: Trajectory) -
         "calls": len(trajectory.calls),
         "tool_errors": sum(call.error for call in trajectory.calls),
         "turns": trajectory.num_turns,
-        "tokens": sum(trajectory.policy_mask),
+        "tokens": trajectory.sampled_tokens,
         "messages": trajectory.messages,
     }
-
-
-def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, float]]:
-    """Every metric's value of every item, {metric: {item: value}}, the item's samples taken together.
-
-    Scores are averaged over samples; a sample without a metric counts 0, as the official scorers count it. A
-    metric that is None is missing (a judge gave no verdict): it is left out, and so is an item with nothing else.
-    `query_error` is the share of samples with a failed call. `call_error` is linearised so that its mean is failed
-    calls / calls. With n > 1 samples, pass@k and pass^k for k = 1, 2, 4, ... up to n: an attempt passes if its solve
-    metric is 1. Where items belong to several suites, the mean of `macro` is the mean of the suites' solve rates.
-    """
-    samples: dict[str, list[Item]] = {}
-    for item in items:
-        samples.setdefault(item["id"], []).append(item)
-
-    def mean_of(value: Callable[[Item], float | None]) -> dict[str, float]:
-        known = {name: [one for one in map(value, tries) if one is not None] for name, tries in samples.items()}
-        return {name: sum(one) / len(one) for name, one in known.items() if one}
-
-    def metric(name: str) -> Callable[[Item], float | None]:
-        return lambda item: item["metrics"].get(name, 0.0)
-
-    names = sorted({name for item in items for name in item["metrics"]})
-    values = {name: mean_of(metric(name)) for name in names}
-    if any(item["calls"] for item in items):
-        calls = {name: float(sum(item["calls"] for item in tries)) for name, tries in samples.items()}
-        failed = {name: float(sum(item["tool_errors"] for item in tries)) for name, tries in samples.items()}
-        values["call_error"] = linearised_ratio(failed, calls)
-        values["query_error"] = mean_of(lambda item: float(item["tool_errors"] > 0))
-    suites = {name: tries[0].get("groups", {}).get("suite", "") for name, tries in samples.items()}
-    if solve_metric in values and len(set(suites.values())) > 1:
-        values["macro"] = linearised_macro(values[solve_metric], suites)
-    n = min(map(len, samples.values()), default=0)
-    passed = {name: sum((t["metrics"].get(solve_metric) or 0.0) >= 1 for t in tries) for name, tries in samples.items()}
-    for k in [2**power for power in range(n.bit_length())] if n > 1 else []:
-        values[f"pass@{k}"] = {name: pass_at_k(len(samples[name]), passed[name], k) for name in samples}
-        values[f"pass^{k}"] = {name: pass_hat_k(len(samples[name]), passed[name], k) for name in samples}
-    return values
-
-
-def summarise(before: list[Item], after: list[Item], solve_metric: str) -> Summary:
-    """The `eval` entry of summary.json: 95% intervals clustered by item cluster, the difference paired by item."""
-    clusters = {item["id"]: item["cluster"] for item in [*before, *after]}
-    phases = {
-        phase: item_values(items, solve_metric) for phase, items in (("before", before), ("after", after)) if items
-    }
-    names = dict.fromkeys(name for values in phases.values() for name in values)
-    for values in phases.values():  # a metric that one phase never set is 0 there, as in a single sample
-        for name in names:
-            values.setdefault(name, dict.fromkeys(next(iter(values.values()), {}), 0.0))
-    summary: Summary = {
-        phase: {name: interval_of(values[name], clusters).as_dict() for name in names}
-        for phase, values in phases.items()
-    }
-    if len(phases) == 2:
-        first, second = phases["before"], phases["after"]
-        summary["difference"] = {
-            name: paired_difference(first[name], second[name], clusters).as_dict() for name in names
-        }
-    return summary
-
-
-def summarise_groups(before: list[Item], after: list[Item], solve_metric: str) -> dict[str, dict[str, Summary]]:
-    """The `by` entry of summary.json, {group: {value: what `summarise` gives for its items}}."""
-    groups = sorted({pair for item in [*before, *after] for pair in item.get("groups", {}).items()})
-    by: dict[str, dict[str, Summary]] = {}
-    for group, value in groups:
-        first, second = (
-            [item for item in items if item.get("groups", {}).get(group) == value] for items in (before, after)
-        )
-        by.setdefault(group, {})[value] = summarise(first, second, solve_metric)
-    return by
-
-
-def interval_of(values: dict[str, float], clusters: dict[str, str]) -> Interval:
-    """Clustered 95% interval of a per-item metric."""
-    return mean_interval(list(values.values()), [clusters[name] for name in values])

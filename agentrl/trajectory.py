@@ -51,12 +51,18 @@ class Trajectory:
     calls: list[ToolCall] = field(default_factory=list)  # executed calls, in order
     truncated: bool = False  # the token budget cut the last turn
     logprobs: list[float] | None = None  # behaviour policy, per completion token (0 where policy_mask is 0)
+    reported_tokens: int | None = None  # sampled tokens as an endpoint counts them, where it gives no ids
 
     def __post_init__(self) -> None:
         length = len(self.completion_ids)
         for name in ("policy_mask", "turn", "component"):
             if len(getattr(self, name)) != length:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {length} completion tokens")
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the policy wrote."""
+        return sum(self.policy_mask) if self.reported_tokens is None else self.reported_tokens
 
     @property
     def num_turns(self) -> int:

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,18 +29,22 @@ from transformers.utils import logging as transformers_logging
 
 from agentrl import checkpoints
 from agentrl.benches import load_bench
+from agentrl.config.algos import Evaluate
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
-from agentrl.evaluate import Interrupted, Item, evaluate, summarise, summarise_groups
+from agentrl.evaluate import Interrupted, evaluate
 from agentrl.judges.build import build_judge
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.redact import mask_streams
 from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result
+from agentrl.results import Item, summarise, summarise_groups
+from agentrl.rollout.endpoint import EndpointEngine
+from agentrl.rollout.engine import RolloutEngine
 from agentrl.run import RunDirectory
-from agentrl.trainers.build import build_trainer, final_engine, fitting
+from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trouble import trouble
 
@@ -111,6 +116,71 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
             f"hardware.processes={config.hardware.processes}, but {started_processes} process(es) were started; let "
             "hardware.accelerate_config agree with it"
         )
+    with RunConsole(None if is_leader() else Console(quiet=True)) as console:
+        try:
+            work = _evaluate_only if isinstance(config.algo, Evaluate) else _train_and_evaluate
+            result = work(config, run, stop, console)
+        except Interrupted:
+            return False
+        if is_leader():
+            summary = summary_of(config, result, round(time.perf_counter() - started, 1))
+            run.write_json(run.summary_path, summary)
+            plot_run(run.read_metrics(), run.plots_dir)
+            print_result(summary, console.console)
+    return True
+
+
+@dataclass
+class Result:
+    """What a run leaves behind besides its files."""
+
+    solve_metric: str
+    after: list[Item]
+    before: list[Item] = field(default_factory=list)
+    steps: int = 0
+    tokens: int = 0
+    judge: dict[str, Any] | None = None  # what a judge was asked, and what it cost
+
+
+def summary_of(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
+    """The content of summary.json."""
+    return {
+        "status": "completed",
+        "algo": config.algo.name,
+        "model": config.model.name,
+        "bench": config.bench.name,
+        "seed": config.seed,
+        "steps": result.steps,
+        "wall_s": wall_s,
+        "tokens": {"seen": result.tokens},
+        "solve_metric": result.solve_metric,
+        **({} if result.judge is None else {"judge": result.judge}),
+        "eval": summarise(result.before, result.after, result.solve_metric),
+        "by": summarise_groups(result.before, result.after, result.solve_metric),
+    }
+
+
+def _evaluate_only(config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole) -> Result:
+    """algo=eval: one evaluation of a model that nobody trains here, loaded or behind an endpoint."""
+    bench = load_bench(config.bench)
+    judge = build_judge(config, str(run.path), config.hardware.device)
+    tasks = bench.tasks("test", config.eval.limit, config.seed)
+    engine: RolloutEngine
+    if config.algo.endpoint.base_url is not None:
+        engine, where = EndpointEngine(config), "behind an endpoint"
+    else:
+        chat = load_chat(config.model, needs_of(tasks))
+        tasks = fitting(chat, tasks, config, "test")
+        model = load_model(config.model)
+        engine = evaluation_engine(config, run, bench, chat, model, tasks)
+        where = f"{model.num_parameters():,} parameters"
+    console.say(f"eval of {config.model.name} ({where}) on {bench.name}: {len(tasks)} tasks, {run.path}")
+    items = evaluate(engine, bench, tasks, config.eval, run, "after", console, stop, judge)
+    return Result(bench.solve_metric, items, judge=None if judge is None else judge.counts())
+
+
+def _train_and_evaluate(config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole) -> Result:
+    """Everything between configuration and trained model. Raises Interrupted where a signal ended it early."""
     bench = load_bench(config.bench)
     judge = build_judge(config, str(run.path), config.hardware.device)
     train_tasks, test_tasks = bench.tasks("train"), bench.tasks("test", config.eval.limit, config.seed)
@@ -118,50 +188,30 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
     train_tasks = fitting(chat, train_tasks, config, "training")
     test_tasks = fitting(chat, test_tasks, config, "test")
     model = load_model(config.model)
-    with RunConsole(None if is_leader() else Console(quiet=True)) as console:
-        console.say(
-            f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "
-            f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
-        )
-        trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks, stop, console, judge)
-        # One process looks, for it moves damaged ones aside; all use what it found.
-        found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
-        checkpoint = broadcast_object_list(found)[0]
-        before: list[Item] = []
-        after: list[Item] = []
-        try:
-            # A resumed run evaluated before it trained; its file is read back.
-            if config.eval.before:
-                before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop, judge)
-            if trainer is not None and not train(trainer, run, config, checkpoint, console):
-                return False
-            if config.eval.after:
-                engine = final_engine(config, engine, model, chat)
-                after = evaluate(engine, bench, test_tasks, config.eval, run, "after", console, stop, judge)
-        except Interrupted:
-            return False
-        if trainer is not None:
-            trainer.save_model(str(run.path / "model"))
+    console.say(
+        f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "
+        f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
+    )
+    trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks, stop, console, judge)
+    # One process looks, for it moves damaged ones aside; all use what it found.
+    found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
+    checkpoint = broadcast_object_list(found)[0]
+    result = Result(bench.solve_metric, after=[])
+    # A resumed run evaluated before it trained; its file is read back.
+    if config.eval.before:
+        result.before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop, judge)
+    if trainer is not None and not train(trainer, run, config, checkpoint, console):
+        raise Interrupted
+    if config.eval.after:
+        engine = final_engine(config, engine, model, chat)
+        result.after = evaluate(engine, bench, test_tasks, config.eval, run, "after", console, stop, judge)
+    if trainer is not None:
+        trainer.save_model(str(run.path / "model"))
         if is_leader():
-            if trainer is not None:
-                chat.tokenizer.save_pretrained(run.path / "model")
-            summary = {
-                "status": "completed",
-                "algo": config.algo.name,
-                "model": config.model.name,
-                "bench": config.bench.name,
-                "seed": config.seed,
-                "steps": trainer.state.global_step if trainer is not None else 0,
-                "wall_s": round(time.perf_counter() - started, 1),
-                "tokens": {"seen": int(trainer.state.num_input_tokens_seen) if trainer is not None else 0},
-                "eval": summarise(before, after, bench.solve_metric),
-                "by": summarise_groups(before, after, bench.solve_metric),
-                **({} if judge is None else {"judge": judge.counts()}),
-            }
-            run.write_json(run.summary_path, summary)
-            plot_run(run.read_metrics(), run.plots_dir)
-            print_result(summary, console.console)
-    return True
+            chat.tokenizer.save_pretrained(run.path / "model")
+        result.steps, result.tokens = trainer.state.global_step, int(trainer.state.num_input_tokens_seen)
+    result.judge = None if judge is None else judge.counts()
+    return result
 
 
 def train(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agentrl.evaluate import item_values, summarise, summarise_groups
+from agentrl.results import item_values, summarise, summarise_groups
 
 
 def item(name: str, sample: int, solved: float, calls: int = 2, failed: int = 0, hops: str = "1") -> dict[str, Any]:
@@ -18,6 +18,7 @@ def item(name: str, sample: int, solved: float, calls: int = 2, failed: int = 0,
         "metrics": {"solve": solved, "recall": solved / 2},
         "calls": calls,
         "tool_errors": failed,
+        "truncated": sample == 1,
     }
 
 
@@ -30,13 +31,13 @@ def test_values_of_an_item_are_over_its_samples() -> None:
     # only a full mark passes: one of two samples of a, both of b
     assert values["pass@1"] == values["pass^1"] == {"a": 0.5, "b": 1.0}
     assert values["pass@2"] == {"a": 1.0, "b": 1.0} and values["pass^2"] == {"a": 0.0, "b": 1.0}
-    assert values["query_error"] == {"a": 0.5, "b": 0.0}
+    assert values["query_error"] == {"a": 0.5, "b": 0.0} and values["truncated"] == {"a": 0.5, "b": 0.5}
     assert sum(values["call_error"].values()) / 2 == pytest.approx(1 / 8)  # 1 of 8 calls
 
 
 def test_no_calls_and_one_sample_leave_those_metrics_out() -> None:
-    assert set(item_values([item("a", 0, 1.0, calls=0)], "solve")) == {"solve", "recall"}
-    assert item_values([], "solve") == {}
+    assert set(item_values([item("a", 0, 1.0, calls=0)], "solve")) == {"solve", "recall", "truncated"}
+    assert not any(item_values([], "solve").values())
 
 
 def test_summary_is_paired_and_a_metric_never_set_counts_zero() -> None:

@@ -47,6 +47,7 @@ def fake_run(runs: Path, after: float, *overrides: str) -> RunDirectory:
     run.append(run.rollouts_path, record)
     for item in ("a", "b"):
         line = {"id": item, "cluster": item, "metrics": {"solve_rate": after if item == "a" else 0.0}}
+        line |= {"calls": 1, "tool_errors": 0, "truncated": False}
         run.append(run.eval_dir / "after.jsonl", line)
     phases = {"before": interval(0.3, 0.2, 0.4), "after": interval(after, after - 0.1, after + 0.1)}
     summary = {

@@ -115,7 +115,29 @@ class FocalLora:
     onset_tokens: int = key("First tokens of a reply whose attention to the system's messages is raised.")
 
 
-ROLLOUT_FREE = (Sft, Dpo, SplitSoftmax, FocalLora)  # an update is of prompts or pairs, not of groups of rollouts
+@dataclass
+class Endpoint:
+    base_url: Optional[str] = key("OpenAI-compatible endpoint that plays the episodes; null loads model.path here.")
+    api_key_env: str = key("Environment variable that holds the endpoint's key; a server on this machine needs none.")
+    concurrency: int = key("Episodes played at once.")
+    history: str = key(
+        "How earlier calls go back: 'structured' (tool_calls) or 'text' (as Qwen's template writes them)."
+    )
+
+
+@dataclass
+class Evaluate:
+    name: str = key("Algorithm.")
+    endpoint: Endpoint = key("Where the model is, if not in this process.")
+
+
+ROLLOUT_FREE = (
+    Sft,
+    Dpo,
+    SplitSoftmax,
+    FocalLora,
+    Evaluate,
+)  # an update is of prompts or pairs, not of groups of rollouts
 
 ALGOS: dict[str, type] = {
     "pact": Pact,
@@ -125,4 +147,5 @@ ALGOS: dict[str, type] = {
     "dpo": Dpo,
     "split_softmax": SplitSoftmax,
     "focal_lora": FocalLora,
+    "eval": Evaluate,
 }

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import ROLLOUT_FREE, Hipo, Pact, Sft
+from agentrl.config.algos import ROLLOUT_FREE, Evaluate, Hipo, Pact, Sft
 from agentrl.config.benches import Ftrl, HifConfig, Minihop, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
@@ -202,8 +202,10 @@ def _machine(config: Config) -> list[str]:
     if hardware.accelerate_config is not None:
         file = Path(hardware.accelerate_config).expanduser()
         require(file.is_file(), "hardware.accelerate_config", hardware.accelerate_config, "no such file")
-    if model.path.startswith(("/", "./", "../", "~")):
-        checkpoint = (Path(model.path).expanduser() / "config.json").is_file()
+    elsewhere = isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
+    if model.path.startswith(("/", "./", "../", "~")) and not elsewhere:
+        folder = Path(model.path).expanduser()
+        checkpoint = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
         path_rule = (
             "no checkpoint there (config.json is missing); give a directory made by save_pretrained, or a hub id"
         )

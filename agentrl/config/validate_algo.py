@@ -6,7 +6,7 @@ import importlib.util
 import math
 from pathlib import Path
 
-from agentrl.config.algos import Dpo, FocalLora, Hipo, Pact, Sft, SplitSoftmax
+from agentrl.config.algos import Dpo, Evaluate, FocalLora, Hipo, Pact, Sft, SplitSoftmax
 from agentrl.config.checks import require
 from agentrl.config.schema import Config, Dual
 from agentrl.traces.records import TRACE_PARTS
@@ -16,6 +16,7 @@ ALGO_CHOICES: dict[str, tuple[str, ...]] = {
     "dual.on_infeasible": ("warn", "stop"),
     "algo.importance_level": ("sequence", "token"),
     "algo.reference": ("copy", "4bit"),
+    "algo.endpoint.history": ("structured", "text"),
     "algo.advantage.kind": ("hard_credit", "trajectory"),
     "algo.kl_context": ("ratio", "prompt"),
     "algo.loss_aggregation": ("sequence", "token"),
@@ -33,6 +34,9 @@ def validate_algo(config: Config) -> None:
         require(len(algo.components) > 0, "algo.components", algo.components, "name at least one component")
         for part in algo.components:
             require(part in SFT_COMPONENTS, "algo.components", part, f"choose from {', '.join(SFT_COMPONENTS)}")
+        return
+    if isinstance(algo, Evaluate):
+        _evaluate(config, algo)
         return
     if isinstance(algo, SplitSoftmax):
         require(0 < algo.k <= 1, "algo.k", algo.k, "must lie in (0, 1]; 1 changes nothing, smaller looks harder")
@@ -117,6 +121,16 @@ def _dual(dual: Dual) -> None:
     require(dual.patience >= 1, "dual.patience", dual.patience, "must be at least 1")
     grows = dual.kind != "log" or dual.initial > 0
     require(grows, "dual.initial", dual.initial, "dual=log multiplies, and 0 stays 0; start above 0")
+
+
+def _evaluate(config: Config, algo: Evaluate) -> None:
+    concurrency = algo.endpoint.concurrency
+    require(concurrency >= 1, "algo.endpoint.concurrency", concurrency, "must be at least 1")
+    url = algo.endpoint.base_url
+    web = url is None or url.startswith(("http://", "https://"))
+    require(web, "algo.endpoint.base_url", url, "must begin with http:// or https://, e.g. http://localhost:8000/v1")
+    require(config.eval.after, "eval.after", config.eval.after, "algo=eval evaluates and does nothing else; set true")
+    require(not config.eval.before, "eval.before", config.eval.before, "algo=eval evaluates once; set false")
 
 
 def _pact(algo: Pact) -> None:

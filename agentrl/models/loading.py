@@ -25,6 +25,7 @@ from agentrl.config.schema import Lora, Model
 from agentrl.errors import UserError
 
 BUILTIN = {"builtin:tiny": "tiny", "builtin:tiny_hif": "tiny_hif"}
+ADAPTER = "adapter_config.json"
 LORA_TARGETS = {
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
     "phi4": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
@@ -40,7 +41,7 @@ def checkpoint_path(path: str) -> str:
         raise UserError(f"model.path={path}: no such built-in model; there is {', '.join(BUILTIN)}")
     local = Path(path).expanduser()
     if local.exists():
-        if not (local / "config.json").is_file():
+        if not any((local / name).is_file() for name in ("config.json", ADAPTER)):
             raise UserError(f"model.path={path}: no config.json there; point it at a checkpoint directory")
         return str(local)
     if path.startswith((".", "/", "~")):
@@ -49,12 +50,14 @@ def checkpoint_path(path: str) -> str:
 
 
 def load_model(config: Model) -> PreTrainedModel:
-    """The causal language model in `config.dtype`.
+    """The causal language model in `config.dtype`; a directory that holds an adapter gives its base with it merged in.
 
     Raises:
         UserError: unreachable, incomplete, or weights that do not belong to the architecture its config names.
     """
     path = checkpoint_path(config.path)
+    if (Path(path) / ADAPTER).is_file():
+        return _with_adapter(config, path)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -86,6 +89,22 @@ def load_trained(config: Model) -> PreTrainedModel:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its adapter cannot be loaded: {first_line(error)}") from error
+
+
+def _with_adapter(config: Model, path: str) -> PreTrainedModel:
+    try:
+        base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"model.path={config.path}: {ADAPTER} is damaged: {first_line(error)}") from error
+    if not base or (Path(str(base)) / ADAPTER).is_file():
+        raise UserError(
+            f"model.path={config.path}: {ADAPTER} names no base checkpoint (base_model_name_or_path={base})"
+        )
+    model = load_model(replace(config, path=str(base), revision=None))
+    try:
+        return PeftModel.from_pretrained(model, path).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
+        raise UserError(f"model.path={config.path}: the adapter does not fit {base}: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)

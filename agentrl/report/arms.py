@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from agentrl.errors import UserError
+from agentrl.results import item_values
 from agentrl.run import RunDirectory, flat, in_identity
 from agentrl.stats import Interval, mean_interval, paired_difference
 
@@ -154,13 +155,10 @@ def metrics_of(arms: list[Arm]) -> list[str]:
 
 
 def _items(run: RunRecord, metric: str) -> tuple[dict[str, float], dict[str, str]]:
-    sums: dict[str, list[float]] = {}
-    clusters: dict[str, str] = {}
-    for item in run.directory.records(run.directory.eval_dir / "after.jsonl"):
-        value = item["metrics"].get(metric)
-        sums.setdefault(item["id"], []).append(0.0 if value is None else value)
-        clusters[item["id"]] = item["cluster"]
-    return {name: sum(values) / len(values) for name, values in sums.items()}, clusters
+    """A metric of every item after training, and the items' clusters."""
+    items = run.directory.records(run.directory.eval_dir / "after.jsonl")
+    values = item_values(items, str((run.summary or {}).get("solve_metric", ""))).get(metric, {})
+    return values, {item["id"]: item["cluster"] for item in items}
 
 
 def rank(value: Any) -> tuple[bool, float, str]:

@@ -16,13 +16,16 @@ CAPTION = "mean [95% interval]; difference paired by item"
 def result_table(summary: Mapping[str, Any]) -> Table:
     """`summary["eval"]` (the form of summary.json) as a table; a difference whose interval excludes 0 is coloured."""
     table = Table(title=_title(summary), caption=CAPTION, title_justify="left")
-    for column in COLUMNS:
+    rows = _rows(summary)
+    shown = _shown(rows)
+    for column in shown:
         table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
-    for name, cells in _rows(summary):
+    for name, cells in rows:
         # Text, not markup: the brackets of an interval would be read as a style
         before, after, difference, items = (Text(cell) for cell in cells)
         difference.stylize({1: "green", -1: "red", 0: ""}[_verdict(_difference(summary, name))])
-        table.add_row(Text(name), before, after, difference, items)
+        row = (Text(name), before, after, difference, items)
+        table.add_row(*(cell for column, cell in zip(COLUMNS, row, strict=True) if column in shown))
     return table
 
 
@@ -35,7 +38,9 @@ def result_text(summary: Mapping[str, Any]) -> str:
     for name, cells in rows:
         mark = "*" if _verdict(_difference(summary, name)) else ""
         lines.append([name, cells[0], cells[1], cells[2] + mark, cells[3]])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    shown = _shown(rows)
+    lines = [[cell for column, cell in zip(COLUMNS, line, strict=True) if column in shown] for line in lines]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([_title(summary), *body, CAPTION])
 
@@ -49,6 +54,12 @@ def print_result(summary: Mapping[str, Any], console: Console | None = None) -> 
         console.print(table)
     else:
         console.print(result_text(summary), markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(rows: list[tuple[str, tuple[str, str, str, str]]]) -> list[str]:
+    """Columns that hold anything: a run that only evaluates has no before, and so no difference."""
+    filled = [any(cells[i] != "-" for _, cells in rows) for i in range(len(COLUMNS) - 1)]
+    return [COLUMNS[0], *(column for column, full in zip(COLUMNS[1:], filled, strict=True) if full)]
 
 
 def _title(summary: Mapping[str, Any]) -> str:

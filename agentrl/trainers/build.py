@@ -99,15 +99,7 @@ def build_trainer(
         engine = trainer.engine
         cycle = plan_batches(config).updates_per_rollout
     else:
-        # The engine needs a trainer of its own; it shares the weights and never trains.
-        engine = AgentGRPOTrainer(
-            model=model,
-            chat=chat,
-            args=evaluation_arguments(config, run.checkpoints_dir),
-            config=config,
-            bench=bench,
-            tasks=tasks,
-        ).engine
+        engine = evaluation_engine(config, run, bench, chat, model, tasks)
         if isinstance(config.algo, SplitSoftmax):
             return None, engine
         if isinstance(config.algo, Dpo):
@@ -134,6 +126,20 @@ def build_trainer(
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer, engine
+
+
+def evaluation_engine(
+    config: Config, run: RunDirectory, bench: Bench, chat: ChatFormat, model: PreTrainedModel, tasks: list[Task]
+) -> RolloutEngine:
+    """An engine whose policy nobody trains here. TRL's loop needs a trainer of its own; it shares the weights."""
+    return AgentGRPOTrainer(
+        model=model,
+        chat=chat,
+        args=evaluation_arguments(config, run.checkpoints_dir),
+        config=config,
+        bench=bench,
+        tasks=tasks,
+    ).engine
 
 
 def final_engine(config: Config, engine: RolloutEngine, model: PreTrainedModel, chat: ChatFormat) -> RolloutEngine:

@@ -1,0 +1,140 @@
+"""`agentrl eval model=... bench=a,b [samples=K] [key=value ...]`: evaluate models as they are, on any benches.
+
+Every pair of model and bench is a run directory of its own (algo=eval): the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from agentrl.cli import start
+from agentrl.config.benches import BENCHES
+from agentrl.config.compose import command_keys, compose
+from agentrl.config.schema import Config
+from agentrl.errors import UserError
+from agentrl.launch import INTERRUPTED, USER_ERROR
+from agentrl.models.target import model_overrides
+from agentrl.run import run_path
+
+KEYS = {
+    "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",
+    "bench": "Benches, separated by commas; default: minihop.",
+    "suite": "pact or hipo in place of bench: the benches of the paper, and its table with ours beside it.",
+    "samples": "Episodes an item (eval.samples); above 1 adds pass@k and pass^k.",
+    "temperature": "0 decodes greedily (the default), above 0 samples (eval.temperature).",
+    "endpoint": "Address of an OpenAI-compatible server that plays model=<name there>.",
+    "out": "File for the table as Markdown.",
+}
+HELP = f"""agentrl eval model=NAME[,NAME] bench=NAME[,NAME] [key=value ...]
+
+{chr(10).join(f"  {key:<12} {sentence}" for key, sentence in KEYS.items())}
+
+All other keys are those of a run (agentrl --help). A key of one bench among several carries its name:
+toolhop.path=ToolHop.json ftrl.path=test.jsonl. Examples:
+  agentrl eval model=qwen3-1.7b bench=toolhop,ftrl toolhop.path=ToolHop.json ftrl.path=test.jsonl hardware=gpu
+  agentrl eval model=runs/minihop-tiny-pact/s0-1a2b3c4d,tiny bench=minihop samples=4 temperature=1
+  agentrl eval endpoint=http://localhost:8000/v1 model=my-model bench=minihop
+  agentrl eval suite=pact model=qwen3-4b hardware=gpu ftrl.path=test.jsonl toolhop.path=ToolHop.json
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluate every pair and print the results; the worst exit code of the evaluations."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
+    own, overrides = command_keys(arguments, KEYS)
+    benches, suite = _benches(own)
+    models = [name for name in own.get("model", "tiny").split(",") if name]
+    jobs = [_job(model, bench, own, overrides, benches) for model in models for bench in benches]
+    worst = 0
+    for config in jobs:
+        try:
+            code = start(config)
+        except UserError as error:  # the other evaluations go on
+            Console(stderr=True, soft_wrap=True).print(f"agentrl: error: {error}", markup=False, highlight=False)
+            code = USER_ERROR
+        worst = max(worst, code)
+        if code == INTERRUPTED:
+            return code
+    text = "\n\n".join(_tables(jobs, suite, models))
+    print(f"\n{text}")
+    if "out" in own:
+        Path(own["out"]).write_text(text + "\n")
+    return worst
+
+
+def _benches(own: dict[str, str]) -> tuple[list[str], str | None]:
+    """Names of the benches, and the paper whose table is asked for."""
+    suite = own.get("suite")
+    if suite is None:
+        return [name for name in own.get("bench", "minihop").split(",") if name], None
+    from agentrl.report.published import SUITES
+
+    if suite not in SUITES:
+        raise UserError(f"suite={suite} is not a choice; choose from {', '.join(SUITES)}")
+    if "bench" in own:
+        raise UserError("suite=... names the benches itself; leave out bench=...")
+    return list(SUITES[suite]), suite
+
+
+def _job(model: str, bench: str, own: dict[str, str], overrides: list[str], benches: list[str]) -> Config:
+    """The configuration of one evaluation."""
+    chosen = [f"bench={bench}"]
+    if "endpoint" in own:
+        chosen += ["model=custom", f"model.name='{model.replace('/', '--').strip('-')}'", f"model.path='{model}'"]
+        chosen += [f"algo.endpoint.base_url='{own['endpoint']}'"]
+    else:
+        chosen += model_overrides(model)
+    chosen += [f"eval.{key}={own[key]}" for key in ("samples", "temperature") if key in own]
+    for override in overrides:
+        head, _, rest = override.partition(".")
+        if head in benches:
+            if head == bench:
+                chosen.append(f"bench.{rest}")
+        elif head in BENCHES:
+            raise UserError(f"{override}: {head} is not among the benches evaluated ({', '.join(benches)})")
+        else:
+            chosen.append(override)
+    return compose(["algo=eval", *chosen])
+
+
+def _tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[str]:
+    """Markdown: one table a bench with a row a model, differences between models, the paper's table."""
+    from agentrl.report.arms import arms_of, compared, load_records, metrics_of, pooled
+    from agentrl.report.markdown import markdown_table
+    from agentrl.report.page import cell
+
+    done: dict[str, list[Path]] = {}
+    for config in jobs:
+        path = run_path(config)
+        if (path / "summary.json").is_file():
+            done.setdefault(config.bench.name, []).append(path)
+    for bench, paths in done.items():
+        _, arms = arms_of(load_records(paths))
+        metrics = metrics_of(arms)
+        labels = [str(arm.runs[0].settings["model.name"]) for arm in arms]
+        pairs = [(i, j) for i in range(len(arms)) for j in range(i + 1, len(arms))]
+        rows = [
+            [
+                metric,
+                *(cell(pooled(arm, "after", metric)) for arm in arms),
+                *(cell(compared(arms[i], arms[j], metric), signed=True) for i, j in pairs),
+            ]
+            for metric in metrics
+        ]
+        items = max(arm.runs[0].evaluation["after"][metrics[0]]["n"] for arm in arms)
+        note = "mean [95% interval, clustered; differences paired by item]"
+        yield f"{bench}: {items} items, {note}\n" + markdown_table(
+            ["metric", *labels, *(f"{labels[j]} - {labels[i]}" for i, j in pairs)], rows
+        )
+    if suite is not None:
+        from agentrl.report.published import paper_table
+
+        for position, model in enumerate(models):
+            own = jobs[position * (len(jobs) // len(models)) :][: len(jobs) // len(models)]
+            finished = {config.bench.name: run_path(config) for config in own}
+            yield paper_table(suite, model, {b: path for b, path in finished.items() if path in done.get(b, [])})

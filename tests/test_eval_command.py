@@ -1,0 +1,234 @@
+"""agentrl eval: what model= may name, several benches at once, and an endpoint against in-process decoding."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agentrl.commands.eval import main as eval_command
+from agentrl.config.compose import compose
+from agentrl.errors import UserError
+from agentrl.models.target import model_overrides
+from agentrl.report.published import paper_table
+from agentrl.rollout.endpoint import read_message, wire_messages
+
+TINY = Path(str(files("agentrl.models") / "tiny"))
+SMALL = ("eval.limit=10", "rollout.max_turns=6", "hardware.threads=1")
+
+
+def agentrl(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "agentrl", "eval", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+# --- what model= means ----------------------------------------------------------------------------------------------
+
+
+def test_presets_hub_ids_and_directories(tmp_path: Path) -> None:
+    assert model_overrides("qwen3-4b") == ["model=qwen3-4b"]
+    assert model_overrides("Qwen/Qwen3-4B") == ["model=qwen3-4b"]  # a preset knows more of it than its id does
+    hub = compose(model_overrides("someone/agent-7b")).model
+    assert (hub.name, hub.path, hub.family) == ("someone--agent-7b", "someone/agent-7b", "other")
+    shutil.copytree(TINY, tmp_path / "mine")
+    local = compose(model_overrides(str(tmp_path / "mine"))).model
+    assert (local.name, local.path, local.family) == ("mine", str(tmp_path / "mine"), "qwen3")  # by its config.json
+
+
+def test_a_run_stands_for_its_model_and_says_what_its_checkpoints_are(tmp_path: Path) -> None:
+    run = tmp_path / "minihop-tiny-pact" / "s0-12345678"
+    for folder in ("model", "checkpoints/checkpoint-4"):
+        (run / folder).mkdir(parents=True)
+        (run / folder / "config.json").write_text("{}")
+    (run / "status.json").write_text("{}")
+    (run / "config.yaml").write_text(
+        "model: {family: tiny, reasoning: content, dtype: float32, attn_implementation: sdpa}"
+    )
+    trained = compose(model_overrides(str(run))).model
+    assert (trained.path, trained.family) == (str(run / "model"), "tiny")
+    assert compose(model_overrides(str(run / "model"))).model == trained
+    earlier = compose(model_overrides(str(run / "checkpoints" / "checkpoint-4"))).model
+    assert (earlier.name, earlier.family) == ("minihop-tiny-pact-s0-12345678-checkpoint-4", "tiny")
+    shutil.rmtree(run / "model")
+    with pytest.raises(UserError, match="has no trained model yet"):
+        model_overrides(str(run))
+
+
+@pytest.mark.parametrize("name", ["qwen9", "./absent", "/absent/model"])
+def test_a_name_that_means_nothing_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is no preset"):
+        model_overrides(name)
+
+
+# --- the protocol ---------------------------------------------------------------------------------------------------
+
+
+def message(content: str | None, *calls: tuple[str, str]) -> Any:
+    made = [SimpleNamespace(function=SimpleNamespace(name=name, arguments=text)) for name, text in calls]
+    return SimpleNamespace(content=content, tool_calls=made or None)
+
+
+def test_calls_are_read_wherever_the_server_left_them() -> None:
+    parsed = read_message(message("I look.", ("find", '{"x": 1}')))
+    unparsed = read_message(message('I look.\n<tool_call>\n{"name": "find", "arguments": {"x": 1}}\n</tool_call>'))
+    assert parsed == unparsed
+    assert parsed["tool_calls"][0]["function"] == {"name": "find", "arguments": {"x": 1}}
+    assert read_message(message(None, ("find", "{oops")))["tool_calls"][0]["function"]["arguments"] == "{oops"
+    assert "tool_calls" not in read_message(message("done"))
+
+
+def test_results_name_the_call_they_answer() -> None:
+    said = [
+        read_message(message("two", ("a", '{"x": "\u00e9"}'), ("b", "{}"))),
+        {"role": "tool", "name": "a", "content": "1"},
+        {"role": "tool", "name": "b", "content": "2"},
+    ]
+    sent = wire_messages(said, "structured")
+    assert [call["id"] for call in sent[0]["tool_calls"]] == [sent[1]["tool_call_id"], sent[2]["tool_call_id"]]
+    assert sent[0]["tool_calls"][0]["function"] == {"name": "a", "arguments": '{"x": "\u00e9"}'}
+    text = wire_messages(said, "text")[0]
+    assert "tool_calls" not in text
+    assert text["content"].startswith('two\n<tool_call>\n{"name": "a", "arguments": {"x": "\u00e9"}}\n</tool_call>\n')
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["suite=ppo"], "suite=ppo is not a choice"),
+        (["suite=pact", "bench=ftrl"], "names the benches itself"),
+        (["bench=minihop", "toolhop.path=x"], "toolhop is not among the benches evaluated"),
+        (["endpoint=localhost:8000", "model=m"], "must begin with http"),
+        (["eval.before=true"], "evaluates once"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], reason: str, tmp_path: Path, capsys: Any) -> None:
+    try:
+        code, text = eval_command([*arguments, f"runs_dir={tmp_path}"]), capsys.readouterr().err
+    except UserError as error:
+        code, text = 2, str(error)
+    assert code == 2 and reason in text
+    assert not list(tmp_path.glob("*/*/status.json"))
+
+
+def test_a_papers_table_puts_ours_below_the_published_rows(tmp_path: Path) -> None:
+    def summary(name: str, **content: Any) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(content))
+        return tmp_path / name
+
+    def cells(**means: float) -> dict[str, dict[str, float]]:
+        return {metric: {"mean": mean} for metric, mean in means.items()}
+
+    categories = {
+        "multi_turn_base": 0.2, "multi_turn_miss_func": 0.1, "web_search": 0.3, "memory_kv": 0.4, "memory_rec_sum": 0.2,
+    }  # fmt: skip
+    runs = {
+        "ftrl": summary("ftrl", eval={"after": cells(solve_r=0.4, solve_p=0.3, solve_f1=0.35)}),
+        "toolhop": summary("toolhop", eval={"after": cells(answer_correct=0.5)}),
+        "bfcl": summary("bfcl", by={"category": {k: {"after": cells(solved=v)} for k, v in categories.items()}}),
+    }
+    lines = paper_table("pact", "qwen3-4b", runs).splitlines()
+    # multi-turn (20 + 10) / 2, search 30, memory (40 + 20) / 2: average 25; overall (40 + 30 + 35 + 25 + 50) / 5
+    assert lines[-1].split("|")[2:-1] == [
+        f" {v} ".ljust(len(c)) for v, c in zip(
+            ("40.00", "30.00", "35.00", "15.00", "30.00", "30.00", "25.00", "50.00", "36.00"),
+            lines[-1].split("|")[2:-1], strict=True,
+        )
+    ]  # fmt: skip
+    assert "| PACT " in lines[-2] and "42.41" in lines[-2]
+    assert "–" in paper_table("pact", "tiny", {"ftrl": runs["ftrl"]}).splitlines()[-1]
+
+
+@pytest.fixture
+def served() -> Iterator[str]:
+    """The tiny model behind transformers' own server; its address."""
+    pytest.importorskip("fastapi")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "transformers"), "serve", str(TINY)]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--device", "cpu", "--dtype", "float32"],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            except urllib.error.HTTPError:
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def items(runs: Path, model: str) -> dict[str, Any]:
+    (file,) = runs.glob(f"minihop-{model}-eval/*/eval/after.jsonl")
+    return {item["id"]: item for item in map(json.loads, file.read_text().splitlines())}
+
+
+@pytest.mark.slow
+def test_an_endpoint_agrees_with_greedy_decoding_in_process(served: str, tmp_path: Path) -> None:
+    local = agentrl("model=tiny", f"runs_dir={tmp_path}", *SMALL)
+    limits = ("rollout.max_completion_tokens=512", "rollout.max_turn_tokens=64", "algo.endpoint.history=text")
+    remote = agentrl(f"endpoint={served}", f"model={TINY}", f"runs_dir={tmp_path}", *SMALL, *limits)
+    assert local.returncode == remote.returncode == 0, local.stderr + remote.stderr
+    here, there = items(tmp_path, "tiny"), items(tmp_path, "*models--tiny")
+    assert len(here) == 10 and here.keys() == there.keys()
+    assert any(item["calls"] for item in here.values())
+    for name, item in here.items():
+        for key in ("messages", "metrics", "calls", "tool_errors", "truncated", "turns", "tokens"):
+            assert item[key] == there[name][key], (name, key)
+
+
+@pytest.mark.slow
+def test_models_are_compared_item_by_item_and_items_are_not_played_twice(tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "copy")
+    arguments = (
+        f"model=tiny,{tmp_path / 'copy'}",
+        f"runs_dir={tmp_path / 'runs'}",
+        "samples=2",
+        "temperature=1",
+        *SMALL,
+    )
+    first = agentrl(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "| pass@2 " in first.stdout and "| metric" in first.stdout
+    (row,) = (line for line in first.stdout.splitlines() if line.startswith("| solve_rate"))
+    assert row.count("[") == 3  # two models and their difference
+    file = next((tmp_path / "runs").glob("minihop-tiny-eval/*/eval/after.jsonl"))
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 20
+    # As a kill would leave it: half the items, a torn line, no summary.
+    file.write_text("".join(lines[:9]) + lines[9][:50])
+    (file.parents[1] / "summary.json").unlink()
+    status = file.parents[1] / "status.json"
+    status.write_text(status.read_text().replace("completed", "running"))
+    again = agentrl(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert file.read_text().splitlines(keepends=True)[:9] == lines[:9]
+    assert len({(json.loads(line)["id"], json.loads(line)["sample"]) for line in file.read_text().splitlines()}) == 20
