@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from agentrl.config.benches import HifConfig, Minihif
 from agentrl.config.estimate import count_parameters, memory
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
@@ -172,7 +173,7 @@ def configuration(config: Config) -> Iterator[Finding]:
 
 
 def chat_template(config: Config) -> Iterator[Finding]:
-    """Loads the tokenizer: it must carry tool calls and keep earlier turns as they were."""
+    """Loads the tokenizer: it must carry tool calls and keep earlier turns, or a system message in a single turn."""
     loading = importlib.import_module("agentrl.models.loading")
     local = config.model.path.startswith("builtin:") or Path(config.model.path).expanduser().is_dir()
     if not local and not _in_hub_cache(config.model.path) and not _reachable(_hub_host()):
@@ -183,7 +184,11 @@ def chat_template(config: Config) -> Iterator[Finding]:
             "model.path=<local checkpoint>, or run this where the hub can be reached",
         )
         return
-    chat = loading.load_chat(config.model)
+    if isinstance(config.bench, Minihif | HifConfig):
+        loading.load_chat(config.model, loading.Needs(tools=False, system=True))
+        yield Finding("chat template", "ok", f"{config.model.path} carries system messages")
+        return
+    chat = loading.load_chat(config.model, loading.Needs(tools=True, system=False))
     rewritten = "" if chat.template is None else "; TRL's prefix-preserving variant of it is used"
     yield Finding("chat template", "ok", f"{config.model.path} carries tool calls and keeps earlier turns{rewritten}")
 
