@@ -48,6 +48,23 @@ def test_grpo_agrees_with_trl(tmp_path: Path):
     assert gradient(trainer, AgentGRPOTrainer._compute_loss(trainer, trainer.model, batch)).abs().max() > 1e-3
 
 
+def test_the_baselines_rewards_reach_the_rollouts(tmp_path: Path):
+    rewards = {}
+    for name in ("ftrl", "toolrl", "ot", "answer"):
+        trainer = make_trainer(small("algo=grpo", *LOOSE, f"reward={name}"), tmp_path, expert_script)
+        assert rolled_batch(trainer, prompts=1)["advantages"].abs().max() > 0
+        rewards[name] = trainer._turn_rewards
+    hops = len(rewards["ftrl"][0]) - 1
+    expert, at_once, unknown, repeats = rewards["ftrl"]
+    assert (expert, at_once, unknown) == ([1.0] * (hops + 1), [0], [0, 0]) and repeats == [1] + [0] * (len(repeats) - 1)
+    # format 1 and exact calls 3; no calls -3; a call of no reference's name -3; ends on a call: no format
+    expert, at_once, unknown, repeats = rewards["toolrl"]
+    assert (expert, at_once, unknown) == ([0.0] * hops + [4.0], [-2.0], [0, -2]) and -3 <= repeats[-1] < 3
+    expert, at_once, unknown, _ = rewards["ot"]
+    assert all(reward > 0 for reward in expert) and sum(expert[:-1]) <= 1 and at_once == [0] and unknown == [0, 0]
+    assert rewards["answer"][0] == [0.0] * hops + [1.0]
+
+
 def test_trajectory_advantage_is_what_trl_computes_itself(tmp_path: Path):
     trainer = make_trainer(small("algo=grpo", *LOOSE), tmp_path, expert_script)
     seen = {}
