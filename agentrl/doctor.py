@@ -155,7 +155,7 @@ def sandbox(config: Config) -> Iterator[Finding]:
     elif missing:
         yield Finding(
             "sandbox",
-            "warn",
+            "fail" if config.sandbox == "strict" else "warn",
             f"tool code is not kept from: {', '.join(missing)}",
             "allow user namespaces, Landlock and seccomp to this process (containers often forbid them)",
         )

@@ -162,7 +162,7 @@ def summary_of(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
 
 def _evaluate_only(config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole) -> Result:
     """algo=eval: one evaluation of a model that nobody trains here, loaded or behind an endpoint."""
-    bench = load_bench(config.bench)
+    bench = load_bench(config.bench, config.sandbox)
     judge = build_judge(config, str(run.path), config.hardware.device)
     tasks = bench.tasks("test", config.eval.limit, config.seed)
     engine: RolloutEngine
@@ -181,7 +181,7 @@ def _evaluate_only(config: Config, run: RunDirectory, stop: StopRequest, console
 
 def _train_and_evaluate(config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole) -> Result:
     """Everything between configuration and trained model. Raises Interrupted where a signal ended it early."""
-    bench = load_bench(config.bench)
+    bench = load_bench(config.bench, config.sandbox)
     judge = build_judge(config, str(run.path), config.hardware.device)
     train_tasks, test_tasks = bench.tasks("train"), bench.tasks("test", config.eval.limit, config.seed)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))

@@ -260,6 +260,7 @@ IMPOSSIBLE = [
     ("algo.trace.rendering=chat", "algo.trace.rendering"),
     ("algo.trace.max_tokens=0", "algo.trace.max_tokens"),
     ("algo.schedule.reasoning=segments", "did you mean segment?"),
+    ("sandbox=lax", "choose from auto, strict"),
     ("algo.schedule.call=full", "algo.schedule.call"),
     ("algo.schedule.switch_points=[0.2,0.4,0.6]", "four ascending"),
     ("algo.schedule.switch_points=[0.2,0.6,0.4,0.8]", "four ascending"),

@@ -272,11 +272,113 @@ def test_patches_do_not_reach_the_next_call(sandbox: Sandbox) -> None:
     assert run(sandbox, "return [n in globals() for n in ('leaked', 'g', 'f')]").value == [False, False, False]
 
 
+# -- episodes ----------------------------------------------------------------------------------------------------------
+
+PID = "def pid():\n    import ctypes\n    return ctypes.CDLL(None).getpid()\n"
+
+
+def test_an_episode_shares_a_process_but_no_namespace(sandbox: Sandbox) -> None:
+    if sandbox.missing():
+        pytest.skip("processes are not kept on a degraded machine")
+    first, second = sandbox.episode(), sandbox.episode()
+    pids = [episode.call(PID, "pid", {}).value for episode in (first, second, first, second)]
+    assert pids[0] == pids[2] != pids[1] == pids[3]
+    assert first.call("leaked = 1\ndef f(): return 1", "f", {}).value == 1
+    assert first.call("def f(): return 'leaked' in globals()", "f", {}).value is False
+    draws = [first.call("import random\ndef f(): return random.random()", "f", {}).value for _ in range(2)]
+    assert draws[0] == draws[1]  # the first call and the last are alike
+    precision = (
+        "from decimal import getcontext\ndef f():\n    old, getcontext().prec = getcontext().prec, 3\n    return old"
+    )
+    assert [first.call(precision, "f", {}).value for _ in range(2)] == [28, 28]
+
+
+PATCHES = {
+    "module": "import builtins, json, math, sys, os\ndef f():\n    builtins.sorted = builtins.len = json.loads = None\n"
+    "    math.pi = 3\n    sys.modules['re'] = None\n    sys.path.clear()\n    sys.setrecursionlimit(50)\n"
+    "    os.environ['X'] = '1'\n    return 1",
+    "class": "import string, json\ndef f():\n    json.JSONEncoder.encode = lambda *a: '9'\n    string.Template.x = 5",
+}
+INTACT = (
+    "import re, math, json, os, sys, string\ndef f():\n    return [len([]), sorted([]), math.pi > 3, bool(sys.path), "
+    "dict(os.environ), json.JSONEncoder().encode('x') == '\"x\"', hasattr(string.Template, 'x')]"
+)
+
+
+def test_what_one_episode_patches_no_other_sees(sandbox: Sandbox) -> None:
+    for patch in PATCHES.values():
+        first = sandbox.episode()
+        first.call(patch, "f", {})
+        assert sandbox.episode().call(INTACT, "f", {}).value == [0, [], True, True, {}, True, False]
+        assert sandbox.call(INTACT, "f", {}).value == [0, [], True, True, {}, True, False]
+    again = sandbox.episode()
+    again.call(PATCHES["module"], "f", {})
+    assert again.call(INTACT, "f", {}).value == [0, [], True, True, {}, True, False]
+
+
+HARMLESS_AFTERWARDS = [name for name, (_, expected) in HOSTILE.items() if "timed out" not in expected]
+
+
+@pytest.mark.parametrize("name", [*HARMLESS_AFTERWARDS, "hang"])
+def test_an_episode_goes_on_after_an_attack(sandbox: Sandbox, name: str) -> None:
+    if sandbox.missing():
+        pytest.skip("no isolation")
+    body = HOSTILE[name][0] if name in HOSTILE else "while True: pass"
+    episode = sandbox.episode()
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    for _ in range(2):
+        assert episode.call(ADD, "add", {"a": 2, "b": 3}).value == 5
+        assert not episode.call(f"def tool():\n{lines}\n", "tool", {}).ok
+    assert episode.call(ADD, "add", {"a": 2, "b": 3}).value == 5
+
+
+def test_between_calls_a_process_is_stopped_and_few_are_kept(sandbox: Sandbox) -> None:
+    if sandbox.missing():
+        pytest.skip("processes are not kept on a degraded machine")
+    others = set(_descendants(os.getpid()))
+    spin = (
+        "import threading\ndef f():\n    def g():\n        while True: pass\n"
+        "    threading.Thread(target=g, daemon=True).start()\n    return 1"
+    )
+    with Sandbox() as fresh:
+        episodes = [fresh.episode() for _ in range(child.MAX_EPISODES + 4)]
+        for episode in episodes * 2:
+            assert episode.call(ADD, "add", {"a": 1, "b": 1}).value == 2
+        assert episodes[-1].call(spin, "f", {}).value == 1
+        tools = set(_descendants(os.getpid())) - others
+        states = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] for pid in tools]
+        assert states.count("T") == child.MAX_EPISODES
+        assert episodes[-1].call(ADD, "add", {"a": 1, "b": 1}).value == 2
+
+
+def test_a_process_that_speaks_out_of_turn_is_replaced(sandbox: Sandbox) -> None:
+    forged = child.struct.pack("=I", 2) + b"{}"
+    late = (
+        f"import threading, os, time\ndef f():\n    def g():\n        while 1: os.write({child.OWN_FD}, {forged!r})\n"
+    )
+    late += "    threading.Thread(target=g, daemon=True).start()\n    time.sleep(0.05)\n    return 1"
+    episode = sandbox.episode()
+    assert episode.call(late, "f", {}).error == "the tool wrote no valid result"
+    assert episode.call(ADD, "add", {"a": 1, "b": 1}).value == 2
+    exits = "import threading, os, time\ndef f():\n    threading.Timer(0.01, os._exit, (0,)).start()\n    return 1"
+    assert episode.call(exits, "f", {}).ok
+    time.sleep(0.05)
+    assert sandbox.call(ADD, "add", {"a": 1, "b": 1}).value == 2
+
+
+def test_a_long_episode_outlives_its_processes(sandbox: Sandbox) -> None:
+    episode = sandbox.episode()
+    calls = [episode.call(ADD, "add", {"a": i, "b": 1}).value for i in range(child.MAX_CALLS + 10)]
+    assert calls == list(range(1, child.MAX_CALLS + 11))
+    big = "x" * 3_000_000  # more than a socket holds
+    assert episode.call("def f(x): return len(x)", "f", {"x": big}).value == len(big)
+
+
 # -- the pool --------------------------------------------------------------------------------------------------------
 
 
 def test_hundreds_of_calls(sandbox: Sandbox) -> None:
-    assert [sandbox.call(ADD, "add", {"a": i, "b": 1}).value for i in range(300)] == list(range(1, 301))
+    assert [sandbox.call(ADD, "add", {"a": i, "b": 1}).value for i in range(150)] == list(range(1, 151))
 
 
 def test_threads_share_a_pool() -> None:
@@ -432,8 +534,8 @@ def test_degradation_is_named_and_strict_refuses(
     assert len(caught) == bool(expected)  # one warning for both sandboxes, naming all that is missing
     if expected:
         assert all(pool._MEANING[name] in str(caught[0].message) for name in expected)
-        with Sandbox(strict=True) as strict, pytest.raises(UserError, match="sandbox: tool code can"):
-            strict.call(ADD, "add", {"a": 1, "b": 1})
+        with pytest.raises(UserError, match=r"sandbox: tool code can .* set sandbox=auto"):
+            Sandbox(strict=True)
 
 
 def test_strict_is_satisfied_here_if_nothing_is_missing(sandbox: Sandbox) -> None:

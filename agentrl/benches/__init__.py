@@ -6,12 +6,16 @@ from agentrl.benches.base import Bench
 from agentrl.config.benches import Bfcl, Ftrl, HifConfig, Minihif, Minihop, ToolHop
 
 
-def load_bench(config: Minihop | ToolHop | Ftrl | Minihif | HifConfig | Bfcl) -> Bench:
-    """The bench that `config` describes; its data is read when tasks are asked for."""
+def load_bench(config: Minihop | ToolHop | Ftrl | Minihif | HifConfig | Bfcl, sandbox: str = "auto") -> Bench:
+    """The bench that `config` describes; its data is read when tasks are asked for.
+
+    `sandbox` is "auto" or "strict", which raises UserError where tool code would not be isolated completely.
+    """
+    strict = sandbox == "strict"
     if isinstance(config, Minihop):
         from agentrl.benches.minihop import MinihopBench
 
-        return MinihopBench(config)
+        return MinihopBench(config, strict)
     if isinstance(config, Minihif):
         from agentrl.benches.minihif import MinihifBench
 
@@ -19,7 +23,7 @@ def load_bench(config: Minihop | ToolHop | Ftrl | Minihif | HifConfig | Bfcl) ->
     if isinstance(config, Ftrl):
         from agentrl.benches.ftrl import FtrlBench
 
-        return FtrlBench(config)
+        return FtrlBench(config, strict)
     if isinstance(config, HifConfig):
         from agentrl.benches.hif import load_hif
 
@@ -30,4 +34,4 @@ def load_bench(config: Minihop | ToolHop | Ftrl | Minihif | HifConfig | Bfcl) ->
         return BfclBench(config)
     from agentrl.benches.toolhop import ToolHopBench
 
-    return ToolHopBench(config)
+    return ToolHopBench(config, strict)

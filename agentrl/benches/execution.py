@@ -46,7 +46,8 @@ class ToolEnvironment:
         sandbox: Sandbox,
         unknown_tool: Callable[[Any], str] = key_error,
     ) -> None:
-        self.sources, self.format_value, self.sandbox, self.unknown_tool = sources, format_value, sandbox, unknown_tool
+        self.sources, self.format_value, self.unknown_tool = sources, format_value, unknown_tool
+        self._episode = sandbox.episode()
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
         """Execute one call. `arguments` may also be the JSON text of an object; nothing raises."""
@@ -61,7 +62,7 @@ class ToolEnvironment:
     def _execute(self, name: str, arguments: Any) -> str:
         if not isinstance(name, str) or name not in self.sources:
             raise ValueError(self.unknown_tool(name))
-        result = self.sandbox.call(self.sources[name], name, arguments)
+        result = self._episode.call(self.sources[name], name, arguments)
         if result.error is not None:
             raise ValueError(result.error)
         return self.format_value(result)

@@ -63,13 +63,13 @@ class FtrlBench:
     name = "ftrl"
     solve_metric = "solve_f1"
 
-    def __init__(self, config: Ftrl) -> None:
+    def __init__(self, config: Ftrl, strict: bool = False) -> None:
         self.config = config
         self._mended = config.rules == "mended"
-        self._sandbox = Sandbox()
+        self._sandbox = Sandbox(strict=strict)
         self._parts: dict[str, list[Row]] | None = None
         self._file: list[Row] | None = None  # every row, for transcripts
-        self.miner = Miner()
+        self.miner = Miner(strict)
         self._mined: dict[str, MinedTrace | Rejection] = {}
         self._references: dict[str, ExpertTrace | None] = {}
 

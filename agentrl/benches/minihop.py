@@ -203,9 +203,9 @@ class MinihopBench:
     name = "minihop"
     solve_metric = "solve_rate"
 
-    def __init__(self, config: Minihop) -> None:
+    def __init__(self, config: Minihop, strict: bool = False) -> None:
         self.config = config
-        self._sandbox = Sandbox()
+        self._sandbox = Sandbox(strict=strict)
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         shares = {"train": self.config.train_hops, "test": self.config.test_hops}[split]

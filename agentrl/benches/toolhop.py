@@ -91,11 +91,11 @@ class ToolHopBench:
     name = "toolhop"
     solve_metric = "answer_correct"
 
-    def __init__(self, config: ToolHop) -> None:
+    def __init__(self, config: ToolHop, strict: bool = False) -> None:
         self.config = config
-        self._sandbox = Sandbox()
+        self._sandbox = Sandbox(strict=strict)
         self._rows: list[Row] | None = None
-        self.miner = Miner()
+        self.miner = Miner(strict)
         self._mined: dict[str, MinedTrace | Rejection] = {}
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:

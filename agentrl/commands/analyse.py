@@ -109,7 +109,7 @@ def _measure(config: Config, base: str, trained: str, alpha: float, limit: int, 
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tasks = load_bench(config.bench).tasks("test", limit, config.seed)
+    tasks = load_bench(config.bench, config.sandbox).tasks("test", limit, config.seed)
     tasks = [task for task in tasks if {message["role"] for message in task.prompt} >= {"system", "user"}]
     if not tasks:
         raise UserError(f"bench={config.bench.name}: no test task has a system and a user message; name another bench")

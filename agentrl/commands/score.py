@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     validate_data(config.bench)
     if config.bench.path is not None:
         config.bench.path = str(Path(config.bench.path).expanduser())
-    bench: Any = load_bench(config.bench)
+    bench: Any = load_bench(config.bench, config.sandbox)
     if not hasattr(bench, "score_transcript"):
         raise UserError(f"bench={bench.name} has no official scores for transcripts made elsewhere; name another bench")
     scored, bad = [], []

@@ -171,6 +171,9 @@ class Config:
     objective: Optional[str] = key(
         "What a search by a sweeper optimises: a number of summary.json such as eval.after.solve_rate.mean."
     )
+    sandbox: str = key(
+        "Tool code where the kernel grants less isolation than wanted: 'auto' warns and goes on, 'strict' refuses."
+    )
     dry_run: bool = key("Validate, estimate tokens, steps and memory, write the run directory, and stop.")
     algo: Any = key("Algorithm.")
     model: Model = key("Model.")

@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "faults.nonfinite": ("stop", "skip"),
     "faults.no_signal": ("warn", "stop"),
     "faults.dead_tools": ("stop", "continue"),
+    "sandbox": ("auto", "strict"),
     "hardware.device": ("cpu", "cuda"),
     "hardware.vllm": ("off", "colocate", "server"),
     "tracker.name": ("none", "wandb", "wandb_offline", "trackio"),

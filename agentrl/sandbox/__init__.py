@@ -1,5 +1,5 @@
-"""Untrusted tool code: one fresh process and one fresh namespace a call, behind one small interface."""
+"""Untrusted tool code: a process for every task and a namespace for every call, behind one small interface."""
 
-from agentrl.sandbox.pool import IsolationWarning, Result, Sandbox
+from agentrl.sandbox.pool import Episode, IsolationWarning, Result, Sandbox
 
-__all__ = ["IsolationWarning", "Result", "Sandbox"]
+__all__ = ["Episode", "IsolationWarning", "Result", "Sandbox"]

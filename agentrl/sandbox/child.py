@@ -1,8 +1,9 @@
-"""The worker: a warm interpreter without rights that forks one process for every call.
+"""The worker: a warm interpreter without rights that forks one process for every episode.
 
 Started as a script with an empty environment. A supervisor waits for the zygote (process 1 of its own pid namespace),
 so that either ending ends everything. Frames on the socket to the parent are a length and bytes; the zygote never
-looks into a request, and a tool process reaches nothing but a pipe for its own result.
+looks into a request, and a tool process reaches nothing but a socket for its own requests and results. Between calls
+it is stopped, threads and all.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ import contextlib
 import gc
 import importlib
 import importlib.util
-import io
 import json
 import os
-import random
 import resource
 import select
 import signal
@@ -35,6 +34,7 @@ def _sibling(name: str) -> Any:
 
 
 limits = _sibling("limits")
+tool = _sibling("tool")
 WARM = (
     "_strptime", "base64", "bisect", "calendar", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal",
     "difflib", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "locale", "math", "operator",
@@ -42,84 +42,17 @@ WARM = (
     "dateutil.parser", "dateutil.relativedelta", "pytz", "tzdata",
 )  # fmt: skip
 MAX_PROCESSES = 64  # of the user, where seccomp does not forbid them outright
-PRINT_CHARS = 1_000_000
+MAX_EPISODES = 8  # whose processes are kept; each may hold the memory limit
+MAX_CALLS = 64  # of one process
+EPISODE = struct.Struct("=Q")  # precedes a request
+OWN_FD, MAX_FDS = 3, 64  # a tool process's socket, and what it may open
 
 
-class PrintLimit(OSError):
-    """Tool code printed more than it may."""
+class Process:
+    """A tool process as the zygote sees it."""
 
-
-class Capture(io.TextIOBase):
-    """Standard output of one call: kept up to a length, refused beyond a larger one."""
-
-    def __init__(self, keep: int) -> None:
-        self.keep, self.parts, self.kept, self.seen = keep, [""], 0, 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        self.seen += len(text)
-        if self.kept < self.keep:
-            self.parts.append(text[: self.keep - self.kept])
-            self.kept += len(self.parts[-1])
-        if self.seen > PRINT_CHARS:
-            raise PrintLimit(f"printed more than {PRINT_CHARS} characters")
-        return len(text)
-
-    def text(self) -> str:
-        return "".join(self.parts)
-
-
-def evaluate(request: bytes, output_chars: int) -> bytes:
-    """Run one request in this process and describe the outcome as JSON. Never raises for what tool code does."""
-    reply: dict[str, Any] = {"truncated": False}
-    capture = Capture(output_chars)
-    sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = capture  # type: ignore[misc,assignment]
-
-    def cut(text: str) -> str:
-        if len(text) > output_chars:
-            reply["truncated"] = True
-            text = text[:output_chars]
-        return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would break every later encoding
-
-    try:
-        job = json.loads(request)
-        namespace: dict[str, Any] = {}
-        exec(compile(job["source"], "<tool>", "exec"), namespace)
-        value = namespace[job["function"]](**job["arguments"])
-        reply["type"] = type(value).__name__
-        reply["text"] = cut(str(value))
-        try:
-            reply["json"] = cut(json.dumps(value, ensure_ascii=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            reply["json_error"] = cut(str(error))
-    except MemoryError:
-        reply["error"] = "out of memory"
-    except BaseException as error:  # tool code may raise anything, SystemExit included
-        try:
-            reply["error"] = cut(str(error))
-        except BaseException:
-            reply["error"] = type(error).__name__
-    reply["stdout"] = cut(capture.text())
-    return json.dumps(reply).encode()
-
-
-def run_tool(request: bytes, pipe: int, settings: dict[str, Any], restrict: Any) -> None:
-    """The forked tool process, from its first instruction to its last."""
-    status = 1
-    try:
-        seconds = int(settings["timeout_s"]) + 1
-        limits.lower(resource.RLIMIT_CPU, seconds)
-        restrict()
-        random.seed(0)  # a fork seeds itself anew
-        payload = evaluate(request, settings["output_chars"])
-        view = memoryview(struct.pack("=I", len(payload)) + payload)
-        while view:
-            view = view[os.write(pipe, view) :]
-        status = 0
-    finally:
-        os._exit(status)
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid, self.channel, self.calls, self.spent = pid, channel, 0, 0.0
 
 
 class Zygote:
@@ -128,44 +61,87 @@ class Zygote:
     def __init__(self, channel: socket.socket, settings: dict[str, Any], restrict: Any, namespaces: bool) -> None:
         self.channel, self.settings, self.restrict, self.namespaces = channel, settings, restrict, namespaces
         self.max_bytes = 64 * settings["output_chars"] + 65536  # four texts, at most 12 bytes a character
+        self.pristine = tool.Pristine()
+        self.kept: dict[int, Process] = {}  # by episode, the one used last at the end
 
     def serve(self) -> None:
         while True:
-            outcome, payload = self.call(receive(self.channel))
+            frame = receive(self.channel)
+            (episode,) = EPISODE.unpack_from(frame)
+            outcome, payload = self.call(episode, frame[EPISODE.size :])
             send(self.channel, outcome.encode() + b"\n" + payload)
 
-    def call(self, request: bytes) -> tuple[str, bytes]:
-        """(what happened, the tool process's own reply): '' or the reason why there is none."""
-        reader, writer = os.pipe()
-        deadline = time.monotonic() + self.settings["timeout_s"]
-        pid = os.fork()
-        if pid == 0:
-            self.channel.close()
-            os.close(reader)
-            run_tool(request, writer, self.settings, self.restrict)
-        os.close(writer)
-        status = None
+    def call(self, episode: int, request: bytes) -> tuple[str, bytes]:
+        """(what happened, the tool process's own reply): '' or the reason why there is none. Episode 0 is one call."""
+        start = time.monotonic()
+        deadline = start + self.settings["timeout_s"]
+        process = self.process(episode)
+        outcome, payload = "the worker failed", b""
         try:
-            outcome, payload = self._read(reader, deadline)
-            if outcome == "ended":  # let it become a zombie, so that its own status is what we report
-                status = _reap(pid, min(deadline, time.monotonic() + 0.2))
-                outcome = "ended without a result" + _reason(status)
+            os.kill(process.pid, signal.SIGCONT)
+            outcome, payload = self._exchange(process, struct.pack("=I", len(request)) + request, deadline)
         finally:
-            os.close(reader)
-            if self.restrict is unrestricted:
-                _kill_group(pid)
-            if status is None:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            if self.restrict is unrestricted and self.namespaces:
-                _kill_all()  # alone in this pid namespace: nothing that the tool started survives it
+            process.calls += 1
+            process.spent += time.monotonic() - start
+            # a process that used its time up, or could have left others behind, is not worth keeping
+            used_up = process.calls >= MAX_CALLS or process.spent > self.settings["timeout_s"] / 2
+            if outcome or not episode or used_up or self.restrict is unrestricted:
+                status = self.end(process, deadline if outcome == "ended" else 0)
+                if outcome == "ended":
+                    outcome = "ended without a result" + _reason(status)
+            else:
+                os.kill(process.pid, signal.SIGSTOP)
+                self.kept[episode] = process
+                if len(self.kept) > MAX_EPISODES:
+                    self.end(self.kept.pop(next(iter(self.kept))))
         return outcome, payload
 
-    def _read(self, reader: int, deadline: float) -> tuple[str, bytes]:
+    def process(self, episode: int) -> Process:
+        """The episode's process, or a new one if it has none, or one that died or spoke out of turn."""
+        process = self.kept.pop(episode, None)
+        if process is not None and select.select([process.channel], [], [], 0)[0]:
+            self.end(process)
+            process = None
+        return process or self.fork()
+
+    def fork(self) -> Process:
+        """A process that waits for requests, restricted before it sees any."""
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.dup2(theirs.fileno(), OWN_FD)
+                os.closerange(OWN_FD + 1, MAX_FDS)
+                limits.die_with_parent()
+                limits.lower(resource.RLIMIT_CPU, 2 * int(self.settings["timeout_s"]) + 2)
+                self.restrict()
+                tool.serve_calls(OWN_FD, self.settings["output_chars"], self.pristine)
+            finally:
+                os._exit(1)
+        theirs.close()
+        ours.setblocking(False)
+        return Process(pid, ours)
+
+    def end(self, process: Process, patience: float = 0) -> int | None:
+        """End a process, and its status if it ended by itself within its patience."""
+        # let it become a zombie, so that its own status is what we report
+        status = _reap(process.pid, min(patience, time.monotonic() + 0.2)) if patience else None
+        process.channel.close()
+        if self.restrict is unrestricted:
+            _kill_group(process.pid)
+        if status is None:
+            os.kill(process.pid, signal.SIGKILL)
+            os.waitpid(process.pid, 0)
+        if self.restrict is unrestricted and self.namespaces:
+            _kill_all()  # alone in this pid namespace: nothing that the tool started survives it
+        return status
+
+    def _exchange(self, process: Process, request: bytes, deadline: float) -> tuple[str, bytes]:
+        """Send the request and receive the reply, while watching the clock and the parent."""
         poll = select.poll()
-        poll.register(reader, select.POLLIN)
+        poll.register(process.channel.fileno(), select.POLLIN | select.POLLOUT)
         poll.register(self.channel.fileno(), select.POLLIN)
-        data = bytearray()
+        unsent, data = memoryview(request), bytearray()
         while True:
             left = deadline - time.monotonic()
             ready = dict(poll.poll(left * 1000)) if left > 0 else {}
@@ -173,16 +149,26 @@ class Zygote:
                 return "timeout", b""
             if self.channel.fileno() in ready:  # the parent never speaks during a call: it is gone
                 raise EOFError
-            chunk = os.read(reader, 1 << 16)
-            data += chunk
+            try:
+                if ready[process.channel.fileno()] & select.POLLIN or not unsent:
+                    chunk = process.channel.recv(1 << 16)
+                    if not chunk:
+                        return "ended", b""
+                    data += chunk
+                else:
+                    unsent = unsent[process.channel.send(unsent) :]
+                    if not unsent:
+                        poll.modify(process.channel.fileno(), select.POLLIN)
+            except BlockingIOError:
+                continue
+            except ConnectionError:
+                return "ended", b""
             if len(data) >= 4:
                 (length,) = struct.unpack_from("=I", data)
-                if length > self.max_bytes:
+                if length > self.max_bytes or len(data) > 4 + length:
                     return "wrote no valid result", b""
-                if len(data) >= 4 + length:
-                    return "", bytes(data[4 : 4 + length])
-            if not chunk:
-                return "ended", b""
+                if len(data) == 4 + length:
+                    return "", bytes(data[4:])
 
 
 def _reap(pid: int, deadline: float) -> int | None:

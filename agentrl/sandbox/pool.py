@@ -1,7 +1,8 @@
 """The parent's side: a pool of workers, each started when first needed and replaced when lost.
 
     with Sandbox(workers=2) as sandbox:
-        result = sandbox.call("def add(a, b): return a + b", "add", {"a": 1, "b": 2})
+        task = sandbox.episode()
+        result = task.call("def add(a, b): return a + b", "add", {"a": 1, "b": 2})
         result.json  # '3'
 
 Whatever the code does costs one call: the result carries an error and the next call works.
@@ -10,6 +11,7 @@ Whatever the code does costs one call: the result carries an error and the next 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import queue
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import UserError
-from agentrl.sandbox import child
+from agentrl.sandbox import child, tool
 
 PACKAGES = ("dateutil", "pytz", "six", "tzdata")  # what tool code may import beside the standard library
 GRACE_S = 5.0  # beyond the time limit, after which the worker itself counts as lost
@@ -104,9 +106,9 @@ class _Worker:
         self.missing = tuple(hello["missing"])
         self._channel.settimeout(settings["timeout_s"] + GRACE_S)
 
-    def call(self, request: bytes) -> tuple[str, bytes]:
+    def call(self, episode: int, request: bytes) -> tuple[str, bytes]:
         try:
-            child.send(self._channel, request)
+            child.send(self._channel, child.EPISODE.pack(episode) + request)
             outcome, _, payload = child.receive(self._channel).partition(b"\n")
         except (EOFError, OSError, struct.error) as error:
             raise _Lost from error
@@ -138,6 +140,8 @@ class Sandbox:
         self._settings = {"timeout_s": timeout_s, "memory_mb": memory_mb, "output_chars": output_chars}
         self._lock = threading.Lock()
         self._reset()
+        if strict:
+            self.missing()  # refuse before any other work
 
     def _reset(self) -> None:
         self._pid = os.getpid()
@@ -171,8 +175,15 @@ class Sandbox:
         finally:
             self._slots.put(slot)
 
-    def call(self, source: str, function: str, arguments: Any) -> Result:
-        """Execute `source` in a fresh namespace of a fresh process and call `function(**arguments)` there."""
+    def episode(self) -> Episode:
+        """A series of calls that may share a process, which no other series ever sees."""
+        return Episode(self)
+
+    def call(self, source: str, function: str, arguments: Any, episode: int = 0) -> Result:
+        """Execute `source` in a fresh namespace and call `function(**arguments)` there, in a process of its own.
+
+        `episode` is the number of the `Episode` that calls, 0 for a call that shares its process with none.
+        """
         try:
             request = json.dumps({"source": source, "function": function, "arguments": arguments}).encode()
         except (TypeError, ValueError, RecursionError) as error:
@@ -182,7 +193,7 @@ class Sandbox:
         slot = self._take()
         try:
             slot = slot or self._start()
-            outcome, payload = slot.call(request)
+            outcome, payload = slot.call(episode, request)
         except _Lost:
             assert slot is not None
             slot.close()
@@ -214,11 +225,31 @@ class Sandbox:
         lacks = "; ".join(_MEANING[name] for name in worker.missing)
         if self.strict:
             worker.close()
-            raise UserError(f"sandbox: {lacks}. Allow that to this process, or let the sandbox degrade (strict=False)")
+            raise UserError(f"sandbox: {lacks}. Allow that to this process, or set sandbox=auto to go on all the same")
         if worker.missing not in _warned:
             _warned.add(worker.missing)
             warnings.warn(f"THE SANDBOX IS INCOMPLETE ON THIS MACHINE: {lacks}", IsolationWarning, stacklevel=4)
         return worker
+
+
+class Episode:
+    """One task's calls. They share a process while it behaves, so a call costs no fork; the namespace is always fresh.
+
+    Between calls the process is stopped. It is given up after an error of its own (a timeout, an exit, no memory), and
+    when many episodes run at once: a call then gets a new one, and cannot tell.
+    """
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox, self._number = sandbox, next(self._numbers)
+
+    def call(self, source: str, function: str, arguments: Any) -> Result:
+        """As `Sandbox.call`."""
+        result = self._sandbox.call(source, function, arguments, self._number)
+        if result.error == tool.OUT_OF_MEMORY:
+            self._number = next(self._numbers)
+        return result
 
 
 def _visible_files() -> dict[str, list[str]]:

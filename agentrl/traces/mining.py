@@ -121,8 +121,8 @@ class Coverage:
 class Miner:
     """Mines traces and counts. The tools run in a sandbox of its own when explored, in the bench's when verified."""
 
-    def __init__(self, sandbox: Sandbox | None = None) -> None:
-        self._sandbox = sandbox or Sandbox(output_chars=OUTPUT_CHARS)
+    def __init__(self, strict: bool = False) -> None:
+        self._sandbox = Sandbox(output_chars=OUTPUT_CHARS, strict=strict)
         self.coverage = Coverage()
 
     def mine(

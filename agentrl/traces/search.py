@@ -85,7 +85,7 @@ class Search:
     """The search for one hop. `grounded` drops values that the model could not know as soon as they turn up."""
 
     def __init__(self, hop: Hop, source: str, knowledge: Knowledge, sandbox: Sandbox, grounded: bool = True) -> None:
-        self.hop, self.source, self.knowledge, self.sandbox = hop, source, knowledge, sandbox
+        self.hop, self.source, self.knowledge, self.episode = hop, source, knowledge, sandbox.episode()
         self.parameters: dict[str, Any] = hop.tool["parameters"].get("properties") or {}
         self.pool = pool(knowledge, hop.need)
         self.mutator = Mutator(self.parameters, knowledge, self.pool, grounded)
@@ -152,7 +152,7 @@ class Search:
     def _run(self, batch: list[Arguments]) -> list[dict[str, Any]]:
         self.runs += len(batch)
         request = {"code": self.tool_code, "function": self.hop.tool["name"], "gold": self.hop.answer, "batch": batch}
-        result = self.sandbox.call(_RUNTIME, "probe", request)
+        result = self.episode.call(_RUNTIME, "probe", request)
         if result.timed_out:  # it would again
             self.runs = MAX_RUNS
         if result.json is None or result.truncated:

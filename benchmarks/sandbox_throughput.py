@@ -1,0 +1,99 @@
+"""Sandboxed tool calls a second: one process for a task's calls (as rollouts run) against one process for every call.
+
+    python benchmarks/sandbox_throughput.py                        # two tools written here
+    python benchmarks/sandbox_throughput.py ToolHop.json           # the example calls in the tools' own sources
+
+A task is the calls of one row, each in a fresh namespace; a thread per worker walks through the tasks. Both ways run in
+turns, warm, on the same calls; the last column is the ratio of their medians. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from agentrl.benches.toolhop import load_rows
+from agentrl.sandbox import Sandbox
+from agentrl.traces.examples import example_calls
+
+Call = tuple[str, str, dict[str, Any]]  # source, function, arguments
+LETTERS = "def letters(name):\n    return {'count': sum(c.isalpha() for c in name)}\n"
+YEARS = "import datetime\ndef years(born, year):\n    return year - datetime.date.fromisoformat(born).year\n"
+OWN: list[list[Call]] = [
+    [(LETTERS, "letters", {"name": f"Ann Lee {n}"}), (YEARS, "years", {"born": "1962-03-14", "year": 1990 + n})] * 2
+    for n in range(20)
+]
+
+
+def tasks_of(path: Path) -> Iterator[list[Call]]:
+    """The first example call of every tool, by row."""
+    for row in load_rows(path):
+        calls = []
+        for name, source in row.sources.items():
+            try:
+                calls += [(source, name, arguments) for arguments in example_calls(source, ast.parse(source), name)][:1]
+            except SyntaxError:
+                continue  # a source that no version of Python accepts
+        if calls:
+            yield calls
+
+
+def seconds(sandbox: Sandbox, tasks: list[list[Call]], shared: bool) -> float:
+    """Wall-clock time of all tasks."""
+    waiting = list(tasks)
+
+    def work() -> None:
+        while waiting:
+            calls = waiting.pop()
+            caller = sandbox.episode() if shared else sandbox
+            for source, function, arguments in calls:
+                caller.call(source, function, arguments)
+
+    threads = [threading.Thread(target=work) for _ in range(sandbox.workers)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", type=Path, help="ToolHop.json")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=2000, help="calls of a round, about")
+    arguments = parser.parse_args()
+    rows = list(tasks_of(arguments.path)) if arguments.path else OWN
+    per_pass = sum(map(len, rows))
+    tasks = rows * max(1, round(arguments.calls / per_pass))
+    count = sum(map(len, tasks))
+    with Sandbox(workers=arguments.workers) as sandbox:
+        failed = sum(sandbox.call(*call).error is not None for calls in rows for call in calls)
+        took: dict[bool, list[float]] = {True: [], False: []}
+        seconds(sandbox, rows, shared=True)
+        for _ in range(arguments.rounds):
+            for shared in took:
+                took[shared].append(seconds(sandbox, tasks, shared))
+        missing = sandbox.missing()
+    rates = {shared: count / statistics.median(times) for shared, times in took.items()}
+    print(f"{len(rows)} tasks, {per_pass / len(rows):.1f} calls each, {failed} of {per_pass} calls are errors")
+    print(f"{arguments.workers} workers on {os.cpu_count()} cores; isolation missing: {', '.join(missing) or 'none'}")
+    print(f"{'calls/s':>24} {'median':>8} {'worst':>8}")
+    for shared, name in ((True, "a process for a task"), (False, "a process for a call")):
+        print(f"{name:>24} {rates[shared]:8.0f} {count / max(took[shared]):8.0f}")
+    print(f"{'ratio':>24} {rates[True] / rates[False]:8.1f}")
+    print(json.dumps({"task": rates[True], "call": rates[False]}))
+
+
+if __name__ == "__main__":
+    main()
