@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from agentrl.config.benches import HifConfig, Minihif
+from agentrl.benches.bfcl.simulator import INSTALL, REQUIRED, VERSION, package_dir
+from agentrl.config.benches import Bfcl, HifConfig, Minihif
 from agentrl.config.estimate import count_parameters, memory
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
@@ -32,6 +33,7 @@ TRL_SEAMS: dict[str, tuple[str, ...]] = {
     "GRPOTrainer": (
         *("_calculate_rewards", "_compute_loss", "_generate", "_generate_and_score_completions"),
         *("_generate_single_turn", "_get_per_token_logps_and_entropies", "_get_train_sampler", "_prepare_inputs"),
+        *("_get_tool_suffix_ids", "_tool_call_loop"),
     ),
     "SFTTrainer": ("compute_loss",),
 }
@@ -197,7 +199,9 @@ def data(config: Config) -> Iterator[Finding]:
     path = config.bench.path
     if path is None:
         hub = getattr(config.bench, "hub_id", None)
-        if hub is None:
+        if isinstance(config.bench, Bfcl):
+            yield Finding("data", "ok", "of the bfcl-eval package")
+        elif hub is None:
             yield Finding("data", "ok", f"{config.bench.name} is generated")
         elif _in_hub_cache(hub, "datasets") or _reachable(_hub_host()):
             yield Finding("data", "ok", f"{hub} from the hub")
@@ -215,6 +219,17 @@ def data(config: Config) -> Iterator[Finding]:
         )
     else:
         yield Finding("data", "ok", f"{path}: {len(list(file.iterdir()))} files")
+
+
+def bfcl(config: Config) -> Iterator[Finding]:
+    lost = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if not isinstance(config.bench, Bfcl):
+        yield Finding("bfcl", "skip", "bench=bfcl alone needs it" + (" (not installed)" if lost else ""))
+    elif lost:
+        yield Finding("bfcl", "fail", f"{', '.join(lost)} not installed", INSTALL)
+    else:
+        package_dir()
+        yield Finding("bfcl", "ok", f"bfcl-eval {VERSION} and what it needs for multi-turn and memory")
 
 
 def disk(config: Config) -> Iterator[Finding]:
@@ -301,5 +316,5 @@ def _text(path: Path) -> str:
 
 CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     *(python, packages, torch, trl_seams, vllm, sandbox),
-    *(configuration, chat_template, data, disk, memory_of_machine, tracker),
+    *(configuration, chat_template, data, bfcl, disk, memory_of_machine, tracker),
 )

@@ -99,6 +99,11 @@ def test_the_last_message_without_a_call_is_judged(bench):
     assert bench.score_transcript({**item, "messages": said}) == ({"correct": 1.0}, None)
     assert bench.score_transcript({**item, "messages": said[:1]}) == ({"correct": 0.0}, "agentic:no_last_message")
     assert bench.score_transcript({**item, "turns": [[call, "Michelle"]]})[0] == {"correct": 0.0}
+    assert bench.score_transcript({**item, "turns": [["Michael"], ["Michael"]]}) == (
+        {"correct": 0.0},
+        "agentic:inference_error",
+    )
+    assert bench.score_transcript({"row": 0, "category": "memory", "messages": said})[0] == {"correct": 1.0}
 
 
 def test_a_category_file_as_path_names_the_rows():
@@ -480,6 +485,7 @@ def test_pact_trains_and_evaluates_on_bfcl(tmp_path):
         "bench.categories=[multi_turn_base,memory_rec_sum]",
         "trainer.max_steps=2",
         "eval.limit=3",
+        "eval.before=false",
         "rollout.max_turns=4",
         "rollout.max_turn_tokens=24",
         "rollout.max_prompt_tokens=6000",

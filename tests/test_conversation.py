@@ -9,7 +9,9 @@ import torch
 from helpers import make_trainer, small
 
 from agentrl.benches.base import Conversation
+from agentrl.chat import tokenize_trace, trace_text, turn_messages
 from agentrl.rollout.engine import Decoding, Episode
+from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
 from agentrl.trajectory import Component, ToolCall
 
 
@@ -145,3 +147,27 @@ def test_greedy_evaluation_plays_conversations_too(trainer):
     runs = [trainer.engine.rollout([Episode(task, Talk(steps=20))], Decoding(0.0))[0] for _ in range(2)]
     assert runs[0].completion_ids == runs[1].completion_ids
     assert "user" in {message["role"] for message in runs[0].messages}
+
+
+def test_a_trace_with_replies_reads_as_the_conversation_it_is(trainer):
+    """The user's later words are observations among the expert's turns, in either rendering of h*."""
+    task = trainer.tasks[0]
+    step = TraceTurn((Chunk("tool_selection", "I look.\n"),), ({"name": "look", "arguments": {}},), ("seen",))
+    said = TraceTurn((Chunk("decision_summary", "That is done."),), (), (), reply="And now?")
+    trace = ExpertTrace(task.id, (step, said, step), "Done.", "mined")
+    tokens = tokenize_trace(trainer.chat, task, trace, with_answer=True)
+    tokenizer = trainer.processing_class
+
+    def text(*kinds):
+        return tokenizer.decode([i for i, c in zip(tokens.ids, tokens.component, strict=True) if c in kinds])
+
+    assert "And now?" in text(Component.OBSERVATION) and "seen" in text(Component.OBSERVATION)
+    assert "That is done." in text(Component.REASONING) and "And now?" not in text(Component.REASONING)
+    assert set(tokens.turn) == {0, 1, 2, 3}
+    played = [message for turn in trace.turns for message in turn_messages(turn, "think")]
+    assert [m["role"] for m in played] == ["assistant", "tool", "assistant", "user", "assistant", "tool"]
+    assert played[2] == {"role": "assistant", "content": "That is done."}, (
+        "what is said to the user is no hidden thought"
+    )
+    assert "User: And now?" in trace_text(trace)
+    assert trace.without(("reasoning",)).turns[1].reply == "And now?"

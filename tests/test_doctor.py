@@ -102,3 +102,13 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
     first, second = doctor.diagnose(compose([]))
     assert (first.check, first.verdict, first.detail) == ("broken", "fail", "RuntimeError: no such thing")
     assert second.verdict == "ok"
+
+
+def test_bfcl_names_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of(doctor.bfcl, "bench=toolhop")[0].verdict == "skip"
+    (data,) = of(doctor.data, "bench=bfcl")
+    assert data == Finding("data", "ok", "of the bfcl-eval package")
+    monkeypatch.setattr(doctor, "REQUIRED", ("no_such_module_here",))
+    (finding,) = of(doctor.bfcl, "bench=bfcl")
+    assert finding.verdict == "fail" and "no_such_module_here not installed" in finding.detail
+    assert "pip install --no-deps bfcl-eval==2026.3.23" in finding.fix

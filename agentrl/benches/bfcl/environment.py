@@ -29,23 +29,26 @@ class SimulatedApis:
 
     def execute(self, call: str) -> str:
         """The official result text of a call string; one that does not return in time is undone."""
-        self._restore()
-        try:
-            result: str = self._ask([call])["results"][0]
-        except TookTooLong:
-            return TOO_LONG
-        self._history.append(call)
-        return result
+        with self._simulator.lock:
+            self._restore()
+            try:
+                result: str = self._ask([call])["results"][0]
+            except TookTooLong:
+                return TOO_LONG
+            self._history.append(call)
+            return result
 
     def memory(self) -> str:
         """What the memory shows in the system prompt at this point."""
-        self._restore()
-        return str(self._ask([])["memory"])
+        with self._simulator.lock:
+            self._restore()
+            return str(self._ask([])["memory"])
 
     def flush(self) -> None:
         """Write the memory to its snapshot files."""
-        self._restore()
-        self._simulator.ask("flush", key=self._key, entry=self._payload)
+        with self._simulator.lock:
+            self._restore()
+            self._simulator.ask("flush", key=self._key, entry=self._payload)
 
     def _restore(self) -> None:
         generation = self._simulator.generation()

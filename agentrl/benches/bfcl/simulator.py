@@ -22,6 +22,7 @@ from agentrl.errors import UserError
 
 VERSION = "2026.3.23"
 INSTALL = f"pip install 'agentrl[bfcl]' && pip install --no-deps bfcl-eval=={VERSION}"
+REQUIRED = ("bfcl_eval", "mpmath", "rank_bm25", "overrides", "filelock")
 MEMORY_BYTES = 4 << 30  # address space of the child
 
 
@@ -53,7 +54,7 @@ class Simulator:
         self.timeout, self._memory_bytes = timeout, memory_bytes
         self._child: subprocess.Popen[bytes] | None = None
         self._buffer = b""
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()  # held over several requests that must reach one child
         self._numbers = itertools.count()
         self._forgotten: list[str] = []
         self._root = tempfile.TemporaryDirectory(prefix="agentrl-bfcl-", ignore_cleanup_errors=True)
@@ -65,7 +66,7 @@ class Simulator:
 
     def generation(self) -> int:
         """How often a child was started, the one that answers now included; instances of earlier ones are gone."""
-        with self._lock:
+        with self.lock:
             self._started()
             return self._generation
 
@@ -81,7 +82,7 @@ class Simulator:
 
     def ask(self, operation: str, timeout: float | None = None, **fields: Any) -> dict[str, Any]:
         """The child's answer. Raises TookTooLong, or RuntimeError where the official code failed on our request."""
-        with self._lock:
+        with self.lock:
             child = self._started()
             assert child.stdin is not None
             dropped, self._forgotten = self._forgotten, []

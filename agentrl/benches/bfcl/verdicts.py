@@ -16,6 +16,7 @@ from agentrl.benches.bfcl.environment import TOO_LONG, SimulatedApis
 from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
 
 FORCE_TERMINATED = "multi_turn:force_terminated"
+NOT_ONE_TURN = "agentic:inference_error"
 NO_LAST_MESSAGE = "agentic:no_last_message"
 Step = Mapping[str, Any]  # {"text": str, "calls": [{"name", "arguments"}]}
 Verdict = tuple[float, str | None]  # 1 or 0, and the official error type
@@ -24,6 +25,8 @@ Verdict = tuple[float, str | None]  # 1 or 0, and the official error type
 def judge(simulator: Simulator, entry: Entry, turns: Sequence[Sequence[Step]]) -> Verdict:
     """Verdict on the steps of every user turn."""
     if entry.answers:
+        if len(turns) > 1:
+            return 0.0, NOT_ONE_TURN
         texts = [step["text"] for turn in turns for step in turn if not decoded(step["calls"])]
         return judge_answer(simulator, entry, texts[-1]) if texts and texts[-1] else (0.0, NO_LAST_MESSAGE)
     if len(turns) != len(entry.gold):
