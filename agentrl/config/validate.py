@@ -156,6 +156,7 @@ def _batches(config: Config) -> None:
     require(prompts % processes == 0, "trainer.prompts_per_batch", prompts, spread)
     sequences = mini * k
     per_process = sequences // processes
+    micro = min(micro, max(1, per_process))  # room for more than an update holds is no mistake
     require(
         sequences % (micro * processes) == 0,
         "trainer.micro_batch",
