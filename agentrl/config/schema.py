@@ -108,7 +108,7 @@ class Trainer:
     max_steps: int = key("Optimizer updates in all; -1 lets `epochs` decide.")
     prompts_per_batch: int = key("Prompts of one rollout batch.")
     minibatch_prompts: int = key("Prompts of one optimizer update; divides prompts_per_batch.")
-    micro_batch: int = key("Sequences of a forward pass on a device, an update's at most; lower it when memory runs out.")
+    micro_batch: int = key("Sequences in a forward pass on a device, an update's at most; lower it if memory runs out.")
     save_steps: int = key("Updates between checkpoints (taken at the end of a rollout batch); 0 saves only the last.")
     keep_checkpoints: int = key("Newest checkpoints kept; older ones are deleted.")
     keep_best: Optional[str] = key(
