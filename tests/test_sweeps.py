@@ -82,27 +82,28 @@ def starts(where: Path) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def test_one_poisoned_and_one_killed_of_eight(tmp_path: Path) -> None:
-    done = sweep(tmp_path, "-m", "seed=0,1,2,3,4,5,6,7")
+def test_one_poisoned_and_one_killed(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "-m", "seed=1,3,5,7")
     assert done.returncode == 137
-    expected = {f"seed={seed}": "completed" for seed in range(8)} | {"seed=3": "failed", "seed=5": "failed"}
+    expected = {"seed=1": "completed", "seed=3": "failed", "seed=5": "failed", "seed=7": "completed"}
     assert states(tmp_path) == expected
     (first, second) = [line for line in done.stderr.splitlines() if line.startswith("agentrl: error: ")]
     assert "killed by signal 9" in first and "poisoned" in second
-    assert "[8/8]" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    assert "[4/4]" in done.stdout and "Traceback" not in done.stdout + done.stderr
     logs = [Path(job["log"]).read_text() for job in record(tmp_path)["jobs"]]
-    assert all(f"worker of seed {number}" in text for number, text in enumerate(logs))
-    again = sweep(tmp_path, "-m", "seed=0,1,2,3,4,5,6,7")
+    assert all(f"worker of seed {seed}" in text for seed, text in zip((1, 3, 5, 7), logs, strict=True))
+    again = sweep(tmp_path, "-m", "seed=1,3,5,7")
     assert again.returncode == 2  # still poisoned
-    assert starts(tmp_path) == dict.fromkeys(range(8), 1) | {3: 2, 5: 2}
+    assert starts(tmp_path) == {1: 1, 3: 2, 5: 2, 7: 1}
     assert states(tmp_path) == expected | {"seed=3": "completed"}
 
 
+@pytest.mark.slow
 def test_values_added_later_join_the_record(tmp_path: Path) -> None:
-    assert sweep(tmp_path, "-m", "seed=0,1", "algo.q=0.2,0.4").returncode == 0
-    done = sweep(tmp_path, "-m", "seed=0,1,2", "algo.q=0.2,0.4,0.6")
+    assert sweep(tmp_path, "-m", "seed=0,1", "algo.q=0.4,0.6").returncode == 0
+    done = sweep(tmp_path, "-m", "seed=0,1,2", "algo.q=0.4,0.6")
     assert done.returncode == 0
-    assert len(states(tmp_path)) == 9 and set(states(tmp_path).values()) == {"completed"}
+    assert len(states(tmp_path)) == 6 and set(states(tmp_path).values()) == {"completed"}
     assert starts(tmp_path).keys() == {0, 1, 2} and set(starts(tmp_path).values()) == {1}
     (folder,) = tmp_path.glob("runs/sweeps/*")
     # Seeds are pooled: 0.4 + the mean of 0, 0.01, 0.02; t(2) = 4.303 on the standard error 0.01 / sqrt(3).
@@ -111,6 +112,7 @@ def test_values_added_later_join_the_record(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} >= {"plots", "report.html", "report.md", "sweep.json"}
     assert (folder / "plots" / "solve_rate.png").stat().st_size > 1000
     assert record(tmp_path)["swept"] == ["seed", "algo.q"]
+    assert len(load_records([folder])) == 6  # as `agentrl report` reads it
     group = {RunDirectory(job["run"]).config().tracker.group for job in record(tmp_path)["jobs"]}
     assert group == {folder.name}
 
@@ -128,6 +130,7 @@ def test_a_bad_value_costs_its_own_job(tmp_path: Path) -> None:
     assert states(tmp_path) == {"algo.q=0.1": "dry_run", "algo.q=7": "failed"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "plugin"),
     [
@@ -240,9 +243,9 @@ def test_pareto() -> None:
 
 
 def test_a_front_of_two_sided_runs(tmp_path: Path) -> None:
-    """Four step sizes of the multiplier, two seeds each, as if they had been run."""
+    """Two values of a key, two seeds each, as if they had been run."""
     runs = []
-    for q in (0.1, 0.2, 0.4, 0.8):
+    for q in (0.1, 0.4):
         for seed in (0, 1):
             run = RunDirectory.create(composed(f"runs_dir={tmp_path}", f"algo.q={q}", f"seed={seed}"))
             assert run is not None
@@ -260,9 +263,8 @@ def test_a_front_of_two_sided_runs(tmp_path: Path) -> None:
     console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     (tmp_path / "sweep").mkdir()
     report_sweep(tmp_path / "sweep", runs, console)
-    assert len(load_records(runs)) == 8
     assert {path.name for path in (tmp_path / "sweep" / "plots").iterdir()} == {"r_user.png", "r_sys.png", "pareto.png"}
-    assert console.export_text().count("q=0.") == 4
+    assert console.export_text().count("q=0.") == 2
 
 
 # --- the real thing -----------------------------------------------------------------------------------------------

@@ -67,9 +67,10 @@ class Arm:
 
 
 def load_records(paths: Iterable[Path]) -> list[RunRecord]:
-    """The runs at or below `paths`, each once. Raises UserError where there is none."""
+    """The runs at or below `paths`, or of sweeps recorded there, each once. Raises UserError where there is none."""
     found: dict[Path, RunRecord] = {}
-    for given in paths:
+    paths = list(paths)
+    for given in [run for path in paths for run in (_swept(path) or [path])]:
         if not given.exists():
             raise UserError(f"{given} does not exist; give run directories, or a directory that holds some")
         for status in sorted([*given.glob("status.json"), *given.glob("**/*/status.json")]):
@@ -81,6 +82,14 @@ def load_records(paths: Iterable[Path]) -> list[RunRecord]:
     if not found:
         raise UserError(f"no run in {', '.join(map(str, paths))}; a run directory holds status.json and config.yaml")
     return list(found.values())
+
+
+def _swept(path: Path) -> list[Path]:
+    """Run directories of a sweep's record; none where `path` is no sweep."""
+    if not (path / "sweep.json").is_file():
+        return []
+    jobs = json.loads((path / "sweep.json").read_text())["jobs"]
+    return [Path(job["run"]) for job in jobs if job["run"] is not None and Path(job["run"]).exists()]
 
 
 def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
