@@ -65,7 +65,7 @@ def test_an_interrupted_run_goes_on_with_the_same_multiplier(hipo_run: Path, tmp
 
 @pytest.mark.slow
 def test_sft_imitates_the_expert_replies(tmp_path: Path):
-    run(tmp_path, "algo=sft", "bench=minihif", *FEW)
+    run(tmp_path, "algo=sft", "bench=minihif", *FEW, "trainer.micro_batch=2")
     assert len(lines(only_run(tmp_path) / "metrics.jsonl")) == 4
 
 
