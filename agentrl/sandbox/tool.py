@@ -89,8 +89,10 @@ def evaluate(request: bytes, output_chars: int) -> bytes:
 class Pristine:
     """Modules as they were, put back between calls: what one tool patches, the next need not stumble over.
 
-    Few of them, since comparing touches every value and a fork pays for each page it touches.
+    Only after code that looks as if it changed any: comparing touches every value, and a fork pays for each page.
     """
+
+    MEDDLES = re.compile(rb"builtins|sys\W|setattr|__\w+__|globals|vars|eval|exec|\w\.\w+ ?=[^=]")
 
     def __init__(self) -> None:
         loaded = (builtins, datetime, json, math, operator, random, re, time)
@@ -119,7 +121,8 @@ def serve_calls(channel: int, output_chars: int, pristine: Pristine) -> None:
             view = memoryview(struct.pack("=I", len(payload)) + payload)
             while view:
                 view = view[os.write(channel, view) :]
-            pristine.restore()
+            if pristine.MEDDLES.search(request):
+                pristine.restore()
     except EOFError:
         status = 0  # the worker needs it no more
     finally:
