@@ -47,6 +47,7 @@ COMMANDS: dict[str, str] = {
     "export": "agentrl.commands.export",
     "show": "agentrl.commands.show",
     "eval": "agentrl.commands.eval",
+    "traces": "agentrl.commands.traces",
     "analyse": "agentrl.commands.analyse",
 }
 
@@ -240,6 +241,8 @@ def make_paths_absolute(config: Config) -> None:
         named = getattr(config.judge, key, None)
         if named is not None and (key == "cache" or Path(named).expanduser().exists()):
             setattr(config.judge, key, str(Path(named).expanduser().absolute()))
+    if config.traces is not None:
+        config.traces = str(Path(config.traces).expanduser().absolute())
     if config.hardware.accelerate_config is not None:
         config.hardware.accelerate_config = str(Path(config.hardware.accelerate_config).expanduser().absolute())
 

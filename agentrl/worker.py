@@ -46,6 +46,7 @@ from agentrl.rollout.engine import RolloutEngine
 from agentrl.run import RunDirectory
 from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
 from agentrl.trainers.callbacks import StopRequest
+from agentrl.traces.files import read_traces, use_traces
 from agentrl.trouble import trouble
 
 
@@ -182,6 +183,8 @@ def _evaluate_only(config: Config, run: RunDirectory, stop: StopRequest, console
 def _train_and_evaluate(config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole) -> Result:
     """Everything between configuration and trained model. Raises Interrupted where a signal ended it early."""
     bench = load_bench(config.bench, config.sandbox)
+    if config.traces is not None:
+        use_traces(bench, read_traces(Path(config.traces)))
     judge = build_judge(config, str(run.path), config.hardware.device)
     train_tasks, test_tasks = bench.tasks("train"), bench.tasks("test", config.eval.limit, config.seed)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))

@@ -178,6 +178,7 @@ class Config:
     algo: Any = key("Algorithm.")
     model: Model = key("Model.")
     bench: Any = key("Bench.")
+    traces: Optional[str] = key("File of expert traces (agentrl traces build, or yours); null takes the bench's own.")
     rollout: Rollout = key("How episodes are sampled.")
     reward: Reward = key("How episodes are rewarded.")
     anneal: Anneal = key("How the tool-call scale changes over training.")

@@ -81,6 +81,8 @@ def _run(config: Config) -> None:
             plain = value not in ("", ".", "..") and not set(value) & set("/\\\0\n")
             require(plain, key, repr(value), "must be a plain directory name, without '/'")
     require(config.runs_dir != "", "runs_dir", "''", "must name a directory")
+    found = config.traces is None or Path(config.traces).expanduser().is_file()
+    require(found, "traces", config.traces, "no such file; make it with agentrl traces build, or set null")
     require(0 <= config.seed < 2**32, "seed", config.seed, "must lie between 0 and 4294967295 (numpy's range)")
     lora = config.model.lora
     require(lora.r >= 1, "model.lora.r", lora.r, "must be at least 1")

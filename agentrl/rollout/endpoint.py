@@ -55,6 +55,11 @@ class EndpointEngine:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def ask(self, messages: list[dict[str, str]]) -> str:
+        """One greedy reply without tools, as text. Raises UserError as `rollout` does."""
+        budget = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
+        return self._complete(list(messages), [], budget, Decoding(0.0)).choices[0].message.content or ""
+
     def _play(self, episode: Episode, decoding: Decoding) -> Trajectory:
         """Turns as the token loop takes them: the last one allowed can only answer, the budget covers observations."""
         limits, task = self._rollout, episode.task

@@ -1,0 +1,156 @@
+"""`agentrl traces build bench=... out=traces.jsonl`: expert traces for a bench, mined from its data or by a teacher."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agentrl.config.compose import command_keys, compose
+from agentrl.config.schema import Config
+from agentrl.config.validate_bench import validate_data
+from agentrl.errors import UserError
+
+KEYS = {
+    "out": "File to write, one trace a line; rejections and a page of examples go beside it.",
+    "source": "mined (from what the data ships, the default) or teacher (rollouts of a stronger model).",
+    "split": "train (the default), test or all: which tasks get a trace.",
+    "limit": "Tasks at most.",
+    "endpoint": "With source=teacher: address of the OpenAI-compatible server.",
+    "teacher": "With source=teacher: the model's name there.",
+    "tries": "With source=teacher: rollouts a task until one is kept; default 4.",
+    "annotate": "With source=teacher: true lets the teacher label reasoning that the rules cannot.",
+}
+HELP = f"""agentrl traces build bench=NAME [bench.path=FILE] out=FILE [key=value ...]
+
+{chr(10).join(f"  {key:<10} {sentence}" for key, sentence in KEYS.items())}
+
+A run uses the file with traces=FILE. The same command goes on with tasks that have neither trace nor rejection."""
+
+
+def main(arguments: list[str]) -> int:
+    """Build the file; exit code 1 where no trace was kept. Raises UserError on keys that make no sense."""
+    if {"-h", "--help"} & set(arguments) or arguments[:1] != ["build"]:
+        print(HELP)
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    own, overrides = command_keys(arguments[1:], KEYS)
+    if not own.get("out"):
+        raise UserError(f"out=... is missing. {KEYS['out']}")
+    out = Path(own["out"]).expanduser()
+    source = own.get("source", "mined")
+    if source not in ("mined", "teacher"):
+        raise UserError(f"source={source} is not a choice; choose mined or teacher")
+    if source == "teacher" and not (own.get("endpoint") and own.get("teacher")):
+        raise UserError("source=teacher needs endpoint=http://... and teacher=<model there>")
+    config = _configuration(own, overrides)
+    validate_data(config.bench)
+    builder = _mined(config, own, out) if source == "mined" else _taught(config, own, out)
+    kept, reasons, coverage = builder
+    if kept:
+        from agentrl.traces.page import render_traces
+
+        page = out.with_suffix(".html")
+        page.write_text(render_traces(out, reasons, coverage), encoding="utf-8")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    total = kept + sum(reasons.values())
+    console.print(f"{kept} traces of {total} tasks in {out}" + (f"; {out.with_suffix('.html')} shows them" if kept else ""))
+    for reason, count in reasons.most_common():
+        console.print(f"  {count} rejected: {reason}")
+    for name, value in coverage.items():
+        console.print(f"  {name}: {value}")
+    return int(kept == 0)
+
+
+def _configuration(own: dict[str, str], overrides: list[str]) -> Config:
+    chosen = list(overrides)
+    if own.get("source") == "teacher":
+        chosen += ["algo=eval", f"algo.endpoint.base_url='{own['endpoint']}'", "model=custom", "model.name=teacher"]
+        chosen += [f"model.path='{own['teacher']}'"]
+    return compose(chosen)
+
+
+def _tasks(bench: Any, own: dict[str, str], seed: int) -> list[Any]:
+    split = own.get("split", "train")
+    if split not in ("train", "test", "all"):
+        raise UserError(f"split={split} is not a choice; choose train, test or all")
+    limit = own.get("limit")
+    if limit is not None and not limit.isdigit():
+        raise UserError(f"limit={limit} must be a whole number")
+    tasks = [task for one in (("train", "test") if split == "all" else (split,)) for task in bench.tasks(one)]
+    return tasks if limit is None else tasks[: int(limit)]
+
+
+def _mined(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
+    from agentrl.benches import load_bench
+    from agentrl.traces.files import to_line
+
+    if out.exists():
+        raise UserError(f"out={out} exists already; name another file, or remove it")
+    bench: Any = load_bench(config.bench)
+    kept, reasons = [], Counter[str]()
+    for task in _tasks(bench, own, config.seed):
+        trace = bench.expert_trace(task)
+        if trace is not None:
+            kept.append(to_line(trace))
+            continue
+        outcome = bench.mine(task) if hasattr(bench, "mine") else None
+        reasons[getattr(outcome, "reason", "the bench has none for it")] += 1
+    if kept:
+        out.write_text("".join(kept), encoding="utf-8")
+    coverage = bench.miner.coverage.summary() if hasattr(bench, "miner") else {}
+    coverage.pop("reasons", None)
+    return len(kept), reasons, coverage
+
+
+def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
+    """Rollouts in batches; a trace or a rejection is on disk as soon as it is known."""
+    from agentrl.benches import load_bench
+    from agentrl.rollout.endpoint import EndpointEngine
+    from agentrl.rollout.engine import Decoding, Episode
+    from agentrl.traces.files import to_line
+    from agentrl.traces.records import CHUNK_TYPES
+    from agentrl.traces.teacher import endpoint_annotator, for_teacher, judged
+
+    tries = own.get("tries", "4")
+    if not tries.isdigit() or tries == "0":
+        raise UserError(f"tries={tries} must be a whole number above 0")
+    rejected = out.with_suffix(".rejected.jsonl")
+    bench = load_bench(config.bench)
+    engine = EndpointEngine(config)
+    annotate = endpoint_annotator(engine.ask, CHUNK_TYPES) if own.get("annotate") == "true" else None
+    settled = {record["task_id"] for file in (out, rejected) for record in _lines(file)}
+    todo = [task for task in _tasks(bench, own, config.seed) if task.id not in settled]
+    with out.open("a", encoding="utf-8") as traces, rejected.open("a", encoding="utf-8") as rejections:
+        for start in range(0, len(todo), config.eval.batch):
+            left = {task.id: task for task in todo[start : start + config.eval.batch]}
+            why: dict[str, list[str]] = {name: [] for name in left}
+            for attempt in range(int(tries)):
+                # The first try is greedy, later ones are sampled: a greedy repetition would change nothing.
+                decoding = Decoding(0.0 if attempt == 0 else 1.0)
+                episodes = [Episode(for_teacher(task), bench.environment(task)) for task in left.values()]
+                for task, trajectory in zip(list(left.values()), engine.rollout(episodes, decoding), strict=True):
+                    trace, reason = judged(bench, task, trajectory, annotate)
+                    if trace is not None:
+                        traces.write(to_line(trace))
+                        traces.flush()
+                        del left[task.id]
+                    else:
+                        why[task.id].append(str(reason))
+            for name in left:
+                rejections.write(json.dumps({"task_id": name, "reasons": why[name]}) + "\n")
+            rejections.flush()
+    reasons = Counter(record["reasons"][-1] for record in _lines(rejected))
+    return sum(1 for _ in _lines(out)), reasons, {}
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines of a file that a kill may have cut short, none where it does not exist."""
+    if not file.exists():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)

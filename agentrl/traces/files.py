@@ -1,0 +1,91 @@
+"""Expert traces as a file, one JSON object a line; what a user brings is checked line by line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from agentrl.benches.base import Bench, Task
+from agentrl.errors import UserError
+from agentrl.traces.records import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
+
+FORM = (
+    '{"task_id": str, "answer": str, "turns": [{"chunks": [{"type": str, "text": str}], '
+    '"calls": [{"name": str, "arguments": {}}], "observations": [str]}]}'
+)
+
+
+def to_line(trace: ExpertTrace) -> str:
+    """The trace as a line of a file, newline included."""
+    return json.dumps(asdict(trace), ensure_ascii=False) + "\n"
+
+
+def read_traces(path: Path) -> dict[str, ExpertTrace]:
+    """Traces by task id. Raises UserError with the number of the first line that is none, and why."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"traces={path} cannot be read: {error}") from error
+    traces: dict[str, ExpertTrace] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            trace = _trace(json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"traces={path}, line {number}: {reason}; a line is {FORM}") from error
+        if trace.task_id in traces:
+            raise UserError(f"traces={path}, line {number}: a second trace of task {trace.task_id}; keep one")
+        traces[trace.task_id] = trace
+    if not traces:
+        raise UserError(f"traces={path} holds no trace")
+    return traces
+
+
+def use_traces(bench: Bench, traces: Mapping[str, ExpertTrace]) -> None:
+    """Let `bench` give these traces in place of its own; a task without one has none."""
+
+    def given(task: Task) -> ExpertTrace | None:
+        return traces.get(task.id)
+
+    bench.expert_trace = given  # type: ignore[method-assign]  # this object's alone; its class is left as it is
+
+
+def _trace(record: Any) -> ExpertTrace:
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    turns = tuple(_turn(turn) for turn in _list(record, "turns"))
+    if not any(turn.calls for turn in turns):
+        raise ValueError("no turn makes a call")
+    return ExpertTrace(_text(record, "task_id"), turns, _text(record, "answer"), str(record.get("source", "path")))
+
+
+def _turn(record: Any) -> TraceTurn:
+    chunks = tuple(Chunk(_text(chunk, "type"), _text(chunk, "text")) for chunk in _list(record, "chunks"))
+    calls = tuple({"name": _text(call, "name"), "arguments": call["arguments"]} for call in _list(record, "calls"))
+    if not all(isinstance(call["arguments"], dict) for call in calls):
+        raise ValueError("the arguments of a call are no object")
+    observations = tuple(_list(record, "observations"))
+    if len(observations) != len(calls) or not all(isinstance(one, str) for one in observations):
+        raise ValueError(f"{len(calls)} calls need as many observations, each a string; there are {len(observations)}")
+    reply = record.get("reply")
+    if not isinstance(reply, str | None):
+        raise ValueError("reply is no string")
+    return TraceTurn(chunks, calls, observations, reply)
+
+
+def _list(record: Any, key: str) -> Iterable[Any]:
+    if not isinstance(record, dict) or not isinstance(record[key], list):
+        raise ValueError(f"{key} is no list")
+    entries: list[Any] = record[key]
+    return entries
+
+
+def _text(record: Any, key: str) -> str:
+    if not isinstance(record, dict) or not isinstance(record[key], str):
+        raise ValueError(f"{key} is no string" + (f"; types are {', '.join(CHUNK_TYPES)}" if key == "type" else ""))
+    return str(record[key])

@@ -1,0 +1,51 @@
+"""A page about a file of traces: how many, why others were rejected, how long they are, and some of them in colour."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from agentrl.traces.files import read_traces
+from agentrl.traces.records import MAX_LEVEL, ExpertTrace
+
+EXAMPLES = 8
+
+
+def render_traces(file: Path, reasons: Counter[str], coverage: dict[str, Any]) -> str:
+    """HTML, self-contained, everything from the data escaped."""
+    traces = list(read_traces(file).values())
+    environment = Environment(
+        loader=PackageLoader("agentrl.traces", "."),
+        autoescape=select_autoescape(["html.jinja"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    step = max(len(traces) // EXAMPLES, 1)
+    return environment.get_template("traces.html.jinja").render(
+        title=file.name,
+        counts={"traces": len(traces), "rejected": sum(reasons.values()), **coverage},
+        reasons=reasons.most_common(),
+        lengths=lengths(traces),
+        chunks=Counter(chunk.type for trace in traces for turn in trace.turns for chunk in turn.chunks).most_common(),
+        examples=traces[::step][:EXAMPLES],
+    )
+
+
+def lengths(traces: list[ExpertTrace]) -> list[tuple[str, float, float, float]]:
+    """(what, mean, median, largest) over the traces."""
+    columns = {
+        "turns": [len(trace.turns) for trace in traces],
+        "calls": [len(trace.calls) for trace in traces],
+        "characters of reasoning": [sum(len(c.text) for t in trace.turns for c in t.chunks) for trace in traces],
+        "characters of observations": [sum(len(o) for t in trace.turns for o in t.observations) for trace in traces],
+    }
+    columns |= {
+        f"chunks of a turn at level L{level}": [len(turn.prefix(level)) for trace in traces for turn in trace.turns]
+        for level in range(1, MAX_LEVEL + 1)
+    }
+    return [(name, mean(values), median(values), max(values)) for name, values in columns.items()]
