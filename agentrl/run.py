@@ -178,7 +178,7 @@ class RunDirectory:
         """Add one JSON line to a file of records. A line counts only with its newline, so half a line is no record."""
         line = json.dumps(_plain(record, masker()), allow_nan=False) + "\n"
         with _disk_errors(path), path.open("ab") as file:
-            _drop_torn_tail(path)
+            drop_torn_tail(path)
             file.write(line.encode())
 
     def records(self, path: Path) -> list[dict[str, Any]]:
@@ -286,7 +286,7 @@ def is_gone(pid: str, host: str) -> bool:
         return False
 
 
-def _drop_torn_tail(path: Path) -> None:
+def drop_torn_tail(path: Path) -> None:
     """Cut what a crash left behind the last newline, so that the next record does not grow on it."""
     if _ends_torn(path):
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

@@ -44,9 +44,9 @@ from agentrl.results import Item, summarise, summarise_groups
 from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.rollout.engine import RolloutEngine
 from agentrl.run import RunDirectory
+from agentrl.traces.files import read_traces, use_traces
 from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
 from agentrl.trainers.callbacks import StopRequest
-from agentrl.traces.files import read_traces, use_traces
 from agentrl.trouble import trouble
 
 

@@ -14,6 +14,7 @@ from agentrl.config.compose import command_keys, compose
 from agentrl.config.schema import Config
 from agentrl.config.validate_bench import validate_data
 from agentrl.errors import UserError
+from agentrl.run import drop_torn_tail
 
 KEYS = {
     "out": "File to write, one trace a line; rejections and a page of examples go beside it.",
@@ -48,8 +49,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("source=teacher needs endpoint=http://... and teacher=<model there>")
     config = _configuration(own, overrides)
     validate_data(config.bench)
-    builder = _mined(config, own, out) if source == "mined" else _taught(config, own, out)
-    kept, reasons, coverage = builder
+    kept, reasons, coverage = (_mined if source == "mined" else _taught)(config, own, out)
     if kept:
         from agentrl.traces.page import render_traces
 
@@ -57,7 +57,9 @@ def main(arguments: list[str]) -> int:
         page.write_text(render_traces(out, reasons, coverage), encoding="utf-8")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     total = kept + sum(reasons.values())
-    console.print(f"{kept} traces of {total} tasks in {out}" + (f"; {out.with_suffix('.html')} shows them" if kept else ""))
+    console.print(
+        f"{kept} traces of {total} tasks in {out}" + (f"; {out.with_suffix('.html')} shows them" if kept else "")
+    )
     for reason, count in reasons.most_common():
         console.print(f"  {count} rejected: {reason}")
     for name, value in coverage.items():
@@ -119,6 +121,9 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
     if not tries.isdigit() or tries == "0":
         raise UserError(f"tries={tries} must be a whole number above 0")
     rejected = out.with_suffix(".rejected.jsonl")
+    for file in (out, rejected):
+        if file.exists():
+            drop_torn_tail(file)
     bench = load_bench(config.bench)
     engine = EndpointEngine(config)
     annotate = endpoint_annotator(engine.ask, CHUNK_TYPES) if own.get("annotate") == "true" else None
@@ -148,9 +153,6 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines of a file that a kill may have cut short, none where it does not exist."""
-    if not file.exists():
-        return
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+    """The lines of a file, none where it does not exist."""
+    if file.exists():
+        yield from map(json.loads, file.read_text(encoding="utf-8").splitlines())

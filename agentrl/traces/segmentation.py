@@ -19,17 +19,20 @@ Annotator = Callable[[list[str]], list[str] | None]  # sentences -> a chunk type
 EASY = 0.6  # share of the text that rules must name; below it the turn is a hard one
 # First match wins; each is the wording of one kind of sentence.
 RULES: tuple[tuple[str, str], ...] = (
-    ("failure_reflection", r"\b(fail(ed|ure)?|error|did ?n.t work|no result|invalid|wrong|unexpected|not found)\b"),
-    ("fallback_plan", r"\b(instead|otherwise|alternatively|try (again|another|a different)|retry|fall ?back)\b"),
-    ("irrelevant_tool_rejection", r"\b(not (relevant|needed|useful|related|suitable)|irrelevant|other tools?|do(es)? not help)\b"),
-    ("tool_scan", r"\b(available (tools?|functions?)|tools? (i have|are|provided)|let me (look|check|see) (at )?(the|which) tools?)\b"),
-    ("optional_arg_analysis", r"\b(optional|default|can be (omitted|left out)|not required|leave (it|them) (out|empty))\b"),
-    ("required_arg_grounding", r"\b(parameters?|arguments?|requires?|required|takes|value (is|of)|set to|should be)\b"),
-    ("tool_selection", r"\b(use|using|call|tool|function|choose|select|suitable|appropriate|helps?)\b"),
-    ("final_answer_grounding", r"\b(answer is|therefore|so the (answer|result)|in conclusion|we (now )?have the answer)\b"),
-    ("decision_summary", r"\b(so,? (i|let)|now i|next,? i|i will|i'll|let me|proceed|ready)\b"),
-    ("task_restate", r"\b(need to|want(s)? to|asks?|question|task|find( out)?|looking for|goal|user)\b"),
-)  # fmt: skip
+    ("failure_reflection", r"fail(ed|ure)?|error|did ?n.t work|no result|invalid|wrong|unexpected|not found"),
+    ("fallback_plan", r"instead|otherwise|alternatively|try (again|another|a different)|retry|fall ?back"),
+    (
+        "irrelevant_tool_rejection",
+        r"not (relevant|needed|useful|related|suitable)|irrelevant|other tools?|do(es)? not help",
+    ),
+    ("tool_scan", r"available (tools?|functions?)|tools? (i have|are|provided)|which tools?"),
+    ("optional_arg_analysis", r"optional|default|can be (omitted|left out)|not required|leave (it|them) (out|empty)"),
+    ("required_arg_grounding", r"parameters?|arguments?|requires?|required|takes|value (is|of)|set to|should be"),
+    ("tool_selection", r"use|using|call|tool|function|choose|select|suitable|appropriate|helps?"),
+    ("final_answer_grounding", r"answer is|therefore|so the (answer|result)|in conclusion|we (now )?have the answer"),
+    ("decision_summary", r"so,? (i|let)|now i|next,? i|i will|i'll|let me|proceed|ready"),
+    ("task_restate", r"need to|want(s)? to|asks?|question|task|find( out)?|looking for|goal|user"),
+)
 
 
 def segment(text: str, calls: Sequence[Mapping[str, Any]], annotate: Annotator | None = None) -> tuple[Chunk, ...]:
@@ -63,7 +66,7 @@ def split_sentences(text: str) -> list[str]:
 
 def rule_type(sentence: str) -> str:
     """The type whose wording a sentence has, else `other`."""
-    return next((kind for kind, pattern in RULES if re.search(pattern, sentence, flags=re.I)), "other")
+    return next((kind for kind, pattern in RULES if re.search(rf"\b({pattern})\b", sentence, flags=re.I)), "other")
 
 
 def previews(sentence: str, calls: Sequence[Mapping[str, Any]]) -> bool:

@@ -68,7 +68,7 @@ def judged(
 
 def verified(bench: Bench, task: Task, trajectory: Trajectory) -> bool:
     """Whether the bench gives full marks, or the reference answer stands in the last observation."""
-    if bench.score(task, trajectory).metrics.get(bench.solve_metric, 0.0) >= 1:
+    if (bench.score(task, trajectory).metrics.get(bench.solve_metric) or 0.0) >= 1:
         return True
     answer = extract_answer(task.answer).strip().lower()
     return bool(answer) and answer in trajectory.calls[-1].observation.lower()

@@ -1,0 +1,210 @@
+"""Traces as files: checked line by line, segmented, built from a bench and by a teacher behind a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from agentrl.benches import load_bench
+from agentrl.commands.traces import main as traces_command
+from agentrl.config.compose import compose
+from agentrl.errors import UserError
+from agentrl.traces.files import read_traces, to_line, use_traces
+from agentrl.traces.segmentation import PREVIEW, previews, segment, split_sentences
+
+CALL = {"name": "get_mayor", "arguments": {"city": "Bajat"}}
+
+
+# --- segmentation ---------------------------------------------------------------------------------------------------
+
+
+def test_rules_name_ordinary_reasoning_and_lose_no_character() -> None:
+    text = (
+        "The user wants to find the mayor of Bajat. I can use the mayor tool. The required parameter is the city. "
+        "The limit is optional.\nSo I will do it now."
+    )
+    chunks = segment(text, [CALL])
+    assert "".join(chunk.text for chunk in chunks) == text
+    assert [chunk.type for chunk in chunks] == [
+        "task_restate",
+        "tool_selection",
+        "required_arg_grounding",
+        "optional_arg_analysis",
+        "decision_summary",
+    ]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        'get_mayor(city="Bajat")',
+        'I write {"name": "get_mayor", "arguments": {"city": "Bajat"}}.',
+        "I call get_mayor with Bajat.",
+    ],
+)
+def test_a_literal_preview_is_held_back_whoever_labels(sentence: str) -> None:
+    text = f"I need to find the mayor. {sentence} Then I will use the result."
+    for annotate in (None, lambda sentences: ["task_restate"] * len(sentences)):
+        chunks = segment(text, [CALL], annotate)
+        assert [chunk.type for chunk in chunks if sentence in chunk.text] == [PREVIEW]
+    assert not previews("I need the mayor of Bajat.", [CALL]) and not previews("I use get_mayor.", [CALL])
+
+
+def test_hard_reasoning_goes_to_the_annotator_and_else_the_safe_way() -> None:
+    text = "Hmm, Bajat.\n\nInteresting place, that one. get_mayor(Bajat) it is. Fine."
+    labelled = segment(text, [CALL], lambda sentences: ["tool_scan", "other", "other", "decision_summary"])
+    assert [chunk.type for chunk in labelled] == ["tool_scan", "other", PREVIEW, "decision_summary"]
+    for annotate in (None, lambda sentences: None, lambda s: ["other"], lambda s: ["nonsense"] * len(s)):
+        safe = segment(text, [CALL], annotate)
+        # paragraphs up to the preview, and nothing after it
+        assert [(chunk.type, chunk.text) for chunk in safe] == [
+            ("other", "Hmm, Bajat.\n\n"),
+            ("other", "Interesting place, that one. "),
+            (PREVIEW, "get_mayor(Bajat) it is. Fine."),
+        ]
+    assert segment("", [CALL]) == () and split_sentences(" \n") == []
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_traces_survive_a_file_and_take_the_benchs_place(tmp_path: Path) -> None:
+    bench = load_bench(compose(["bench=minihop"]).bench)
+    first, second = bench.tasks("train")[:2]
+    trace = bench.expert_trace(first)
+    assert trace is not None
+    (tmp_path / "traces.jsonl").write_text(to_line(trace))
+    traces = read_traces(tmp_path / "traces.jsonl")
+    assert traces == {first.id: trace}
+    use_traces(bench, traces)
+    assert bench.expert_trace(first) == trace and bench.expert_trace(second) is None
+    assert load_bench(compose(["bench=minihop"]).bench).expert_trace(second) is not None  # other benches keep theirs
+
+
+GOOD = {"task_id": "t", "answer": "a", "turns": [{"chunks": [], "calls": [CALL], "observations": ["x"]}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"turns": [{"chunks": [], "calls": [CALL], "observations": []}]}, "1 calls need as many observations"),
+        ({"turns": []}, "no turn makes a call"),
+        ({"answer": 7}, "answer is no string"),
+        ({"turns": [{"chunks": [{"type": "musing", "text": ""}], "calls": [], "observations": []}]}, "musing"),
+        ({"turns": [{"chunks": [], "calls": [{"name": "f", "arguments": "x"}], "observations": [""]}]}, "no object"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(GOOD) + "\n\n" + json.dumps(GOOD | {"task_id": "u"} | change) + "\n")
+    with pytest.raises(UserError, match=f"line 3: .*{re.escape(reason)}"):
+        read_traces(file)
+    file.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD) + "\n")
+    with pytest.raises(UserError, match="line 2: a second trace of task t"):
+        read_traces(file)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_mined_traces_of_a_bench_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "traces.jsonl"
+    assert traces_command(["build", "bench=minihop", "limit=12", f"out={out}"]) == 0
+    assert "12 traces of 12 tasks" in capsys.readouterr().out
+    assert len(read_traces(out)) == 12
+    page = out.with_suffix(".html").read_text()
+    assert "<script" not in page and 'class="preview"' in page and "task_restate" in page
+    with pytest.raises(UserError, match="exists already"):
+        traces_command(["build", "bench=minihop", f"out={out}"])
+    with pytest.raises(UserError, match="needs endpoint="):
+        traces_command(["build", "bench=minihop", f"out={tmp_path / 't'}", "source=teacher"])
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """Solves minihop tasks by reading the question; misbehaves on some of them, by their place in `order`."""
+
+    order: ClassVar[list[str]] = []
+    asked = 0
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).asked += 1
+        messages = body["messages"]
+        question = next(m["content"] for m in messages if m["role"] == "user").rsplit("Question: ", 1)[1]
+        start, *hops = question.removeprefix("What is ").removesuffix("?").split("'s ")
+        seen = [m["content"] for m in messages if m["role"] == "tool"]
+        kind = self.order.index(question) % 4 if question in self.order else 0
+        reply: dict[str, Any] = {"role": "assistant", "content": ""}
+        if len(seen) == len(hops):
+            reply["content"] = "<answer>nobody</answer>" if kind == 1 else f"<answer>{seen[-1]}</answer>"
+        else:
+            hop = hops[len(seen)]
+            tool = next(t["function"] for t in body["tools"] if t["function"]["name"] == f"get_{hop}")
+            (parameter,) = tool["parameters"]["properties"]
+            value = (seen or [start])[-1]
+            name = "get_rich" if kind == 2 else tool["name"]
+            reply["content"] = f"I need to find the {hop}. I use a tool." + ("<|im_end|>" if kind == 3 else "")
+            arguments = json.dumps({parameter: "Nobody" if kind == 1 else value})
+            function = {"name": name, "arguments": arguments}
+            reply["tool_calls"] = [{"id": "c", "type": "function", "function": function}]
+        choice = {"index": 0, "finish_reason": "stop", "message": reply}
+        usage = {"prompt_tokens": 50, "completion_tokens": 9, "total_tokens": 59}
+        answer = {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "t",
+            "choices": [choice],
+            "usage": usage,
+        }
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def teacher() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+
+
+def test_a_teachers_traces_are_kept_only_if_they_verify(
+    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = load_bench(compose(["bench=minihop"]).bench).tasks("train")[:8]
+    Teacher.order = [task.prompt[0]["content"].rsplit("Question: ", 1)[1] for task in tasks]
+    out = tmp_path / "taught.jsonl"
+    build = ["build", "bench=minihop", "limit=8", "source=teacher", f"endpoint={teacher}", "teacher=big", f"out={out}"]
+    assert traces_command([*build, "tries=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 traces of 8 tasks" in printed
+    for reason in ("a tool that does not exist", "role text or call tags", "neither the answer nor the last"):
+        assert re.search(rf"2 rejected: {reason}", printed), printed
+    traces = read_traces(out)
+    assert set(traces) == {tasks[0].id, tasks[4].id}
+    for place in (0, 4):
+        trace = traces[tasks[place].id]
+        assert trace.source == "teacher" and trace.answer == tasks[place].answer
+        assert trace.turns[-1].observations == (tasks[place].answer,)
+        assert [chunk.type for chunk in trace.turns[0].chunks] == ["task_restate", "tool_selection"]
+    # A kill leaves half a line; what is settled is not asked again.
+    asked, text = Teacher.asked, out.read_text()
+    out.write_text(text[: len(text) - 20])
+    assert traces_command([*build, "tries=2"]) == 0
+    assert set(read_traces(out)) == {tasks[0].id, tasks[4].id}
+    assert 0 < Teacher.asked - asked <= len(tasks[4].data["chain"]) + 1
