@@ -92,7 +92,7 @@ def _mined(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter
 
     if out.exists():
         raise UserError(f"out={out} exists already; name another file, or remove it")
-    bench: Any = load_bench(config.bench)
+    bench: Any = load_bench(config.bench, config.sandbox)
     kept, reasons = [], Counter[str]()
     for task in _tasks(bench, own, config.seed):
         trace = bench.expert_trace(task)
@@ -124,7 +124,7 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
     for file in (out, rejected):
         if file.exists():
             drop_torn_tail(file)
-    bench = load_bench(config.bench)
+    bench = load_bench(config.bench, config.sandbox)
     engine = EndpointEngine(config)
     annotate = endpoint_annotator(engine.ask, CHUNK_TYPES) if own.get("annotate") == "true" else None
     settled = {record["task_id"] for file in (out, rejected) for record in _lines(file)}
