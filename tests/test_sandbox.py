@@ -346,8 +346,10 @@ def test_between_calls_a_process_is_stopped_and_few_are_kept(sandbox: Sandbox) -
             assert episode.call(ADD, "add", {"a": 1, "b": 1}).value == 2
         assert episodes[-1].call(spin, "f", {}).value == 1
         tools = set(_descendants(os.getpid())) - others
-        states = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] for pid in tools]
-        assert states.count("T") == child.MAX_EPISODES
+        deadline = time.monotonic() + 3  # the last one has been told to stop, and may not have yet
+        while (stopped := sum(map(_stopped, tools))) != child.MAX_EPISODES and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stopped == child.MAX_EPISODES
         assert episodes[-1].call(ADD, "add", {"a": 1, "b": 1}).value == 2
 
 
@@ -479,6 +481,10 @@ def test_workers_die_with_the_parent() -> None:
 def _descendants(pid: int) -> list[int]:
     children = [int(p) for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()]
     return children + [d for c in children for d in _descendants(c)]
+
+
+def _stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
 
 
 def _alive(pid: int) -> bool:

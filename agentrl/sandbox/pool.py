@@ -38,6 +38,7 @@ _MEANING = {
     "network": "tool code can reach the network (needs user namespaces or seccomp)",
     "processes": "tool code can start processes (needs user namespaces or seccomp)",
 }
+INVALID = "the tool wrote no valid result"
 _warned: set[tuple[str, ...]] = set()
 
 
@@ -247,7 +248,7 @@ class Episode:
     def call(self, source: str, function: str, arguments: Any) -> Result:
         """As `Sandbox.call`."""
         result = self._sandbox.call(source, function, arguments, self._number)
-        if result.error == tool.OUT_OF_MEMORY:
+        if result.error in (tool.OUT_OF_MEMORY, INVALID):
             self._number = next(self._numbers)
         return result
 
@@ -282,5 +283,5 @@ def _parse(payload: bytes) -> Result:
         if any(texts[name] is None for name in ("text", "type", "stdout")):
             raise TypeError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return Result(error="the tool wrote no valid result")
+        return Result(error=INVALID)
     return Result(**texts, truncated=truncated)
