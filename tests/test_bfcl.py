@@ -199,15 +199,19 @@ def gold_steps(entry):
 
 
 def play_gold(entry, environment):
-    """Messages of an episode that makes the gold calls, one a step; yields after every step."""
+    """Messages of an episode of gold calls, one a step where the step limit allows; yields after every step."""
     messages = []
     for turn in gold_steps(entry):
-        for name, arguments in turn:
-            made = environment.call(name, arguments, 0)
-            call = {"type": "function", "function": {"name": name, "arguments": arguments}}
-            messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-            messages.append({"role": "tool", "name": name, "content": made.observation})
-            assert environment.continue_episode() and not made.error, (entry.id, made)
+        size = -(-len(turn) // STEP_LIMIT) or 1
+        for start in range(0, len(turn), size):
+            step = turn[start : start + size]
+            calls = [{"type": "function", "function": {"name": n, "arguments": a}} for n, a in step]
+            messages.append({"role": "assistant", "content": "", "tool_calls": calls})
+            for name, arguments in step:
+                made = environment.call(name, arguments, 0)
+                assert not made.error, (entry.id, made)
+                messages.append({"role": "tool", "name": name, "content": made.observation})
+            assert environment.continue_episode(), entry.id
             yield messages
         messages.append({"role": "assistant", "content": "Done."})
         said = environment.next_message()

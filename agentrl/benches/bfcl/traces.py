@@ -7,11 +7,12 @@ in the evidence memory or in the recorded search, which are ours.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentrl.benches.base import Environment, Task
 from agentrl.benches.bfcl.data import MULTI_TURN, WEB_SEARCH, Entry
+from agentrl.benches.bfcl.environment import STEP_LIMIT
 from agentrl.benches.bfcl.memory import evidence_keys
 from agentrl.benches.bfcl.verdicts import judge
 from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
@@ -34,7 +35,7 @@ def expert_trace(bench: BfclBench, task: Task) -> ExpertTrace | None:
             return None
         return ExpertTrace(task.id, turns, "Done.", source="mined")
     calls = enumerate(_look_up(bench, entry))
-    turns = tuple(_step(entry, environment, call, "" if index else entry.turns[0]) for index, call in calls)
+    turns = tuple(_step(entry, environment, [call], "" if index else entry.turns[0]) for index, call in calls)
     found = " ".join(observation for turn in turns for observation in turn.observations)
     answer = entry.answers[0]
     if judge(bench.simulator, entry, [[{"text": found, "calls": []}]])[0] < 1:
@@ -54,13 +55,15 @@ def gold_call(text: str, docs: Mapping[str, Mapping[str, Any]]) -> Call:
 
 
 def _multi_turn(entry: Entry, environment: Environment) -> tuple[tuple[TraceTurn, ...], list[list[dict[str, Any]]]]:
-    """The trace, one gold call an assistant turn, and its steps as the scorer reads them."""
+    """The trace, a gold call an assistant turn where the step limit allows, and its steps as the scorer reads them."""
     turns: list[TraceTurn] = []
     steps: list[list[dict[str, Any]]] = []
     for number, (asked, gold) in enumerate(zip(entry.turns, entry.gold, strict=True)):
         calls = [gold_call(text, entry.docs) for text in gold]
-        turns += [_step(entry, environment, call, "" if index else asked) for index, call in enumerate(calls)]
-        steps.append([{"text": "", "calls": [{"name": name, "arguments": given}]} for name, given in calls])
+        size = -(-len(calls) // STEP_LIMIT) or 1  # one item has 34 gold calls in a turn: more than the limit's steps
+        grouped = [calls[start : start + size] for start in range(0, len(calls), size)]
+        turns += [_step(entry, environment, group, "" if index else asked) for index, group in enumerate(grouped)]
+        steps += [[{"text": "", "calls": list(turn.calls)} for turn in turns[len(turns) - len(grouped) :]]]
         if number + 1 < len(entry.turns):
             said = (
                 "That is done." if calls else "I cannot do this yet: a function or a detail that it needs is missing."
@@ -70,17 +73,18 @@ def _multi_turn(entry: Entry, environment: Environment) -> tuple[tuple[TraceTurn
     return tuple(turns), steps
 
 
-def _step(entry: Entry, environment: Environment, call: Call, asked: str) -> TraceTurn:
-    """One call with its thought; `asked` is what the user has just said, empty on later steps."""
-    name, arguments = call
-    purpose = entry.docs[name]["description"].split("Tool description: ")[-1].split(". ")[0].strip().rstrip(".")
+def _step(entry: Entry, environment: Environment, calls: Sequence[Call], asked: str) -> TraceTurn:
+    """The calls of one assistant turn with their thought; `asked` is what the user has just said, else empty."""
     chunks = [Chunk("task_restate", f"The user asks: {asked}\n")] if asked else []
-    chunks.append(Chunk("tool_selection", f"{name} helps here: {purpose}.\n"))
-    if arguments:
-        given = ", ".join(f"{key} is {value}" for key, value in arguments.items())
-        chunks.append(Chunk("required_arg_grounding", f"Its arguments: {given}.\n"))
-    observation = environment.call(name, arguments, 0).observation
-    return TraceTurn(tuple(chunks), ({"name": name, "arguments": arguments},), (observation,))
+    for name, arguments in calls:
+        purpose = entry.docs[name]["description"].split("Tool description: ")[-1].split(". ")[0].strip().rstrip(".")
+        chunks.append(Chunk("tool_selection", f"{name} helps here: {purpose}.\n"))
+        if arguments:
+            given = ", ".join(f"{key} is {value}" for key, value in arguments.items())
+            chunks.append(Chunk("required_arg_grounding", f"Its arguments: {given}.\n"))
+    observations = [environment.call(name, arguments, 0).observation for name, arguments in calls]
+    made = tuple({"name": name, "arguments": arguments} for name, arguments in calls)
+    return TraceTurn(tuple(chunks), made, tuple(observations))
 
 
 def _look_up(bench: BfclBench, entry: Entry) -> Iterator[Call]:
