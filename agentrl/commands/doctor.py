@@ -13,9 +13,17 @@ from agentrl.doctor import diagnose
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
+HELP = """agentrl doctor [--json] [key=value ...]
+
+Checks this machine for the run that the overrides describe, e.g. agentrl doctor model=qwen3-4b hardware=gpu.
+Exit code 1 where something must be mended."""
+
 
 def main(arguments: list[str]) -> int:
     """Print one line a check; exit code 1 where any failed."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
     as_json = "--json" in arguments
     _, overrides = command_keys([argument for argument in arguments if argument != "--json"], {})
     findings = list(diagnose(compose(overrides)))

@@ -12,9 +12,18 @@ KEYS = {
     "title": "Heading of the page.",
 }
 
+HELP = f"""agentrl report RUN [RUN ...] [key=value ...]
+
+Runs that differ in nothing but the seed are pooled; a directory stands for the runs in it.
+
+{chr(10).join(f"  {key:<6} {sentence}" for key, sentence in KEYS.items())}"""
+
 
 def main(arguments: list[str]) -> int:
     """Write the page and say where it is. Raises UserError where no run is found or the page cannot be written."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
     paths = [Path(argument) for argument in arguments if "=" not in argument]
     own, unknown = command_keys([argument for argument in arguments if "=" in argument], KEYS)
     if unknown:

@@ -20,14 +20,20 @@ KEYS = {
     "prompt": "true shows the prompts too.",
 }
 
+HELP = f"""agentrl show RUN [key=value ...]
+
+{chr(10).join(f"  {key:<7} {sentence}" for key, sentence in KEYS.items())}"""
+
 
 def main(arguments: list[str]) -> int:
     """Print what the filters leave; exit code 1 where that is nothing. Raises UserError on keys that make no sense."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
     paths = [argument for argument in arguments if "=" not in argument]
     own, unknown = command_keys([argument for argument in arguments if "=" in argument], KEYS)
     if unknown or len(paths) != 1:
-        keys = "; ".join(f"{key}: {sentence}" for key, sentence in KEYS.items())
-        raise UserError(f"agentrl show takes one run directory and these keys. {keys}")
+        raise UserError(f"agentrl show takes one run directory and the keys {', '.join(KEYS)} (agentrl show --help)")
     run = RunDirectory(Path(paths[0]))
     run.status()  # refuses what is no run directory
     source, limit = own.get("source", "rollouts"), _whole("limit", own.get("limit", "6"))
