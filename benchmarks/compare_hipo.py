@@ -96,7 +96,9 @@ def plot(runs: Path, seeds: int, path: Path) -> None:
             x, y = (over_seeds(found, phase, "all", metric) for metric in ("r_sys", "r_user"))
             bars = {"xerr": x.hi - x.mean, "yerr": y.hi - y.mean} if len(found) > 1 else {}
             ax.errorbar(x.mean, y.mean, **bars, fmt=marker, color=colour, markersize=6, capsize=2, linewidth=1)
-            ax.annotate(name, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=8)
+            label, offset = (f"lambda={name}", (-8, -12)) if method == "fixed_lambda" else (name, (6, 5))
+            side = "right" if method == "fixed_lambda" else "left"
+            ax.annotate(label, (x.mean, y.mean), xytext=offset, textcoords="offset points", fontsize=8, ha=side)
             if method in styles:
                 lines.setdefault(method, []).append((x.mean, y.mean))
     for method, points in lines.items():
@@ -104,7 +106,8 @@ def plot(runs: Path, seeds: int, path: Path) -> None:
         ax.plot(*zip(*points, strict=True), color=colour, alpha=0.5, marker=marker, label=method)
     ax.set_xlabel("mean r_sys on the test split")
     ax.set_ylabel("mean r_user on the test split")
-    ax.set_title(f"minihif, tiny model, {seeds} seeds: means and 95% intervals")
+    ax.set_title("minihif, tiny model: means and 95% intervals over seeds")
+    ax.set_xlim(right=1.06)
     ax.grid(alpha=0.25)
     ax.legend()
     figure.savefig(path)
