@@ -92,7 +92,7 @@ def test_distilled_from_verdicts_and_used(tmp_path: Path, capsys: pytest.Capture
     record = json.loads((out / "distilled.json").read_text())
     report = record["report"]["system"]
     assert report["agreement"]["mae"]["mean"] < report["mae_of_mean"] / 2  # better than knowing nothing
-    assert report["agreement"]["concordance_within"]["lo"] > 0.7
+    assert report["agreement"]["concordance_within"]["lo"] > 0.5
     judge = build_judge(composed("judge=distilled", f"judge.path={out}"), "run")
     assert isinstance(judge, RewardModelJudge)
     requests = [JudgeRequest("system", f"Say red. {n}", f"{colour} it is") for n in range(4) for colour in COLOURS]
