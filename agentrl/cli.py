@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from agentrl import sweeps
+from agentrl.config.algos import CustomAlgo
 from agentrl.config.compose import CONF, one_line
 from agentrl.config.estimate import print_estimate
 from agentrl.config.load import suggest, typed_config
@@ -235,6 +236,8 @@ def make_paths_absolute(config: Config) -> None:
     """A run directory must mean the same from every working directory. Hub ids stay as they are."""
     if config.bench.path is not None:
         config.bench.path = str(Path(config.bench.path).expanduser().absolute())
+    if isinstance(config.algo, CustomAlgo):
+        config.algo.path = str(Path(config.algo.path).expanduser().absolute())
     if Path(config.model.path).expanduser().is_dir():
         config.model.path = str(Path(config.model.path).expanduser().absolute())
     for key in ("cache", "path", "system_rubric", "user_rubric"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import agentrl
+from agentrl.config.algos import CustomAlgo
 from agentrl.config.schema import Config
 
 MAX_DIFF = 1_000_000  # characters of an uncommitted diff kept
@@ -28,7 +29,7 @@ def collect(config: Config) -> dict[str, Any]:
         "packages": dict(sorted((dist.name, dist.version) for dist in distributions())),
         "git": git_state(Path(agentrl.__file__).parent.parent),
         "hardware": hardware(),
-        "seeds": {"run": config.seed, "data": config.bench.data_seed},
+        "seeds": {"run": config.seed, "data": getattr(config.bench, "data_seed", None)},
         "data": data_hashes(config),
     }
 
@@ -65,6 +66,8 @@ def data_hashes(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if config.bench.path is not None:
         found["bench.path"] = sha256(Path(config.bench.path).expanduser())
+    if isinstance(config.algo, CustomAlgo):
+        found["algo.path"] = sha256(Path(config.algo.path).expanduser())
     checkpoint = Path(config.model.path).expanduser()
     if (checkpoint / "config.json").is_file():
         found["model.path"] = {

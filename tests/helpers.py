@@ -44,13 +44,15 @@ def make_trainer(config: Config, out: Path, script: Any = None, **extra: Any) ->
     from agentrl.benches import load_bench
     from agentrl.models.loading import load_chat, load_model, needs_of
     from agentrl.trainers.arguments import grpo_arguments
-    from agentrl.trainers.build import RL_TRAINERS
+    from agentrl.trainers.build import rl_trainer
 
     torch.manual_seed(0)
     bench = load_bench(config.bench)
     tasks = bench.tasks("train")
     chat = load_chat(config.model, needs_of(tasks))
-    trainer = RL_TRAINERS[type(config.algo)](
+    trainer_class = rl_trainer(config.algo)
+    assert trainer_class is not None
+    trainer = trainer_class(
         **extra,
         model=load_model(config.model),
         chat=chat,

@@ -41,6 +41,8 @@ NEEDED = {  # keys without a value, and the method and the judge that suites of 
         for name in HIF_BENCHES
     },
     "bench=minihif": ["algo=hipo"],
+    "bench=custom": [f"bench.path={ROOT}/examples/bench_sums.py"],
+    "algo=custom": [f"algo.path={ROOT}/examples/algo_rloo.py"],
     "judge=openai": ["judge.model=some-model"],
     "judge=local": ["judge.path=some/checkpoint"],
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from agentrl.benches.base import Bench
-from agentrl.config.benches import Bfcl, Ftrl, HifConfig, Minihif, Minihop, ToolHop
+from agentrl.config.benches import Bfcl, CustomBench, Ftrl, HifConfig, Minihif, Minihop, ToolHop
 
 
-def load_bench(config: Minihop | ToolHop | Ftrl | Minihif | HifConfig | Bfcl, sandbox: str = "auto") -> Bench:
+def load_bench(
+    config: Minihop | ToolHop | Ftrl | Minihif | HifConfig | Bfcl | CustomBench, sandbox: str = "auto"
+) -> Bench:
     """The bench that `config` describes; its data is read when tasks are asked for.
 
     `sandbox` is "auto" or "strict", which raises UserError where tool code would not be isolated completely.
@@ -32,6 +34,11 @@ def load_bench(config: Minihop | ToolHop | Ftrl | Minihif | HifConfig | Bfcl, sa
         from agentrl.benches.bfcl.bench import BfclBench
 
         return BfclBench(config)
+    if isinstance(config, CustomBench):
+        from agentrl.custom import attribute_of
+
+        bench: Bench = attribute_of(config.path, "load")(config)
+        return bench
     from agentrl.benches.toolhop import ToolHopBench
 
     return ToolHopBench(config, strict)

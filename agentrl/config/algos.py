@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional  # omegaconf reads Optional, not X | None
+from typing import Any, Optional  # omegaconf reads Optional, not X | None
 
 from agentrl.config.key import key
 
@@ -57,6 +57,14 @@ class Grpo:
     entropy_coef: float = key("Coefficient of the entropy bonus.")
     loss_aggregation: str = key("'sequence': mean over tokens, then sequences; 'token': mean over tokens.")
     advantage: Advantage = key("How rewards become token advantages.")
+
+
+@dataclass
+class CustomAlgo(Grpo):
+    """An algorithm of the user's own on top of GRPO, in a file outside this package."""
+
+    path: str = key("A Python file of yours with a class Trainer(AgentGRPOTrainer) (docs/extending.md).")
+    options: dict[str, Any] = key("Keys of your own for that file; nothing else checks them.")
 
 
 @dataclass
@@ -148,4 +156,5 @@ ALGOS: dict[str, type] = {
     "split_softmax": SplitSoftmax,
     "focal_lora": FocalLora,
     "eval": Evaluate,
+    "custom": CustomAlgo,
 }

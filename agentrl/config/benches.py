@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional  # omegaconf reads Optional, not X | None
+from typing import Any, Optional  # omegaconf reads Optional, not X | None
 
 from agentrl.config.key import key
 
@@ -142,6 +142,15 @@ class SystemCheck:
     data_seed: int = key("Seed of the draw and of the division.")
 
 
+@dataclass
+class CustomBench:
+    """A bench of the user's own, in a file outside this package."""
+
+    name: str = key("Bench.")
+    path: str = key("A Python file of yours whose function load(config) returns the bench (docs/extending.md).")
+    options: dict[str, Any] = key("Keys of your own for that file; nothing else checks them.")
+
+
 HifConfig = VerIH | SysIFEval | TensorTrust | IHEval | SystemCheck | RealGuardrails | Pairs
 HIF_BENCHES: dict[str, type] = {
     "verih": VerIH,
@@ -159,4 +168,5 @@ BENCHES: dict[str, type] = {
     "bfcl": Bfcl,
     "minihif": Minihif,
     **HIF_BENCHES,
+    "custom": CustomBench,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from agentrl.errors import UserError
@@ -11,6 +12,12 @@ def require(condition: bool, key: str, value: Any, rule: str) -> None:
     """`rule` says what the value must be, and so what to change. NaN fails every comparison and is refused too."""
     if not condition:
         raise UserError(f"{key}={show(value)}: {rule}")
+
+
+def python_file(key: str, path: str) -> None:
+    """Refuse what is no Python file on this disk."""
+    file = Path(path).expanduser()
+    require(file.suffix == ".py" and file.is_file(), key, path, "no such Python file (docs/extending.md has examples)")
 
 
 def show(value: Any) -> str:

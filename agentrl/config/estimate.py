@@ -15,10 +15,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from agentrl.benches import load_bench
 from agentrl.benches.ftrl import load_parts
 from agentrl.benches.hif import load_hif
 from agentrl.config.algos import ROLLOUT_FREE, Dpo, Pact, SplitSoftmax
-from agentrl.config.benches import Ftrl, HifConfig, Minihif, Minihop, SystemCheck, ToolHop
+from agentrl.config.benches import CustomBench, Ftrl, HifConfig, Minihif, Minihop, SystemCheck, ToolHop
 from agentrl.config.schema import Config
 from agentrl.config.validate import group_size
 from agentrl.errors import UserError
@@ -112,6 +113,8 @@ def train_tasks(config: Config) -> int:
         return _ftrl_rows(config.bench, "train")
     if isinstance(config.bench, HifConfig):
         return _hif_rows(config.bench, "train")
+    if isinstance(config.bench, CustomBench):
+        return len(load_bench(config.bench).tasks("train"))
     return round(_toolhop_rows(config.bench) * (1 - config.bench.test_fraction))
 
 
@@ -122,6 +125,8 @@ def test_tasks(config: Config) -> int:
         return _ftrl_rows(config.bench, "test")
     if isinstance(config.bench, HifConfig):
         return _hif_rows(config.bench, "test")
+    if isinstance(config.bench, CustomBench):
+        return len(load_bench(config.bench).tasks("test"))
     return round(_toolhop_rows(config.bench) * config.bench.test_fraction)
 
 

@@ -126,13 +126,16 @@ def _leaf(cls: Any, name: str, kind: Any, value: Any, path: str, doc: str) -> An
     try:
         node[name] = value
         converted = node[name]
-        return OmegaConf.to_container(converted) if isinstance(converted, ListConfig) else converted
+        composite = isinstance(converted, ListConfig | DictConfig)
+        return OmegaConf.to_container(converted) if composite else converted
     except OmegaConfBaseException as error:
         raise UserError(f"{path}={value!r} must be of type {type_name(kind)}. {doc}") from error
 
 
 def type_name(kind: Any) -> str:
-    """A declared type in words: `int`, `list of float`, `str or null`."""
+    """A declared type in words: `int`, `list of float`, `mapping`, `str or null`."""
+    if getattr(kind, "__origin__", None) is dict:
+        return "mapping"
     arguments = [argument for argument in getattr(kind, "__args__", ()) if argument is not type(None)]
     if arguments and len(arguments) < len(kind.__args__):  # Optional
         return f"{type_name(arguments[0])} or null"

@@ -6,8 +6,8 @@ import importlib.util
 import math
 from pathlib import Path
 
-from agentrl.config.algos import Dpo, Evaluate, FocalLora, Hipo, Pact, Sft, SplitSoftmax
-from agentrl.config.checks import require
+from agentrl.config.algos import CustomAlgo, Dpo, Evaluate, FocalLora, Hipo, Pact, Sft, SplitSoftmax
+from agentrl.config.checks import python_file, require
 from agentrl.config.schema import Config, Dual
 from agentrl.traces.records import TRACE_PARTS
 
@@ -62,6 +62,8 @@ def validate_algo(config: Config) -> None:
     require(0 <= advantage.gamma <= 1, "algo.advantage.gamma", advantage.gamma, "must lie in [0, 1]")
     require(0 < advantage.scale < math.inf, "algo.advantage.scale", advantage.scale, "must be above 0")
     require(0 < advantage.eps < math.inf, "algo.advantage.eps", advantage.eps, "must be above 0")
+    if isinstance(algo, CustomAlgo):
+        python_file("algo.path", algo.path)
     if isinstance(algo, Pact):
         _pact(algo)
 

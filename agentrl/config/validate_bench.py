@@ -9,6 +9,7 @@ from agentrl.config.algos import Dpo, FocalLora, Grpo, Hipo, Sft, SplitSoftmax
 from agentrl.config.benches import (
     BFCL_GROUPS,
     Bfcl,
+    CustomBench,
     Ftrl,
     HifConfig,
     Minihif,
@@ -18,7 +19,7 @@ from agentrl.config.benches import (
     SystemCheck,
     ToolHop,
 )
-from agentrl.config.checks import require
+from agentrl.config.checks import python_file, require
 from agentrl.config.load import suggest
 from agentrl.config.schema import Config
 
@@ -85,6 +86,8 @@ def validate_data(bench: Any) -> None:
         _hif(bench)
     if isinstance(bench, Bfcl):
         _bfcl(bench)
+    if isinstance(bench, CustomBench):
+        python_file("bench.path", bench.path)
 
 
 def _bfcl(bench: Bfcl) -> None:

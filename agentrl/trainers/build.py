@@ -9,9 +9,10 @@ from transformers.trainer_callback import TrainerCallback
 
 from agentrl.benches.base import Bench, Task
 from agentrl.chat import ChatFormat
-from agentrl.config.algos import Dpo, FocalLora, Grpo, Hipo, Pact, SplitSoftmax
+from agentrl.config.algos import CustomAlgo, Dpo, FocalLora, Grpo, Hipo, Pact, SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
+from agentrl.custom import attribute_of
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
 from agentrl.models.loading import lora_config
@@ -31,6 +32,20 @@ from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset
 
 RL_TRAINERS: dict[type, type[AgentGRPOTrainer]] = {Grpo: AgentGRPOTrainer, Pact: PactTrainer, Hipo: HipoTrainer}
+
+
+def rl_trainer(algo: Any) -> type[AgentGRPOTrainer] | None:
+    """The trainer of an algorithm that learns from groups of rollouts, None for the others.
+
+    Raises:
+        UserError: a file of the user's own holds no such trainer.
+    """
+    if not isinstance(algo, CustomAlgo):
+        return RL_TRAINERS.get(type(algo))
+    found = attribute_of(algo.path, "Trainer")
+    if not (isinstance(found, type) and issubclass(found, AgentGRPOTrainer)):
+        raise UserError(f"algo.path={algo.path}: Trainer must be a subclass of agentrl.trainers.grpo.AgentGRPOTrainer")
+    return found
 
 
 def fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> list[Task]:
@@ -70,7 +85,7 @@ def build_trainer(
     peft = lora_config(config.model.lora, config.model.family)
     trainer: Trainer
     cycle = 1
-    if type(config.algo) in RL_TRAINERS:
+    if (trainer_class := rl_trainer(config.algo)) is not None:
         traced = tasks
         if isinstance(config.algo, Pact):
             traced = [task for task in tasks if bench.expert_trace(task) is not None]
@@ -84,7 +99,7 @@ def build_trainer(
         extra: dict[str, Any] = {}
         if isinstance(config.algo, Hipo):
             extra = {"judge": judge, "quantization_config": reference_quantization(config.algo)}
-        trainer = RL_TRAINERS[type(config.algo)](
+        trainer = trainer_class(
             **extra,
             model=model,
             chat=chat,

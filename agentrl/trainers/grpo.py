@@ -170,26 +170,32 @@ class AgentGRPOTrainer(GRPOTrainer):
         self._log_rollouts(batch["advantages"])
         return batch
 
-    def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
-        """Advantages (B, C), one value a turn, zero on observations."""
-        settings, group = self.config.algo.advantage, self.num_generations
-        rows, turns = len(self._turn_rewards), max(len(rewards) for rewards in self._turn_rewards)
-        rewards = torch.zeros(rows, turns, dtype=torch.float64)
-        mask = torch.zeros(rows, turns, dtype=torch.bool)
-        for row, values in enumerate(self._turn_rewards):
-            rewards[row, : len(values)] = torch.tensor(values, dtype=torch.float64)
-            mask[row, : len(values)] = True
+    def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
+        """Advantages (B, T) of the turns from their rewards (B, T), both 0 where `mask` (B, T) says no turn was taken.
+
+        The `num_generations` rollouts of a prompt are consecutive rows. What an algorithm of your own overrides.
+        """
+        settings, group, (rows, turns) = self.config.algo.advantage, self.num_generations, rewards.shape
         if settings.kind == "hard_credit":
-            per_turn = hard_credit_advantage(
+            return hard_credit_advantage(
                 rewards.view(-1, group, turns),
                 mask.view(-1, group, turns),
                 settings.gamma,
                 settings.eps,
                 settings.scale,
             ).view(rows, turns)
-        else:
-            returns = trajectory_advantage(rewards.sum(1).view(-1, group), settings.eps)
-            per_turn = returns.reshape(rows, 1).expand(rows, turns)
+        returns = trajectory_advantage(rewards.sum(1).view(-1, group), settings.eps)
+        return returns.reshape(rows, 1).expand(rows, turns)
+
+    def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
+        """Advantages (B, C), one value a turn, zero on observations."""
+        rows, turns = len(self._turn_rewards), max(len(rewards) for rewards in self._turn_rewards)
+        rewards = torch.zeros(rows, turns, dtype=torch.float64)
+        mask = torch.zeros(rows, turns, dtype=torch.bool)
+        for row, values in enumerate(self._turn_rewards):
+            rewards[row, : len(values)] = torch.tensor(values, dtype=torch.float64)
+            mask[row, : len(values)] = True
+        per_turn = self.turn_advantages(rewards, mask)
         width = batch["completion_ids"].shape[1]
         turn = torch.zeros(rows, width, dtype=torch.long)
         policy = torch.zeros(rows, width, dtype=torch.bool)
