@@ -108,7 +108,7 @@ def test_a_file_with_keys_of_its_own_from_the_command_line(tmp_path: Path) -> No
         [
             *(sys.executable, "-m", "agentrl", "--config-dir", "mine", "bench=sums", "bench.options.largest=50"),
             *("algo=custom", f"algo.path={ALGO}", "reward=answer", "eval.limit=2", "name=sums", *small),
-            *("rollout.max_completion_tokens=64", "rollout.max_turns=2"),
+            *("rollout.max_completion_tokens=64", "rollout.max_turn_tokens=32", "rollout.max_turns=2"),
         ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
