@@ -83,7 +83,7 @@ def _command(arguments: list[str]) -> int:
         case _ if {"-h", "--help"} & set(arguments):
             from agentrl.config.help import help_text
 
-            print(help_text(CONF))
+            print(help_text(CONF, COMMANDS))
             return 0
         case _:
             return _train()

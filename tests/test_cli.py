@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agentrl.cli import COMMANDS
 from agentrl.config import help as config_help
 from agentrl.config.compose import CONF
 from agentrl.config.load import all_keys
@@ -72,6 +74,10 @@ def test_fast_paths(tmp_path: Path, arguments: tuple[str, ...]) -> None:
 
 def test_help_names_every_group_option_and_key(tmp_path: Path) -> None:
     text = agentrl(tmp_path, "--help").stdout
+    for command in COMMANDS:
+        usage, purpose = config_help.usage_of(command)
+        assert usage.startswith(f"agentrl {command}") and len(purpose) > 20
+        assert f"  {command:<11} {purpose}\n              {usage}\n" in text
     for group in config_help.GROUPS:
         assert f"  {group} " in text
         for option in config_help.options(CONF, group):
@@ -83,7 +89,8 @@ def test_help_names_every_group_option_and_key(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_help_compose(tmp_path: Path) -> None:
     for command in config_help.EXAMPLES:
-        if not command.startswith("agentrl") or {"--config-dir", "-m", "--cfg"} & set(command.split()):
+        words = command.split()
+        if words[0] != "agentrl" or {"--config-dir", "-m", "--cfg"} & set(words) or {*words[1:2]} & set(COMMANDS):
             continue
         result = agentrl(tmp_path, "--cfg", "job", *command.split()[1:])
         assert result.returncode == 0, (command, result.stderr)
@@ -91,7 +98,36 @@ def test_the_examples_of_the_help_compose(tmp_path: Path) -> None:
 
 def test_completion_knows_the_options(tmp_path: Path) -> None:
     result = agentrl(tmp_path, "-sc", "query=bash", COMP_LINE="agentrl algo=", COMP_POINT="13")
-    assert result.stdout.split() == ["algo=grpo", "algo=pact", "algo=sft"]
+    assert result.stdout.split() == sorted(f"algo={option}" for option in config_help.options(CONF, "algo"))
+
+
+SHELLS = {  # what a person types once, and what then completes a line
+    "bash": 'eval "$(agentrl -sc install=bash)"; COMP_LINE="agentrl algo=split"; COMP_POINT=18; '
+    'COMP_WORDS=(agentrl algo=split); COMP_CWORD=1; hydra_bash_completion; echo "${COMPREPLY[@]}"',
+    "zsh": "autoload -Uz compinit bashcompinit; compinit -u -D; bashcompinit; "
+    'eval "$(agentrl -sc install=zsh)"; COMP_LINE="agentrl algo=split" COMP_POINT=18 agentrl -sc query=zsh | '
+    'grep split; print "$_comps[agentrl]"',
+    "fish": 'agentrl -sc install=fish | source; complete -C "agentrl algo=split"',
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_in_a_real_shell(tmp_path: Path, shell: str) -> None:
+    if (program := shutil.which(shell)) is None:
+        pytest.skip(f"{shell} is not installed")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        [program, *(["-f"] if shell == "zsh" else []), "-c", SHELLS[shell]],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = result.stdout.split()
+    assert found[:1] == ["algo=split_softmax"], result.stdout + result.stderr
+    if shell == "zsh":
+        assert found[-2:] == ["-F", "hydra_bash_completion"], "the function is bound to the command"
 
 
 def test_overlays(tmp_path: Path) -> None:

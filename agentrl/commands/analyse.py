@@ -1,4 +1,4 @@
-"""agentrl analyse attention: HIPO's Table 3 for a checkpoint beside its base, on the same prompts."""
+"""`agentrl analyse attention CHECKPOINT [--base CHECKPOINT]`: HIPO's Table 3, a model beside its base."""
 
 from __future__ import annotations
 

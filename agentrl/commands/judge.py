@@ -1,4 +1,4 @@
-"""agentrl judge: what can be done with verdicts that a run paid for: compare two judges, distil one."""
+"""`agentrl judge compare|distill ...`: what else a run's verdicts are for: compare two judges, distil one."""
 
 from __future__ import annotations
 

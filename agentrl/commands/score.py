@@ -1,4 +1,4 @@
-"""agentrl score: official metrics of transcripts that were made elsewhere; nothing in them is executed.
+"""`agentrl score bench=... transcripts=FILE out=FILE`: official metrics of transcripts made elsewhere, never executed.
 
     agentrl score bench=ftrl bench.path=test.jsonl transcripts=episodes.jsonl out=scored.jsonl
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -28,6 +29,8 @@ EXAMPLES = {
     "agentrl": "PACT on minihop with the tiny model: a first run, on a CPU",
     "agentrl dry_run=true algo=pact model=qwen3-4b bench=toolhop hardware=gpu": "check and estimate, train nothing",
     "agentrl model=qwen2.5-0.5b model/lora=on bench=toolhop bench.path=ToolHop.json": "adapters, data from a file",
+    "agentrl algo=hipo algo.tau=0.8": "HIPO on minihif: serve the user, and the system prompt at least to 0.8",
+    "agentrl eval model=qwen3-1.7b,runs/NAME/ID bench=minihop samples=4 temperature=1": "compare without training",
     "agentrl model=custom model.path=./checkpoint model.family=qwen2.5": "any checkpoint",
     "agentrl seed=1 trainer.max_steps=100 trainer.learning_rate=1e-4": "change single keys",
     "agentrl -m seed=0,1,2 algo=grpo,pact": "every combination; 'agentrl sweep=seeds' has one ready",
@@ -37,11 +40,15 @@ EXAMPLES = {
 }
 
 
-def help_text(conf: Path) -> str:
-    """What `agentrl --help` prints."""
-    lines = ["agentrl [group=option ...] [key=value ...]", ""]
+def help_text(conf: Path, commands: Iterable[str]) -> str:
+    """What `agentrl --help` prints; `commands` are the verbs, each a module of agentrl/commands/."""
+    lines = ["agentrl [group=option ...] [key=value ...]", "agentrl COMMAND [key=value ...]", ""]
     lines += ["Trains a language-model agent and evaluates it before and after. The same command again resumes.", ""]
-    lines += ["Groups (first the default):"]
+    lines += ["Commands (agentrl COMMAND --help says more):"]
+    for name in commands:
+        usage, purpose = usage_of(name)
+        lines += [f"  {name:<11} {purpose}", f"              {usage}"]
+    lines += ["", "Groups (first the default):"]
     for group, purpose in GROUPS.items():
         lines += [f"  {group:<11} {purpose}", f"              {', '.join(options(conf, group))}"]
     lines += ["", "Examples:"]
@@ -52,6 +59,14 @@ def help_text(conf: Path) -> str:
         lines.append(f"  {key} ({kind})\n              {doc}")
     lines += ["", "Quote lists: 'bench.train_hops=[1,0,0,0]'. Results: runs/<name>/<id>/ (runs_dir, name, run_id)."]
     return "\n".join(lines)
+
+
+def usage_of(command: str) -> tuple[str, str]:
+    """How a command is written and what it does, from its module's docstring, which is read and not imported."""
+    source = (Path(__file__).resolve().parent.parent / "commands" / f"{command}.py").read_text()
+    first = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+    usage, _, purpose = first.replace("`", "").partition(": ")
+    return usage, purpose
 
 
 def options(conf: Path, group: str) -> list[str]:
