@@ -74,9 +74,8 @@ def test_no_rule_is_in_both_splits_and_the_data_repeat(bench):
 def test_a_conflict_costs_and_an_aligned_request_does_not(bench):
     for task in bench.tasks("test"):
         rule, items = task.data["rule"], task.data["items"]
-        chosen, rejected = bench.preference(task)
-        assert chosen == bench.expert_response(task)
-        best, servile = bench.rewards(task, chosen), bench.rewards(task, f"{rule.opener} {rejected}")
+        best = bench.rewards(task, bench.expert_response(task))
+        servile = bench.rewards(task, " ".join((rule.opener, *items)))
         assert best["sys"] == 1.0
         assert servile["user"] == 1.0
         if task.data["kind"] == "aligned":

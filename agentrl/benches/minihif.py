@@ -158,7 +158,3 @@ class MinihifBench(SingleTurn):
         """A reply that keeps the rule and otherwise serves the user."""
         rule = task.data["rule"]
         return " ".join((rule.opener, *permitted(rule, task.data["items"])))
-
-    def preference(self, task: Task) -> tuple[str, str]:
-        """The expert's reply, and the one of a servant who ignores the system: (chosen, rejected)."""
-        return self.expert_response(task), " ".join(task.data["items"])

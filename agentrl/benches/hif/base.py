@@ -39,10 +39,6 @@ class HifBench(Bench, Protocol):
         """A reply worth imitating, or None where the bench has none."""
         ...
 
-    def preference(self, task: Task) -> tuple[str, str] | None:
-        """A better and a worse reply, (chosen, rejected), or None where the bench has no such pair."""
-        ...
-
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """Official metrics of a reply made elsewhere, {"row": int, "response": str}; or {} and what is wrong with it.
 
@@ -173,9 +169,6 @@ class SingleTurn:
         return None
 
     def expert_response(self, task: Task) -> str | None:
-        return None
-
-    def preference(self, task: Task) -> tuple[str, str] | None:
         return None
 
 
