@@ -50,6 +50,9 @@ COMMANDS: dict[str, str] = {
     "eval": "agentrl.commands.eval",
     "traces": "agentrl.commands.traces",
     "analyse": "agentrl.commands.analyse",
+    "merge": "agentrl.commands.merge",
+    "push": "agentrl.commands.push",
+    "wandb": "agentrl.commands.wandb",
 }
 
 _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many

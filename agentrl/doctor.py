@@ -277,8 +277,8 @@ def memory_of_machine(config: Config) -> Iterator[Finding]:
 
 def tracker(config: Config) -> Iterator[Finding]:
     name = config.tracker.name
-    if name == "trackio" and importlib.util.find_spec("trackio") is None:
-        yield Finding("tracker", "fail", "trackio is not installed", "pip install 'agentrl[trackio]', or tracker=none")
+    if name in ("trackio", "tensorboard") and importlib.util.find_spec(name) is None:
+        yield Finding("tracker", "fail", f"{name} is not installed", f"pip install 'agentrl[{name}]', or tracker=none")
     elif name != "wandb":
         yield Finding("tracker", "ok", f"tracker={name} needs no network")
     elif not (os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _text(Path("~/.netrc").expanduser())):

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -45,6 +46,7 @@ from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.rollout.engine import RolloutEngine
 from agentrl.run import RunDirectory
 from agentrl.traces.files import read_traces, use_traces
+from agentrl.tracking.tracker import Tracker, followed
 from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trouble import trouble
@@ -56,12 +58,12 @@ def main(run_path: Path) -> int:
     stop = StopRequest()
     _catch_signals(stop)
     if not is_leader():
-        _work(run, stop)
+        _work(run, stop, ExitStack())
         return 0
-    with run.lock():
+    with run.lock(), ExitStack() as ending:
         try:
             run.set_status("running", pid=os.getpid(), host=socket.gethostname())
-            finished = _work(run, stop)
+            finished = _work(run, stop, ending)
         except UserError as error:
             return _fail(run, str(error), 2)
         except Exception as error:
@@ -104,8 +106,11 @@ def _catch_signals(stop: StopRequest) -> None:
         signal.signal(number, request)
 
 
-def _work(run: RunDirectory, stop: StopRequest) -> bool:
-    """Everything between configuration and summary; False if a signal ended it early."""
+def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
+    """Everything between configuration and summary; False if a signal ended it early.
+
+    What has to know how the run ended is put on `ending`.
+    """
     started = time.perf_counter()
     config = load_config(run.config_path)
     if config.hardware.threads is not None:
@@ -117,10 +122,11 @@ def _work(run: RunDirectory, stop: StopRequest) -> bool:
             f"hardware.processes={config.hardware.processes}, but {started_processes} process(es) were started; let "
             "hardware.accelerate_config agree with it"
         )
+    tracker = ending.enter_context(followed(config, run))
     with RunConsole(None if is_leader() else Console(quiet=True)) as console:
         try:
             work = _evaluate_only if isinstance(config.algo, Evaluate) else _train_and_evaluate
-            result = work(config, run, stop, console)
+            result = work(config, run, stop, console, tracker)
         except Interrupted:
             return False
         if is_leader():
@@ -161,7 +167,9 @@ def summary_of(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
     }
 
 
-def _evaluate_only(config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole) -> Result:
+def _evaluate_only(
+    config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole, tracker: Tracker
+) -> Result:
     """algo=eval: one evaluation of a model that nobody trains here, loaded or behind an endpoint."""
     bench = load_bench(config.bench, config.sandbox)
     judge = build_judge(config, str(run.path), config.hardware.device)
@@ -180,7 +188,9 @@ def _evaluate_only(config: Config, run: RunDirectory, stop: StopRequest, console
     return Result(bench.solve_metric, items, judge=None if judge is None else judge.counts())
 
 
-def _train_and_evaluate(config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole) -> Result:
+def _train_and_evaluate(
+    config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole, tracker: Tracker
+) -> Result:
     """Everything between configuration and trained model. Raises Interrupted where a signal ended it early."""
     bench = load_bench(config.bench, config.sandbox)
     if config.traces is not None:
@@ -196,6 +206,8 @@ def _train_and_evaluate(config: Config, run: RunDirectory, stop: StopRequest, co
         f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
     )
     trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks, stop, console, judge)
+    if trainer is not None:
+        tracker.attach(trainer)
     # One process looks, for it moves damaged ones aside; all use what it found.
     found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
     checkpoint = broadcast_object_list(found)[0]

@@ -153,11 +153,11 @@ class Hardware:
 
 @dataclass
 class Tracker:
-    name: str = key("none, wandb, wandb_offline or trackio; files in the run directory are the record either way.")
-    project: str = key("Project the run is filed under.")
+    name: str = key("none, wandb, wandb_offline, trackio or tensorboard; the run's files are the record either way.")
+    project: str = key("Project the run is filed under (W&B, trackio).")
     entity: Optional[str] = key("W&B team or user; null takes the account's default.")
-    group: Optional[str] = key("Group of runs; null takes the sweep's or none.")
-    tags: list[str] = key("Tags of the run.")
+    group: Optional[str] = key("W&B group of runs; null takes the sweep's or none.")
+    tags: list[str] = key("W&B tags of the run, beside algorithm, model and bench.")
 
 
 @dataclass

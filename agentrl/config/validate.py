@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from agentrl.config.algos import ROLLOUT_FREE, Evaluate, Hipo, Pact, Sft
 from agentrl.config.benches import Ftrl, HifConfig, Minihop, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
-from agentrl.config.schema import Anneal, Config, Hardware, Rollout, Trainer
+from agentrl.config.schema import Anneal, Config, Hardware, Rollout, Tracker, Trainer
 from agentrl.config.validate_algo import ALGO_CHOICES, validate_algo
 from agentrl.config.validate_bench import BENCH_CHOICES, validate_bench
 from agentrl.config.validate_judge import JUDGE_CHOICES, validate_judge
@@ -40,7 +41,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sandbox": ("auto", "strict"),
     "hardware.device": ("cpu", "cuda"),
     "hardware.vllm": ("off", "colocate", "server"),
-    "tracker.name": ("none", "wandb", "wandb_offline", "trackio"),
+    "tracker.name": ("none", "wandb", "wandb_offline", "trackio", "tensorboard"),
 }
 
 
@@ -56,6 +57,7 @@ def validate(config: Config) -> list[str]:
     validate_algo(config)
     validate_bench(config)
     validate_judge(config)
+    _tracker(config.tracker)
     _batches(config)
     return _machine(config)
 
@@ -175,6 +177,13 @@ def _batches(config: Config) -> None:
 def _divisor(number: int, near: int) -> int:
     """The divisor of `number` closest to `near`."""
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))
+
+
+def _tracker(tracker: Tracker) -> None:
+    if tracker.name in ("trackio", "tensorboard") and find_spec(tracker.name) is None:
+        raise UserError(
+            f"tracker={tracker.name}: the package is not installed; pip install 'agentrl[{tracker.name}]', or tracker=none"
+        )
 
 
 def _machine(config: Config) -> list[str]:

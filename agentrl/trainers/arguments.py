@@ -53,7 +53,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would log a loss that is not finite as 0
         "disable_tqdm": True,
-        "report_to": [],  # trackers mirror the files; see agentrl.trackers
+        "report_to": [],  # trackers mirror the files; see agentrl.tracking
         "bf16": hardware.bf16,  # TRL's default is True, which on a CPU is many times slower
         "use_cpu": hardware.device == "cpu",
         "dataloader_pin_memory": hardware.device != "cpu",

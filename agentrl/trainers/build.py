@@ -19,7 +19,6 @@ from agentrl.models.loading import lora_config
 from agentrl.rollout.engine import RolloutEngine
 from agentrl.rollout.split_softmax import SplitSoftmaxEngine
 from agentrl.run import RunDirectory
-from agentrl.trackers import tracker_callbacks
 from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
 from agentrl.trainers.callbacks import Checkpoints, Record, StopRequest
 from agentrl.trainers.faults import Watch
@@ -133,7 +132,6 @@ def build_trainer(
         Record(run, console),
         Watch(config.faults, console.say),
         Checkpoints(run, config.trainer, cycle, stop),
-        *tracker_callbacks(config, run),
     ]
     if isinstance(trainer, HipoTrainer) and config.dual.on_infeasible == "stop":
         callbacks.append(StopWhereInfeasible(trainer))

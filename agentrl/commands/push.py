@@ -1,0 +1,105 @@
+"""`agentrl push RUN OWNER/NAME [weights=DIR] [private=true] [dry_run=true]`: a run's model on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from agentrl.config.checks import require
+from agentrl.config.compose import command_keys
+from agentrl.errors import UserError
+from agentrl.run import RunDirectory
+
+KEYS = {
+    "weights": "Directory of the weights to upload; RUN/model where it is left out, RUN/merged after agentrl merge.",
+    "private": "true (the default) or false: who may see a repository that does not exist yet.",
+    "dry_run": "true writes the folder, shows what would be uploaded, and stops; needs no network.",
+}
+USAGE = "agentrl push RUN OWNER/NAME [weights=DIR] [private=true] [dry_run=true]"
+HELP = f"""{USAGE}
+
+Writes RUN/hub: the weights, a model card with results, configuration and commit; then uploads it. HF_TOKEN is read.
+
+{chr(10).join(f"  {key:<8} {sentence}" for key, sentence in KEYS.items())}"""
+FOLDER = "hub"  # in the run directory: exactly what is uploaded
+
+
+def main(arguments: list[str]) -> int:
+    """Write the folder with its model card and upload it. Raises UserError for an incomplete run and a refusal."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
+    places = [argument for argument in arguments if "=" not in argument]
+    own, unknown = command_keys([argument for argument in arguments if "=" in argument], KEYS)
+    if len(places) != 2 or unknown:
+        raise UserError(f"usage: {USAGE}")
+    keys = {"weights": "", "private": "true", "dry_run": "false"} | own
+    for name in ("private", "dry_run"):
+        require(keys[name] in ("true", "false"), name, keys[name], "must be true or false")
+    run, repository = RunDirectory(Path(places[0]).expanduser()), places[1]
+    if run.status()["status"] != "completed":
+        raise UserError(f"{run.path} is {run.status()['status']}, and a model card needs its results; finish the run")
+    weights = Path(keys["weights"]).expanduser() if keys["weights"] else run.path / "model"
+    if not any((weights / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"{weights} holds no model (config.json or adapter_config.json); give weights=DIR")
+    adapter = weights / "adapter_config.json"
+    if adapter.is_file() and Path(str(base := json.loads(adapter.read_text())["base_model_name_or_path"])).exists():
+        raise UserError(
+            f"{weights} is an adapter for {base}, which nobody else has; `agentrl merge {run.path}`, then "
+            f"weights={run.path / 'merged'}"
+        )
+
+    from huggingface_hub import HfApi  # a second to import; a mistake above is answered at once
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        require("/" in repository, "the repository", repository, "must be OWNER/NAME")
+    except HFValidationError as error:
+        raise UserError(f"'{repository}' is no name of a repository, OWNER/NAME: {error}") from error
+    folder = write_folder(run, weights, repository)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        print(f"{path.stat().st_size:>14,} B  {path.relative_to(folder)}")
+    visible = "private" if keys["private"] == "true" else "public"
+    if keys["dry_run"] == "true":
+        print(f"Dry run: {len(files)} files of {folder} would go to {visible} {repository}; nothing was sent.")
+        return 0
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=keys["private"] == "true", exist_ok=True)
+        done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"agentrl run {run.path.name}")
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:  # OSError: no network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{repository} was not uploaded: {reason}; is HF_TOKEN set to a token that may write, and the hub in "
+            f"reach? The folder is ready: {folder}"
+        ) from error
+    print(f"{visible} unless it existed otherwise: {done.commit_url}")
+    return 0
+
+
+def write_folder(run: RunDirectory, weights: Path, repository: str) -> Path:
+    """Weights (hard links where the disk has them), model card, configuration and summary, made anew."""
+    from agentrl.report.card import model_card
+
+    folder = run.path / FOLDER
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(weights, folder, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("README.md"))
+        for path in (run.config_path, run.summary_path):
+            shutil.copy(path, folder / f"agentrl_{path.name}")
+        (folder / "README.md").write_text(model_card(run, weights, repository))
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, target)

@@ -1,0 +1,54 @@
+"""`agentrl wandb dashboard [entity=...] [project=agentrl] [algo=pact,hipo] [dry_run=true]`: saved views of a project."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+from agentrl.config.compose import command_keys
+from agentrl.errors import UserError
+
+KEYS = {
+    "entity": "W&B team or user; the account's default where it is left out.",
+    "project": "W&B project; default: agentrl, as tracker.project.",
+    "algo": "Views to make, separated by commas: pact, hipo; default: both.",
+    "dry_run": "true prints what the views hold and sends nothing.",
+}
+USAGE = "agentrl wandb dashboard [entity=...] [project=agentrl] [algo=pact,hipo] [dry_run=true]"
+HELP = f"""{USAGE}
+
+Makes saved views of a Weights & Biases project, one for each algorithm. WANDB_API_KEY is read.
+
+{chr(10).join(f"  {key:<8} {sentence}" for key, sentence in KEYS.items())}"""
+
+
+def main(arguments: list[str]) -> int:
+    """Make the views, new ones each time, and print their addresses. Raises UserError where W&B refuses."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0
+    what, *rest = arguments or [""]
+    own, unknown = command_keys(rest, KEYS)
+    if what != "dashboard" or unknown:
+        raise UserError(f"usage: {USAGE}")
+    from agentrl.tracking.dashboard import VIEWS, workspace
+
+    names = own.get("algo", ",".join(VIEWS)).split(",")
+    for name in names:
+        if name not in VIEWS:
+            raise UserError(f"algo={name} has no view; choose from {', '.join(VIEWS)}")
+    if own.get("dry_run") == "true":
+        print(json.dumps({name: VIEWS[name] for name in names}, indent=2))
+        return 0
+    if find_spec("wandb_workspaces") is None:
+        raise UserError("the library wandb-workspaces is not installed; pip install 'agentrl[dashboard]'")
+    import wandb
+
+    try:
+        entity = own.get("entity") or wandb.Api(timeout=20).default_entity
+        for name in names:
+            print(workspace(name, entity, own.get("project", "agentrl")).save().url)
+    except Exception as error:  # no key, no network, no such project: each library under it raises its own class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"W&B did not take the views: {reason}; is WANDB_API_KEY set, and does the project exist?") from error
+    return 0

@@ -1,0 +1,23 @@
+"""Under which heading a tracker shows a metric: `<section>/<its name in metrics.jsonl>`."""
+
+from __future__ import annotations
+
+SECTIONS: dict[str, tuple[str, ...]] = {  # the part of a metric's name before its first "/"
+    "reward": ("reward", "reward_std", "rewards", "frac_reward_zero_std", "solve_rate", "r_sys", "r_user", "filtered"),
+    "objective": (
+        *("loss", "policy_loss", "kl", "clip_ratio", "entropy", "entropy_coef", "grad_norm", "lr"),
+        *("logps", "logits", "mean_token_accuracy"),
+    ),
+    "constraint": ("lambda", "ema", "tau", "violation_rate", "missing"),
+    "annealing": ("anneal",),
+    "tools": ("tools",),
+    "lengths": ("completion",),
+    "throughput": ("tokens", "tokens_per_s", "seconds", "epoch"),
+}
+OTHER = "other"
+_SECTION_OF = {head: section for section, heads in SECTIONS.items() for head in heads}
+
+
+def sectioned(name: str) -> str:
+    """`lambda/sys` -> `constraint/lambda/sys`; a metric that no section names goes under `other`."""
+    return f"{_SECTION_OF.get(name.split('/')[0], OTHER)}/{name}"

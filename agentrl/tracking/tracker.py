@@ -1,0 +1,120 @@
+"""Live trackers follow the files of a run; the files are the record, so a tracker that fails is a warning, no more."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, TrackioCallback
+
+from agentrl.config.schema import Config
+from agentrl.run import RunDirectory
+from agentrl.trainers.callbacks import RENAMED
+
+
+class Tracker:
+    """Follows a run from its start to its end; this one follows nothing."""
+
+    def attach(self, trainer: Trainer) -> None:
+        """Listen to `trainer`; called before it trains, after the callbacks that write the run's files."""
+
+    def close(self, state: str) -> None:
+        """The run has ended as `state` (a status of status.json)."""
+
+
+@contextmanager
+def followed(config: Config, run: RunDirectory) -> Iterator[Tracker]:
+    """The chosen tracker, closed when the block ends; it reads how the run ended from status.json."""
+    tracker = _tracker(config, run)
+    try:
+        yield tracker
+    finally:
+        tracker.close(str(run.status()["status"]))
+
+
+def _tracker(config: Config, run: RunDirectory) -> Tracker:
+    name = config.tracker.name
+    if name == "none" or os.environ.get("RANK", "0") != "0":
+        return Tracker()
+    if name in ("trackio", "tensorboard"):
+        return TransformersTracker(name, config, run)
+    from agentrl.tracking.wandb_run import WandbTracker
+
+    return WandbTracker(config, run)
+
+
+class Guard:
+    """Calls that may fail without consequence: the first failure is told, and no further call is made."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._broken = name, False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a tracker raises (network, disk, its own bugs): the run is worth more
+            self._broken = True
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warn(f"tracker={self._name} failed and is switched off, the run goes on: {reason}")
+
+    @property
+    def works(self) -> bool:
+        return not self._broken
+
+
+def warn(message: str) -> None:
+    """One line on standard error."""
+    print(f"agentrl: warning: {message}", file=sys.stderr, flush=True)
+
+
+class TransformersTracker(Tracker):
+    """TensorBoard and trackio through the callbacks of transformers; they see training, not evaluation."""
+
+    def __init__(self, name: str, config: Config, run: RunDirectory) -> None:
+        self._name, self._config, self._run = name, config, run
+
+    def attach(self, trainer: Trainer) -> None:
+        guard = Guard(self._name)
+        with guard():
+            if self._name == "tensorboard":
+                callback = TensorBoardCallback()
+                callback.logging_dir = str(self._run.path / "tensorboard")
+            else:
+                trainer.args.project = self._config.tracker.project
+                trainer.args.run_name = f"{self._config.name}/{self._run.path.name}"
+                callback = TrackioCallback()
+            trainer.add_callback(_Guarded(callback, guard))
+
+
+class _Guarded(TrainerCallback):
+    """Another callback under a guard, told the names of metrics.jsonl in place of TRL's."""
+
+    def __init__(self, inner: TrainerCallback, guard: Guard) -> None:
+        self._inner, self._guard = inner, guard
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        self._pass_on("on_train_begin", args, state, control, **kw)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kw: Any,
+    ) -> None:
+        named = {RENAMED.get(name, name): value for name, value in (logs or {}).items()}
+        self._pass_on("on_log", args, state, control, logs=named, **kw)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        self._pass_on("on_train_end", args, state, control, **kw)
+
+    def _pass_on(self, event: str, *positional: Any, **named: Any) -> None:
+        if self._guard.works:
+            with self._guard():
+                getattr(self._inner, event)(*positional, **named)
