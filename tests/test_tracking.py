@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import struct
 import subprocess
 import sys
@@ -25,10 +26,17 @@ from agentrl.tracking.sections import sectioned
 from agentrl.tracking.tracker import followed
 
 ROLLOUT = {
-    **{"task_id": "t0", "prompt": "Q?", "tokens": ["4", "2"], "metrics": {"solve_rate": 1.0}, "truncated": False},
-    **{"component": [4, 4], "policy_mask": [1, 1], "turn": [0, 0], "advantages": [0.5, 0.5], "calls": []},
+    "task_id": "t0",
+    "prompt": "Q?",
+    "tokens": ["4", "2"],
+    "metrics": {"solve_rate": 1.0},
+    "truncated": False,
+    "component": [4, 4],
+    "policy_mask": [1, 1],
+    "turn": [0, 0],
+    "advantages": [0.5, 0.5],
+    "calls": [],
 }
-FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.parametrize(
@@ -146,9 +154,8 @@ def test_wandb_offline_mirrors_the_run(make_run: Any, capfd: pytest.CaptureFixtu
     tables = sorted(run.path.glob("wandb/offline-run-*/files/media/table/rollouts/*.json"))
     assert [table.name[:11] for table in tables] == ["step_000000", "step_000001"]
     assert json.loads(tables[0].read_text())["data"] == [["t0", "Q?", "42", 1.5, '{"solve_rate": 1.0}', False]]
-    (artifact,) = [r.request.log_artifact.artifact for r in records if r.request.HasField("log_artifact")] or [
-        r.artifact for r in records if r.WhichOneof("record_type") == "artifact"
-    ]
+    artifacts = [record.artifact for record in records if record.WhichOneof("record_type") == "artifact"]
+    (artifact,) = [one for one in artifacts if one.name == f"results-{begun.run_id}"]
     names = {entry.path for entry in artifact.manifest.contents}
     assert {"report.html", "report.md", "plots/reward.png", "summary.json", "config.yaml"} <= names
     assert f"wandb sync {run.path}/wandb/offline-run-" in capfd.readouterr().out
@@ -167,7 +174,8 @@ def test_a_resumed_run_keeps_its_id_and_sends_only_what_is_new(make_run: Any) ->
 
 
 def test_an_unreachable_server_is_a_warning_and_the_run_is_recorded(tmp_path: Path, make_run: Any) -> None:
-    config, run = make_run("tracker=wandb")
+    _, run = make_run("tracker=wandb")
+    key = secrets.token_hex(20)
     script = (
         "import sys; from agentrl.run import RunDirectory; from agentrl.tracking.tracker import followed\n"
         "run = RunDirectory(sys.argv[1])\n"
@@ -175,7 +183,7 @@ def test_an_unreachable_server_is_a_warning_and_the_run_is_recorded(tmp_path: Pa
     )
     environment = os.environ | {
         "WANDB_BASE_URL": "http://127.0.0.1:9",
-        "WANDB_API_KEY": FAKE_KEY,
+        "WANDB_API_KEY": key,
         "WANDB_MODE": "online",
         "HOME": str(tmp_path),
     }
@@ -185,8 +193,8 @@ def test_an_unreachable_server_is_a_warning_and_the_run_is_recorded(tmp_path: Pa
     assert "trained" in done.stdout and "wandb sync" in done.stdout
     assert "warning: W&B cannot be reached, so this run is recorded offline" in done.stderr
     assert list(run.path.glob("wandb/offline-run-*/*.wandb"))
-    with_key = [p for p in tmp_path.rglob("*") if p.is_file() and FAKE_KEY.encode() in p.read_bytes()]
-    assert not with_key and FAKE_KEY not in done.stdout + done.stderr
+    with_key = [p for p in tmp_path.rglob("*") if p.is_file() and key.encode() in p.read_bytes()]
+    assert not with_key and key not in done.stdout + done.stderr
 
 
 def test_a_tracker_that_breaks_is_told_once(make_run: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`agentrl wandb dashboard [entity=...] [project=agentrl] [algo=pact,hipo] [dry_run=true]`: saved views of a project."""
+"""`agentrl wandb dashboard [entity=...] [project=...] [algo=...] [dry_run=true]`: saved views of a W&B project."""
 
 from __future__ import annotations
 
@@ -45,10 +45,12 @@ def main(arguments: list[str]) -> int:
     import wandb
 
     try:
-        entity = own.get("entity") or wandb.Api(timeout=20).default_entity
+        entity = own.get("entity") or str(wandb.Api(timeout=20).default_entity)
         for name in names:
             print(workspace(name, entity, own.get("project", "agentrl")).save().url)
     except Exception as error:  # no key, no network, no such project: each library under it raises its own class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"W&B did not take the views: {reason}; is WANDB_API_KEY set, and does the project exist?") from error
+        raise UserError(
+            f"W&B did not take the views: {reason}; is WANDB_API_KEY set, and does the project exist?"
+        ) from error
     return 0

@@ -182,7 +182,8 @@ def _divisor(number: int, near: int) -> int:
 def _tracker(tracker: Tracker) -> None:
     if tracker.name in ("trackio", "tensorboard") and find_spec(tracker.name) is None:
         raise UserError(
-            f"tracker={tracker.name}: the package is not installed; pip install 'agentrl[{tracker.name}]', or tracker=none"
+            f"tracker={tracker.name}: the package is not installed; pip install 'agentrl[{tracker.name}]', or "
+            "tracker=none"
         )
 
 

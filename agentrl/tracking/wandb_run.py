@@ -29,7 +29,7 @@ from agentrl.tracking.tracker import Guard, Tracker, warn
 INIT_SECONDS = 20  # for the server to answer at the start
 FINISH_SECONDS = 60  # for uploads that are left at the end; what is not sent stays on disk
 MAX_TABLES = 100  # of rollouts in a run, evenly spread; rollouts.jsonl has them all
-COLUMNS = ["task", "prompt", "completion", "reward", "metrics", "truncated"]
+COLUMNS: list[str | int] = ["task", "prompt", "completion", "reward", "metrics", "truncated"]
 MARK = "wandb.json"  # in the run directory: the id that a resumed run goes on under
 
 
@@ -59,7 +59,7 @@ class WandbTracker(Tracker):
             if not self._session.offline and self._session.url:
                 print(f"W&B: {self._session.url}", flush=True)
 
-    def _begin(self, identity: str, mode: str) -> Any:
+    def _begin(self, identity: str, mode: Any) -> Any:
         config, tracker = self._config, self._config.tracker
         session = wandb.init(
             project=tracker.project,
@@ -200,7 +200,7 @@ def rollout_table(batch: list[dict[str, Any]]) -> Any:
 
 
 def headline(summary: dict[str, Any]) -> dict[str, float]:
-    """The intervals of summary.json as flat numbers, `eval/after/solve_rate`, `..._lo` and `..._hi`, for W&B's table."""
+    """The intervals of summary.json as flat numbers: `eval/after/solve_rate`, and the same with `_lo` and `_hi`."""
     numbers: dict[str, float] = {}
     for phase, metrics in summary["eval"].items():
         for name, interval in metrics.items():
