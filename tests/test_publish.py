@@ -41,7 +41,7 @@ def adapter_run(tmp_path: Path) -> RunDirectory:
 
 def finish(run: RunDirectory) -> None:
     before, after = ({"mean": mean, "lo": mean - 0.25, "hi": mean + 0.25, "n": 40} for mean in (0.25, 0.5))
-    difference = {"mean": 0.25, "lo": 0.125, "hi": None, "n": 40} | {"hi": 0.375}
+    difference = {"mean": 0.25, "lo": 0.125, "hi": 0.375, "n": 40}
     evaluation = {name: {"solve_rate": x} for name, x in (("before", before), ("after", after))}
     evaluation["difference"] = {"solve_rate": difference}
     summary = {"steps": 7, "wall_s": 12.3, "tokens": {"seen": 4567}, "eval": evaluation}
@@ -67,7 +67,7 @@ def test_a_merged_adapter_stands_alone_and_says_the_same(adapter_run: RunDirecto
     assert one.chat_template == other.chat_template is not None
     with pytest.raises(UserError, match="exists already"):
         merge.main([str(adapter_run.path)])
-    with pytest.raises(UserError, match="is an adapter for .* which nobody else has; `agentrl merge"):
+    with pytest.raises(UserError, match=r"is an adapter for .* which nobody else has; `agentrl merge"):
         push.main([str(adapter_run.path), "someone/agent", "dry_run=true"])
     assert push.main([str(adapter_run.path), "someone/agent", f"weights={merged}", "dry_run=true"]) == 0
 
@@ -125,7 +125,7 @@ def test_a_push_without_network_is_one_line_and_keeps_the_folder(
     full_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="was not uploaded: .*The folder is ready") as error:
+    with pytest.raises(UserError, match=r"was not uploaded: .*The folder is ready") as error:
         push.main([str(full_run.path), "someone/agent"])
     assert "\n" not in str(error.value) and (full_run.path / "hub" / "README.md").is_file()
 
