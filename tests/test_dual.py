@@ -24,7 +24,7 @@ def s(x: float) -> float:
     return 1 - x**2 / 2
 
 
-def solve(multiplier: Multiplier, steps: int = 6000) -> float:
+def solve(multiplier: Multiplier, steps: int = 3000) -> float:
     """Alternate a gradient step on x with one update of the multiplier; returns x."""
     x = 0.0
     for _ in range(steps):
@@ -54,7 +54,7 @@ def test_two_constraints_find_both_multipliers():
     # max -((x - 3)^2 + (y - 2)^2) / 2 with -x >= -1 and -y >= -1.5: lambda = (3 - 1, 2 - 1.5).
     dual = DualVariables({name: Multiplier("sgd", tau, 0.0, 0.02) for name, tau in (("a", -1.0), ("b", -1.5))})
     x = y = 0.0
-    for _ in range(4000):
+    for _ in range(2500):
         a, b = dual.values().tolist()
         x, y = x + 0.05 * (3 - x - a), y + 0.05 * (2 - y - b)
         dual.update({"a": -x, "b": -y})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import signal
 import subprocess
@@ -24,6 +23,15 @@ def hipo_run(tmp_path_factory) -> Path:
     return only_run(runs)
 
 
+def follows_the_mean_of_all_replies(metrics: list[dict]) -> None:
+    """lambda of every step is what the logged means of r_sys, which are over all processes, make it."""
+    average, multiplier = metrics[0]["r_sys"], 1.0
+    for line in metrics:
+        assert line["lambda/sys"] == pytest.approx(multiplier, abs=1e-9)
+        average = 0.8 * average + 0.2 * line["r_sys"]
+        multiplier = max(0.0, multiplier + 0.3 * (0.7 - average))
+
+
 @pytest.mark.slow
 def test_a_run_logs_rewards_and_multiplier_by_kind_of_prompt(hipo_run: Path):
     metrics = lines(hipo_run / "metrics.jsonl")
@@ -34,8 +42,7 @@ def test_a_run_logs_rewards_and_multiplier_by_kind_of_prompt(hipo_run: Path):
         *metrics
     )
     assert metrics[0]["lambda/sys"] == 1.0
-    for before, after in itertools.pairwise(metrics):  # eta (tau - EMA), the EMA after this batch
-        assert after["lambda/sys"] == pytest.approx(before["lambda/sys"] + 0.3 * (0.7 - after["ema/sys"]), abs=1e-6)
+    follows_the_mean_of_all_replies(metrics)
     summary = json.loads((hipo_run / "summary.json").read_text())
     assert {"r_user", "r_sys", "violation"} <= set(summary["eval"]["after"])
     assert set(summary["by"]["kind"]) == {"conflict", "aligned"}
@@ -61,6 +68,12 @@ def test_an_interrupted_run_goes_on_with_the_same_multiplier(hipo_run: Path, tmp
     assert process.returncode != 0, "the run had ended before it could be killed"
     run(tmp_path, *HIPO)
     assert (only_run(tmp_path) / "metrics.jsonl").read_bytes() == (hipo_run / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_multiplier(tmp_path: Path):
+    run(tmp_path, *HIPO, "hardware.processes=2", "trainer.micro_batch=4", "rollout.temperature=1.5")
+    follows_the_mean_of_all_replies(lines(only_run(tmp_path) / "metrics.jsonl"))
 
 
 @pytest.mark.slow
