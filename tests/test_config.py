@@ -175,9 +175,11 @@ def test_tiny_is_scaled_down_and_the_command_line_and_experiments_win() -> None:
 def test_presets_and_limits_belong_to_options_that_exist() -> None:
     for folder, group in (("preset", "algo"), ("limits", "bench")):
         for file in (CONF / folder).glob("*.yaml"):
-            model, other = file.stem.split("_", 1)
-            assert model in config_help.options(CONF, "model")
-            assert other in config_help.options(CONF, group)
+            models = [name for name in config_help.options(CONF, "model") if f"{file.stem}_".startswith(f"{name}_")]
+            assert models, file
+            model = max(models, key=len)  # tiny_hif_sft is tiny_hif's, not tiny's
+            # A file with a model's name alone is what its presets share.
+            assert file.stem == model or file.stem.removeprefix(f"{model}_") in config_help.options(CONF, group), file
 
 
 def test_every_key_of_the_schema_has_a_sentence_and_no_default() -> None:

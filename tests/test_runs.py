@@ -59,7 +59,8 @@ def test_a_run_leaves_a_directory_that_a_person_can_read(pact_run: Path):
     assert json.loads((pact_run / "status.json").read_text())["status"] == "completed"
     assert (summary["algo"], summary["model"], summary["bench"], summary["steps"]) == ("pact", "tiny", "minihop", 4)
     assert set(summary["eval"]) == {"before", "after", "difference"}
-    assert set(summary["eval"]["after"]["solve_rate"]) >= {"mean", "lo", "hi", "n"}
+    interval = summary["eval"]["after"]["solve_rate"]
+    assert set(interval) == {"mean", "lo", "hi", "n", "bootstrap_lo", "bootstrap_hi"}
     assert len(lines(pact_run / "eval" / "before.jsonl")) == len(lines(pact_run / "eval" / "after.jsonl")) == 6
     metrics = lines(pact_run / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]

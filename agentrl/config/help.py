@@ -20,6 +20,7 @@ GROUPS = {
     "hardware": "where it runs",
     "anneal": "shape of PACT's tool-call scale",
     "reward": "what an episode earns",
+    "dual": "how HIPO's multipliers move",
     "judge": "who grades a response where no program can",
     "tracker": "live tracking, beside the files of the run directory",
     "experiment": "settings that belong together",
