@@ -50,8 +50,8 @@ def _tracker(config: Config, run: RunDirectory) -> Tracker:
 class Guard:
     """Calls that may fail without consequence: the first failure is told, and no further call is made."""
 
-    def __init__(self, name: str) -> None:
-        self._name, self._broken = name, False
+    def __init__(self, name: str, part: str = "") -> None:
+        self._name, self._part, self._broken = name, part and f", {part}", False
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -60,7 +60,7 @@ class Guard:
         except Exception as error:  # whatever a tracker raises (network, disk, its own bugs): the run is worth more
             self._broken = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warn(f"tracker={self._name} failed and is switched off, the run goes on: {reason}")
+            warn(f"tracker={self._name}{self._part} failed and is switched off, the run goes on: {reason}")
 
     @property
     def works(self) -> bool:

@@ -96,17 +96,19 @@ class WandbTracker(Tracker):
 
     def close(self, state: str) -> None:
         """Send summary, report and plots of a complete run; then let go, within a minute."""
+        results = Guard("wandb", "report and plots")
         if self._session is not None:
             with self._guard():
-                try:
-                    if state == "completed":
-                        self._session.summary.update(headline(json.loads(self._run.summary_path.read_text())))
+                if state == "completed":
+                    self._session.summary.update(headline(json.loads(self._run.summary_path.read_text())))
+                    with results():
                         self._session.log_artifact(self._results())
-                finally:
-                    self._session.finish(exit_code=0 if state == "completed" else 1)
-        offline = sorted((self._run.path / "wandb").glob("offline-run-*"))
-        if offline:
-            print(f"W&B, to send what was recorded offline: wandb sync {shlex.join(map(str, offline))}", flush=True)
+                self._session.finish(exit_code=0 if state == "completed" else 1)
+        unsent = [*(self._run.path / "wandb").glob("offline-run-*")]
+        if not results.works:  # the server has gone
+            unsent += (self._run.path / "wandb").glob("run-*")
+        if unsent:
+            print(f"W&B, to send what was recorded offline: wandb sync {shlex.join(map(str, unsent))}", flush=True)
 
     def _results(self) -> Any:
         from agentrl.report.arms import load_records
@@ -132,6 +134,8 @@ class _Follow(TrainerCallback):
         self._session, self._guard, self._resumed = session, guard, resumed
         self._numbers = (Tail(run.metrics_path), Tail(run.timing_path))
         self._rollouts = Tail(run.rollouts_path)
+        # A table asks the server before it is sent, numbers never do: without a network only tables are given up.
+        self._tables = Guard("wandb", "rollout tables")
         self._next_table = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -149,6 +153,11 @@ class _Follow(TrainerCallback):
                     step = int(record.pop("step"))
                     numbers = {sectioned(name): value for name, value in record.items() if value is not None}
                     updates.setdefault(step, {}).update(numbers)
+            for step, values in sorted(updates.items()):
+                self._session.log({"step": step, **values})
+        if not self._tables.works:
+            return
+        with self._tables():
             batches: dict[int, list[dict[str, Any]]] = {}
             for record in self._rollouts.read():
                 batches.setdefault(record["step"], []).append(record)
@@ -156,8 +165,6 @@ class _Follow(TrainerCallback):
                 if step >= self._next_table:
                     self._session.log({f"rollouts/step_{step:06d}": rollout_table(batch)})
                     self._next_table = step + math.ceil(state.max_steps / MAX_TABLES)
-            for step, values in sorted(updates.items()):
-                self._session.log({"step": step, **values})
 
 
 class Tail:
