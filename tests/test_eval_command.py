@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from agentrl.commands.eval import _job
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
 from agentrl.errors import UserError
@@ -105,6 +106,13 @@ def test_results_name_the_call_they_answer() -> None:
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_of_one_bench_reaches_it_alone() -> None:
+    arguments = ["+custom.options.tasks=4", "minihop.test_tasks=7", "custom.path=mine.py", "seed=2"]
+    custom, minihop = (_job("tiny", bench, {}, arguments, ["custom", "minihop"]) for bench in ("custom", "minihop"))
+    assert (custom.bench.path, custom.bench.options, custom.seed) == ("mine.py", {"tasks": 4}, 2)
+    assert (minihop.bench.test_tasks, minihop.seed) == (7, 2)
 
 
 @pytest.mark.parametrize(

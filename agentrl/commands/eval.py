@@ -91,10 +91,11 @@ def _job(model: str, bench: str, own: dict[str, str], overrides: list[str], benc
         chosen += model_overrides(model)
     chosen += [f"eval.{key}={own[key]}" for key in ("samples", "temperature") if key in own]
     for override in overrides:
-        head, _, rest = override.partition(".")
+        plus = "+" if override.startswith("+") else ""  # Hydra's mark of a key that is not there yet
+        head, _, rest = override.removeprefix("+").partition(".")
         if head in benches:
             if head == bench:
-                chosen.append(f"bench.{rest}")
+                chosen.append(f"{plus}bench.{rest}")
         elif head in BENCHES:
             raise UserError(f"{override}: {head} is not among the benches evaluated ({', '.join(benches)})")
         else:
