@@ -104,7 +104,8 @@ def test_every_combination_composes_and_validates() -> None:
     for choice in combinations():
         overrides = tuple(f"{group}={option}" for group, option in zip(("algo", "model", "bench"), choice, strict=True))
         algo, bench = overrides[0].removeprefix("algo="), overrides[-1].removeprefix("bench=")
-        needed = [key for key in NEEDED.get(overrides[-1], []) if not key.startswith("algo=")]
+        both = [*NEEDED.get(overrides[0], []), *NEEDED.get(overrides[-1], [])]
+        needed = [key for key in both if not key.startswith("algo=")]
         if bench in (*HIF_BENCHES, "minihif"):
             fits = algo in (*HIPO, "sft")
         else:
