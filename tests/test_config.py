@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -85,6 +86,11 @@ def test_every_option_composes_and_validates(override: str, tmp_path: Path) -> N
     if override == "judge=distilled":
         (tmp_path / "distilled.json").touch()
         overrides.append(f"judge.path={tmp_path}")
+    package = override.removeprefix("tracker=")
+    if package in ("trackio", "tensorboard") and find_spec(package) is None:
+        with pytest.raises(UserError, match=f"pip install 'agentrl\\[{package}\\]'"):
+            validate(config_of(*overrides))
+        return
     assert validate(config_of(*overrides)) == []
 
 

@@ -84,6 +84,7 @@ def test_a_file_that_is_no_cache(tmp_path: Path) -> None:
         VerdictCache(tmp_path / "notes.txt")
 
 
+@pytest.mark.slow
 def test_distilled_from_verdicts_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path / "cache", "good", 0.05, prompts=40)
     out = tmp_path / "small"

@@ -82,6 +82,7 @@ def starts(where: Path) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
+@pytest.mark.slow
 def test_one_poisoned_and_one_killed(tmp_path: Path) -> None:
     done = sweep(tmp_path, "-m", "seed=1,3,5,7")
     assert done.returncode == 137

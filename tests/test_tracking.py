@@ -174,6 +174,7 @@ def test_a_resumed_run_keeps_its_id_and_sends_only_what_is_new(make_run: Any) ->
     assert sorted(row["step"] for row in history(run) if "step" in row) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_is_a_warning_and_the_run_is_recorded(tmp_path: Path, make_run: Any) -> None:
     _, run = make_run("tracker=wandb")
     key = secrets.token_hex(20)
