@@ -63,7 +63,7 @@ def evaluate(
             continue
         if stop.anywhere():
             raise Interrupted
-        set_seed(zlib.crc32(f"{seed} {phase} {start}".encode()) >> 1, device_specific=True)
+        set_seed((zlib.crc32(f"{seed} {phase} {start}".encode()) >> 1) + state.process_index)
         mine = share[state.process_index :: state.num_processes]
         # The engine communicates: every process plays equally many episodes, some of which do not count.
         width = -(-len(share) // state.num_processes)
