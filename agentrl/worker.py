@@ -67,8 +67,8 @@ def main(run_path: Path) -> int:
         except UserError as error:
             return _fail(run, str(error), 2)
         except Exception as error:
+            message = trouble(error, run.path)  # before room is made: how full the disk is tells what was wrong
             shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)  # room for the status
-            message = trouble(error, run.path)
             if message is None:
                 return _fail(run, traceback.format_exc(), 1)  # the traceback is the record; nothing is swallowed
             return _fail(run, message, 2)
