@@ -26,7 +26,7 @@ from agentrl.analysis.spans import prompt_spans
 from agentrl.chat import ChatFormat
 from agentrl.commands import analyse
 from agentrl.errors import UserError
-from agentrl.models.loading import Needs, load_chat, load_model, load_trained
+from agentrl.models.loading import Needs, load_chat, load_model
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is the sky blue?"}]
 
@@ -202,7 +202,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert sum(record["profiles"]["base"]) == pytest.approx(1, abs=1e-5)
     assert (tmp_path / "out" / "attention.png").read_bytes()[:4] == b"\x89PNG"
     assert "SysMass" in capsys.readouterr().out
-    merged = load_trained(replace(composed().model, path=str(tmp_path / "adapter")))
+    merged = load_model(replace(composed().model, path=str(tmp_path / "adapter")))
     assert not torch.equal(
         merged.model.layers[0].self_attn.q_proj.weight,
         load_model(composed().model).model.layers[0].self_attn.q_proj.weight,

@@ -200,6 +200,17 @@ def test_a_browser_shows_the_page(runs: Path, tmp_path: Path, width: int) -> Non
     assert "0.500 [0.252, 0.748]" in dom.stdout and dom.stdout.count("<svg") >= 2
 
 
+def test_a_list_that_repeats_a_number_does_not_name_arms(tmp_path: Path) -> None:
+    for tau in (0.7, 0.9):
+        for eta in (0.1, 0.5):
+            fake_run(tmp_path, tau, "algo=hipo", f"algo.tau={tau}", f"dual.learning_rate={eta}")
+    keys, _ = arms_of(load_records([tmp_path]))
+    assert keys == ["algo.tau", "dual.learning_rate"]  # algo.constraints holds tau too
+    fake_run(tmp_path, 0.5, "algo=sft", "algo.components=[answer]")
+    fake_run(tmp_path, 0.5, "algo=sft", "algo.components=[answer,reasoning]")
+    assert "answer" in render(build_report(load_records([tmp_path]), ""), "html")  # lists have no hash
+
+
 def test_the_command(runs: Path, tmp_path: Path) -> None:
     def report(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "agentrl", "report", *arguments]

@@ -104,7 +104,7 @@ def _measure(config: Config, base: str, trained: str, alpha: float, limit: int, 
     from agentrl.analysis.onset import compare, onset_table
     from agentrl.analysis.spans import prompt_spans
     from agentrl.benches import load_bench
-    from agentrl.models.loading import load_chat, load_trained, needs_of
+    from agentrl.models.loading import load_chat, load_model, needs_of
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
@@ -117,7 +117,7 @@ def _measure(config: Config, base: str, trained: str, alpha: float, limit: int, 
     chat = load_chat(replace(model, path=base), needs_of(tasks))
     prompts = [prompt_spans(chat, task.prompt, extent) for task in tasks]
     tables = [
-        onset_table(load_trained(replace(model, path=path)).to(config.hardware.device).eval(), prompts, alpha)
+        onset_table(load_model(replace(model, path=path)).to(config.hardware.device).eval(), prompts, alpha)
         for path in (base, trained)
     ]
     groups = {"all": list(range(len(tasks)))}

@@ -78,19 +78,6 @@ def load_model(config: Model) -> PreTrainedModel:
     return model
 
 
-def load_trained(config: Model) -> PreTrainedModel:
-    """As `load_model`, and from an adapter's directory the model it adapts with the adapter merged into its weights."""
-    folder = Path(config.path).expanduser()
-    if not (folder / "adapter_config.json").is_file():
-        return load_model(config)
-    try:
-        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-        model = load_model(replace(config, path=str(base)))
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: its adapter cannot be loaded: {first_line(error)}") from error
-
-
 def _with_adapter(config: Model, path: str) -> PreTrainedModel:
     try:
         base = PeftConfig.from_pretrained(path).base_model_name_or_path

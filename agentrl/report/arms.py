@@ -100,16 +100,24 @@ def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
         values = tuple(record.settings.get(key) for key in keys)
         name = repr(values)
         if name not in arms:
-            arms[name] = Arm(values, _label(keys, values, record))
+            arms[name] = Arm(values, label="")
         arms[name].runs.append(record)
-    return keys, sorted(arms.values(), key=lambda arm: [rank(value) for value in arm.values])
+    ordered = sorted(arms.values(), key=lambda arm: [rank(value) for value in arm.values])
+    for arm in ordered:  # a label names what tells an arm from those of its own algorithm, and nothing else
+        kin = [one for one in ordered if keys[:1] != ["algo.name"] or one.values[0] == arm.values[0]]
+        shown = [i == 0 or len({repr(one.values[i]) for one in kin}) > 1 for i in range(len(keys))]
+        told = [(key, value) for key, value, use in zip(keys, arm.values, shown, strict=True) if use]
+        arm.label = _label([key for key, _ in told], tuple(value for _, value in told), arm.runs[0])
+    return keys, ordered
 
 
 def distinguishing_keys(settings: list[dict[str, Any]]) -> list[str]:
     """Few keys whose values separate all settings that differ in more than the seed; telling ones are preferred."""
     everything = {key for one in settings for key in one if key != "seed"}
     varying = [key for key in sorted(everything) if len({repr(one.get(key)) for one in settings}) > 1]
-    ordered = [*(key for key in TELLING if key in varying), *(key for key in varying if key not in TELLING)]
+    # A list often repeats what a number says (HIPO's constraints hold its tau), and makes a poor name.
+    plain = sorted(varying, key=lambda key: any(isinstance(one.get(key), list | dict) for one in settings))
+    ordered = [*(key for key in TELLING if key in varying), *(key for key in plain if key not in TELLING)]
     chosen: list[str] = []
     for key in ordered:
         if _parts(settings, [*chosen, key]) > _parts(settings, chosen):

@@ -52,12 +52,12 @@ def build_report(records: list[RunRecord], title: str) -> Report:
         title=title,
         version=agentrl.__version__,
         tables={
-            "Runs": [_runs(arms)],
             "Results": [_results(arms, metrics), *_splits(arms, metrics)],
             "Differences": _differences(arms, metrics),
             "Grid": _grids(keys, arms, metrics),
             "Compute": [_ledger(arms)],
             "Settings": [_settings(keys, arms)],
+            "Runs": [_runs(arms)],
         },
         curves=arm_curves(arms),
         rollouts=[(arm.label, arm.runs[0].seed, _samples(arm.runs[0])) for arm in arms],
@@ -116,6 +116,7 @@ def _before(arms: list[Arm], metrics: list[str]) -> list[list[str]]:
     rows = {
         tuple(cell(pooled(arm, "before", metric)) for metric in metrics): arm.label for arm in arms if arm.completed
     }
+    rows = {cells: label for cells, label in rows.items() if set(cells) != {"–"}}
     if len(rows) == 1:
         return [["before training", "–", *next(iter(rows))]]
     return [[f"{label}, before", "–", *cells] for cells, label in rows.items()]
@@ -167,11 +168,12 @@ def _grids(keys: list[str], arms: list[Arm], metrics: list[str]) -> list[Table]:
     """For every pair of swept keys that alone tell arms apart: the first metric over their values."""
     if len(keys) != 2 or not metrics:
         return []
-    down, across = (sorted(dict.fromkeys(arm.values[i] for arm in arms), key=rank) for i in (0, 1))
-    at = {arm.values: arm for arm in arms}
+    # By text, for a value may be a list.
+    down, across = (sorted({repr(arm.values[i]): arm.values[i] for arm in arms}.values(), key=rank) for i in (0, 1))
+    at = {repr(arm.values): arm for arm in arms}
     rows = []
     for first in down:
-        cells = [at.get((first, second)) for second in across]
+        cells = [at.get(repr((first, second))) for second in across]
         rows.append([str(first), *(cell(pooled(arm, "after", metrics[0])) if arm else "–" for arm in cells)])
     return [Table(f"{metrics[0]} after training", [f"{keys[0]} \\ {keys[1]}", *map(str, across)], rows)]
 
