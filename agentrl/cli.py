@@ -39,7 +39,7 @@ from agentrl.report.sweep_live import SweepView, job_table
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory, changed_keys, run_path
 
-# Verbs, each a module with `main(arguments: list[str]) -> int`, imported when called.
+# Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
 COMMANDS: dict[str, str] = {
     "doctor": "agentrl.commands.doctor",
     "score": "agentrl.commands.score",
@@ -77,7 +77,11 @@ def _command(arguments: list[str]) -> int:
     """A bare word is a command of its own; everything else is a run described by overrides."""
     match arguments:
         case [word, *rest] if word in COMMANDS:
-            return int(importlib.import_module(COMMANDS[word]).main(rest))
+            command = importlib.import_module(COMMANDS[word])
+            if {"-h", "--help"} & set(rest):
+                print(command.HELP)
+                return 0
+            return int(command.main(rest))
         case [word, *_] if re.fullmatch(r"[a-z][a-z_-]*", word):
             raise UserError(
                 f"unknown command '{word}'{suggest(word, list(COMMANDS))}; a run is described by overrides like "

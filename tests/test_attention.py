@@ -215,11 +215,11 @@ KINDS = ("conflict", "aligned")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["entropy"], "there is only 'attention'"),
+        (["entropy"], "say what to analyse: agentrl analyse attention"),
         (["attention"], "name the checkpoint first"),
         (["attention", "x", "bench=minihop"], r"base=\.\.\. is missing"),
-        (["attention", "x", "base=y", "alpha=0"], r"alpha=0: must lie in \(0, 1\]"),
-        (["attention", "x", "base=y", "limit=ten"], "limit=ten: must be a number"),
+        (["attention", "x", "base=y", "alpha=0"], r"alpha=0\.0: must lie in \(0, 1\]"),
+        (["attention", "x", "base=y", "limit=ten"], "limit=ten: must be a whole number"),
         (["attention", "x", "base=y", "extent=all"], "must be message or content"),
         (["attention", "x", "--base", "y", "bench=minihop"], "no test task has a system and a user message"),
     ],

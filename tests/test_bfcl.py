@@ -468,7 +468,7 @@ def test_the_official_evaluator_scores_an_exported_run_as_we_do(bench, tmp_path,
 
 def test_export_wants_a_bfcl_run_with_an_evaluation(tmp_path):
     for arguments in ([], ["bfcl"], ["ftrl", str(tmp_path)]):
-        with pytest.raises(UserError, match="usage: agentrl export bfcl RUN"):
+        with pytest.raises(UserError, match="agentrl export bfcl RUN"):
             export(arguments)
     run = RunDirectory.create(composed("bench=bfcl", f"runs_dir={tmp_path}", "name=x"))
     with pytest.raises(UserError, match="holds no evaluation called after"):

@@ -19,7 +19,6 @@ from agentrl.config import algos, benches, schema
 from agentrl.config import help as config_help
 from agentrl.config.algos import ALGOS
 from agentrl.config.benches import BENCHES, HIF_BENCHES
-from agentrl.config.compose import command_keys
 from agentrl.config.compose import compose as compose_command
 from agentrl.config.estimate import count_parameters, estimate
 from agentrl.config.load import all_keys, load_config, typed_config
@@ -445,13 +444,3 @@ def test_a_command_composes_as_a_run_does(tmp_path: Path) -> None:
     assert (config.seed, config.bench.train_tasks, config.algo.name) == (3, 7, "pact")
     with pytest.raises(UserError, match="bench=toolhob is not a choice; did you mean toolhop"):
         compose_command(["bench=toolhob"])
-
-
-def test_a_command_divides_its_keys_from_the_configurations() -> None:
-    known = {"out": "File to write.", "transcripts": "File to read."}
-    own, rest = command_keys(["bench=ftrl", "out=x.jsonl", "--config-dir", "mine", "seed=1"], known)
-    assert (own, rest) == ({"out": "x.jsonl"}, ["bench=ftrl", "--config-dir", "mine", "seed=1"])
-    with pytest.raises(UserError, match="'transcript' is not key=value; did you mean transcripts"):
-        command_keys(["transcript"], known)
-    with pytest.raises(UserError, match="out is given twice"):
-        command_keys(["out=a", "out=b"], known)

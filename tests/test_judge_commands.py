@@ -71,11 +71,9 @@ def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
         verb.main(arguments)
 
 
-def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    assert verb.main(["--help"]) == 0
-    shown = capsys.readouterr().out
+def test_help_names_every_key() -> None:
     for name in ("model_a", "held_out", "learning_rate", "builtin:tiny"):
-        assert name in shown
+        assert name in verb.HELP
 
 
 def test_a_file_that_is_no_cache(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_push_without_network_is_one_line_and_keeps_the_folder(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{run}"], "usage: agentrl push"),
+        (["{run}"], "name a run directory and a repository: agentrl push"),
         (["{run}", "someone/agent", "dry_run=yes"], "must be true or false"),
         (["{run}", "agent"], "must be OWNER/NAME"),
         (["{run}", "some one/agent"], "is no name of a repository"),

@@ -219,7 +219,7 @@ def test_the_command(runs: Path, tmp_path: Path) -> None:
     made = report(str(runs), f"out={tmp_path / 'page.html'}")
     assert made.returncode == 0 and (tmp_path / "page.html").is_file() and (tmp_path / "page.md").is_file()
     for arguments, reason in (
-        ((), "needs run directories"),
+        ((), "name run directories"),
         ((str(tmp_path / "absent"),), "does not exist"),
         ((str(runs), "out=page.pdf"), "must end in .html"),
         ((str(runs), "output=x.html"), "output=x.html"),

@@ -107,9 +107,9 @@ def test_the_same_item_before_and_after(run: RunDirectory, capsys: pytest.Captur
     ("arguments", "reason"),
     [
         (["step=3"], "step=3 was not logged; logged are 0 to 8"),
-        (["limit=some"], "limit=some must be a whole number"),
+        (["limit=some"], "limit=some: must be a whole number"),
         (["source=disk"], "source=disk is not a choice"),
-        (["colour=red"], "takes one run directory"),
+        (["colour=red"], "this command has no key colour"),
     ],
 )
 def test_mistakes_are_one_line(run: RunDirectory, arguments: list[str], reason: str) -> None:

@@ -1,1 +1,1 @@
-"""The verbs of the command line, one module each: `main(arguments) -> exit code`. See agentrl.cli.COMMANDS."""
+"""The verbs of the command line (agentrl.cli.COMMANDS), one module each: HELP, and main(arguments) -> exit code."""

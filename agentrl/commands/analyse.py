@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.config.compose import command_keys, compose
+from agentrl.commands.arguments import command_keys, key_lines, whole
+from agentrl.config.checks import require
+from agentrl.config.compose import compose
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
@@ -33,7 +35,7 @@ Where a model looks as its response begins: system prompt or user, far or near (
 CHECKPOINT is a run directory, a checkpoint or adapter directory, or a hub id. A run brings its own bench and base;
 otherwise name them: bench=... and base=....
 
-{chr(10).join(f"  {key:<8} {sentence}" for key, sentence in KEYS.items())}"""
+{key_lines(KEYS)}"""
 LABELS = {
     "centroid": "Centroid",
     "far_mass": "FarMass",
@@ -46,12 +48,9 @@ LABELS = {
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
-    what, *rest = arguments
-    if what != "attention":
-        raise UserError(f"agentrl analyse {what}: there is only 'attention'")
+    if arguments[:1] != ["attention"]:
+        raise UserError("say what to analyse: agentrl analyse attention CHECKPOINT [--base CHECKPOINT]")
+    rest = arguments[1:]
     if "--base" in rest:
         position = rest.index("--base")
         rest[position : position + 2] = [f"base={rest[position + 1]}"] if position + 1 < len(rest) else []
@@ -73,16 +72,12 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     base = own.get("base") or (config.model.path if is_run else None)
     if base is None:
         raise UserError("base=... is missing: the checkpoint to compare with, e.g. --base Qwen/Qwen3-1.7B")
-    alpha, limit = _number(own, "alpha", 0.25), _number(own, "limit", 200)
+    alpha, limit = _share(own, "alpha", 0.25), whole(own, "limit", 200, least=2)
     extent = own.get("extent", "message")
-    if not 0 < alpha <= 1:
-        raise UserError(f"alpha={alpha:g}: must lie in (0, 1]")
-    if limit < 2 or limit != int(limit):
-        raise UserError(f"limit={limit:g}: must be a whole number of at least 2")
     if extent not in ("message", "content"):
         raise UserError(f"extent={extent}: must be message or content")
     out = Path(own.get("out") or (run / "analysis" if is_run else "analysis")).expanduser()
-    measured = _measure(config, base, trained, alpha, int(limit), extent)
+    measured = _measure(config, base, trained, alpha, limit, extent)
     record = {"base": base, "trained": trained, "bench": config.bench.name, "alpha": alpha, "extent": extent}
     out.mkdir(parents=True, exist_ok=True)
     kinds = {kind: _plain(table) for kind, table in measured["kinds"].items()}
@@ -131,11 +126,13 @@ def _measure(config: Config, base: str, trained: str, alpha: float, limit: int, 
     return {"kinds": kinds, "profiles": {"base": tables[0].profile, "trained": tables[1].profile}}
 
 
-def _number(own: Mapping[str, str], key: str, default: float) -> float:
+def _share(own: Mapping[str, str], key: str, default: float) -> float:
     try:
-        return float(own.get(key, default))
+        value = float(own.get(key, default))
     except ValueError as error:
         raise UserError(f"{key}={own[key]}: must be a number") from error
+    require(0 < value <= 1, key, value, "must lie in (0, 1]")
+    return value
 
 
 def _plain(table: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:

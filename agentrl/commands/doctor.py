@@ -8,7 +8,8 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.config.compose import command_keys, compose
+from agentrl.commands.arguments import command_keys
+from agentrl.config.compose import compose
 from agentrl.doctor import diagnose
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
@@ -21,9 +22,6 @@ Exit code 1 where something must be mended."""
 
 def main(arguments: list[str]) -> int:
     """Print one line a check; exit code 1 where any failed."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
     as_json = "--json" in arguments
     _, overrides = command_keys([argument for argument in arguments if argument != "--json"], {})
     findings = list(diagnose(compose(overrides)))

@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from agentrl.cli import start
+from agentrl.commands.arguments import command_keys, key_lines
 from agentrl.config.benches import BENCHES
-from agentrl.config.compose import command_keys, compose
+from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
 from agentrl.launch import INTERRUPTED, USER_ERROR
@@ -30,22 +31,18 @@ KEYS = {
 }
 HELP = f"""agentrl eval model=NAME[,NAME] bench=NAME[,NAME] [key=value ...]
 
-{chr(10).join(f"  {key:<12} {sentence}" for key, sentence in KEYS.items())}
+{key_lines(KEYS)}
 
 All other keys are those of a run (agentrl --help). A key of one bench among several carries its name:
 toolhop.path=ToolHop.json ftrl.path=test.jsonl. Examples:
   agentrl eval model=qwen3-1.7b bench=toolhop,ftrl toolhop.path=ToolHop.json ftrl.path=test.jsonl hardware=gpu
   agentrl eval model=runs/minihop-tiny-pact/s0-1a2b3c4d,tiny bench=minihop samples=4 temperature=1
   agentrl eval endpoint=http://localhost:8000/v1 model=my-model bench=minihop
-  agentrl eval suite=pact model=qwen3-4b hardware=gpu ftrl.path=test.jsonl toolhop.path=ToolHop.json
-"""
+  agentrl eval suite=pact model=qwen3-4b hardware=gpu ftrl.path=test.jsonl toolhop.path=ToolHop.json"""
 
 
 def main(arguments: list[str]) -> int:
     """Evaluate every pair and print the results; the worst exit code of the evaluations."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
     own, overrides = command_keys(arguments, KEYS)
     benches, suite = _benches(own)
     models = [name for name in own.get("model", "tiny").split(",") if name]

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from agentrl.commands.arguments import key_lines, places_and_keys
 from agentrl.config.judges import Distillation
 from agentrl.config.load import suggest
 from agentrl.errors import UserError
@@ -19,6 +20,21 @@ COMPARE_KEYS = {
     "model_a": "Judge of the first cache, where it holds several.",
     "model_b": "Judge of the second cache, where it holds several.",
 }
+DISTILL_KEYS = {
+    item.name: item.metadata["doc"] + ("" if item.default in (MISSING, None) else f" (default {item.default})")
+    for item in fields(Distillation)
+}
+HELP = f"""agentrl judge compare CACHE_A CACHE_B [model_a=NAME] [model_b=NAME]
+
+How far the second judge agrees with the first on the responses that both judged.
+
+{key_lines(COMPARE_KEYS)}
+
+agentrl judge distill cache=FILE out=DIR [key=value ...]
+
+Fits a small reward model to cached verdicts; use it with judge=distilled judge.path=DIR.
+
+{key_lines(DISTILL_KEYS)}"""
 MEASURES = {
     "concordance": "pairs ordered alike",
     "concordance_within": "... of one prompt",
@@ -30,29 +46,14 @@ MEASURES = {
 
 def main(arguments: list[str]) -> int:
     match arguments:
-        case ["compare", *rest] if not {"-h", "--help"} & set(rest):
+        case ["compare", *rest]:
             return compare(rest)
-        case ["distill", *rest] if not {"-h", "--help"} & set(rest):
+        case ["distill", *rest]:
             return distill(rest)
-        case [] | ["compare" | "distill" | "-h" | "--help", *_]:
-            print(help_text())
-            return 0
-        case _:
-            word = arguments[0]
+        case [word, *_]:
             raise UserError(f"agentrl judge {word}: unknown{suggest(word, ['compare', 'distill'])}")
-
-
-def help_text() -> str:
-    """Usage of both commands, from their keys."""
-    lines = ["agentrl judge compare CACHE_A CACHE_B [model_a=NAME] [model_b=NAME]", ""]
-    lines += ["How far the second judge agrees with the first on the responses that both judged.", ""]
-    lines += [f"  {name:<14} {sentence}" for name, sentence in COMPARE_KEYS.items()]
-    lines += ["", "agentrl judge distill cache=FILE out=DIR [key=value ...]", ""]
-    lines += ["Fits a small reward model to cached verdicts; use it with judge=distilled judge.path=DIR.", ""]
-    for item in fields(Distillation):
-        default = "" if item.default in (MISSING, None) else f" (default {item.default})"
-        lines.append(f"  {item.name:<14} {item.metadata['doc']}{default}")
-    return "\n".join(lines)
+        case _:
+            raise UserError("say what to do: agentrl judge compare CACHE_A CACHE_B, or agentrl judge distill cache=...")
 
 
 def compare(arguments: list[str]) -> int:
@@ -61,8 +62,7 @@ def compare(arguments: list[str]) -> int:
     from agentrl.judges.base import SIDES
     from agentrl.judges.cache import entries_of, open_cache
 
-    paths = [argument for argument in arguments if "=" not in argument]
-    own = _pairs([argument for argument in arguments if "=" in argument], list(COMPARE_KEYS))
+    paths, own = places_and_keys(arguments, COMPARE_KEYS)
     if len(paths) != 2:
         raise UserError(f"agentrl judge compare needs two caches, not {len(paths)}: CACHE_A CACHE_B")
     caches = [entries_of(open_cache(path), own.get(key), key) for path, key in zip(paths, COMPARE_KEYS, strict=True)]
@@ -85,7 +85,10 @@ def compare(arguments: list[str]) -> int:
 
 def distill(arguments: list[str]) -> int:
     """Fit, print the agreement on held-out prompts; exit code 0."""
-    settings = _distillation(_pairs(arguments, [item.name for item in fields(Distillation)]))
+    places, own = places_and_keys(arguments, DISTILL_KEYS)
+    if places:
+        raise UserError(f"'{places[0]}' is not key=value: agentrl judge distill cache=FILE out=DIR [key=value ...]")
+    settings = _distillation(own)
     from agentrl.judges.distill import distill as fit
 
     for side, report in fit(settings).items():
@@ -95,29 +98,17 @@ def distill(arguments: list[str]) -> int:
     return 0
 
 
-def _pairs(arguments: list[str], known: list[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals or name not in known:
-            raise UserError(f"'{argument}' is no key of this command{suggest(name, known)}")
-        if name in pairs:
-            raise UserError(f"{name} is given twice; keep one of them")
-        pairs[name] = value
-    return pairs
-
-
 def _distillation(own: Mapping[str, str]) -> Distillation:
     """Typed settings. Raises UserError for a value of the wrong type or out of range."""
     for item in fields(Distillation):
         if item.default is MISSING and not own.get(item.name):
-            raise UserError(f"{item.name}=... is missing. {item.metadata['doc']}")
+            raise UserError(f"{item.name}=... is missing. {DISTILL_KEYS[item.name]}")
     node = OmegaConf.structured(Distillation)
     for name, value in own.items():
         try:
             node[name] = None if value == "null" else value
         except OmegaConfBaseException as error:
-            raise UserError(f"{name}={value!r} is of the wrong type. {_doc(name)}") from error
+            raise UserError(f"{name}={value!r} is of the wrong type. {DISTILL_KEYS[name]}") from error
     settings: Distillation = OmegaConf.to_object(node)  # type: ignore[assignment]
     for name in ("epochs", "learning_rate", "batch"):
         if not getattr(settings, name) > 0:
@@ -129,10 +120,6 @@ def _distillation(own: Mapping[str, str]) -> Distillation:
     if settings.device not in ("cpu", "cuda"):
         raise UserError(f"device={settings.device}: must be cpu or cuda")
     return settings
-
-
-def _doc(name: str) -> str:
-    return next(str(item.metadata["doc"]) for item in fields(Distillation) if item.name == name)
 
 
 def _table(title: str, measured: Mapping[str, Interval]) -> None:

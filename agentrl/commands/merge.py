@@ -6,9 +6,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from agentrl.config.compose import command_keys
+from agentrl.commands.arguments import key_lines, places_and_keys, run_at
 from agentrl.errors import UserError
-from agentrl.run import RunDirectory
 
 KEYS = {"out": "Directory for the checkpoint, made anew; RUN/merged where it is left out."}
 USAGE = "agentrl merge RUN [out=DIR]"
@@ -16,20 +15,15 @@ HELP = f"""{USAGE}
 
 Puts the adapter that a run trained into its base; full weights, tokenizer and chat template stand alone after.
 
-{chr(10).join(f"  {key:<8} {sentence}" for key, sentence in KEYS.items())}"""
+{key_lines(KEYS)}"""
 
 
 def main(arguments: list[str]) -> int:
     """Write weights, tokenizer and chat template. Raises UserError where there is no adapter or `out` exists."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
-    places = [argument for argument in arguments if "=" not in argument]
-    own, unknown = command_keys([argument for argument in arguments if "=" in argument], KEYS)
-    if len(places) != 1 or unknown:
-        raise UserError(f"usage: {USAGE}")
-    run = RunDirectory(Path(places[0]).expanduser())
-    run.status()  # refuses what is no run directory
+    places, own = places_and_keys(arguments, KEYS)
+    if len(places) != 1:
+        raise UserError(f"name one run directory: {USAGE}")
+    run = run_at(places[0])
     adapter = run.path / "model"
     if not adapter.is_dir():
         raise UserError(f"{run.path} has no trained model yet; let the run finish (the same command resumes it)")

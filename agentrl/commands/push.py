@@ -7,8 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at
 from agentrl.config.checks import require
-from agentrl.config.compose import command_keys
 from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
@@ -22,26 +22,20 @@ HELP = f"""{USAGE}
 
 Writes RUN/hub: the weights, a model card with results, configuration and commit; then uploads it. HF_TOKEN is read.
 
-{chr(10).join(f"  {key:<8} {sentence}" for key, sentence in KEYS.items())}"""
+{key_lines(KEYS)}"""
 FOLDER = "hub"  # in the run directory: exactly what is uploaded
 
 
 def main(arguments: list[str]) -> int:
     """Write the folder with its model card and upload it. Raises UserError for an incomplete run and a refusal."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
-    places = [argument for argument in arguments if "=" not in argument]
-    own, unknown = command_keys([argument for argument in arguments if "=" in argument], KEYS)
-    if len(places) != 2 or unknown:
-        raise UserError(f"usage: {USAGE}")
-    keys = {"weights": "", "private": "true", "dry_run": "false"} | own
-    for name in ("private", "dry_run"):
-        require(keys[name] in ("true", "false"), name, keys[name], "must be true or false")
-    run, repository = RunDirectory(Path(places[0]).expanduser()), places[1]
+    places, own = places_and_keys(arguments, KEYS)
+    if len(places) != 2:
+        raise UserError(f"name a run directory and a repository: {USAGE}")
+    private, dry_run = flag(own, "private", default=True), flag(own, "dry_run")
+    run, repository = run_at(places[0]), places[1]
     if run.status()["status"] != "completed":
         raise UserError(f"{run.path} is {run.status()['status']}, and a model card needs its results; finish the run")
-    weights = Path(keys["weights"]).expanduser() if keys["weights"] else run.path / "model"
+    weights = Path(own["weights"]).expanduser() if own.get("weights") else run.path / "model"
     if not any((weights / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{weights} holds no model (config.json or adapter_config.json); give weights=DIR")
     adapter = weights / "adapter_config.json"
@@ -64,13 +58,13 @@ def main(arguments: list[str]) -> int:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         print(f"{path.stat().st_size:>14,} B  {path.relative_to(folder)}")
-    visible = "private" if keys["private"] == "true" else "public"
-    if keys["dry_run"] == "true":
+    visible = "private" if private else "public"
+    if dry_run:
         print(f"Dry run: {len(files)} files of {folder} would go to {visible} {repository}; nothing was sent.")
         return 0
     api = HfApi()
     try:
-        api.create_repo(repository, private=keys["private"] == "true", exist_ok=True)
+        api.create_repo(repository, private=private, exist_ok=True)
         done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"agentrl run {run.path.name}")
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:  # OSError: no network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentrl.config.compose import command_keys
+from agentrl.commands.arguments import key_lines, places_and_keys
 from agentrl.errors import UserError
 
 KEYS = {
@@ -16,20 +16,15 @@ HELP = f"""agentrl report RUN [RUN ...] [key=value ...]
 
 Runs that differ in nothing but the seed are pooled; a directory stands for the runs in it.
 
-{chr(10).join(f"  {key:<6} {sentence}" for key, sentence in KEYS.items())}"""
+{key_lines(KEYS)}"""
 
 
 def main(arguments: list[str]) -> int:
     """Write the page and say where it is. Raises UserError where no run is found or the page cannot be written."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
-    paths = [Path(argument) for argument in arguments if "=" not in argument]
-    own, unknown = command_keys([argument for argument in arguments if "=" in argument], KEYS)
-    if unknown:
-        raise UserError(f"agentrl report does not know {unknown[0]}; its keys are {', '.join(KEYS)}")
-    if not paths:
-        raise UserError("agentrl report needs run directories, or a directory that holds some: agentrl report runs/...")
+    places, own = places_and_keys(arguments, KEYS)
+    if not places:
+        raise UserError("name run directories, or a directory that holds some: agentrl report RUN [RUN ...]")
+    paths = [Path(place).expanduser() for place in places]
     out = Path(own.get("out", paths[0] / "report.html"))
     if out.suffix != ".html":
         raise UserError(f"out={out} must end in .html")

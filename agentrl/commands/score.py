@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from agentrl.benches import load_bench
-from agentrl.config.compose import command_keys, compose
+from agentrl.commands.arguments import command_keys, key_lines
+from agentrl.config.compose import compose
 from agentrl.config.validate_bench import validate_data
 from agentrl.errors import UserError
 from agentrl.stats import mean_interval
@@ -29,7 +30,7 @@ HELP = f"""agentrl score bench=NAME [bench.path=FILE] transcripts=FILE out=FILE 
 
 Scores transcripts as the bench's official code does. Nothing in them is executed.
 
-{chr(10).join(f"  {key:<12} {sentence}" for key, sentence in KEYS.items())}
+{key_lines(KEYS)}
 
 A line of `transcripts` is {{"row": N, "messages": [...]}} ("turns" or "response" in place of messages for some benches,
 see docs/benches.md); N counts the rows of the file from 0. The same line goes to `out` with "metrics", and a "reason"
@@ -40,9 +41,6 @@ UNSET_IS_WRONG = ("answer_correct",)
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
     own, overrides = command_keys(arguments, KEYS)
     for key, sentence in KEYS.items():
         if not own.get(key):

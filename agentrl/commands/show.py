@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from agentrl.config.compose import command_keys
+from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at, whole
 from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
@@ -22,21 +21,16 @@ KEYS = {
 
 HELP = f"""agentrl show RUN [key=value ...]
 
-{chr(10).join(f"  {key:<7} {sentence}" for key, sentence in KEYS.items())}"""
+{key_lines(KEYS)}"""
 
 
 def main(arguments: list[str]) -> int:
     """Print what the filters leave; exit code 1 where that is nothing. Raises UserError on keys that make no sense."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
-    paths = [argument for argument in arguments if "=" not in argument]
-    own, unknown = command_keys([argument for argument in arguments if "=" in argument], KEYS)
-    if unknown or len(paths) != 1:
-        raise UserError(f"agentrl show takes one run directory and the keys {', '.join(KEYS)} (agentrl show --help)")
-    run = RunDirectory(Path(paths[0]))
-    run.status()  # refuses what is no run directory
-    source, limit = own.get("source", "rollouts"), _whole("limit", own.get("limit", "6"))
+    places, own = places_and_keys(arguments, KEYS)
+    if len(places) != 1:
+        raise UserError("name one run directory: agentrl show RUN [key=value ...]")
+    run = run_at(places[0])
+    source, limit = own.get("source", "rollouts"), whole(own, "limit", 6)
     console = Console(highlight=False)
     if source == "eval":
         shown = _show_items(run, own, limit, console)
@@ -53,7 +47,7 @@ def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: 
     from agentrl.report.rollouts import View, view
     from agentrl.report.terminal import facts, legend, parse_filter, rollout_panel
 
-    keep = parse_filter(own.get("where", ""))
+    keep, prompt = parse_filter(own.get("where", "")), flag(own, "prompt")
     views = [view(record) for record in run.records(run.rollouts_path)]
     steps = sorted({one.step for one in views})
     chosen: dict[int, list[View]] = {step: [] for step in _steps(own.get("step"), steps)}
@@ -64,7 +58,7 @@ def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: 
     if found:
         legend(console)
     for one in found:
-        console.print(rollout_panel(one, prompt=own.get("prompt") == "true"))
+        console.print(rollout_panel(one, prompt=prompt))
     total = sum(map(len, chosen.values()))
     if total > len(found):
         console.print(
@@ -98,13 +92,7 @@ def _steps(wanted: str | None, logged: list[int]) -> list[int]:
     named = {None: [logged[0], logged[-1]], "first": logged[:1], "last": logged[-1:], "all": logged}
     if wanted in named:
         return list(dict.fromkeys(named[wanted]))
-    number = _whole("step", str(wanted))
-    if number not in logged:
-        raise UserError(f"step={number} was not logged; logged are {logged[0]} to {logged[-1]} (first, last, all)")
+    number = int(wanted) if wanted is not None and wanted.isdecimal() else None
+    if number is None or number not in logged:
+        raise UserError(f"step={wanted} was not logged; logged are {logged[0]} to {logged[-1]} (first, last, all)")
     return [number]
-
-
-def _whole(key: str, text: str) -> int:
-    if not text.isdigit():
-        raise UserError(f"{key}={text} must be a whole number, 0 or more")
-    return int(text)

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from agentrl.config.compose import command_keys, compose
+from agentrl.commands.arguments import command_keys, flag, key_lines, whole
+from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.validate_bench import validate_data
 from agentrl.errors import UserError
@@ -28,16 +29,15 @@ KEYS = {
 }
 HELP = f"""agentrl traces build bench=NAME [bench.path=FILE] out=FILE [key=value ...]
 
-{chr(10).join(f"  {key:<10} {sentence}" for key, sentence in KEYS.items())}
+{key_lines(KEYS)}
 
 A run uses the file with traces=FILE. The same command goes on with tasks that have neither trace nor rejection."""
 
 
 def main(arguments: list[str]) -> int:
     """Build the file; exit code 1 where no trace was kept. Raises UserError on keys that make no sense."""
-    if {"-h", "--help"} & set(arguments) or arguments[:1] != ["build"]:
-        print(HELP)
-        return 0 if {"-h", "--help"} & set(arguments) else 2
+    if arguments[:1] != ["build"]:
+        raise UserError("say what to do: agentrl traces build bench=NAME [bench.path=FILE] out=FILE")
     own, overrides = command_keys(arguments[1:], KEYS)
     if not own.get("out"):
         raise UserError(f"out=... is missing. {KEYS['out']}")
@@ -79,11 +79,8 @@ def _tasks(bench: Any, own: dict[str, str], seed: int) -> list[Any]:
     split = own.get("split", "train")
     if split not in ("train", "test", "all"):
         raise UserError(f"split={split} is not a choice; choose train, test or all")
-    limit = own.get("limit")
-    if limit is not None and not limit.isdigit():
-        raise UserError(f"limit={limit} must be a whole number")
     tasks = [task for one in (("train", "test") if split == "all" else (split,)) for task in bench.tasks(one)]
-    return tasks if limit is None else tasks[: int(limit)]
+    return tasks[: whole(own, "limit", len(tasks))]
 
 
 def _mined(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
@@ -117,23 +114,21 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
     from agentrl.traces.records import CHUNK_TYPES
     from agentrl.traces.teacher import endpoint_annotator, for_teacher, judged
 
-    tries = own.get("tries", "4")
-    if not tries.isdigit() or tries == "0":
-        raise UserError(f"tries={tries} must be a whole number above 0")
+    tries = whole(own, "tries", 4, least=1)
     rejected = out.with_suffix(".rejected.jsonl")
     for file in (out, rejected):
         if file.exists():
             drop_torn_tail(file)
     bench = load_bench(config.bench, config.sandbox)
     engine = EndpointEngine(config)
-    annotate = endpoint_annotator(engine.ask, CHUNK_TYPES) if own.get("annotate") == "true" else None
+    annotate = endpoint_annotator(engine.ask, CHUNK_TYPES) if flag(own, "annotate") else None
     settled = {record["task_id"] for file in (out, rejected) for record in _lines(file)}
     todo = [task for task in _tasks(bench, own, config.seed) if task.id not in settled]
     with out.open("a", encoding="utf-8") as traces, rejected.open("a", encoding="utf-8") as rejections:
         for start in range(0, len(todo), config.eval.batch):
             left = {task.id: task for task in todo[start : start + config.eval.batch]}
             why: dict[str, list[str]] = {name: [] for name in left}
-            for attempt in range(int(tries)):
+            for attempt in range(tries):
                 # The first try is greedy, later ones are sampled: a greedy repetition would change nothing.
                 decoding = Decoding(0.0 if attempt == 0 else 1.0)
                 episodes = [Episode(for_teacher(task), bench.environment(task)) for task in left.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 
-from agentrl.config.compose import command_keys
+from agentrl.commands.arguments import flag, key_lines, places_and_keys
 from agentrl.errors import UserError
 
 KEYS = {
@@ -19,25 +19,21 @@ HELP = f"""{USAGE}
 
 Makes saved views of a Weights & Biases project, one for each algorithm. WANDB_API_KEY is read.
 
-{chr(10).join(f"  {key:<8} {sentence}" for key, sentence in KEYS.items())}"""
+{key_lines(KEYS)}"""
 
 
 def main(arguments: list[str]) -> int:
     """Make the views, new ones each time, and print their addresses. Raises UserError where W&B refuses."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
-    what, *rest = arguments or [""]
-    own, unknown = command_keys(rest, KEYS)
-    if what != "dashboard" or unknown:
-        raise UserError(f"usage: {USAGE}")
+    places, own = places_and_keys(arguments, KEYS)
+    if places != ["dashboard"]:
+        raise UserError(f"say what to make: {USAGE}")
     from agentrl.tracking.dashboard import VIEWS, workspace
 
     names = own.get("algo", ",".join(VIEWS)).split(",")
     for name in names:
         if name not in VIEWS:
             raise UserError(f"algo={name} has no view; choose from {', '.join(VIEWS)}")
-    if own.get("dry_run") == "true":
+    if flag(own, "dry_run"):
         print(json.dumps({name: VIEWS[name] for name in names}, indent=2))
         return 0
     if find_spec("wandb_workspaces") is None:

@@ -6,7 +6,6 @@ With cli.py the only place that knows Hydra; a worker never imports either.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import hydra
@@ -41,27 +40,6 @@ def compose(overrides: list[str]) -> Config:
             return typed_config(hydra.compose("config", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from error
-
-
-def command_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Divide a command's `key=value` arguments into its own keys (those in `known`) and overrides of the configuration.
-
-    `known` maps each of the command's keys to its sentence. Raises UserError for an argument without '=' that is no
-    flag of `compose`, and for a key given twice.
-    """
-    own: dict[str, str] = {}
-    rest: list[str] = []
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in known and equals:
-            if name in own:
-                raise UserError(f"{name} is given twice; keep one of them")
-            own[name] = value
-        elif equals or argument == "--config-dir" or (position and arguments[position - 1] == "--config-dir"):
-            rest.append(argument)
-        else:
-            raise UserError(f"'{argument}' is not key=value{suggest(name, list(known))}")
-    return own, rest
 
 
 def one_line(error: Exception) -> str:

@@ -1,0 +1,74 @@
+"""What the commands share: their `key=value` arguments, and the lines of `--help` about them. No Hydra here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from agentrl.config.checks import require
+from agentrl.config.load import suggest
+from agentrl.errors import UserError
+from agentrl.run import RunDirectory
+
+
+def key_lines(keys: Mapping[str, str]) -> str:
+    """The part of a command's help that lists its keys, a sentence each."""
+    width = max(map(len, keys))
+    return "\n".join(f"  {key:<{width}}  {sentence}" for key, sentence in keys.items())
+
+
+def command_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Divide a command's `key=value` arguments into its own keys (those in `known`) and overrides of the configuration.
+
+    `known` maps each of the command's keys to its sentence. Raises UserError for an argument without '=' that is no
+    flag of `compose`, and for a key given twice.
+    """
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in known and equals:
+            if name in own:
+                raise UserError(f"{name} is given twice; keep one of them")
+            own[name] = value
+        elif equals or argument == "--config-dir" or (position and arguments[position - 1] == "--config-dir"):
+            rest.append(argument)
+        else:
+            raise UserError(f"'{argument}' is not key=value{suggest(name, list(known))}")
+    return own, rest
+
+
+def places_and_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Divide the arguments of a command that composes nothing: names of files or runs, and its own keys.
+
+    Raises UserError for a key that is not among `known` or given twice.
+    """
+    own, unknown = command_keys([argument for argument in arguments if "=" in argument], known)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        raise UserError(f"this command has no key {name}{suggest(name, list(known))}")
+    return [argument for argument in arguments if "=" not in argument], own
+
+
+def flag(own: Mapping[str, str], name: str, default: bool = False) -> bool:
+    """The value of a key that is true or false. Raises UserError for anything else."""
+    value = own.get(name, str(default).lower())
+    require(value in ("true", "false"), name, value, "must be true or false")
+    return value == "true"
+
+
+def whole(own: Mapping[str, str], name: str, default: int, least: int = 0) -> int:
+    """The value of a key that is a whole number of at least `least`. Raises UserError for anything else."""
+    value = own.get(name, str(default))
+    good = value.isascii() and value.isdigit() and int(value) >= least
+    require(good, name, value, f"must be a whole number of at least {least}")
+    return int(value)
+
+
+def run_at(place: str) -> RunDirectory:
+    """The run directory that an argument names. Raises UserError where it is none, or is damaged."""
+    run = RunDirectory(Path(place).expanduser())
+    if not run.status_path.is_file():
+        raise UserError(f"{place} is no run directory (no status.json); a run names its own in its first and last line")
+    run.status()
+    return run

@@ -1,0 +1,92 @@
+"""What the commands share: how their arguments are divided, and what each says without them."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentrl.cli import COMMANDS
+from agentrl.commands.arguments import command_keys, flag, places_and_keys, run_at, whole
+from agentrl.errors import UserError
+
+KNOWN = {"out": "File to write.", "transcripts": "File to read."}
+
+
+def test_a_command_divides_its_keys_from_the_configurations() -> None:
+    own, rest = command_keys(["bench=ftrl", "out=x.jsonl", "--config-dir", "mine", "seed=1"], KNOWN)
+    assert (own, rest) == ({"out": "x.jsonl"}, ["bench=ftrl", "--config-dir", "mine", "seed=1"])
+    with pytest.raises(UserError, match="'transcript' is not key=value; did you mean transcripts"):
+        command_keys(["transcript"], KNOWN)
+    with pytest.raises(UserError, match="out is given twice"):
+        command_keys(["out=a", "out=b"], KNOWN)
+
+
+def test_a_command_divides_places_from_keys() -> None:
+    assert places_and_keys(["runs/a", "out=x", "runs/b"], KNOWN) == (["runs/a", "runs/b"], {"out": "x"})
+    with pytest.raises(UserError, match="this command has no key transcript; did you mean transcripts"):
+        places_and_keys(["runs/a", "transcript=x"], KNOWN)
+
+
+def test_values_of_a_type() -> None:
+    own = {"yes": "true", "word": "yes", "count": "3", "minus": "-1", "digit": "²"}
+    assert (flag(own, "yes"), flag(own, "absent"), flag(own, "absent", default=True)) == (True, False, True)
+    assert (whole(own, "count", 5), whole(own, "absent", 5)) == (3, 5)
+    for name in ("word", "minus", "digit"):
+        with pytest.raises(UserError, match=f"{name}=.*: must be a whole number of at least 0"):
+            whole(own, name, 5)
+    with pytest.raises(UserError, match="count=3: must be a whole number of at least 4"):
+        whole(own, "count", 5, least=4)
+    with pytest.raises(UserError, match="word=yes: must be true or false"):
+        flag(own, "word")
+
+
+def test_a_place_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run directory"):
+        run_at(str(tmp_path))
+    (tmp_path / "status.json").write_text("{")
+    with pytest.raises(UserError, match=r"status\.json is damaged"):
+        run_at(str(tmp_path))
+
+
+ALL_VERBS = """
+import sys
+from agentrl.cli import COMMANDS, main
+for verb in COMMANDS:
+    for words in ([], ["--help"], ["-h", "seed=1"]) if verb not in ("doctor", "eval") else (["--help"], ["-h"]):
+        sys.argv = ["agentrl", verb, *words]
+        print("==", verb, *words, flush=True)
+        try:
+            main()
+        except SystemExit as end:
+            print("== code", end.code, flush=True)
+heavy = {"torch", "transformers", "trl", "peft", "datasets", "matplotlib", "wandb"}
+print("== heavy", sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_every_command_has_help_and_says_what_it_lacks(tmp_path: Path) -> None:
+    """Without arguments, doctor and eval do what `agentrl` alone describes; the others refuse, in one line."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALL_VERBS],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    said = done.stdout.split("== ")[1:]
+    assert said[-1] == "heavy []\n"
+    for asked, code in zip(said[:-1:2], said[1:-1:2], strict=True):
+        verb, text = asked.split()[0], asked.partition("\n")[2]
+        if asked.splitlines()[0].split()[1:]:
+            assert (code, text) == ("code 0\n", importlib.import_module(COMMANDS[verb]).HELP + "\n"), asked
+            assert text.startswith(f"agentrl {verb} "), asked
+        else:
+            assert code == "code 2\n"
+            assert text.startswith("agentrl: error: ") and text.count("\n") == 1, text
+    assert list(tmp_path.iterdir()) == []
