@@ -222,7 +222,7 @@ def test_the_command(runs: Path, tmp_path: Path) -> None:
         ((), "name run directories"),
         ((str(tmp_path / "absent"),), "does not exist"),
         ((str(runs), "out=page.pdf"), "must end in .html"),
-        ((str(runs), "has no key output"), "output=x.html"),
+        ((str(runs), "output=x.html"), "has no key output"),
     ):
         refused = report(*arguments)
         assert refused.returncode == 2 and reason in refused.stderr and refused.stderr.count("\n") == 1
