@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["COLUMNS"] = "200"
 
+from sandbox_calls import ADD, TIMEOUT_S
+
+from agentrl.sandbox import Sandbox
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -25,3 +30,18 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"{path} does not exist; set AGENTRL_SHARED to the directory with the shared data")
     return path
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(timeout_s=TIMEOUT_S, memory_mb=256, output_chars=2000) as shared:
+        yield shared
+
+
+@pytest.fixture(autouse=True)
+def next_call_works(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test that used the shared sandbox, an ordinary call succeeds."""
+    yield
+    if "sandbox" in request.fixturenames:
+        shared: Sandbox = request.getfixturevalue("sandbox")
+        assert shared.call(ADD, "add", {"a": 2, "b": 3}).value == 5

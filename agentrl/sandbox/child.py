@@ -3,7 +3,7 @@
 Started as a script with an empty environment. A supervisor waits for the zygote (process 1 of its own pid namespace),
 so that either ending ends everything. Frames on the socket to the parent are a length and bytes; the zygote never
 looks into a request, and a tool process reaches nothing but a socket for its own requests and results. Between calls
-it is stopped, threads and all.
+it is stopped, threads and all. One more process compiles sources and executes none.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def _sibling(name: str) -> Any:
 
 limits = _sibling("limits")
 tool = _sibling("tool")
+# What benchmark tools import, almost all of them; every further module makes every fork dearer.
 WARM = (
-    "_strptime", "base64", "bisect", "calendar", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal",
-    "difflib", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "locale", "math", "operator",
-    "random", "re", "statistics", "string", "textwrap", "time", "traceback", "typing", "unicodedata", "zoneinfo",
-    "dateutil.parser", "dateutil.relativedelta", "pytz", "tzdata",
+    "_strptime", "calendar", "collections", "copy", "csv", "datetime", "functools", "itertools", "json", "math",
+    "operator", "random", "re", "string", "time", "typing",
 )  # fmt: skip
 MAX_PROCESSES = 64  # of the user, where seccomp does not forbid them outright
 MAX_EPISODES = 8  # whose processes are kept; each may hold the memory limit
 MAX_CALLS = 64  # of one process
 EPISODE = struct.Struct("=Q")  # precedes a request
+ONE_CALL, COMPILER = 0, 1  # episodes of a kind: a call with a process of its own, a process that only compiles
 OWN_FD, MAX_FDS = 3, 64  # a tool process's socket, and what it may open
 
 
@@ -72,20 +72,20 @@ class Zygote:
             send(self.channel, outcome.encode() + b"\n" + payload)
 
     def call(self, episode: int, request: bytes) -> tuple[str, bytes]:
-        """(what happened, the tool process's own reply): '' or the reason why there is none. Episode 0 is one call."""
+        """(what happened, the tool process's own reply): '' or the reason why there is none."""
         start = time.monotonic()
         deadline = start + self.settings["timeout_s"]
         process = self.process(episode)
         outcome, payload = "the worker failed", b""
         try:
             os.kill(process.pid, signal.SIGCONT)
-            outcome, payload = self._exchange(process, struct.pack("=I", len(request)) + request, deadline)
+            outcome, payload = self._exchange(process, tool.LENGTH.pack(len(request)) + request, deadline)
         finally:
             process.calls += 1
             process.spent += time.monotonic() - start
             # a process that used its time up, or could have left others behind, is not worth keeping
             used_up = process.calls >= MAX_CALLS or process.spent > self.settings["timeout_s"] / 2
-            if outcome or not episode or used_up or self.restrict is unrestricted:
+            if outcome or episode == ONE_CALL or used_up or self.restrict is unrestricted:
                 status = self.end(process, deadline if outcome == "ended" else 0)
                 if outcome == "ended":
                     outcome = "ended without a result" + _reason(status)
@@ -102,10 +102,10 @@ class Zygote:
         if process is not None and select.select([process.channel], [], [], 0)[0]:
             self.end(process)
             process = None
-        return process or self.fork()
+        return process or self.fork(tool.compile_request if episode == COMPILER else tool.evaluate)
 
-    def fork(self) -> Process:
-        """A process that waits for requests, restricted before it sees any."""
+    def fork(self, answer: Any) -> Process:
+        """A process that answers requests, restricted before it sees any."""
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -115,7 +115,7 @@ class Zygote:
                 limits.die_with_parent()
                 limits.lower(resource.RLIMIT_CPU, 2 * int(self.settings["timeout_s"]) + 2)
                 self.restrict()
-                tool.serve_calls(OWN_FD, self.settings["output_chars"], self.pristine)
+                tool.serve(OWN_FD, answer, self.settings["output_chars"], self.pristine)
             finally:
                 os._exit(1)
         theirs.close()
@@ -163,12 +163,12 @@ class Zygote:
                 continue
             except ConnectionError:
                 return "ended", b""
-            if len(data) >= 4:
-                (length,) = struct.unpack_from("=I", data)
-                if length > self.max_bytes or len(data) > 4 + length:
+            if len(data) >= tool.LENGTH.size:
+                (length,) = tool.LENGTH.unpack_from(data)
+                if length > self.max_bytes or len(data) > tool.LENGTH.size + length:
                     return "wrote no valid result", b""
-                if len(data) == 4 + length:
-                    return "", bytes(data[4:])
+                if len(data) == tool.LENGTH.size + length:
+                    return "", bytes(data[tool.LENGTH.size :])
 
 
 def _reap(pid: int, deadline: float) -> int | None:
@@ -201,7 +201,7 @@ def _kill_all() -> None:
 
 def receive(channel: socket.socket) -> bytes:
     """One frame; EOFError when the other end is gone."""
-    (length,) = struct.unpack("=I", _exactly(channel, 4))
+    (length,) = tool.LENGTH.unpack(_exactly(channel, tool.LENGTH.size))
     return _exactly(channel, length)
 
 
@@ -217,7 +217,7 @@ def _exactly(channel: socket.socket, length: int) -> bytes:
 
 def send(channel: socket.socket, payload: bytes) -> None:
     """One frame."""
-    channel.sendall(struct.pack("=I", len(payload)) + payload)
+    channel.sendall(tool.LENGTH.pack(len(payload)) + payload)
 
 
 def isolate(settings: dict[str, Any], namespaces: str) -> tuple[list[str], Any]:
@@ -279,8 +279,7 @@ def main() -> None:
         os.environ.clear()
         sys.path.extend(settings["search"])
         for name in WARM:
-            with contextlib.suppress(ImportError):  # the last few are optional: tool code gets the error itself
-                importlib.import_module(name)
+            importlib.import_module(name)
         parent = os.getppid()
         without = settings["without"]
         namespaces = "" if "namespaces" in without else limits.unshare_namespaces("root" not in without)

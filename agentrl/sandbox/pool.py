@@ -39,6 +39,7 @@ _MEANING = {
     "processes": "tool code can start processes (needs user namespaces or seccomp)",
 }
 INVALID = "the tool wrote no valid result"
+CODE_BYTES = 1 << 26  # of compiled tools kept; a benchmark's thousands need a third of it
 _warned: set[tuple[str, ...]] = set()
 
 
@@ -140,6 +141,8 @@ class Sandbox:
         self.workers, self.timeout_s, self.strict = workers, timeout_s, strict
         self._settings = {"timeout_s": timeout_s, "memory_mb": memory_mb, "output_chars": output_chars}
         self._lock = threading.Lock()
+        self._code: dict[str, bytes] = {}  # by source, the one used last at the end; never looked into on this side
+        self._code_bytes = 0
         self._reset()
         if strict:
             self.missing()  # refuse before any other work
@@ -180,21 +183,25 @@ class Sandbox:
         """A series of calls that may share a process, which no other series ever sees."""
         return Episode(self)
 
-    def call(self, source: str, function: str, arguments: Any, episode: int = 0) -> Result:
+    def call(self, source: str, function: str, arguments: Any, episode: int = child.ONE_CALL) -> Result:
         """Execute `source` in a fresh namespace and call `function(**arguments)` there, in a process of its own.
 
-        `episode` is the number of the `Episode` that calls, 0 for a call that shares its process with none.
+        `episode` is the number of the `Episode` that calls, if one does.
         """
         try:
-            request = json.dumps({"source": source, "function": function, "arguments": arguments}).encode()
+            job = json.dumps({"function": function, "arguments": arguments}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             return Result(error=f"arguments are not JSON: {error}")
-        if len(request) >= 1 << 32:
+        if len(job) + len(source) >= 1 << 28:
             return Result(error="arguments are too large")
         slot = self._take()
         try:
             slot = slot or self._start()
-            outcome, payload = slot.call(episode, request)
+            outcome, code = self._compiled(source, slot)
+            if outcome != "timeout":
+                if not code:  # it does not compile; the tool process says why
+                    job = json.dumps({"source": source, "function": function, "arguments": arguments}).encode()
+                outcome, payload = slot.call(episode, child.tool.LENGTH.pack(len(code)) + code + job)
         except _Lost:
             assert slot is not None
             slot.close()
@@ -210,6 +217,23 @@ class Sandbox:
         if outcome == "timeout":
             return Result(error=f"timed out after {self.timeout_s:g} s", timed_out=True)
         return Result(error=f"the tool {outcome}") if outcome else _parse(payload)
+
+    def _compiled(self, source: str, worker: _Worker) -> tuple[str, bytes]:
+        """(why there is none, the source as code): compiled at its first call, in a process that never runs any."""
+        with self._lock:
+            code = self._code.pop(source, None)
+            if code is not None:
+                self._code[source] = code
+                return "", code
+        outcome, code = worker.call(child.COMPILER, json.dumps(source).encode())
+        if outcome:
+            return outcome, b""
+        with self._lock:
+            self._code_bytes += len(code) - len(self._code.pop(source, b""))
+            self._code[source] = code
+            while self._code_bytes > CODE_BYTES:
+                self._code_bytes -= len(self._code.pop(next(iter(self._code))))
+        return "", code
 
     def _take(self) -> _Worker | None:
         with self._lock:
@@ -240,7 +264,7 @@ class Episode:
     when many episodes run at once: a call then gets a new one, and cannot tell.
     """
 
-    _numbers = itertools.count(1)
+    _numbers = itertools.count(child.COMPILER + 1)
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox, self._number = sandbox, next(self._numbers)

@@ -1,7 +1,8 @@
 """The tool process: a fork of the warm worker that executes calls, each in a fresh namespace, until it is ended.
 
 Nothing here is a boundary: tool code shares this process and can break it, and with it the rest of its own episode.
-The boundary is the process itself (`agentrl.sandbox.child`); the next episode gets another one.
+The boundary is the process itself (`agentrl.sandbox.child`); the next episode gets another one. Sources are compiled in
+a process of the same kind that never executes any, so that the bytes can be kept and given to every later call.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextvars
 import datetime
 import io
 import json
+import marshal
 import math
 import operator
 import os
@@ -19,10 +21,14 @@ import re
 import struct
 import sys
 import time
+from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 PRINT_CHARS = 1_000_000
 OUT_OF_MEMORY = "out of memory"
+LENGTH = struct.Struct("=I")
+MEDDLES = re.compile(r"builtins|sys\W|setattr|__\w+__|globals|vars|eval|exec|\w\.\w+ ?=[^=]")
 
 
 class PrintLimit(OSError):
@@ -51,9 +57,30 @@ class Capture(io.TextIOBase):
         return "".join(self.parts)
 
 
-def evaluate(request: bytes, output_chars: int) -> bytes:
-    """Run one request in this process and describe the outcome as JSON. Never raises for what tool code does."""
+def compiled(source: str) -> tuple[CodeType, bool]:
+    """The source as a module, and whether it looks as if it changed what later calls share.
+
+    Raises SyntaxError, ValueError, RecursionError or MemoryError.
+    """
+    return compile(source, "<tool>", "exec", dont_inherit=True), bool(MEDDLES.search(source))
+
+
+def compile_request(request: bytes, _output_chars: int) -> tuple[bytes, bool]:
+    """What `evaluate` may get instead of a source; nothing where that does not compile, as the call itself will say."""
+    try:
+        return marshal.dumps(compiled(json.loads(request))), False
+    except Exception:  # whatever the compiler makes of hostile text
+        return b"", False
+
+
+def evaluate(request: bytes, output_chars: int) -> tuple[bytes, bool]:
+    """Run one request in this process: (the outcome as JSON, whether the code may have changed what later calls share).
+
+    A request is the length of what `compile_request` gave (0 for nothing), that, and a JSON object with `function`,
+    `arguments` and perhaps `source`. Never raises for what tool code does.
+    """
     reply: dict[str, Any] = {"truncated": False}
+    meddles = True
     capture = Capture(output_chars)
     sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = capture  # type: ignore[misc,assignment]
 
@@ -64,10 +91,14 @@ def evaluate(request: bytes, output_chars: int) -> bytes:
         return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would break every later encoding
 
     try:
-        job = json.loads(request)
+        (length,) = LENGTH.unpack_from(request)
+        job = json.loads(request[LENGTH.size + length :])
         random.seed(0)  # every call alike, the first of a process and the last
         namespace: dict[str, Any] = {}
-        exec(compile(job["source"], "<tool>", "exec"), namespace)
+        module, meddles = (
+            marshal.loads(memoryview(request)[LENGTH.size :][:length]) if length else compiled(job["source"])
+        )
+        exec(module, namespace)
         value = namespace[job["function"]](**job["arguments"])
         reply["type"] = type(value).__name__
         reply["text"] = cut(str(value))
@@ -83,19 +114,17 @@ def evaluate(request: bytes, output_chars: int) -> bytes:
         except BaseException:
             reply["error"] = type(error).__name__
     reply["stdout"] = cut(capture.text())
-    return json.dumps(reply).encode()
+    return json.dumps(reply).encode(), meddles
 
 
 class Pristine:
     """Modules as they were, put back between calls: what one tool patches, the next need not stumble over.
 
-    Only after code that looks as if it changed any: comparing touches every value, and a fork pays for each page.
+    Only after code that `MEDDLES`: comparing touches every value, and a fork pays for each page.
     """
 
-    MEDDLES = re.compile(rb"builtins|sys\W|setattr|__\w+__|globals|vars|eval|exec|\w\.\w+ ?=[^=]")
-
     def __init__(self) -> None:
-        loaded = (builtins, datetime, json, math, operator, random, re, time)
+        loaded = (builtins, datetime, json, marshal, math, operator, random, re, time)
         self.contents = [(vars(module), dict(vars(module))) for module in loaded]
         self.modules, self.path, self.recursion = dict(sys.modules), list(sys.path), sys.getrecursionlimit()
 
@@ -110,18 +139,20 @@ class Pristine:
         sys.setrecursionlimit(self.recursion)
 
 
-def serve_calls(channel: int, output_chars: int, pristine: Pristine) -> None:
+def serve(
+    channel: int, answer: Callable[[bytes, int], tuple[bytes, bool]], output_chars: int, pristine: Pristine
+) -> None:
     """The life of the process: frames with requests in, frames with outcomes out. Does not return."""
     status = 1
     try:
         while True:
-            (length,) = struct.unpack("=I", _read(channel, 4))
+            (length,) = LENGTH.unpack(_read(channel, LENGTH.size))
             request = _read(channel, length)
-            payload = contextvars.Context().run(evaluate, request, output_chars)  # decimal's precision is its own
-            view = memoryview(struct.pack("=I", len(payload)) + payload)
+            payload, meddled = contextvars.Context().run(answer, request, output_chars)  # its own decimal precision
+            view = memoryview(LENGTH.pack(len(payload)) + payload)
             while view:
                 view = view[os.write(channel, view) :]
-            if pristine.MEDDLES.search(request):
+            if meddled:
                 pristine.restore()
     except EOFError:
         status = 0  # the worker needs it no more
