@@ -80,7 +80,7 @@ def damage(checkpoint: Path) -> str | None:
                 return f"the content of {name} has changed"
     except FileNotFoundError:
         return f"no {MANIFEST}"
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):  # torn, or no manifest of ours
         return f"{MANIFEST} cannot be read"
     except OSError as error:  # a failing disk is damage, too
         return str(error)

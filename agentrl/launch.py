@@ -47,7 +47,7 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None) -> 
             preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
         )
         code, asked = _wait(process)
-        with suppress(ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError, PermissionError):  # nothing is left of the group (macOS: the latter)
             os.killpg(process.pid, signal.SIGKILL)  # helpers that a crashed worker left behind
         if asked and code > 128:
             code = INTERRUPTED  # the signal came before the worker listened for it

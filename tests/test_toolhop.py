@@ -137,7 +137,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert "Is a directory" in complaint(tmp_path)
     whole = json.dumps(rows(), indent=1)
     assert "line" in complaint(write(tmp_path, whole[: len(whole) // 2]))
-    assert "no whole JSON file (line 1" in complaint(write(tmp_path, ""))
+    assert "no whole JSON file (column 1, Expecting value)" in complaint(write(tmp_path, ""))
     assert "nested too deeply" in complaint(write(tmp_path, "[" * 100_000))
     assert "holds no rows" in complaint(write(tmp_path, []))
     assert "holds no rows" in complaint(write(tmp_path, "3"))

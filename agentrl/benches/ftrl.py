@@ -19,6 +19,7 @@ from agentrl.benches.rows import limit_row
 from agentrl.benches.transcripts import BadTranscript, executed_calls, find_row, messages_of
 from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
+from agentrl.jsonl import flaw
 from agentrl.rewards.verdicts import solve_scores
 from agentrl.sandbox import Sandbox
 from agentrl.traces.grounding import Knowledge
@@ -258,7 +259,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 (byte {error.start}); convert or download the file again") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is no whole JSON ({_flaw(error)}); download the file again") from error
+            raise UserError(f"{where} is no whole JSON ({flaw(error)}); download the file again") from error
         yield row, where, entry
         row += 1
 
@@ -277,12 +278,6 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
         yield index, where, entry
 
 
-def _flaw(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"column {error.colno}, {error.msg}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number too long"
-
-
 def row_of(entry: Any, name: str, where: str) -> Row:
     """One row, checked."""
 
@@ -294,7 +289,7 @@ def row_of(entry: Any, name: str, where: str) -> Row:
         try:
             return json.loads(value) if isinstance(value, str) else value
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}, {field}: bad JSON ({_flaw(error)}); mend or remove the row") from error
+            raise UserError(f"{where}, {field}: bad JSON ({flaw(error)}); mend or remove the row") from error
 
     need(isinstance(entry, dict), "whole row", "expected an object")
     for field in ("messages", "tools", "codes", "unsolved_set", "answer"):

@@ -19,7 +19,8 @@ from agentrl.benches.execution import ERROR_PREFIX, ToolEnvironment, json_text, 
 from agentrl.benches.rows import MAX_ROW_BYTES, limit_row
 from agentrl.benches.transcripts import BadTranscript, find_row, messages_of, parse_text, toolhop_content
 from agentrl.config.benches import ToolHop
-from agentrl.errors import UserError
+from agentrl.errors import UserError, first_line
+from agentrl.jsonl import flaw
 from agentrl.rewards.verdicts import (
     answer_verify,
     ftrl_correct,
@@ -229,7 +230,7 @@ def find_file(config: ToolHop) -> Path:
         return Path(hf_hub_download(config.hub_id, HUB_FILE, repo_type="dataset"))
     except (OSError, ValueError) as error:  # offline, no such repository, gated, or a malformed id
         raise UserError(
-            f"bench.hub_id: cannot download {HUB_FILE} of dataset {config.hub_id} ({type(error).__name__}); "
+            f"bench.hub_id: cannot download {HUB_FILE} of dataset {config.hub_id} ({first_line(error)}); "
             "give a local ToolHop.json as bench.path"
         ) from error
 
@@ -245,9 +246,8 @@ def load_rows(path: Path) -> list[Row]:
         raise UserError(
             f"bench.path: {path} is not UTF-8 (byte {error.start}); convert or download it again"
         ) from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}, {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise UserError(f"bench.path: {path} is no whole JSON file ({where}); download it again") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"bench.path: {path} is no whole JSON file ({flaw(error)}); download it again") from error
     entries = [{"id": key, **row} if isinstance(row, dict) else row for key, row in data.items()] \
         if isinstance(data, dict) else data  # fmt: skip
     if not isinstance(entries, list) or not entries:

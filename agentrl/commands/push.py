@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at
 from agentrl.config.checks import require
-from agentrl.errors import UserError
+from agentrl.errors import UserError, first_line
 from agentrl.run import RunDirectory
 
 KEYS = {
@@ -67,10 +67,9 @@ def main(arguments: list[str]) -> int:
         api.create_repo(repository, private=private, exist_ok=True)
         done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"agentrl run {run.path.name}")
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:  # OSError: no network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{repository} was not uploaded: {reason}; is HF_TOKEN set to a token that may write, and the hub in "
-            f"reach? The folder is ready: {folder}"
+            f"{repository} was not uploaded: {first_line(error)}; is HF_TOKEN set to a token that may write, and the "
+            f"hub in reach? The folder is ready: {folder}"
         ) from error
     print(f"{visible} unless it existed otherwise: {done.commit_url}")
     return 0

@@ -20,6 +20,7 @@ from agentrl.commands.arguments import command_keys, key_lines
 from agentrl.config.compose import compose
 from agentrl.config.validate_bench import validate_data
 from agentrl.errors import UserError
+from agentrl.jsonl import flaw
 from agentrl.stats import mean_interval
 
 KEYS = {
@@ -56,8 +57,8 @@ def main(arguments: list[str]) -> int:
     if not hasattr(bench, "score_transcript"):
         raise UserError(f"bench={bench.name} has no official scores for transcripts made elsewhere; name another bench")
     scored, bad = [], []
-    for number, record, flaw in read_lines(Path(own["transcripts"]).expanduser()):
-        metrics, reason = ({}, flaw) if flaw else bench.score_transcript(record)
+    for number, record, wrong in read_lines(Path(own["transcripts"]).expanduser()):
+        metrics, reason = ({}, wrong) if wrong else bench.score_transcript(record)
         if not metrics:
             bad.append(f"line {number}: {reason}")
         else:
@@ -88,8 +89,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
         except UnicodeDecodeError as error:
             yield number, {}, f"not UTF-8 (byte {error.start})"
         except (ValueError, RecursionError) as error:
-            where = f"column {error.colno}, {error.msg}" if isinstance(error, json.JSONDecodeError) else "too deep"
-            yield number, {}, f"no whole JSON ({where})"
+            yield number, {}, f"no whole JSON ({flaw(error)})"
         else:
             yield (number, record, None) if isinstance(record, dict) else (number, {}, "no JSON object")
 

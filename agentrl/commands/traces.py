@@ -15,6 +15,7 @@ from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.validate_bench import validate_data
 from agentrl.errors import UserError
+from agentrl.jsonl import numbered_lines
 from agentrl.run import drop_torn_tail
 
 KEYS = {
@@ -150,4 +151,5 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file, none where it does not exist."""
     if file.exists():
-        yield from map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        for _, line in numbered_lines(file.read_text(encoding="utf-8")):
+            yield json.loads(line)

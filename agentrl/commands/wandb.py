@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from agentrl.commands.arguments import flag, key_lines, places_and_keys
-from agentrl.errors import UserError
+from agentrl.errors import UserError, first_line
 
 KEYS = {
     "entity": "W&B team or user; the account's default where it is left out.",
@@ -40,13 +42,17 @@ def main(arguments: list[str]) -> int:
         raise UserError("the library wandb-workspaces is not installed; pip install 'agentrl[dashboard]'")
     import wandb
 
-    try:
-        entity = own.get("entity") or str(wandb.Api(timeout=20).default_entity)
-        for name in names:
-            print(workspace(name, entity, own.get("project", "agentrl")).save().url)
-    except Exception as error:  # no key, no network, no such project: each library under it raises its own class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"W&B did not take the views: {reason}; is WANDB_API_KEY set, and does the project exist?"
-        ) from error
+    entity = own.get("entity") or _asked(lambda: str(wandb.Api(timeout=20).default_entity))
+    for view in [workspace(name, entity, own.get("project", "agentrl")) for name in names]:
+        print(_asked(view.save).url)
     return 0
+
+
+def _asked(call: Callable[[], Any]) -> Any:
+    """What a call of W&B returns."""
+    try:
+        return call()
+    except Exception as error:  # no key, no network, no such project: each library under it raises its own class
+        raise UserError(
+            f"W&B did not take the views: {first_line(error)}; is WANDB_API_KEY set, and does the project exist?"
+        ) from error

@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from agentrl.config.judges import Distillation, DistilledJudge
-from agentrl.errors import UserError
+from agentrl.errors import UserError, first_line
 from agentrl.judges.agreement import agreement
 from agentrl.judges.base import SIDES
 from agentrl.judges.cache import Entry, entries_of, open_cache
 from agentrl.judges.distilled import RECORD, RewardModelJudge, encode, pad
-from agentrl.models.loading import checkpoint_path, first_line
+from agentrl.models.loading import checkpoint_path
 from agentrl.stats import Interval
 
 FEWEST_PROMPTS = 10

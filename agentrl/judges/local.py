@@ -7,12 +7,12 @@ from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentrl.config.judges import LocalJudge
-from agentrl.errors import UserError
+from agentrl.errors import UserError, first_line
 from agentrl.judges.base import Verdict
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics
-from agentrl.models.loading import checkpoint_path, first_line
+from agentrl.models.loading import checkpoint_path
 
 
 class InProcessJudge(RubricJudge):

@@ -62,7 +62,7 @@ class EndpointJudge(RubricJudge):
                 if attempt == 2:
                     raise self._down(self._describe(error)) from None
                 time.sleep(FIRST_WAIT)
-            except (openai.APIError, json.JSONDecodeError):
+            except (openai.APIError, json.JSONDecodeError):  # it answers; many servers have no list of models
                 return
 
     def _ask_all(self, questions: list[Question]) -> dict[str, Verdict]:
@@ -253,7 +253,7 @@ def retry_after(header: str | None) -> float:
         pass  # a date, perhaps
     try:
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError):  # no date, or one without a time zone
         return 0.0
 
 

@@ -119,7 +119,7 @@ def _only_object(reply: str) -> dict[str, Any]:
         raise Unparsable("no JSON object in the reply")
     try:
         verdict, end = json.JSONDecoder().raw_decode(text, start)
-    except (json.JSONDecodeError, RecursionError) as error:  # cut, malformed, or nested beyond reason
+    except (ValueError, RecursionError) as error:  # cut, malformed, or beyond what the parser follows
         raise Unparsable("the reply holds malformed JSON") from error
     if "{" in text[end:]:
         raise Unparsable("the reply holds more than one JSON object")

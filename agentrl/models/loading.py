@@ -22,7 +22,7 @@ from trl.chat_template_utils import (
 from agentrl.benches.base import Task
 from agentrl.chat import ChatFormat
 from agentrl.config.schema import Lora, Model
-from agentrl.errors import UserError
+from agentrl.errors import UserError, first_line
 
 BUILTIN = {"builtin:tiny": "tiny", "builtin:tiny_hif": "tiny_hif"}
 ADAPTER = "adapter_config.json"
@@ -180,8 +180,3 @@ def lora_config(lora: Lora, family: str) -> LoraConfig | None:
         target_modules=lora.target_modules or LORA_TARGETS.get(family, LLAMA_TARGETS),
         task_type="CAUSAL_LM",
     )
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message: enough for a one-line reason."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ import openai
 from agentrl.benches.transcripts import parse_text
 from agentrl.config.algos import Endpoint
 from agentrl.config.schema import Config
-from agentrl.errors import UserError
+from agentrl.errors import UserError, first_line
 from agentrl.rollout.conversation import react
 from agentrl.rollout.engine import Decoding, Episode
 from agentrl.rollout.trl_loop import turns_of_calls
@@ -122,10 +122,10 @@ class EndpointEngine:
                 f"{self._endpoint.base_url} refuses the key in {self._endpoint.api_key_env}: HTTP {error.status_code}"
             ) from None  # the original may quote the key
         except openai.APIStatusError as error:
-            reason = str(error.message).splitlines()[0][:300]
+            reason = first_line(error)[:300]
             raise UserError(
-                f"{self._endpoint.base_url} answers HTTP {error.status_code} for model {self._model}: {reason}; what "
-                "was evaluated is kept, the same command goes on"
+                f"{self._endpoint.base_url} answers HTTP {error.status_code} for model {self._model}: {reason}; "
+                "what was evaluated is kept, the same command goes on"
             ) from error
         except openai.APIError as error:
             raise UserError(
@@ -193,5 +193,5 @@ def _object(arguments: Any) -> Any:
         return arguments
     try:
         return json.loads(arguments)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # executing the text is an error that the model gets to read
         return arguments

@@ -52,6 +52,6 @@ def _first_call(text: str) -> ast.Call | None:
         try:
             expression = ast.parse(text[: closing.end()], mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
+            continue  # the parenthesis of an argument, or prose
         return expression if isinstance(expression, ast.Call) else None
     return None

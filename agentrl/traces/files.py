@@ -10,6 +10,7 @@ from typing import Any
 
 from agentrl.benches.base import Bench, Task
 from agentrl.errors import UserError
+from agentrl.jsonl import numbered_lines
 from agentrl.traces.records import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
 
 FORM = (
@@ -26,16 +27,14 @@ def to_line(trace: ExpertTrace) -> str:
 def read_traces(path: Path) -> dict[str, ExpertTrace]:
     """Traces by task id. Raises UserError with the number of the first line that is none, and why."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"traces={path} cannot be read: {error}") from error
     traces: dict[str, ExpertTrace] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(text):
         try:
             trace = _trace(json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"traces={path}, line {number}: {reason}; a line is {FORM}") from error
         if trace.task_id in traces:

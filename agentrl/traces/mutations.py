@@ -136,7 +136,7 @@ class Mutator:
             try:
                 if isinstance(value, str) and len(value) < 200 and getattr(re, kind)(pattern, value):
                     yield value
-            except re.error:
+            except re.error:  # the pattern is the tool's own, and none
                 return
 
     # -- putting a value in place ------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def shown(value: Any) -> list[str]:
     """The forms in which a bench may show a result."""
     try:
         return [str(value), json.dumps(value, ensure_ascii=False)]
-    except Exception:
+    except Exception:  # no JSON, or a class of the tool's own, which may raise anything
         return [str(value)]
 
 

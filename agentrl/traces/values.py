@@ -38,7 +38,7 @@ def leaves_of_json(text: str) -> list[Any]:
     """Strings and numbers inside a result that is JSON, in order."""
     try:
         stack, found = [json.loads(text)], []
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # a result that is plain text
         return []
     while stack:
         value = stack.pop()

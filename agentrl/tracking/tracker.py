@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 
 from agentrl.config.schema import Config
+from agentrl.errors import first_line
 from agentrl.run import RunDirectory
 from agentrl.trainers.callbacks import RENAMED
 
@@ -59,8 +60,7 @@ class Guard:
             yield
         except Exception as error:  # whatever a tracker raises (network, disk, its own bugs): the run is worth more
             self._broken = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warn(f"tracker={self._name}{self._part} failed and is switched off, the run goes on: {reason}")
+            warn(f"tracker={self._name}{self._part} failed and is switched off, the run goes on: {first_line(error)}")
 
     @property
     def works(self) -> bool:

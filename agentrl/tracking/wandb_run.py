@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from agentrl.config.algos import Evaluate, SplitSoftmax
 from agentrl.config.schema import Config
+from agentrl.errors import first_line
 from agentrl.run import RunDirectory
 from agentrl.tracking.sections import OTHER, SECTIONS, sectioned
 from agentrl.tracking.tracker import Guard, Tracker, warn
@@ -52,8 +53,7 @@ class WandbTracker(Tracker):
             except Exception as error:  # no network, no key, a server that refuses: W&B raises a class for each
                 if mode != "online":
                     raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                warn(f"W&B cannot be reached, so this run is recorded offline: {reason}")
+                warn(f"W&B cannot be reached, so this run is recorded offline: {first_line(error)}")
                 wandb.teardown()  # its process still holds the id
                 self._session = self._begin(identity, "offline")
             if not self._session.offline and self._session.url:

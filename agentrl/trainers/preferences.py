@@ -19,6 +19,7 @@ from agentrl.chat import ChatFormat
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
+from agentrl.jsonl import numbered_lines
 from agentrl.judges.base import Judge
 from agentrl.models.loading import lora_config
 from agentrl.rewards.two_sided import Rewards, grade
@@ -85,17 +86,15 @@ def file_pairs(path: str, chat: ChatFormat) -> Iterator[dict[str, Any]]:
         UserError: the file or a line of it cannot be read, or the template writes replies otherwise than it asks for.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        content = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"algo.pairs={path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(content):
         try:
             row = json.loads(line)
             system, user, replies = row.get("system"), row["user"], (row["chosen"], row["rejected"])
             strings = [user, *replies, *([] if system is None else [system])]
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f'algo.pairs={path}, line {number}: not {{"user", "chosen", "rejected"}} ({error})'
             ) from error

@@ -53,7 +53,7 @@ def decoded(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]] | None:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError):  # no JSON, as a model may write it
                 return None
         if not isinstance(arguments, Mapping):
             return None

@@ -14,6 +14,7 @@ from typing import Any
 
 from agentrl.benches.bfcl.simulator import package_dir
 from agentrl.errors import UserError
+from agentrl.jsonl import flaw, numbered_lines
 
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 MEMORY = ("memory_kv", "memory_rec_sum", "memory_vector")
@@ -193,14 +194,13 @@ def read_lines(path: Path) -> list[Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"bench.path: {path} is not UTF-8 (byte {error.start}); get the file again") from error
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise UserError(
-                    f"bench.path: {path}, line {number}: no whole JSON object; get the file again"
-                ) from error
+    for number, line in numbered_lines(text):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"bench.path: {path}, line {number}: no whole JSON ({flaw(error)}); get the file again"
+            ) from error
     return rows
 
 

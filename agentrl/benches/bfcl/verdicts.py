@@ -48,7 +48,7 @@ def check(simulator: Simulator, entry: Entry, calls: list[list[list[str]]]) -> V
     request: dict[str, Any] = {"entry": entry.payload, "gold": [list(turn) for turn in entry.gold]}
     try:
         verdict = simulator.ask("check", turns=calls, **request)
-    except TookTooLong:
+    except TookTooLong:  # one of the calls hangs: it is found by trying each, and fails in the check
         apis = SimulatedApis(simulator, entry.payload)
         tried = [[[REFUSED if apis.execute(c) == TOO_LONG else c for c in step] for step in turn] for turn in calls]
         verdict = simulator.ask("check", turns=tried, **request)

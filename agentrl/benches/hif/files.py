@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from agentrl.errors import UserError
+from agentrl.jsonl import flaw, numbered_lines
 
 SUFFIXES = (".json", ".jsonl")
 
@@ -91,15 +92,13 @@ def _contents(file: Path, text: str) -> Iterator[Any]:
         try:
             yield from json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"bench.path: {file} is no whole JSON list ({error}); download it again") from error
+            raise UserError(f"bench.path: {file} is no whole JSON list ({flaw(error)}); download it again") from error
         return
-    # Not splitlines(): a JSON string may hold the other line separators of Unicode as they are.
-    lines = [line for line in text.split("\n") if line.strip()]
-    for number, line in enumerate(lines):
+    for number, (_, line) in enumerate(numbered_lines(text)):
         try:
             content = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"bench.path: {file}, row {number} (counted from 0) is no whole JSON ({error}); mend or remove it"
+                f"bench.path: {file}, row {number} (counted from 0) is no whole JSON ({flaw(error)}); mend or remove it"
             ) from error
         yield content

@@ -18,7 +18,7 @@ from agentrl.benches.base import Task
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, file_in, rows_of
 from agentrl.config.benches import Pairs, RealGuardrails, SystemCheck
-from agentrl.errors import UserError
+from agentrl.errors import UserError, first_line
 
 JUDGED_KINDS = ("conflict", "aligned")
 REALGUARDRAILS = {"handwritten": "mixed", "distractors": "aligned"}  # suite -> kind of its rows
@@ -178,7 +178,7 @@ def hub_rows(hub_id: str) -> Iterator[Row]:
         splits = load_dataset(hub_id)
     except Exception as error:  # the hub, the network, the cache and the file formats all raise their own
         raise UserError(
-            f"bench.hub_id: cannot load dataset {hub_id} ({type(error).__name__}); give the file as bench.path"
+            f"bench.hub_id: cannot load dataset {hub_id} ({first_line(error)}); give the file as bench.path"
         ) from error
     for name, rows in splits.items():
         for number, content in enumerate(rows):

@@ -15,6 +15,7 @@ from agentrl.benches.hif.files import Row, file_in, rows_of
 from agentrl.benches.hif.proxy import user_proxy
 from agentrl.benches.hif.verih_rules import OFFICIAL, QUANTIFIERS, check, reward
 from agentrl.config.benches import VerIH
+from agentrl.jsonl import flaw
 
 NUMBERS = ("n", "i")
 LISTS = ("keyword_list", "forbidden_words")
@@ -73,7 +74,7 @@ def pair_of(row: Row, suite: str) -> Pair:
     try:
         constraint = json.loads(given) if isinstance(given, str) else given
     except (ValueError, RecursionError) as error:
-        row.refuse("gt", f"no whole JSON ({error})")
+        row.refuse("gt", f"no whole JSON ({flaw(error)})")
     function = constraint.get("func_name") if isinstance(constraint, dict) else None
     if function not in OFFICIAL:
         row.refuse("gt", f"func_name {function!r} is no known constraint")

@@ -1,0 +1,71 @@
+"""Lines of JSON as users and models write them, and what reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from agentrl.benches.bfcl.data import read_lines
+from agentrl.benches.hif.files import rows_of
+from agentrl.errors import first_line
+from agentrl.jsonl import flaw, numbered_lines
+from agentrl.judges.rubrics import Unparsable, parse_reply
+from agentrl.rollout.endpoint import read_message
+from agentrl.traces.files import read_traces, to_line
+from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
+
+SEPARATORS = "one\u2028two\x85three"  # line separators of Unicode, which JSON writes as they are
+LONG = "1" * 5000  # a number that json.loads refuses with a plain ValueError
+DEEP = "[" * 100_000
+
+
+def test_a_line_ends_at_a_line_feed_alone() -> None:
+    text = f'{{"a": "{SEPARATORS}"}}\n  \n{{}}'
+    assert list(numbered_lines(text)) == [(1, f'{{"a": "{SEPARATORS}"}}'), (3, "{}")]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{oops", "column 2, Expecting"),
+        ("[\n1,\n", "line 3, column 1"),
+        (LONG, "number too long"),
+        (DEEP, "too deeply"),
+    ],
+    ids=["syntax", "below", "digits", "depth"],
+)
+def test_what_is_wrong_with_a_text(text: str, reason: str) -> None:
+    with pytest.raises((ValueError, RecursionError)) as caught:
+        json.loads(text)
+    assert reason in flaw(caught.value)
+
+
+def test_traces_hold_whatever_a_tool_returned(tmp_path: Path) -> None:
+    turn = TraceTurn((Chunk("other", "I look.\n"),), ({"name": "find", "arguments": {"x": SEPARATORS}},), (SEPARATORS,))
+    trace = ExpertTrace("t", (turn,), SEPARATORS, source="mined")
+    file = tmp_path / "traces.jsonl"
+    file.write_text(to_line(trace), encoding="utf-8")
+    assert read_traces(file) == {"t": trace}
+
+
+def test_files_with_separators_of_unicode_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"a": SEPARATORS}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_lines(file) == [{"a": SEPARATORS}] == [row.content for row in rows_of(file)]
+
+
+@pytest.mark.parametrize("text", [LONG, DEEP], ids=["digits", "depth"])
+def test_what_a_model_writes_never_ends_a_run(text: str) -> None:
+    call = SimpleNamespace(function=SimpleNamespace(name="find", arguments=text))
+    read = read_message(SimpleNamespace(content=None, tool_calls=[call]))
+    assert read["tool_calls"][0]["function"]["arguments"] == text
+    with pytest.raises(Unparsable):
+        parse_reply(f'{{"score": {text}')
+
+
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("\nwhat\nwhere")) == "what"
+    assert first_line(KeyError()) == "KeyError"
