@@ -22,7 +22,7 @@ from agentrl.benches.bfcl.data import MEMORY, MULTI_TURN, DataFiles, tool_schema
 from agentrl.benches.bfcl.environment import STEP_LIMIT, BfclEnvironment, SimulatedApis
 from agentrl.benches.bfcl.simulator import INSTALL, Simulator, TookTooLong, package_dir
 from agentrl.benches.bfcl.traces import gold_call
-from agentrl.benches.bfcl.verdicts import FORCE_TERMINATED, judge, turns_of
+from agentrl.benches.bfcl.verdicts import FORCE_TERMINATED, check, judge, turns_of
 from agentrl.commands.export import main as export
 from agentrl.errors import UserError
 from agentrl.run import RunDirectory
@@ -105,6 +105,11 @@ def test_the_last_message_without_a_call_is_judged(bench):
         "agentic:inference_error",
     )
     assert bench.score_transcript({"row": 0, "category": "memory", "messages": said})[0] == {"correct": 1.0}
+    # The official handler keeps no thought of a step; a `response` given as such is taken as it is.
+    for text, right in (("<think>Michael</think>\n\nMichelle", 0.0), ("<think>Michelle</think>Michael", 1.0)):
+        assert bench.score_transcript({**item, "turns": [[text]]})[0] == {"correct": right}
+        assert bench.score_transcript({**item, "response": text})[0] == {"correct": 1.0}
+    assert bench.score_transcript({**item, "turns": [["<think>Michael</think>\n"]]})[1] == "agentic:no_last_message"
 
 
 def test_a_category_file_as_path_names_the_rows():
@@ -124,6 +129,10 @@ def test_a_category_file_as_path_names_the_rows():
         ({"id": "multi_turn_base_0"}, "expected `turns`"),
         ({"id": "multi_turn_base_0", "turns": [3]}, "turns:"),
         ({"id": "multi_turn_base_0", "turns": [[3]]}, "turns:"),
+        ({"id": "multi_turn_base_0", "turns": [[{"text": 3}]]}, "turns:"),
+        ({"id": "multi_turn_base_0", "messages": [{"role": "assistant", "content": ["x"]}]}, "content of message 0"),
+        ({"id": "multi_turn_base_0", "messages": [{"role": "assistant", "tool_calls": ["x"]}]}, "tool_calls of mess"),
+        ({"row": 0, "category": ["multi_turn_base"], "turns": []}, "no category"),
         ({"row": True, "category": "multi_turn_base", "turns": []}, "row: expected"),
         ({"row": 200, "category": "multi_turn_base", "turns": []}, "0 to 199"),
         ({"row": 0, "category": "simple_python", "turns": []}, "no category"),
@@ -142,6 +151,7 @@ def test_values_are_written_by_repr_and_names_are_whitelisted(tmp_path):
     assert (
         call_string(" cd ", {"x": None, "y": [True, 1.5, {"k": "v"}]}, {"cd"}) == "cd(x=None,y=[True, 1.5, {'k': 'v'}])"
     )
+    assert call_string("cd", {" folder\n": 1}, {"cd"}) == "cd( folder\n=1)"  # good Python, as the official code has it
     evil = f"open({str(tmp_path / 'owned')!r}, 'w')"
     for name in (f"cd(folder={evil}) or cd", evil, "__import__('os').abort", "print", "cd;x", ""):
         with pytest.raises(RefusedCall):
@@ -179,8 +189,11 @@ def test_steps_that_do_not_decode():
         [["ls"]],
         [{"name": "ls", "arguments": None}],
         [{"name": "ls", "arguments": "[1]"}],
+        [{"name": ["ls"], "arguments": {}}],
+        [{"name": {"ls": 1}, "arguments": {}}],
     ):
         assert decoded(calls) is None
+    assert decoded([{"name": 5, "arguments": {}}]) == [("5", {})]  # decodes, and fails when executed
 
 
 def test_function_docs_become_json_schemas():
@@ -310,6 +323,21 @@ def test_a_call_that_hangs_is_an_error_and_the_state_survives():
     steps = [[{"text": "", "calls": [{"name": n, "arguments": a}]} for n, a in turn] for turn in gold_steps(entry)]
     steps[0].append({"text": "", "calls": [hang]})
     assert judge(bench.simulator, entry, steps) == (1.0, None)
+
+
+def test_slow_calls_that_return_one_by_one_may_take_longer_together(bench):
+    entry = bench.entries("multi_turn_base")[0]
+
+    class Slow(Simulator):
+        def ask(self, operation, timeout=None, **fields):
+            if operation == "check" and timeout is None:
+                raise TookTooLong
+            return {"results": ["done"], "valid": timeout == 4 * self.timeout, "error_type": None}
+
+        def generation(self):
+            return 1
+
+    assert check(Slow(1.0), entry, [[["ls()", "ls()"]], [["ls()"]]]) == (1.0, None)
 
 
 def test_nothing_is_written_beside_the_package(bench):

@@ -173,6 +173,33 @@ def test_verih_quantifiers(name: str, unit: str, expected: dict[str, str], rules
         assert got == [verdict == "1" for verdict in verdicts], quantifier
 
 
+# Judged by hand: what the official functions say beyond the shared rows.
+VERIH_OFFICIAL = [
+    ("validate_word_constraint", {"n": 1, "quantifier": "exactly"}, "one", False),  # never met
+    ("validate_word_constraint", {"n": 25, "quantifier": "around"}, "w " * 23, True),  # 2.5 rounds to 2
+    ("validate_word_constraint", {"n": 25, "quantifier": "around"}, "w " * 28, False),
+    ("verify_keyword_frequency", {"word": "Über", "n": 2}, "ÜBER über überall", True),
+    ("verify_keyword_frequency", {"word": "don't", "n": 1}, "don't", False),  # two words
+    ("validate_paragraphs", {"n": 2, "i": 0, "first_word": "B"}, "A\n\nB", True),  # the last
+    ("validate_paragraphs", {"n": 3, "i": 3, "first_word": ""}, "A\n\n\n\nB", True),
+    ("verify_paragraph_count", {"n": 2}, "a\n  * * *  \nb", True),
+    ("verify_paragraph_count", {"n": 1}, "* * *", False),
+    ("verify_postscript", {"postscript_marker": "P.S."}, "P.S.", False),
+    ("validate_placeholders", {"n": 2}, "[a\n] [b] [", False),  # not across lines
+    ("validate_sections", {"n": 0, "section_splitter": "S"}, "", True),
+    ("validate_two_responses", {}, "a" + 12 * "*" + "b", False),  # two markers
+    ("validate_uppercase", {}, "STRASSE ß", False),
+    ("validate_frequency_capital_words", {"n": 1, "quantifier": "around"}, "É A1 I_ OK", True),
+    ("validate_choice", {"options": "a/b"}, "/", True),
+    ("validate_json_format", {}, "[" * 100_000, False),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "text", "met"), VERIH_OFFICIAL)
+def test_verih_rules_beyond_the_shared_rows(name: str, arguments: Any, text: str, met: bool) -> None:
+    assert verih_rules.check(f"<think>hm</think>{text}", name, arguments) == met
+
+
 def test_verih_wants_a_whole_think_block_officially() -> None:
     given = ("validate_no_commas", {})
     for response, officially, mendedly in (

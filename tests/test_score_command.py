@@ -134,6 +134,7 @@ def test_calls_are_paired_with_outputs() -> None:
     assert executed_calls([parsed, outputs[0]])[0][0].name == "h"
     with pytest.raises(ValueError, match="message 0 makes 2 calls, but 1 tool outputs"):
         executed_calls([twice, outputs[0]])
+    assert executed_calls([]) == executed_calls([{"role": "user", "content": "?"}]) == ([], 0)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -166,6 +167,12 @@ def test_rows_ids_and_summary(file: Path, tmp_path: Path, capsys: pytest.Capture
     assert [line["metrics"]["answer_correct"] for line in scored] == [1, 0, 0]
 
 
+def test_half_a_surrogate_pair_goes_through(file: Path, tmp_path: Path) -> None:
+    [line] = score(tmp_path, "toolhop", file, [{"row": 0, "messages": final("18 \ud800"), "é": "\U0001f600"}])
+    assert line["messages"] == final("18 \ud800") and line["é"] == "\U0001f600"
+    assert "é" in (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+
+
 def test_bad_lines_are_named_and_nothing_is_written(file: Path, tmp_path: Path) -> None:
     good = json.dumps({"row": 0, "messages": final("18")})
     transcripts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -181,6 +188,10 @@ def test_bad_lines_are_named_and_nothing_is_written(file: Path, tmp_path: Path) 
         (b'{"row": 0}', 'line 2: "messages" is missing'),
         (b'{"row": 0, "messages": [{"role": "robot"}]}', "line 2: message 0 has no role"),
         (b'{"row": 0, "messages": [{"role": "tool", "content": 3}]}', "line 2: the content of message 0"),
+        (b'{"row": 0, "messages": [{"role": "assistant", "content": [{"text": "a"}]}]}', "content of message 0"),
+        (b'{"row": 0, "messages": [{"role": "assistant", "parsed_content": 3}]}', "the parsed_content of message 0"),
+        (b'{"row": ' + b"1" * 5000 + b"}", "line 2: no whole JSON (a number too long"),
+        (b"[" * 100_000, "line 2: no whole JSON (nested too deeply"),
     ]:
         transcripts.write_bytes(good.encode() + b"\n" + bad + b"\n\n" + good.encode())
         with pytest.raises(UserError) as caught:

@@ -44,8 +44,9 @@ def messages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise BadTranscript(f"message {number} has no role among {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str | None):
-            raise BadTranscript(f"the content of message {number} is no string")
+        for key in ("content", "parsed_content"):
+            if not isinstance(message.get(key), str | None):
+                raise BadTranscript(f"the {key} of message {number} is no string")
     return messages
 
 
@@ -103,7 +104,7 @@ def executed_calls(messages: Sequence[Mapping[str, Any]]) -> tuple[list[ToolCall
     calls: list[ToolCall] = []
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     unexecuted = 0
-    for turn, (start, end) in enumerate(zip(turns, [*turns[1:], len(messages)], strict=True)):
+    for turn, (start, end) in enumerate(zip(turns, [*turns, len(messages)][1:], strict=True)):
         made = message_calls(messages[start])
         outputs = [message.get("content") or "" for message in messages[start + 1 : end] if message["role"] == "tool"]
         if not outputs and end == len(messages):

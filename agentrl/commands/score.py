@@ -98,7 +98,8 @@ def write(out: Path, records: list[dict[str, Any]]) -> None:
     """All lines or no file: what is half written has another name."""
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
-        with part.open("x", encoding="utf-8") as file:
+        # Half a surrogate pair, which JSON can hold and UTF-8 cannot, goes out as it came in: as an escape.
+        with part.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             file.flush()
             os.fsync(file.fileno())

@@ -29,15 +29,18 @@ def decode_text(text: str) -> list[dict[str, Any]]:
     Only what follows the last `</think>` counts, a block needs newlines inside its tags, and one that is no JSON is
     skipped.
     """
-    if "</think>" in text:
-        text = text.split("</think>")[-1].lstrip("\n")
     calls = []
-    for block in _BLOCK.findall(text):
+    for block in _BLOCK.findall(without_thought(text)):
         try:
             calls.append(json.loads(block))
         except (ValueError, RecursionError):  # no JSON, as a model may write it: the official decoder skips it too
             continue
     return calls
+
+
+def without_thought(text: str) -> str:
+    """What the official Qwen FC handler keeps of an assistant text: all behind its last `</think>`."""
+    return text.rpartition("</think>")[2].lstrip("\n") if "</think>" in text else text
 
 
 def decoded(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]] | None:
@@ -48,6 +51,8 @@ def decoded(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]] | None:
     step = []
     for call in calls:
         if not isinstance(call, Mapping) or "name" not in call or "arguments" not in call:
+            return None
+        if isinstance(call["name"], list | dict):  # no key of a dictionary, which the decoder makes of it
             return None
         arguments = call["arguments"]
         if isinstance(arguments, str):
@@ -68,7 +73,7 @@ def call_string(name: str, arguments: Mapping[str, Any], known: Collection[str])
         if stripped in FORBIDDEN:
             raise RefusedCall(f"Function call {stripped} is not allowed.")
         raise RefusedCall(f"name {stripped.partition('.')[0]!r} is not defined")
-    for key in arguments:
+    for key in map(str.strip, arguments):  # blanks around a keyword are good Python
         if not key.isidentifier() or keyword.iskeyword(key):
             raise RefusedCall("invalid syntax (<string>, line 1)")
     return f"{stripped}({','.join(f'{key}={value!r}' for key, value in arguments.items())})"

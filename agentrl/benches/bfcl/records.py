@@ -21,7 +21,7 @@ def entry_of_record(
     name, row = record.get("id", record.get("row_id")), record.get("row")
     category = record.get("category")
     if category is not None:
-        category = {"memory": MEMORY[0], "web_search": WEB_SEARCH[0]}.get(category, category)
+        category = {"memory": MEMORY[0], "web_search": WEB_SEARCH[0]}.get(str(category), category)
         if category not in BFCL_GROUPS["all"]:
             raise ValueError(f"category: {category!r} is no category of BFCL v4")
         categories = (category,)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentrl.benches.bfcl.calls import without_thought
 from agentrl.benches.bfcl.data import MEMORY, MULTI_TURN
 from agentrl.benches.bfcl.verdicts import Step, turns_of
 from agentrl.config.benches import BFCL_GROUPS
@@ -49,7 +50,7 @@ def result_path(category: str, model: str) -> Path:
 
 def step_text(step: Step) -> str:
     """The assistant's text with its calls, as a Qwen model writes them; reasoning is left out, as officially."""
-    text = step["text"].split("</think>")[-1].lstrip("\n")
+    text = without_thought(step["text"])
     blocks = [
         f"<tool_call>\n{json.dumps({'name': call['name'], 'arguments': call['arguments']})}\n</tool_call>"
         for call in step["calls"]

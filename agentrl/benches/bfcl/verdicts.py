@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentrl.benches.bfcl.calls import REFUSED, decode_text, decoded, safe_string
+from agentrl.benches.bfcl.calls import REFUSED, decode_text, decoded, safe_string, without_thought
 from agentrl.benches.bfcl.data import Entry
 from agentrl.benches.bfcl.environment import TOO_LONG, SimulatedApis
 from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
@@ -27,7 +27,7 @@ def judge(simulator: Simulator, entry: Entry, turns: Sequence[Sequence[Step]]) -
     if entry.answers:
         if len(turns) > 1:
             return 0.0, NOT_ONE_TURN
-        texts = [step["text"] for turn in turns for step in turn if not decoded(step["calls"])]
+        texts = [without_thought(step["text"]) for turn in turns for step in turn if not decoded(step["calls"])]
         return judge_answer(simulator, entry, texts[-1]) if texts and texts[-1] else (0.0, NO_LAST_MESSAGE)
     if len(turns) != len(entry.gold):
         return 0.0, FORCE_TERMINATED
@@ -51,7 +51,9 @@ def check(simulator: Simulator, entry: Entry, calls: list[list[list[str]]]) -> V
     except TookTooLong:  # one of the calls hangs: it is found by trying each, and fails in the check
         apis = SimulatedApis(simulator, entry.payload)
         tried = [[[REFUSED if apis.execute(c) == TOO_LONG else c for c in step] for step in turn] for turn in calls]
-        verdict = simulator.ask("check", turns=tried, **request)
+        # Each of them returned in time, which all together need not.
+        patience = simulator.timeout * (1 + sum(len(step) for turn in tried for step in turn))
+        verdict = simulator.ask("check", timeout=patience, turns=tried, **request)
     return float(verdict["valid"]), verdict["error_type"]
 
 
@@ -89,6 +91,12 @@ def turns_of_record(record: Mapping[str, Any]) -> list[list[Step]]:
     messages = record.get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise ValueError("expected `turns`, `messages` (a list of chat messages) or, for answers, `response`")
+    for number, message in enumerate(messages):
+        calls = message.get("tool_calls") or []
+        if not isinstance(message.get("content"), str | None):
+            raise ValueError(f"messages: the content of message {number} is no string")
+        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+            raise ValueError(f"messages: the tool_calls of message {number} are no list of objects")
     return turns_of(messages, raw=True)
 
 
@@ -98,7 +106,6 @@ def _step(step: Any) -> Step:
     if not isinstance(step, Mapping) or not ("text" in step or "calls" in step):
         raise ValueError("turns: expected steps with `calls`, or with the `text` that holds them")
     text = step.get("text") or ""
-    calls = step["calls"] if "calls" in step else decode_text(text)
-    if not isinstance(text, str) or not isinstance(calls, list):
+    if not isinstance(text, str) or not isinstance(step.get("calls", []), list):
         raise ValueError("turns: a step's `text` must be a string and its `calls` a list")
-    return {"text": text, "calls": calls}
+    return {"text": text, "calls": step["calls"] if "calls" in step else decode_text(text)}

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from agentrl.benches.base import Bench, Environment, Score, Task
+from agentrl.benches.transcripts import BadTranscript
 from agentrl.errors import UserError
 from agentrl.traces.records import ExpertTrace
 from agentrl.trajectory import ToolCall, Trajectory
@@ -42,7 +43,7 @@ class HifBench(Bench, Protocol):
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """Official metrics of a reply made elsewhere, {"row": int, "response": str}; or {} and what is wrong with it.
 
-        `row` counts the rows of the suite's file from 0.
+        `row` counts the rows of the suite's file from 0; in its place "id" may be the id of the row's task.
         """
         ...
 
@@ -151,19 +152,39 @@ class SingleTurn:
         return {name: task.data[name] for name in ("kind", "suite") if task.data[name]}
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        suites = sorted({suite for suite, _ in self._by_number})
-        suite, number, response = record.get("suite"), record.get("row"), record.get("response")
-        if suite is None and len(suites) > 1:
-            return {}, f'no suite: {self.name} has rows of {", ".join(suites)}; add "suite"'
-        if not isinstance(number, int) or (suite or suites[0], number) not in self._by_number:
-            return {}, f"row {json.dumps(number)}: {self.name} has no such row"
+        try:
+            task = self.task(self._named_row(record))
+        except BadTranscript as error:
+            return {}, str(error)
+        response = record.get("response")
         if not isinstance(response, str):
-            return {}, f"row {number}: response is {type(response).__name__}, not text"
-        return self.transcript(self.task(self._by_number[suite or suites[0], number]), response), None
+            return {}, f"{task.id}: response is {type(response).__name__}, not text"
+        return self.transcript(task, response), None
+
+    def _named_row(self, record: dict[str, Any]) -> Pair:
+        """The row that `record` names by "row", with "suite" where there are several, or else by a task's "id"."""
+        if "row" not in record and "id" in record:
+            if str(record["id"]) not in self._by_id:
+                raise BadTranscript(f"id {json.dumps(record['id'])}: {self.name} has no such row")
+            return self._by_id[str(record["id"])]
+        suites, suite = sorted({suite for suite, _ in self._by_number}), record.get("suite")
+        if suite is None and len(suites) > 1:
+            raise BadTranscript(f'no suite: {self.name} has rows of {", ".join(suites)}; add "suite"')
+        number, row = record.get("row"), None
+        if isinstance(number, int) and not isinstance(number, bool) and isinstance(suite, str | None):
+            row = self._by_number.get((suite or suites[0], number))
+        if row is None:
+            within = "" if suite is None else f" of suite {json.dumps(suite)}"
+            raise BadTranscript(f"row {json.dumps(number)}{within}: {self.name} has no such row")
+        return row
 
     @cached_property
     def _by_number(self) -> dict[tuple[str, int], Pair]:
         return {(row.suite, row.row): row for row in self.rows}
+
+    @cached_property
+    def _by_id(self) -> dict[str, Pair]:
+        return {self.task(row).id: row for row in self.rows}
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         return None

@@ -97,5 +97,8 @@ class TensorTrustBench(SingleTurn):
 def pair_of(row: Row, suite: str) -> Pair:
     """One row, checked."""
     messages, post = row.messages(), row.get("has_post_prompt", bool, "true or false")
-    data = {"access_code": row.text("access_code"), "has_post_prompt": post}
+    code = row.get("access_code", str, "text")
+    if not code:  # white space may be a code: players thought of worse
+        row.refuse("access_code", "empty")
+    data = {"access_code": code, "has_post_prompt": post}
     return Pair(row.number, "aligned" if suite == "helpful" else "conflict", messages, data, suite)

@@ -13,7 +13,7 @@ from agentrl.benches.base import Task
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, file_in, rows_of
 from agentrl.benches.hif.proxy import user_proxy
-from agentrl.benches.hif.verih_rules import OFFICIAL, QUANTIFIERS, check, reward
+from agentrl.benches.hif.verih_rules import OFFICIAL, check, reward
 from agentrl.config.benches import VerIH
 from agentrl.jsonl import flaw
 
@@ -87,7 +87,7 @@ def pair_of(row: Row, suite: str) -> Pair:
             fits = isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
         else:
             fits = isinstance(value, str) or (name == "options" and isinstance(value, list))
-        if not fits or (name == "letter" and len(value) != 1) or (name == "quantifier" and value not in QUANTIFIERS):
+        if not fits or (name == "letter" and len(value) != 1) or (name == "section_splitter" and not value):
             row.refuse("gt", f"{function}: {name} is {json.dumps(value)}")
     messages = ({"role": "system", "content": system}, {"role": "user", "content": user})
     data = {"function": function, "arguments": arguments, "type": kind.rsplit(":", 1)[0]}

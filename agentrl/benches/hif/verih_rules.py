@@ -15,11 +15,10 @@ from agentrl.benches.hif.base import THINK_CLOSE, answer_of
 from agentrl.benches.hif.text import bullets, count_sentences, strict_json, whole_words
 
 Check = Callable[..., bool]
-QUANTIFIERS = ("at least", "around", "at most")
 
 
 def quantified(count: int, quantifier: str, bound: int, tolerance: int = 0) -> bool:
-    """`quantifier` is one of QUANTIFIERS; `tolerance` is for 'around'. Any other is never met, as upstream has it."""
+    """`quantifier` is at least, at most or, give or take `tolerance`, around; upstream has any other never met."""
     if quantifier == "around":
         return abs(count - bound) <= tolerance
     return (quantifier == "at least" and count >= bound) or (quantifier == "at most" and count <= bound)
@@ -62,9 +61,9 @@ def sentence_constraint(text: str, n: int, quantifier: str) -> bool:
 
 
 def paragraphs(text: str, n: int, i: int, first_word: str) -> bool:
-    """Parts between empty lines, empty ones included; the i-th starts with the letters of `first_word`."""
+    """Parts between empty lines, empty ones included; the i-th, or last for 0, starts with `first_word`'s letters."""
     parts = text.split("\n\n")
-    return len(parts) == n and 1 <= i <= n and parts[i - 1].strip().startswith(first_word)
+    return len(parts) == n and i <= n and parts[i - 1].strip().startswith(first_word)
 
 
 def postscript(text: str, postscript_marker: str) -> bool:
