@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from agentrl import sweeps
+from agentrl import __version__, sweeps
 from agentrl.config.algos import CustomAlgo
 from agentrl.config.compose import CONF, one_line
 from agentrl.config.estimate import print_estimate
@@ -87,6 +87,9 @@ def _command(arguments: list[str]) -> int:
                 f"unknown command '{word}'{suggest(word, list(COMMANDS))}; a run is described by overrides like "
                 "key=value (agentrl --help lists the keys)"
             )
+        case ["--version"]:  # Hydra would tell its own
+            print(f"agentrl {__version__}")
+            return 0
         case _ if {"-h", "--help"} & set(arguments):
             from agentrl.config.help import help_text
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from agentrl.cli import COMMANDS
+from agentrl import __version__
 from agentrl.config import help as config_help
 from agentrl.config.compose import CONF
 from agentrl.config.load import all_keys
@@ -70,6 +71,10 @@ def test_fast_paths(tmp_path: Path, arguments: tuple[str, ...]) -> None:
         assert result.stdout
     assert min(times) < FAST  # the best of three: other work on the machine is not the command's fault
     assert list(tmp_path.iterdir()) == []
+
+
+def test_version_is_ours(tmp_path: Path) -> None:
+    assert agentrl(tmp_path, "--version").stdout == f"agentrl {__version__}\n"
 
 
 def test_help_names_every_group_option_and_key(tmp_path: Path) -> None:
