@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agentrl.cli import COMMANDS
 from agentrl import __version__
+from agentrl.cli import COMMANDS
 from agentrl.config import help as config_help
 from agentrl.config.compose import CONF
 from agentrl.config.load import all_keys

@@ -55,7 +55,12 @@ def help_text(conf: Path, commands: Iterable[str]) -> str:
     lines += ["", "Examples:"]
     for command, purpose in EXAMPLES.items():
         lines += [f"  {command}", f"              {purpose}"]
-    lines += ["", "Flags: -m (sweep), --cfg job, --config-dir DIR, -sc install=SHELL, --version, --hydra-help", "", "Keys:"]
+    lines += [
+        "",
+        "Flags: -m (sweep), --cfg job, --config-dir DIR, -sc install=SHELL, --version, --hydra-help",
+        "",
+        "Keys:",
+    ]
     for key, kind, doc in _unique_keys():
         lines.append(f"  {key} ({kind})\n              {doc}")
     lines += ["", "Quote lists: 'bench.train_hops=[1,0,0,0]'. Results: runs/<name>/<id>/ (runs_dir, name, run_id)."]
