@@ -33,11 +33,12 @@ from agentrl.config.load import suggest, typed_config
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
+from agentrl.identity import changed_keys, run_path
 from agentrl.launch import COMPLETED, INTERRUPTED, USER_ERROR, launch
 from agentrl.redact import masked, refuse_secrets
 from agentrl.report.sweep_live import SweepView, job_table
 from agentrl.report.table import print_result
-from agentrl.run import RunDirectory, changed_keys, run_path
+from agentrl.run import RunDirectory
 
 # Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
 COMMANDS: dict[str, str] = {

@@ -23,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from agentrl.durable import write_json
 from agentrl.run import RunDirectory, is_gone
 
 PLACELESS = ("runs_dir", "dry_run")  # values that make no other sweep
@@ -105,7 +106,7 @@ class Sweep:
         common, axes = shared(jobs)
         record = {"fixed": common, "swept": axes, "jobs": [asdict(job) for job in jobs]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        RunDirectory(self.folder).write_json(self.folder / "sweep.json", record)
+        write_json(self.folder / "sweep.json", record)
         return jobs
 
     def start(self, overrides: Sequence[str], number: int) -> Job:
@@ -120,7 +121,7 @@ class Sweep:
     def note(self, job: Job) -> None:
         """Write the job's file."""
         path = self.folder / "jobs" / f"{digest(job.overrides)}.json"
-        RunDirectory(self.folder).write_json(path, asdict(job))
+        write_json(path, asdict(job))
 
 
 def _truth(job: Job) -> Job:

@@ -24,7 +24,8 @@ from hydra import compose, initialize_config_dir
 from agentrl.config.load import load_config, typed_config
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
-from agentrl.run import LOCK_HELD, RunDirectory, changed_keys, config_hash, run_path
+from agentrl.identity import changed_keys, config_hash, run_path
+from agentrl.run import LOCK_HELD, RunDirectory
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

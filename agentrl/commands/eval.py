@@ -16,9 +16,9 @@ from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
+from agentrl.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR
 from agentrl.models.target import model_overrides
-from agentrl.run import run_path
 
 KEYS = {
     "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",

@@ -14,9 +14,9 @@ from agentrl.commands.arguments import command_keys, flag, key_lines, whole
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.validate_bench import validate_data
+from agentrl.durable import drop_torn_tail
 from agentrl.errors import UserError
 from agentrl.jsonl import numbered_lines
-from agentrl.run import drop_torn_tail
 
 KEYS = {
     "out": "File to write, one trace a line; rejections and a page of examples go beside it.",

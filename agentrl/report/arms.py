@@ -15,8 +15,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from agentrl.errors import UserError
+from agentrl.identity import flat, in_identity
 from agentrl.results import item_values
-from agentrl.run import RunDirectory, flat, in_identity
+from agentrl.run import RunDirectory
 from agentrl.stats import Interval, mean_interval, paired_difference
 
 # What a reader looks for first; other metrics follow in alphabetical order, as summaries hold them.

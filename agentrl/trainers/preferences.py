@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from agentrl.benches.hif.base import HifBench, response_of
 from agentrl.chat import ChatFormat
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
+from agentrl.durable import write_text
 from agentrl.errors import UserError
 from agentrl.jsonl import numbered_lines
 from agentrl.judges.base import Judge
@@ -119,13 +119,7 @@ def file_pairs(path: str, chat: ChatFormat) -> Iterator[dict[str, Any]]:
 def kept(pairs: Iterator[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     """The pairs of `path` if it is there, else `pairs`, written there whole or not at all."""
     if not path.is_file():
-        draft = path.with_suffix(".part")
-        with draft.open("w", encoding="utf-8") as file:
-            for pair in pairs:
-                file.write(json.dumps(pair) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_text(path, "".join(json.dumps(pair) + "\n" for pair in pairs))
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

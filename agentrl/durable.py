@@ -1,0 +1,135 @@
+"""JSON on a disk that may fill up or lose power: files replaced whole, records appended a line each, secrets masked.
+
+A line counts only with its newline, so half a line is no record. What the disk refuses is a UserError of one line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agentrl.errors import UserError
+from agentrl.redact import masker
+
+DISK_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another disk with runs_dir=...",
+    errno.EDQUOT: "your quota is used up; free some space, or choose another disk with runs_dir=...",
+    errno.EROFS: "the file system is read-only; choose a writable runs_dir=...",
+    errno.EACCES: "you may not write there; choose a writable runs_dir=...",
+    errno.EPERM: "you may not write there; choose a writable runs_dir=...",
+    errno.ENOTDIR: "a part of the path is a file; choose another runs_dir=...",
+    errno.ENOENT: "it cannot be made there; choose a writable runs_dir=...",
+    errno.ENAMETOOLONG: "shorten name=... or runs_dir=...",
+}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the disk refuses becomes one line that names the path and the fix."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ADVICE:
+            raise
+        raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; {DISK_ADVICE[error.errno]}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a whole JSON file: readers see the old content or the new, also after a power cut."""
+    write_text(path, json.dumps(_plain(content, masker()), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomic replacement: a temporary file beside it, flushed to the disk, renamed."""
+    with disk_errors(path):
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                os.fchmod(descriptor, 0o666 & ~umask())
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one JSON line to a file of records, which begins with the first."""
+    line = json.dumps(_plain(record, masker()), allow_nan=False) + "\n"
+    with disk_errors(path), path.open("ab") as file:
+        drop_torn_tail(path)
+        file.write(line.encode())
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a file of lines, none where it does not exist; a torn line is no record."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(errors="replace").splitlines(True) if _complete(line)]
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drop the records of later steps, and a line that a crash tore; a record without a step stays."""
+    if path.exists():
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if _complete(line) and json.loads(line).get("step", step) <= step]
+        if kept != lines:
+            write_text(path, "".join(kept))
+
+
+def drop_torn_tail(path: Path) -> None:
+    """Cut what a crash left behind the last newline, so that the next record does not grow on it."""
+    if _ends_torn(path):
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def umask() -> int:
+    """The process's own file mode creation mask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _ends_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _complete(line: str) -> bool:
+    """Whether a line of records was written to its end."""
+    try:
+        return line.endswith("\n") and isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _plain(value: Any, mask: Callable[[str], str]) -> Any:
+    """`value` as strict JSON without secrets: numbers of torch and numpy by `item()`, infinities and NaN as null."""
+    if isinstance(value, Mapping):
+        return {mask(str(key)): _plain(item, mask) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, mask) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, int | bool):
+        return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if hasattr(value, "item"):
+        return _plain(value.item(), mask)
+    return mask(str(value))
