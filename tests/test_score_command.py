@@ -134,6 +134,12 @@ def test_calls_are_paired_with_outputs() -> None:
     assert executed_calls([parsed, outputs[0]])[0][0].name == "h"
     with pytest.raises(ValueError, match="message 0 makes 2 calls, but 1 tool outputs"):
         executed_calls([twice, outputs[0]])
+    two = [{"id": name, "function": {"name": name, "arguments": "{}"}} for name in "ab"]
+    said = [{"role": "tool", "tool_call_id": name, "content": name.upper()} for name in "ab"]
+    in_order = executed_calls([{"role": "assistant", "tool_calls": two}, *said])[0]
+    assert [(c.name, c.observation) for c in in_order] == [("a", "A"), ("b", "B")]
+    with pytest.raises(ValueError, match="call 'a' of message 0 is followed by the output of 'b'"):
+        executed_calls([{"role": "assistant", "tool_calls": two}, *said[::-1]])  # upstream asserts it
     assert executed_calls([]) == executed_calls([{"role": "user", "content": "?"}]) == ([], 0)
 
 

@@ -99,20 +99,25 @@ def message_calls(message: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def executed_calls(messages: Sequence[Mapping[str, Any]]) -> tuple[list[ToolCall], int]:
     """Every call with the output that follows it, and how many calls of the last turn were never executed.
 
-    Raises BadTranscript where a turn has another number of outputs than calls.
+    Raises BadTranscript where a turn has another number of outputs than calls, or ids that tell of another order.
     """
     calls: list[ToolCall] = []
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     unexecuted = 0
     for turn, (start, end) in enumerate(zip(turns, [*turns, len(messages)][1:], strict=True)):
         made = message_calls(messages[start])
-        outputs = [message.get("content") or "" for message in messages[start + 1 : end] if message["role"] == "tool"]
+        outputs = [message for message in messages[start + 1 : end] if message["role"] == "tool"]
         if not outputs and end == len(messages):
             unexecuted = len(made)
             break
         if len(outputs) != len(made):
             raise BadTranscript(f"message {start} makes {len(made)} calls, but {len(outputs)} tool outputs follow it")
+        for call, output in zip(messages[start].get("tool_calls") or [], outputs, strict=False):
+            called, answered = call.get("id"), output.get("tool_call_id")
+            if called is not None and answered is not None and called != answered:
+                raise BadTranscript(f"call {called!r} of message {start} is followed by the output of {answered!r}")
         calls += [
-            ToolCall(turn, name, arguments, output) for (name, arguments), output in zip(made, outputs, strict=True)
+            ToolCall(turn, name, arguments, output.get("content") or "")
+            for (name, arguments), output in zip(made, outputs, strict=True)
         ]
     return calls, unexecuted
