@@ -28,11 +28,11 @@ from rich.console import Console
 from agentrl import __version__, sweeps
 from agentrl.config.algos import CustomAlgo
 from agentrl.config.compose import CONF, one_line
-from agentrl.config.estimate import print_estimate
 from agentrl.config.load import suggest, typed_config
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
+from agentrl.estimate import print_estimate
 from agentrl.identity import changed_keys, run_path
 from agentrl.launch import COMPLETED, INTERRUPTED, USER_ERROR, launch
 from agentrl.redact import masked, refuse_secrets

@@ -20,10 +20,10 @@ from packaging.specifiers import SpecifierSet
 
 from agentrl.benches.bfcl.simulator import INSTALL, REQUIRED, VERSION, package_dir
 from agentrl.config.benches import Bfcl, HifConfig, Minihif
-from agentrl.config.estimate import count_parameters, memory
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
+from agentrl.estimate import count_parameters, memory
 from agentrl.provenance import sha256
 
 Verdict = Literal["ok", "warn", "fail", "skip"]

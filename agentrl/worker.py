@@ -46,7 +46,8 @@ from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.rollout.engine import RolloutEngine
 from agentrl.run import RunDirectory
 from agentrl.traces.files import read_traces, use_traces
-from agentrl.tracking.tracker import Tracker, followed
+from agentrl.tracking.base import Tracker
+from agentrl.tracking.tracker import followed
 from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trouble import trouble

@@ -20,11 +20,11 @@ from agentrl.config import help as config_help
 from agentrl.config.algos import ALGOS
 from agentrl.config.benches import BENCHES, HIF_BENCHES
 from agentrl.config.compose import compose as compose_command
-from agentrl.config.estimate import count_parameters, estimate
 from agentrl.config.load import all_keys, load_config, typed_config
 from agentrl.config.schema import Config
 from agentrl.config.validate import CHOICES, validate
 from agentrl.errors import UserError
+from agentrl.estimate import count_parameters, estimate
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"

@@ -17,8 +17,8 @@ from agentrl.benches.base import Task
 from agentrl.benches.execution import ERROR_PREFIX
 from agentrl.benches.ftrl import ANSWER_TAG, FtrlBench, load_rows
 from agentrl.config.benches import Ftrl
-from agentrl.config.estimate import FTRL_ROWS, _ftrl_rows
 from agentrl.errors import UserError
+from agentrl.estimate import FTRL_ROWS, _ftrl_rows
 from agentrl.trajectory import ToolCall, Trajectory
 
 HEAD = (

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 import agentrl
-from agentrl.config.estimate import estimate
 from agentrl.config.load import load_config
 from agentrl.errors import UserError
+from agentrl.estimate import estimate
 from agentrl.report.arms import Arm, RunRecord, arms_of, compared, metrics_of, pooled, rank
 from agentrl.report.curves import COLOURS, MAX_ARMS, arm_curves
 from agentrl.report.rollouts import View, first_and_last, view

@@ -24,8 +24,8 @@ from agentrl.config.algos import Evaluate, SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.errors import first_line
 from agentrl.run import RunDirectory
+from agentrl.tracking.base import Guard, Tracker, warn
 from agentrl.tracking.sections import OTHER, SECTIONS, sectioned
-from agentrl.tracking.tracker import Guard, Tracker, warn
 
 INIT_SECONDS = 20  # for the server to answer at the start
 FINISH_SECONDS = 60  # for uploads that are left at the end; what is not sent stays on disk

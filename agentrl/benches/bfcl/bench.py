@@ -155,15 +155,23 @@ class BfclBench:
         if entry.category not in MEMORY:
             return None
         first = self.data.conversations(entry.category, entry.scenario)[0]
-        asked = [other for other in self.entries(entry.category) if other.scenario == entry.scenario]
-        return memory.write_evidence(self.simulator, first, asked)
+        return memory.write_evidence(self.simulator, first, self._same_memory(entry))
+
+    def _same_memory(self, entry: Entry) -> list[Entry]:
+        return [other for other in self.entries(entry.category) if other.scenario == entry.scenario]
 
     def prepare(self, tasks: list[Task], play: Play, directory: Path) -> list[Task]:
         """Let the policy hold the conversations that memory questions build on (`memory=played`); see `memory.py`."""
         asked = [task for task in tasks if task.data["entry"].category in MEMORY]
         if self.config.memory != "played" or not asked:
             return tasks
-        memory.hold_conversations(self, [task.data["entry"] for task in asked], play, directory)
+        memory.hold_conversations(
+            self.data,
+            [task.data["entry"] for task in asked],
+            lambda entry: self.task(entry, directory),
+            play,
+            directory,
+        )
         return [self.task(task.data["entry"], directory) if task in asked else task for task in tasks]
 
     # -- episodes ----------------------------------------------------------------------------------------------------
@@ -201,8 +209,13 @@ class BfclBench:
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
         """Gold calls executed and checked; for memory and web search a look-up of the evidence (ours)."""
+        entry: Entry = task.data["entry"]
+        if entry.category in WEB_SEARCH and self.config.web != "replay":
+            return None  # a trace is not worth paid searches whose results change from day to day
         if task.id not in self._traces:
-            self._traces[task.id] = traces.expert_trace(self, task)
+            self._traces[task.id] = traces.expert_trace(
+                entry, self.environment(task), self.simulator, self._same_memory(entry)
+            )
         return self._traces[task.id]
 
 

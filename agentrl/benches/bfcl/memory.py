@@ -11,19 +11,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.benches.base import Environment, Task
 from agentrl.benches.bfcl.calls import call_string
-from agentrl.benches.bfcl.data import Entry, memory_config, official_prompts
+from agentrl.benches.bfcl.data import DataFiles, Entry, memory_config, official_prompts
 from agentrl.benches.bfcl.environment import BfclEnvironment, SimulatedApis
 from agentrl.benches.bfcl.simulator import Simulator
 
 if TYPE_CHECKING:
-    from agentrl.benches.bfcl.bench import BfclBench
     from agentrl.rollout.preparation import Play
 
 
@@ -46,20 +45,23 @@ def snapshot_dir(directory: Path, category: str) -> Path:
 # -- played ------------------------------------------------------------------------------------------------------------
 
 
-def hold_conversations(bench: BfclBench, asked: Sequence[Entry], play: Play, directory: Path) -> None:
+def hold_conversations(
+    data: DataFiles, asked: Sequence[Entry], task_of: Callable[[Entry], Task], play: Play, directory: Path
+) -> None:
     """Play the conversations that the questions need, those at one place in their scenarios together.
 
+    `task_of` makes the task of a conversation whose memory is read below `directory`, where its snapshot goes, too.
     A conversation whose snapshot is there already is not held again, so an interrupted evaluation goes on.
     """
     chains = [
-        bench.data.conversations(category, scenario)
+        data.conversations(category, scenario)
         for category, scenario in sorted({(entry.category, entry.scenario) for entry in asked})
     ]
     for stage in zip_longest(*chains):
         due = [entry for entry in stage if entry is not None and not _finished(directory, entry)]
         for entry in due:
-            _start_from_predecessor(directory, entry, bench)
-        play([bench.task(entry, directory) for entry in due], _flush)
+            _start_from_predecessor(directory, entry, data)
+        play([task_of(entry) for entry in due], _flush)
 
 
 def _flush(task: Task, environment: Environment) -> None:
@@ -79,10 +81,10 @@ def _finished(directory: Path, entry: Entry) -> bool:
     return True
 
 
-def _start_from_predecessor(directory: Path, entry: Entry, bench: BfclBench) -> None:
+def _start_from_predecessor(directory: Path, entry: Entry, data: DataFiles) -> None:
     """The official code reads the latest snapshot: make it that of the conversation before, whatever a crash left."""
     if entry.number:
-        before = bench.data.conversations(entry.category, entry.scenario)[entry.number - 1]
+        before = data.conversations(entry.category, entry.scenario)[entry.number - 1]
         latest = snapshot_dir(directory, entry.category) / f"{entry.scenario}_final.json"
         shutil.copyfile(_checkpoint(directory, before), latest)
 

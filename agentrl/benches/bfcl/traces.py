@@ -8,39 +8,38 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from agentrl.benches.base import Environment, Task
-from agentrl.benches.bfcl.data import MULTI_TURN, WEB_SEARCH, Entry
+from agentrl.benches.base import Environment
+from agentrl.benches.bfcl.data import MULTI_TURN, Entry
 from agentrl.benches.bfcl.environment import STEP_LIMIT
 from agentrl.benches.bfcl.memory import evidence_keys
+from agentrl.benches.bfcl.simulator import Simulator
 from agentrl.benches.bfcl.verdicts import judge
 from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
-
-if TYPE_CHECKING:
-    from agentrl.benches.bfcl.bench import BfclBench
 
 Call = tuple[str, dict[str, Any]]
 
 
-def expert_trace(bench: BfclBench, task: Task) -> ExpertTrace | None:
-    """A trace that the official code gives full marks, or None where there is none."""
-    entry: Entry = task.data["entry"]
-    if entry.category in WEB_SEARCH and bench.config.web != "replay":
-        return None  # a trace is not worth paid searches whose results change from day to day
-    environment = bench.environment(task)
+def expert_trace(
+    entry: Entry, environment: Environment, simulator: Simulator, same_memory: Sequence[Entry]
+) -> ExpertTrace | None:
+    """A trace that the official code gives full marks, or None where there is none.
+
+    `environment` is a fresh one of the item; `same_memory` are all questions of its scenario, itself among them.
+    """
     if entry.category in MULTI_TURN:
         turns, steps = _multi_turn(entry, environment)
-        if judge(bench.simulator, entry, steps)[0] < 1:
+        if judge(simulator, entry, steps)[0] < 1:
             return None
-        return ExpertTrace(task.id, turns, "Done.", source="mined")
-    calls = enumerate(_look_up(bench, entry))
+        return ExpertTrace(entry.id, turns, "Done.", source="mined")
+    calls = enumerate(_look_up(entry, same_memory))
     turns = tuple(_step(entry, environment, [call], "" if index else entry.turns[0]) for index, call in calls)
     found = " ".join(observation for turn in turns for observation in turn.observations)
     answer = entry.answers[0]
-    if judge(bench.simulator, entry, [[{"text": found, "calls": []}]])[0] < 1:
+    if judge(simulator, entry, [[{"text": found, "calls": []}]])[0] < 1:
         return None  # the look-up did not bring the answer to light
-    return ExpertTrace(task.id, turns, answer, source="mined")
+    return ExpertTrace(entry.id, turns, answer, source="mined")
 
 
 def gold_call(text: str, docs: Mapping[str, Mapping[str, Any]]) -> Call:
@@ -87,12 +86,11 @@ def _step(entry: Entry, environment: Environment, calls: Sequence[Call], asked: 
     return TraceTurn(tuple(chunks), made, tuple(observations))
 
 
-def _look_up(bench: BfclBench, entry: Entry) -> Iterator[Call]:
+def _look_up(entry: Entry, same_memory: Sequence[Entry]) -> Iterator[Call]:
     """Calls that find the evidence of a memory or web item."""
     if entry.category == "memory_kv":
-        asked = [other for other in bench.entries(entry.category) if other.scenario == entry.scenario]
         yield "archival_memory_list_keys", {}
-        yield "archival_memory_retrieve", {"key": evidence_keys(asked)[entry.source]}
+        yield "archival_memory_retrieve", {"key": evidence_keys(same_memory)[entry.source]}
     elif entry.category == "memory_rec_sum":
         yield "memory_retrieve", {}
     elif entry.category == "memory_vector":
