@@ -90,3 +90,10 @@ def test_a_conflict_costs_and_an_aligned_request_does_not(bench):
         assert all(after > before for before, after in itertools.pairwise(user))
         costs = [before - after for before, after in itertools.pairwise(system)]
         assert costs == sorted(costs) and all(cost > 0 for cost in costs)
+
+
+def test_replies_made_elsewhere_are_scored(bench):
+    task = bench.tasks("test")[0]
+    said = {"row": 0, "suite": "test", "response": bench.expert_response(task)}
+    assert bench.score_transcript(said) == (bench.metrics(task, said["response"]), None)
+    assert bench.score_transcript({"row": 0, "response": ""})[1].startswith("no suite: minihif has rows of test, train")

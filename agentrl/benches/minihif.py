@@ -13,6 +13,7 @@ import hashlib
 import random
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from agentrl.benches.base import Task
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn
@@ -115,10 +116,13 @@ class MinihifBench(SingleTurn):
         super().__init__(test_fraction=0.0, data_seed=config.data_seed)
         self.config = config
 
-    def divide(self) -> dict[str, list[Pair]]:
-        """Rows of each split; neighbours share a rule, one of each kind."""
+    def load(self) -> list[Pair]:
+        """Rows of both splits, each a suite; neighbours share a rule, one of each kind."""
         counts = {"train": self.config.train_tasks, "test": self.config.test_tasks}
-        return {split: self._rows_of(split, counts[split]) for split in SPLITS}
+        return [row for split in SPLITS for row in self._rows_of(split, counts[split])]
+
+    def divide(self) -> dict[str, list[Pair]]:
+        return {split: [row for row in self.rows if row.suite == split] for split in SPLITS}
 
     def _rows_of(self, split: str, count: int) -> list[Pair]:
         rng = random.Random(f"minihif/{self.config.data_seed}/{split}")
@@ -150,6 +154,9 @@ class MinihifBench(SingleTurn):
             "r_user": user_reward(task.data["items"], response),
             "violation": float(r_sys < 1),
         }
+
+    def transcript(self, task: Task, response: str) -> dict[str, Any]:
+        return self.metrics(task, response)
 
     def groups(self, task: Task) -> dict[str, str]:
         return {"kind": task.data["kind"]}

@@ -16,9 +16,7 @@ Rewards = dict[str, float | None]  # {"user": r_user, "sys": r_sys} in [0, 1]; N
 SIDES = {"sys": "system", "user": "user"}  # reward -> what the judge holds the reply against
 
 
-def grade(
-    bench: HifBench | SingleTurn, judge: Judge | None, tasks: Sequence[Task], responses: Sequence[str]
-) -> list[Rewards]:
+def grade(bench: HifBench, judge: Judge | None, tasks: Sequence[Task], responses: Sequence[str]) -> list[Rewards]:
     """Rewards of every response to its task. What the program leaves open is put to the judge, all at once.
 
     The two questions about a reply are separate requests: neither names the other side's prompt. Without a judge a

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -80,7 +81,7 @@ class Pair:
         return hashlib.sha256((self.system or self.user).encode()).hexdigest()[:16]
 
 
-class SingleTurn:
+class SingleTurn(ABC):
     """What the suites share: splits, tasks, an environment without tools. Subclasses load rows and grade replies."""
 
     name: str
@@ -89,21 +90,21 @@ class SingleTurn:
     def __init__(self, test_fraction: float, data_seed: int) -> None:
         self._fraction, self._seed = test_fraction, data_seed
 
+    @abstractmethod
     def load(self) -> list[Pair]:
         """All rows in the file's order. Raises UserError that names the row and the reason."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:
         """See HifBench."""
-        raise NotImplementedError
 
+    @abstractmethod
     def metrics(self, task: Task, response: str) -> dict[str, float]:
         """Metrics of one reply for evaluation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transcript(self, task: Task, response: str) -> dict[str, Any]:
-        """The suite's own verdicts on a reply made elsewhere, which is judged as it stands."""
-        raise NotImplementedError
+        """The suite's own verdicts on a reply made elsewhere, which is judged as it stands; {} where it has none."""
 
     @cached_property
     def rows(self) -> list[Pair]:
@@ -159,7 +160,8 @@ class SingleTurn:
         response = record.get("response")
         if not isinstance(response, str):
             return {}, f"{task.id}: response is {type(response).__name__}, not text"
-        return self.transcript(task, response), None
+        verdicts = self.transcript(task, response)
+        return verdicts, None if verdicts else f"bench={self.name} has no program that grades; its replies need a judge"
 
     def _named_row(self, record: dict[str, Any]) -> Pair:
         """The row that `record` names by "row", with "suite" where there are several, or else by a task's "id"."""

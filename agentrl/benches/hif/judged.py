@@ -35,8 +35,8 @@ class Judged(SingleTurn):
         earned = None if answer_of(response) else 0.0
         return {"user": earned, "sys": earned}
 
-    def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        return {}, f"bench={self.name} has no program that grades; its replies need a judge"
+    def transcript(self, task: Task, response: str) -> dict[str, Any]:
+        return {}
 
 
 class PairsBench(Judged):
