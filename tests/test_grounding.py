@@ -54,11 +54,6 @@ def test_what_the_schema_offers(known: Knowledge) -> None:
     assert known.source({"a": "zz", "b": "fish"}, nested) == "question" and known.source({"b": "zz"}, nested) is None
 
 
-def test_a_copy_knows_more(known: Knowledge) -> None:
-    longer = known.extended("step 2", "Veltra")
-    assert longer.source("Veltra") == "step 2" and known.source("Veltra") is None
-
-
 def test_words_and_dates() -> None:
     assert words(["Ann's 1,250 Téa_s"]) == {"ann", "1250", "tea", "s"}
     text = "2007-11-7, July 4, 2007, 3rd of May 1999, Aug 2001, 12/31/2020; on June 5 and 99/99/2000"

@@ -58,11 +58,6 @@ def profile(attention: Tensor, alpha: float) -> Tensor:
     return torch.zeros(BINS, dtype=torch.float64, device=weights.device).index_add(0, bins, weights)
 
 
-def span_mass(attention: Tensor, span: Tensor) -> Tensor:
-    """Mass (..., Q) that attention (..., Q, K) puts on the keys of `span` (K,)."""
-    return attention[..., span].sum(-1)
-
-
 def split_softmax(weights: Tensor, system: Tensor, k: float) -> Tensor:
     """Attention (B, H, Q, K) with the mass p on `system` keys (B, K) raised to p^k, k in (0, 1]; rows still sum to 1.
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from agentrl.chat import ChatFormat
 from agentrl.errors import UserError
 
-EXTENTS = ("message", "content")
-
 
 @dataclass(frozen=True)
 class PromptSpans:

@@ -81,6 +81,7 @@ class Bench(Protocol):
         ...
 
 
+@runtime_checkable
 class TranscriptBench(Protocol):
     """A bench that can score what was made elsewhere (`agentrl score`)."""
 

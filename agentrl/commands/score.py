@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from agentrl.benches import load_bench
+from agentrl.benches.base import TranscriptBench
 from agentrl.commands.arguments import command_keys, key_lines
 from agentrl.config.compose import compose
 from agentrl.config.validate_bench import validate_data
@@ -53,8 +54,8 @@ def main(arguments: list[str]) -> int:
     validate_data(config.bench)
     if config.bench.path is not None:
         config.bench.path = str(Path(config.bench.path).expanduser())
-    bench: Any = load_bench(config.bench, config.sandbox)
-    if not hasattr(bench, "score_transcript"):
+    bench = load_bench(config.bench, config.sandbox)
+    if not isinstance(bench, TranscriptBench):
         raise UserError(f"bench={bench.name} has no official scores for transcripts made elsewhere; name another bench")
     scored, bad = [], []
     for number, record, wrong in read_lines(Path(own["transcripts"]).expanduser()):

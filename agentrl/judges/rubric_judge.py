@@ -43,7 +43,6 @@ class RubricJudge(ABC):
         self.cache = cache
         self._rubrics = rubrics
         self._settings = {**settings, "parse_retries": parse_retries}
-        self._parse_retries = parse_retries
         self._payer = payer
         self.log: Path | None = None  # a file for the totals; apart from metrics, which a resumed run repeats exactly
         self._counts: Counter[str] = Counter()

@@ -140,12 +140,6 @@ class Knowledge:
         tokens = words([text])
         self._words.append(tokens | {stem(token) for token in tokens})
 
-    def extended(self, label: str, text: str) -> Knowledge:
-        """A copy that also knows `text`."""
-        copy = Knowledge(list(self.texts), list(self._words))
-        copy.add(label, text)
-        return copy
-
     def source(self, value: Any, schema: Mapping[str, Any] | None = None) -> str | None:
         """Why a value is no guess: the label of a text, "several texts", "schema", or None if it is one.
 
