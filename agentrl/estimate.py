@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.benches import load_bench
-from agentrl.benches.ftrl import load_parts
+from agentrl.benches.ftrl_rows import load_parts
 from agentrl.benches.hif import load_hif
 from agentrl.config.algos import ROLLOUT_FREE, Dpo, Pact, SplitSoftmax
 from agentrl.config.benches import CustomBench, Ftrl, HifConfig, Minihif, Minihop, SystemCheck, ToolHop

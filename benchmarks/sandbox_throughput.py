@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.toolhop import load_rows
+from agentrl.benches.toolhop_rows import load_rows
 from agentrl.sandbox import Sandbox
 from agentrl.traces.examples import example_calls
 

@@ -15,7 +15,8 @@ import pytest
 from agentrl.benches import load_bench
 from agentrl.benches.base import Task
 from agentrl.benches.execution import ERROR_PREFIX
-from agentrl.benches.ftrl import ANSWER_TAG, FtrlBench, load_rows
+from agentrl.benches.ftrl import ANSWER_TAG, FtrlBench
+from agentrl.benches.ftrl_rows import load_rows
 from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
 from agentrl.estimate import FTRL_ROWS, _ftrl_rows

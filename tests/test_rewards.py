@@ -11,7 +11,7 @@ import pytest
 from test_matching import TRACE, call, config, episode
 
 from agentrl.benches.execution import ToolEnvironment, plain_text
-from agentrl.benches.ftrl import load_rows
+from agentrl.benches.ftrl_rows import load_rows
 from agentrl.benches.transcripts import parse_text
 from agentrl.config.schema import ToolRl
 from agentrl.rewards.ftrl import VARIANTS, calls_reward, text_reward, without_end_markers

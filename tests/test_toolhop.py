@@ -13,7 +13,8 @@ import pytest
 from toolhop_rows import rows
 
 from agentrl.benches.execution import ToolEnvironment, json_text, key_error, plain_text
-from agentrl.benches.toolhop import PROMPTS, ToolHopBench, load_rows
+from agentrl.benches.toolhop import PROMPTS, ToolHopBench
+from agentrl.benches.toolhop_rows import load_rows
 from agentrl.config.benches import ToolHop
 from agentrl.errors import UserError
 from agentrl.sandbox import Result, Sandbox

@@ -1,0 +1,209 @@
+"""FTRL's files: jsonl, or MatchTIR's parquet of the same columns; every row is checked, and splits are divided."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentrl.benches.rows import limit_row
+from agentrl.config.benches import Ftrl
+from agentrl.errors import UserError
+from agentrl.jsonl import flaw
+
+SUFFIXES = (".jsonl", ".parquet")
+SPLITS = ("train", "test")
+QUESTION = "\nQuestion: "
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question. `golds` maps tool names to the results that their calls should give, in the file's order."""
+
+    id: str
+    messages: tuple[dict[str, str], ...]
+    question: str
+    answer: str
+    tools: tuple[dict[str, Any], ...]
+    sources: dict[str, str]
+    golds: dict[str, list[str]]
+    data_source: str
+    split: str
+    ground_truth: tuple[tuple[str, dict[str, Any]], ...]  # MatchTIR's reference calls; empty in FTRL's own files
+
+    @property
+    def functions(self) -> dict[str, dict[str, Any]]:
+        return {tool["function"]["name"]: tool["function"] for tool in self.tools}
+
+
+def load_parts(config: Ftrl) -> dict[str, list[Row]]:
+    """Rows of each split. Rows of one split alone are divided, test rows only on the configuration's word."""
+    files = split_files(Path(config.path))
+    if len(files) == len(SPLITS):
+        return {split: load_rows(file) for split, file in files.items()}
+    rows = load_rows(files[""])
+    parts = {split: [row for row in rows if (row.split == "test") == (split == "test")] for split in SPLITS}
+    if all(parts.values()) or (not parts["train"] and not config.train_on_test):
+        return parts
+    return divide(rows, config.test_fraction, config.data_seed)
+
+
+def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, list[Row]]:
+    """Rows of each split in file order: the same share of every data source, and no question in both."""
+    sources: dict[str, list[str]] = {}
+    for question, source in {row.question: row.data_source for row in rows}.items():
+        sources.setdefault(source, []).append(question)
+    test: set[str] = set()
+    for source, questions in sorted(sources.items()):
+        count = min(max(round(test_fraction * len(questions)), 1), max(len(questions) - 1, 1))
+        test |= set(random.Random(f"ftrl/{source}/{data_seed}").sample(questions, count))
+    return {split: [row for row in rows if (row.question in test) == (split == "test")] for split in SPLITS}
+
+
+def refuse_contamination(parts: dict[str, list[Row]], path: str) -> None:
+    """Raise UserError where a test row is among the training rows, or where there are no training rows."""
+    way_out = "set bench.train_on_test=true to train on test rows all the same"
+    if not parts["train"]:
+        files = "give a directory with FTRL's train and test files"
+        raise UserError(f"bench.path: {path} holds test rows alone; {files}, or {way_out}")
+    held_out = {row.question for row in parts["test"]}
+    for row in parts["train"]:
+        if row.split == "test" or row.question in held_out:
+            raise UserError(f"bench.path: {path}, training row {row.id} is a test row; remove it, or {way_out}")
+
+
+def one_file(path: str) -> Path:
+    """The file whose rows transcripts count. Raises UserError for a directory."""
+    if Path(path).is_dir():
+        raise UserError(f"bench.path: {path} is a directory; name the file whose rows the transcripts count")
+    return Path(path)
+
+
+def split_files(path: Path) -> dict[str, Path]:
+    """{"train": file, "test": file} of a directory, or {"": file} of one file."""
+    if not path.is_dir():
+        return {"": path}
+    files: dict[str, Path] = {}
+    for split in SPLITS:
+        found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
+        if len(found) != 1:
+            names = " or ".join(f"{split}{suffix}" for suffix in SUFFIXES)
+            raise UserError(
+                f"bench.path: {path} holds {len(found)} files named {names}; it must hold one, or be a file"
+            )
+        files[split] = found[0]
+    return files
+
+
+def load_rows(path: Path) -> list[Row]:
+    """All rows of a jsonl or parquet file; complaints name the file, the line (or parquet row) and the field."""
+    rows = [row_of(entry, f"{path.stem}-{index}", where) for index, where, entry in _entries(path)]
+    if not rows:
+        raise UserError(f"bench.path: {path} holds no rows; expected FTRL's jsonl or MatchTIR's parquet")
+    return rows
+
+
+def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """0-based index, place for complaints, and content of every row."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"bench.path: cannot read {path} ({error.strerror}); give FTRL's file or directory") from error
+    if path.suffix == ".parquet":
+        yield from _parquet_entries(path)
+        return
+    row = 0
+    for index, line in enumerate(content.split(b"\n")):
+        if not line.strip():
+            continue
+        where = f"bench.path: {path}, line {index + 1} (row {row})"
+        limit_row(len(line), where)
+        try:
+            entry = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where} is not UTF-8 (byte {error.start}); convert or download the file again") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is no whole JSON ({flaw(error)}); download the file again") from error
+        yield row, where, entry
+        row += 1
+
+
+def _parquet_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
+    import pyarrow.parquet
+    from pyarrow import ArrowException
+
+    try:
+        entries = pyarrow.parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise UserError(f"bench.path: {path} is no whole parquet file; download it again") from error
+    for index, entry in enumerate(entries):
+        where = f"bench.path: {path}, row {index}"
+        limit_row(sum(len(value) for value in entry.values() if isinstance(value, str)), where)
+        yield index, where, entry
+
+
+def row_of(entry: Any, name: str, where: str) -> Row:
+    """One row, checked."""
+
+    def need(condition: bool, field: str, reason: str) -> None:
+        if not condition:
+            raise UserError(f"{where}, {field}: {reason}; mend or remove the row")
+
+    def decoded(field: str, value: Any) -> Any:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}, {field}: bad JSON ({flaw(error)}); mend or remove the row") from error
+
+    need(isinstance(entry, dict), "whole row", "expected an object")
+    for field in ("messages", "tools", "codes", "unsolved_set", "answer"):
+        need(field in entry, field, "missing")
+    messages, tools, codes, golds = (decoded(f, entry[f]) for f in ("messages", "tools", "codes", "unsolved_set"))
+
+    fit = isinstance(messages, list) and all(isinstance(m, dict) for m in messages) and len(messages) > 0
+    fit = fit and all(isinstance(m.get(part), str) for m in messages for part in ("role", "content"))
+    need(fit, "messages", "expected a list of messages with role and content")
+    asked = messages[-1]["role"] == "user" and QUESTION in messages[-1]["content"]
+    need(asked, "messages", f"the last is no user message with a line {QUESTION.strip()!r}")
+    need(isinstance(entry["answer"], str), "answer", f"expected a string, got {type(entry['answer']).__name__}")
+
+    fit = isinstance(codes, dict) and all(isinstance(source, str) for source in codes.values())
+    need(fit, "codes", "expected an object of tool name and Python source")
+    names: set[str] = set()
+    need(isinstance(tools, list) and len(tools) > 0, "tools", "expected a non-empty list")
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        function = function if isinstance(function, dict) else {}
+        fit = isinstance(function.get("name"), str) and isinstance(function.get("parameters"), dict)
+        need(fit, "tools", "expected functions with a name and parameters")
+        need(function["name"] not in names, "tools", f"the name {function['name']} occurs twice")
+        need(function["name"] in codes, "codes", f"no source for the tool {function['name']}")
+        names.add(function["name"])
+
+    fit = isinstance(golds, dict) and all(isinstance(answers, list) for answers in golds.values())
+    need(fit, "unsolved_set", "expected an object of tool name and list of results")
+    need(any(golds.values()), "unsolved_set", "holds no results")
+    for tool_name, answers in golds.items():
+        need(tool_name in names, "unsolved_set", f"there is no tool {tool_name}")
+        need(all(isinstance(answer, str) for answer in answers), "unsolved_set", f"{tool_name}: expected strings")
+
+    calls = decoded("ground_truth", entry.get("ground_truth")) or []
+    need(isinstance(calls, list), "ground_truth", "expected a list of calls")
+    for call in calls:
+        fit = isinstance(call, dict) and call.get("name") in names and isinstance(call.get("parameters"), dict)
+        need(fit, "ground_truth", "expected calls of the row's tools, with name and parameters")
+    return Row(
+        id=f"ftrl-{name}",
+        messages=tuple({"role": m["role"], "content": m["content"]} for m in messages),
+        question=messages[-1]["content"].split(QUESTION, 1)[1],
+        answer=entry["answer"],
+        tools=tuple(tools),
+        sources=codes,
+        golds=golds,
+        data_source=str(entry.get("data_source") or "self"),
+        split=str(entry.get("split")),
+        ground_truth=tuple((call["name"], call["parameters"]) for call in calls),
+    )

@@ -1,0 +1,146 @@
+"""ToolHop.json: found on this disk or on the hub, every row checked; the division into splits is ours."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentrl.benches.rows import MAX_ROW_BYTES, limit_row
+from agentrl.config.benches import ToolHop
+from agentrl.errors import UserError, first_line
+from agentrl.jsonl import flaw
+
+HUB_FILE = "data/ToolHop.json"
+_FIRST_DEF = re.compile(r"def\s+(\w+)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question with its hops in order; the lists have one entry per hop."""
+
+    id: str
+    question: str
+    answer: str
+    sub_questions: tuple[str, ...]
+    sub_answers: tuple[str, ...]
+    tools: tuple[dict[str, Any], ...]
+    sources: dict[str, str]  # tool name -> source; of several sources with one name the last wins, as upstream
+    answer_type: str
+
+    @property
+    def golds(self) -> dict[str, list[str]]:
+        """Tool name to the sub-answers that its calls should give."""
+        golds: dict[str, list[str]] = {}
+        for tool, answer in zip(self.tools, self.sub_answers, strict=True):
+            golds.setdefault(tool["name"], []).append(answer)
+        return golds
+
+
+def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, list[Row]]:
+    """Rows of each split in file order, both non-empty where there are two rows or more."""
+    shuffled = random.Random(f"toolhop/{data_seed}").sample(range(len(rows)), len(rows))
+    count = min(max(round(test_fraction * len(rows)), 1), max(len(rows) - 1, 1))
+    test = set(shuffled[:count])
+    return {
+        "train": [row for i, row in enumerate(rows) if i not in test],
+        "test": [row for i, row in enumerate(rows) if i in test],
+    }
+
+
+def find_file(config: ToolHop) -> Path:
+    """`path`, or the file of the hub repository."""
+    if config.path is not None:
+        return Path(config.path)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(config.hub_id, HUB_FILE, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # offline, no such repository, gated, or a malformed id
+        raise UserError(
+            f"bench.hub_id: cannot download {HUB_FILE} of dataset {config.hub_id} ({first_line(error)}); "
+            "give a local ToolHop.json as bench.path"
+        ) from error
+
+
+def load_rows(path: Path) -> list[Row]:
+    """All rows of a ToolHop.json: a list of objects, or one object that maps ids to them."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        size, data = len(text), json.loads(text)
+    except OSError as error:
+        raise UserError(f"bench.path: cannot read {path} ({error.strerror}); give the path of ToolHop.json") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"bench.path: {path} is not UTF-8 (byte {error.start}); convert or download it again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"bench.path: {path} is no whole JSON file ({flaw(error)}); download it again") from error
+    entries = [{"id": key, **row} if isinstance(row, dict) else row for key, row in data.items()] \
+        if isinstance(data, dict) else data  # fmt: skip
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"bench.path: {path} holds no rows; expected a list of ToolHop rows")
+    rows = []
+    for index, entry in enumerate(entries):
+        where = f"bench.path: {path}, row {index}"
+        if size > MAX_ROW_BYTES:
+            limit_row(len(json.dumps(entry)), where)
+        rows.append(_row(entry, where))
+    first: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        if first.setdefault(row.id, index) != index:
+            raise UserError(f"bench.path: {path}, row {index}, id: {row.id} is also the id of row {first[row.id]}")
+    return rows
+
+
+def _row(entry: Any, where: str) -> Row:
+    """Check one row; every complaint names file, row and field."""
+
+    def need(condition: bool, field: str, reason: str) -> None:
+        if not condition:
+            raise UserError(f"{where}, {field}: {reason}; mend or remove the row")
+
+    need(isinstance(entry, dict), "whole row", "expected an object")
+    for field in ("id", "question", "answer", "sub_task", "tools", "functions"):
+        need(field in entry, field, "missing")
+    need(isinstance(entry["id"], str | int), "id", "expected a number or a string")
+    for field in ("question", "answer"):
+        need(isinstance(entry[field], str), field, f"expected a string, got {type(entry[field]).__name__}")
+    sub_task, tools = entry["sub_task"], entry["tools"]
+    need(isinstance(sub_task, dict) and len(sub_task) > 0, "sub_task", "expected a non-empty object")
+    need(all(isinstance(v, str) for v in sub_task.values()), "sub_task", "expected sub-questions with string answers")
+    need(isinstance(tools, dict), "tools", "expected an object")
+    need(set(tools) == set(sub_task), "tools", "its sub-questions differ from those of sub_task")
+    for tool in tools.values():
+        whole = (
+            isinstance(tool, dict) and isinstance(tool.get("name"), str) and isinstance(tool.get("parameters"), dict)
+        )
+        need(whole, "tools", "expected tools with a name and parameters")
+    sources = _sources(entry["functions"])
+    need(sources is not None, "functions", "expected a list of Python sources, or an object of name and source")
+    assert sources is not None
+    for tool in tools.values():
+        need(tool["name"] in sources, "functions", f"no source defines the tool {tool['name']}")
+    return Row(
+        id=str(entry["id"]),
+        question=entry["question"],
+        answer=entry["answer"],
+        sub_questions=tuple(sub_task),
+        sub_answers=tuple(sub_task.values()),
+        tools=tuple(tools[question] for question in sub_task),
+        sources=sources,
+        answer_type=str(entry.get("answer_type", "")),
+    )
+
+
+def _sources(functions: Any) -> dict[str, str] | None:
+    """Name to source: upstream goes by the first `def` of each source, FTRL's form is a dictionary already."""
+    if isinstance(functions, dict):
+        return functions if all(isinstance(source, str) for source in functions.values()) else None
+    if not isinstance(functions, list) or not all(isinstance(source, str) for source in functions):
+        return None
+    named = ((_FIRST_DEF.search(source), source) for source in functions)
+    return {match.group(1): source for match, source in named if match}
