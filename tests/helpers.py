@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from agentrl.config.help import GROUPS
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 
@@ -17,6 +20,23 @@ def composed(*overrides: str) -> Config:
     """The typed configuration of a command line."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return typed_config(compose("config", overrides=list(overrides)))
+
+
+@cache
+def _composed_groups(groups: tuple[str, ...]) -> str:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_yaml(compose("config", overrides=list(groups)))
+
+
+def config_of(*overrides: str) -> Config:
+    """As `composed`; keys are set without Hydra, whose composition takes a third of a second."""
+    groups = tuple(override for override in overrides if override.split("=")[0] in GROUPS)
+    raw = OmegaConf.create(_composed_groups(groups))
+    for override in overrides:
+        if override not in groups:
+            key, value = override.lstrip("+").split("=", 1)
+            OmegaConf.update(raw, key, OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"])
+    return typed_config(raw)
 
 
 def small(*overrides: str) -> Config:
@@ -89,3 +109,21 @@ def follow_script(trainer: Any, script: Any) -> None:
         return type(trainer)._generate(trainer, prompts)
 
     trainer._generate_single_turn, trainer._generate = generate, anew
+
+
+def rolled_batch(trainer: Any, prompts: int = 2) -> Any:
+    """The tensors of one batch, rolled out and rewarded: `prompts` tasks, a group each."""
+    group = trainer.num_generations
+    rows = [{"task": i, "prompt": trainer.tasks[i].prompt} for i in range(prompts) for _ in range(group)]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer._generate_and_score_completions(rows)
+
+
+def gradient(trainer: Any, loss: Any) -> Any:
+    """The gradient of `loss` over all parameters, flat."""
+    import torch
+
+    trainer.model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import composed, make_trainer
+from helpers import composed, gradient, make_trainer, rolled_batch
 from transformers import TrainerControl
 from trl import GRPOTrainer
 
@@ -39,20 +39,6 @@ def reply(task: Any, sample: int, turn: int) -> str:
     return (f"{rule.opener} {permitted}", " ".join(items), f"{rule.opener} {items[0]}", items[-1])[sample]
 
 
-def rolled(trainer, prompts=2):
-    group = trainer.num_generations
-    rows = [{"task": i, "prompt": trainer.tasks[i].prompt} for i in range(prompts) for _ in range(group)]
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    return trainer._generate_and_score_completions(rows)
-
-
-def gradient(trainer, loss):
-    trainer.model.zero_grad()
-    loss.backward()
-    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
-
-
 def rewards_of(trainer, reward):
     values = [math.nan if r[reward] is None else r[reward] for r in trainer._rewards]
     return torch.tensor(values, dtype=torch.float64).view(-1, trainer.num_generations)
@@ -60,7 +46,7 @@ def rewards_of(trainer, reward):
 
 def test_one_update_of_primal_and_dual_by_hand(tmp_path: Path):
     trainer = make_trainer(composed(*HIPO), tmp_path, reply)
-    batch = rolled(trainer)
+    batch = rolled_batch(trainer)
     user, system = rewards_of(trainer, "user"), rewards_of(trainer, "sys")
     for row, task in enumerate(trainer._batch):
         assert trainer.bench.rewards(task, reply(task, row % 4, 0)) == trainer._rewards[row]
@@ -97,7 +83,7 @@ def test_a_multiplier_of_zero_is_grpo_on_the_users_reward(tmp_path: Path):
 
     GRPOTrainer._generate_and_score_completions = spy
     try:
-        batch = rolled(trainer)
+        batch = rolled_batch(trainer)
     finally:
         GRPOTrainer._generate_and_score_completions = original
     assert torch.allclose(batch["advantages"][:, 0], seen["advantages"], atol=1e-6)
@@ -105,13 +91,13 @@ def test_a_multiplier_of_zero_is_grpo_on_the_users_reward(tmp_path: Path):
     theirs = GRPOTrainer._compute_loss(trainer, trainer.model, {**batch, "advantages": seen["advantages"]})
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     assert torch.allclose(gradient(trainer, ours), gradient(trainer, theirs), atol=1e-6)
-    rolled(trainer)
+    rolled_batch(trainer)
     assert trainer.dual.values().item() == 0.0
 
 
 def test_constant_rewards_give_no_gradient(tmp_path: Path):
     trainer = make_trainer(composed(*HIPO), tmp_path, lambda task, sample, turn: reply(task, 0, 0))
-    batch = rolled(trainer)
+    batch = rolled_batch(trainer)
     assert batch["advantages"].abs().max() == 0
     assert gradient(trainer, trainer._compute_loss(trainer.model, batch)).abs().max() == 0
 
@@ -121,7 +107,7 @@ def test_a_degenerate_reply_is_left_out_and_counted(tmp_path: Path):
         return " ".join(["ant"] * 9) if sample == 3 else reply(task, sample, turn)
 
     trainer = make_trainer(composed(*HIPO), tmp_path, broken)
-    batch = rolled(trainer)
+    batch = rolled_batch(trainer)
     assert trainer._filtered == [False, False, False, True] * 2
     assert trainer._metrics["train"]["filtered"] == [0.25]
     assert batch["advantages"].view(2, 4, -1)[:, 3].abs().max() == 0
@@ -155,7 +141,7 @@ def test_the_judge_says_what_the_program_leaves_open_and_a_missing_verdict_is_ex
     trainer = make_trainer(composed(*HIPO), tmp_path, reply, judge=judge)
     program = trainer.bench.rewards
     trainer.bench.rewards = lambda task, response: {**program(task, response), "sys": None}
-    batch = rolled(trainer)
+    batch = rolled_batch(trainer)
     assert [request.side for request in judge.seen] == ["system"] * 8
     assert judge.seen[0].prompt == trainer._batch[0].data["system"]
     assert [rewards["sys"] for rewards in trainer._rewards] == [None] + [0.4] * 7
@@ -167,7 +153,7 @@ def test_the_judge_says_what_the_program_leaves_open_and_a_missing_verdict_is_ex
     silent = make_trainer(composed(*HIPO), tmp_path, reply)
     silent.bench.rewards = trainer.bench.rewards
     with pytest.raises(UserError, match="no program can tell r_sys"):
-        rolled(silent)
+        rolled_batch(silent)
 
 
 def test_constraints_may_be_several_and_hold_one_kind_of_prompt_each(tmp_path: Path):
@@ -176,7 +162,7 @@ def test_constraints_may_be_several_and_hold_one_kind_of_prompt_each(tmp_path: P
         "{name: easy, reward: sys, kind: aligned, threshold: 0.9, initial: 3.0}]"
     )
     trainer = make_trainer(composed(*HIPO, constraints), tmp_path, reply)
-    batch = rolled(trainer)  # tasks 0 and 1 share a rule: one of each kind
+    batch = rolled_batch(trainer)  # tasks 0 and 1 share a rule: one of each kind
     system = rewards_of(trainer, "sys")
     hard, easy = trainer.dual.values().tolist()
     assert hard == pytest.approx(1 + 0.07 * (0.6 - system[0].mean().item()))
@@ -209,7 +195,7 @@ def test_a_multiplier_at_its_cap_is_reported_once_and_stops_the_run_where_asked(
     trainer = make_trainer(config, tmp_path, reply, console=console)
     watch, control = StopWhereInfeasible(trainer), TrainerControl()
     for expected in (False, True, True):
-        rolled(trainer)
+        rolled_batch(trainer)
         control.should_save = False
         watch.on_step_end(trainer.args, trainer.state, control)
         assert control.should_save is expected
@@ -224,6 +210,6 @@ def test_a_reward_that_is_always_1_is_reported(tmp_path: Path):
     config = composed(*HIPO, "dual.patience=2")
     trainer = make_trainer(config, tmp_path, lambda task, sample, turn: task.data["rule"].opener, console=console)
     for _ in range(3):
-        rolled(trainer)
+        rolled_batch(trainer)
     assert len(said) == 1 and "earned r_sys = 1" in said[0]
     assert math.isclose(float(trainer.dual.multipliers[0].ema), 1.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_trainer, small
+from helpers import gradient, make_trainer, rolled_batch, small
 from test_rollout import expert_script
 from torch.nn.functional import cross_entropy
 from trl import GRPOTrainer
@@ -16,20 +16,6 @@ from agentrl.trainers.grpo import AgentGRPOTrainer, EpochSampler, cropped, in_ro
 from agentrl.trainers.sft import trace_labels
 
 LOOSE = ("algo.entropy_coef=0", "algo.kl_coef=0")
-
-
-def rolled_batch(trainer, prompts=2):
-    group = trainer.num_generations
-    rows = [{"task": i, "prompt": trainer.tasks[i].prompt} for i in range(prompts) for _ in range(group)]
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    return trainer._generate_and_score_completions(rows)
-
-
-def gradient(trainer, loss):
-    trainer.model.zero_grad()
-    loss.backward()
-    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 
 def test_grpo_agrees_with_trl(tmp_path: Path):

@@ -1,0 +1,40 @@
+"""The estimate before a run: by hand for the paper's, and sizes of models that lie on this disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import CONF, config_of
+
+from agentrl.estimate import count_parameters, estimate
+
+
+def test_estimate_of_the_papers_run() -> None:
+    # 2000 tasks / 256 a batch = 7 whole batches, 3 epochs = 21 batches of 8 updates of 32 prompts x 8 rollouts.
+    result = estimate(config_of("algo=pact", "model=qwen3-4b", "hardware=gpu", "bench.train_tasks=2000"))
+    assert (result.rollout_batches, result.updates) == (21, 168)
+    assert result.sequences == 168 * 32 * 8
+    assert result.rollout_tokens == 21 * 256 * 8 * 23000
+    # float32 weights, gradients, two moments and a reference: 5 x 4 GB x (1e9 / 2**30)
+    assert result.memory_gb is not None
+    assert sum(result.memory_gb.values()) == pytest.approx(5 * 4 * 4.0e9 / 2**30)
+
+
+def test_estimate_counts_a_local_checkpoint(tmp_path: Path) -> None:
+    header = b'{"a": {"dtype": "F32", "shape": [3, 5], "data_offsets": [0, 60]}, "__metadata__": {}}'
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(60))
+    config = config_of(f"model.path={tmp_path}")
+    assert count_parameters(config) == 15
+    (tmp_path / "model.safetensors").write_bytes(b"\x05")
+    assert count_parameters(config) is None
+
+
+def test_every_hub_model_has_a_known_size() -> None:
+    for file in (CONF / "model").glob("*.yaml"):
+        path: Any = yaml.safe_load(file.read_text())["path"]
+        if path != "???" and not path.startswith("builtin:"):
+            assert count_parameters(config_of(f"model={file.stem}")), file
