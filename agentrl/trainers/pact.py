@@ -16,12 +16,12 @@ from trl.trainer.utils import pad
 
 from agentrl.benches.base import Task
 from agentrl.chat import TokenizedTrace, context_ids, tokenize_trace
-from agentrl.objectives.pact import anchor_gates, prompt_mean, sft_loss, sft_token_weights
+from agentrl.objectives.pact import anchor_gates, sft_token_weights
 from agentrl.schedules import anneal_value, progress, reasoning_level
-from agentrl.trainers.grpo import AgentGRPOTrainer
+from agentrl.trainers.traced import TracedTrainer
 
 
-class PactTrainer(AgentGRPOTrainer):
+class PactTrainer(TracedTrainer):
     """L = mean over prompts of (1 - z) (L^h + beta_SFT L_SFT) + z L^x (PACT, eq. 12-14)."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -30,35 +30,34 @@ class PactTrainer(AgentGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        algo, group = self.config.algo, self.num_generations
-        gates = self._gates()
-        anchored = gates.repeat_interleave(group)
-        conditioned = [i for i in range(len(inputs)) if not anchored[i]] if algo.condition_on_trace else []
-        self._add_contexts(batch, conditioned)
-        batch["trace"] = [None] * len(inputs)
-        if algo.sft_coef > 0:
-            for first in range(0, len(inputs), group):
-                if not anchored[first]:
-                    batch["trace"][first] = self._trace(self._batch[first])[1]
+        anchored = [self._anchored(row) for row in range(len(inputs))]
+        condition = self.config.algo.condition_on_trace
+        self._add_contexts(batch, [row for row, held in enumerate(anchored) if condition and not held])
         self._metrics["train" if self.model.training else "eval"]["anneal/anchored"].append(
-            self._global_mean(gates.double().tolist())
+            self._global_mean([float(held) for held in anchored])
         )
         return batch
 
-    def _gates(self) -> Tensor:
-        """z of eq. 13 for every prompt of the batch: (N,) bool, True where it is anchored."""
-        keys = self._batch_rows[:: self.num_generations]
-        return anchor_gates(self.config.algo.q, self.config.seed, self.state.global_step, keys)
+    def _anchored(self, row: int) -> bool:
+        """z of eq. 13 for the prompt of a row of the rollout batch, the same for all rollouts of its group."""
+        keys = self._batch_rows[row : row + 1]
+        return bool(anchor_gates(self.config.algo.q, self.config.seed, self.state.global_step, keys))
+
+    def trace_beside(self, row: int) -> TokenizedTrace | None:
+        """h* without its answer, as the schedules show it; None for an anchored prompt."""
+        hidden = self._anchored(row) or self.config.algo.sft_coef == 0
+        return None if hidden else self._trace(self._batch[row])[1]
 
     def _rollout_notes(self) -> list[dict[str, Any]]:
         """Which surrogate a rollout goes into, and the tokens of h* beside it with their weights in L_SFT."""
         notes: list[dict[str, Any]] = []
         algo = self.config.algo
-        for task, anchored in zip(self._batch, self._gates().repeat_interleave(self.num_generations), strict=True):
-            note: dict[str, Any] = {"surrogate": "L^h" if algo.condition_on_trace and not anchored else "L^x"}
-            trace = None if anchored or algo.sft_coef == 0 else self._trace(task)[1]
+        for row in range(len(self._batch)):
+            conditioned = algo.condition_on_trace and not self._anchored(row)
+            note: dict[str, Any] = {"surrogate": "L^h" if conditioned else "L^x"}
+            trace = self.trace_beside(row)
             if trace is not None:
-                weights = [round(weight, 4) for weight in self._weights(trace).tolist()]
+                weights = [round(weight, 4) for weight in self.trace_weights(trace).tolist()]
                 tokens = [self._tokenizer.decode([token]) for token in trace.ids]
                 note["sft"] = {
                     "tokens": tokens,
@@ -109,17 +108,17 @@ class PactTrainer(AgentGRPOTrainer):
         return logps
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        algo, mode = self.config.algo, "train" if self.model.training else "eval"
+        algo = self.config.algo
         in_context = {**inputs, "prompt_ids": inputs["context_ids"], "prompt_mask": inputs["context_mask"]}
         loss = inputs["advantages"].new_zeros((), requires_grad=True)  # a micro-batch may have nothing to train on
         if algo.rl_coef > 0:
             surrogate = self._surrogate(model, inputs, in_context)
             loss = loss + algo.rl_coef * surrogate
-            self._record(mode, "loss/rl", surrogate.detach() * self.current_gradient_accumulation_steps)
+            self._record("loss/rl", surrogate.detach() * self.current_gradient_accumulation_steps)
         if algo.sft_coef > 0:
-            supervised = self._supervised(model, inputs)
+            supervised = self.trace_term(model, inputs)
             loss = loss + algo.sft_coef * supervised / self.current_gradient_accumulation_steps
-            self._record(mode, "loss/sft", supervised.detach())
+            self._record("loss/sft", supervised.detach())
         return loss
 
     def _surrogate(self, model: Any, inputs: dict[str, Any], in_context: dict[str, Any]) -> Tensor:
@@ -144,34 +143,7 @@ class PactTrainer(AgentGRPOTrainer):
         finally:
             self.beta, self._entropy_bonus_enabled = beta, entropy
 
-    def _supervised(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Mean over the micro-batch's prompts of L_SFT (eq. 10); 0 where every prompt is anchored."""
-        traces = [trace for trace in inputs["trace"] if trace is not None]
-        rows = len(inputs["trace"])
-        if not traces and self.accelerator.num_processes == 1:
-            return inputs["advantages"].new_zeros(())
-        weights = [self._weights(trace) for trace in traces]
-        if not traces:
-            # Every rank must run the same number of forwards: one that weighs nothing stands in.
-            traces, weights = [TokenizedTrace([0], [0], [0], [0], [-1])], [torch.zeros(1)]
-        device = inputs["completion_ids"].device
-        pad_id = self._tokenizer.pad_token_id
-        prompts = [torch.tensor(trace.prompt_ids) for trace in traces]
-        targets = [torch.tensor(trace.ids) for trace in traces]
-        input_ids = torch.cat([pad(prompts, pad_id, padding_side="left"), pad(targets, pad_id)], dim=1)
-        mask = torch.cat(
-            [
-                pad([torch.ones_like(ids) for ids in prompts], 0, padding_side="left"),
-                pad([torch.ones_like(ids) for ids in targets], 0),
-            ],
-            dim=1,
-        )
-        length = max(len(ids) for ids in targets)
-        logps, _, _ = self._get_per_token_logps_and_entropies(model, input_ids.to(device), mask.to(device), length)
-        losses, _ = sft_loss(logps, pad(weights, 0.0).to(device))
-        return prompt_mean(losses, self.num_generations, rows)
-
-    def _weights(self, trace: TokenizedTrace) -> Tensor:
+    def trace_weights(self, trace: TokenizedTrace) -> Tensor:
         """m_n(s) of eq. 9 at the current update."""
         schedule, anneal = self.config.algo.schedule, self.config.anneal
         done = progress(self.state.global_step, self.state.max_steps, anneal.horizon)
@@ -202,9 +174,6 @@ class PactTrainer(AgentGRPOTrainer):
                 shown = replace(shown, turns=shown.turns[:kept])
                 self._privileged[task.id] = context, tokenize_trace(self.chat, task, shown) if kept else None
         return self._privileged[task.id]
-
-    def _record(self, mode: str, name: str, value: Tensor) -> None:
-        self._metrics[mode][name].append(self.accelerator.gather(value).nanmean().item())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add where the schedules stand to TRL's log line."""
