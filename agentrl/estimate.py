@@ -18,7 +18,7 @@ from rich.table import Table
 from agentrl.benches import load_bench
 from agentrl.benches.ftrl_rows import load_parts
 from agentrl.benches.hif import load_hif
-from agentrl.config.algos import ROLLOUT_FREE, Dpo, Pact, SplitSoftmax
+from agentrl.config.algos import ROLLOUT_FREE, Chord, Dpo, Luffy, Pact, SplitSoftmax
 from agentrl.config.benches import CustomBench, Ftrl, HifConfig, Minihif, Minihop, SystemCheck, ToolHop
 from agentrl.config.schema import Config
 from agentrl.config.validate import group_size
@@ -75,6 +75,8 @@ def estimate(config: Config) -> Estimate:
     trained = sequences * row
     if isinstance(config.algo, Pact) and config.algo.condition_on_trace:
         trained += int(sequences * (1 - config.algo.q) * config.algo.trace.max_tokens)
+    if isinstance(config.algo, Chord | Luffy):
+        trained += updates * trainer.minibatch_prompts * row  # a trace is one more sequence a prompt
     sampled = 0 if isinstance(config.algo, ROLLOUT_FREE) else batches * trainer.prompts_per_batch * k
     if isinstance(config.algo, SplitSoftmax):
         updates = batches = sequences = trained = 0

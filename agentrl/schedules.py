@@ -44,6 +44,20 @@ def anneal_value(kind: str, start: float, end: float, progress: float, num_steps
     return start * (1 - share) + end * share  # exact at both ends
 
 
+def warmup_cosine(step: int, peak: float, valley: float, warmup_steps: int, decay_steps: int) -> float:
+    """CHORD's mu after `step` finished updates: 0 to `peak` in a line, half a cosine down to `valley`, then level.
+
+    Without warm-up the first update has `peak`; without decay `valley` follows the warm-up at once.
+    Raises ValueError on a negative number of steps.
+    """
+    if min(step, warmup_steps, decay_steps) < 0:
+        raise ValueError(f"step {step}, warmup_steps {warmup_steps} and decay_steps {decay_steps} must be >= 0")
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    done = step - warmup_steps
+    return anneal_value("cosine", peak, valley, done / decay_steps) if done < decay_steps else valley
+
+
 def reasoning_level(progress: float, switch_points: Sequence[float]) -> int:
     """The active prefix level, L4 down to L0: how many of the four ascending switch points are not yet reached.
 

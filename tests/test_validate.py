@@ -165,6 +165,16 @@ IMPOSSIBLE = [
     ("algo=dpo algo.pairs=/nowhere.jsonl", "algo.pairs"),
     ("algo=split_softmax algo.k=0", "algo.k"),
     ("algo=focal_lora algo.head_share=1.5", "algo.head_share"),
+    ("algo=chord algo.mu.peak=1.1", "algo.mu.peak=1.1: must lie in [0, 1]"),
+    ("algo=chord algo.mu.peak=0.01", "algo.mu.valley=0.05: must be at most algo.mu.peak=0.01"),
+    ("algo=chord algo.mu.decay_steps=-1", "algo.mu.decay_steps"),
+    ("algo=chord algo.token_weight=psi", "did you mean phi?"),
+    ("algo=luffy algo.shaping=0", "algo.shaping=0.0: must be above 0 (the paper: 0.1)"),
+    ("algo=luffy rollout.num_generations=1", "rollout.num_generations=1"),
+    ("algo=luffy algo.clip_eps=0.2", "algo.clip_eps"),
+    ("algo=chord bench=minihif", "has no tools for algo=chord"),
+    ("algo=chord bench=toolhop bench.scenario=direct", "no expert traces"),
+    ("algo=luffy bench=toolhop bench.scenario=direct", "no expert traces"),
 ]
 
 

@@ -60,6 +60,30 @@ class Grpo:
 
 
 @dataclass
+class Mu:
+    peak: float = key("mu once warmed up, in [0, 1].")
+    valley: float = key("mu once decayed; at most `peak`.")
+    warmup_steps: int = key("Updates over which mu rises from 0 to `peak` in a line.")
+    decay_steps: int = key("Updates after that over which it falls to `valley` by half a cosine.")
+
+
+@dataclass
+class Chord(Grpo):
+    """GRPO's keys, and those of the SFT term beside it."""
+
+    mu: Mu = key("Weight of the SFT term; GRPO's loss has 1 - mu.")
+    token_weight: str = key("Weight of an expert token in the SFT term: 'uniform', or 'phi', p (1 - p) (CHORD-phi).")
+
+
+@dataclass
+class Luffy:
+    name: str = key("Algorithm.")
+    shaping: float = key("gamma of p / (p + gamma), above 0, in place of an expert token's ratio p.")
+    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
+    entropy_coef: float = key("Coefficient of the entropy bonus.")
+
+
+@dataclass
 class CustomAlgo(Grpo):
     """An algorithm of the user's own on top of GRPO, in a file outside this package."""
 
@@ -147,9 +171,13 @@ ROLLOUT_FREE = (
     Evaluate,
 )  # an update is of prompts or pairs, not of groups of rollouts
 
+TRACED = (Pact, Chord, Luffy)  # an update also reads the expert traces of its prompts
+
 ALGOS: dict[str, type] = {
     "pact": Pact,
     "grpo": Grpo,
+    "chord": Chord,
+    "luffy": Luffy,
     "sft": Sft,
     **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
     "dpo": Dpo,

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import ROLLOUT_FREE, Evaluate, Hipo, Pact, Sft
+from agentrl.config.algos import ROLLOUT_FREE, TRACED, Evaluate, Hipo, Pact, Sft
 from agentrl.config.benches import Ftrl, HifConfig, Minihop, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
@@ -189,10 +189,11 @@ def _tracker(tracker: Tracker) -> None:
 
 def _machine(config: Config) -> list[str]:
     hardware, model, warnings = config.hardware, config.model, []
-    if isinstance(config.algo, Pact) and config.algo.sft_coef > 0 and config.rollout.temperature != 1:
+    imitates = isinstance(config.algo, TRACED) and not (isinstance(config.algo, Pact) and config.algo.sft_coef == 0)
+    if imitates and config.rollout.temperature != 1:
         warnings.append(
-            f"rollout.temperature={config.rollout.temperature:g}: TRL divides all logits by it, those of the SFT term "
-            "too; 1 is the paper's"
+            f"rollout.temperature={config.rollout.temperature:g}: TRL divides all logits by it, those of the expert's "
+            "tokens too; 1 is the paper's"
         )
     if isinstance(config.algo, Hipo) and isinstance(config.bench, HifConfig) and config.judge.name == "program":
         warnings.append(

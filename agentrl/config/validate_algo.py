@@ -6,7 +6,7 @@ import importlib.util
 import math
 from pathlib import Path
 
-from agentrl.config.algos import CustomAlgo, Dpo, Evaluate, FocalLora, Hipo, Pact, Sft, SplitSoftmax
+from agentrl.config.algos import Chord, CustomAlgo, Dpo, Evaluate, FocalLora, Hipo, Luffy, Pact, Sft, SplitSoftmax
 from agentrl.config.checks import python_file, require
 from agentrl.config.schema import Config, Dual
 from agentrl.traces.records import TRACE_PARTS
@@ -20,6 +20,7 @@ ALGO_CHOICES: dict[str, tuple[str, ...]] = {
     "algo.advantage.kind": ("hard_credit", "trajectory"),
     "algo.kl_context": ("ratio", "prompt"),
     "algo.loss_aggregation": ("sequence", "token"),
+    "algo.token_weight": ("uniform", "phi"),
     "algo.trace.rendering": ("message", "turns"),
     "algo.schedule.reasoning": ("segment", "token", "full_token", "fixed", "none"),
     "algo.schedule.call": ("scale", "token", "fixed", "none"),
@@ -54,6 +55,9 @@ def validate_algo(config: Config) -> None:
     require(k >= 2, "rollout.num_generations", k, group_rule)
     for key in ("kl_coef", "entropy_coef"):
         require(0 <= getattr(algo, key) < math.inf, f"algo.{key}", getattr(algo, key), "must be 0 or more")
+    if isinstance(algo, Luffy):
+        require(0 < algo.shaping < math.inf, "algo.shaping", algo.shaping, "must be above 0 (the paper: 0.1)")
+        return
     require(0 < algo.clip_eps < 1, "algo.clip_eps", algo.clip_eps, "must lie in (0, 1)")
     if isinstance(algo, Hipo):
         _hipo(config, algo)
@@ -64,6 +68,8 @@ def validate_algo(config: Config) -> None:
     require(0 < advantage.eps < math.inf, "algo.advantage.eps", advantage.eps, "must be above 0")
     if isinstance(algo, CustomAlgo):
         python_file("algo.path", algo.path)
+    if isinstance(algo, Chord):
+        _chord(algo)
     if isinstance(algo, Pact):
         _pact(algo)
 
@@ -133,6 +139,15 @@ def _evaluate(config: Config, algo: Evaluate) -> None:
     require(web, "algo.endpoint.base_url", url, "must begin with http:// or https://, e.g. http://localhost:8000/v1")
     require(config.eval.after, "eval.after", config.eval.after, "algo=eval evaluates and does nothing else; set true")
     require(not config.eval.before, "eval.before", config.eval.before, "algo=eval evaluates once; set false")
+
+
+def _chord(algo: Chord) -> None:
+    for key in ("peak", "valley"):
+        require(0 <= getattr(algo.mu, key) <= 1, f"algo.mu.{key}", getattr(algo.mu, key), "must lie in [0, 1]")
+    falls = f"must be at most algo.mu.peak={algo.mu.peak:g}: mu only falls once it is warm; swap the two"
+    require(algo.mu.valley <= algo.mu.peak, "algo.mu.valley", algo.mu.valley, falls)
+    for key in ("warmup_steps", "decay_steps"):
+        require(getattr(algo.mu, key) >= 0, f"algo.mu.{key}", getattr(algo.mu, key), "must be 0 or more")
 
 
 def _pact(algo: Pact) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import Dpo, FocalLora, Grpo, Hipo, Sft, SplitSoftmax
+from agentrl.config.algos import TRACED, Dpo, FocalLora, Grpo, Hipo, Sft, SplitSoftmax
 from agentrl.config.benches import (
     BFCL_GROUPS,
     Bfcl,
@@ -52,7 +52,8 @@ def validate_bench(config: Config) -> None:
         require(isinstance(config.algo, Sft), "bench", config.bench.name, tools_rule)
     if isinstance(config.bench, ToolHop) and config.bench.scenario == "direct":
         tools = "no tools means no expert traces; set bench.scenario=mandatory or free"
-        require(isinstance(config.algo, Grpo), "bench.scenario", "direct", f"algo={config.algo.name}: {tools}")
+        traceless = isinstance(config.algo, Grpo) and not isinstance(config.algo, TRACED)
+        require(traceless, "bench.scenario", "direct", f"algo={config.algo.name}: {tools}")
         answer_rule = "no tools means no calls to match; set reward=answer, or bench.scenario=mandatory or free"
         require(config.reward.name == "answer", "bench.scenario", "direct", answer_rule)
 

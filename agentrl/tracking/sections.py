@@ -6,7 +6,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {  # the part of a metric's name before i
     "reward": ("reward", "reward_std", "rewards", "frac_reward_zero_std", "solve_rate", "r_sys", "r_user", "filtered"),
     "objective": (
         *("loss", "policy_loss", "kl", "clip_ratio", "entropy", "entropy_coef", "grad_norm", "lr"),
-        *("logps", "logits", "mean_token_accuracy"),
+        *("logps", "logits", "mean_token_accuracy", "expert"),
     ),
     "constraint": ("lambda", "ema", "tau", "violation_rate", "missing"),
     "annealing": ("anneal",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from agentrl.checkpoints import writing_folder
-from agentrl.config.algos import Grpo, Hipo, Pact
+from agentrl.config.algos import Grpo, Hipo, Luffy, Pact
 from agentrl.config.schema import Config
 
 
@@ -62,7 +63,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
     }
 
 
-def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo) -> GRPOConfig:
+def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo | Luffy) -> GRPOConfig:
     """TRL's GRPO arguments for the prompt-only part of any of our RL algorithms."""
     plan, rollout = plan_batches(config), config.rollout
     extra: dict[str, Any] = {}
@@ -75,6 +76,8 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo) 
             "vllm_mode": config.hardware.vllm,
             "vllm_importance_sampling_mode": "token_truncate",
         }
+    # LUFFY removes the clip, and takes its mean over the members of a group.
+    clip, aggregation = (math.inf, "sequence") if isinstance(algo, Luffy) else (algo.clip_eps, algo.loss_aggregation)
     if algo.kl_coef > 0 and config.model.revision is not None:
         extra["model_init_kwargs"] = {"revision": config.model.revision}  # TRL loads the reference by name
     return GRPOConfig(
@@ -89,11 +92,11 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo) 
         max_tool_calling_iterations=rollout.max_turns - 1,  # the last turn can only answer
         temperature=rollout.temperature,
         top_p=rollout.top_p,
-        epsilon=algo.clip_eps,
+        epsilon=clip,
         importance_sampling_level=algo.importance_level if isinstance(algo, Hipo) else "token",
         beta=algo.kl_coef,
         entropy_coef=algo.entropy_coef,
-        loss_type={"sequence": "grpo", "token": "dapo"}[algo.loss_aggregation],
+        loss_type={"sequence": "grpo", "token": "dapo"}[aggregation],
         remove_unused_columns=False,
     )
 

@@ -9,7 +9,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from agentrl.benches.base import Bench, Task
 from agentrl.chat import ChatFormat
-from agentrl.config.algos import CustomAlgo, Dpo, FocalLora, Grpo, Hipo, Pact, SplitSoftmax
+from agentrl.config.algos import Chord, CustomAlgo, Dpo, FocalLora, Grpo, Hipo, Luffy, Pact, SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.custom import attribute_of
@@ -21,16 +21,25 @@ from agentrl.rollout.split_softmax import SplitSoftmaxEngine
 from agentrl.run import RunDirectory
 from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
 from agentrl.trainers.callbacks import Checkpoints, Record, StopRequest
+from agentrl.trainers.chord import ChordTrainer
 from agentrl.trainers.faults import Watch
 from agentrl.trainers.focal_lora import focal_trainer
 from agentrl.trainers.grpo import AgentGRPOTrainer
 from agentrl.trainers.hipo import HipoTrainer, StopWhereInfeasible, reference_quantization
+from agentrl.trainers.luffy import LuffyTrainer
 from agentrl.trainers.pact import PactTrainer
 from agentrl.trainers.preferences import dpo_trainer
 from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset
+from agentrl.trainers.traced import TracedTrainer
 
-RL_TRAINERS: dict[type, type[AgentGRPOTrainer]] = {Grpo: AgentGRPOTrainer, Pact: PactTrainer, Hipo: HipoTrainer}
+RL_TRAINERS: dict[type, type[AgentGRPOTrainer]] = {
+    Grpo: AgentGRPOTrainer,
+    Pact: PactTrainer,
+    Chord: ChordTrainer,
+    Luffy: LuffyTrainer,
+    Hipo: HipoTrainer,
+}
 
 
 def rl_trainer(algo: Any) -> type[AgentGRPOTrainer] | None:
@@ -86,7 +95,7 @@ def build_trainer(
     cycle = 1
     if (trainer_class := rl_trainer(config.algo)) is not None:
         traced = tasks
-        if isinstance(config.algo, Pact):
+        if issubclass(trainer_class, TracedTrainer):
             traced = [task for task in tasks if bench.expert_trace(task) is not None]
             if not traced:
                 raise UserError(f"bench={bench.name}: no training task has an expert trace; use algo=grpo")

@@ -1,0 +1,43 @@
+"""CHORD (On-Policy RL Meets Off-Policy Experts, arXiv 2508.11408): SFT as a weighted term beside GRPO.
+
+L = (1 - mu) L_GRPO + mu L_SFT. CHORD-mu moves mu (`agentrl.schedules.warmup_cosine`); CHORD-phi holds it and weighs
+every expert token by phi = p (1 - p), which spares what the policy is sure of and what it finds absurd.
+Shape suffixes: S expert traces, L tokens of a trace.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agentrl.objectives.pact import sft_loss
+
+TOKEN_WEIGHTS = ("uniform", "phi")
+
+
+def phi(logps: Tensor) -> Tensor:
+    """p (1 - p) of tokens with log-probs `logps`, any shape; in [0, 1/4] and without a gradient."""
+    p = logps.detach().exp()
+    return p * (1 - p)
+
+
+def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: str) -> tuple[Tensor, Tensor]:
+    """L_SFT per trace: -(1/Z) sum_n m_n w_n log pi(h*_n | x, h*_<n) with Z = sum_n m_n; w is phi, or 1 for 'uniform'.
+
+    logps, mask: (S, L). Z counts tokens whatever their weight, so phi also makes the term smaller. Returns the loss
+    (S,) and the mean weight of the targets, a scalar without a gradient, NaN where there is no target.
+    Raises ValueError on an unknown weight or differing shapes.
+    """
+    if token_weight not in TOKEN_WEIGHTS:
+        raise ValueError(f"unknown token weight {token_weight!r}; choose from {', '.join(TOKEN_WEIGHTS)}")
+    logps = logps.masked_fill(mask == 0, 0)  # what stands outside is never read
+    weight = phi(logps) if token_weight == "phi" else torch.ones_like(logps)
+    losses, z = sft_loss(weight * logps, mask)
+    return losses, weight.masked_fill(mask == 0, 0).sum() / z.sum()
+
+
+def mixed_loss(grpo: Tensor, sft: Tensor, mu: float) -> Tensor:
+    """(1 - mu) L_GRPO + mu L_SFT, scalars. Raises ValueError unless 0 <= mu <= 1."""
+    if not 0 <= mu <= 1:
+        raise ValueError(f"mu {mu} is not in [0, 1]")
+    return (1 - mu) * grpo + mu * sft

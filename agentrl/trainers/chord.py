@@ -1,0 +1,30 @@
+"""CHORD: GRPO and SFT on the prompt's expert trace as one loss, whose balance mu moves as training proceeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from agentrl.objectives.chord import chord_sft_loss, mixed_loss
+from agentrl.schedules import warmup_cosine
+from agentrl.trainers.traced import TracedTrainer
+
+
+class ChordTrainer(TracedTrainer):
+    """L = (1 - mu) L_GRPO + mu L_SFT, with KL and entropy terms in L_GRPO."""
+
+    def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
+        losses, mean_weight = chord_sft_loss(logps, weights, self.config.algo.token_weight)
+        self._record("expert/weight", mean_weight)
+        return losses
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        mu, steps = self.config.algo.mu, self.current_gradient_accumulation_steps
+        share = warmup_cosine(self.state.global_step, mu.peak, mu.valley, mu.warmup_steps, mu.decay_steps)
+        grpo = super()._compute_loss(model, inputs)  # TRL has divided it by `steps`
+        sft = self.trace_term(model, inputs)
+        self._record("loss/rl", grpo.detach() * steps)
+        self._record("loss/sft", sft.detach())
+        self._metrics["train" if self.model.training else "eval"]["anneal/mu"].append(share)
+        return mixed_loss(grpo, sft / steps, share)

@@ -1,0 +1,84 @@
+"""LUFFY: the expert's trace is one more member of each group, with a reward, an advantage and a loss of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agentrl.benches.base import Task
+from agentrl.chat import turn_messages
+from agentrl.objectives.luffy import expert_loss, member_shares, mixed_advantages
+from agentrl.rewards.turns import turn_rewards
+from agentrl.traces.records import ExpertTrace
+from agentrl.trainers.traced import TracedTrainer
+from agentrl.trajectory import ToolCall, Trajectory
+
+
+def expert_trajectory(trace: ExpertTrace, reasoning: str) -> Trajectory:
+    """The trace as the episode that a reward reads: messages and executed calls, its final answer included.
+
+    Tokens are left out; `tokenize_trace` has them. `reasoning` is where thoughts go, see schema.Model.reasoning.
+    """
+    messages = [message for turn in trace.turns for message in turn_messages(turn, reasoning)]
+    messages.append({"role": "assistant", "content": f"<answer>{trace.answer}</answer>"})
+    calls = [
+        ToolCall(index, call["name"], call["arguments"], observation)
+        for index, turn in enumerate(trace.turns)
+        for call, observation in zip(turn.calls, turn.observations, strict=True)
+    ]
+    return Trajectory(trace.task_id, [], [], [], [], [], messages, calls)
+
+
+class LuffyTrainer(TracedTrainer):
+    """L = mean over prompts, and over K rollouts and the expert, of -(A / n) sum of ratios; A is only centred.
+
+    A rollout's ratio is not clipped, an expert token's is p / (p + gamma).
+    """
+
+    _expert_advantages: Tensor  # (N,) of the rollout batch, NaN where a prompt has no trace
+
+    def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) from rewards (B, T): the return against the mean of all members, the same for every turn."""
+        tasks = self._batch[:: self.num_generations]
+        experts = torch.tensor([self._expert_return(task) for task in tasks], dtype=rewards.dtype)
+        returns = rewards.sum(1).view(-1, self.num_generations)
+        advantages, self._expert_advantages = mixed_advantages(returns, experts)
+        return advantages.reshape(-1, 1).expand_as(rewards)
+
+    def _expert_return(self, task: Task) -> float:
+        """R of the trace by the reward of the rollouts; NaN without one."""
+        trace = self.bench.expert_trace(task)
+        if trace is None:
+            return math.nan
+        played = expert_trajectory(trace, self.chat.reasoning)
+        return sum(turn_rewards(played, trace, task.answer, self.config.reward, task.golds, self.state.global_step))
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        experts = self._expert_advantages
+        batch["expert_advantage"] = experts.repeat_interleave(self.num_generations).to(batch["advantages"])
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["expert/advantage"].append(self._global_mean(experts[~torch.isnan(experts)].tolist()))
+        written = sum(float(self.trace_weights(trace).sum()) for trace in batch["trace"] if trace is not None)
+        sampled = float((batch["completion_mask"] * batch["tool_mask"]).sum())
+        metrics["expert/share"].append(self._global_mean([written / (written + sampled)]))
+        return batch
+
+    def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
+        advantages = inputs["expert_advantage"][rows]
+        losses, mean_ratio = expert_loss(logps, weights, advantages, self.config.algo.shaping)
+        self._record("expert/weight", mean_ratio)
+        return losses / (self.num_generations + 1)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        steps = self.current_gradient_accumulation_steps
+        # Without a clip the surrogate is linear in the advantages, which therefore carry the members' shares.
+        shares = member_shares(inputs["expert_advantage"], self.num_generations)
+        rollouts = super()._compute_loss(model, {**inputs, "advantages": inputs["advantages"] * shares[:, None]})
+        expert = self.trace_term(model, inputs)
+        self._record("loss/rl", rollouts.detach() * steps)
+        self._record("loss/expert", expert.detach())
+        return rollouts + expert / steps
