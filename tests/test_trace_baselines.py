@@ -179,20 +179,26 @@ def test_chord_at_mu_1_is_sft(tmp_path: Path) -> None:
     assert (labels != -100).sum() == ours.trace_weights(batch["trace"][0]).sum() > 0
 
 
-def test_chord_mixes_and_logs_both_terms_whatever_the_micro_batches(tmp_path: Path) -> None:
+def test_chord_mixes_and_logs_both_terms(tmp_path: Path) -> None:
     ours = chord(tmp_path, *held(0.25), "algo.token_weight=phi")
-    batch = rolled_batch(ours)
-    whole = ours._compute_loss(ours.model, batch)
+    loss = ours._compute_loss(ours.model, rolled_batch(ours, prompts=1)).item()
     logged = {name: values[-1] for name, values in ours._metrics["train"].items()}
-    assert whole.item() == pytest.approx(0.75 * logged["loss/rl"] + 0.25 * logged["loss/sft"], abs=1e-6)
+    assert loss == pytest.approx(0.75 * logged["loss/rl"] + 0.25 * logged["loss/sft"], abs=1e-6)
     assert logged["anneal/mu"] == 0.25 and 0 < logged["expert/weight"] < 0.25
+
+
+@pytest.mark.parametrize("algo", ["chord", "luffy"])
+def test_micro_batches_add_up_even_where_they_cut_a_group(tmp_path: Path, algo: str) -> None:
+    ours = make_trainer(small(f"algo={algo}", *PLAIN), tmp_path, expert_script)
+    batch = rolled_batch(ours)
+    whole = ours._compute_loss(ours.model, batch).item()
     quarters = [
         {k: v[s] if isinstance(v, list) or (v is not None and v.dim()) else v for k, v in batch.items()}
         for s in (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8))
     ]
-    assert sum(ours._compute_loss(ours.model, part).item() for part in quarters) / 4 == pytest.approx(
-        whole.item(), abs=1e-6
-    )
+    assert [trace is not None for part in quarters for trace in part["trace"]] == [True, False, False, False] * 2
+    ours.current_gradient_accumulation_steps = 4
+    assert sum(ours._compute_loss(ours.model, part).item() for part in quarters) == pytest.approx(whole, abs=1e-6)
 
 
 def test_mu_moves_with_the_updates_and_needs_no_state(tmp_path: Path) -> None:
@@ -286,6 +292,7 @@ def test_the_expert_earns_what_a_rollout_that_follows_it_earns(tmp_path: Path, r
     trace = ours.bench.expert_trace(task)
     played = expert_trajectory(trace, ours.chat.reasoning)
     assert turn_rewards(played, trace, task.answer, ours.config.reward, task.golds) == ours._turn_rewards[0]
+    assert played.final_text == ours._trajectories[0].final_text
     assert [c.observation for c in played.calls] == [c.observation for c in ours._trajectories[0].calls]
 
 
