@@ -7,6 +7,8 @@ from typing import Any, Optional  # omegaconf reads Optional, not X | None
 
 from agentrl.config.key import key
 
+HELD_OUT = "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
+
 
 @dataclass
 class Minihop:
@@ -82,9 +84,7 @@ class HifSuite:
     path: str = key("The suite's file or directory (docs/hif.md says which).")
     rules: str = key("Rules of evaluation and of `agentrl score`: 'official' or 'mended' (docs/hif.md lists both).")
     reward_rules: str = key("Rules of the training reward: 'mended' (an empty answer never passes) or 'official'.")
-    test_fraction: float = key(
-        "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
-    )
+    test_fraction: float = key(HELD_OUT)
     data_seed: int = key("Seed of the train/test division.")
 
 
@@ -104,9 +104,7 @@ class TensorTrust(HifSuite):
 class IHEval:
     name: str = key("Bench.")
     path: str = key("The directory benchmark/ of your own copy of IHEval, whose licence forbids shipping it.")
-    test_fraction: float = key(
-        "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
-    )
+    test_fraction: float = key(HELD_OUT)
     data_seed: int = key("Seed of the train/test division.")
 
 
@@ -114,9 +112,7 @@ class IHEval:
 class RealGuardrails:
     name: str = key("Bench.")
     path: str = key("The directory with handwritten.jsonl and distractors.jsonl, or one of the two.")
-    test_fraction: float = key(
-        "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
-    )
+    test_fraction: float = key(HELD_OUT)
     data_seed: int = key("Seed of the train/test division.")
 
 
@@ -124,9 +120,7 @@ class RealGuardrails:
 class Pairs:
     name: str = key("Bench.")
     path: str = key('A jsonl file of {"system", "user", "kind": "conflict" or "aligned"}; kind may be left out.')
-    test_fraction: float = key(
-        "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
-    )
+    test_fraction: float = key(HELD_OUT)
     data_seed: int = key("Seed of the train/test division.")
 
 

@@ -11,7 +11,7 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -261,6 +261,13 @@ def pretrain(
     return losses
 
 
+def write(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """The checkpoint; a reply ends where the tokenizer's end token stands."""
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
 def build(out: Path, seed: int, vocab_size: int = 1536, batch: int = 32) -> None:
     """Train tokenizer and model and write the checkpoint to `out`; about half an hour on one core."""
     torch.manual_seed(seed)
@@ -270,13 +277,16 @@ def build(out: Path, seed: int, vocab_size: int = 1536, batch: int = 32) -> None
     for number, phase in enumerate(PHASES):
         batches = episodes(ChatFormat(tokenizer, None, "content"), phase, batch, seed + number)
         pretrain(model, batches, tokenizer.pad_token_id, phase.steps, phase.learning_rate)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    write(model, tokenizer, out)
+
+
+def command_line(recipe: Callable[..., None], doc: str | None) -> None:
+    """`python -m <module of a recipe> OUT [--seed N]`."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    recipe(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    build(**vars(parser.parse_args()))
+    command_line(build, __doc__)

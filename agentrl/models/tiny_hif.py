@@ -8,7 +8,6 @@ for every reply, so that both ends of the trade-off lie within reach of its samp
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agentrl.benches import minihif
 from agentrl.chat import ChatFormat
-from agentrl.models.tiny import SPECIAL_TOKENS, Row, build_model, fast_tokenizer, pretrain
+from agentrl.models.tiny import SPECIAL_TOKENS, Row, build_model, command_line, fast_tokenizer, pretrain, write
 
 OBEDIENCE = (0.0, 0.1, 0.6)
 ZEAL = (0.55, 0.75, 0.95)
@@ -117,13 +116,8 @@ def build(out: Path, seed: int, vocab_size: int = 640, batch: int = 64) -> None:
     chat = ChatFormat(tokenizer, None, "content")
     for number, (reply, steps, rate) in enumerate(PHASES):
         pretrain(model, episodes(chat, reply, batch, seed + number), tokenizer.pad_token_id, steps, rate)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    write(model, tokenizer, out)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    build(**vars(parser.parse_args()))
+    command_line(build, __doc__)
