@@ -1,6 +1,7 @@
-"""The command `agentrl`: compose the configuration, check it, make the run directory, start the worker.
+"""The command `agentrl`: find the command that is meant, or compose one configuration or a sweep's, and start each.
 
-Hydra is used here and nowhere else, and torch nowhere here: help, `--cfg job` and completion answer at once.
+Hydra is used here, in config/compose.py and in sweeps.py alone; torch nowhere on this path: help, `--cfg job` and
+completion answer at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,19 +27,16 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from agentrl import __version__, sweeps
-from agentrl.config.algos import CustomAlgo
 from agentrl.config.compose import CONF, one_line
 from agentrl.config.load import suggest, typed_config
 from agentrl.config.schema import Config
-from agentrl.config.validate import validate
 from agentrl.errors import UserError
-from agentrl.estimate import print_estimate
-from agentrl.identity import changed_keys, run_path
-from agentrl.launch import COMPLETED, INTERRUPTED, USER_ERROR, launch
+from agentrl.identity import run_path
+from agentrl.launch import INTERRUPTED, USER_ERROR
 from agentrl.redact import masked, refuse_secrets
 from agentrl.report.sweep_live import SweepView, job_table
-from agentrl.report.table import print_result
 from agentrl.run import RunDirectory
+from agentrl.start import make_paths_absolute, start
 
 # Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
 COMMANDS: dict[str, str] = {
@@ -205,71 +203,6 @@ def objective(config: Config, run: RunDirectory) -> float | None:
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise UserError(f"objective={config.objective} is no number of {run.summary_path}, e.g. eval.after.reward.mean")
     return float(found)
-
-
-def start(config: Config, output: TextIO | None = None) -> int:
-    """Begin, resume or report the run that `config` describes; the exit code. Output goes to the terminal or a file."""
-    console = Console(file=output, soft_wrap=True, highlight=False, markup=False)
-    for warning in validate(config):
-        complaints = Console(file=output, stderr=output is None, soft_wrap=True)
-        complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
-    make_paths_absolute(config)
-    run = RunDirectory.create(config)
-    if run is None:
-        run = RunDirectory(run_path(config))
-        _same_run(run, config)
-    state = run.status()["status"]
-    if config.dry_run:
-        print_estimate(config, console)
-        if state == "created":
-            run.set_status("dry_run")
-        console.print(f"Dry run: nothing was loaded or trained. {run.path}")
-        return COMPLETED
-    if state == "completed":
-        console.print(f"This run is complete: {run.path}")
-        if run.summary_path.exists():
-            print_result(json.loads(run.summary_path.read_text()), console)
-        console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
-        return COMPLETED
-    console.print(f"{'Resuming' if state in ('running', 'interrupted', 'failed') else 'Run directory'}: {run.path}")
-    run.adopt(config)
-    code = launch(run, config, output)
-    if code == COMPLETED:
-        console.print(f"Results: {run.path}")
-    elif code == INTERRUPTED:
-        console.print(f"Interrupted. The same command resumes it: {run.path}")
-    else:
-        console.print(f"Not completed (see status.json). The same command resumes it: {run.path}")
-    return code
-
-
-def make_paths_absolute(config: Config) -> None:
-    """A run directory must mean the same from every working directory. Hub ids stay as they are."""
-    if config.bench.path is not None:
-        config.bench.path = str(Path(config.bench.path).expanduser().absolute())
-    if isinstance(config.algo, CustomAlgo):
-        config.algo.path = str(Path(config.algo.path).expanduser().absolute())
-    if Path(config.model.path).expanduser().is_dir():
-        config.model.path = str(Path(config.model.path).expanduser().absolute())
-    for key in ("cache", "path", "system_rubric", "user_rubric"):
-        named = getattr(config.judge, key, None)
-        if named is not None and (key == "cache" or Path(named).expanduser().exists()):
-            setattr(config.judge, key, str(Path(named).expanduser().absolute()))
-    if config.traces is not None:
-        config.traces = str(Path(config.traces).expanduser().absolute())
-    if config.hardware.accelerate_config is not None:
-        config.hardware.accelerate_config = str(Path(config.hardware.accelerate_config).expanduser().absolute())
-
-
-def _same_run(run: RunDirectory, config: Config) -> None:
-    """An explicit run_id may name a directory that holds another run."""
-    run.status()  # refuses a directory that is none of ours
-    changed = changed_keys(run.config(), config)
-    if changed:
-        raise UserError(
-            f"{run.path} holds a run with other values of {', '.join(changed[:5])}"
-            f"{' and more' if len(changed) > 5 else ''}; choose another run_id=..., or leave it out"
-        )
 
 
 def _complain(error: UserError) -> None:

@@ -15,13 +15,13 @@ import matplotlib.image as mpl_image
 import numpy as np
 import pytest
 
-from agentrl.cli import start
 from agentrl.config.compose import compose
 from agentrl.report.arms import arms_of, compared, distinguishing_keys, load_records, metrics_of, pooled
 from agentrl.report.curves import band
 from agentrl.report.page import build_report, render
 from agentrl.report.rollouts import first_and_last, stretches, view
 from agentrl.run import RunDirectory
+from agentrl.start import start
 
 HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)>"
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from agentrl.cli import start
 from agentrl.commands import show
 from agentrl.config.compose import compose
 from agentrl.errors import UserError
 from agentrl.report.rollouts import view
 from agentrl.report.terminal import compared_items, facts, parse_filter, rollout_panel
 from agentrl.run import RunDirectory
+from agentrl.start import start
 
 
 def line(step: int, task: str, reward: float, errors: int = 0) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agentrl.cli import start
 from agentrl.commands.arguments import command_keys, key_lines
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
@@ -19,6 +18,7 @@ from agentrl.errors import UserError
 from agentrl.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR
 from agentrl.models.target import model_overrides
+from agentrl.start import start
 
 KEYS = {
     "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",

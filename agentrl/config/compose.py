@@ -1,6 +1,6 @@
 """Composition of the configuration: where conf/ lies, what a command composes, Hydra's errors in one line.
 
-With cli.py the only place that knows Hydra; a worker never imports either.
+With cli.py and sweeps.py the only place that knows Hydra; a worker imports none of them.
 """
 
 from __future__ import annotations

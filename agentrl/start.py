@@ -1,0 +1,84 @@
+"""What a configuration sets in motion: a new run, one that goes on, or the word that it is done. No Hydra here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from agentrl.config.algos import CustomAlgo
+from agentrl.config.schema import Config
+from agentrl.config.validate import validate
+from agentrl.errors import UserError
+from agentrl.estimate import print_estimate
+from agentrl.identity import changed_keys, run_path
+from agentrl.launch import COMPLETED, INTERRUPTED, launch
+from agentrl.report.table import print_result
+from agentrl.run import RunDirectory
+
+
+def start(config: Config, output: TextIO | None = None) -> int:
+    """Begin, resume or report the run that `config` describes; the exit code. Output goes to the terminal or a file."""
+    console = Console(file=output, soft_wrap=True, highlight=False, markup=False)
+    for warning in validate(config):
+        complaints = Console(file=output, stderr=output is None, soft_wrap=True)
+        complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
+    make_paths_absolute(config)
+    run = RunDirectory.create(config)
+    if run is None:
+        run = RunDirectory(run_path(config))
+        _same_run(run, config)
+    state = run.status()["status"]
+    if config.dry_run:
+        print_estimate(config, console)
+        if state == "created":
+            run.set_status("dry_run")
+        console.print(f"Dry run: nothing was loaded or trained. {run.path}")
+        return COMPLETED
+    if state == "completed":
+        console.print(f"This run is complete: {run.path}")
+        if run.summary_path.exists():
+            print_result(json.loads(run.summary_path.read_text()), console)
+        console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
+        return COMPLETED
+    console.print(f"{'Resuming' if state in ('running', 'interrupted', 'failed') else 'Run directory'}: {run.path}")
+    run.adopt(config)
+    code = launch(run, config, output)
+    if code == COMPLETED:
+        console.print(f"Results: {run.path}")
+    elif code == INTERRUPTED:
+        console.print(f"Interrupted. The same command resumes it: {run.path}")
+    else:
+        console.print(f"Not completed (see status.json). The same command resumes it: {run.path}")
+    return code
+
+
+def make_paths_absolute(config: Config) -> None:
+    """A run directory must mean the same from every working directory. Hub ids stay as they are."""
+    if config.bench.path is not None:
+        config.bench.path = str(Path(config.bench.path).expanduser().absolute())
+    if isinstance(config.algo, CustomAlgo):
+        config.algo.path = str(Path(config.algo.path).expanduser().absolute())
+    if Path(config.model.path).expanduser().is_dir():
+        config.model.path = str(Path(config.model.path).expanduser().absolute())
+    for key in ("cache", "path", "system_rubric", "user_rubric"):
+        named = getattr(config.judge, key, None)
+        if named is not None and (key == "cache" or Path(named).expanduser().exists()):
+            setattr(config.judge, key, str(Path(named).expanduser().absolute()))
+    if config.traces is not None:
+        config.traces = str(Path(config.traces).expanduser().absolute())
+    if config.hardware.accelerate_config is not None:
+        config.hardware.accelerate_config = str(Path(config.hardware.accelerate_config).expanduser().absolute())
+
+
+def _same_run(run: RunDirectory, config: Config) -> None:
+    """An explicit run_id may name a directory that holds another run."""
+    run.status()  # refuses a directory that is none of ours
+    changed = changed_keys(run.config(), config)
+    if changed:
+        raise UserError(
+            f"{run.path} holds a run with other values of {', '.join(changed[:5])}"
+            f"{' and more' if len(changed) > 5 else ''}; choose another run_id=..., or leave it out"
+        )
