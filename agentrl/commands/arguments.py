@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def command_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[dict[s
         elif equals or argument == "--config-dir" or (position and arguments[position - 1] == "--config-dir"):
             rest.append(argument)
         else:
-            raise UserError(f"'{argument}' is not key=value{suggest(name, list(known))}")
+            raise UserError(
+                f"'{argument}' is not key=value{suggest(name, list(known)) if known else ', as a run is told'}"
+            )
     return own, rest
 
 
@@ -63,6 +66,19 @@ def whole(own: Mapping[str, str], name: str, default: int, least: int = 0) -> in
     good = value.isascii() and value.isdigit() and int(value) >= least
     require(good, name, value, f"must be a whole number of at least {least}")
     return int(value)
+
+
+def file_to_write(path: str, new: bool = False) -> Path:
+    """The file that `out=` names, checked before the work that fills it.
+
+    Raises UserError where its directory is not there or not writable, or with `new` where the file exists already.
+    """
+    file = Path(path).expanduser()
+    folder = file.absolute().parent
+    require(folder.is_dir() and os.access(folder, os.W_OK), "out", path, "its directory must exist and be writable")
+    require(not file.is_dir(), "out", path, "is a directory; name a file")
+    require(not (new and file.exists()), "out", path, "exists already; name another file, or remove it")
+    return file
 
 
 def run_at(place: str) -> RunDirectory:

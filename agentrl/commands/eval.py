@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agentrl.commands.arguments import command_keys, key_lines
+from agentrl.commands.arguments import command_keys, file_to_write, key_lines
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
@@ -44,6 +44,7 @@ toolhop.path=ToolHop.json ftrl.path=test.jsonl. Examples:
 def main(arguments: list[str]) -> int:
     """Evaluate every pair and print the results; the worst exit code of the evaluations."""
     own, overrides = command_keys(arguments, KEYS)
+    out = file_to_write(own["out"]) if "out" in own else None
     benches, suite = _benches(own)
     models = [name for name in own.get("model", "tiny").split(",") if name]
     jobs = [_job(model, bench, own, overrides, benches) for model in models for bench in benches]
@@ -59,8 +60,8 @@ def main(arguments: list[str]) -> int:
             return code
     text = "\n\n".join(_tables(jobs, suite, models))
     print(f"\n{text}")
-    if "out" in own:
-        Path(own["out"]).write_text(text + "\n")
+    if out is not None:
+        out.write_text(text + "\n")
     return worst
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentrl.commands.arguments import key_lines, places_and_keys
+from agentrl.commands.arguments import file_to_write, key_lines, places_and_keys
 from agentrl.errors import UserError
 
 KEYS = {
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     if not places:
         raise UserError("name run directories, or a directory that holds some: agentrl report RUN [RUN ...]")
     paths = [Path(place).expanduser() for place in places]
-    out = Path(own.get("out", paths[0] / "report.html"))
+    out = file_to_write(own["out"]) if "out" in own else paths[0] / "report.html"
     if out.suffix != ".html":
         raise UserError(f"out={out} must end in .html")
     # Matplotlib takes a second to import; a mistake above is answered at once.

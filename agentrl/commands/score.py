@@ -17,7 +17,7 @@ from rich.console import Console
 
 from agentrl.benches import load_bench
 from agentrl.benches.base import TranscriptBench
-from agentrl.commands.arguments import command_keys, key_lines
+from agentrl.commands.arguments import command_keys, file_to_write, key_lines
 from agentrl.config.compose import compose
 from agentrl.config.validate_bench import validate_data
 from agentrl.errors import UserError
@@ -47,9 +47,7 @@ def main(arguments: list[str]) -> int:
     for key, sentence in KEYS.items():
         if not own.get(key):
             raise UserError(f"{key}=... is missing. {sentence}")
-    out = Path(own["out"]).expanduser()
-    if out.exists():
-        raise UserError(f"out={out} exists already; name another file, or remove it")
+    out = file_to_write(own["out"], new=True)
     config = compose(overrides)
     validate_data(config.bench)
     if config.bench.path is not None:

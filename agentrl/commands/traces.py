@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agentrl.commands.arguments import command_keys, flag, key_lines, whole
+from agentrl.commands.arguments import command_keys, file_to_write, flag, key_lines, whole
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.validate_bench import validate_data
@@ -42,12 +42,12 @@ def main(arguments: list[str]) -> int:
     own, overrides = command_keys(arguments[1:], KEYS)
     if not own.get("out"):
         raise UserError(f"out=... is missing. {KEYS['out']}")
-    out = Path(own["out"]).expanduser()
     source = own.get("source", "mined")
     if source not in ("mined", "teacher"):
         raise UserError(f"source={source} is not a choice; choose mined or teacher")
     if source == "teacher" and not (own.get("endpoint") and own.get("teacher")):
         raise UserError("source=teacher needs endpoint=http://... and teacher=<model there>")
+    out = file_to_write(own["out"], new=source == "mined")
     config = _configuration(own, overrides)
     validate_data(config.bench)
     kept, reasons, coverage = (_mined if source == "mined" else _taught)(config, own, out)
@@ -88,8 +88,6 @@ def _mined(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter
     from agentrl.benches import load_bench
     from agentrl.traces.files import to_line
 
-    if out.exists():
-        raise UserError(f"out={out} exists already; name another file, or remove it")
     bench: Any = load_bench(config.bench, config.sandbox)
     kept, reasons = [], Counter[str]()
     for task in _tasks(bench, own, config.seed):
