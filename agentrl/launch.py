@@ -37,6 +37,7 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None) -> 
     """
     with run.lock() as lock:
         # The worker inherits the lock: should we be killed, the run stays locked until the worker has gone too.
+        before = run.status().get("pid")
         process = subprocess.Popen(
             worker_command(run, config),
             env=worker_environment(run, config),
@@ -46,22 +47,35 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None) -> 
             pass_fds=() if lock is None else (lock,),
             preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
         )
-        code, asked = _wait(process)
+
+        def listener() -> int:
+            """Who saves a checkpoint when asked: torchrun would kill its processes after 30 s, ready or not."""
+            leader = run.status().get("pid")
+            return process.pid if is_direct(config) or leader in (None, before) else int(leader)
+
+        code, asked = _wait(process, listener)
         with suppress(ProcessLookupError, PermissionError):  # nothing is left of the group (macOS: the latter)
             os.killpg(process.pid, signal.SIGKILL)  # helpers that a crashed worker left behind
-        if asked and code > 128:
+        killed = code > 128
+        if not is_direct(config):  # torchrun and accelerate turn every exit code but 0 into 1
+            state = run.status()["status"]
+            code, killed = ENDS.get(state, code), killed or state in ("created", "running")
+        if asked and killed:
             code = INTERRUPTED  # the signal came before the worker listened for it
-        if config.hardware.processes > 1:
-            code = ENDS.get(run.status()["status"], code)  # torchrun turns every other exit code into 1
         if code != COMPLETED:
             _record_end(run, code)
         return code
 
 
+def is_direct(config: Config) -> bool:
+    """Whether the worker is our child, not one of torchrun or accelerate."""
+    return config.hardware.processes == 1 and config.hardware.accelerate_config is None
+
+
 def worker_command(run: RunDirectory, config: Config) -> list[str]:
     """One process, or as many as `hardware.processes` through torchrun, or accelerate where it has a configuration."""
     hardware, worker = config.hardware, ["-m", "agentrl.worker", str(run.path)]
-    if hardware.processes == 1:
+    if is_direct(config):
         return [sys.executable, *worker]
     if hardware.accelerate_config is None:
         # `accelerate launch --cpu` starts one process whatever it is told; torchrun does not.
@@ -88,13 +102,16 @@ def worker_environment(run: RunDirectory, config: Config) -> dict[str, str]:
     }
     if config.hardware.device == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
+    elif config.hardware.processes == 1:
+        # transformers would take all it sees for one model, by a method that TRL refuses.
+        environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if config.hardware.threads is not None:
         environment |= dict.fromkeys(THREAD_VARIABLES, str(config.hardware.threads))
     return environment
 
 
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
-    """Exit code, and whether we were asked to stop. The first Ctrl-C or SIGTERM is passed on; a second one kills."""
+def _wait(process: subprocess.Popen[bytes], listener: Callable[[], int]) -> tuple[int, bool]:
+    """Exit code, and whether we were asked to stop. A first Ctrl-C or SIGTERM goes to `listener`; a second kills."""
     asked = False
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -105,7 +122,8 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
             return
         asked = True
         print("agentrl: saving a checkpoint and stopping; once more kills without saving", file=sys.stderr, flush=True)
-        process.send_signal(signal.SIGTERM)  # SIGINT would be a traceback while the worker is still importing
+        with suppress(ProcessLookupError):
+            os.kill(listener(), signal.SIGTERM)  # SIGINT would be a traceback while the worker is still importing
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -140,6 +158,12 @@ def _die_with_parent() -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     return arrange
+
+
+def die_with_launcher() -> None:
+    """For a worker of torchrun's: it has a session of its own, so what kills our group would leave it behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -14,8 +14,9 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,6 +38,7 @@ from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.evaluate import Interrupted, evaluate
 from agentrl.judges.build import build_judge
+from agentrl.launch import die_with_launcher, is_direct
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.redact import mask_streams
 from agentrl.report.plots import plot_run
@@ -52,27 +54,31 @@ from agentrl.trainers.build import build_trainer, evaluation_engine, final_engin
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trouble import trouble
 
+# How long processes wait for each other: for the longest episode, a judge, a checkpoint. torch gives GPUs ten minutes.
+PATIENCE = timedelta(hours=12)
+
 
 def main(run_path: Path) -> int:
     """Do the run; returns the exit status."""
     run = RunDirectory(run_path)
     stop = StopRequest()
     _catch_signals(stop)
-    if not is_leader():
-        _work(run, stop, ExitStack())
-        return 0
-    with run.lock(), ExitStack() as ending:
+    with run.lock() if is_leader() else nullcontext(), ExitStack() as ending:
         try:
-            run.set_status("running", pid=os.getpid(), host=socket.gethostname())
+            if is_leader():
+                run.set_status("running", pid=os.getpid(), host=socket.gethostname())
             finished = _work(run, stop, ending)
         except UserError as error:
             return _fail(run, str(error), 2)
         except Exception as error:
             message = trouble(error, run.path)  # before room is made: how full the disk is tells what was wrong
-            shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)  # room for the status
+            if is_leader():  # room for the status
+                shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)
             if message is None:
                 return _fail(run, traceback.format_exc(), 1)  # the traceback is the record; nothing is swallowed
             return _fail(run, message, 2)
+        if not is_leader():
+            return 0
         if not finished:
             run.set_status("interrupted")
             print(f"interrupted; the same command resumes from {run.path}", file=sys.stderr)
@@ -89,7 +95,8 @@ def is_leader() -> bool:
 def _fail(run: RunDirectory, message: str, code: int) -> int:
     print(f"agentrl: error: {message}" if code == 2 else message, file=sys.stderr)
     try:
-        run.set_status("failed", error=message)
+        if run.status()["status"] != "failed":  # another process had a reason first, ours is only that it has gone
+            run.set_status("failed", error=message)
     except UserError as error:
         print(f"agentrl: error: {error}", file=sys.stderr)
     return code
@@ -117,7 +124,10 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     set_seed(config.seed)
-    started_processes = PartialState(cpu=config.hardware.device == "cpu").num_processes
+    if not is_direct(config):
+        die_with_launcher()
+    _check_devices(config)
+    started_processes = PartialState(cpu=config.hardware.device == "cpu", timeout=PATIENCE).num_processes
     if started_processes != config.hardware.processes:
         raise UserError(
             f"hardware.processes={config.hardware.processes}, but {started_processes} process(es) were started; let "
@@ -136,6 +146,17 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
             plot_run(run.read_metrics(), run.plots_dir)
             print_result(summary, console.console)
     return True
+
+
+def _check_devices(config: Config) -> None:
+    """Raise UserError where there are fewer GPUs than processes: transformers would fall back to the CPU or crash."""
+    hardware = config.hardware
+    remote = isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
+    if hardware.device == "cuda" and not remote and (found := torch.cuda.device_count()) < hardware.processes:
+        raise UserError(
+            f"hardware={hardware.name} wants {hardware.processes} GPU(s), PyTorch {torch.__version__} sees {found}; "
+            "lower hardware.processes, install a PyTorch that fits the driver, or set hardware=cpu"
+        )
 
 
 @dataclass

@@ -197,6 +197,42 @@ def test_the_status_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "ZeroDivisionError" in run.status()["error"] and "Traceback" in run.status()["error"]
 
 
+def test_the_process_that_failed_first_is_the_one_that_the_status_quotes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory.create(composed(f"runs_dir={tmp_path}"))
+    assert run is not None
+    monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
+
+    def of_another_process(*_: Any) -> bool:
+        raise UserError("the judge is down")
+
+    def of_the_leader(*_: Any) -> bool:
+        monkeypatch.setattr(worker, "_work", of_another_process)
+        monkeypatch.setenv("RANK", "1")
+        assert worker.main(run.path) == 2
+        monkeypatch.setenv("RANK", "0")
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(worker, "_work", of_the_leader)
+    assert worker.main(run.path) == 1
+    assert (run.status()["status"], run.status()["error"]) == ("failed", "the judge is down")
+
+
+@pytest.mark.parametrize(("processes", "found"), [(1, 0), (4, 2)])
+def test_fewer_gpus_than_processes_are_named(
+    processes: int, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = ("hardware=gpu", f"hardware.processes={processes}", "trainer.prompts_per_batch=16")
+    run = RunDirectory.create(composed(f"runs_dir={tmp_path}", *values))
+    assert run is not None
+    monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
+    monkeypatch.setattr(worker, "die_with_launcher", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    assert worker.main(run.path) == 2
+    assert f"wants {processes} GPU(s)" in run.status()["error"] and f"sees {found};" in run.status()["error"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a read-only folder needs root")
 def test_a_read_only_checkpoint_folder_ends_the_run_in_one_line(tmp_path: Path) -> None:

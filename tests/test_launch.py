@@ -27,12 +27,20 @@ import agentrl.cli, agentrl.launch
 agentrl.launch.worker_command = lambda run, config: [sys.executable, "-c", os.environ["WORKER"], str(run.path)]
 agentrl.cli.main()
 """
+# The same behind a stand-in for torchrun: its processes have sessions of their own, and it does not wait for them.
+AGENT = """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True)
+sys.exit(1 if worker.wait() else 0)
+"""
+TORCHRUN = DRIVER.replace('"-c", os', '"-c", os.environ["AGENT"], "-c", os')
 PRELUDE = """
 import os, signal, sys, time
 from agentrl.run import RunDirectory
 run = RunDirectory(sys.argv[1])
 open(str(run.path) + ".starts", "a").write("x")
 """
+DIES_WITH_IT = "from agentrl.launch import die_with_launcher; die_with_launcher()\n"
 COMPLETES = PRELUDE + "with run.lock(): run.set_status('completed')"
 CRASHES = PRELUDE + "run.set_status('running'); os.kill(os.getpid(), signal.SIGKILL)"
 REFUSES = PRELUDE + "run.set_status('failed', error='bad'); sys.exit(2)"
@@ -52,11 +60,11 @@ time.sleep(60)
 )
 
 
-def start(where: Path, worker: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+def start(where: Path, worker: str, *overrides: str, driver: str = DRIVER, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *overrides],
+        [sys.executable, "-c", driver, *overrides],
         cwd=where,
-        env=os.environ | {"WORKER": worker} | environment,
+        env=os.environ | {"WORKER": worker, "AGENT": AGENT} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -81,6 +89,13 @@ def wait_until_running(where: Path) -> RunDirectory:
             return RunDirectory(found[0].parent)
         time.sleep(0.02)
     raise AssertionError("the worker did not start")
+
+
+def wait_for(where: Path, name: str) -> None:
+    deadline = time.time() + 30
+    while not list(where.glob(f"runs/*/{name}")):
+        assert time.time() < deadline, f"no {name} appeared"
+        time.sleep(0.02)
 
 
 def starts(run: RunDirectory) -> int:
@@ -145,10 +160,42 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
     process = start(tmp_path, WAITS, SAVING="60")
     run = wait_until_running(tmp_path)
     process.send_signal(signal.SIGINT)
-    while not Path(str(run.path) + ".signals").exists():
-        time.sleep(0.02)
+    wait_for(tmp_path, "*.signals")
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 130
+    assert run.status()["status"] == "interrupted"
+
+
+def test_of_several_processes_the_leader_is_told_which_has_all_the_time_it_needs(tmp_path: Path) -> None:
+    process = start(tmp_path, WAITS, "hardware.processes=2", driver=TORCHRUN, SAVING="1")
+    run = wait_until_running(tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    assert run.status()["status"] == "interrupted"
+
+
+def test_a_signal_before_there_is_a_leader_goes_to_torchrun(tmp_path: Path) -> None:
+    waits = DIES_WITH_IT + PRELUDE + "time.sleep(60)"
+    process = start(tmp_path, waits, "hardware.processes=2", driver=TORCHRUN)
+    wait_for(tmp_path, "*.starts")
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    assert the_run(tmp_path).status()["status"] == "interrupted"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_a_second_signal_leaves_none_of_several_processes_behind(tmp_path: Path) -> None:
+    process = start(tmp_path, DIES_WITH_IT + WAITS, "hardware.processes=2", driver=TORCHRUN, SAVING="60")
+    run = wait_until_running(tmp_path)
+    worker = run.status()["pid"]
+    process.send_signal(signal.SIGINT)
+    wait_for(tmp_path, "*.signals")
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    deadline = time.time() + 20
+    while alive(worker) and time.time() < deadline:
+        time.sleep(0.05)
+    assert not alive(worker)
     assert run.status()["status"] == "interrupted"
 
 
@@ -237,3 +284,18 @@ def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: py
     command = launch.worker_command(run, config)
     assert command[2] == "accelerate.commands.launch"
     assert {"--num_processes=2", "--config_file=fsdp.yaml"} <= set(command)
+    config.hardware.processes = 1  # DeepSpeed offloads for a single GPU, too
+    assert {"--num_processes=1", "--config_file=fsdp.yaml"} <= set(launch.worker_command(run, config))
+
+
+def test_one_process_sees_one_gpu(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(tmp_path / "r")
+    config.hardware.device = "cuda"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert launch.worker_environment(run, config)["CUDA_VISIBLE_DEVICES"] == "0"
+    for given, seen in (("3,5", "3"), ("GPU-8a,GPU-9b", "GPU-8a"), ("", "")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert launch.worker_environment(run, config)["CUDA_VISIBLE_DEVICES"] == seen
+    config.hardware.processes = 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert launch.worker_environment(run, config)["CUDA_VISIBLE_DEVICES"] == "3,5"
