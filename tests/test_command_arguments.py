@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.cli import COMMANDS
-from agentrl.commands.arguments import command_keys, flag, places_and_keys, run_at, whole
+from agentrl.commands.arguments import command_keys, file_to_write, flag, places_and_keys, run_at, whole
 from agentrl.errors import UserError
 
 KNOWN = {"out": "File to write.", "transcripts": "File to read."}
@@ -21,6 +21,8 @@ def test_a_command_divides_its_keys_from_the_configurations() -> None:
     assert (own, rest) == ({"out": "x.jsonl"}, ["bench=ftrl", "--config-dir", "mine", "seed=1"])
     with pytest.raises(UserError, match="'transcript' is not key=value; did you mean transcripts"):
         command_keys(["transcript"], KNOWN)
+    with pytest.raises(UserError, match="'model' is not key=value; agentrl --help lists the keys of a run"):
+        command_keys(["model"], {})
     with pytest.raises(UserError, match="out is given twice"):
         command_keys(["out=a", "out=b"], KNOWN)
 
@@ -42,6 +44,20 @@ def test_values_of_a_type() -> None:
         whole(own, "count", 5, least=4)
     with pytest.raises(UserError, match="word=yes: must be true or false"):
         flag(own, "word")
+
+
+def test_a_file_to_write_is_checked_before_the_work(tmp_path: Path) -> None:
+    file = tmp_path / "out.md"
+    assert file_to_write(str(file), new=True) == file
+    file.touch()
+    assert file_to_write(str(file)) == file
+    for path, new, reason in (
+        (file, True, "exists already; name another file, or remove it"),
+        (tmp_path, False, "is a directory; name a file"),
+        (tmp_path / "absent" / "x.md", False, "its directory must exist and be writable"),
+    ):
+        with pytest.raises(UserError, match=f"out={path}: {reason}"):
+            file_to_write(str(path), new)
 
 
 def test_a_place_that_is_no_run(tmp_path: Path) -> None:

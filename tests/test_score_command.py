@@ -216,7 +216,7 @@ def test_what_the_command_refuses(file: Path, tmp_path: Path) -> None:
     for change, reason in [
         ({"out": file}, "exists already"),
         ({"out": ""}, "out=... is missing"),
-        ({"out": tmp_path / "no" / "out"}, "cannot write it (No such file"),
+        ({"out": tmp_path / "no" / "out"}, "its directory must exist and be writable"),
         ({"transcripts": tmp_path / "no"}, "cannot read it"),
         ({"bench": "minihop", "bench.path": "null"}, "no official scores"),
         ({"bench.path": tmp_path / "no"}, "no such file"),

@@ -35,9 +35,8 @@ def command_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[dict[s
         elif equals or argument == "--config-dir" or (position and arguments[position - 1] == "--config-dir"):
             rest.append(argument)
         else:
-            raise UserError(
-                f"'{argument}' is not key=value{suggest(name, list(known)) if known else ', as a run is told'}"
-            )
+            instead = suggest(name, list(known)) if known else "; agentrl --help lists the keys of a run"
+            raise UserError(f"'{argument}' is not key=value{instead}")
     return own, rest
 
 
