@@ -75,6 +75,25 @@ def fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> l
     return kept
 
 
+def usable(
+    tasks: list[Task], bench: Bench, trainer_class: type[AgentGRPOTrainer], prompts_per_batch: int
+) -> list[Task]:
+    """Tasks that a trainer of groups can learn from: those with an expert trace, where it needs one.
+
+    Raises:
+        UserError: they do not fill a rollout batch.
+    """
+    if issubclass(trainer_class, TracedTrainer):
+        tasks = [task for task in tasks if bench.expert_trace(task) is not None]
+        if not tasks:
+            raise UserError(f"bench={bench.name}: no training task has an expert trace; use algo=grpo")
+    if len(tasks) < prompts_per_batch:
+        raise UserError(
+            f"trainer.prompts_per_batch={prompts_per_batch} but only {len(tasks)} training tasks are usable; lower it"
+        )
+    return tasks
+
+
 def build_trainer(
     config: Config,
     run: RunDirectory,
@@ -94,16 +113,6 @@ def build_trainer(
     trainer: Trainer
     cycle = 1
     if (trainer_class := rl_trainer(config.algo)) is not None:
-        traced = tasks
-        if issubclass(trainer_class, TracedTrainer):
-            traced = [task for task in tasks if bench.expert_trace(task) is not None]
-            if not traced:
-                raise UserError(f"bench={bench.name}: no training task has an expert trace; use algo=grpo")
-        if len(traced) < config.trainer.prompts_per_batch:
-            raise UserError(
-                f"trainer.prompts_per_batch={config.trainer.prompts_per_batch} but only {len(traced)} training tasks "
-                "are usable; lower it"
-            )
         extra: dict[str, Any] = {}
         if isinstance(config.algo, Hipo):
             extra = {"judge": judge, "quantization_config": reference_quantization(config.algo)}
@@ -114,7 +123,7 @@ def build_trainer(
             args=grpo_arguments(config, run.checkpoints_dir, config.algo),
             config=config,
             bench=bench,
-            tasks=traced,
+            tasks=usable(tasks, bench, trainer_class, config.trainer.prompts_per_batch),
             peft_config=peft,
             rollout_log=RolloutLog(run, chat.tokenizer, config.trainer.log_rollouts),
             console=console,
