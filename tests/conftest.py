@@ -16,7 +16,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["COLUMNS"] = "200"
 
-from sandbox_calls import ADD, TIMEOUT_S
+from sandbox_calls import ADD, ADD_APART, TIMEOUT_S
 
 from agentrl.sandbox import Sandbox
 
@@ -44,4 +44,5 @@ def next_call_works(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "sandbox" in request.fixturenames:
         shared: Sandbox = request.getfixturevalue("sandbox")
-        assert shared.call(ADD, "add", {"a": 2, "b": 3}).value == 5
+        for source in (ADD, ADD_APART):
+            assert shared.call(source, "add", {"a": 2, "b": 3}).value == 5

@@ -9,6 +9,7 @@ from agentrl.sandbox import Result, Sandbox
 
 TIMEOUT_S = 1.0
 ADD = "def add(a, b):\n    return a + b\n"
+ADD_APART = ADD + "class Other: pass\n"  # not simple, so that it runs in the process of its episode
 
 HOSTILE = {
     "hang": ("while True: pass", "timed out after 1 s"),

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox_calls import ADD, HOSTILE, TIMEOUT_S, alive, descendants, run, stopped
+from sandbox_calls import ADD, ADD_APART, HOSTILE, TIMEOUT_S, alive, descendants, run, stopped
 
 from agentrl.errors import UserError
 from agentrl.sandbox import IsolationWarning, Sandbox, child, pool
-from agentrl.sandbox.pool import _Worker
 
 # -- episodes ----------------------------------------------------------------------------------------------------------
 
@@ -77,9 +76,9 @@ def test_an_episode_goes_on_after_an_attack(sandbox: Sandbox, name: str) -> None
     episode = sandbox.episode()
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     for _ in range(2):
-        assert episode.call(ADD, "add", {"a": 2, "b": 3}).value == 5
+        assert episode.call(ADD_APART, "add", {"a": 2, "b": 3}).value == 5
         assert not episode.call(f"def tool():\n{lines}\n", "tool", {}).ok
-    assert episode.call(ADD, "add", {"a": 2, "b": 3}).value == 5
+    assert episode.call(ADD_APART, "add", {"a": 2, "b": 3}).value == 5
 
 
 def test_between_calls_a_process_is_stopped_and_few_are_kept(sandbox: Sandbox) -> None:
@@ -93,14 +92,14 @@ def test_between_calls_a_process_is_stopped_and_few_are_kept(sandbox: Sandbox) -
     with Sandbox() as fresh:
         episodes = [fresh.episode() for _ in range(child.MAX_EPISODES + 4)]
         for episode in episodes * 2:
-            assert episode.call(ADD, "add", {"a": 1, "b": 1}).value == 2
+            assert episode.call(ADD_APART, "add", {"a": 1, "b": 1}).value == 2
         assert episodes[-1].call(spin, "f", {}).value == 1
         tools = set(descendants(os.getpid())) - others
         deadline = time.monotonic() + 3  # the last one has been told to stop, and may not have yet
         while (count := sum(map(stopped, tools))) != child.MAX_EPISODES and time.monotonic() < deadline:
             time.sleep(0.01)
         assert count == child.MAX_EPISODES
-        assert episodes[-1].call(ADD, "add", {"a": 1, "b": 1}).value == 2
+        assert episodes[-1].call(ADD_APART, "add", {"a": 1, "b": 1}).value == 2
 
 
 def test_a_process_that_speaks_out_of_turn_is_replaced(sandbox: Sandbox) -> None:
@@ -111,16 +110,16 @@ def test_a_process_that_speaks_out_of_turn_is_replaced(sandbox: Sandbox) -> None
     late += "    threading.Thread(target=g, daemon=True).start()\n    time.sleep(0.05)\n    return 1"
     episode = sandbox.episode()
     assert episode.call(late, "f", {}).error == "the tool wrote no valid result"
-    assert episode.call(ADD, "add", {"a": 1, "b": 1}).value == 2
+    assert episode.call(ADD_APART, "add", {"a": 1, "b": 1}).value == 2
     exits = "import threading, os, time\ndef f():\n    threading.Timer(0.01, os._exit, (0,)).start()\n    return 1"
     assert episode.call(exits, "f", {}).ok
     time.sleep(0.05)
-    assert sandbox.call(ADD, "add", {"a": 1, "b": 1}).value == 2
+    assert sandbox.call(ADD_APART, "add", {"a": 1, "b": 1}).value == 2
 
 
 def test_a_long_episode_outlives_its_processes(sandbox: Sandbox) -> None:
     episode = sandbox.episode()
-    calls = [episode.call(ADD, "add", {"a": i, "b": 1}).value for i in range(child.MAX_CALLS + 10)]
+    calls = [episode.call(ADD_APART, "add", {"a": i, "b": 1}).value for i in range(child.MAX_CALLS + 10)]
     assert calls == list(range(1, child.MAX_CALLS + 11))
     big = "x" * 3_000_000  # more than a socket holds
     assert episode.call("def f(x): return len(x)", "f", {"x": big}).value == len(big)
@@ -226,52 +225,6 @@ def test_workers_die_with_the_parent() -> None:
     while any(alive(pid) for pid in family) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(alive(pid) for pid in family)
-
-
-# -- compiled code ---------------------------------------------------------------------------------------------------
-
-
-def test_a_source_is_compiled_once_and_code_is_dropped_beyond_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = [f"def f(x):\n    return x + {n}\n" for n in range(3)]
-    with Sandbox() as sandbox:
-        assert sandbox.call(sources[0], "f", {"x": 1}).value == 1
-        size = sandbox._code_bytes
-        assert size == len(sandbox._code[sources[0]]) > 0
-        monkeypatch.setattr(pool, "CODE_BYTES", 2 * size)
-        assert sandbox.call(sources[1], "f", {"x": 1}).value == 2
-        assert sandbox.call(sources[0], "f", {"x": 1}).value == 1  # used last, so the other one goes
-        assert sandbox.call(sources[2], "f", {"x": 1}).value == 3
-        assert list(sandbox._code) == [sources[0], sources[2]] and sandbox._code_bytes == 2 * size
-        monkeypatch.setattr(_Worker, "call", lambda *_: pytest.fail("compiled again"))
-        assert sandbox._compiled(sources[0], sandbox._slots.queue[0]) == ("", sandbox._code[sources[0]])
-
-
-def test_code_is_compiled_where_no_tool_has_run(sandbox: Sandbox) -> None:
-    """What a tool does to the compiler of its own process reaches no code that is kept."""
-    episode = sandbox.episode()
-    spoil = "import builtins, marshal\ndef f():\n    g = lambda *a, **k: (compile_('x = 1', 'x', 'exec'), False)\n"
-    spoil += "    global compile_\n    compile_ = builtins.compile\n    builtins.compile = g\n    marshal.dumps = g\n"
-    assert episode.call(spoil, "f", {}).ok
-    fresh = "def product(a, b):\n    return a * b\n"
-    episode.call(fresh, "product", {"a": 2, "b": 3})  # first seen in the spoilt episode
-    assert sandbox.episode().call(fresh, "product", {"a": 2, "b": 3}).value == 6
-
-
-def test_sources_that_hurt_the_compiler_cost_one_call(sandbox: Sandbox) -> None:
-    for source in (
-        "(" * 100_000,
-        "-" * 1_000_000 + "1",
-        "x = " + "[" * 150 + "]" * 150,
-        "x = 1" + "+1" * 200_000,
-        "\0",
-    ):
-        result = sandbox.call(source, "f", {})
-        assert result.error  # too deep, no f, null bytes, a crash: whatever it is, it is an observation
-        assert sandbox.call(ADD, "add", {"a": 2, "b": 3}).value == 5
-
-
-def test_tools_are_compiled_without_this_modules_own_features(sandbox: Sandbox) -> None:
-    assert sandbox.call("def f(x: Unknown):\n    return 1", "f", {"x": 1}).error == "name 'Unknown' is not defined"
 
 
 # -- degraded machines -----------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ def _sibling(name: str) -> Any:
     return module
 
 
+compiler = _sibling("compiler")
 limits = _sibling("limits")
 tool = _sibling("tool")
 # What benchmark tools import, almost all of them; every further module makes every fork dearer.
@@ -44,7 +45,7 @@ MAX_PROCESSES = 64  # of the user, where seccomp does not forbid them outright
 MAX_EPISODES = 8  # whose processes are kept; each may hold the memory limit
 MAX_CALLS = 64  # of one process
 EPISODE = struct.Struct("=Q")  # precedes a request
-ONE_CALL, COMPILER = 0, 1  # episodes of a kind: a call with a process of its own, a process that only compiles
+ONE_CALL, COMPILER = 0, 1  # episodes of a kind: a call with a process of its own, the process that only compiles
 OWN_FD, MAX_FDS = 3, 64  # a tool process's socket, and what it may open
 
 
@@ -102,7 +103,7 @@ class Zygote:
         if process is not None and select.select([process.channel], [], [], 0)[0]:
             self.end(process)
             process = None
-        return process or self.fork(tool.compile_request if episode == COMPILER else tool.evaluate)
+        return process or self.fork(compiler.answer if episode == COMPILER else tool.evaluate)
 
     def fork(self, answer: Any) -> Process:
         """A process that answers requests, restricted before it sees any."""

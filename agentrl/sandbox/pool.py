@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import UserError
-from agentrl.sandbox import child, tool
+from agentrl.sandbox import child, compiler, tool
 
 PACKAGES = ("dateutil", "pytz", "six", "tzdata")  # what tool code may import beside the standard library
 GRACE_S = 5.0  # beyond the time limit, after which the worker itself counts as lost
@@ -39,8 +39,10 @@ _MEANING = {
     "processes": "tool code can start processes (needs user namespaces or seccomp)",
 }
 INVALID = "the tool wrote no valid result"
+SPOILT = (tool.OUT_OF_MEMORY, INVALID)  # errors after which a process is not used again
 CODE_BYTES = 1 << 26  # of compiled tools kept; a benchmark's thousands need a third of it
 _warned: set[tuple[str, ...]] = set()
+_episodes = itertools.count(child.COMPILER + 1)
 
 
 class IsolationWarning(UserWarning):
@@ -143,6 +145,7 @@ class Sandbox:
         self._lock = threading.Lock()
         self._code: dict[str, bytes] = {}  # by source, the one used last at the end; never looked into on this side
         self._code_bytes = 0
+        self._simple = next(_episodes)  # the episode of all simple code, of whatever task
         self._reset()
         if strict:
             self.missing()  # refuse before any other work
@@ -184,9 +187,10 @@ class Sandbox:
         return Episode(self)
 
     def call(self, source: str, function: str, arguments: Any, episode: int = child.ONE_CALL) -> Result:
-        """Execute `source` in a fresh namespace and call `function(**arguments)` there, in a process of its own.
+        """Execute `source` in a fresh namespace and call `function(**arguments)` there.
 
-        `episode` is the number of the `Episode` that calls, if one does.
+        `episode` is the number of the `Episode` that calls, if one does. Otherwise the call has a process of its own,
+        unless the source is simple.
         """
         try:
             job = json.dumps({"function": function, "arguments": arguments}).encode()
@@ -198,10 +202,12 @@ class Sandbox:
         try:
             slot = slot or self._start()
             outcome, code = self._compiled(source, slot)
+            simple, code = code[:1] == compiler.SIMPLE, code[1:]
             if outcome != "timeout":
                 if not code:  # it does not compile; the tool process says why
                     job = json.dumps({"source": source, "function": function, "arguments": arguments}).encode()
-                outcome, payload = slot.call(episode, child.tool.LENGTH.pack(len(code)) + code + job)
+                number = self._simple if simple else episode
+                outcome, payload = slot.call(number, tool.LENGTH.pack(len(code)) + code + job)
         except _Lost:
             assert slot is not None
             slot.close()
@@ -216,7 +222,10 @@ class Sandbox:
             self._slots.put(slot)
         if outcome == "timeout":
             return Result(error=f"timed out after {self.timeout_s:g} s", timed_out=True)
-        return Result(error=f"the tool {outcome}") if outcome else _parse(payload)
+        result = Result(error=f"the tool {outcome}") if outcome else _parse(payload)
+        if simple and result.error in SPOILT:
+            self._simple = next(_episodes)
+        return result
 
     def _compiled(self, source: str, worker: _Worker) -> tuple[str, bytes]:
         """(why there is none, the source as code): compiled at its first call, in a process that never runs any."""
@@ -260,20 +269,20 @@ class Sandbox:
 class Episode:
     """One task's calls. They share a process while it behaves, so a call costs no fork; the namespace is always fresh.
 
+    Simple code (`agentrl.sandbox.compiler`) runs in one that all episodes share, since it can leave nothing there.
+
     Between calls the process is stopped. It is given up after an error of its own (a timeout, an exit, no memory), and
     when many episodes run at once: a call then gets a new one, and cannot tell.
     """
 
-    _numbers = itertools.count(child.COMPILER + 1)
-
     def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox, self._number = sandbox, next(self._numbers)
+        self._sandbox, self._number = sandbox, next(_episodes)
 
     def call(self, source: str, function: str, arguments: Any) -> Result:
         """As `Sandbox.call`."""
         result = self._sandbox.call(source, function, arguments, self._number)
-        if result.error in (tool.OUT_OF_MEMORY, INVALID):
-            self._number = next(self._numbers)
+        if result.error in SPOILT:
+            self._number = next(_episodes)
         return result
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import contextvars
 import datetime
+import gc
 import io
 import json
 import marshal
@@ -22,13 +23,11 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from types import CodeType
 from typing import Any
 
 PRINT_CHARS = 1_000_000
 OUT_OF_MEMORY = "out of memory"
 LENGTH = struct.Struct("=I")
-MEDDLES = re.compile(r"builtins|sys\W|setattr|__\w+__|globals|vars|eval|exec|\w\.\w+ ?=[^=]")
 
 
 class PrintLimit(OSError):
@@ -57,27 +56,11 @@ class Capture(io.TextIOBase):
         return "".join(self.parts)
 
 
-def compiled(source: str) -> tuple[CodeType, bool]:
-    """The source as a module, and whether it looks as if it changed what later calls share.
-
-    Raises SyntaxError, ValueError, RecursionError or MemoryError.
-    """
-    return compile(source, "<tool>", "exec", dont_inherit=True), bool(MEDDLES.search(source))
-
-
-def compile_request(request: bytes, _output_chars: int) -> tuple[bytes, bool]:
-    """What `evaluate` may get instead of a source; nothing where that does not compile, as the call itself will say."""
-    try:
-        return marshal.dumps(compiled(json.loads(request))), False
-    except Exception:  # whatever the compiler makes of hostile text
-        return b"", False
-
-
 def evaluate(request: bytes, output_chars: int) -> tuple[bytes, bool]:
     """Run one request in this process: (the outcome as JSON, whether the code may have changed what later calls share).
 
-    A request is the length of what `compile_request` gave (0 for nothing), that, and a JSON object with `function`,
-    `arguments` and perhaps `source`. Never raises for what tool code does.
+    A request is the length of the code (0 for none), the code as `agentrl.sandbox.compiler` gives it, and a JSON object
+    with `function`, `arguments` and, without code, `source`. Never raises for what tool code does.
     """
     reply: dict[str, Any] = {"truncated": False}
     meddles = True
@@ -95,9 +78,10 @@ def evaluate(request: bytes, output_chars: int) -> tuple[bytes, bool]:
         job = json.loads(request[LENGTH.size + length :])
         random.seed(0)  # every call alike, the first of a process and the last
         namespace: dict[str, Any] = {}
-        module, meddles = (
-            marshal.loads(memoryview(request)[LENGTH.size :][:length]) if length else compiled(job["source"])
-        )
+        if length:
+            module, meddles = marshal.loads(memoryview(request)[LENGTH.size :][:length])
+        else:
+            module = compile(job["source"], "<tool>", "exec", dont_inherit=True)
         exec(module, namespace)
         value = namespace[job["function"]](**job["arguments"])
         reply["type"] = type(value).__name__
@@ -120,7 +104,7 @@ def evaluate(request: bytes, output_chars: int) -> tuple[bytes, bool]:
 class Pristine:
     """Modules as they were, put back between calls: what one tool patches, the next need not stumble over.
 
-    Only after code that `MEDDLES`: comparing touches every value, and a fork pays for each page.
+    Only after code that looks as if it changed any: comparing touches every value, and a fork pays for each page.
     """
 
     def __init__(self) -> None:
@@ -154,6 +138,7 @@ def serve(
                 view = view[os.write(channel, view) :]
             if meddled:
                 pristine.restore()
+            gc.collect()  # a namespace and its functions hold each other, and with them all that the call left there
     except EOFError:
         status = 0  # the worker needs it no more
     finally:
