@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import make_trainer, small
+from trl import GRPOTrainer
 
 from agentrl.benches.minihop import expert_trace
 from agentrl.chat import context_ids, tokenize_trace, trace_text, turn_messages
 from agentrl.rollout.engine import Decoding, Episode
 from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
+from agentrl.trainers import grpo
+from agentrl.trainers.grpo import AgentGRPOTrainer
 from agentrl.trajectory import Component
 
 
@@ -122,6 +126,40 @@ def test_greedy_decoding_repeats_itself_and_restores_the_training_setting(tmp_pa
     )
     assert first.completion_ids == second.completion_ids
     assert trainer.generation_config is before and before.do_sample
+
+
+def test_base_and_trained_model_are_evaluated_in_the_precision_of_training(tmp_path: Path):
+    trainer = make_trainer(small("algo=grpo", "rollout.max_completion_tokens=4", "hardware.bf16=true"), tmp_path)
+    task, seen = trainer.tasks[0], set()
+    trainer.model.model.register_forward_pre_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    trainer.engine.rollout([Episode(task, trainer.bench.environment(task))], Decoding(0.0))
+    assert seen == {True}, "bfloat16 autocast, though nothing has been trained yet"
+
+
+def test_with_sharded_weights_the_first_to_end_takes_part_until_all_have_ended(tmp_path: Path, monkeypatch):
+    trainer = make_trainer(small("algo=grpo"), tmp_path, expert_script)
+    asked: list[bool] = []
+    others = iter([True, True, False])  # two turns more elsewhere than here
+
+    def anywhere(here: bool) -> bool:
+        asked.append(here)
+        return here or next(others)
+
+    def sample(prompt_ids, *_, **__):
+        assert trainer.generation_config.max_new_tokens == 1
+        asked.append(prompt_ids)
+        return [[0]], None
+
+    monkeypatch.setattr(grpo, "anywhere", anywhere)
+    monkeypatch.setattr(AgentGRPOTrainer, "_sharded", True)
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda self, *a, **k: sample(*a, **k))
+    played = trainer._generate_single_turn
+    trainer._generate_single_turn = lambda *a, **k: (anywhere(True), played(*a, **k))[1]
+    config = trainer.generation_config
+    trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt} for _ in range(4)])
+    nothing = [[trainer.processing_class.eos_token_id]]
+    assert asked == [True] * trainer.config.rollout.max_turns + [False, nothing, False, nothing, False]
+    assert trainer.generation_config is config
 
 
 def test_expert_trace_tokens_carry_components_turns_and_chunks(rolled):

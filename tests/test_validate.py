@@ -144,6 +144,7 @@ IMPOSSIBLE = [
     ("model.lora.dropout=1", "model.lora.dropout"),
     ("model/lora=on model.lora.target_modules=[]", "model.lora.target_modules"),
     ("hardware.vllm=colocate", "vLLM rollouts need a GPU"),
+    ("hardware=multi_gpu hardware.vllm=server", "set hardware.vllm=colocate"),
     ("hardware.device=tpu", "hardware.device"),
     ("hardware.processes=0", "hardware.processes"),
     ("hardware.processes=3", "multiple of hardware.processes=3"),
@@ -194,6 +195,16 @@ def test_constraints_are_a_list_of_checked_groups() -> None:
     twice = "algo.constraints=[{name: a, reward: sys, kind: null, threshold: 0.5, initial: 1},"
     twice += "{name: a, reward: user, kind: null, threshold: 0.5, initial: 1}]"
     assert "share a name" in refusal("algo=hipo", twice)
+
+
+def test_an_adapter_is_no_reference(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    start = ("model=custom", f"model.path={tmp_path}", "model.family=tiny")
+    for measured in (("algo=grpo",), ("algo=dpo", "bench=minihif")):
+        assert "agentrl merge" in refusal(*measured, *start)
+        validate(config_of(*measured, *start, "model/lora=on"))
+    validate(config_of("algo=grpo", "algo.kl_coef=0", *start))
+    validate(config_of("algo=sft", *start))
 
 
 def test_direct_scenario_is_possible_without_traces() -> None:

@@ -70,6 +70,11 @@ class TrlToolLoop:
         self._trainer = trainer
         self._label = CompletionLabeller(trainer.processing_class)
 
+    def place(self) -> None:
+        """Put the model on the device: transformers leaves it to FSDP and DeepSpeed, which only begin with training."""
+        if not self._trainer.place_model_on_device:
+            self._trainer._move_model_to_device(self._trainer.model, self._trainer.args.device)
+
     def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
         trainer = self._trainer
         dead_tools = trainer.config.faults.dead_tools
@@ -129,7 +134,8 @@ class TrlToolLoop:
         training = trainer.model.training
         trainer.model.eval()
         try:
-            with self._evaluation_settings(decoding):
+            # Before training the model is not wrapped for autocast yet: base and trained model must compute alike.
+            with trainer.accelerator.autocast(), self._evaluation_settings(decoding):
                 yield
         finally:
             trainer.model.train(training)

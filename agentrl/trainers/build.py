@@ -129,6 +129,8 @@ def build_trainer(
             console=console,
         )
         engine = trainer.engine
+        if config.eval.before:
+            engine.place()
         cycle = plan_batches(config).updates_per_rollout
     else:
         engine = evaluation_engine(config, run, bench, chat, model, tasks)
@@ -163,7 +165,7 @@ def evaluation_engine(
     config: Config, run: RunDirectory, bench: Bench, chat: ChatFormat, model: PreTrainedModel, tasks: list[Task]
 ) -> RolloutEngine:
     """An engine whose policy nobody trains here. TRL's loop needs a trainer of its own; it shares the weights."""
-    return AgentGRPOTrainer(
+    engine = AgentGRPOTrainer(
         model=model,
         chat=chat,
         args=evaluation_arguments(config, run.checkpoints_dir),
@@ -171,6 +173,8 @@ def evaluation_engine(
         bench=bench,
         tasks=tasks,
     ).engine
+    engine.place()
+    return engine
 
 
 def final_engine(config: Config, engine: RolloutEngine, model: PreTrainedModel, chat: ChatFormat) -> RolloutEngine:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -21,6 +22,7 @@ from agentrl.rewards.turns import turn_rewards
 from agentrl.rollout.conversation import conversation_loop
 from agentrl.rollout.engine import Episode
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
+from agentrl.trainers.callbacks import anywhere
 from agentrl.trainers.faults import finite_rewards
 from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trajectory import ToolCall, Trajectory
@@ -56,6 +58,7 @@ class AgentGRPOTrainer(GRPOTrainer):
     _buffered_inputs: Any
     beta: float
     _entropy_bonus_enabled: bool
+    generation_config: GenerationConfig
     # Environments and call lists of the episodes being played, where a user speaks again; the engine sets it.
     conversation: tuple[list[Environment], list[list[ToolCall]]] | None = None
 
@@ -124,14 +127,34 @@ class AgentGRPOTrainer(GRPOTrainer):
         """TRL's sampler, with the rollout bar moved on: episodes not sampled in this turn have ended."""
         if self._console is not None and self.model.training:
             self._console.update("rollout", len(self._batch) - len(prompt_ids), f"{len(prompt_ids)} sampling")
+        if self._sharded:
+            anywhere(True)
         return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _tool_call_loop(self, prompts: Any, *state: Any) -> tuple[Any, ...]:
-        """TRL's loop, or ours where a user speaks again."""
+        """TRL's loop, or ours where a user speaks again; ends when the episodes of every process have."""
         if self.conversation is None:
-            return super()._tool_call_loop(prompts, *state)
-        prompt_ids, completion_ids, completions, logprobs, *_ = state
-        return conversation_loop(self, *self.conversation, prompt_ids, completion_ids, completions, logprobs)
+            result = super()._tool_call_loop(prompts, *state)
+        else:
+            prompt_ids, completion_ids, completions, logprobs, *_ = state
+            result = conversation_loop(self, *self.conversation, prompt_ids, completion_ids, completions, logprobs)
+        while self._sharded and anywhere(False):
+            self._lend_weights()
+        return result
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether sampling needs all processes at every token, because each holds a part of the weights."""
+        return self.accelerator.num_processes > 1 and not self.use_vllm and (self._dist.is_fsdp or self._dist.is_zero3)
+
+    def _lend_weights(self) -> None:
+        """Take part in a turn of other processes, after the last one here: a token that nobody reads."""
+        usual, self.generation_config = self.generation_config, copy.copy(self.generation_config)
+        self.generation_config.max_new_tokens = 1
+        try:
+            super()._generate_single_turn([[self._tokenizer.eos_token_id]], None, {}, num_generations=1)
+        finally:
+            self.generation_config = usual
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's step, with the update bar moved on by one forward and backward pass."""
