@@ -16,7 +16,8 @@ class ChordTrainer(TracedTrainer):
 
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
         losses, mean_weight = chord_sft_loss(logps, weights, self.config.algo.token_weight)
-        self._record("expert/weight", mean_weight)
+        if self.config.algo.token_weight == "phi":  # uniform ones are 1
+            self._record("expert/weight", mean_weight)
         return losses
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
