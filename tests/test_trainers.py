@@ -257,3 +257,18 @@ def test_every_epoch_has_an_order_of_its_own_that_a_resumed_run_sees_again():
 
     assert order(1) == order(1)
     assert order(0) != order(1)
+
+
+@pytest.mark.parametrize(("completion", "context"), [(500, 1500), (10**6, 16384)])
+def test_vllm_reserves_for_the_longest_episode(completion: int, context: int, tmp_path: Path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(GRPOTrainer, "__init__", lambda self, model, args, **_: seen.update(model=model, args=args))
+    overrides = (
+        "hardware.vllm=colocate",
+        "rollout.max_prompt_tokens=1000",
+        f"rollout.max_completion_tokens={completion}",
+    )
+    with pytest.raises(AttributeError):  # of what TRL would have set
+        make_trainer(small("algo=grpo", *overrides), tmp_path)
+    assert seen["model"].config.max_position_embeddings == 16384
+    assert seen["args"].vllm_max_model_length == context

@@ -82,6 +82,11 @@ class AgentGRPOTrainer(GRPOTrainer):
         self._batch_rows: list[int] = []  # places of its tasks in `tasks`
         self._trajectories: list[Trajectory] = []
         self._turn_rewards: list[list[float]] = []
+        if (
+            args.use_vllm
+        ):  # which must have room for one longest context: the model's own may be many times an episode's
+            longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
+            args.vllm_max_model_length = min(longest, model.config.max_position_embeddings)
         super().__init__(
             model=model,
             reward_funcs=[self._trajectory_return],

@@ -64,7 +64,9 @@ class LuffyTrainer(TracedTrainer):
         metrics["expert/advantage"].append(self._global_mean(experts[~torch.isnan(experts)].tolist()))
         written = sum(float(self.trace_weights(trace).sum()) for trace in batch["trace"] if trace is not None)
         sampled = float((batch["completion_mask"] * batch["tool_mask"]).sum())
-        metrics["expert/share"].append(self._global_mean([written / (written + sampled)]))
+        tokens = torch.tensor([written, sampled], dtype=torch.float64, device=self.accelerator.device)
+        written, sampled = self.accelerator.reduce(tokens, reduction="sum").tolist()
+        metrics["expert/share"].append(written / (written + sampled))
         return batch
 
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
