@@ -197,6 +197,17 @@ def test_the_status_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "ZeroDivisionError" in run.status()["error"] and "Traceback" in run.status()["error"]
 
 
+def test_an_interrupted_worker_is_no_failure_to_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory.create(composed(f"runs_dir={tmp_path}"))
+    assert run is not None
+    monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
+    monkeypatch.setattr(worker, "_work", lambda *_: False)
+    assert worker.main(run.path) == 130
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert worker.main(run.path) == 0
+    assert run.status()["status"] == "interrupted"
+
+
 def test_the_process_that_failed_first_is_the_one_that_the_status_quotes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
