@@ -12,8 +12,11 @@ from torch.nn.functional import cross_entropy
 from trl import GRPOTrainer
 
 from agentrl.advantages import trajectory_advantage
+from agentrl.benches import load_bench
+from agentrl.models.loading import load_chat, load_model, needs_of
+from agentrl.trainers.arguments import sft_arguments
 from agentrl.trainers.grpo import AgentGRPOTrainer, EpochSampler, cropped, in_row_order
-from agentrl.trainers.sft import trace_labels
+from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset, trace_labels
 
 LOOSE = ("algo.entropy_coef=0", "algo.kl_coef=0")
 
@@ -272,3 +275,21 @@ def test_vllm_reserves_for_the_longest_episode(completion: int, context: int, tm
         make_trainer(small("algo=grpo", *overrides), tmp_path)
     assert seen["model"].config.max_position_embeddings == 16384
     assert seen["args"].vllm_max_model_length == context
+
+
+def test_every_process_shuffles_a_dataset_alike(tmp_path: Path):
+    config = small("algo=sft", "trainer.micro_batch=1")
+    bench = load_bench(config.bench)
+    tasks = bench.tasks("train")
+    chat = load_chat(config.model, needs_of(tasks))
+    orders = []
+    for process in range(2):
+        trainer = TraceSFTTrainer(
+            model=load_model(config.model),
+            chat=chat,
+            args=sft_arguments(config, tmp_path),
+            train_dataset=expert_dataset(chat, bench, tasks, config.algo.components),
+        )
+        torch.manual_seed(config.seed + process)  # as processes sample
+        orders.append([batch["input_ids"][0].tolist() for batch in trainer.get_train_dataloader()])
+    assert len(orders[0]) == len(tasks) > 1 and orders[0] == orders[1]

@@ -41,6 +41,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
     return {
         "output_dir": str(writing_folder(checkpoints)),  # sealed and renamed by callbacks.Checkpoints
         "seed": config.seed,
+        "data_seed": config.seed,  # else every process would take its own seed and shuffle the dataset its own way
         "learning_rate": trainer.learning_rate,
         # transformers' plain "constant" ignores the warm-up; with none, the two are the same.
         "lr_scheduler_type": trainer.lr_schedule.replace("constant", "constant_with_warmup"),

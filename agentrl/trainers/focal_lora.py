@@ -140,8 +140,8 @@ class FocalLoraTrainer(Trainer):
         )
         heads = self._heads.to(inputs["input_ids"].device)
         loss, mass = focal_loss(outputs.attentions, inputs["system"], inputs["onset"], heads)
-        self._masses.append(float(mass))
-        self.state.num_input_tokens_seen += int(inputs["attention_mask"].sum())
+        self._masses.append(float(self.accelerator.gather(mass).mean()))
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum())
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
