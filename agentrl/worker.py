@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from rich.console import Console
 from transformers import Trainer
 from transformers.trainer_callback import TrainerState
@@ -37,6 +37,7 @@ from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.evaluate import Interrupted, evaluate
+from agentrl.judges.base import Judge
 from agentrl.judges.build import build_judge
 from agentrl.launch import die_with_launcher, is_direct
 from agentrl.models.loading import load_chat, load_model, needs_of
@@ -172,6 +173,14 @@ class Result:
     judge: dict[str, Any] | None = None  # what a judge was asked, and what it cost
 
 
+def counts_of(judge: Judge | None) -> dict[str, float] | None:
+    """What all processes together asked a judge, see `Judge.counts`; all must ask together."""
+    if judge is None:
+        return None
+    counts: list[dict[str, float]] = gather_object([judge.counts()])
+    return {name: sum(one[name] for one in counts) for name in counts[0]}
+
+
 def summary_of(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
     """The content of summary.json."""
     return {
@@ -208,7 +217,7 @@ def _evaluate_only(
         where = f"{model.num_parameters():,} parameters"
     console.say(f"eval of {config.model.name} ({where}) on {bench.name}: {len(tasks)} tasks, {run.path}")
     items = evaluate(engine, bench, tasks, config.eval, run, "after", console, stop, judge)
-    return Result(bench.solve_metric, items, judge=None if judge is None else judge.counts())
+    return Result(bench.solve_metric, items, judge=counts_of(judge))
 
 
 def _train_and_evaluate(
@@ -248,7 +257,7 @@ def _train_and_evaluate(
         if is_leader():
             chat.tokenizer.save_pretrained(run.path / "model")
         result.steps, result.tokens = trainer.state.global_step, int(trainer.state.num_input_tokens_seen)
-    result.judge = None if judge is None else judge.counts()
+    result.judge = counts_of(judge)
     return result
 
 

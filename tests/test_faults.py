@@ -197,6 +197,16 @@ def test_the_status_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "ZeroDivisionError" in run.status()["error"] and "Traceback" in run.status()["error"]
 
 
+def test_the_summary_counts_what_every_process_asked_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked:
+        def counts(self) -> dict[str, float]:
+            return {"verdicts": 3, "cost": 0.5}
+
+    monkeypatch.setattr(worker, "gather_object", lambda mine: [*mine, {"verdicts": 4, "cost": 0.25}])
+    assert worker.counts_of(Asked()) == {"verdicts": 7, "cost": 0.75}  # type: ignore[arg-type]
+    assert worker.counts_of(None) is None
+
+
 def test_an_interrupted_worker_is_no_failure_to_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory.create(composed(f"runs_dir={tmp_path}"))
     assert run is not None

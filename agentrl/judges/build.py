@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
@@ -41,7 +42,7 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
 
 
 def _logged(judge: RubricJudge, payer: str) -> RubricJudge:
-    if Path(payer).is_dir():
+    if Path(payer).is_dir() and os.environ.get("RANK", "0") == "0":  # one process writes
         judge.log = Path(payer) / LOG
     return judge
 
