@@ -1,7 +1,7 @@
 """Compare finished runs by method: a Markdown table over seeds with 95% intervals.
 
     agentrl sweep=methods runs_dir=runs/methods
-    python benchmarks/compare_methods.py runs/methods > docs/methods.md
+    python benchmarks/compare_methods.py runs/methods
 
 Every run contributes one number a metric (its mean over the test items); the interval is Student's t over the seeds.
 Differences between methods are paired by seed.
@@ -10,6 +10,7 @@ Differences between methods are paired by seed.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -41,7 +42,6 @@ def main(runs: Path) -> None:
             "updates": summary["steps"],
             "prompts a batch": trainer.prompts_per_batch,
             "rollouts a prompt": config.rollout.num_generations if summary["algo"] != "sft" else "-",
-            "tokens seen": summary["tokens"]["seen"],
         }
     if not found:
         sys.exit(f"no completed run under {runs}")
@@ -70,6 +70,21 @@ def main(runs: Path) -> None:
                 cells.append(cell(mean_interval(gaps), "+"))
             print(f"| {one} - {other} | {len(seeds)} | " + " | ".join(cells) + " |")
 
+    hops = sorted(first["by"]["hops"])
+    print("\n| solve_rate by hops (test tasks) | ", end="")
+    print(" | ".join(f"{n} ({first['by']['hops'][n]['after']['solve_rate']['n']})" for n in hops) + " |")
+    print("|---|" + "---|" * len(hops))
+    rates = {n: first["by"]["hops"][n]["before"]["solve_rate"]["mean"] for n in hops}
+    print("| before training | " + " | ".join(f"{rates[n]:.3f}" for n in hops) + " |")
+    for algo, by_seed in found.items():
+        cells = [
+            cell(mean_interval([s["by"]["hops"][n]["after"]["solve_rate"]["mean"] for s in by_seed.values()]))
+            for n in hops
+        ]
+        print(f"| {algo} | " + " | ".join(cells) + " |")
+
+    for algo, by_seed in found.items():
+        settings[algo]["tokens seen, mean"] = round(statistics.mean(s["tokens"]["seen"] for s in by_seed.values()))
     keys = list(next(iter(settings.values())))
     print("\n| method | " + " | ".join(keys) + " |")
     print("|---|" + "---|" * len(keys))
