@@ -93,7 +93,8 @@ def test_a_finished_run_is_not_repeated(pact_run: Path):
     assert (pact_run / "summary.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_resumes_to_the_same_metrics(pact_run: Path, tmp_path: Path, number: signal.Signals):
     process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 200
@@ -143,6 +144,7 @@ def test_several_updates_a_batch_resume_between_batches(tmp_path: Path):
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["grpo", "sft"])
 def test_the_other_algorithms_run(tmp_path: Path, algo: str):
     run(tmp_path, f"algo={algo}", "trainer.max_steps=2", "trainer.micro_batch=2")
