@@ -63,7 +63,7 @@ class Estimate:
 def estimate(config: Config) -> Estimate:
     """The cost of `config`."""
     trainer, rollout, k = config.trainer, config.rollout, group_size(config)
-    tasks = train_tasks(config)
+    tasks = count_tasks(config, "train")
     updates_per_batch = trainer.prompts_per_batch // trainer.minibatch_prompts
     if trainer.max_steps > 0:
         updates = trainer.max_steps
@@ -82,7 +82,9 @@ def estimate(config: Config) -> Estimate:
         updates = batches = sequences = trained = 0
     if isinstance(config.algo, Dpo) and config.algo.pairs is None:
         sampled = min(tasks, sequences) * rollout.num_generations
-    test = test_tasks(config) if config.eval.limit is None else min(config.eval.limit, test_tasks(config))
+    test = count_tasks(config, "test")
+    if config.eval.limit is not None:
+        test = min(config.eval.limit, test)
     parameters = count_parameters(config)
     return Estimate(
         train_tasks=tasks,
@@ -107,29 +109,19 @@ def memory(config: Config, parameters: float) -> dict[str, float]:
     return {"weights": weight, "gradients": trained, "optimizer": 2 * trained, "reference": reference}
 
 
-def train_tasks(config: Config) -> int:
-    """Tasks of the training split, before any that are too long are left out."""
-    if isinstance(config.bench, Minihop | Minihif):
-        return config.bench.train_tasks
-    if isinstance(config.bench, Ftrl):
-        return _ftrl_rows(config.bench, "train")
-    if isinstance(config.bench, HifConfig):
-        return _hif_rows(config.bench, "train")
-    if isinstance(config.bench, CustomBench):
-        return len(load_bench(config.bench).tasks("train"))
-    return round(_toolhop_rows(config.bench) * (1 - config.bench.test_fraction))
-
-
-def test_tasks(config: Config) -> int:
-    if isinstance(config.bench, Minihop | Minihif):
-        return config.bench.test_tasks
-    if isinstance(config.bench, Ftrl):
-        return _ftrl_rows(config.bench, "test")
-    if isinstance(config.bench, HifConfig):
-        return _hif_rows(config.bench, "test")
-    if isinstance(config.bench, CustomBench):
-        return len(load_bench(config.bench).tasks("test"))
-    return round(_toolhop_rows(config.bench) * config.bench.test_fraction)
+def count_tasks(config: Config, split: str) -> int:
+    """Tasks of `train` or `test`, before any that are too long are left out."""
+    bench = config.bench
+    if isinstance(bench, Minihop | Minihif):
+        return bench.train_tasks if split == "train" else bench.test_tasks
+    if isinstance(bench, Ftrl):
+        return _ftrl_rows(bench, split)
+    if isinstance(bench, HifConfig):
+        return _hif_rows(bench, split)
+    if isinstance(bench, CustomBench):
+        return len(load_bench(bench).tasks(split))
+    share = bench.test_fraction if split == "test" else 1 - bench.test_fraction
+    return round(_toolhop_rows(bench) * share)
 
 
 def _toolhop_rows(bench: ToolHop) -> int:
@@ -158,7 +150,7 @@ def count_parameters(config: Config) -> float | None:
     """Parameters of a local checkpoint by its safetensors headers, of a known hub id by table, else None."""
     path = config.model.path
     if path.startswith("builtin:"):
-        folder = Path(__file__).parent.parent / "models" / path.removeprefix("builtin:")
+        folder = Path(__file__).parent / "models" / path.removeprefix("builtin:")
     else:
         folder = Path(path).expanduser()
     if folder.is_dir():

@@ -33,6 +33,13 @@ def test_estimate_counts_a_local_checkpoint(tmp_path: Path) -> None:
     assert count_parameters(config) is None
 
 
+@pytest.mark.parametrize("model", ["tiny", "tiny_hif"])
+def test_the_packaged_models_are_counted(model: str) -> None:
+    """By files that hold float32 weights and little else."""
+    size = (CONF.parent / f"agentrl/models/{model}/model.safetensors").stat().st_size
+    assert count_parameters(config_of(f"model.path=builtin:{model}")) == pytest.approx(size / 4, rel=0.05)
+
+
 def test_every_hub_model_has_a_known_size() -> None:
     for file in (CONF / "model").glob("*.yaml"):
         path: Any = yaml.safe_load(file.read_text())["path"]

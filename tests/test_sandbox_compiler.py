@@ -10,7 +10,7 @@ import pytest
 from sandbox_calls import ADD, HOSTILE, run
 
 from agentrl.benches.toolhop import load_rows
-from agentrl.sandbox import Sandbox, pool
+from agentrl.sandbox import Sandbox, child, pool
 from agentrl.sandbox.compiler import SIMPLE as SIMPLE_MARK
 from agentrl.sandbox.compiler import is_simple
 from agentrl.sandbox.pool import _Worker
@@ -32,8 +32,13 @@ def test_a_source_is_compiled_once_and_code_is_dropped_beyond_its_room(monkeypat
         assert sandbox._compiled(sources[0], sandbox._slots.queue[0]) == ("", sandbox._code[sources[0]])
 
 
-def test_code_is_compiled_where_no_tool_has_run(sandbox: Sandbox) -> None:
+def test_code_is_compiled_where_no_tool_has_run(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a tool does to the compiler of its own process reaches no code that is kept."""
+    asked: list[int] = []
+    call = _Worker.call
+    monkeypatch.setattr(
+        _Worker, "call", lambda self, number, request: asked.append(number) or call(self, number, request)
+    )
     episode = sandbox.episode()
     spoil = "import builtins, marshal\ndef f():\n    g = lambda *a, **k: (compile_('x = 1', 'x', 'exec'), False)\n"
     spoil += "    global compile_\n    compile_ = builtins.compile\n    builtins.compile = g\n    marshal.dumps = g\n"
@@ -41,6 +46,8 @@ def test_code_is_compiled_where_no_tool_has_run(sandbox: Sandbox) -> None:
     fresh = "def product(a, b):\n    return a * b\n"
     episode.call(fresh, "product", {"a": 2, "b": 3})  # first seen in the spoilt episode
     assert sandbox.episode().call(fresh, "product", {"a": 2, "b": 3}).value == 6
+    assert asked.count(child.COMPILER) == 2  # once a source, and what is asked of it is all that it ever does
+    assert [number == child.COMPILER for number in asked] == [True, False, True, False, False]
 
 
 def test_sources_that_hurt_the_compiler_cost_one_call(sandbox: Sandbox) -> None:

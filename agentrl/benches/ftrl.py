@@ -125,12 +125,7 @@ class FtrlBench:
 
 def full_marks(trace: ExpertTrace, row: Row) -> bool:
     """Would a rollout that makes the calls of the trace score 1 in all three?"""
-    calls = [
-        ToolCall(index, call["name"], call["arguments"], observation)
-        for index, turn in enumerate(trace.turns)
-        for call, observation in zip(turn.calls, turn.observations, strict=True)
-    ]
-    return solve_scores(calls, row.golds) == (1.0, 1.0, 1.0)
+    return solve_scores(trace.executed(), row.golds) == (1.0, 1.0, 1.0)
 
 
 def prompt(messages: tuple[dict[str, str], ...], tagged: bool) -> list[dict[str, str]]:

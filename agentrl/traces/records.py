@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agentrl.trajectory import ToolCall
+
 CHUNK_TYPES = (
     "task_restate",
     "tool_scan",
@@ -72,6 +74,14 @@ class ExpertTrace:
     def calls(self) -> list[dict[str, Any]]:
         """All reference calls in order: the gold side of hard-credit matching."""
         return [call for turn in self.turns for call in turn.calls]
+
+    def executed(self) -> list[ToolCall]:
+        """All calls with their turns and observations: what a rollout that makes them has to be scored by."""
+        return [
+            ToolCall(index, call["name"], call["arguments"], observation)
+            for index, turn in enumerate(self.turns)
+            for call, observation in zip(turn.calls, turn.observations, strict=True)
+        ]
 
     def without(self, parts: tuple[str, ...]) -> ExpertTrace:
         """The trace with some parts removed (PACT, Table 3): any of `reasoning`, `tool_call`, `tool_response`."""

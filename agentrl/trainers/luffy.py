@@ -14,7 +14,7 @@ from agentrl.objectives.luffy import expert_loss, member_shares, mixed_advantage
 from agentrl.rewards.turns import turn_rewards
 from agentrl.traces.records import ExpertTrace
 from agentrl.trainers.traced import TracedTrainer
-from agentrl.trajectory import ToolCall, Trajectory
+from agentrl.trajectory import Trajectory
 
 
 def expert_trajectory(trace: ExpertTrace, reasoning: str) -> Trajectory:
@@ -24,12 +24,7 @@ def expert_trajectory(trace: ExpertTrace, reasoning: str) -> Trajectory:
     """
     messages = [message for turn in trace.turns for message in turn_messages(turn, reasoning)]
     messages.append({"role": "assistant", "content": f"<answer>{trace.answer}</answer>"})
-    calls = [
-        ToolCall(index, call["name"], call["arguments"], observation)
-        for index, turn in enumerate(trace.turns)
-        for call, observation in zip(turn.calls, turn.observations, strict=True)
-    ]
-    return Trajectory(trace.task_id, [], [], [], [], [], messages, calls)
+    return Trajectory(trace.task_id, [], [], [], [], [], messages, trace.executed())
 
 
 class LuffyTrainer(TracedTrainer):
