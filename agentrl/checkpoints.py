@@ -38,7 +38,7 @@ def seal(checkpoints: Path, step: int, metrics: dict[str, float] | None = None) 
             files[str(path.relative_to(draft))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             _flush(path)
     manifest = {"step": step, "metrics": metrics or {}, "files": files}
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     _flush(draft / MANIFEST)
     _flush(draft)
     if final.exists():
@@ -117,7 +117,7 @@ def best_checkpoint(checkpoints: Path, best: str) -> Path | None:
 
 def manifest(checkpoint: Path) -> dict[str, Any]:
     """The content of its manifest.json."""
-    return dict(json.loads((checkpoint / MANIFEST).read_text()))
+    return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -178,7 +178,7 @@ def _swept(composed: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float 
         make_paths_absolute(config)
         job.run = str(run_path(config))
         sweep.note(job)
-        with Path(str(job.log)).open("a") as output:
+        with Path(str(job.log)).open("a", encoding="utf-8") as output:
             job.code = start(config, output)
         status = RunDirectory(job.run).status()
         job.state, job.error = str(status["status"]), status.get("error")
@@ -197,7 +197,7 @@ def objective(config: Config, run: RunDirectory) -> float | None:
     """The number of summary.json that `objective` names; None where it names none. Raises UserError for no number."""
     if config.objective is None:
         return None
-    found: Any = json.loads(run.summary_path.read_text())
+    found: Any = json.loads(run.summary_path.read_text(encoding="utf-8"))
     for part in config.objective.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     if isinstance(found, bool) or not isinstance(found, int | float):

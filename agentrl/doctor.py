@@ -311,7 +311,7 @@ def _in_hub_cache(repository: str, kind: str = "models") -> bool:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.is_file() else ""
+    return path.read_text(errors="replace", encoding="utf-8") if path.is_file() else ""
 
 
 CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (

@@ -51,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
     with disk_errors(path):
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "w") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 os.fchmod(descriptor, 0o666 & ~umask())
                 file.write(text)
                 file.flush()
@@ -79,13 +79,17 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The whole records of a file of lines, none where it does not exist; a torn line is no record."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(errors="replace").splitlines(True) if _complete(line)]
+    return [
+        json.loads(line)
+        for line in path.read_text(errors="replace", encoding="utf-8").splitlines(True)
+        if _complete(line)
+    ]
 
 
 def drop_after(path: Path, step: int) -> None:
     """Drop the records of later steps, and a line that a crash tore; a record without a step stays."""
     if path.exists():
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        lines = path.read_text(errors="replace", encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if _complete(line) and json.loads(line).get("step", step) <= step]
         if kept != lines:
             write_text(path, "".join(kept))

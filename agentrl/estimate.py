@@ -128,7 +128,7 @@ def _toolhop_rows(bench: ToolHop) -> int:
     if bench.path is None:
         return TOOLHOP_ROWS
     try:
-        return len(json.loads(Path(bench.path).expanduser().read_text()))
+        return len(json.loads(Path(bench.path).expanduser().read_text(encoding="utf-8")))
     except (ValueError, TypeError):  # damaged: the bench says so in its own words when it loads the file
         return TOOLHOP_ROWS
 

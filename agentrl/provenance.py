@@ -86,14 +86,16 @@ def sha256(path: Path) -> str:
 def _output(*command: str) -> str | None:
     """Standard output of a short command; None where it fails: provenance must never stop a run."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True, encoding="utf-8"
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
 
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

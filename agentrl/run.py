@@ -118,7 +118,7 @@ class RunDirectory:
     def status(self) -> dict[str, Any]:
         """The last status written. Raises UserError where `path` is no run directory."""
         try:
-            return dict(json.loads(self.status_path.read_text()))
+            return dict(json.loads(self.status_path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise UserError(f"{self.path} is no run directory (no status.json); choose another run_id=...") from error
         except (json.JSONDecodeError, TypeError, ValueError) as error:
@@ -206,7 +206,7 @@ def is_gone(pid: str, host: str) -> bool:
         return False
     try:
         os.kill(int(pid), 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except ProcessLookupError:
         return True
     except FileNotFoundError:  # it ended just now, or this system has no /proc

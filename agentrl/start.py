@@ -40,7 +40,7 @@ def start(config: Config, output: TextIO | None = None) -> int:
     if state == "completed":
         console.print(f"This run is complete: {run.path}")
         if run.summary_path.exists():
-            print_result(json.loads(run.summary_path.read_text()), console)
+            print_result(json.loads(run.summary_path.read_text(encoding="utf-8")), console)
         console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
         return COMPLETED
     console.print(f"{'Resuming' if state in ('running', 'interrupted', 'failed') else 'Run directory'}: {run.path}")

@@ -80,7 +80,7 @@ class Sweep:
         """Every job on record and those still expected, in the order of their numbers."""
         found = {}
         for path in sorted((self.folder / "jobs").glob("*.json")):
-            job = Job(**json.loads(path.read_text()))
+            job = Job(**json.loads(path.read_text(encoding="utf-8")))
             found[path.stem] = _truth(job)
         for number, overrides in enumerate(self.expected or []):
             name = digest(overrides)

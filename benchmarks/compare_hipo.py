@@ -44,7 +44,7 @@ def start(runs: Path, arm: str, seed: int, extra: list[str]) -> None:
     path = folder(runs, arm, seed)
     place = [f"runs_dir={runs}", f"name={path.parent.name}", f"run_id={path.name}", f"seed={seed}"]
     command = [sys.executable, "-m", "agentrl", *ARMS[arm], *place, "hardware.threads=1", *extra]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     state = "done" if done.returncode == 0 else f"failed: {done.stderr.strip().splitlines()[-1:]}"
     print(f"{arm} seed {seed}: {state}", file=sys.stderr, flush=True)
 
@@ -52,7 +52,7 @@ def start(runs: Path, arm: str, seed: int, extra: list[str]) -> None:
 def summaries(runs: Path, arm: str, seeds: int) -> list[dict]:
     """Of the completed runs of an arm."""
     paths = [folder(runs, arm, seed) / "summary.json" for seed in range(seeds)]
-    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     return [summary for summary in found if summary["status"] == "completed"]
 
 

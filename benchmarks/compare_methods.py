@@ -31,7 +31,7 @@ def main(runs: Path) -> None:
     found: dict[str, dict[int, dict]] = defaultdict(dict)
     settings: dict[str, dict[str, object]] = {}
     for path in sorted(runs.glob("*/*/summary.json")):
-        summary = json.loads(path.read_text())
+        summary = json.loads(path.read_text(encoding="utf-8"))
         if summary["status"] != "completed":
             continue
         config = load_config(path.parent)

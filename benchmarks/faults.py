@@ -117,7 +117,7 @@ def measure(notes: Path) -> None:
     """Write the length of every phase as a line of `notes`."""
 
     def left(phase: str, seconds: float) -> None:
-        with notes.open("a") as file:
+        with notes.open("a", encoding="utf-8") as file:
             file.write(json.dumps([phase, seconds]) + "\n")
 
     watch_phases(lambda phase, entry: None, left)
@@ -144,9 +144,9 @@ def undisturbed(algo: str, folder: Path) -> tuple[RunDirectory, Entries]:
     """The run nobody disturbs, and how long each of its phases took."""
     run, notes = new_run(algo, folder), folder / "phases.jsonl"
     code = fork_worker(run, partial(measure, notes))
-    assert code == 0, Path(f"{run.path}.log").read_text()
+    assert code == 0, Path(f"{run.path}.log").read_text(encoding="utf-8")
     entries: Entries = {}
-    for line in notes.read_text().splitlines():
+    for line in notes.read_text(encoding="utf-8").splitlines():
         phase, seconds = json.loads(line)
         entries.setdefault(phase, []).append(seconds)
     return run, entries
@@ -173,7 +173,7 @@ def kill_outside(algo: str, folder: Path, victim: str, seconds: float) -> RunDir
         time.sleep(0.02)
         assert process.poll() is None, "ended before it could be killed"
         for path in folder.glob("*/*/status.json"):
-            run, status = RunDirectory(path.parent), json.loads(path.read_text())
+            run, status = RunDirectory(path.parent), json.loads(path.read_text(encoding="utf-8"))
     time.sleep(seconds)
     assert process.poll() is None, "ended before it could be killed"
     if victim in ("parent", "both"):
@@ -194,7 +194,7 @@ def unsound(run: RunDirectory) -> list[str]:
     found = []
     for path in [run.status_path, run.environment_path, *run.path.glob("summary.json")]:
         try:
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             found.append(f"{path.name}: {error}")
     for path in run.path.glob("checkpoints/checkpoint-*"):
@@ -220,7 +220,7 @@ def trial(algo: str, reference: RunDirectory, entries: Entries, number: int, see
         what = f"{victim} of a command line + {seconds:.2f} s"
         run = kill_outside(algo, folder, victim, seconds)
         faults = unsound(run)
-        done = subprocess.run(command(algo, folder), capture_output=True, text=True)
+        done = subprocess.run(command(algo, folder), capture_output=True, text=True, encoding="utf-8")
         code, output = done.returncode, done.stdout + done.stderr
     else:
         moment = choose(entries, dice)
@@ -228,7 +228,7 @@ def trial(algo: str, reference: RunDirectory, entries: Entries, number: int, see
         kill_inside(run, moment)
         faults = unsound(run)
         code = fork_worker(run, lambda: None)
-        output = Path(f"{run.path}.log").read_text()
+        output = Path(f"{run.path}.log").read_text(encoding="utf-8")
     expected, got = outcome(reference), outcome(run) if code == 0 else {}
     faults += [] if code == 0 else [f"resuming ended with {code}: {output[-2000:]}"]
     faults += [f"{name} differs" for name in expected if code == 0 and got.get(name) != expected[name]]

@@ -64,3 +64,29 @@ def test_the_configuration_knows_nothing_of_what_it_configures() -> None:
                 other for other in used if other.startswith("agentrl.") and not other.startswith("agentrl.config")
             }
             assert outside <= {"agentrl.errors", "agentrl.traces.records"}, name
+
+
+def test_every_text_file_is_opened_as_utf_8_whatever_the_locale() -> None:
+    root = PACKAGE.parent
+    files = [file for folder in ("agentrl", "benchmarks", "examples") for file in (root / folder).rglob("*.py")]
+    found = [f"{file.relative_to(root)}:{line}" for file in files for line in opened_as_the_locale_says(file)]
+    assert found == []
+
+
+def opened_as_the_locale_says(file: Path) -> list[int]:
+    """Lines of calls that read or write text and name no encoding."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return [call.lineno for call in calls if reads_text(call) and not {"encoding", None} & {w.arg for w in call.keywords}]
+
+
+def reads_text(call: ast.Call) -> bool:
+    words = {word.arg: word.value for word in call.keywords}
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    owner = getattr(call.func.value, "id", "") if isinstance(call.func, ast.Attribute) else "builtins"
+    if name in ("open", "fdopen", "TemporaryFile", "NamedTemporaryFile") and (owner, name) != ("os", "open"):
+        position = 1 if owner in ("builtins", "os", "io", "gzip", "tempfile") else 0  # of the mode
+        usual = ast.Constant("w+b" if "Temporary" in name else "r")
+        mode = call.args[position] if len(call.args) > position else words.get("mode", usual)
+        return not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
+    of_a_path = name in ("read_text", "write_text") and owner not in ("builtins", "durable")
+    return of_a_path or "text" in words and isinstance(words["text"], ast.Constant) and words["text"].value is True

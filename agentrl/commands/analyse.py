@@ -82,7 +82,7 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     out.mkdir(parents=True, exist_ok=True)
     kinds = {kind: _plain(table) for kind, table in measured["kinds"].items()}
     content = {**record, "kinds": kinds, "profiles": measured["profiles"]}
-    (out / "attention.json").write_text(json.dumps(content, indent=2) + "\n")
+    (out / "attention.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     from agentrl.report.attention import plot_attention
 
     plot_attention(measured["kinds"]["all"], measured["profiles"], out / "attention.png")

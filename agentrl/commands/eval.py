@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     text = "\n\n".join(_tables(jobs, suite, models))
     print(f"\n{text}")
     if out is not None:
-        out.write_text(text + "\n")
+        out.write_text(text + "\n", encoding="utf-8")
     return worst
 
 

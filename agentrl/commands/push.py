@@ -39,7 +39,10 @@ def main(arguments: list[str]) -> int:
     if not any((weights / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{weights} holds no model (config.json or adapter_config.json); give weights=DIR")
     adapter = weights / "adapter_config.json"
-    if adapter.is_file() and Path(str(base := json.loads(adapter.read_text())["base_model_name_or_path"])).exists():
+    if (
+        adapter.is_file()
+        and Path(str(base := json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])).exists()
+    ):
         raise UserError(
             f"{weights} is an adapter for {base}, which nobody else has; `agentrl merge {run.path}`, then "
             f"weights={run.path / 'merged'}"
@@ -85,7 +88,7 @@ def write_folder(run: RunDirectory, weights: Path, repository: str) -> Path:
         shutil.copytree(weights, folder, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("README.md"))
         for path in (run.config_path, run.summary_path):
             shutil.copy(path, folder / f"agentrl_{path.name}")
-        (folder / "README.md").write_text(model_card(run, weights, repository))
+        (folder / "README.md").write_text(model_card(run, weights, repository), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder

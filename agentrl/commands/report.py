@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     for kind in ("html", "md"):
         file = out.with_suffix(f".{kind}")
         try:
-            file.write_text(render(report, kind))
+            file.write_text(render(report, kind), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror}; choose another out=...") from error
         print(file)

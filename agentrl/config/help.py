@@ -69,7 +69,7 @@ def help_text(conf: Path, commands: Iterable[str]) -> str:
 
 def usage_of(command: str) -> tuple[str, str]:
     """How a command is written and what it does, from its module's docstring, which is read and not imported."""
-    source = (Path(__file__).resolve().parent.parent / "commands" / f"{command}.py").read_text()
+    source = (Path(__file__).resolve().parent.parent / "commands" / f"{command}.py").read_text(encoding="utf-8")
     first = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
     usage, _, purpose = first.replace("`", "").partition(": ")
     return usage, purpose
@@ -78,7 +78,7 @@ def usage_of(command: str) -> tuple[str, str]:
 def options(conf: Path, group: str) -> list[str]:
     """Options of a group by file name, the default first."""
     found = sorted(file.stem for file in (conf / group).glob("*.yaml"))
-    primary = yaml.safe_load((conf / "config.yaml").read_text())["defaults"]
+    primary = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     chosen = {key: value for entry in primary if isinstance(entry, dict) for key, value in entry.items()}
     return sorted(found, key=lambda option: option != chosen.get(group, "off"))
 

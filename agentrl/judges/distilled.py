@@ -44,7 +44,7 @@ class RewardModelJudge:
         self._batch = config.batch
         folder = Path(config.path).expanduser()
         try:
-            record = json.loads((folder / RECORD).read_text())
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             self._max_tokens, self._sides = int(record["max_tokens"]), list(record["sides"])
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)

@@ -35,7 +35,7 @@ def model_overrides(name: str) -> list[str]:
             f"model={name} is no preset ({presets}), no directory and no hub id (owner/name); give one of these"
         )
     for file in sorted((CONF / "model").glob("*.yaml")):
-        if yaml.safe_load(file.read_text()).get("path") == name:
+        if yaml.safe_load(file.read_text(encoding="utf-8")).get("path") == name:
             return [f"model={file.stem}"]
     return _custom(name.replace("/", "--"), name, "other")
 
@@ -57,7 +57,7 @@ def _of_directory(folder: Path) -> list[str]:
     if adapter.is_file():
         return _custom(folder.name, str(folder), "other")
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type", "")
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'} is damaged: {error}") from error
     return _custom(folder.name, str(folder), FAMILIES.get(kind, "other"))

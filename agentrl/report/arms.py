@@ -89,7 +89,7 @@ def _swept(path: Path) -> list[Path]:
     """Run directories of a sweep's record; none where `path` is no sweep."""
     if not (path / "sweep.json").is_file():
         return []
-    jobs = json.loads((path / "sweep.json").read_text())["jobs"]
+    jobs = json.loads((path / "sweep.json").read_text(encoding="utf-8"))["jobs"]
     return [Path(job["run"]) for job in jobs if job["run"] is not None and Path(job["run"]).exists()]
 
 
@@ -215,5 +215,5 @@ def _settings(path: Path) -> dict[str, Any]:
 def _summary(directory: RunDirectory) -> dict[str, Any] | None:
     if not directory.summary_path.is_file():
         return None
-    summary: dict[str, Any] = json.loads(directory.summary_path.read_text())
+    summary: dict[str, Any] = json.loads(directory.summary_path.read_text(encoding="utf-8"))
     return summary

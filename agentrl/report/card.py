@@ -15,8 +15,8 @@ from agentrl.run import RunDirectory
 
 def model_card(run: RunDirectory, weights: Path, repository: str) -> str:
     """README.md for the hub. `weights` holds an adapter or full weights."""
-    summary = json.loads(run.summary_path.read_text())
-    environment = json.loads(run.environment_path.read_text())
+    summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
+    environment = json.loads(run.environment_path.read_text(encoding="utf-8"))
     config = run.config()
     adapter = (weights / "adapter_config.json").is_file()
     base = config.model.path if _is_hub_id(config.model.path) else None
@@ -47,7 +47,7 @@ def model_card(run: RunDirectory, weights: Path, repository: str) -> str:
         + ", ".join(f"{name} {version}" for name, version in packages.items() if version)
         + ". `agentrl_config.yaml` holds every value, `agentrl_summary.json` all results.",
         "## Configuration",
-        "```yaml\n" + run.config_path.read_text().strip() + "\n```",
+        "```yaml\n" + run.config_path.read_text(encoding="utf-8").strip() + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
 

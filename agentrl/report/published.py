@@ -22,11 +22,11 @@ VERDICTS = ("valid", "correct", "solved")  # what BFCL's categories call their s
 
 def paper_table(suite: str, model: str, runs: dict[str, Path]) -> str:
     """Markdown: the rows published for `model` (or for the smallest model published) and ours from `runs` by bench."""
-    published = yaml.safe_load(files("agentrl.report").joinpath("published.yaml").read_text())[suite]
+    published = yaml.safe_load(files("agentrl.report").joinpath("published.yaml").read_text(encoding="utf-8"))[suite]
     reference = model if model in published else next(iter(published))
     form = "{:.2f}" if suite == "pact" else "{:.4f}"
     rows = [[name, *(form.format(value) for value in values)] for name, values in published[reference].items()]
-    summaries = {bench: json.loads((path / "summary.json").read_text()) for bench, path in runs.items()}
+    summaries = {bench: json.loads((path / "summary.json").read_text(encoding="utf-8")) for bench, path in runs.items()}
     ours = _pact_row(summaries) if suite == "pact" else _hipo_row(summaries)
     rows.append([f"ours: {model}", *("–" if value is None else form.format(value) for value in ours)])
     note = f"{SOURCES[suite]}; published rows are for {reference}, the last row was measured here"

@@ -40,7 +40,7 @@ def report_sweep(folder: Path, runs: Sequence[Path], console: Console) -> None:
         front.savefig(plots / "pareto.png")
     report = build_report(records, folder.name)
     for kind in ("html", "md"):
-        (folder / f"report.{kind}").write_text(render(report, kind))
+        (folder / f"report.{kind}").write_text(render(report, kind), encoding="utf-8")
 
 
 def result_table(arms: list[Arm], metrics: list[str]) -> Table:

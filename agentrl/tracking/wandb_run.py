@@ -44,7 +44,7 @@ class WandbTracker(Tracker):
         self._resumed = mark.exists()
         if not self._resumed:
             run.write_json(mark, {"id": secrets.token_hex(8), "project": config.tracker.project})
-        identity = str(json.loads(mark.read_text())["id"])
+        identity = str(json.loads(mark.read_text(encoding="utf-8"))["id"])
         self._session: Any = None
         mode = "offline" if config.tracker.name == "wandb_offline" else os.environ.get("WANDB_MODE", "online")
         with self._guard():
@@ -100,7 +100,9 @@ class WandbTracker(Tracker):
         if self._session is not None:
             with self._guard():
                 if state == "completed":
-                    self._session.summary.update(headline(json.loads(self._run.summary_path.read_text())))
+                    self._session.summary.update(
+                        headline(json.loads(self._run.summary_path.read_text(encoding="utf-8")))
+                    )
                     with results():
                         self._session.log_artifact(self._results())
                 self._session.finish(exit_code=0 if state == "completed" else 1)
@@ -119,7 +121,7 @@ class WandbTracker(Tracker):
         with tempfile.TemporaryDirectory() as folder:
             for kind in ("html", "md"):
                 page = Path(folder) / f"report.{kind}"
-                page.write_text(render(report, kind))
+                page.write_text(render(report, kind), encoding="utf-8")
                 artifact.add_file(str(page), page.name)  # copied at once
         artifact.add_dir(str(self._run.plots_dir), "plots")
         for path in (self._run.summary_path, self._run.config_path):
@@ -219,5 +221,5 @@ def headline(summary: dict[str, Any]) -> dict[str, float]:
 
 def commit(run: RunDirectory) -> str | None:
     """The commit that environment.json names; None for an installed package."""
-    git = json.loads(run.environment_path.read_text()).get("git")
+    git = json.loads(run.environment_path.read_text(encoding="utf-8")).get("git")
     return None if git is None else git["commit"]
