@@ -44,12 +44,13 @@ def evaluate(
     Raises Interrupted on a stop request.
     """
     path = run.eval_dir / f"{phase}.jsonl"
+    decoding = Decoding(config.temperature, config.top_p)
     items: list[Item] = run.records(path)
     done = {(item["id"], item["sample"]) for item in items}
     every = [(task, sample) for task in tasks for sample in range(config.samples)]
     if any((task.id, sample) not in done for task, sample in every):
         directory = run.path / "memory" / phase
-        ready = prepared(bench, tasks, engine, Decoding(config.temperature), config.batch, directory)
+        ready = prepared(bench, tasks, engine, decoding, config.batch, directory)
         by_id = {task.id: task for task in ready}
         every = [(by_id[task.id], sample) for task, sample in every]
     label = f"evaluate {phase}"
@@ -68,7 +69,7 @@ def evaluate(
         # The engine communicates: every process plays equally many episodes, some of which do not count.
         width = -(-len(share) // state.num_processes)
         episodes = [Episode(task, bench.environment(task)) for task, _ in mine + share[: width - len(mine)]]
-        trajectories = engine.rollout(episodes, Decoding(config.temperature))[: len(mine)]
+        trajectories = engine.rollout(episodes, decoding)[: len(mine)]
         graded = scores(bench, judge, [task for task, _ in mine], trajectories)
         played = [
             item_record(score, task, sample, trajectory)

@@ -25,7 +25,8 @@ KEYS = {
     "bench": "Benches, separated by commas; default: minihop.",
     "suite": "pact or hipo in place of bench: the benches of the paper, and its table with ours beside it.",
     "samples": "Episodes an item (eval.samples); above 1 adds pass@k and pass^k.",
-    "temperature": "0 decodes greedily (the default), above 0 samples (eval.temperature).",
+    "temperature": "0 decodes greedily, above 0 samples (eval.temperature); default: the bench's.",
+    "top_p": "Nucleus sampling mass where temperature is above 0 (eval.top_p); default: the bench's.",
     "endpoint": "Address of an OpenAI-compatible server that plays model=<name there>.",
     "out": "File for the table as Markdown.",
 }
@@ -87,7 +88,7 @@ def _job(model: str, bench: str, own: dict[str, str], overrides: list[str], benc
         chosen += [f"algo.endpoint.base_url='{own['endpoint']}'"]
     else:
         chosen += model_overrides(model)
-    chosen += [f"eval.{key}={own[key]}" for key in ("samples", "temperature") if key in own]
+    chosen += [f"eval.{key}={own[key]}" for key in ("samples", "temperature", "top_p") if key in own]
     for override in overrides:
         plus = "+" if override.startswith("+") else ""  # Hydra's mark of a key that is not there yet
         head, _, rest = override.removeprefix("+").partition(".")

@@ -124,6 +124,7 @@ class Eval:
     limit: Optional[int] = key("Test tasks evaluated; null takes all.")
     samples: int = key("Trajectories per task.")
     temperature: float = key("0 decodes greedily; above 0 samples.")
+    top_p: float = key("Nucleus sampling mass, in (0, 1]; greedy decoding ignores it.")
     batch: int = key("Episodes rolled out together.")
 
 

@@ -148,6 +148,7 @@ def _eval(config: Config) -> None:
     for key in ("samples", "batch"):
         require(getattr(config.eval, key) >= 1, f"eval.{key}", getattr(config.eval, key), "must be at least 1")
     require(0 <= config.eval.temperature < math.inf, "eval.temperature", config.eval.temperature, "must be 0 or more")
+    require(0 < config.eval.top_p <= 1, "eval.top_p", config.eval.top_p, "must lie in (0, 1]")
 
 
 def _batches(config: Config) -> None:
