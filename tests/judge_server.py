@@ -44,6 +44,7 @@ class JudgeServer:
         self.asked: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
+        self.refuse: Callable[[dict[str, Any]], str | None] = lambda body: None  # a message for HTTP 400
         self.lock = threading.Lock()
         outer = self
 
@@ -64,6 +65,8 @@ class JudgeServer:
                 time.sleep(latency)
                 if body.get("response_format") and not json_mode:
                     return self.answer(400, {"error": {"message": "response_format is not supported"}})
+                if (message := outer.refuse(body)) is not None:
+                    return self.answer(400, {"error": {"message": message}})
                 what = fault(digest, attempt)
                 if what:
                     with outer.lock:

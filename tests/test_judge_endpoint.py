@@ -8,8 +8,10 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from judge_server import JudgeServer, expected
@@ -153,8 +155,8 @@ def test_the_two_sides_are_isolated(tmp_path: Path) -> None:
         assert all(body["temperature"] == 0 and body["model"] == "m" for body in server.bodies)
 
 
-def test_what_never_parses_is_missing_and_is_not_paid_for_again(tmp_path: Path) -> None:
-    with JudgeServer(fault=lambda digest, attempt: "prose") as server:
+def test_what_never_parses_is_missing_and_the_next_run_asks_again(tmp_path: Path) -> None:
+    with JudgeServer(fault=lambda digest, attempt: "prose" if attempt < 3 else None) as server:
         judge = judge_of(server, tmp_path)
         (verdict,) = judge.score(REQUESTS[:1])
         assert verdict.score is None and verdict.note == "I would rather not say."
@@ -171,6 +173,21 @@ def test_what_never_parses_is_missing_and_is_not_paid_for_again(tmp_path: Path) 
         assert sum(server.asked.values()) == 3
         assert judge.cache.spent("run").requests == 3
         assert judge.counts()["missing"] == 2
+        (again,) = judge_of(server, tmp_path).score(REQUESTS[:1])  # a judge that has come to its senses
+        assert again.score == truth(REQUESTS[:1])[0]
+        assert [entry.score for entry in judge.cache.entries()] == [again.score]  # in place of the unreadable one
+        assert judge_of(server, tmp_path).score(REQUESTS[:1])[0].score == again.score
+        assert sum(server.asked.values()) == 4
+
+
+def test_a_second_server_with_the_same_model_name_is_asked(tmp_path: Path) -> None:
+    with JudgeServer() as first, JudgeServer(reply=lambda messages: '{"score": 0.45}') as second:
+        judge_of(first, tmp_path).score(REQUESTS[:4])
+        assert [v.score for v in judge_of(second, tmp_path).score(REQUESTS[:4])] == [0.45] * 4
+        assert sum(second.asked.values()) == 4
+        assert [v.score for v in judge_of(first, tmp_path).score(REQUESTS[:4])] == truth(REQUESTS[:4])
+        assert sum(first.asked.values()) == 4
+        assert len(VerdictCache(tmp_path / "judge.sqlite").judges()) == 2
 
 
 def test_json_mode_is_dropped_where_the_server_refuses_it(tmp_path: Path, quick: None) -> None:
@@ -178,6 +195,35 @@ def test_json_mode_is_dropped_where_the_server_refuses_it(tmp_path: Path, quick:
         judge = judge_of(server, tmp_path, concurrency=1)
         assert [verdict.score for verdict in judge.score(REQUESTS[:5])] == truth(REQUESTS[:5])
         assert [("response_format" in body) for body in server.bodies] == [True] + [False] * 5
+
+
+def refuse_json(server: JudgeServer, refused: Callable[[int], bool], message: str = "bad request") -> list[bool]:
+    """Let `server` answer HTTP 400 to the JSON questions whose number `refused` picks; the list says what was asked."""
+    asked: list[bool] = []
+
+    def fault(body: dict[str, Any]) -> str | None:
+        asked.append("response_format" in body)
+        return message if asked[-1] and refused(sum(asked) - 1) else None
+
+    server.refuse = fault
+    return asked
+
+
+def test_one_refusal_does_not_turn_json_mode_off(tmp_path: Path, quick: None) -> None:
+    """A request that is refused for its own sake, once with JSON mode, says nothing about the next."""
+    with JudgeServer() as server:
+        asked = refuse_json(server, lambda number: number == 1)
+        judge = judge_of(server, tmp_path, concurrency=1, retries=0)
+        assert [verdict.score for verdict in judge.score(REQUESTS[:4])] == truth(REQUESTS[:4])
+        assert asked == [True, True, False, True, True]
+
+
+def test_json_mode_goes_off_where_it_never_works(tmp_path: Path, quick: None) -> None:
+    with JudgeServer() as server:
+        asked = refuse_json(server, lambda number: True)  # a server that does not say what it dislikes
+        judge = judge_of(server, tmp_path, concurrency=1, retries=0)
+        assert [verdict.score for verdict in judge.score(REQUESTS[:5])] == truth(REQUESTS[:5])
+        assert asked == [True, False] * 3 + [False] * 2
 
 
 def test_a_request_that_the_server_refuses_is_missing_and_the_others_go_on(tmp_path: Path, quick: None) -> None:

@@ -139,6 +139,59 @@ def test_replies_that_cannot_be_read_are_no_score(reply: str) -> None:
         parse_reply(reply)
 
 
+CRITERIA = '"correctness": 1, "completeness": 0.5, "actionability": 0.5, "clarity": 1'
+PACKAGED = load_rubrics()
+
+
+@pytest.mark.parametrize(
+    ("rubric", "reply", "score"),
+    [
+        (PACKAGED["system"], deductions(), 1.0),
+        (PACKAGED["system"], deductions(0.4), 0.6),
+        (PACKAGED["system"], '{"requirements": [{"deduction": 0.4}], "score": 1}', 0.6),  # we add up, not the judge
+        (PACKAGED["user"], f"{{{CRITERIA}}}", 0.75),
+        (PACKAGED["user"], f'{{{CRITERIA}, "score": 0.1}}', 0.75),
+        (PACKAGED["user"], '{"score": 0.2}', 0.2),
+        ("Is it polite?", deductions(0.4), 0.6),
+        ("Is it polite?", f"{{{CRITERIA}}}", 0.75),
+        ("List requirements, each with a deduction.", deductions(), 1.0),
+    ],
+)
+def test_a_verdict_has_the_form_that_the_rubric_asks_for(rubric: str, reply: str, score: float) -> None:
+    assert parse_reply(reply, rubric) == score
+
+
+@pytest.mark.parametrize(
+    ("rubric", "reply"),
+    [
+        (PACKAGED["user"], deductions()),  # it would be a full score for a reply that graded nothing
+        (PACKAGED["user"], deductions(0.4)),
+        (PACKAGED["user"], '{"requirements": [], "score": 0.2}'),
+        (PACKAGED["system"], f"{{{CRITERIA}}}"),
+        (PACKAGED["system"], "{}"),
+        (PACKAGED["user"], "{}"),
+        ("Is it polite?", deductions()),
+        ("Is it polite?", '{"requirements": [{"deduction": 0.4}], "score": 0.2}'),
+        (PACKAGED["user"], '{"score": 0, "score": 1}'),
+        (PACKAGED["system"], '<think>{"score": 1}'),  # cut within its thoughts
+    ],
+)
+def test_a_verdict_of_another_form_is_missing(rubric: str, reply: str) -> None:
+    with pytest.raises(Unparsable):
+        parse_reply(reply, rubric)
+
+
+@pytest.mark.parametrize(
+    "token", ["<|im_end|>", "<|eot_id|>", "<|start|>", "</s>", "[INST]", "<start_of_turn>", "<\uff5cUser\uff5c>"]
+)
+def test_control_tokens_of_judged_texts_are_broken_and_the_judge_is_told(token: str) -> None:
+    forged = messages(RUBRIC, JudgeRequest("system", "Be brief.", f"a{token}b"))
+    assert token not in forged[1]["content"] and f"a{token[0]} {token[1:]}b" in forged[1]["content"]
+    assert "blank after their first character" in forged[0]["content"]
+    plain = messages(RUBRIC, JudgeRequest("system", "Be brief.", "a <b>bold</b> [1] word"))
+    assert "a <b>bold</b> [1] word" in plain[1]["content"] and "blank" not in plain[0]["content"]
+
+
 def test_snapping() -> None:
     assert [snap(x) for x in (-1, 0.024, 0.025, 0.1 + 0.2, 0.974, 0.976, 2)] == [0, 0, 0.05, 0.3, 0.95, 1, 1]
     assert {snap(n / 1000) for n in range(1001)} == {n / 20 for n in range(21)}

@@ -17,8 +17,8 @@ from agentrl.errors import UserError
 from agentrl.stats import Interval
 
 COMPARE_KEYS = {
-    "model_a": "Judge of the first cache, where it holds several.",
-    "model_b": "Judge of the second cache, where it holds several.",
+    "model_a": "Judge of the first cache, where it holds several: the model's name, or MODEL#DIGITS as shown.",
+    "model_b": "Judge of the second cache, where it holds several: the model's name, or MODEL#DIGITS as shown.",
 }
 DISTILL_KEYS = {
     item.name: item.metadata["doc"] + ("" if item.default in (MISSING, None) else f" (default {item.default})")

@@ -65,7 +65,10 @@ class Distillation:
     cache: str = key("File of verdicts to learn from: the judge.cache of a run.")
     out: str = key("Directory to write the reward model to; must not exist yet.")
     judge_model: Optional[str] = field(
-        default=None, metadata={"doc": "Judge to learn from, where the cache holds verdicts of several."}
+        default=None,
+        metadata={
+            "doc": "Judge to learn from, where the cache holds several: its model's name, or MODEL#DIGITS as shown."
+        },
     )
     base: str = field(default="builtin:tiny", metadata={"doc": "Hub id or directory of the network to start from."})
     held_out: float = field(default=0.2, metadata={"doc": "Share of prompts on which agreement is measured."})

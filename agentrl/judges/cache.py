@@ -1,7 +1,9 @@
 """Verdicts on disk, keyed by content: what was paid for once is never asked again, whoever asks and whatever died.
 
 One SQLite file. A verdict and what it cost are one transaction, so a kill at any moment leaves both or neither; many
-threads and processes may share the file, and the first verdict of a key stays.
+threads and processes may share the file, and the first score of a key stays. A reply without a score is kept for the
+reader, and the next run asks again. The file also says which judge (model, server, settings, rubrics) gave or reused
+each verdict, so that two judges of one model name stay apart.
 """
 
 from __future__ import annotations
@@ -26,7 +28,12 @@ CREATE TABLE IF NOT EXISTS verdicts (
 CREATE TABLE IF NOT EXISTS spending (
   payer TEXT PRIMARY KEY, requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
   completion_tokens INTEGER NOT NULL, cost REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS judges (label TEXT PRIMARY KEY, about TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS asked (
+  judge TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (judge, key)) WITHOUT ROWID;
 """
+_SELECT = "SELECT model, side, prompt, response, score, reply FROM verdicts"
+_UNLINKED = "key NOT IN (SELECT key FROM asked)"
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,27 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class JudgeIdentity:
+    """All that decides the verdicts of a judge. Two judges with equal identities are the same judge."""
+
+    model: str
+    settings: dict[str, Any]  # server or weights, sampling, retries
+    rubrics: dict[str, str]  # side -> text
+
+    @property
+    def label(self) -> str:
+        """The model's name and six digits of the rest: how a user names this judge."""
+        content = json.dumps([self.model, self.settings, self.rubrics], sort_keys=True)
+        return f"{self.model}#{_digest(content)[:6]}"
+
+    @property
+    def about(self) -> str:
+        """The settings in words; of a rubric the first digits of its digest."""
+        settings = ", ".join(f"{name}={value}" for name, value in sorted(self.settings.items()) if value is not None)
+        return ", ".join([settings, *(f"{side} rubric {_digest(text)[:6]}" for side, text in self.rubrics.items())])
+
+
+@dataclass(frozen=True)
 class Entry:
     """A recorded verdict. `score` is None where the judge's replies could not be parsed."""
 
@@ -55,7 +83,11 @@ class Entry:
 
 def content_key(model: str, messages: list[dict[str, str]], settings: dict[str, Any]) -> str:
     """SHA-256 of all that decides a reply: model, rubric and texts (as messages), sampling settings."""
-    return hashlib.sha256(json.dumps([model, messages, settings], sort_keys=True).encode()).hexdigest()
+    return _digest(json.dumps([model, messages, settings], sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class VerdictCache:
@@ -78,19 +110,32 @@ class VerdictCache:
             raise UserError(f"judge.cache={path} cannot be used ({error}); give a writable file of its own") from error
 
     def get(self, key: str) -> Entry | None:
-        """The verdict of `key`, if recorded."""
+        """The verdict of `key`, if one with a score is recorded."""
         with self._lock:
-            row = self._database.execute(
-                "SELECT model, side, prompt, response, score, reply FROM verdicts WHERE key = ?", (key,)
-            ).fetchone()
+            row = self._database.execute(f"{_SELECT} WHERE key = ? AND score IS NOT NULL", (key,)).fetchone()
         return None if row is None else _entry(row)
 
-    def put(self, key: str, entry: Entry, payer: str, usage: Usage) -> None:
-        """Record a verdict with what it cost `payer`. A key that is there keeps its verdict; the cost counts anyway."""
+    def put(self, key: str, entry: Entry, payer: str, usage: Usage, judge: JudgeIdentity | None = None) -> None:
+        """Record a verdict of `judge` with what it cost `payer`.
+
+        A key that has a score keeps it. The cost counts anyway.
+        """
         row = (key, entry.model, entry.request.side, entry.request.prompt, entry.request.response, entry.score)
         with self._transaction() as database:
-            database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, entry.reply))
+            database.execute(
+                "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+                "score = excluded.score, reply = excluded.reply WHERE verdicts.score IS NULL",
+                (*row, entry.reply),
+            )
             _spend(database, payer, usage)
+            if judge is not None:
+                _link(database, judge, [key])
+
+    def reuse(self, keys: list[str], judge: JudgeIdentity) -> None:
+        """Record that `judge` would have given the verdicts of `keys`, which another run paid for."""
+        if keys:
+            with self._transaction() as database:
+                _link(database, judge, keys)
 
     def spend(self, payer: str, usage: Usage) -> None:
         """Record what a call without a verdict cost."""
@@ -105,12 +150,24 @@ class VerdictCache:
             ).fetchone()
         return Usage() if row is None else Usage(*row)
 
-    def entries(self) -> list[Entry]:
-        """Every recorded verdict, in a fixed order (of keys)."""
+    def judges(self) -> dict[str, str]:
+        """Label of every judge with verdicts here -> its settings in words.
+
+        Verdicts of releases that did not record the judge stand under the model's name alone.
+        """
         with self._lock:
-            rows = self._database.execute(
-                "SELECT model, side, prompt, response, score, reply FROM verdicts ORDER BY key"
+            known = self._database.execute(
+                "SELECT label, about FROM judges WHERE label IN (SELECT judge FROM asked)"
             ).fetchall()
+            unknown = self._database.execute(f"SELECT DISTINCT model FROM verdicts WHERE {_UNLINKED}").fetchall()
+        return dict(sorted([*known, *((model, "settings not recorded") for (model,) in unknown)]))
+
+    def entries(self, judge: str | None = None) -> list[Entry]:
+        """Every recorded verdict, or those of the `judge` with that label, in a fixed order (of keys)."""
+        where = f"WHERE key IN (SELECT key FROM asked WHERE judge = :judge) OR (model = :judge AND {_UNLINKED})"
+        where = "" if judge is None else where
+        with self._lock:
+            rows = self._database.execute(f"{_SELECT} {where} ORDER BY key", {"judge": judge}).fetchall()
         return [_entry(row) for row in rows]
 
     @contextmanager
@@ -137,21 +194,35 @@ def open_cache(path: str | Path) -> VerdictCache:
     return VerdictCache(path)
 
 
-def entries_of(cache: VerdictCache, model: str | None, key: str) -> list[Entry]:
-    """Verdicts of one judge: of `model`, or of the only one there. `key` is what the user would set to choose.
+def entries_of(cache: VerdictCache, name: str | None, key: str) -> list[Entry]:
+    """Verdicts of one judge: of the one called `name`, or of the only one there.
+
+    `name` is a label, or a model's name where one judge of that model is there. `key` is what the user sets to choose.
 
     Raises:
-        UserError: none of that name, or several to choose from.
+        UserError: no judge of that name, or several to choose from.
     """
-    entries = cache.entries()
-    models = sorted({entry.model for entry in entries})
-    if not models:
+    judges = cache.judges()
+    if not judges:
         raise UserError(f"{cache.path} holds no verdict")
-    if model is None and len(models) > 1:
-        raise UserError(f"{cache.path} holds verdicts of {', '.join(models)}; choose one with {key}=...")
-    if model is not None and model not in models:
-        raise UserError(f"{key}={model}: {cache.path} holds verdicts of {', '.join(models)}")
-    return [entry for entry in entries if entry.model == (model or models[0])]
+    meant = [label for label in judges if name in (None, label)] or [
+        label for label in judges if label.rpartition("#")[0] == name
+    ]
+    if len(meant) == 1:
+        return cache.entries(meant[0])
+    choices = meant or list(judges)
+    told = "; ".join(f"{label} is {judges[label]}" for label in choices if "#" in label)
+    described = f" ({told})" if told else ""
+    if not meant:
+        raise UserError(f"{key}={name}: {cache.path} holds verdicts of {', '.join(choices)}{described}")
+    raise UserError(
+        f"{cache.path} holds verdicts of {', '.join(choices)}; choose one with {key}={choices[0]}{described}"
+    )
+
+
+def _link(database: sqlite3.Connection, judge: JudgeIdentity, keys: list[str]) -> None:
+    database.execute("INSERT OR IGNORE INTO judges VALUES (?, ?)", (judge.label, judge.about))
+    database.executemany("INSERT OR IGNORE INTO asked VALUES (?, ?)", [(judge.label, key) for key in keys])
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

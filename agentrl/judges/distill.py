@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import (
     AutoModelForSequenceClassification,
@@ -66,6 +68,8 @@ class Regression(Trainer):
 
 def distill(settings: Distillation) -> dict[str, SideReport]:
     """Fit, save to `settings.out` with `distilled.json` (settings, report), and say how far it agrees with the judge.
+
+    The verdicts are those of one judge, told apart as `agentrl judge compare` does.
 
     Raises:
         UserError: too few verdicts, several judges in one cache, a base that cannot be loaded, or an `out` that exists.
@@ -122,7 +126,12 @@ def distill(settings: Distillation) -> dict[str, SideReport]:
 
 
 def divide(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list[Entry], list[Entry]]:
-    """Training and held-out verdicts; a prompt is in one of them only. Verdicts without a score are left out.
+    """Training and held-out verdicts. Verdicts without a score are left out.
+
+    A prompt is in one of them only, and so is a response that was judged on both sides: whoever learned from what its
+    system prompt made of it knows the response that it meets under its user's message. Prompts that such responses
+    join are held out together where that leaves something to learn from; else verdicts on held-out responses are left
+    out of training.
 
     Raises:
         UserError: too few prompts to hold any out.
@@ -134,10 +143,49 @@ def divide(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list[E
             f"the cache holds verdicts on {len(prompts)} prompts; a reward model needs {FEWEST_PROMPTS} at the very "
             "least (and hundreds to be of use): judge more first"
         )
-    random.Random(seed).shuffle(prompts)
-    held = set(prompts[: max(2, round(fraction * len(prompts)))])
-    train = [entry for entry in scored if entry.request.prompt not in held]
-    return train, [entry for entry in scored if entry.request.prompt in held]
+    wanted = max(2, round(fraction * len(prompts)))
+    groups = _joined_prompts(scored, prompts)
+    if max(map(len, groups)) > max(1, len(prompts) - wanted) // 2:
+        groups = [[prompt] for prompt in prompts]
+    random.Random(seed).shuffle(groups)
+    held: set[str] = set()
+    for group in groups:
+        if len(held) < wanted:
+            held.update(group)
+    held_out = [entry for entry in scored if entry.request.prompt in held]
+    seen = {(_other(entry.request.side), entry.request.response) for entry in held_out}
+    train = [
+        entry
+        for entry in scored
+        if entry.request.prompt not in held and (entry.request.side, entry.request.response) not in seen
+    ]
+    if not train:
+        raise UserError(
+            "every response of the cache stands under a held-out prompt too, so nothing is left to learn from; judge "
+            "more prompts first, or lower held_out"
+        )
+    return train, held_out
+
+
+def _other(side: str) -> str:
+    return SIDES[1 - SIDES.index(side)]
+
+
+def _joined_prompts(entries: Sequence[Entry], prompts: list[str]) -> list[list[str]]:
+    """Prompts in groups: a system prompt and a user's message belong together if one response was judged under both."""
+    sides: dict[str, dict[str, set[str]]] = {}
+    for entry in entries:
+        sides.setdefault(entry.request.response, {}).setdefault(entry.request.side, set()).add(entry.request.prompt)
+    numbers = {prompt: number for number, prompt in enumerate(prompts)}
+    together = [sorted(set().union(*by_side.values())) for by_side in sides.values() if len(by_side) == len(SIDES)]
+    links = [(numbers[joined[0]], numbers[prompt]) for joined in together for prompt in joined]
+    rows, columns = zip(*links, strict=True) if links else ((), ())
+    graph = coo_matrix(([1] * len(links), (rows, columns)), shape=(len(prompts), len(prompts)))
+    _, labels = connected_components(graph, directed=False)
+    groups: dict[int, list[str]] = {}
+    for prompt, label in zip(prompts, labels, strict=True):
+        groups.setdefault(int(label), []).append(prompt)
+    return list(groups.values())
 
 
 def _report(train: list[Entry], held_out: list[Entry], judge: RewardModelJudge) -> dict[str, SideReport]:

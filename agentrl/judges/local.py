@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from agentrl.config.judges import LocalJudge
 from agentrl.errors import UserError, first_line
@@ -19,11 +23,16 @@ class InProcessJudge(RubricJudge):
     """Greedy replies in batches. Draws no random numbers, so a run's random states stay as they are."""
 
     def __init__(self, config: LocalJudge, cache: VerdictCache, payer: str, device: str):
-        settings = {"revision": config.revision, "dtype": config.dtype, "max_tokens": config.max_tokens}
+        path = checkpoint_path(config.path)
+        settings = {
+            "revision": config.revision,
+            "weights": weights_digest(Path(path)),
+            "dtype": config.dtype,
+            "max_tokens": config.max_tokens,
+        }
         rubrics = load_rubrics(config.system_rubric, config.user_rubric)
         super().__init__(config.path, rubrics, settings, config.parse_retries, cache, payer)
         self.config = config
-        path = checkpoint_path(config.path)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, padding_side="left")
             model = AutoModelForCausalLM.from_pretrained(
@@ -36,6 +45,7 @@ class InProcessJudge(RubricJudge):
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._model = model.to(device).eval()
+        self.control_tokens = control_tokens(self._tokenizer)
 
     def _ask_all(self, questions: list[Question]) -> dict[str, Verdict]:
         verdicts: dict[str, Verdict] = {}
@@ -84,3 +94,23 @@ class InProcessJudge(RubricJudge):
     def _template(self, asked: Messages) -> str:
         render = self._tokenizer.apply_chat_template
         return str(render(asked, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """Strings that `tokenizer` reads as control tokens: special ones, and added ones that the chat template writes."""
+    template = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset(
+        token.content for token in added if token.content.strip() and (token.special or token.content in template)
+    )
+
+
+def weights_digest(folder: Path) -> str | None:
+    """Names, sizes and times of the files of a local checkpoint, digested; None for a hub id.
+
+    Weights that were trained further under the same path are another judge.
+    """
+    if not folder.is_dir():
+        return None
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]

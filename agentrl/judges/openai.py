@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import threading
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -33,13 +34,17 @@ class EndpointJudge(RubricJudge):
     """
 
     def __init__(self, config: OpenAIJudge, cache: VerdictCache, payer: str):
-        settings = {"temperature": config.temperature, "max_tokens": config.max_tokens}
+        settings = {
+            "server": config.base_url.rstrip("/"),
+            "temperature": config.temperature,
+            "max_tokens": config.max_tokens,
+        }
         rubrics = load_rubrics(config.system_rubric, config.user_rubric)
         super().__init__(config.model, rubrics, settings, config.parse_retries, cache, payer)
         self.config = config
         self._key = api_key(config.api_key_env)
         self._client = openai.OpenAI(base_url=config.base_url, api_key=self._key, timeout=config.timeout, max_retries=0)
-        self._json_mode = True
+        self._json = JsonMode()
         self._limiter = RateLimiter(config.requests_per_minute)
         self._stop = threading.Event()
         self._in_flight = 0
@@ -111,35 +116,41 @@ class EndpointJudge(RubricJudge):
             GaveUp: every try failed, or the server refuses this very request.
             JudgeStopped: a refused key, a spent budget, or another thread stopped the judge.
         """
-        for attempt in range(self.config.retries + 1):
+        json_mode, attempt = self._json.on, 0
+        while attempt <= self.config.retries:
             pause = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * (0.5 + self._random.random() / 2)
             try:
-                return self._send(messages)
+                answer = self._send(messages, json_mode)
+                self._json.answered(json_mode)
+                return answer
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise self._refused(error) from None
             except openai.APIStatusError as error:
                 reason = self._describe(error)
-                if error.status_code in (400, 422) and self._json_mode:
-                    self._json_mode = False  # some servers know no response_format
-                    pause = 0.0
-                elif error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
+                if error.status_code in (400, 422) and json_mode:
+                    json_mode = False  # some servers know no response_format; others refuse this very request
+                    self._json.refused(reason)
+                    self._count(retries=1)
+                    continue
+                if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
                     raise GaveUp(reason) from None
                 pause = max(pause, retry_after(error.response.headers.get("retry-after")))
                 if pause > LONGEST_RETRY_AFTER:
                     raise GaveUp(f"{reason}; it asks to wait {pause:.0f} s") from None
             except (openai.APIError, json.JSONDecodeError, Malformed) as error:  # timeout, cut off, or no completion
                 reason = self._describe(error)
-            if attempt < self.config.retries:
+            attempt += 1
+            if attempt <= self.config.retries:
                 self._count(retries=1)
                 self._pause(pause)
         raise GaveUp(f"{reason}, after {self.config.retries + 1} tries")
 
-    def _send(self, messages: Messages) -> tuple[str, Usage]:
+    def _send(self, messages: Messages, json_mode: bool) -> tuple[str, Usage]:
         """One call on the wire, under the budget and the rate limit."""
         self._reserve()
         try:
             self._pause(self._limiter.delay())
-            more: dict[str, Any] = {"response_format": {"type": "json_object"}} if self._json_mode else {}
+            more: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
             if self.config.temperature is not None:
                 more["temperature"] = self.config.temperature
             create: Any = self._client.chat.completions.create  # its types want a class for each role
@@ -199,6 +210,33 @@ class EndpointJudge(RubricJudge):
         """One line, without the key, which some servers repeat."""
         text = " ".join(str(error).split())[:300] or type(error).__name__
         return masked(text.replace(self._key, "***"))
+
+
+class JsonMode:
+    """Whether to ask a server for JSON (response_format). A refusal is this request's, until it proves the server's.
+
+    It is off for good once a refusal names it, or after as many questions in a row as `ENOUGH` that were refused with
+    it and answered without; but never where it has worked.
+    """
+
+    ENOUGH = 3
+
+    def __init__(self) -> None:
+        self.on = True
+        self._worked = False
+        self._refused = 0
+
+    def answered(self, json_mode: bool) -> None:
+        """A question was answered, with JSON mode or, after a refusal, without."""
+        self._worked |= json_mode
+        self._refused = 0 if json_mode else self._refused + 1
+        if self._refused >= self.ENOUGH and not self._worked:
+            self.on = False
+
+    def refused(self, reason: str) -> None:
+        """A question was refused with JSON mode, for `reason` in the server's words."""
+        if not self._worked and re.search(r"response_format|json_object|json mode", reason, re.IGNORECASE):
+            self.on = False
 
 
 class GaveUp(Exception):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.judges.base import JudgeRequest, Verdict
-from agentrl.judges.cache import Entry, Usage, VerdictCache, content_key
+from agentrl.judges.cache import Entry, JudgeIdentity, Usage, VerdictCache, content_key
 from agentrl.judges.rubrics import Unparsable, messages, parse_reply
 
 Messages = list[dict[str, str]]
@@ -28,7 +28,12 @@ class Question:
 
 
 class RubricJudge(ABC):
-    """Subclasses say how questions are asked; `settings` is what decides a reply beside model and messages."""
+    """Subclasses say how questions are asked; `settings` is what decides a reply beside model and messages.
+
+    `control_tokens` are strings that the judge's tokenizer may read as control tokens beside the usual spellings.
+    """
+
+    control_tokens: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -43,6 +48,8 @@ class RubricJudge(ABC):
         self.cache = cache
         self._rubrics = rubrics
         self._settings = {**settings, "parse_retries": parse_retries}
+        self.identity = JudgeIdentity(name, self._settings, rubrics)
+        self._unreadable: dict[str, Verdict] = {}  # asked again by the next run, not by this one
         self._payer = payer
         self.log: Path | None = None  # a file for the totals; apart from metrics, which a resumed run repeats exactly
         self._counts: Counter[str] = Counter()
@@ -57,10 +64,13 @@ class RubricJudge(ABC):
             if question.key in known or question.key in pending:
                 continue
             entry = self.cache.get(question.key)
-            if entry is None:
-                pending[question.key] = question
-            else:
+            if entry is not None:
                 known[question.key] = Verdict(entry.score, entry.reply)
+            elif question.key in self._unreadable:
+                known[question.key] = self._unreadable[question.key]
+            else:
+                pending[question.key] = question
+        self.cache.reuse(list(known), self.identity)
         with self._lock:
             self._counts["cached"] += sum(question.key in known for question in questions)
         try:
@@ -93,15 +103,15 @@ class RubricJudge(ABC):
         """A verdict for each question's key, recorded in the cache as soon as it is known."""
 
     def _question(self, request: JudgeRequest) -> Question:
-        asked = messages(self._rubrics[request.side], request)
+        asked = messages(self._rubrics[request.side], request, self.control_tokens)
         return Question(content_key(self.name, asked, self._settings), request, asked)
 
     def _read(self, question: Question, reply: str, usage: Usage, last: bool) -> tuple[Verdict | None, Messages]:
-        """The verdict in a reply, recorded; or None and what to ask next. The `last` unparsable reply is recorded too,
-        as missing: asking again at temperature 0 would pay for the same reply.
+        """The verdict in a reply, recorded; or None and what to ask next. The `last` unparsable reply is recorded as
+        missing: this run does not ask again, the next one does.
         """
         try:
-            score: float | None = parse_reply(reply)
+            score: float | None = parse_reply(reply, self._rubrics[question.request.side])
         except Unparsable as error:
             if not last:
                 self.cache.spend(self._payer, usage)
@@ -109,9 +119,12 @@ class RubricJudge(ABC):
                 return None, [*question.messages, *_correction(reply, error)]
             score = None
         entry = Entry(self.name, question.request, score, reply)
-        self.cache.put(question.key, entry, self._payer, usage)
+        self.cache.put(question.key, entry, self._payer, usage, self.identity)
         self._count(usage)
-        return Verdict(score, reply), []
+        verdict = Verdict(score, reply)
+        if score is None:
+            self._unreadable[question.key] = verdict
+        return verdict, []
 
     def _count(self, usage: Usage = Usage(), **more: int) -> None:  # noqa: B008 (frozen)
         with self._lock:
