@@ -76,7 +76,9 @@ def test_every_text_file_is_opened_as_utf_8_whatever_the_locale() -> None:
 def opened_as_the_locale_says(file: Path) -> list[int]:
     """Lines of calls that read or write text and name no encoding."""
     calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    return [call.lineno for call in calls if reads_text(call) and not {"encoding", None} & {w.arg for w in call.keywords}]
+    return [
+        call.lineno for call in calls if reads_text(call) and not {"encoding", None} & {w.arg for w in call.keywords}
+    ]
 
 
 def reads_text(call: ast.Call) -> bool:
@@ -89,4 +91,4 @@ def reads_text(call: ast.Call) -> bool:
         mode = call.args[position] if len(call.args) > position else words.get("mode", usual)
         return not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
     of_a_path = name in ("read_text", "write_text") and owner not in ("builtins", "durable")
-    return of_a_path or "text" in words and isinstance(words["text"], ast.Constant) and words["text"].value is True
+    return of_a_path or ("text" in words and isinstance(words["text"], ast.Constant) and words["text"].value is True)
