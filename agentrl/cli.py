@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -32,11 +33,12 @@ from agentrl.config.load import suggest, typed_config
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
 from agentrl.identity import run_path
-from agentrl.launch import INTERRUPTED, USER_ERROR
+from agentrl.launch import INTERRUPTED, USER_ERROR, stop_signals
 from agentrl.redact import masked, refuse_secrets
 from agentrl.report.sweep_live import SweepView, job_table
 from agentrl.run import RunDirectory
 from agentrl.start import make_paths_absolute, start
+from agentrl.streams import keep_streams, lasting, lost_output
 
 # Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
 COMMANDS: dict[str, str] = {
@@ -59,17 +61,22 @@ _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, 
 
 def main() -> None:
     """Entry point of the console script; always ends in SystemExit."""
+    keep_streams()
+    for number in stop_signals():  # while no worker runs, who is told to stop stops as by Ctrl-C, and notes it down
+        signal.signal(number, signal.default_int_handler)
     try:
         refuse_secrets(sys.argv[1:])  # before Hydra writes down what it was called with
-        sys.exit(_command(sys.argv[1:]))
+        code = _command(sys.argv[1:])
     except UserError as error:
         _complain(error)
-        sys.exit(USER_ERROR)
+        code = USER_ERROR
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # `agentrl --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = INTERRUPTED
+    if cause := lost_output():
+        _complain(UserError(f"standard output could not be written: {cause}; send it elsewhere"))
+        if set(sys.argv[1:2]) & set(COMMANDS):  # what a command prints is its result; a run's is its directory
+            code = code or USER_ERROR
+    sys.exit(code)
 
 
 def _command(arguments: list[str]) -> int:
@@ -149,6 +156,7 @@ def _watched(sweep: sweeps.Sweep) -> Iterator[None]:
 
 def _job(composed: DictConfig) -> float | None:
     """One run, or one job of a sweep in whatever process the launcher does it; a search gets its objective."""
+    keep_streams()  # a parallel launcher calls this in a process of its own
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         sweep = sweeps.Sweep(Path(hydra_config.sweep.dir))
@@ -179,7 +187,7 @@ def _swept(composed: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float 
         job.run = str(run_path(config))
         sweep.note(job)
         with Path(str(job.log)).open("a", encoding="utf-8") as output:
-            job.code = start(config, output)
+            job.code = start(config, lasting(output))
         status = RunDirectory(job.run).status()
         job.state, job.error = str(status["status"]), status.get("error")
         if job.state == "completed":

@@ -110,8 +110,14 @@ def worker_environment(run: RunDirectory, config: Config) -> dict[str, str]:
     return environment
 
 
+def stop_signals() -> list[signal.Signals]:
+    """What asks to save and stop: Ctrl-C, a termination, a terminal that hangs up (unless nohup made that nothing)."""
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM] if nohup else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
 def _wait(process: subprocess.Popen[bytes], listener: Callable[[], int]) -> tuple[int, bool]:
-    """Exit code, and whether we were asked to stop. A first Ctrl-C or SIGTERM goes to `listener`; a second kills."""
+    """Exit code, and whether we were asked to stop. The first such signal is passed to `listener`; a second kills."""
     asked = False
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -121,11 +127,11 @@ def _wait(process: subprocess.Popen[bytes], listener: Callable[[], int]) -> tupl
                 os.killpg(process.pid, signal.SIGKILL)
             return
         asked = True
-        print("agentrl: saving a checkpoint and stopping; once more kills without saving", file=sys.stderr, flush=True)
         with suppress(ProcessLookupError):
             os.kill(listener(), signal.SIGTERM)  # SIGINT would be a traceback while the worker is still importing
+        print("agentrl: saving a checkpoint and stopping; once more kills without saving", file=sys.stderr, flush=True)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         code = process.wait()  # resumes after a handled signal
     finally:

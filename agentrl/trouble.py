@@ -16,7 +16,7 @@ MEMORY_ADVICE = (
 )
 
 
-def trouble(error: Exception, run: Path) -> str | None:
+def trouble(error: BaseException, run: Path) -> str | None:
     """The machine's refusal and its mending; None where something else is wrong, which keeps its traceback."""
     disk = disk_trouble(error, run)
     if disk is not None:
@@ -28,7 +28,7 @@ def trouble(error: Exception, run: Path) -> str | None:
     return None
 
 
-def disk_trouble(error: Exception, path: Path) -> str | None:
+def disk_trouble(error: BaseException, path: Path) -> str | None:
     """Why the disk refused to be written below `path`, or None.
 
     Only Python's own errors carry an errno: safetensors puts it into its text, and torch.save merely says it failed.
@@ -44,7 +44,7 @@ def disk_trouble(error: Exception, path: Path) -> str | None:
     return None
 
 
-def memory_trouble(error: Exception) -> str | None:
+def memory_trouble(error: BaseException) -> str | None:
     """The allocator's first sentence where memory ran out, on a GPU or not; else None.
 
     torch's CPU allocator raises a plain RuntimeError, so that its text has to tell.

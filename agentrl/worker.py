@@ -39,7 +39,7 @@ from agentrl.errors import UserError
 from agentrl.evaluate import Interrupted, evaluate
 from agentrl.judges.base import Judge
 from agentrl.judges.build import build_judge
-from agentrl.launch import die_with_launcher, is_direct
+from agentrl.launch import die_with_launcher, is_direct, stop_signals
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.redact import mask_streams
 from agentrl.report.plots import plot_run
@@ -48,6 +48,7 @@ from agentrl.results import Item, summarise, summarise_groups
 from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.rollout.engine import RolloutEngine
 from agentrl.run import RunDirectory
+from agentrl.streams import keep_streams
 from agentrl.traces.files import read_traces, use_traces
 from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import followed
@@ -71,7 +72,7 @@ def main(run_path: Path) -> int:
             finished = _work(run, stop, ending)
         except UserError as error:
             return _fail(run, str(error), 2)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter from a library, or from a file of the user's own
             message = trouble(error, run.path)  # before room is made: how full the disk is tells what was wrong
             if is_leader():  # room for the status
                 shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)
@@ -112,7 +113,7 @@ def _catch_signals(stop: StopRequest) -> None:
     def request(number: int, _: FrameType | None) -> None:
         stop.signal = number
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, request)
 
 
@@ -293,6 +294,7 @@ def _quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
+    keep_streams()
     mask_streams()
     _quiet_libraries()
     arguments: list[Any] = sys.argv[1:]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,7 @@ def test_a_workers_refusal_is_our_exit_code(tmp_path: Path) -> None:
     assert the_run(tmp_path).status()["error"] == "bad"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_passed_on_once(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, WAITS)
     run = wait_until_running(tmp_path)
@@ -199,12 +201,70 @@ def test_a_second_signal_leaves_none_of_several_processes_behind(tmp_path: Path)
     assert run.status()["status"] == "interrupted"
 
 
-def test_an_interrupt_stops_a_sweep(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_stops_a_sweep(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, WAITS, "-m", "seed=0,1")
     wait_until_running(tmp_path)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert finish(process)[0] == 130
-    assert len(list(tmp_path.glob("runs/*/*/status.json"))) == 1
+    assert the_run(tmp_path).status()["status"] == "interrupted"  # and there is no second
+    (record,) = tmp_path.glob("runs/sweeps/*/sweep.json")
+    assert [job["state"] for job in json.loads(record.read_text())["jobs"]] == ["interrupted", "pending"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_between_the_jobs_of_a_sweep_stops_it_on_record(tmp_path: Path, number: signal.Signals) -> None:
+    pauses = """
+import agentrl.cli, time
+def pause(job):
+    open("paused", "w").close()
+    time.sleep(60)
+agentrl.cli._job = pause
+"""
+    driver = DRIVER.replace("agentrl.cli.main()", pauses + "agentrl.cli.main()")
+    process = start(tmp_path, COMPLETES, "-m", "seed=0,1", driver=driver)
+    deadline = time.time() + 30
+    while not (tmp_path / "paused").exists():
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert (code, "Traceback" in err) == (130, False)
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    goes = PRELUDE + (
+        "run.set_status('running', pid=os.getpid())\n"
+        "while not os.path.exists(str(run.path) + '.go'): time.sleep(0.02)\n"
+        "ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN\n"
+        "run.set_status('completed' if ignored else 'failed')"
+    )
+    nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    process = start(tmp_path, goes, driver=nohup + DRIVER)
+    run = wait_until_running(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    Path(str(run.path) + ".go").touch()
+    assert finish(process)[0] == 0
+    assert run.status()["status"] == "completed"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="makes a terminal as Linux does")
+def test_a_terminal_that_hangs_up_leaves_a_checkpoint(tmp_path: Path) -> None:
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], cwd=tmp_path, env=os.environ | {"WORKER": WAITS}, preexec_fn=take_terminal,
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    run = wait_until_running(tmp_path)
+    os.close(ours)
+    assert process.wait(timeout=60) == 130
+    assert run.status()["status"] == "interrupted"
 
 
 def test_a_failing_job_does_not_stop_a_sweep_but_fails_it(tmp_path: Path) -> None:
