@@ -54,6 +54,7 @@ from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import followed
 from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
 from agentrl.trainers.callbacks import StopRequest
+from agentrl.trainers.hipo import check_constraints
 from agentrl.trouble import trouble
 
 # How long processes wait for each other: for the longest episode, a judge, a checkpoint. torch gives GPUs ten minutes.
@@ -233,6 +234,7 @@ def _train_and_evaluate(
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
     train_tasks = fitting(chat, train_tasks, config, "training")
     test_tasks = fitting(chat, test_tasks, config, "test")
+    check_constraints(config, train_tasks)
     model = load_model(config.model)
     console.say(
         f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "

@@ -13,10 +13,16 @@ from helpers import composed, gradient, make_trainer, rolled_batch
 from transformers import TrainerControl
 from trl import GRPOTrainer
 
+from agentrl.benches import load_bench
+from agentrl.benches.hif.proxy import user_proxy
+from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.judges.base import JudgeRequest, Verdict
 from agentrl.objectives.hipo import lagrangian_advantage
-from agentrl.trainers.hipo import StopWhereInfeasible
+from agentrl.run import RunDirectory
+from agentrl.trainers.callbacks import Record
+from agentrl.trainers.faults import NO_SIGNAL
+from agentrl.trainers.hipo import StopWhereInfeasible, check_constraints
 
 SMALL = (
     *("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.micro_batch=8", "trainer.max_steps=4"),
@@ -213,3 +219,175 @@ def test_a_reward_that_is_always_1_is_reported(tmp_path: Path):
         rolled_batch(trainer)
     assert len(said) == 1 and "earned r_sys = 1" in said[0]
     assert math.isclose(float(trainer.dual.multipliers[0].ema), 1.0)
+
+
+# --- what is missing ----------------------------------------------------------------------------------------------
+
+
+class Unreadable:
+    """A judge whose verdicts on `sides` cannot be read; on the other, replies are graded by their length."""
+
+    name = "unreadable"
+
+    def __init__(self, *sides: str) -> None:
+        self.sides = sides
+
+    def score(self, requests):
+        grades = [None if request.side in self.sides else len(request.response) % 7 / 7 for request in requests]
+        return [Verdict(grade, "") for grade in grades]
+
+    def counts(self):
+        return {}
+
+
+def without(bench: Any, *sides: str) -> None:
+    """The bench's program says nothing of `sides`: a judge must."""
+    program = bench.rewards
+    bench.rewards = lambda task, response: {**program(task, response), **dict.fromkeys(sides)}
+
+
+def logged_run(trainer: Any) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    """The log lines of a whole training, and how far the weights moved."""
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    trainer.train()
+    after = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    assert torch.isfinite(after).all(), "NaN has entered the weights"
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for entry in entries:
+        assert all(value is not None and math.isfinite(value) for value in entry.values()), entry
+    return entries, (after - before).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("sides", "teaches"),
+    [(("user",), True), (("system",), True), (("user", "system"), False)],
+)
+def test_a_run_goes_on_with_the_rewards_that_there_are(tmp_path: Path, sides: tuple[str, ...], teaches: bool):
+    said: list[str] = []
+    console = SimpleNamespace(say=said.append, start=print, update=print, finish=print)
+    trainer = make_trainer(composed(*HIPO), tmp_path, reply, judge=Unreadable(*sides), console=console)
+    without(trainer.bench, "user", "sys")
+    entries, moved = logged_run(trainer)
+    assert len(entries) == 4 and bool(moved > 0) is teaches
+    for side, name in (("user", "user"), ("system", "sys")):
+        lacking = side in sides
+        assert [entry[f"missing/{name}"] for entry in entries] == [float(lacking)] * 4
+        assert (f"r_{name}" in entries[0]) is not lacking
+        warnings = [text for text in said if f"have no r_{name} (100%)" in text]
+        assert [text.split()[1] for text in warnings] == (["8", "16", "32"] if lacking else [])
+    assert ("reward" in entries[0]) is ("user" not in sides)
+    assert [entry[NO_SIGNAL] for entry in entries] == [float(not teaches)] * 4
+    if "system" in sides:
+        assert math.isnan(float(trainer.dual.multipliers[0].ema)) and trainer.dual.values().item() == 2.0
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "token"])
+@pytest.mark.parametrize("empty", [["algo.min_tokens=1"], ["algo.max_repetition=0.1"]])
+def test_a_batch_of_which_every_reply_is_left_out_changes_nothing(tmp_path: Path, empty: list[str], aggregation: str):
+    text = "" if "min_tokens" in empty[0] else " ".join(["ant"] * 9)
+    level = "algo.importance_level=token" if aggregation == "token" else "algo.importance_level=sequence"
+    values = [*HIPO[:-3], *empty, "algo.kl_coef=0.05", level, f"algo.loss_aggregation={aggregation}"]
+    trainer = make_trainer(composed(*values, "trainer.max_steps=2"), tmp_path, lambda *_: text)
+    entries, moved = logged_run(trainer)
+    assert moved == 0
+    assert [entry["filtered"] for entry in entries] == [1.0, 1.0] and entries[0][NO_SIGNAL] == 1.0
+    assert not {"r_user", "r_sys", "reward", "violation_rate"} & set(entries[0])
+
+
+def test_four_empty_replies_to_one_prompt_do_not_end_a_run(tmp_path: Path):
+    config = composed(*HIPO, "trainer.prompts_per_batch=1", "trainer.minibatch_prompts=1", "trainer.micro_batch=4")
+    said = 0
+
+    def sometimes(task: Any, sample: int, turn: int) -> str:
+        nonlocal said
+        said += 1
+        return "" if said <= 4 else reply(task, sample, turn)
+
+    entries, moved = logged_run(make_trainer(config, tmp_path, sometimes))
+    assert len(entries) == 4 and moved > 0
+    assert "r_user" not in entries[0] and "r_user" in entries[1]
+
+
+def test_what_the_file_of_metrics_and_the_screen_make_of_a_batch_without_r_user(tmp_path: Path):
+    run = RunDirectory.create(composed(f"runs_dir={tmp_path}", *HIPO))
+    assert run is not None
+    trainer = make_trainer(run.config(), tmp_path, reply, judge=Unreadable("user"))
+    without(trainer.bench, "user")
+    with RunConsole() as screen:
+        trainer.add_callback(Record(run, screen))
+        trainer.train()
+    lines = run.read_metrics()
+    assert len(lines) == 4 and all("reward" not in line and "r_user" not in line for line in lines)
+    assert all(line["missing/user"] == 1.0 and math.isfinite(line["r_sys"]) for line in lines)
+
+
+# --- what is logged -----------------------------------------------------------------------------------------------
+
+
+def test_the_stand_in_is_never_logged_as_r_user(tmp_path: Path):
+    trainer = make_trainer(composed(*HIPO), tmp_path, reply)
+    without(trainer.bench, "user")
+    rolled_batch(trainer)
+    metrics = trainer._metrics["train"]
+    proxies = [user_proxy(task.data["user"], reply(task, row % 4, 0)) for row, task in enumerate(trainer._batch)]
+    assert metrics["user_proxy"] == [pytest.approx(sum(proxies) / 8)] == metrics["reward"]
+    assert {"user_proxy/conflict", "user_proxy/aligned"} <= set(metrics)
+    assert not [name for name in metrics if name.startswith("r_user")]
+    for note in trainer._rollout_notes():
+        assert "r_user" not in note and note["user_proxy"] in proxies
+
+
+def test_the_rate_of_violations_reads_the_thresholds_of_the_multipliers(tmp_path: Path):
+    constraints = (
+        "algo.constraints=[{name: hard, reward: sys, kind: conflict, threshold: 0.35, initial: 1.0},"
+        "{name: served, reward: user, kind: aligned, threshold: 0.5, initial: 3.0}]"
+    )
+    trainer = make_trainer(composed(*HIPO, "algo.tau=0.99", constraints), tmp_path, reply)
+    rolled_batch(trainer)
+    (conflict, aligned), metrics = (rewards_of(trainer, "sys")[0], rewards_of(trainer, "user")[1]), trainer._metrics
+    hard, served = (conflict < 0.35).double().mean().item(), (aligned < 0.5).double().mean().item()
+    assert 0 < hard < 1 and 0 < served < 1 and hard != (conflict < 0.99).double().mean().item()
+    logged = metrics["train"]
+    assert logged["violation/hard"] == logged["violation_rate/conflict"] == [hard]
+    assert logged["violation/served"] == logged["violation_rate/aligned"] == [served]
+    assert logged["violation_rate"] == [(hard + served) / 2]
+
+
+def test_a_reply_that_may_or_may_not_violate_is_not_counted(tmp_path: Path):
+    constraints = (
+        "algo.constraints=[{name: rule, reward: sys, threshold: 0.5, initial: 1.0, kind: null},"
+        "{name: served, reward: user, threshold: 0.5, initial: 1.0, kind: null}]"
+    )
+    trainer = make_trainer(composed(*HIPO, constraints), tmp_path, reply, judge=Unreadable("user"))
+    without(trainer.bench, "user")
+    rolled_batch(trainer)
+    system = rewards_of(trainer, "sys").flatten()
+    assert trainer._metrics["train"]["violation/rule"] == [(system < 0.5).double().mean().item()]
+    assert "violation/served" not in trainer._metrics["train"]
+    assert trainer._metrics["train"]["violation_rate"] == [1.0]  # of those that r_sys alone convicts
+
+
+def test_a_constraint_on_a_kind_that_no_training_task_is_of_is_refused():
+    tasks = load_bench(composed(*HIPO).bench).tasks("train")
+    aligned = [task for task in tasks if task.data["kind"] == "aligned"]
+    given = "algo.constraints=[{name: hard, reward: sys, kind: conflict, threshold: 0.6, initial: 1.0}]"
+    config = composed(*HIPO, given)
+    check_constraints(config, tasks)
+    with pytest.raises(UserError, match=r"^algo\.constraints\.0\.kind=conflict: bench=minihif has .* only aligned;"):
+        check_constraints(config, aligned)
+    check_constraints(composed("algo=sft", "bench=minihif"), aligned)
+
+
+def test_r_sys_alone_is_a_signal(tmp_path: Path):
+    """All replies serve the user alike and keep the rule differently: only r_sys teaches, by its multiplier."""
+
+    def served(task: Any, sample: int, turn: int) -> str:
+        return " ".join([*([task.data["rule"].opener] if sample % 2 else []), *task.data["items"]])
+
+    for multiplier, silent in ((2, 0.0), (0, 1.0)):
+        values = (*HIPO[:-3], f"dual.initial={multiplier}", "dual=fixed")
+        trainer = make_trainer(composed(*values), tmp_path, served)
+        batch = rolled_batch(trainer)
+        assert rewards_of(trainer, "user").std() == 0 and rewards_of(trainer, "sys").std(1).min() > 0
+        assert trainer._metrics["train"][NO_SIGNAL] == trainer._metrics["train"]["frac_reward_zero_std"] == [silent]
+        assert bool(batch["advantages"].any()) is not bool(silent)

@@ -12,15 +12,18 @@ from agentrl.errors import UserError
 from agentrl.judges.base import Judge, JudgeRequest
 from agentrl.trajectory import Trajectory
 
-Rewards = dict[str, float | None]  # {"user": r_user, "sys": r_sys} in [0, 1]; None is missing and never 0
+# {"user": r_user, "sys": r_sys} in [0, 1]; None is missing and never 0. Where a stand-in takes the user's place, "user"
+# is its value, and so is "user_proxy".
+Rewards = dict[str, float | None]
 SIDES = {"sys": "system", "user": "user"}  # reward -> what the judge holds the reply against
+REWARD_NAMES = ("r_user", "user_proxy", "r_sys")  # in logs
 
 
 def grade(bench: HifBench, judge: Judge | None, tasks: Sequence[Task], responses: Sequence[str]) -> list[Rewards]:
     """Rewards of every response to its task. What the program leaves open is put to the judge, all at once.
 
     The two questions about a reply are separate requests: neither names the other side's prompt. Without a judge a
-    word-overlap stand-in takes the user's place (`user_proxy`); nothing can take the system's.
+    word-overlap stand-in takes the user's place (`user_proxy`, and is marked so); nothing can take the system's.
 
     Raises:
         UserError: the program leaves r_sys open and there is no judge.
@@ -34,7 +37,8 @@ def grade(bench: HifBench, judge: Judge | None, tasks: Sequence[Task], responses
                 raise UserError(
                     f"bench={bench.name}: no program can tell r_sys of {tasks[row].id}; choose one, e.g. judge=openai"
                 )
-            graded[row][reward] = user_proxy(tasks[row].data["user"], answer_of(responses[row]))
+            proxy = user_proxy(tasks[row].data["user"], answer_of(responses[row]))
+            graded[row] |= {"user": proxy, "user_proxy": proxy}
         return graded
     requests = [
         JudgeRequest(SIDES[reward], tasks[row].data[SIDES[reward]], answer_of(responses[row])) for row, reward in opened
@@ -42,6 +46,40 @@ def grade(bench: HifBench, judge: Judge | None, tasks: Sequence[Task], responses
     for (row, reward), verdict in zip(opened, judge.score(requests) if requests else [], strict=True):
         graded[row][reward] = verdict.score
     return graded
+
+
+def logged(rewards: Rewards) -> Rewards:
+    """Both rewards by the names that logs give them: r_user is never a stand-in."""
+    user = "user_proxy" if "user_proxy" in rewards else "r_user"
+    return {user: rewards["user"], "r_sys": rewards["sys"]}
+
+
+class MissingVerdicts:
+    """How many verdicts on a reward did not come, over a run; says so at the first, and when twice as many batches
+    lacked some as at the time before.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._missing = self._asked = self._batches = 0
+
+    def add(self, missing: int, asked: int) -> str | None:
+        """Count a batch; what a person should read of it, if anything."""
+        self._missing, self._asked = self._missing + missing, self._asked + asked
+        if missing == 0:
+            return None
+        self._batches += 1
+        if self._batches & (self._batches - 1):
+            return None
+        return missing_text(self._name, self._missing, self._asked)
+
+
+def missing_text(name: str, missing: int, asked: int) -> str:
+    """That verdicts are missing, and what follows."""
+    return (
+        f"{missing} of {asked} replies have no {name} ({missing / asked:.0%}): the judge gave no readable verdict; "
+        f"they are left out of its means and teach nothing by it"
+    )
 
 
 def scores(bench: Bench, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[Score]:

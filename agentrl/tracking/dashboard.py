@@ -27,7 +27,7 @@ VIEWS: dict[str, Headings] = {
         "Reward": {
             "Reward": ("reward",),
             "Solve rate (training rollouts)": ("solve_rate",),
-            "Groups without signal": ("frac_reward_zero_std",),
+            "Groups without signal": ("no_signal",),
         },
         "Objective terms": {
             "Loss": ("loss/total",),
@@ -46,12 +46,13 @@ VIEWS: dict[str, Headings] = {
         "Constraint and multiplier": {
             "Multiplier": ("lambda/sys",),
             "Moving average of r_sys against tau": ("ema/sys", "tau/sys"),
-            "Replies below the threshold": ("violation_rate", "violation_rate/conflict", "violation_rate/aligned"),
+            "Replies below a threshold": ("violation_rate", "violation_rate/conflict", "violation_rate/aligned"),
         },
         "Reward": {
             "System's side": ("r_sys", "r_sys/conflict", "r_sys/aligned"),
             "User's side": ("r_user", "r_user/conflict", "r_user/aligned"),
             "Degenerate replies left out": ("filtered",),
+            "Groups without signal": ("no_signal",),
             "Verdicts missing": ("missing/sys", "missing/user"),
         },
         "Objective terms": {"Loss": ("loss/total",)},

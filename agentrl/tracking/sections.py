@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 SECTIONS: dict[str, tuple[str, ...]] = {  # the part of a metric's name before its first "/"
-    "reward": ("reward", "reward_std", "rewards", "frac_reward_zero_std", "solve_rate", "r_sys", "r_user", "filtered"),
+    "reward": (
+        *("reward", "reward_std", "rewards", "frac_reward_zero_std", "no_signal", "solve_rate"),
+        *("r_sys", "r_user", "user_proxy", "filtered"),
+    ),
     "objective": (
         *("loss", "policy_loss", "kl", "clip_ratio", "entropy", "entropy_coef", "grad_norm", "lr"),
         *("logps", "logits", "mean_token_accuracy", "expert"),
     ),
-    "constraint": ("lambda", "ema", "tau", "violation_rate", "missing"),
+    "constraint": ("lambda", "ema", "tau", "violation_rate", "violation", "missing"),
     "annealing": ("anneal",),
     "tools": ("tools",),
     "lengths": ("completion",),

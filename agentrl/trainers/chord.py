@@ -14,6 +14,9 @@ from agentrl.trainers.traced import TracedTrainer
 class ChordTrainer(TracedTrainer):
     """L = (1 - mu) L_GRPO + mu L_SFT, with KL and entropy terms in L_GRPO."""
 
+    def trace_teaches(self, row: int) -> bool:
+        return self.config.algo.mu.peak > 0 and super().trace_teaches(row)
+
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
         losses, mean_weight = chord_sft_loss(logps, weights, self.config.algo.token_weight)
         if self.config.algo.token_weight == "phi":  # uniform ones are 1

@@ -17,7 +17,7 @@ from agentrl.config.schema import Faults
 from agentrl.errors import UserError
 from agentrl.trainers.callbacks import anywhere
 
-NO_SIGNAL = "frac_reward_zero_std"  # TRL's share of groups whose rewards are all equal
+NO_SIGNAL = "no_signal"  # share of groups that teach nothing, by no reward that counts and by no expert trace
 
 
 class Watch(TrainerCallback):
@@ -64,9 +64,10 @@ class Watch(TrainerCallback):
         if silent == 0 or silent % patience != 0:
             return
         text = (
-            f"in the last {silent} rollout batches all rollouts of a prompt earned the same, so that no reward taught "
-            "anything; choose tasks that are neither too easy nor too hard, or raise rollout.num_generations or "
-            f"rollout.temperature (faults.no_signal={self._config.no_signal}, faults.patience={patience})"
+            f"in the last {silent} rollout batches nothing taught anything: all rollouts of a prompt earned the "
+            "same of every reward that counts, and no expert trace stood beside them; choose tasks that are neither "
+            "too easy nor too hard, or raise rollout.num_generations or rollout.temperature ("
+            f"faults.no_signal={self._config.no_signal}, faults.patience={patience})"
         )
         if self._config.no_signal == "stop":
             raise UserError(text)

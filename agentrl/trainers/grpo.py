@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from agentrl.rollout.conversation import conversation_loop
 from agentrl.rollout.engine import Episode
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
 from agentrl.trainers.callbacks import anywhere
-from agentrl.trainers.faults import finite_rewards
+from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trajectory import ToolCall, Trajectory
 
@@ -196,7 +198,13 @@ class AgentGRPOTrainer(GRPOTrainer):
         batch["advantages"] = self._token_advantages(batch)
         batch["row"] = torch.arange(len(inputs), device=batch["advantages"].device)
         self._log_rollouts(batch["advantages"])
+        silent = [not self.teaches(row, batch["advantages"]) for row in range(0, len(inputs), self.num_generations)]
+        self._metrics["train" if self.model.training else "eval"][NO_SIGNAL].append(self._global_mean(silent))
         return batch
+
+    def teaches(self, row: int, advantages: Tensor) -> bool:
+        """Whether the group that begins at `row` of the rollout batch moves the policy: here, by some advantage."""
+        return bool(advantages[row : row + self.num_generations].any())
 
     def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
         """Advantages (B, T) of the turns from their rewards (B, T), both 0 where `mask` (B, T) says no turn was taken.
@@ -260,7 +268,14 @@ class AgentGRPOTrainer(GRPOTrainer):
         """What a method adds to the logged line of each rollout of the batch."""
         return [{} for _ in self._batch]
 
-    def _global_mean(self, values: list[float]) -> float:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, without metrics of which the batch has no value: TRL makes None of them, which nobody can print."""
+        for metrics in self._metrics.values():
+            for name in [name for name, values in metrics.items() if all(map(math.isnan, values))]:
+                del metrics[name]
+        super().log(logs, start_time)
+
+    def _global_mean(self, values: Sequence[float]) -> float:
         """Mean over all processes; 0 where there is nothing to average."""
         local = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(local, reduction="sum").tolist()

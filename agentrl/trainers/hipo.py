@@ -8,6 +8,7 @@ one of the two weights at 0 a baseline that learns from one reward.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from agentrl.benches.base import Score
+from agentrl.benches.base import Score, Task
 from agentrl.benches.hif.base import response_of
 from agentrl.config.algos import Constraint, Hipo
 from agentrl.config.schema import Config
@@ -24,7 +25,7 @@ from agentrl.dual import DualVariables, Multiplier
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
 from agentrl.objectives.hipo import degenerate, lagrangian_advantage
-from agentrl.rewards.two_sided import Rewards, grade
+from agentrl.rewards.two_sided import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade, logged
 from agentrl.trainers.grpo import AgentGRPOTrainer
 
 DUAL_FILE = "dual.pt"  # in every checkpoint
@@ -53,6 +54,19 @@ def dual_variables(config: Config) -> DualVariables:
     )
 
 
+def check_constraints(config: Config, tasks: Sequence[Task]) -> None:
+    """Raises UserError where a constraint is on a kind of prompt that no training task is of: it would never bind."""
+    if not isinstance(config.algo, Hipo):
+        return
+    kinds = sorted({task.data["kind"] for task in tasks})
+    for index, constraint in enumerate(config.algo.constraints):
+        if constraint.kind is not None and constraint.kind not in kinds:
+            raise UserError(
+                f"algo.constraints.{index}.kind={constraint.kind}: bench={config.bench.name} has no training task of "
+                f"that kind, only {', '.join(kinds)}; name another kind, or null for all prompts"
+            )
+
+
 def reference_quantization(algo: Hipo) -> BitsAndBytesConfig | None:
     """How the reference model is loaded: in NF4 (the paper's), or like the policy where None."""
     if algo.reference != "4bit" or algo.kl_coef == 0:
@@ -68,6 +82,7 @@ class HipoTrainer(AgentGRPOTrainer):
         self._judge = judge
         self._rewards: list[Rewards] = []
         self._filtered: list[bool] = []
+        self._lacking = {reward: MissingVerdicts(f"r_{reward}") for reward in SIDES}
         super().__init__(**kwargs)
 
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
@@ -139,48 +154,90 @@ class HipoTrainer(AgentGRPOTrainer):
 
     def _mean(self, values: Tensor) -> float | None:
         """Mean over all processes of what is not NaN; None where nothing is."""
+        total, count = self._sums(values)
+        return total / count if count else None
+
+    def _spread(self, values: Tensor) -> float | None:
+        """Standard deviation likewise, unbiased; None below two values."""
+        (total, count), (squares, _) = self._sums(values), self._sums(values.square())
+        return math.sqrt(max(squares - total**2 / count, 0.0) / (count - 1)) if count > 1 else None
+
+    def _sums(self, values: Tensor) -> tuple[float, float]:
+        """Sum and number over all processes of what is not NaN."""
         known = values[~torch.isnan(values)]
         local = torch.tensor([known.sum(), len(known)], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(local, reduction="sum").tolist()
-        return total / count if count else None
+        return total, count
 
     def _log_rollouts(self, advantages: Tensor) -> None:
-        values: dict[str, float | None] = {}
-        for reward in ("user", "sys"):
-            for kind in (None, *KINDS):
-                column = self._column(reward, kind)
-                values[f"r_{reward}" + (f"/{kind}" if kind else "")] = self._mean(column)
-                if reward == "sys":
-                    below = torch.where(torch.isnan(column), column, (column < self.config.algo.tau).double())
-                    values["violation_rate" + (f"/{kind}" if kind else "")] = self._mean(below)
+        values = {**self._logged_rewards(), **self._logged_constraints()}
+        for reward, lacking in self._lacking.items():
             missing = [
-                float(r[reward] is None and not out) for r, out in zip(self._rewards, self._filtered, strict=True)
+                math.nan if filtered else float(rewards[reward] is None)
+                for rewards, filtered in zip(self._rewards, self._filtered, strict=True)
             ]
-            values[f"missing/{reward}"] = self._mean(torch.tensor(missing, dtype=torch.float64))
+            count, asked = self._sums(torch.tensor(missing, dtype=torch.float64))
+            values[f"missing/{reward}"] = count / asked if asked else None
+            if self.model.training and (warning := lacking.add(int(count), int(asked))):
+                self._say(f"warning: {warning}")
         values["filtered"] = self._mean(torch.tensor(self._filtered, dtype=torch.float64))
-        for name, multiplier in zip(self.dual.names, self.dual, strict=True):
-            # As this batch was used: the update that follows it shows in the next line.
-            values[f"lambda/{name}"] = float(multiplier.value)
-            values[f"tau/{name}"] = multiplier.threshold
-            values[f"ema/{name}"] = None if math.isnan(multiplier.ema) else float(multiplier.ema)
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["reward"].pop()  # TRL's, with zeros for what is missing
-        values["reward"] = values["r_user"]
+        groups = advantages.view(-1, self.num_generations * advantages.shape[1])
+        values["frac_reward_zero_std"] = self._mean((groups == 0).all(1).double())
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name in [name for name in metrics if name.startswith(("reward", "frac_reward"))]:
+            metrics[name].pop()  # TRL's, of r_user alone and with zeros for what is missing
         for name, value in values.items():
             if value is not None:
-                self._metrics[mode][name].append(value)
+                metrics[name].append(value)
         if self._rollout_log is not None and self.accelerator.is_main_process:
+            notes = self._rollout_notes()
             scores = [
-                Score({f"r_{name}": value for name, value in rewards.items() if value is not None}, task.cluster)
-                for rewards, task in zip(self._rewards, self._batch, strict=True)
+                Score({name: note[name] for name in REWARD_NAMES if note.get(name) is not None}, task.cluster)
+                for note, task in zip(notes, self._batch, strict=True)
             ]
             rows = [[] if rewards["user"] is None else [rewards["user"]] for rewards in self._rewards]
-            step, notes = self.state.global_step, self._rollout_notes()
-            self._rollout_log.write(step, self._trajectories, rows, scores, advantages, notes)
+            self._rollout_log.write(self.state.global_step, self._trajectories, rows, scores, advantages, notes)
+
+    def _logged_rewards(self) -> dict[str, float | None]:
+        """Means of the rewards, over all prompts and by kind; a stand-in for r_user goes by its own name."""
+        stands_in = torch.tensor(["user_proxy" in rewards for rewards in self._rewards])
+        user = self._column("user", None)
+        values = {"reward": self._mean(user), "reward_std": self._spread(user)}
+        for kind in (None, *KINDS):
+            user, suffix = self._column("user", kind), f"/{kind}" if kind else ""
+            values[f"r_user{suffix}"] = self._mean(user.masked_fill(stands_in, math.nan))
+            values[f"user_proxy{suffix}"] = self._mean(user.masked_fill(~stands_in, math.nan))
+            values[f"r_sys{suffix}"] = self._mean(self._column("sys", kind))
+        return values
+
+    def _logged_constraints(self) -> dict[str, float | None]:
+        """Share of replies below a threshold, of each constraint and of any, and where each multiplier stands."""
+        values: dict[str, float | None] = {}
+        kinds = [task.data["kind"] for task in self._batch]
+        violated = torch.zeros(len(kinds), dtype=torch.bool)
+        known = torch.zeros(
+            len(kinds), dtype=torch.bool
+        )  # some constraint holds for the reply, and its reward is there
+        unknown = torch.zeros(len(kinds), dtype=torch.bool)
+        for constraint, multiplier in zip(self.config.algo.constraints, self.dual, strict=True):
+            column = self._column(constraint.reward, constraint.kind)
+            below, missing = column < constraint.threshold, torch.isnan(column)
+            held = torch.tensor([constraint.kind in (None, kind) for kind in kinds])
+            violated, known, unknown = violated | below, known | ~missing, unknown | (held & missing)
+            values[f"violation/{constraint.name}"] = self._mean(below.double().masked_fill(missing, math.nan))
+            # As this batch was used: the update that follows it shows in the next line.
+            values[f"lambda/{constraint.name}"] = float(multiplier.value)
+            values[f"tau/{constraint.name}"] = multiplier.threshold
+            values[f"ema/{constraint.name}"] = None if math.isnan(multiplier.ema) else float(multiplier.ema)
+        told = violated | (known & ~unknown)
+        for kind in (None, *KINDS):
+            counted = told & torch.tensor([kind in (None, one) for one in kinds])
+            values["violation_rate" + (f"/{kind}" if kind else "")] = self._mean(violated[counted].double())
+        return values
 
     def _rollout_notes(self) -> list[dict[str, Any]]:
         return [
-            {"r_user": rewards["user"], "r_sys": rewards["sys"], "filtered": filtered, "kind": task.data["kind"]}
+            {**logged(rewards), "filtered": filtered, "kind": task.data["kind"]}
             for rewards, filtered, task in zip(self._rewards, self._filtered, self._batch, strict=True)
         ]
 
@@ -201,7 +258,8 @@ def infeasible(constraint: Constraint, multiplier: Multiplier) -> str:
     return (
         f"constraint '{constraint.name}': lambda has been at its cap {multiplier.cap:g} for {int(multiplier.at_cap)} "
         f"batches, r_{constraint.reward} averages {float(multiplier.ema):.3f} and tau is {constraint.threshold:g}; "
-        "this policy may not reach it: lower algo.tau, raise dual.cap, or train longer or at a larger learning rate"
+        "this policy may not reach it: lower its threshold (algo.tau, or the one in algo.constraints), raise dual.cap, "
+        "or train longer or at a larger learning rate"
     )
 
 

@@ -51,6 +51,10 @@ class LuffyTrainer(TracedTrainer):
         played = expert_trajectory(trace, self.chat.reasoning)
         return sum(turn_rewards(played, trace, task.answer, self.config.reward, task.golds, self.state.global_step))
 
+    def trace_teaches(self, row: int) -> bool:
+        """The expert is a member of the group: where all earn the same it teaches as little as they do."""
+        return bool(self._expert_advantages[row // self.num_generations].abs() > 0)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
         experts = self._expert_advantages

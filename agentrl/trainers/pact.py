@@ -48,6 +48,11 @@ class PactTrainer(TracedTrainer):
         hidden = self._anchored(row) or self.config.algo.sft_coef == 0
         return None if hidden else self._trace(self._batch[row])[1]
 
+    def teaches(self, row: int, advantages: Tensor) -> bool:
+        if self.config.algo.rl_coef == 0:
+            return self.trace_teaches(row)
+        return super().teaches(row, advantages)
+
     def _rollout_notes(self) -> list[dict[str, Any]]:
         """Which surrogate a rollout goes into, and the tokens of h* beside it with their weights in L_SFT."""
         notes: list[dict[str, Any]] = []

@@ -38,6 +38,14 @@ class TracedTrainer(AgentGRPOTrainer):
         """The trace that goes into the loss beside the group which begins at `row` of the rollout batch."""
         return self.expert(self._batch[row])
 
+    def teaches(self, row: int, advantages: Tensor) -> bool:
+        return super().teaches(row, advantages) or self.trace_teaches(row)
+
+    def trace_teaches(self, row: int) -> bool:
+        """Whether the trace beside the group that begins at `row` has a token to learn."""
+        trace = self.trace_beside(row)
+        return trace is not None and bool(self.trace_weights(trace).any())
+
     def trace_weights(self, trace: TokenizedTrace) -> Tensor:
         """Weights (L,) of a trace's tokens in its loss: 1 on what algo=sft trains on, 0 on observations."""
         labels = trace_labels(trace, list(TARGETS))[len(trace.prompt_ids) :]
