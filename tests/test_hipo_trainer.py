@@ -325,11 +325,15 @@ def test_what_the_file_of_metrics_and_the_screen_make_of_a_batch_without_r_user(
 
 
 def test_the_stand_in_is_never_logged_as_r_user(tmp_path: Path):
-    trainer = make_trainer(composed(*HIPO), tmp_path, reply)
+    def willing(task: Any, sample: int, turn: int) -> str:
+        return "sure, name" if sample % 2 else "sure"
+
+    trainer = make_trainer(composed(*HIPO), tmp_path, willing)
     without(trainer.bench, "user")
     rolled_batch(trainer)
     metrics = trainer._metrics["train"]
-    proxies = [user_proxy(task.data["user"], reply(task, row % 4, 0)) for row, task in enumerate(trainer._batch)]
+    proxies = [user_proxy(task.data["user"], willing(task, row, 0)) for row, task in enumerate(trainer._batch)]
+    assert set(proxies) == {0.0, 1.0}
     assert metrics["user_proxy"] == [pytest.approx(sum(proxies) / 8)] == metrics["reward"]
     assert {"user_proxy/conflict", "user_proxy/aligned"} <= set(metrics)
     assert not [name for name in metrics if name.startswith("r_user")]

@@ -27,7 +27,7 @@ VIEWS: dict[str, Headings] = {
         "Reward": {
             "Reward": ("reward",),
             "Solve rate (training rollouts)": ("solve_rate",),
-            "Groups without signal": ("no_signal",),
+            "Groups whose rewards are all equal": ("frac_reward_zero_std",),
         },
         "Objective terms": {
             "Loss": ("loss/total",),
@@ -52,7 +52,6 @@ VIEWS: dict[str, Headings] = {
             "System's side": ("r_sys", "r_sys/conflict", "r_sys/aligned"),
             "User's side": ("r_user", "r_user/conflict", "r_user/aligned"),
             "Degenerate replies left out": ("filtered",),
-            "Groups without signal": ("no_signal",),
             "Verdicts missing": ("missing/sys", "missing/user"),
         },
         "Objective terms": {"Loss": ("loss/total",)},
