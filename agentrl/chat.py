@@ -250,8 +250,10 @@ class CompletionLabeller:
         body = text.find(THINK_CLOSE) + len(THINK_CLOSE) if THINK_CLOSE in text else 0
         call_at = len(text)
         if calls:
-            found = re.search("|".join(map(re.escape, CALL_OPENINGS)) + r"|\{", text[body:])
-            call_at = body + found.start() if found else body
+            opening = re.compile("|".join(map(re.escape, CALL_OPENINGS)) + r"|\{")
+            found = opening.search(text, body) or opening.search(text)  # a call inside a think block may count, too
+            call_at = found.start() if found else body
+            body = min(body, call_at)
         kinds = (Component.REASONING, Component.REASONING if calls else Component.ANSWER, Component.TOOL_CALL)
         labels = [Component.DELIMITER] * len(ids)
         for kind, (start, stop) in zip(kinds, ((0, body), (body, call_at), (call_at, len(text))), strict=True):

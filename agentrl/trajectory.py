@@ -65,6 +65,12 @@ class Trajectory:
         return sum(self.policy_mask) if self.reported_tokens is None else self.reported_tokens
 
     @property
+    def unexecuted(self) -> int:
+        """Calls that the policy made and saw no result of: in its last turn, or cut off by the budget."""
+        made = sum(len(message.get("tool_calls") or []) for message in self.messages)
+        return max(made - len(self.calls), 0)
+
+    @property
     def num_turns(self) -> int:
         """Assistant turns taken (at least 1 for any non-empty completion)."""
         return sum(message["role"] == "assistant" for message in self.messages)

@@ -7,10 +7,13 @@ import json
 import pytest
 import torch
 from helpers import make_trainer, small
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
 
 from agentrl.benches.base import Conversation
 from agentrl.chat import tokenize_trace, trace_text, turn_messages
 from agentrl.rollout.engine import Decoding, Episode
+from agentrl.rollout.reading import read_turn
 from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
 from agentrl.trajectory import Component, ToolCall
 
@@ -64,14 +67,29 @@ def play(trainer, scripts, environments):
     return tasks, trainer.engine.rollout(episodes)
 
 
-def forced(trainer, environments):
-    """The loop for conversations, although nobody speaks in them."""
-    loop = trainer._tool_call_loop
+def trls_own(trainer, monkeypatch):
+    """TRL's tool loop in the place of ours, with our reader."""
 
-    def play_all(*state):
-        trainer.conversation = environments, [[] for _ in environments]
-        return loop(*state)
+    def read(_, ids, **__):
+        return read_turn(trainer.played.reader.text(ids))
 
+    class Tools(dict):
+        def __init__(self, row):
+            self.row = row
+
+        def __contains__(self, name):
+            return True
+
+        def __getitem__(self, name):
+            return lambda **arguments: trainer.played.environments[self.row].call(name, arguments, 0).observation
+
+    def play_all(prompts, prompt_ids, completion_ids, _, *state):
+        trainer._sync_tool_dicts = [Tools(row) for row in range(len(prompts))]
+        trainer._async_tool_dicts = [{} for _ in prompts]
+        completions = [[read(None, ids)] for ids in completion_ids]
+        return GRPOTrainer._tool_call_loop(trainer, prompts, prompt_ids, completion_ids, completions, *state)
+
+    monkeypatch.setattr(grpo_trainer, "parse_response", read)
     return play_all
 
 
@@ -80,7 +98,7 @@ def trainer(tmp_path_factory):
     return make_trainer(small("algo=grpo", "rollout.max_turns=12"), tmp_path_factory.mktemp("out"))
 
 
-def test_the_loop_agrees_with_trls_where_nobody_speaks(tmp_path):
+def test_the_loop_agrees_with_trls_where_nobody_speaks(tmp_path, monkeypatch):
     config = small("algo=grpo", "rollout.max_completion_tokens=200", "rollout.max_turns=4")
     trainer = make_trainer(config, tmp_path)
     episodes = [trainer.tasks[row // 2] for row in range(8)]
@@ -89,7 +107,9 @@ def test_the_loop_agrees_with_trls_where_nobody_speaks(tmp_path):
         torch.manual_seed(3)
         made = [Episode(task, trainer.bench.environment(task)) for task in episodes]
         if ours:
-            trainer._tool_call_loop = forced(trainer, [episode.environment for episode in made])
+            del trainer._tool_call_loop
+        else:
+            trainer._tool_call_loop = trls_own(trainer, monkeypatch)
         results.append(trainer.engine.rollout(made))
     for trl, own in zip(*results, strict=True):
         assert own.completion_ids == trl.completion_ids

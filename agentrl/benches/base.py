@@ -46,6 +46,15 @@ class Environment(Protocol):
 
 
 @runtime_checkable
+class Reading(Protocol):
+    """An environment that reads a turn as its bench's official code does; FTRL's rule reads those of the others."""
+
+    def read(self, text: str) -> tuple[str, list[tuple[str, Any]]]:
+        """Content and calls (name, arguments) of an assistant's raw text, whatever it holds."""
+        ...
+
+
+@runtime_checkable
 class Conversation(Environment, Protocol):
     """An environment whose user speaks again: the episode goes on after an assistant turn without calls."""
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agentrl.benches.transcripts import Calls, parse_text
 from agentrl.sandbox import Result, Sandbox
 from agentrl.trajectory import ToolCall
 
@@ -45,8 +46,9 @@ class ToolEnvironment:
         format_value: Callable[[Result], str],
         sandbox: Sandbox,
         unknown_tool: Callable[[Any], str] = key_error,
+        read: Callable[[str], tuple[str, Calls]] = parse_text,
     ) -> None:
-        self.sources, self.format_value, self.unknown_tool = sources, format_value, unknown_tool
+        self.sources, self.format_value, self.unknown_tool, self.read = sources, format_value, unknown_tool, read
         self._episode = sandbox.episode()
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:

@@ -12,7 +12,7 @@ from typing import Any
 from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import QUESTION, Row, load_parts, load_rows, one_file, refuse_contamination
-from agentrl.benches.transcripts import BadTranscript, executed_calls, find_row, messages_of
+from agentrl.benches.transcripts import BadTranscript, executed_calls, find_row, messages_of, unsolving
 from agentrl.config.benches import Ftrl
 from agentrl.rewards.verdicts import solve_scores
 from agentrl.sandbox import Sandbox
@@ -21,7 +21,7 @@ from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection
 from agentrl.traces.records import ExpertTrace, TraceTurn
 from agentrl.traces.search import Hop
 from agentrl.traces.templates import reasoning
-from agentrl.trajectory import ToolCall, Trajectory
+from agentrl.trajectory import Trajectory
 
 ANSWER_TAG = (
     " Only output the final answer (in words, numbers or phrase) inside the <answer></answer> tag, without any "
@@ -72,7 +72,8 @@ class FtrlBench:
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         """Solve-P, Solve-R and Solve-F1, whose means over rows are the official results."""
-        precision, recall, f1 = solve_scores(trajectory.calls, task.data["row"].golds, mended=self._mended)
+        made = [*trajectory.calls, *unsolving(trajectory.unexecuted)]
+        precision, recall, f1 = solve_scores(made, task.data["row"].golds, mended=self._mended)
         return Score({"solve_p": precision, "solve_r": recall, "solve_f1": f1}, task.cluster, {"source": task.cluster})
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -84,9 +85,7 @@ class FtrlBench:
             calls, unexecuted = executed_calls(messages_of(record))
         except BadTranscript as error:
             return {}, str(error)
-        # A call without an output counts as made and solves nothing: no tool is called ''.
-        made = calls + [ToolCall(0, "", None)] * unexecuted
-        precision, recall, f1 = solve_scores(made, row.golds, mended=self._mended)
+        precision, recall, f1 = solve_scores([*calls, *unsolving(unexecuted)], row.golds, mended=self._mended)
         reason = f"{unexecuted} calls of the last turn have no output; they count as unsolved" if unexecuted else None
         return {"solve_p": precision, "solve_r": recall, "solve_f1": f1}, reason
 

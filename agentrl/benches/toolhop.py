@@ -13,7 +13,7 @@ from typing import Any
 from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ERROR_PREFIX, ToolEnvironment, json_text, name_error
 from agentrl.benches.toolhop_rows import Row, divide, find_file, load_rows
-from agentrl.benches.transcripts import BadTranscript, find_row, messages_of, parse_text, toolhop_content
+from agentrl.benches.transcripts import BadTranscript, find_row, messages_of, parse_text, parse_toolhop, unsolving
 from agentrl.config.benches import ToolHop
 from agentrl.rewards.verdicts import (
     answer_verify,
@@ -53,6 +53,7 @@ Question: """
 _FREE = "".join(line for line in _MANDATORY.splitlines(keepends=True) if not line.startswith("Please note"))
 PROMPTS = {"direct": _DIRECT, "mandatory": _MANDATORY, "free": _FREE}
 RULES = {"toolhop": toolhop_correct, "ftrl": ftrl_correct, "strict": strict_correct}
+READERS = {"toolhop": parse_toolhop, "ftrl": parse_text, "strict": parse_text}  # of the loop that goes with the rule
 
 
 class ToolHopBench:
@@ -93,7 +94,7 @@ class ToolHopBench:
 
     def environment(self, task: Task) -> Environment:
         sources = task.data["row"].sources if task.tools else {}
-        return ToolEnvironment(sources, json_text, self._sandbox, unknown_tool=name_error)
+        return ToolEnvironment(sources, json_text, self._sandbox, name_error, READERS[self.config.rule])
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         """`answer_correct` by the configured rule, absent where the official code sets no field.
@@ -106,7 +107,8 @@ class ToolHopBench:
         metrics = {} if correct is None else {"answer_correct": correct}
         if task.tools:
             mended = self.config.rules == "mended"
-            precision, recall, f1 = solve_scores(trajectory.calls, row.golds, mended=mended)
+            made = [*trajectory.calls, *unsolving(trajectory.unexecuted)]
+            precision, recall, f1 = solve_scores(made, row.golds, mended=mended)
             metrics |= {"solve_p": precision, "solve_r": recall, "solve_f1": f1}
         return Score(metrics, task.cluster, {"hops": str(len(row.tools)), "answer_type": row.answer_type or "unknown"})
 
@@ -170,6 +172,6 @@ def judged_messages(messages: list[dict[str, Any]], rule: str) -> list[dict[str,
         if "parsed_content" in message:
             content = message["parsed_content"]
         elif message["role"] == "assistant" and not message.get("tool_calls"):
-            content = toolhop_content(content or "") if rule == "toolhop" else parse_text(content or "")[0]
+            content = READERS[rule](content or "")[0]
         parsed.append({**message, "content": content})
     return parsed

@@ -1,21 +1,27 @@
 """Transcripts made elsewhere: which row they belong to, and what their raw assistant texts say to the official parsers.
 
-Nothing of a transcript is executed. Calls are read from the assistant's texts as FTRL's parser for Qwen reads them,
-quirks included, and each is paired with the tool output that follows in the transcript.
+Nothing of a transcript is executed. Calls are read from the assistant's texts as FTRL's or ToolHop's parser for Qwen
+reads them, quirks included, and each is paired with the tool output that follows in the transcript. Rollouts and
+endpoints read their turns with the same functions (`agentrl.rollout.reading`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import json_repair
+
+from agentrl.text import well_formed
 from agentrl.trajectory import ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # Upstream strips the opening tag with str.lstrip, which takes its argument for a set of characters.
 _TAG_CHARACTERS = "".join(sorted(set(OPEN)))
 ROLES = ("system", "user", "assistant", "tool")
+MAX_REPAIRED = 20_000  # characters; the time of a repair grows with the square of what is wrong
+Calls = list[tuple[str, Any]]  # name and arguments
 
 
 class BadTranscript(ValueError):
@@ -50,7 +56,7 @@ def messages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
-def parse_text(text: str) -> tuple[str, list[tuple[str, Any]]]:
+def parse_text(text: str) -> tuple[str, Calls]:
     """Content and calls (name, arguments) of an assistant's raw text, by FTRL's rule.
 
     Blocks are the pieces between closing tags from the first opening tag on. A block counts if it begins with the tag
@@ -59,21 +65,60 @@ def parse_text(text: str) -> tuple[str, list[tuple[str, Any]]]:
     are no object must be a string of JSON. Without any call the whole text is content.
     """
     before, opening, rest = text.partition(OPEN)
-    calls: list[tuple[str, Any]] = []
-    for block in (opening + rest).split(CLOSE):
-        if not block.strip().startswith(OPEN):
-            continue
+    blocks = (block.strip() for block in (opening + rest).split(CLOSE))
+    calls = _parsed(_after_tag(block) for block in blocks if block.startswith(OPEN))
+    return (before if calls else text).strip(), calls
+
+
+def parse_toolhop(text: str) -> tuple[str, Calls]:
+    """Content and calls of an assistant's raw text, by ToolHop's rule.
+
+    As FTRL's, but JSON is repaired, text before a later block is skipped, and a name may be anything. Content is what
+    stands before the first opening tag even where nothing there can be read.
+    """
+    _, opening, rest = text.partition(OPEN)
+    blocks = _after_tag(opening + rest).split(CLOSE) if opening else []
+    return toolhop_content(text) or "", _repaired(_after_tag(b.strip()) for b in blocks if b.strip())
+
+
+def _after_tag(block: str) -> str:
+    return block.lstrip(_TAG_CHARACTERS).strip() if block.startswith(OPEN) else block
+
+
+def _parsed(blocks: Iterable[str]) -> Calls:
+    calls: Calls = []
+    for block in blocks:
         try:
-            call = json.loads(block.strip().lstrip(_TAG_CHARACTERS).strip())
+            call = json.loads(block)
             if not isinstance(call, dict) or not call.get("name"):
                 continue
             arguments = call["arguments"]
             if not isinstance(arguments, dict):
                 arguments = json.loads(arguments)
+            calls.append(_call(call["name"], arguments))
         except (ValueError, KeyError, TypeError, RecursionError):  # upstream: any failure drops the block
             continue
-        calls.append((str(call["name"]), arguments))
-    return (before if calls else text).strip(), calls
+    return calls
+
+
+def _repaired(blocks: Iterable[str]) -> Calls:
+    calls: Calls = []
+    for block in blocks:
+        try:
+            call: Any = json_repair.loads(block) if len(block) <= MAX_REPAIRED else json.loads(block)
+            arguments = call["arguments"]
+            if not isinstance(arguments, dict):
+                arguments = json_repair.loads(arguments)
+            calls.append(_call(call["name"], arguments))
+        except Exception:  # upstream: any failure drops the block, whatever json_repair raises for what is no text
+            continue
+    return calls
+
+
+def _call(name: Any, arguments: Any) -> tuple[str, Any]:
+    """Arguments as the environments take them: an object, or JSON text, so a string stays within its quotes."""
+    arguments = well_formed(arguments)
+    return well_formed(str(name)), json.dumps(arguments) if isinstance(arguments, str) else arguments
 
 
 def toolhop_content(text: str) -> str | None:
@@ -121,3 +166,8 @@ def executed_calls(messages: Sequence[Mapping[str, Any]]) -> tuple[list[ToolCall
             for (name, arguments), output in zip(made, outputs, strict=True)
         ]
     return calls, unexecuted
+
+
+def unsolving(count: int) -> list[ToolCall]:
+    """Calls without an output: they count as made and solve nothing, for no tool is called ''."""
+    return [ToolCall(0, "", None)] * count

@@ -104,10 +104,7 @@ def toolrl_rewards(
         pred = _parameters((call.name, call.arguments) for call in trajectory.calls)
         total += correctness(pred, gold, bounds) if pred else bounds[0]
     if switches.with_length:
-        thoughts = [
-            message.get("reasoning_content") or (message.get("content") or "" if calls else "")
-            for message, calls in zip(messages, made, strict=True)
-        ]
+        thoughts = [_thought(message, calls) for message, calls in zip(messages, made, strict=True)]
         total += length_reward(" ".join(thoughts))
     return [0.0] * (len(messages) - 1) + [total]
 
@@ -123,6 +120,14 @@ def _made_calls(message: Mapping[str, Any]) -> bool:
 def _text(message: Mapping[str, Any]) -> str:
     """What the turn says apart from its calls, thought included."""
     return (message.get("reasoning_content") or "") + (message.get("content") or "")
+
+
+def _thought(message: Mapping[str, Any], calls: bool) -> str:
+    """The think block, wherever it was left, or else what stands beside the calls."""
+    content: str = message.get("content") or ""
+    if "<think>" in content:
+        return content.partition("<think>")[2].partition("</think>")[0]
+    return message.get("reasoning_content") or (content if calls else "")
 
 
 def _parameters(calls: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:

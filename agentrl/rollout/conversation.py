@@ -1,42 +1,58 @@
-"""Episodes whose user speaks again: TRL's tool loop ends where the assistant makes no call, this one asks the user.
+"""Turn by turn: the environment reads what the assistant said and answers, until nobody has anything to say.
 
-The part of `GRPOTrainer._generate` that TRL calls `_tool_call_loop`, for environments that are a `Conversation`. What
-the user says is an observation: its tokens are appended as the template writes them and never trained on. Tokens are
-only ever appended, so a template that drops the reasoning of earlier turns is not followed in that.
+The part of `GRPOTrainer._generate` that TRL calls `_tool_call_loop`. It differs from TRL's in two points: a turn is
+read as the bench's official code reads it, and where the environment is a `Conversation`, the user speaks again after
+a turn without calls. Results and the user's words are observations: their tokens are appended as the template writes
+them and never trained on. Tokens are only ever appended, so a template that drops the reasoning of earlier turns is
+not followed in that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trl import GRPOTrainer
-from trl.chat_template_utils import parse_response
 
 from agentrl.benches.base import Conversation, Environment
 from agentrl.errors import UserError
 from agentrl.rollout.guard import call_tool
+from agentrl.rollout.reading import TokenReader
 from agentrl.trajectory import ToolCall
 
 Messages = list[dict[str, Any]]
 MARK = "the end of the assistant's turn"
 
 
+@dataclass(frozen=True)
+class Played:
+    """The episodes of a batch while they are played, one entry a row."""
+
+    environments: list[Environment]
+    tools: list[list[dict[str, Any]]]
+    calls: list[list[ToolCall]]  # receives the executed calls
+    reader: TokenReader
+
+
 def conversation_loop(
     trainer: GRPOTrainer,
-    environments: Sequence[Environment],
-    calls: Sequence[list[ToolCall]],
+    played: Played,
     prompt_ids: list[list[int]],
     completion_ids: list[list[int]],
-    completions: list[Messages],
     logprobs: list[list[float]] | None,
 ) -> tuple[Any, ...]:
     """Play every episode from its first assistant turn to its end; same result as TRL's `_tool_call_loop`.
 
-    `calls[row]` receives the executed calls. `completion_ids`, `completions` and `logprobs` are extended in place.
+    `completion_ids` and `logprobs` are extended in place.
     """
+    environments, calls = played.environments, played.calls
+
+    def read(row: int, new: list[int], context: list[int]) -> dict[str, Any]:
+        return played.reader.read(environments[row], new, context, played.tools[row])
+
     masks = [[1] * len(ids) for ids in completion_ids]
-    active = [row for row, messages in enumerate(completions) if messages]
+    completions = [[read(row, ids, prompt_ids[row])] for row, ids in enumerate(completion_ids)]
+    active = list(range(len(completions)))
     for _ in range(trainer.max_tool_calling_iterations):
         contexts: dict[int, list[int]] = {}
         for row in active:
@@ -65,8 +81,7 @@ def conversation_loop(
             if logprobs is not None:
                 logprobs[row] += [0.0] * observed + sampled_logprobs[position][: len(new)]
             if new:
-                tools = trainer._env_tools[trainer._batch_environments[row]]
-                completions[row].append(parse_response(trainer._tokenizer, new, prefix=context, tools=tools))
+                completions[row].append(read(row, new, context))
                 active.append(row)
     made = [call for row in calls for call in row]
     return (

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import openai
 
-from agentrl.benches.transcripts import parse_text
 from agentrl.config.algos import Endpoint
 from agentrl.config.schema import Config
 from agentrl.errors import UserError, first_line
 from agentrl.rollout.conversation import react
 from agentrl.rollout.engine import Decoding, Episode
+from agentrl.rollout.reading import assistant_message, read_turn
 from agentrl.rollout.trl_loop import turns_of_calls
+from agentrl.text import well_formed
 from agentrl.trajectory import ToolCall, Trajectory
 
 RETRIES = 6  # the client waits longer each time, and as long as Retry-After says
@@ -63,6 +66,7 @@ class EndpointEngine:
     def _play(self, episode: Episode, decoding: Decoding) -> Trajectory:
         """Turns as the token loop takes them: the last one allowed can only answer, the budget covers observations."""
         limits, task = self._rollout, episode.task
+        read = partial(read_turn, environment=episode.environment, tools=bool(task.tools))
         said: list[dict[str, Any]] = []
         calls: list[ToolCall] = []
         sampled, first_prompt, used, truncated = 0, None, 0, False
@@ -76,7 +80,7 @@ class EndpointEngine:
                 [*task.prompt, *wire_messages(said, self._endpoint.history)], task.tools, budget, decoding
             )
             choice, usage = reply.choices[0], reply.usage
-            message = read_message(choice.message)
+            message = read_message(choice.message, read)
             if usage is not None:
                 first_prompt = usage.prompt_tokens if first_prompt is None else first_prompt
                 sampled += usage.completion_tokens
@@ -134,25 +138,18 @@ class EndpointEngine:
             ) from error
 
 
-def read_message(message: Any) -> dict[str, Any]:
-    """An answer of the endpoint as an assistant message whose calls are parsed, by the server or from its text.
+def read_message(message: Any, read: Callable[[str], dict[str, Any]] = read_turn) -> dict[str, Any]:
+    """An answer of the endpoint as an assistant message whose calls are parsed, by the server or by `read`.
 
     Arguments that are no JSON object stay text: executing them is an error the model gets to read.
     """
+    made = [(call.function.name, _object(call.function.arguments)) for call in message.tool_calls or []]
     content = message.content or ""
-    made = [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
-    if not made:
-        content, made = parse_text(content)
-    read: dict[str, Any] = {"role": "assistant", "content": content}
+    said = well_formed(assistant_message(content, made)) if made else read(content)
     reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     if reasoning:
-        read["reasoning_content"] = reasoning
-    if made:
-        read["tool_calls"] = [
-            {"type": "function", "function": {"name": name, "arguments": _object(arguments)}}
-            for name, arguments in made
-        ]
-    return read
+        said["reasoning_content"] = well_formed(reasoning)
+    return said
 
 
 def wire_messages(said: list[dict[str, Any]], history: str) -> list[dict[str, Any]]:

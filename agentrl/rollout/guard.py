@@ -1,4 +1,4 @@
-"""Calls of an environment that may die: TRL hands every exception of a tool to the model as an observation.
+"""Calls of an environment that may die.
 
 What a model should read (a wrong argument, an error of the tool's own code) is an observation of the environment. An
 exception that leaves `Environment.call` is none: the environment itself is broken, and `faults.dead_tools` decides.
@@ -15,8 +15,8 @@ from agentrl.trajectory import ToolCall
 UNAVAILABLE = "the tool is not available"
 
 
-class ToolsDied(BaseException):
-    """The environment of an episode broke; no `Exception`, or TRL would turn it into an observation."""
+class ToolsDied(Exception):
+    """The environment of an episode broke."""
 
 
 def call_tool(environment: Environment, name: str, arguments: Any, dead_tools: str) -> ToolCall:

@@ -1,24 +1,25 @@
-"""The reference engine: TRL's own multi-turn tool loop, given each episode's tools; one turn where there are none.
+"""The reference engine: TRL's sampling, given each episode's tools; one turn where there are none.
 
 TRL 1.16 knows tools per trainer or per environment name, not per row. The seam used here is private and therefore
 pinned and tested: before `GRPOTrainer._generate` runs, every row gets an environment name of its own, whose schemas
-render its prompt and whose callables execute its calls.
+render its prompt. The loop over its turns is `agentrl.rollout.conversation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from transformers import GenerationConfig
 from trl import GRPOTrainer
 
-from agentrl.benches.base import Conversation, Environment
 from agentrl.chat import CompletionLabeller
 from agentrl.errors import UserError
+from agentrl.rollout.conversation import Played
 from agentrl.rollout.engine import Decoding, Episode
-from agentrl.rollout.guard import ToolsDied, call_tool
+from agentrl.rollout.guard import ToolsDied
+from agentrl.rollout.reading import TokenReader
 from agentrl.trajectory import ToolCall, Trajectory
 
 
@@ -37,38 +38,13 @@ class RowEnvironment:
         return ""
 
 
-class ToolRouter(dict[str, Callable[..., str]]):
-    """Every name resolves to a call of the episode's environment, so that it words unknown names itself."""
-
-    def __init__(self, environment: Environment, dead_tools: str) -> None:
-        super().__init__()
-        self.environment, self.dead_tools = environment, dead_tools
-        self.calls: list[ToolCall] = []
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str)
-
-    def __getitem__(self, name: str) -> Callable[..., str]:
-        # TRL unpacks the arguments only after this look-up: where they are no object, execute() is never entered and
-        # the entry made here stands.
-        position = len(self.calls)
-        self.calls.append(ToolCall(0, name, None, "the arguments are not a JSON object", error=True))
-
-        def execute(**arguments: Any) -> str:
-            self.calls[position] = call_tool(self.environment, name, arguments, self.dead_tools)
-            return self.calls[position].observation
-
-        # Python's complaint about such arguments is what the model reads: it should name the tool.
-        execute.__qualname__, execute.__module__ = name, "builtins"
-        return execute
-
-
 class TrlToolLoop:
     """Plays episodes through the `GRPOTrainer` that owns the policy."""
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self._trainer = trainer
         self._label = CompletionLabeller(trainer.processing_class)
+        self._reader = TokenReader(trainer.processing_class)
 
     def place(self) -> None:
         """Put the model on the device: transformers leaves it to FSDP and DeepSpeed, which only begin with training."""
@@ -77,17 +53,13 @@ class TrlToolLoop:
 
     def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
         trainer = self._trainer
-        dead_tools = trainer.config.faults.dead_tools
-        routers = [ToolRouter(episode.environment, dead_tools) for episode in episodes]
+        tools = [episode.task.tools for episode in episodes]
         trainer._batch_environments = [("row", index) for index in range(len(episodes))]
-        trainer._env_tools = {("row", index): episode.task.tools for index, episode in enumerate(episodes)}
-        trainer._sync_tool_dicts = routers
-        trainer._async_tool_dicts = [{} for _ in episodes]
-        trainer.conversation = None
-        if any(isinstance(episode.environment, Conversation) for episode in episodes):
-            trainer.conversation = [episode.environment for episode in episodes], [router.calls for router in routers]
+        trainer._env_tools = dict(zip(trainer._batch_environments, tools, strict=True))
+        environments = [episode.environment for episode in episodes]
+        trainer.played = Played(environments, tools, [[] for _ in episodes], self._reader)
         try:
-            with self._decoding(decoding):
+            with self._decoding(decoding), self._reader.alone():
                 prompt_ids, completion_ids, tool_mask, completions, logprobs, *_ = GRPOTrainer._generate(
                     trainer, [episode.task.prompt for episode in episodes]
                 )
@@ -100,14 +72,10 @@ class TrlToolLoop:
         ends = {*trainer.eos_token_ids, trainer.processing_class.pad_token_id}
         trajectories = []
         for index, episode in enumerate(episodes):
-            messages = completions[index]
-            if not trainer.tools:  # nothing to parse: a reply is graded as it was sampled, think block included
-                text = trainer.processing_class.decode(completion_ids[index], skip_special_tokens=True)
-                messages = [{"role": "assistant", "content": text}]
+            messages, calls = completions[index], trainer.played.calls[index]
             turn, component = self._label(completion_ids[index], masks[index], messages)
-            # TRL runs a tool before it finds that the result exceeds the budget; the model never saw such a result.
+            # A tool runs before its result is found to exceed the budget; the model never saw such a result.
             answered = sum(message["role"] == "tool" for message in messages)
-            calls = routers[index].calls
             trajectories.append(
                 Trajectory(
                     task_id=episode.task.id,
@@ -179,7 +147,7 @@ class TrlToolLoop:
 def turns_of_calls(calls: list[ToolCall], messages: list[dict[str, Any]]) -> list[ToolCall]:
     """Give each executed call the index of the assistant message that made it.
 
-    TRL executes the calls of one message before the next turn is sampled, so order alone decides.
+    The calls of one message are executed before the next turn is sampled, so order alone decides.
     """
     turned: list[ToolCall] = []
     position = 0

@@ -16,18 +16,18 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from agentrl.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
-from agentrl.benches.base import Bench, Environment, Task
+from agentrl.benches.base import Bench, Task
 from agentrl.chat import ChatFormat
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.rewards.turns import turn_rewards
-from agentrl.rollout.conversation import conversation_loop
+from agentrl.rollout.conversation import Played, conversation_loop
 from agentrl.rollout.engine import Episode
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
 from agentrl.trainers.callbacks import anywhere
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.rollout_log import RolloutLog
-from agentrl.trajectory import ToolCall, Trajectory
+from agentrl.trajectory import Trajectory
 
 
 class EpochSampler(RepeatSampler):
@@ -61,8 +61,7 @@ class AgentGRPOTrainer(GRPOTrainer):
     beta: float
     _entropy_bonus_enabled: bool
     generation_config: GenerationConfig
-    # Environments and call lists of the episodes being played, where a user speaks again; the engine sets it.
-    conversation: tuple[list[Environment], list[list[ToolCall]]] | None = None
+    played: Played  # the episodes being played; the engine sets it
 
     def __init__(
         self,
@@ -139,12 +138,9 @@ class AgentGRPOTrainer(GRPOTrainer):
         return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _tool_call_loop(self, prompts: Any, *state: Any) -> tuple[Any, ...]:
-        """TRL's loop, or ours where a user speaks again; ends when the episodes of every process have."""
-        if self.conversation is None:
-            result = super()._tool_call_loop(prompts, *state)
-        else:
-            prompt_ids, completion_ids, completions, logprobs, *_ = state
-            result = conversation_loop(self, *self.conversation, prompt_ids, completion_ids, completions, logprobs)
+        """Our loop in the place of TRL's; ends when the episodes of every process have."""
+        prompt_ids, completion_ids, _, logprobs, *_ = state
+        result = conversation_loop(self, self.played, prompt_ids, completion_ids, logprobs)
         while self._sharded and anywhere(False):
             self._lend_weights()
         return result

@@ -12,6 +12,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from agentrl.text import well_formed
+
 _BLOCK = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 # Stands for a refused call: the official code finds no function of that name and goes on, as with any unknown name.
 REFUSED = "_no_such_function()"
@@ -38,6 +40,12 @@ def decode_text(text: str) -> list[dict[str, Any]]:
     return calls
 
 
+def read_turn(text: str) -> tuple[str, list[tuple[str, Any]]]:
+    """Content and calls of one assistant text; all of it is content where the official decoder gives no step."""
+    step = decoded(decode_text(text)) or []
+    return (text.partition("<tool_call>")[0].strip() if step else text), step
+
+
 def without_thought(text: str) -> str:
     """What the official Qwen FC handler keeps of an assistant text: all behind its last `</think>`."""
     return text.rpartition("</think>")[2].lstrip("\n") if "</think>" in text else text
@@ -62,7 +70,7 @@ def decoded(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]] | None:
                 return None
         if not isinstance(arguments, Mapping):
             return None
-        step.append((str(call["name"]), dict(arguments)))
+        step.append((well_formed(str(call["name"])), well_formed(dict(arguments))))
     return step
 
 

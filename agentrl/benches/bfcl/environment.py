@@ -7,9 +7,10 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentrl.benches.bfcl.calls import RefusedCall, call_string, decoded
+from agentrl.benches.bfcl.calls import RefusedCall, call_string, decoded, read_turn
 from agentrl.benches.bfcl.data import Entry
 from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
+from agentrl.text import well_formed
 from agentrl.trajectory import ToolCall
 
 STEP_LIMIT = 20  # calls of one more assistant turn are executed, then the episode ends
@@ -75,7 +76,7 @@ class BfclEnvironment:
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
         """Execute one call. `arguments` may also be the JSON text of an object, as the official decoder allows."""
-        observation = printable(self._result(name, arguments))
+        observation = well_formed(self._result(name, arguments))
         failed = observation.startswith(ERROR)
         return ToolCall(turn, name, arguments, observation, failed)
 
@@ -92,6 +93,10 @@ class BfclEnvironment:
             return self._execute.execute(call)
         return self._execute(name.strip(), arguments)
 
+    def read(self, text: str) -> tuple[str, list[tuple[str, Any]]]:
+        """Content and calls of an assistant's text; a step that does not decode makes none, and ends the turn."""
+        return read_turn(text)
+
     def next_message(self) -> str | None:
         """The user's next turn; None when all was said."""
         self._steps = 0
@@ -106,8 +111,3 @@ class BfclEnvironment:
         """False once a user turn has taken more than STEP_LIMIT steps: the official loop gives the entry up."""
         self._steps += 1
         return self._steps <= STEP_LIMIT
-
-
-def printable(text: str) -> str:
-    """The text without lone surrogates, which JSON can smuggle in and no tokenizer takes."""
-    return text.encode("utf-8", errors="replace").decode()
