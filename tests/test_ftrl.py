@@ -162,6 +162,64 @@ def test_training_on_test_rows_takes_a_word(tmp_path: Path) -> None:
         assert len(bench(tmp_path, train_on_test=True).tasks("train")) == 2
 
 
+def nested_row(name: str, parameters: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """A row whose columns are no strings; every tool has other parameters."""
+    tool = function(name)
+    tool["function"]["parameters"] = {"type": "object", "properties": parameters, "required": list(arguments)}
+    changes = {
+        "tools": [tool],
+        "codes": {name: f"def {name}(**given):\n    return 'K84'\n"},
+        "unsolved_set": {name: ["K84"]},
+        "ground_truth": [{"name": name, "parameters": arguments}],
+        "answer": "K84",
+    }
+    return row(split="train") | changes
+
+
+def test_nested_columns_hold_what_their_row_had(tmp_path: Path) -> None:
+    rows = [
+        nested_row("code_of", {"room": {"type": "integer", "enum": [12, None]}}, {"room": 12}),
+        nested_row(
+            "tax_of", {"bill": {"type": "object", "properties": {"no": {"type": "string"}}}}, {"bill": {"no": "3"}}
+        ),
+        nested_row("seats", {"list": {"type": "array", "items": {"type": "string"}}}, {"list": ["a"]}),
+        nested_row("now", {}, {}),
+        nested_row("capital", {"country": {"type": "string"}}, {"country": "x"}),
+    ]
+    write(tmp_path / "train.jsonl", rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
+    loaded = load_rows(tmp_path / "train.parquet")
+    assert loaded == load_rows(tmp_path / "train.jsonl")
+    assert loaded[3].ground_truth == (("now", {}),) and list(loaded[0].sources) == ["code_of"]
+    (tmp_path / "train.jsonl").unlink()
+    write(tmp_path / "test.jsonl", [row(99)])
+    traced = bench(tmp_path)
+    task = traced.tasks("train")[1]
+    assert "None" not in str(task.tools) and list(task.golds) == ["tax_of"]
+    trace = traced.expert_trace(task)
+    assert trace is not None and trace.source == "path"
+    assert trace.calls == [{"name": "tax_of", "arguments": {"bill": {"no": "3"}}}]
+
+
+def test_a_parquet_map_is_an_object(tmp_path: Path) -> None:
+    rows = [nested_row("code_of", {"room": {"type": "integer"}}, {"room": 12})]
+    text = pyarrow.string()
+    columns = {name: pyarrow.array([value[name] for value in rows]) for name in rows[0]}
+    columns["codes"] = pyarrow.array([list(rows[0]["codes"].items())], pyarrow.map_(text, text))
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
+    assert load_rows(tmp_path / "train.parquet")[0].sources == rows[0]["codes"]
+
+
+@pytest.mark.parametrize("name", ["nested", "tools_nested"])
+def test_the_shared_nested_files(shared: Path, name: str) -> None:
+    loaded = load_rows(shared / f"cases/{name}.parquet")
+    for number, each in enumerate(loaded):
+        ((tool, arguments),) = each.ground_truth
+        (schema,) = (one["function"]["parameters"] for one in each.tools)
+        assert list(schema["properties"]) == schema["required"] == list(arguments), number
+        assert list(each.sources) == list(each.golds) == [tool]
+
+
 def test_parquet_rows_are_the_same_rows(tmp_path: Path) -> None:
     calls = [{"name": "capital", "parameters": {"country": "Norland"}}]
     rows = [row(n, "train", ground_truth=calls) for n in range(3)]

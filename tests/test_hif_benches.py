@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from agentrl.benches import load_bench
 from agentrl.benches.base import Task
@@ -344,6 +345,26 @@ def test_systemcheck_draws_as_many_of_each_kind(tmp_path: Path) -> None:
     assert (len(fewer.tasks("train")), len(fewer.tasks("test"))) == (36, 4)
     with pytest.raises(UserError, match="no conflict row"):
         systemcheck(write(tmp_path / "t.jsonl", [{"system": "S", "user": "U", "kind": "aligned"}])).tasks("train")
+
+
+def test_rows_of_the_hub_hold_what_they_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A table gives every row the columns of all rows, and nested keys too."""
+    said = [{"content": "Hi", "is_conflicting": True}, {"content": "Ho", "is_conflicting": False}]
+    rows = [
+        {"instructions": "S", "user_messages": said},
+        {"system": "T", "user": "U", "kind": "conflict"},
+        {"messages": [{"role": "system", "content": "V"}, {"role": "user", "content": "W"}], "kind": "aligned"},
+        {"instructions": "X", "user_messages": [{"content": "Y"}], "kind": "aligned"},
+    ]
+    columns = {key: None for row in rows for key in row}
+    monkeypatch.setattr("datasets.load_dataset", lambda _: {"train": Dataset.from_list([columns | r for r in rows])})
+    bench: Any = load_bench(SystemCheck("systemcheck", None, "some/where", 4, 2, 0))
+    with pytest.raises(UserError, match=r"where\[train\], row 3 .* kind: expected conflict or aligned, got None"):
+        bench.tasks("train")
+    rows[3]["user_messages"][0]["is_conflicting"] = False
+    assert {pair.messages[1]["content"] for pair in bench.load()} == {"Hi", "Ho", "U", "W", "Y"}
+    # The same rows as a JSON file that an export has padded.
+    assert systemcheck(write(tmp_path / "p.jsonl", [columns | row for row in rows]), 2, 2).tasks("train")
 
 
 def test_systemcheck_without_a_network_says_what_to_give() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.rows import limit_row
+from agentrl.benches.rows import limit_row, without_padding
 from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
 from agentrl.jsonl import flaw
@@ -136,13 +136,13 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
     from pyarrow import ArrowException
 
     try:
-        entries = pyarrow.parquet.read_table(path).to_pylist()
-    except (ArrowException, OSError) as error:
+        entries = pyarrow.parquet.read_table(path).to_pylist(maps_as_pydicts="strict")
+    except (ArrowException, OSError, KeyError) as error:  # KeyError: a map that has a key twice
         raise UserError(f"bench.path: {path} is no whole parquet file; download it again") from error
     for index, entry in enumerate(entries):
         where = f"bench.path: {path}, row {index}"
         limit_row(sum(len(value) for value in entry.values() if isinstance(value, str)), where)
-        yield index, where, entry
+        yield index, where, {column: without_padding(value) for column, value in entry.items()}
 
 
 def row_of(entry: Any, name: str, where: str) -> Row:

@@ -1,6 +1,8 @@
-"""What the files of tool-use benches have in common."""
+"""What the files of benches have in common."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from agentrl.errors import UserError
 
@@ -13,3 +15,14 @@ def limit_row(size: int, where: str) -> None:
         raise UserError(
             f"{where} has {size:,} bytes, more than {MAX_ROW_BYTES:,}; rows may have run together: mend or remove it"
         )
+
+
+def without_padding(value: Any) -> Any:
+    """A value of an Arrow table without the keys that are null, at every depth.
+
+    Arrow gives every row the keys of all rows and null for those that it never had. A null of the row's own looks the
+    same and goes as well; those in lists stay, for lists are not padded.
+    """
+    if isinstance(value, dict):
+        return {key: without_padding(item) for key, item in value.items() if item is not None}
+    return [without_padding(item) for item in value] if isinstance(value, list) else value

@@ -17,6 +17,7 @@ from typing import Any
 from agentrl.benches.base import Task
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, file_in, rows_of
+from agentrl.benches.rows import without_padding
 from agentrl.config.benches import Pairs, RealGuardrails, SystemCheck
 from agentrl.errors import UserError, first_line
 
@@ -144,7 +145,7 @@ def guarded(row: Row, suite: str) -> Pair:
 
 def pairs_of(row: Row, default: str | None) -> Iterator[Pair]:
     """The pairs of one row: one, or one for each of its `user_messages`. `default` is the kind of an unlabelled row."""
-    if "user_messages" in row.content:  # as SystemCheck's pipeline writes them
+    if row.content.get("user_messages") is not None:  # as SystemCheck's pipeline writes them
         system = {"role": "system", "content": row.text("instructions")}
         for said in row.get("user_messages", list, "a list of messages"):
             if not isinstance(said, dict) or not isinstance(said.get("content"), str):
@@ -152,7 +153,7 @@ def pairs_of(row: Row, default: str | None) -> Iterator[Pair]:
             kind = kind_of(row, said, default)
             yield Pair(row.number, kind, (system, {"role": "user", "content": said["content"]}), {})
         return
-    if "messages" in row.content:
+    if row.content.get("messages") is not None:
         messages = row.messages()
         if messages[0]["role"] != "system":
             row.refuse("messages", "the first is not the system's")
@@ -182,4 +183,4 @@ def hub_rows(hub_id: str) -> Iterator[Row]:
         ) from error
     for name, rows in splits.items():
         for number, content in enumerate(rows):
-            yield Row(Path(f"{hub_id}[{name}]"), number, content)
+            yield Row(Path(f"{hub_id}[{name}]"), number, without_padding(content))
