@@ -41,6 +41,7 @@ class Pact:
     q: float = key("Probability of prompt-only anchoring per prompt and step (eq. 13), in [0, 1].")
     clip_eps: float = key("PPO clip range eps of eq. 5; not reported by PACT, MatchTIR uses 0.2.")
     kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
+    kl_ratio_correction: bool = key("Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here.")
     kl_context: str = key("Context of the KL term: 'ratio' (that of the row's ratio) or 'prompt' (always x).")
     entropy_coef: float = key("Coefficient of the entropy bonus; not reported by PACT, MatchTIR uses 0.001.")
     loss_aggregation: str = key("'sequence': mean over tokens, then sequences (MatchTIR); 'token': mean over tokens.")
@@ -54,6 +55,7 @@ class Grpo:
     name: str = key("Algorithm.")
     clip_eps: float = key("PPO clip range.")
     kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
+    kl_ratio_correction: bool = key("Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here.")
     entropy_coef: float = key("Coefficient of the entropy bonus.")
     loss_aggregation: str = key("'sequence': mean over tokens, then sequences; 'token': mean over tokens.")
     advantage: Advantage = key("How rewards become token advantages.")
@@ -80,6 +82,7 @@ class Luffy:
     name: str = key("Algorithm.")
     shaping: float = key("gamma of p / (p + gamma), above 0, in place of an expert token's ratio p.")
     kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
+    kl_ratio_correction: bool = key("Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here.")
     entropy_coef: float = key("Coefficient of the entropy bonus.")
 
 
@@ -113,8 +116,12 @@ class Hipo:
     tau: float = key("Threshold of the default constraint, E[r_sys] >= tau, in [0, 1].")
     constraints: list[Constraint] = key("Constraints, each with a multiplier of its own; quote the list to set it.")
     clip_eps: float = key("PPO clip range; not reported by HIPO.")
-    importance_level: str = key("Level of the clipped ratio: 'sequence' (as HIPO writes it) or 'token'.")
+    importance_level: str = key(
+        "Clipped ratio: 'sequence' (pi / pi_old of the whole reply, as HIPO writes it), 'sequence_mean' (its geometric "
+        "mean over tokens, GSPO's) or 'token'."
+    )
     kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
+    kl_ratio_correction: bool = key("Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here.")
     reference: str = key("Reference model: 'copy', or '4bit' (NF4, CUDA only); adapters need none and ignore this.")
     entropy_coef: float = key("Coefficient of the entropy bonus; HIPO has none.")
     loss_aggregation: str = key("'sequence': mean over tokens, then sequences; 'token': mean over tokens.")

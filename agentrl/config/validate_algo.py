@@ -14,7 +14,7 @@ from agentrl.traces.records import TRACE_PARTS
 ALGO_CHOICES: dict[str, tuple[str, ...]] = {
     "dual.kind": ("sgd", "adam", "pid", "log", "fixed"),
     "dual.on_infeasible": ("warn", "stop"),
-    "algo.importance_level": ("sequence", "token"),
+    "algo.importance_level": ("sequence", "sequence_mean", "token"),
     "algo.reference": ("copy", "4bit"),
     "algo.endpoint.history": ("structured", "text"),
     "algo.advantage.kind": ("hard_credit", "trajectory"),

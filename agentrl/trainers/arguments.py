@@ -94,8 +94,10 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         epsilon=clip,
-        importance_sampling_level=algo.importance_level if isinstance(algo, Hipo) else "token",
+        # TRL's "sequence" is the mean; HipoTrainer makes a sum of it where that is asked for.
+        importance_sampling_level=algo.importance_level.removesuffix("_mean") if isinstance(algo, Hipo) else "token",
         beta=algo.kl_coef,
+        use_bias_correction_kl=algo.kl_ratio_correction,
         entropy_coef=algo.entropy_coef,
         loss_type={"sequence": "grpo", "token": "dapo"}[aggregation],
         remove_unused_columns=False,

@@ -24,7 +24,7 @@ from agentrl.config.schema import Config
 from agentrl.dual import DualVariables, Multiplier
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
-from agentrl.objectives.hipo import degenerate, lagrangian_advantage
+from agentrl.objectives.hipo import degenerate, lagrangian_advantage, old_logps_for_a_sum
 from agentrl.rewards.two_sided import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade, logged
 from agentrl.trainers.grpo import AgentGRPOTrainer
 
@@ -83,6 +83,7 @@ class HipoTrainer(AgentGRPOTrainer):
         self._rewards: list[Rewards] = []
         self._filtered: list[bool] = []
         self._lacking = {reward: MissingVerdicts(f"r_{reward}") for reward in SIDES}
+        self._loss_inputs: dict[str, Any] | None = None
         super().__init__(**kwargs)
 
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
@@ -125,6 +126,25 @@ class HipoTrainer(AgentGRPOTrainer):
         advantage = lagrangian_advantage(user, stacked, self.dual.values(), algo.user_weight, algo.advantage_eps)
         width = batch["completion_ids"].shape[1]
         return advantage.reshape(-1, 1).expand(-1, width).float().to(batch["completion_ids"].device)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self.config.algo.importance_level != "sequence":
+            return super()._compute_loss(model, inputs)
+        self._loss_inputs = dict(inputs)
+        try:
+            return super()._compute_loss(model, self._loss_inputs)
+        finally:
+            self._loss_inputs = None
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's log-probs; where its loss asks, old ones are put beside them that make its mean of log-ratios a sum."""
+        scored = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if (inputs := self._loss_inputs) is not None:
+            logps, old = scored[0], inputs.get("old_per_token_logps")
+            mask = inputs["completion_mask"] * inputs["tool_mask"]
+            old = logps.detach() if old is None else old
+            inputs["old_per_token_logps"] = old_logps_for_a_sum(logps, old, mask)
+        return scored
 
     def _column(self, reward: str, kind: str | None) -> Tensor:
         """One reward (B,) of the batch, NaN where it is missing, filtered or belongs to another kind of prompt."""

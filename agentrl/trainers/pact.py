@@ -89,6 +89,7 @@ class PactTrainer(TracedTrainer):
         batch["context_mask"] = pad([torch.ones_like(row) for row in rows], 0, padding_side="left").to(device)
         with torch.no_grad():
             if batch.get("old_per_token_logps") is not None:
+                batch["prompt_old_logps"] = batch["old_per_token_logps"].clone()  # of a KL term under x
                 batch["old_per_token_logps"][scored] = self._logps_in_context(self.model, batch, scored)
             if batch.get("ref_per_token_logps") is not None and self.config.algo.kl_context == "ratio":
                 batch["ref_per_token_logps"][scored] = self._reference_logps(batch, scored)
@@ -137,9 +138,8 @@ class PactTrainer(TracedTrainer):
         try:
             self._entropy_bonus_enabled = False
             no_advantage = torch.zeros_like(inputs["advantages"])
-            divergence = super()._compute_loss(
-                model, {**inputs, "advantages": no_advantage, "old_per_token_logps": None}
-            )
+            under_x = {"advantages": no_advantage, "old_per_token_logps": inputs.get("prompt_old_logps")}
+            divergence = super()._compute_loss(model, {**inputs, **under_x})
             for name, values in metrics.items():  # of this call only the KL means anything
                 if name != "kl":
                     del values[logged.get(name, 0) :]
