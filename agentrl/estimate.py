@@ -100,12 +100,13 @@ def estimate(config: Config) -> Estimate:
 
 
 def memory(config: Config, parameters: float) -> dict[str, float]:
-    """GB per process without sharding: weights, gradients, Adam's two moments, and the reference where KL needs it."""
+    """GB per process without sharding: weights, gradients, Adam's two moments, and the reference of DPO or KL."""
     weight = parameters * BYTES[config.model.dtype] / 2**30
     lora = config.model.lora.enabled
     trained = weight * (LORA_SHARE if lora else 1)
+    measured = isinstance(config.algo, Dpo) or getattr(config.algo, "kl_coef", 0) > 0
     # With adapters the reference is the same weights with the adapters off.
-    reference = 0.0 if lora or getattr(config.algo, "kl_coef", 0) == 0 else weight
+    reference = weight if measured and not lora else 0.0
     return {"weights": weight, "gradients": trained, "optimizer": 2 * trained, "reference": reference}
 
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import ROLLOUT_FREE, TRACED, Dpo, Evaluate, Hipo, Pact, Sft
+from agentrl.config.algos import ROLLOUT_FREE, TRACED, Evaluate, Hipo, Pact, Sft
 from agentrl.config.benches import Ftrl, HifConfig, Minihop, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
@@ -224,13 +224,6 @@ def _machine(config: Config) -> list[str]:
     )
     shared = hardware.vllm == "server" and hardware.processes > 1 and config.rollout.max_turns > 1
     require(not shared, "hardware.vllm", hardware.vllm, server_rule)
-    reference_rule = (
-        "an adapter, and the reference that algo.name=" + config.algo.name + " measures from would be its base without "
-        "it; put it into its base first (agentrl merge), or train adapters on it (model/lora=on)"
-    )
-    measured = isinstance(config.algo, Dpo) or getattr(config.algo, "kl_coef", 0) > 0
-    is_adapter = (Path(model.path).expanduser() / "adapter_config.json").is_file()
-    require(model.lora.enabled or not (measured and is_adapter), "model.path", model.path, reference_rule)
     elsewhere = isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
     if model.path.startswith(("/", "./", "../", "~")) and not elsewhere:
         folder = Path(model.path).expanduser()

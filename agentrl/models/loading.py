@@ -11,7 +11,13 @@ import torch
 from jinja2 import TemplateError
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from trl.chat_template_utils import (
     add_response_schema,
     get_training_chat_template,
@@ -49,21 +55,24 @@ def checkpoint_path(path: str) -> str:
     return path
 
 
-def load_model(config: Model) -> PreTrainedModel:
+def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
     """The causal language model in `config.dtype`; a directory that holds an adapter gives its base with it merged in.
+
+    `quantization` is for a model that is not trained.
 
     Raises:
         UserError: unreachable, incomplete, or weights that do not belong to the architecture its config names.
     """
     path = checkpoint_path(config.path)
     if (Path(path) / ADAPTER).is_file():
-        return _with_adapter(config, path)
+        return _with_adapter(config, path, quantization)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,
+            quantization_config=quantization,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, json.JSONDecodeError) as error:
@@ -78,7 +87,7 @@ def load_model(config: Model) -> PreTrainedModel:
     return model
 
 
-def _with_adapter(config: Model, path: str) -> PreTrainedModel:
+def _with_adapter(config: Model, path: str, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
     try:
         base = PeftConfig.from_pretrained(path).base_model_name_or_path
     except (ValueError, TypeError, KeyError) as error:
@@ -87,9 +96,10 @@ def _with_adapter(config: Model, path: str) -> PreTrainedModel:
         raise UserError(
             f"model.path={config.path}: {ADAPTER} names no base checkpoint (base_model_name_or_path={base})"
         )
-    model = load_model(replace(config, path=str(base), revision=None))
+    model = load_model(replace(config, path=str(base), revision=None), quantization)
     try:
-        return PeftModel.from_pretrained(model, path).merge_and_unload()
+        merged = PeftModel.from_pretrained(model, path).merge_and_unload()
+        return merged.requires_grad_(True)  # PEFT has frozen the base, and full training goes on from here
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
         raise UserError(f"model.path={config.path}: the adapter does not fit {base}: {first_line(error)}") from error
 

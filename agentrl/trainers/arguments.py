@@ -79,8 +79,6 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
         }
     # LUFFY removes the clip, and takes its mean over the members of a group.
     clip, aggregation = (math.inf, "sequence") if isinstance(algo, Luffy) else (algo.clip_eps, algo.loss_aggregation)
-    if algo.kl_coef > 0 and config.model.revision is not None:
-        extra["model_init_kwargs"] = {"revision": config.model.revision}  # TRL loads the reference by name
     return GRPOConfig(
         **shared_arguments(config, checkpoints),
         **extra,
@@ -133,13 +131,7 @@ def dataset_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
 
 def dpo_arguments(config: Config, checkpoints: Path) -> DPOConfig:
     """TRL's DPO arguments; the pairs arrive tokenised."""
-    revision = config.model.revision  # TRL loads the reference by name
-    return DPOConfig(
-        **dataset_arguments(config, checkpoints),
-        beta=config.algo.beta,
-        max_length=None,
-        model_init_kwargs=None if revision is None else {"revision": revision},
-    )
+    return DPOConfig(**dataset_arguments(config, checkpoints), beta=config.algo.beta, max_length=None)
 
 
 def focal_arguments(config: Config, checkpoints: Path) -> TrainingArguments:

@@ -26,6 +26,7 @@ from agentrl.rollout.engine import Episode
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
 from agentrl.trainers.callbacks import anywhere
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
+from agentrl.trainers.reference import starting_policy, taken_as_reference
 from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trajectory import Trajectory
 
@@ -75,7 +76,7 @@ class AgentGRPOTrainer(GRPOTrainer):
         peft_config: PeftConfig | None = None,
         rollout_log: RolloutLog | None = None,
         console: RunConsole | None = None,
-        quantization_config: BitsAndBytesConfig | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,  # of the reference
     ) -> None:
         self.config, self.bench, self.tasks, self.chat = config, bench, tasks, chat
         self._rollout_log, self._console = rollout_log, console
@@ -88,16 +89,18 @@ class AgentGRPOTrainer(GRPOTrainer):
         ):  # which must have room for one longest context: the model's own may be many times an episode's
             longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
             args.vllm_max_model_length = min(longest, model.config.max_position_embeddings)
-        super().__init__(
-            model=model,
-            reward_funcs=[self._trajectory_return],
-            args=args,
-            train_dataset=Dataset.from_list([{"prompt": task.prompt, "task": i} for i, task in enumerate(tasks)]),
-            processing_class=chat.tokenizer,
-            peft_config=peft_config,
-            quantization_config=quantization_config,  # of the reference: the policy is loaded already
-            environment_factory=RowEnvironment if any(task.tools for task in tasks) else None,
-        )
+        measured = args.beta > 0
+        reference = starting_policy(model, config.model, peft_config, quantization_config) if measured else None
+        with taken_as_reference(reference):
+            super().__init__(
+                model=model,
+                reward_funcs=[self._trajectory_return],
+                args=args,
+                train_dataset=Dataset.from_list([{"prompt": task.prompt, "task": i} for i, task in enumerate(tasks)]),
+                processing_class=chat.tokenizer,
+                peft_config=peft_config,
+                environment_factory=RowEnvironment if any(task.tools for task in tasks) else None,
+            )
         self.chat_template = chat.template
         self.engine = TrlToolLoop(self)
 

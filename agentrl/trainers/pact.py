@@ -18,6 +18,7 @@ from agentrl.benches.base import Task
 from agentrl.chat import TokenizedTrace, context_ids, tokenize_trace
 from agentrl.objectives.pact import anchor_gates, sft_token_weights
 from agentrl.schedules import anneal_value, progress, reasoning_level
+from agentrl.trainers.reference import start_of_adapters
 from agentrl.trainers.traced import TracedTrainer
 
 
@@ -97,7 +98,7 @@ class PactTrainer(TracedTrainer):
     def _reference_logps(self, batch: dict[str, Any], rows: list[int]) -> Tensor:
         if self.ref_model is not None:
             return self._logps_in_context(self.ref_model, batch, rows)
-        with self.accelerator.unwrap_model(self.model).disable_adapter():
+        with start_of_adapters(self.accelerator.unwrap_model(self.model)):
             return self._logps_in_context(self.model, batch, rows)
 
     def _logps_in_context(self, model: Any, batch: dict[str, Any], rows: list[int]) -> Tensor:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftConfig
 from transformers import PreTrainedModel, set_seed
 from trl import DPOTrainer
 
 from agentrl.benches.base import Task
 from agentrl.benches.hif.base import HifBench, response_of
 from agentrl.chat import ChatFormat
-from agentrl.config.schema import Config
+from agentrl.config.schema import Config, Model
 from agentrl.console import RunConsole
 from agentrl.durable import write_text
 from agentrl.errors import UserError
@@ -26,6 +27,7 @@ from agentrl.rewards.two_sided import Rewards, grade
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.run import RunDirectory
 from agentrl.trainers.arguments import dpo_arguments
+from agentrl.trainers.reference import starting_policy
 
 PAIRS = "pairs.jsonl"  # in the run directory: what was sampled once is not sampled again on resumption
 FIELDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -138,7 +140,18 @@ def pair_dataset(pairs: list[dict[str, Any]], bench: str) -> Dataset:
 
 
 class PairTrainer(DPOTrainer):
-    """TRL's DPO on rows that arrive tokenised."""
+    """TRL's DPO on rows that arrive tokenised, from the policy as it starts; `start` says how that was loaded."""
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        start: Model | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        reference = starting_policy(model, start, peft_config)
+        super().__init__(model=model, ref_model=reference, peft_config=peft_config, **kwargs)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -165,6 +178,7 @@ def dpo_trainer(
         set_seed(config.seed)  # whether pairs were sampled or read back, what follows draws the same
     return PairTrainer(
         model=model,
+        start=config.model,
         args=dpo_arguments(config, run.checkpoints_dir),
         train_dataset=pair_dataset(pairs, bench.name),
         processing_class=chat.tokenizer,
