@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,12 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     with disk_errors(path), path.open("ab") as file:
         drop_torn_tail(path)
         file.write(line.encode())
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a file of records whole."""
+    mask = masker()
+    write_text(path, "".join(json.dumps(_plain(record, mask), allow_nan=False) + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

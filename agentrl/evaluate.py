@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
@@ -10,8 +11,9 @@ from accelerate.utils import gather_object, set_seed
 from agentrl.benches.base import Bench, Score, Task
 from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
+from agentrl.errors import UserError
 from agentrl.judges.base import Judge
-from agentrl.results import Item
+from agentrl.results import Item, missing_of, played
 from agentrl.rewards.two_sided import scores
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.rollout.preparation import prepared
@@ -41,50 +43,103 @@ def evaluate(
     `judge` grades what a suite of instruction hierarchies leaves open. A batch whose items the file holds already is
     not played again. Every batch has a seed of its own and one that was cut short is played whole, so that a killed
     evaluation goes on to the same items, sampled ones too. Several processes share a batch.
-    Raises Interrupted on a stop request.
+
+    An item that an endpoint does not play stays missing, with the reason in its line; it alone is played again the next
+    time. Returned are the items that count. Raises Interrupted on a stop request, UserError where there is no item.
     """
-    path = run.eval_dir / f"{phase}.jsonl"
+    file = ItemFile(run, phase)
     decoding = Decoding(config.temperature, config.top_p)
-    items: list[Item] = run.records(path)
-    done = {(item["id"], item["sample"]) for item in items}
     every = [(task, sample) for task in tasks for sample in range(config.samples)]
-    if any((task.id, sample) not in done for task, sample in every):
+    unprepared: dict[str, str] = {}
+    if any(file.lacks(task.id, sample) for task, sample in every):
         directory = run.path / "memory" / phase
-        ready = prepared(bench, tasks, engine, decoding, config.batch, directory)
+        ready, unprepared = prepared(bench, tasks, engine, decoding, config.batch, directory)
         by_id = {task.id: task for task in ready}
-        every = [(by_id[task.id], sample) for task, sample in every]
+        every = [(by_id.get(task.id, task), sample) for task, sample in every]
     label = f"evaluate {phase}"
-    console.start(label, len(every), len(items))
+    console.start(label, len(every), len(file.played))
     seed = run.config().seed
     state = PartialState()
     size = config.batch * state.num_processes
     for start in range(0, len(every), size):
-        share = every[start : start + size]
-        if all((task.id, sample) in done for task, sample in share):
+        share = file.to_play(every[start : start + size])
+        if not share:
             continue
         if stop.anywhere():
             raise Interrupted
         set_seed((zlib.crc32(f"{seed} {phase} {start}".encode()) >> 1) + state.process_index)
+        file.keep([missing_record(task, n, unprepared[task.id], []) for task, n in share if task.id in unprepared])
+        share = [(task, sample) for task, sample in share if task.id not in unprepared]
+        if not share:
+            continue
         mine = share[state.process_index :: state.num_processes]
         # The engine communicates: every process plays equally many episodes, some of which do not count.
         width = -(-len(share) // state.num_processes)
         episodes = [Episode(task, bench.environment(task)) for task, _ in mine + share[: width - len(mine)]]
         trajectories = engine.rollout(episodes, decoding)[: len(mine)]
-        graded = scores(bench, judge, [task for task, _ in mine], trajectories)
-        played = [
-            item_record(score, task, sample, trajectory)
-            for score, (task, sample), trajectory in zip(graded, mine, trajectories, strict=True)
-        ]
-        for item in gather_object(played):
-            if (item["id"], item["sample"]) in done:
-                continue
-            items.append(item)
-            if state.is_main_process:
-                run.append(path, item)
-        solved = mean_interval([item["metrics"].get(bench.solve_metric, 0.0) or 0.0 for item in items]).mean
-        console.update(label, len(items), f"{bench.solve_metric} {solved:.3f}", line=True)
+        file.keep(gather_object(_lines(bench, judge, mine, trajectories)))
+        solved = mean_interval([item["metrics"].get(bench.solve_metric, 0.0) or 0.0 for item in file.played]).mean
+        console.update(label, len(file.played), f"{bench.solve_metric} {solved:.3f}", line=True)
     console.finish(label)
-    return items
+    if every and not file.played:
+        reason = next(iter(missing_of(file.lines.values())))
+        raise UserError(f"none of {len(every)} items could be had: {reason}; the same command tries them again")
+    return file.played
+
+
+class ItemFile:
+    """eval/<phase>.jsonl as it stands: the last try of every item."""
+
+    def __init__(self, run: RunDirectory, phase: str) -> None:
+        self._run, self._path = run, run.eval_dir / f"{phase}.jsonl"
+        self.lines: dict[tuple[str, int], Item] = {(one["id"], one["sample"]): one for one in run.records(self._path)}
+
+    @property
+    def played(self) -> list[Item]:
+        return played(self.lines.values())
+
+    def lacks(self, name: str, sample: int) -> bool:
+        """Whether an item is still to be had."""
+        line = self.lines.get((name, sample))
+        return line is None or "missing" in line
+
+    def to_play(self, share: list[tuple[Task, int]]) -> list[tuple[Task, int]]:
+        """What of a batch to play: nothing, all of it, or only what an endpoint did not play when all was tried."""
+        left = [(task, sample) for task, sample in share if self.lacks(task.id, sample)]
+        all_tried = all((task.id, sample) in self.lines for task, sample in share)
+        return left if all_tried or not left else share
+
+    def keep(self, new: list[Item]) -> None:
+        """Add lines, in place of those that were missing; one process writes them."""
+        wanted = [line for line in new if self.lacks(line["id"], line["sample"])]
+        replaced = any((line["id"], line["sample"]) in self.lines for line in wanted)
+        self.lines |= {(line["id"], line["sample"]): line for line in wanted}
+        if not PartialState().is_main_process:
+            return
+        if replaced:
+            self._run.replace_records(self._path, list(self.lines.values()))
+        else:
+            for line in wanted:
+                self._run.append(self._path, line)
+
+
+def _lines(
+    bench: Bench, judge: Judge | None, mine: list[tuple[Task, int]], trajectories: list[Trajectory]
+) -> list[Item]:
+    """A line for each episode: its score, or why an endpoint did not play it."""
+    whole = [(task, one) for (task, _), one in zip(mine, trajectories, strict=True) if one.failure is None]
+    graded = iter(scores(bench, judge, [task for task, _ in whole], [one for _, one in whole]))
+    return [
+        item_record(next(graded), task, sample, one)
+        if one.failure is None
+        else missing_record(task, sample, one.failure, one.messages)
+        for (task, sample), one in zip(mine, trajectories, strict=True)
+    ]
+
+
+def missing_record(task: Task, sample: int, reason: str, messages: list[dict[str, Any]]) -> Item:
+    """The line of an item that could not be had, with what was said until then."""
+    return {"id": task.id, "sample": sample, "missing": reason, "messages": messages}
 
 
 def item_record(score: Score, task: Task, sample: int, trajectory: Trajectory) -> Item:

@@ -17,6 +17,7 @@ NOT_IN_IDENTITY = (
     *("runs_dir", "name", "run_id", "dry_run", "objective", "tracker", "faults"),
     *("trainer.save_steps", "trainer.keep_checkpoints", "trainer.keep_best"),
     *(f"judge.{key}" for key in OPERATIONAL),
+    *(f"algo.endpoint.{key}" for key in ("api_key_env", "concurrency", "timeout", "retries")),
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from agentrl.stats import (
@@ -16,8 +17,18 @@ from agentrl.stats import (
     pass_hat_k,
 )
 
-Item = dict[str, Any]  # one line of eval/*.jsonl
+Item = dict[str, Any]  # one line of eval/*.jsonl; "missing" says why an endpoint did not play it
 Summary = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> interval
+
+
+def played(lines: Iterable[Item]) -> list[Item]:
+    """The items that count: those that were played to their end."""
+    return [line for line in lines if "missing" not in line]
+
+
+def missing_of(lines: Iterable[Item]) -> dict[str, int]:
+    """How many items are missing, by reason; the most frequent reason first."""
+    return dict(Counter(line["missing"] for line in lines if "missing" in line).most_common())
 
 
 def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, float]]:

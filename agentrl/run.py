@@ -136,6 +136,10 @@ class RunDirectory:
         """Add one line to a file of records."""
         durable.append_record(path, record)
 
+    def replace_records(self, path: Path, records: list[dict[str, Any]]) -> None:
+        """Write a file of records anew."""
+        durable.write_records(path, records)
+
     def records(self, path: Path) -> list[dict[str, Any]]:
         """The whole records of a file of lines, none where it does not exist."""
         return durable.read_records(path)

@@ -37,13 +37,19 @@ def start(config: Config, output: TextIO | None = None) -> int:
             run.set_status("dry_run")
         console.print(f"Dry run: nothing was loaded or trained. {run.path}")
         return COMPLETED
-    if state == "completed":
+    summary = json.loads(run.summary_path.read_text(encoding="utf-8")) if run.summary_path.exists() else {}
+    missing = summary.get("missing", {}).get("items", 0)  # an endpoint did not play them: they are tried again
+    if state == "completed" and not missing:
         console.print(f"This run is complete: {run.path}")
-        if run.summary_path.exists():
-            print_result(json.loads(run.summary_path.read_text(encoding="utf-8")), console)
+        if summary:
+            print_result(summary, console)
         console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
         return COMPLETED
-    console.print(f"{'Resuming' if state in ('running', 'interrupted', 'failed') else 'Run directory'}: {run.path}")
+    if state == "completed":
+        console.print(f"{missing} items are missing and are tried again: {run.path}")
+    else:
+        known = state in ("running", "interrupted", "failed")
+        console.print(f"{'Resuming' if known else 'Run directory'}: {run.path}")
     run.adopt(config)
     code = launch(run, config, output)
     if code == COMPLETED:

@@ -52,6 +52,7 @@ class Trajectory:
     truncated: bool = False  # the token budget cut the last turn
     logprobs: list[float] | None = None  # behaviour policy, per completion token (0 where policy_mask is 0)
     reported_tokens: int | None = None  # sampled tokens as an endpoint counts them, where it gives no ids
+    failure: str | None = None  # why an endpoint did not play the episode to its end: nothing of it counts
 
     def __post_init__(self) -> None:
         length = len(self.completion_ids)

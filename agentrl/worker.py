@@ -43,10 +43,10 @@ from agentrl.launch import die_with_launcher, is_direct, stop_signals
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.redact import mask_streams
 from agentrl.report.plots import plot_run
-from agentrl.report.table import print_result
-from agentrl.results import Item, summarise, summarise_groups
+from agentrl.report.table import print_result, sampling_text
+from agentrl.results import Item, missing_of, summarise, summarise_groups
 from agentrl.rollout.endpoint import EndpointEngine
-from agentrl.rollout.engine import RolloutEngine
+from agentrl.rollout.engine import Decoding, RolloutEngine
 from agentrl.run import RunDirectory
 from agentrl.streams import keep_streams
 from agentrl.traces.files import read_traces, use_traces
@@ -173,6 +173,8 @@ class Result:
     steps: int = 0
     tokens: int = 0
     judge: dict[str, Any] | None = None  # what a judge was asked, and what it cost
+    missing: dict[str, int] = field(default_factory=dict)  # items that an endpoint did not play, by reason
+    sampling: dict[str, Any] | None = None  # what an endpoint was told on sampling, and what it chose itself
 
 
 def counts_of(judge: Judge | None) -> dict[str, float] | None:
@@ -196,6 +198,8 @@ def summary_of(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
         "tokens": {"seen": result.tokens},
         "solve_metric": result.solve_metric,
         **({} if result.judge is None else {"judge": result.judge}),
+        **({} if result.sampling is None else {"sampling": result.sampling}),
+        **({"missing": {"items": sum(result.missing.values()), "reasons": result.missing}} if result.missing else {}),
         "eval": summarise(result.before, result.after, result.solve_metric),
         "by": summarise_groups(result.before, result.after, result.solve_metric),
     }
@@ -209,8 +213,10 @@ def _evaluate_only(
     judge = build_judge(config, str(run.path), config.hardware.device)
     tasks = bench.tasks("test", config.eval.limit, config.seed)
     engine: RolloutEngine
+    endpoint: EndpointEngine | None = None
     if config.algo.endpoint.base_url is not None:
-        engine, where = EndpointEngine(config), "behind an endpoint"
+        engine = endpoint = EndpointEngine(config)
+        where = "behind an endpoint"
     else:
         chat = load_chat(config.model, needs_of(tasks))
         tasks = fitting(chat, tasks, config, "test")
@@ -219,7 +225,12 @@ def _evaluate_only(
         where = f"{model.num_parameters():,} parameters"
     console.say(f"eval of {config.model.name} ({where}) on {bench.name}: {len(tasks)} tasks, {run.path}")
     items = evaluate(engine, bench, tasks, config.eval, run, "after", console, stop, judge)
-    return Result(bench.solve_metric, items, judge=counts_of(judge))
+    result = Result(bench.solve_metric, items, judge=counts_of(judge))
+    if endpoint is not None:
+        result.missing = missing_of(run.records(run.eval_dir / "after.jsonl"))
+        result.sampling = endpoint.sampling(Decoding(config.eval.temperature, config.eval.top_p))
+        console.say(f"sampling: {sampling_text(result.sampling)}")
+    return result
 
 
 def _train_and_evaluate(

@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ from agentrl.config.compose import compose
 from agentrl.errors import UserError
 from agentrl.models.target import model_overrides
 from agentrl.report.published import paper_table
-from agentrl.rollout.endpoint import read_message, wire_messages
 
 TINY = Path(str(files("agentrl.models") / "tiny"))
 SMALL = ("eval.limit=10", "rollout.max_turns=6", "hardware.threads=1")
@@ -72,37 +70,6 @@ def test_a_run_stands_for_its_model_and_says_what_its_checkpoints_are(tmp_path: 
 def test_a_name_that_means_nothing_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="is no preset"):
         model_overrides(name)
-
-
-# --- the protocol ---------------------------------------------------------------------------------------------------
-
-
-def message(content: str | None, *calls: tuple[str, str]) -> Any:
-    made = [SimpleNamespace(function=SimpleNamespace(name=name, arguments=text)) for name, text in calls]
-    return SimpleNamespace(content=content, tool_calls=made or None)
-
-
-def test_calls_are_read_wherever_the_server_left_them() -> None:
-    parsed = read_message(message("I look.", ("find", '{"x": 1}')))
-    unparsed = read_message(message('I look.\n<tool_call>\n{"name": "find", "arguments": {"x": 1}}\n</tool_call>'))
-    assert parsed == unparsed
-    assert parsed["tool_calls"][0]["function"] == {"name": "find", "arguments": {"x": 1}}
-    assert read_message(message(None, ("find", "{oops")))["tool_calls"][0]["function"]["arguments"] == "{oops"
-    assert "tool_calls" not in read_message(message("done"))
-
-
-def test_results_name_the_call_they_answer() -> None:
-    said = [
-        read_message(message("two", ("a", '{"x": "\u00e9"}'), ("b", "{}"))),
-        {"role": "tool", "name": "a", "content": "1"},
-        {"role": "tool", "name": "b", "content": "2"},
-    ]
-    sent = wire_messages(said, "structured")
-    assert [call["id"] for call in sent[0]["tool_calls"]] == [sent[1]["tool_call_id"], sent[2]["tool_call_id"]]
-    assert sent[0]["tool_calls"][0]["function"] == {"name": "a", "arguments": '{"x": "\u00e9"}'}
-    text = wire_messages(said, "text")[0]
-    assert "tool_calls" not in text
-    assert text["content"].startswith('two\n<tool_call>\n{"name": "a", "arguments": {"x": "\u00e9"}}\n</tool_call>\n')
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

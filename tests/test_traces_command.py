@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
+from chat_server import ChatServer, Reply, call, completion, said
 
 from agentrl.benches import load_bench
 from agentrl.commands.traces import main as traces_command
@@ -127,69 +126,48 @@ def test_mined_traces_of_a_bench_with_a_page(tmp_path: Path, capsys: pytest.Capt
         traces_command(["build", "bench=minihop", f"out={tmp_path / 't'}", "source=teacher"])
 
 
-class Teacher(BaseHTTPRequestHandler):
-    """Solves minihop tasks by reading the question; misbehaves on some of them, by their place in `order`."""
+class Teacher(ChatServer):
+    """Solves minihop tasks by reading the question; misbehaves on some of them, by their place among `questions`."""
 
-    order: ClassVar[list[str]] = []
-    asked = 0
+    def __init__(self) -> None:
+        super().__init__(self.solve)
+        self.tasks = load_bench(compose(["bench=minihop"]).bench).tasks("train")[:8]
+        self.questions = [task.prompt[0]["content"].rsplit("Question: ", 1)[1] for task in self.tasks]
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).asked += 1
-        messages = body["messages"]
-        question = next(m["content"] for m in messages if m["role"] == "user").rsplit("Question: ", 1)[1]
-        start, *hops = question.removeprefix("What is ").removesuffix("?").split("'s ")
-        seen = [m["content"] for m in messages if m["role"] == "tool"]
-        kind = self.order.index(question) % 4 if question in self.order else 0
-        reply: dict[str, Any] = {"role": "assistant", "content": ""}
+    def place(self, body: dict[str, Any]) -> int:
+        prompt = next(message["content"] for message in body["messages"] if message["role"] == "user")
+        return self.questions.index(prompt.rsplit("Question: ", 1)[1])
+
+    def solve(self, body: dict[str, Any], _: int) -> Any:
+        kind = self.place(body) % 4
+        start, *hops = self.questions[self.place(body)].removeprefix("What is ").removesuffix("?").split("'s ")
+        seen = [message["content"] for message in body["messages"] if message["role"] == "tool"]
         if len(seen) == len(hops):
-            reply["content"] = "<answer>nobody</answer>" if kind == 1 else f"<answer>{seen[-1]}</answer>"
-        else:
-            hop = hops[len(seen)]
-            tool = next(t["function"] for t in body["tools"] if t["function"]["name"] == f"get_{hop}")
-            (parameter,) = tool["parameters"]["properties"]
-            value = (seen or [start])[-1]
-            name = "get_rich" if kind == 2 else tool["name"]
-            reply["content"] = f"I need to find the {hop}. I use a tool." + ("<|im_end|>" if kind == 3 else "")
-            arguments = json.dumps({parameter: "Nobody" if kind == 1 else value})
-            function = {"name": name, "arguments": arguments}
-            reply["tool_calls"] = [{"id": "c", "type": "function", "function": function}]
-        choice = {"index": 0, "finish_reason": "stop", "message": reply}
-        usage = {"prompt_tokens": 50, "completion_tokens": 9, "total_tokens": 59}
-        answer = {
-            "id": "x",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "t",
-            "choices": [choice],
-            "usage": usage,
-        }
-        text = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: Any) -> None:
-        """Quiet."""
+            return completion(said("<answer>nobody</answer>" if kind == 1 else f"<answer>{seen[-1]}</answer>"))
+        hop = hops[len(seen)]
+        tool = next(t["function"] for t in body["tools"] if t["function"]["name"] == f"get_{hop}")
+        (parameter,) = tool["parameters"]["properties"]
+        arguments = json.dumps({parameter: "Nobody" if kind == 1 else (seen or [start])[-1]})
+        text = f"I need to find the {hop}. I use a tool." + ("<|im_end|>" if kind == 3 else "")
+        return completion(said(text, call("get_rich" if kind == 2 else tool["name"], arguments)))
 
 
 @pytest.fixture
-def teacher() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.shutdown()
+def teacher() -> Iterator[Teacher]:
+    with Teacher() as server:
+        yield server
+
+
+def build_command(teacher: Teacher, out: Path, limit: int = 8) -> list[str]:
+    own = ["source=teacher", f"endpoint={teacher.url}", "teacher=big", f"out={out}", "algo.endpoint.retries=0"]
+    return ["build", "bench=minihop", f"limit={limit}", *own]
 
 
 def test_a_teachers_traces_are_kept_only_if_they_verify(
-    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tasks = load_bench(compose(["bench=minihop"]).bench).tasks("train")[:8]
-    Teacher.order = [task.prompt[0]["content"].rsplit("Question: ", 1)[1] for task in tasks]
-    out = tmp_path / "taught.jsonl"
-    build = ["build", "bench=minihop", "limit=8", "source=teacher", f"endpoint={teacher}", "teacher=big", f"out={out}"]
+    tasks, out = teacher.tasks, tmp_path / "taught.jsonl"
+    build = build_command(teacher, out)
     assert traces_command([*build, "tries=2"]) == 0
     printed = capsys.readouterr().out
     assert "2 traces of 8 tasks" in printed
@@ -203,8 +181,49 @@ def test_a_teachers_traces_are_kept_only_if_they_verify(
         assert trace.turns[-1].observations == (tasks[place].answer,)
         assert [chunk.type for chunk in trace.turns[0].chunks] == ["task_restate", "tool_selection"]
     # A kill leaves half a line; what is settled is not asked again.
-    asked, text = Teacher.asked, out.read_text()
+    asked, text = len(teacher.bodies), out.read_text()
     out.write_text(text[: len(text) - 20])
     assert traces_command([*build, "tries=2"]) == 0
     assert set(read_traces(out)) == {tasks[0].id, tasks[4].id}
-    assert 0 < Teacher.asked - asked <= len(tasks[4].data["chain"]) + 1
+    assert 0 < len(teacher.bodies) - asked <= len(tasks[4].data["chain"]) + 1
+
+
+def test_a_task_that_the_teachers_server_does_not_play_is_tried_again(
+    teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def respond(body: dict[str, Any], number: int) -> Any:
+        refused = Reply({"error": {"message": "too long for me"}}, 400)
+        broken = completion(None) if any(message["role"] == "tool" for message in body["messages"]) else refused
+        return {0: refused, 1: broken}.get(teacher.place(body)) or teacher.solve(body, number)
+
+    out = tmp_path / "taught.jsonl"
+    build = [*build_command(teacher, out), "tries=2"]
+    teacher.respond = lambda body, _: Reply({"error": {"message": "no key"}}, 401)
+    with pytest.raises(UserError, match=r"no trace could be had.*refuses the key in OPENAI_API_KEY.*tries them again"):
+        traces_command(build)
+    teacher.respond = respond
+    assert traces_command(build) == 0
+    printed = capsys.readouterr().out
+    assert "1 traces of 6 tasks" in printed
+    assert "missing: 2 more tasks, which the same command tries again" in printed and "too long for me" in printed
+    assert set(read_traces(out)) == {teacher.tasks[4].id}
+    teacher.respond, asked = teacher.solve, len(teacher.bodies)
+    assert traces_command(build) == 0
+    assert "2 traces of 8 tasks" in (printed := capsys.readouterr().out) and "missing" not in printed
+    assert set(read_traces(out)) == {teacher.tasks[0].id, teacher.tasks[4].id}
+    assert {teacher.place(body) for body in teacher.bodies[asked:]} == {0, 1}
+
+
+def test_labels_that_the_server_does_not_give_leave_the_trace_for_later(teacher: Teacher, tmp_path: Path) -> None:
+    def respond(body: dict[str, Any], number: int) -> Any:
+        if "tools" not in body:  # the annotator's question
+            return Reply({"error": {"message": "busy"}}, 503)
+        answer = teacher.solve(body, number)
+        answer["choices"][0]["message"]["content"] += (
+            "\n\nHmm, odd. Bananas are yellow. So it goes. Well now. Quite so."
+        )
+        return answer
+
+    teacher.respond = respond
+    with pytest.raises(UserError, match=r"no trace could be had.*HTTP 503: busy"):
+        traces_command([*build_command(teacher, tmp_path / "t.jsonl", limit=1), "tries=1", "annotate=true"])

@@ -104,7 +104,7 @@ def _job(model: str, bench: str, own: dict[str, str], overrides: list[str], benc
 
 def _tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[str]:
     """Markdown: one table a bench with a row a model, differences between models, the paper's table."""
-    from agentrl.report.arms import arms_of, compared, load_records, metrics_of, pooled
+    from agentrl.report.arms import arms_of, compared, load_records, metrics_of, missing, pooled
     from agentrl.report.markdown import markdown_table
     from agentrl.report.page import cell
 
@@ -127,7 +127,8 @@ def _tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterato
             for metric in metrics
         ]
         items = max(arm.runs[0].evaluation["after"][metrics[0]]["n"] for arm in arms)
-        note = "mean [95% interval, clustered; differences paired by item]"
+        lacking = [f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := missing(arm))]
+        note = ", ".join([*lacking, "mean [95% interval, clustered; differences paired by item]"])
         yield f"{bench}: {items} items, {note}\n" + markdown_table(
             ["metric", *labels, *(f"{labels[j]} - {labels[i]}" for i, j in pairs)], rows
         )

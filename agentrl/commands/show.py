@@ -79,10 +79,12 @@ def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Con
 
 
 def _items(run: RunDirectory, phase: str) -> list[dict[str, Any]]:
+    from agentrl.results import played
+
     path = run.eval_dir / f"{phase}.jsonl"
     if not path.is_file():
         raise UserError(f"{path} does not exist: the run has not evaluated {phase} training; use source=rollouts")
-    return run.records(path)
+    return played(run.records(path))
 
 
 def _steps(wanted: str | None, logged: list[int]) -> list[int]:

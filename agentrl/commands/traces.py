@@ -14,9 +14,10 @@ from agentrl.commands.arguments import command_keys, file_to_write, flag, key_li
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.validate_bench import validate_data
-from agentrl.durable import drop_torn_tail
+from agentrl.durable import drop_torn_tail, write_records
 from agentrl.errors import UserError
 from agentrl.jsonl import numbered_lines
+from agentrl.traces.records import CHUNK_TYPES, ExpertTrace
 
 KEYS = {
     "out": "File to write, one trace a line; rejections and a page of examples go beside it.",
@@ -105,19 +106,23 @@ def _mined(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter
 
 
 def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
-    """Rollouts in batches; a trace or a rejection is on disk as soon as it is known."""
+    """Rollouts in batches; a trace or a rejection is on disk as soon as it is known.
+
+    A task that the teacher's server did not play is neither: its line says that it is missing, and the next command
+    tries it again.
+    """
     from agentrl.benches import load_bench
     from agentrl.rollout.endpoint import EndpointEngine
-    from agentrl.rollout.engine import Decoding, Episode
     from agentrl.traces.files import to_line
-    from agentrl.traces.records import CHUNK_TYPES
-    from agentrl.traces.teacher import endpoint_annotator, for_teacher, judged
+    from agentrl.traces.teacher import endpoint_annotator, taught
 
     tries = whole(own, "tries", 4, least=1)
     rejected = out.with_suffix(".rejected.jsonl")
-    for file in (out, rejected):
-        if file.exists():
-            drop_torn_tail(file)
+    if out.exists():
+        drop_torn_tail(out)
+    if rejected.exists():
+        drop_torn_tail(rejected)
+        write_records(rejected, [record for record in _lines(rejected) if "missing" not in record])
     bench = load_bench(config.bench, config.sandbox)
     engine = EndpointEngine(config)
     annotate = endpoint_annotator(engine.ask, CHUNK_TYPES) if flag(own, "annotate") else None
@@ -125,25 +130,23 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
     todo = [task for task in _tasks(bench, own, config.seed) if task.id not in settled]
     with out.open("a", encoding="utf-8") as traces, rejected.open("a", encoding="utf-8") as rejections:
         for start in range(0, len(todo), config.eval.batch):
-            left = {task.id: task for task in todo[start : start + config.eval.batch]}
-            why: dict[str, list[str]] = {name: [] for name in left}
-            for attempt in range(tries):
-                # The first try is greedy, later ones are sampled: a greedy repetition would change nothing.
-                decoding = Decoding(0.0 if attempt == 0 else 1.0)
-                episodes = [Episode(for_teacher(task), bench.environment(task)) for task in left.values()]
-                for task, trajectory in zip(list(left.values()), engine.rollout(episodes, decoding), strict=True):
-                    trace, reason = judged(bench, task, trajectory, annotate)
-                    if trace is not None:
-                        traces.write(to_line(trace))
-                        traces.flush()
-                        del left[task.id]
-                    else:
-                        why[task.id].append(str(reason))
-            for name in left:
-                rejections.write(json.dumps({"task_id": name, "reasons": why[name]}) + "\n")
-            rejections.flush()
-    reasons = Counter(record["reasons"][-1] for record in _lines(rejected))
-    return sum(1 for _ in _lines(out)), reasons, {}
+            batch = todo[start : start + config.eval.batch]
+            for outcome in taught(engine, bench, batch, tries, annotate):
+                if isinstance(outcome, ExpertTrace):
+                    traces.write(to_line(outcome))
+                    traces.flush()
+                else:
+                    rejections.write(json.dumps(outcome) + "\n")
+                    rejections.flush()
+    reasons = Counter(record["reasons"][-1] for record in _lines(rejected) if "reasons" in record)
+    missing = Counter(record["missing"] for record in _lines(rejected) if "missing" in record)
+    kept = sum(1 for _ in _lines(out))
+    if not missing:
+        return kept, reasons, {}
+    told = "; ".join(f"{count} times: {reason}" for reason, count in missing.most_common(3))
+    if not kept and not reasons:
+        raise UserError(f"no trace could be had, the server played no task ({told}); the same command tries them again")
+    return kept, reasons, {"missing": f"{missing.total()} more tasks, which the same command tries again ({told})"}
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -159,6 +159,8 @@ class Endpoint:
     base_url: Optional[str] = key("OpenAI-compatible endpoint that plays the episodes; null loads model.path here.")
     api_key_env: str = key("Environment variable that holds the endpoint's key; a server on this machine needs none.")
     concurrency: int = key("Episodes played at once.")
+    timeout: float = key("Seconds that the server may take for one turn.")
+    retries: int = key("Further tries where the server is busy or away (429, 5xx, no connection), waiting ever longer.")
     history: str = key(
         "How earlier calls go back: 'structured' (tool_calls) or 'text' (as Qwen's template writes them)."
     )

@@ -134,6 +134,8 @@ def _dual(dual: Dual) -> None:
 def _evaluate(config: Config, algo: Evaluate) -> None:
     concurrency = algo.endpoint.concurrency
     require(concurrency >= 1, "algo.endpoint.concurrency", concurrency, "must be at least 1")
+    require(algo.endpoint.timeout > 0, "algo.endpoint.timeout", algo.endpoint.timeout, "must be above 0")
+    require(algo.endpoint.retries >= 0, "algo.endpoint.retries", algo.endpoint.retries, "must be 0 or more")
     url = algo.endpoint.base_url
     web = url is None or url.startswith(("http://", "https://"))
     require(web, "algo.endpoint.base_url", url, "must begin with http:// or https://, e.g. http://localhost:8000/v1")

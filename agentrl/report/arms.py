@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from agentrl.errors import UserError
 from agentrl.identity import flat, in_identity
-from agentrl.results import item_values
+from agentrl.results import item_values, played
 from agentrl.run import RunDirectory
 from agentrl.stats import Interval, mean_interval, paired_difference
 
@@ -161,6 +161,11 @@ def compared(one: Arm, other: Arm, metric: str) -> Interval | None:
     return None
 
 
+def missing(arm: Arm) -> int:
+    """How many items endpoints did not play."""
+    return sum(run.summary.get("missing", {}).get("items", 0) for run in arm.runs if run.summary)
+
+
 def metrics_of(arms: list[Arm]) -> list[str]:
     """Every evaluated metric, the headlines first."""
     names: dict[str, None] = {}
@@ -174,7 +179,7 @@ def metrics_of(arms: list[Arm]) -> list[str]:
 
 def _items(run: RunRecord, metric: str) -> tuple[dict[str, float], dict[str, str]]:
     """A metric of every item after training, and the items' clusters."""
-    items = run.directory.records(run.directory.eval_dir / "after.jsonl")
+    items = played(run.directory.records(run.directory.eval_dir / "after.jsonl"))
     values = item_values(items, str((run.summary or {}).get("solve_metric", ""))).get(metric, {})
     return values, {item["id"]: item["cluster"] for item in items}
 

@@ -18,6 +18,7 @@ from agentrl.estimate import estimate
 from agentrl.report.arms import Arm, RunRecord, arms_of, compared, metrics_of, pooled, rank
 from agentrl.report.curves import COLOURS, MAX_ARMS, arm_curves
 from agentrl.report.rollouts import View, first_and_last, view
+from agentrl.report.table import missing_text
 from agentrl.stats import Interval
 
 ROLLOUTS = 2  # of the first and of the last step, for each arm
@@ -96,10 +97,8 @@ def _runs(arms: list[Arm]) -> Table:
     for arm in arms:
         for run in arm.runs:
             steps = str(run.summary["steps"]) if run.summary else "–"
-            reason = str(run.status.get("error", "")).strip().splitlines()
-            rows.append(
-                [arm.label, str(run.seed), run.status["status"], steps, reason[-1] if reason else "", str(run.path)]
-            )
+            reason = str(run.status.get("error", "")).strip().splitlines() or [missing_text(run.summary or {})]
+            rows.append([arm.label, str(run.seed), run.status["status"], steps, reason[-1], str(run.path)])
     return Table("", ["arm", "seed", "status", "updates", "reason", "directory"], rows)
 
 

@@ -45,6 +45,24 @@ def result_text(summary: Mapping[str, Any]) -> str:
     return "\n".join([_title(summary), *body, CAPTION])
 
 
+def missing_text(summary: Mapping[str, Any]) -> str:
+    """How many items an endpoint did not play, and why; empty where none is missing."""
+    missing = summary.get("missing")
+    if not missing:
+        return ""
+    reasons = list(missing["reasons"].items())
+    told = "; ".join(f"{count} times: {reason}" for reason, count in reasons[:3])
+    more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+    return f"{missing['items']} items are missing, and the same command tries them again. {told}{more}"
+
+
+def sampling_text(sampling: Mapping[str, Any]) -> str:
+    """What an endpoint was told on sampling, and what it was not because it takes no such value."""
+    sent = ", ".join(f"{name} {value:g}" for name, value in sampling["sent"].items())
+    own = ", ".join(sampling["chosen_by_server"])
+    return f"the server was told {sent or 'nothing'}" + (f"; it refuses and chooses itself: {own}" if own else "")
+
+
 def print_result(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Show the table on a terminal, plain lines elsewhere or where the terminal is too narrow for it."""
     console = console or Console()
@@ -54,6 +72,8 @@ def print_result(summary: Mapping[str, Any], console: Console | None = None) -> 
         console.print(table)
     else:
         console.print(result_text(summary), markup=False, highlight=False, soft_wrap=True)
+    if missing := missing_text(summary):
+        console.print(missing, markup=False, highlight=False, soft_wrap=True)
 
 
 def _shown(rows: list[tuple[str, tuple[str, str, str, str]]]) -> list[str]:

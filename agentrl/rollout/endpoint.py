@@ -1,99 +1,94 @@
 """Episodes played by a model behind an OpenAI-compatible chat-completions endpoint, for evaluation only.
 
-The server renders the conversation and samples; it reports how many tokens there were, not which. Calls that it did
-not parse (servers differ) are read from the text.
+The server renders the conversation and samples; it reports how many tokens there were, not which. An episode that the
+server does not play to its end says why, and the others go on.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import openai
-
 from agentrl.config.algos import Endpoint
 from agentrl.config.schema import Config
-from agentrl.errors import UserError, first_line
+from agentrl.endpoint.answer import Answer
+from agentrl.endpoint.client import ChatClient, Unanswered
+from agentrl.endpoint.messages import Dialogue
+from agentrl.errors import UserError
 from agentrl.rollout.conversation import react
 from agentrl.rollout.engine import Decoding, Episode
-from agentrl.rollout.reading import assistant_message, read_turn
+from agentrl.rollout.guard import ToolsDied
+from agentrl.rollout.reading import read_turn
 from agentrl.rollout.trl_loop import turns_of_calls
-from agentrl.text import well_formed
 from agentrl.trajectory import ToolCall, Trajectory
 
-RETRIES = 6  # the client waits longer each time, and as long as Retry-After says
-TIMEOUT_S = 600.0
+BYTES_A_TOKEN = 4  # where a server does not count
 
 
 class EndpointEngine:
     """Plays up to `concurrency` episodes at once; implements `RolloutEngine` without token ids."""
 
     def __init__(self, config: Config) -> None:
-        endpoint: Endpoint = config.algo.endpoint
-        self._endpoint, self._model, self._rollout = endpoint, config.model.path, config.rollout
-        self._dead_tools = config.faults.dead_tools
-        key = os.environ.get(endpoint.api_key_env)
-        local = any(host in str(endpoint.base_url) for host in ("//localhost", "//127.0.0.1", "//[::1]"))
-        if key is None and not local:
-            raise UserError(
-                f"the environment has no {endpoint.api_key_env}; export the endpoint's key, or name another variable "
-                "with algo.endpoint.api_key_env=..."
-            )
-        self._client = openai.OpenAI(
-            base_url=endpoint.base_url, api_key=key or "none", max_retries=RETRIES, timeout=TIMEOUT_S
-        )
+        self._endpoint: Endpoint = config.algo.endpoint
+        self._rollout, self._dead_tools, self._bench = config.rollout, config.faults.dead_tools, config.bench.name
+        self._client = ChatClient(self._endpoint, config.model.path)
 
     def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
-        """One trajectory per episode, in order. Raises UserError where the endpoint refuses or stays away."""
+        """One trajectory per episode, in order; `failure` is set where the endpoint refuses or stays away."""
         settings = decoding or Decoding(self._rollout.temperature, self._rollout.top_p)
         with ThreadPoolExecutor(self._endpoint.concurrency, thread_name_prefix="endpoint") as pool:
             futures = [pool.submit(self._play, episode, settings) for episode in episodes]
             try:
                 return [future.result() for future in futures]
+            except ToolsDied as death:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise UserError(
+                    f"the tools of bench={self._bench} broke ({death}); mend them and give the same command, or let "
+                    "faults.dead_tools=continue count such calls as errors"
+                ) from death
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def ask(self, messages: list[dict[str, str]]) -> str:
-        """One greedy reply without tools, as text. Raises UserError as `rollout` does."""
+        """One greedy reply without tools, as text. Raises Unanswered."""
         budget = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
-        return self._complete(list(messages), [], budget, Decoding(0.0)).choices[0].message.content or ""
+        return self._client.complete(list(messages), [], budget, Decoding(0.0)).content
+
+    def sampling(self, decoding: Decoding) -> dict[str, Any]:
+        """See `ChatClient.sampling`."""
+        return self._client.sampling(decoding)
 
     def _play(self, episode: Episode, decoding: Decoding) -> Trajectory:
         """Turns as the token loop takes them: the last one allowed can only answer, the budget covers observations."""
         limits, task = self._rollout, episode.task
         read = partial(read_turn, environment=episode.environment, tools=bool(task.tools))
-        said: list[dict[str, Any]] = []
+        dialogue = Dialogue(self._endpoint.history, read)
         calls: list[ToolCall] = []
-        sampled, first_prompt, used, truncated = 0, None, 0, False
+        count = TokenCount()
+        truncated, failure = False, None
         for turn in range(limits.max_turns):
-            left = limits.max_completion_tokens - used
+            left = limits.max_completion_tokens - count.used
             if left < 1:
                 truncated = True
                 break
             budget = min(limits.max_turn_tokens or left, left)
-            reply = self._complete(
-                [*task.prompt, *wire_messages(said, self._endpoint.history)], task.tools, budget, decoding
-            )
-            choice, usage = reply.choices[0], reply.usage
-            message = read_message(choice.message, read)
-            if usage is not None:
-                first_prompt = usage.prompt_tokens if first_prompt is None else first_prompt
-                sampled += usage.completion_tokens
-                used = usage.total_tokens - first_prompt
-            said.append(message)
-            if choice.finish_reason == "length":
+            try:
+                answer = self._client.complete([*task.prompt, *dialogue.sent], task.tools, budget, decoding)
+            except Unanswered as unanswered:
+                failure = str(unanswered)
+                break
+            message = dialogue.answered(answer)
+            count.add(answer)
+            if answer.finish == "length":
                 truncated = True
                 break
             if turn == limits.max_turns - 1:
                 break
-            answers, over = react(episode.environment, message, calls, self._dead_tools)
-            said += answers
-            if over or not answers:
+            said, over = react(episode.environment, message, calls, self._dead_tools)
+            dialogue.heard(said)
+            if over or not said:
                 break
         return Trajectory(
             task_id=task.id,
@@ -102,93 +97,30 @@ class EndpointEngine:
             policy_mask=[],
             turn=[],
             component=[],
-            messages=said,
-            calls=turns_of_calls(calls, said),
+            messages=dialogue.said,
+            calls=turns_of_calls(calls, dialogue.said),
             truncated=truncated,
-            reported_tokens=sampled,
+            reported_tokens=count.sampled,
+            failure=failure,
         )
 
-    def _complete(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], budget: int, decoding: Decoding
-    ) -> Any:
-        chosen: dict[str, Any] = {"tools": tools} if tools else {}
-        try:
-            return self._client.chat.completions.create(
-                model=self._model,
-                messages=messages,  # type: ignore[arg-type]
-                max_tokens=budget,
-                temperature=decoding.temperature,
-                top_p=decoding.top_p,
-                **chosen,
-            )
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise UserError(
-                f"{self._endpoint.base_url} refuses the key in {self._endpoint.api_key_env}: HTTP {error.status_code}"
-            ) from None  # the original may quote the key
-        except openai.APIStatusError as error:
-            reason = first_line(error)[:300]
-            raise UserError(
-                f"{self._endpoint.base_url} answers HTTP {error.status_code} for model {self._model}: {reason}; "
-                "what was evaluated is kept, the same command goes on"
-            ) from error
-        except openai.APIError as error:
-            raise UserError(
-                f"{self._endpoint.base_url} cannot be reached ({type(error).__name__}); what was evaluated is kept, "
-                "and the same command goes on once the server answers"
-            ) from error
 
+class TokenCount:
+    """Tokens of one episode as the server counts them; at four bytes a token where it does not."""
 
-def read_message(message: Any, read: Callable[[str], dict[str, Any]] = read_turn) -> dict[str, Any]:
-    """An answer of the endpoint as an assistant message whose calls are parsed, by the server or by `read`.
+    def __init__(self) -> None:
+        self.sampled, self.used = 0, 0  # by the model; since the prompt ended, observations included
+        self._prompt: int | None = None
 
-    Arguments that are no JSON object stay text: executing them is an error the model gets to read.
-    """
-    made = [(call.function.name, _object(call.function.arguments)) for call in message.tool_calls or []]
-    content = message.content or ""
-    said = well_formed(assistant_message(content, made)) if made else read(content)
-    reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-    if reasoning:
-        said["reasoning_content"] = well_formed(reasoning)
-    return said
-
-
-def wire_messages(said: list[dict[str, Any]], history: str) -> list[dict[str, Any]]:
-    """Messages as the protocol wants them back: calls with ids and arguments as text, results naming their call.
-
-    With history "text" an assistant turn goes back as the text that Qwen's and Hermes' templates make of it: some
-    servers, transformers' own among them, drop what a turn says beside its calls when the calls are structured.
-    """
-    sent: list[dict[str, Any]] = []
-    open_ids: list[str] = []
-    for message in said:
-        copy = {key: message[key] for key in ("role", "content")}
-        calls = [_as_text(call["function"]) for call in message.get("tool_calls") or []]
-        if message["role"] == "tool":
-            copy["tool_call_id"] = open_ids.pop(0)
-        elif calls:
-            open_ids = [f"call_{len(sent)}_{place}" for place in range(len(calls))]
-            if history == "text":
-                blocks = [f'{{"name": "{call["name"]}", "arguments": {call["arguments"]}}}' for call in calls]
-                copy["content"] += "".join(f"\n<tool_call>\n{block}\n</tool_call>" for block in blocks)
-            else:
-                copy["tool_calls"] = [
-                    {"id": name, "type": "function", "function": call}
-                    for name, call in zip(open_ids, calls, strict=True)
-                ]
-        sent.append(copy)
-    return sent
-
-
-def _as_text(function: dict[str, Any]) -> dict[str, str]:
-    arguments = function["arguments"]
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"name": function["name"], "arguments": text}
-
-
-def _object(arguments: Any) -> Any:
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):  # executing the text is an error that the model gets to read
-        return arguments
+    def add(self, answer: Answer) -> None:
+        """Take another turn."""
+        text = answer.content + answer.reasoning + "".join(f"{name}{arguments}" for name, arguments in answer.calls)
+        written = answer.usage.get("completion_tokens", len(text.encode()) // BYTES_A_TOKEN + 1)
+        self.sampled += written
+        prompt = answer.usage.get("prompt_tokens")
+        if prompt is None:
+            self.used += written
+            return
+        if self._prompt is None:
+            self._prompt = prompt - self.used
+        self.used = max(prompt + written - self._prompt, self.used)

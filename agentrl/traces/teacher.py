@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from agentrl.benches.base import Bench, Task
+from agentrl.endpoint.client import Unanswered
 from agentrl.rewards.answers import extract_answer
+from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.traces.records import ExpertTrace, TraceTurn
 from agentrl.traces.segmentation import Annotator, segment
 from agentrl.trajectory import Trajectory
@@ -64,6 +66,43 @@ def judged(
         chunks = segment(thought + "\n" if thought else "", made, annotate)
         turns.append(TraceTurn(chunks, made, tuple(call.observation for call in calls)))
     return ExpertTrace(task.id, tuple(turns), task.answer, "teacher"), None
+
+
+def taught(
+    engine: RolloutEngine, bench: Bench, tasks: list[Task], tries: int, annotate: Annotator | None
+) -> Iterator[ExpertTrace | dict[str, Any]]:
+    """The trace of every task, as soon as one of its rollouts is kept; at the end the others.
+
+    Those are {"task_id", "reasons"}, why each rollout was dropped, or, where the server did not play one of them,
+    {"task_id", "missing"}.
+    """
+    left = {task.id: task for task in tasks}
+    dropped: dict[str, list[str]] = {name: [] for name in left}
+    missing: dict[str, str] = {}
+    for attempt in range(tries):
+        # The first try is greedy, later ones are sampled: a greedy repetition would change nothing.
+        decoding = Decoding(0.0 if attempt == 0 else 1.0)
+        asked = list(left.values())
+        episodes = [Episode(for_teacher(task), bench.environment(task)) for task in asked]
+        for task, trajectory in zip(asked, engine.rollout(episodes, decoding), strict=True):
+            if trajectory.failure is not None:
+                missing[task.id] = trajectory.failure
+                continue
+            try:
+                trace, reason = judged(bench, task, trajectory, annotate)
+            except Unanswered as failure:  # the annotator asks the same server
+                missing[task.id] = str(failure)
+                continue
+            if trace is not None:
+                yield trace
+                del left[task.id]
+            else:
+                dropped[task.id].append(str(reason))
+    for name in left:
+        if name in missing:
+            yield {"task_id": name, "missing": missing[name]}
+        else:
+            yield {"task_id": name, "reasons": dropped[name]}
 
 
 def verified(bench: Bench, task: Task, trajectory: Trajectory) -> bool:

@@ -172,7 +172,14 @@ class BfclBench:
             play,
             directory,
         )
-        return [self.task(task.data["entry"], directory) if task in asked else task for task in tasks]
+        ready = []
+        for task in tasks:
+            entry: Entry = task.data["entry"]
+            if entry.category not in MEMORY:
+                ready.append(task)
+            elif memory.held(directory, entry, self.data):
+                ready.append(self.task(entry, directory))
+        return ready
 
     # -- episodes ----------------------------------------------------------------------------------------------------
 

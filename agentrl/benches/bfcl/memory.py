@@ -51,17 +51,29 @@ def hold_conversations(
     """Play the conversations that the questions need, those at one place in their scenarios together.
 
     `task_of` makes the task of a conversation whose memory is read below `directory`, where its snapshot goes, too.
-    A conversation whose snapshot is there already is not held again, so an interrupted evaluation goes on.
+    A conversation whose snapshot is there already is not held again, so an interrupted evaluation goes on. One that an
+    endpoint does not play ends its scenario.
     """
     chains = [
         data.conversations(category, scenario)
         for category, scenario in sorted({(entry.category, entry.scenario) for entry in asked})
     ]
     for stage in zip_longest(*chains):
-        due = [entry for entry in stage if entry is not None and not _finished(directory, entry)]
+        due = [
+            entry
+            for entry in stage
+            if entry is not None
+            and not _finished(directory, entry)
+            and (not entry.number or _finished(directory, _predecessor(entry, data)))
+        ]
         for entry in due:
             _start_from_predecessor(directory, entry, data)
         play([task_of(entry) for entry in due], _flush)
+
+
+def held(directory: Path, entry: Entry, data: DataFiles) -> bool:
+    """Whether all the conversations that a question builds on have been held."""
+    return all(_finished(directory, one) for one in data.conversations(entry.category, entry.scenario))
 
 
 def _flush(task: Task, environment: Environment) -> None:
@@ -81,10 +93,14 @@ def _finished(directory: Path, entry: Entry) -> bool:
     return True
 
 
+def _predecessor(entry: Entry, data: DataFiles) -> Entry:
+    return data.conversations(entry.category, entry.scenario)[entry.number - 1]
+
+
 def _start_from_predecessor(directory: Path, entry: Entry, data: DataFiles) -> None:
     """The official code reads the latest snapshot: make it that of the conversation before, whatever a crash left."""
     if entry.number:
-        before = data.conversations(entry.category, entry.scenario)[entry.number - 1]
+        before = _predecessor(entry, data)
         latest = snapshot_dir(directory, entry.category) / f"{entry.scenario}_final.json"
         shutil.copyfile(_checkpoint(directory, before), latest)
 

@@ -1,0 +1,188 @@
+"""What a chat-completions server sent, read strictly: an answer whose parts have their types, or the reason why not.
+
+Servers and proxies send error bodies with status 200, web pages, streams, choices that are null; the client library
+checks none of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentrl.text import well_formed
+
+LONGEST = 300  # characters of a server's own words
+TEXT_PARTS = ("text", "output_text", "refusal")
+THOUGHT_PARTS = ("thinking", "reasoning")
+GIVEN_UP = ("content_filter", "error", "abort")  # finish reasons: what stands there is not the model's answer
+
+
+class NoAnswer(Exception):
+    """What came is no chat completion; the message holds the server's words.
+
+    `status` is the HTTP status that the body names where the real one said 200. `final` is a verdict of the server on
+    this request (a content filter), which the same request meets again.
+    """
+
+    def __init__(self, reason: str, status: int | None = None, final: bool = False) -> None:
+        super().__init__(reason)
+        self.status, self.final = status, final
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One choice of a completion."""
+
+    content: str
+    calls: list[tuple[str, Any]] = field(default_factory=list)  # name and arguments as the server sent them
+    reasoning: str = ""
+    reasoning_key: str | None = None  # under which the server gives the reasoning
+    finish: str = "stop"
+    usage: dict[str, int] = field(default_factory=dict)  # prompt and completion tokens, where it counts them
+
+
+def read_answer(text: str, content_type: str = "") -> Answer:
+    """The answer in the body of a response with status 200. Raises NoAnswer."""
+    body = _json(text, content_type)
+    choices = body.get("choices")
+    if not choices and (complaint := complaint_of(body)):
+        raise NoAnswer(complaint, status_of(body))
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise NoAnswer(f"the answer holds no choices: {short(text)}")
+    choice = choices[0]
+    if isinstance(choice.get("error"), dict | str):
+        raise NoAnswer(complaint_of(choice) or "the choice holds an error", status_of(choice))
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise NoAnswer(f"the choice holds no message: {short(json.dumps(choice))}")
+    content, thought = _content(message.get("content"))
+    finish = choice.get("finish_reason")
+    finish = finish if isinstance(finish, str) else "stop"
+    refusal = message.get("refusal") if isinstance(message.get("refusal"), str) else ""
+    if finish in GIVEN_UP:
+        words = f": {short(refusal or content)}" if refusal or content else ""
+        raise NoAnswer(f"the server ended the answer (finish_reason {finish}){words}", final=finish == "content_filter")
+    key = next((name for name in ("reasoning_content", "reasoning") if isinstance(message.get(name), str)), None)
+    return Answer(
+        content=content or refusal or "",
+        calls=_calls(message),
+        reasoning=(message[key] if key else "") or thought,
+        reasoning_key=key if key and message[key].strip("\n") else None,
+        finish=finish,
+        usage=_usage(body.get("usage")),
+    )
+
+
+def refusal_words(text: str, content_type: str = "") -> str:
+    """The server's own words in the body of an error response, in one line."""
+    try:
+        body = _json(text, content_type)
+    except NoAnswer as what:
+        return str(what)
+    return complaint_of(body) or short(text)
+
+
+def complaint_of(body: dict[str, Any]) -> str:
+    """The error message of a body, whichever form the server gives it; empty where there is none."""
+    error = body.get("error")
+    if isinstance(error, dict):
+        words = _text(error.get("message")) or _text(error)
+        raw = (error.get("metadata") or {}).get("raw") if isinstance(error.get("metadata"), dict | None) else None
+        return short(f"{words} ({_text(raw)})" if raw else words)
+    if error:
+        return short(_text(error))
+    if isinstance(body.get("detail"), list):  # FastAPI's: which field, and what is wrong with it
+        entries = [one for one in body["detail"] if isinstance(one, dict)]
+        told = [f"{'.'.join(map(str, one.get('loc') or []))}: {_text(one.get('msg'))}" for one in entries]
+        return short("; ".join(told)) or short(_text(body["detail"]))
+    return short(_text(body.get("message") or body.get("detail")))
+
+
+def status_of(body: dict[str, Any]) -> int | None:
+    """The HTTP status that an error body names, if it does."""
+    error = body.get("error")
+    for place in (error if isinstance(error, dict) else {}, body):
+        for key in ("code", "status", "status_code"):
+            if isinstance(place.get(key), int) and 400 <= place[key] < 600:
+                return int(place[key])
+    return None
+
+
+def short(text: str) -> str:
+    """A text of a server as one line of bounded length."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
+
+def _json(text: str, content_type: str) -> dict[str, Any]:
+    start = text.lstrip()[:500]
+    if not start:
+        raise NoAnswer("the answer is empty")
+    if "event-stream" in content_type or start.startswith(("data:", "event:")):
+        raise NoAnswer("the server streams its answer although it was asked not to")
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        if "html" in content_type or start[:1] == "<":
+            raise NoAnswer(f"the answer is a web page{_page_title(text)}") from None
+        raise NoAnswer(f"the answer is broken JSON: {short(text)}") from None
+    if not isinstance(body, dict):
+        raise NoAnswer(f"the answer is no JSON object: {short(text)}")
+    return dict(well_formed(body))
+
+
+def _page_title(page: str) -> str:
+    words = re.search(r"<(title|h1)[^>]*>(.*?)</\1>", page, re.IGNORECASE | re.DOTALL)
+    told = words[2] if words else re.sub(r"<[^>]*>", " ", page)
+    return f" ({short(told)})" if told.strip() else ""
+
+
+def _content(content: Any) -> tuple[str, str]:
+    """Text and reasoning of a message's content, which may come in parts."""
+    if content is None:
+        return "", ""
+    if isinstance(content, str):
+        return content, ""
+    if not isinstance(content, list) or not all(isinstance(part, dict | str) for part in content):
+        raise NoAnswer(f"the message's content is no text: {short(_text(content))}")
+    text, thought = [], []
+    for part in content:
+        kind = "text" if isinstance(part, str) else part.get("type", "text")
+        if kind in TEXT_PARTS:
+            text.append(part if isinstance(part, str) else _text(part.get("text") or part.get("refusal")))
+        elif kind in THOUGHT_PARTS:
+            thought.append("".join(_content(part.get("thinking") or part.get("text"))))
+        else:
+            raise NoAnswer(f"the message's content has a part of type {kind}, which is no text")
+    return "".join(text), "".join(thought)
+
+
+def _calls(message: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Name and arguments of every call, of the older form (`function_call`) too."""
+    made = message.get("tool_calls")
+    if not made:
+        made = [{"function": message["function_call"]}] if message.get("function_call") else []
+    if not isinstance(made, list):
+        raise NoAnswer(f"tool_calls is no list: {short(_text(made))}")
+    calls = []
+    for call in made:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise NoAnswer(f"a tool call names no function: {short(_text(call))}")
+        name = function.get("name")
+        calls.append((name if isinstance(name, str) else "", function.get("arguments")))
+    return calls
+
+
+def _usage(usage: Any) -> dict[str, int]:
+    counts = usage if isinstance(usage, dict) else {}
+    names = ("prompt_tokens", "completion_tokens")
+    return {name: counts[name] for name in names if type(counts.get(name)) is int and counts[name] >= 0}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
