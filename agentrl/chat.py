@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -32,6 +33,7 @@ class ChatFormat:
     tokenizer: PreTrainedTokenizerFast
     template: str | None  # None: the tokenizer's own
     reasoning: str  # "content" or "think", see schema.Model.reasoning
+    variants: dict[str, str] | None = None  # all named templates of the checkpoint, where it has several
 
     def text(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generation_prompt: bool) -> str:
         """The conversation as the template renders it."""
@@ -55,6 +57,13 @@ class ChatFormat:
     def ids(self, text: str) -> list[int]:
         """Token ids of already rendered text."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer with all templates that it came with."""
+        used = self.tokenizer.chat_template
+        self.tokenizer.chat_template = self.variants or used
+        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.chat_template = used
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from agentrl import checkpoints
 from agentrl.benches import load_bench
-from agentrl.config.algos import Evaluate
+from agentrl.config.algos import Evaluate, FocalLora, SplitSoftmax
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
@@ -40,6 +40,7 @@ from agentrl.evaluate import Interrupted, evaluate
 from agentrl.judges.base import Judge
 from agentrl.judges.build import build_judge
 from agentrl.launch import die_with_launcher, is_direct, stop_signals
+from agentrl.models.adapters import check_lora
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.redact import mask_streams
 from agentrl.report.plots import plot_run
@@ -237,6 +238,8 @@ def _train_and_evaluate(
     config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole, tracker: Tracker
 ) -> Result:
     """Everything between configuration and trained model. Raises Interrupted where a signal ended it early."""
+    if not isinstance(config.algo, FocalLora | SplitSoftmax):  # one chooses its modules itself, one trains none
+        check_lora(config.model)
     bench = load_bench(config.bench, config.sandbox)
     if config.traces is not None:
         use_traces(bench, read_traces(Path(config.traces)))
@@ -269,7 +272,7 @@ def _train_and_evaluate(
     if trainer is not None:
         trainer.save_model(str(run.path / "model"))
         if is_leader():
-            chat.tokenizer.save_pretrained(run.path / "model")
+            chat.save(run.path / "model")
         result.steps, result.tokens = trainer.state.global_step, int(trainer.state.num_input_tokens_seen)
     result.judge = counts_of(judge)
     return result

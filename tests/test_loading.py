@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from helpers import composed
+from transformers import AddedToken, AutoTokenizer
 
+from agentrl import doctor
 from agentrl.benches.base import Task
 from agentrl.errors import UserError
 from agentrl.models.loading import Needs, load_chat, needs_of
+from agentrl.models.places import checkpoint_path
 
 # Of the shape of Phi-3's and Gemma's: no tools in either, and no system role in the second and third.
 PHI = (
@@ -54,3 +59,83 @@ def test_a_template_without_a_system_role_is_refused_where_the_bench_has_rules(t
     with pytest.raises(UserError, match="has no system role"):
         load_chat(model, HIF)
     load_chat(model, Needs(tools=False, system=False))
+
+
+TOOL = [{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}]
+
+
+def checkpoint(folder: Path, **network: int):
+    """The packaged checkpoint with another tokenizer to come, and keys of its network's configuration changed."""
+    source = Path(checkpoint_path("builtin:tiny"))
+    shutil.copytree(source, folder)
+    config = json.loads((source / "config.json").read_text()) | network
+    (folder / "config.json").write_text(json.dumps(config))
+    model = composed().model
+    model.path = str(folder)
+    return model, AutoTokenizer.from_pretrained(source)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path, special: bool):
+    model, tokenizer = checkpoint(tmp_path / "model")
+    size = len(tokenizer)
+    load_chat(model, HIF)
+    tokenizer.add_tokens([AddedToken("<more>", special=special), AddedToken("<most>", special=special)])
+    tokenizer.save_pretrained(model.path)
+    with pytest.raises(UserError, match=rf"2 tokens of its tokenizer .* embedding of {size} .*'<more>', id {size}"):
+        load_chat(model, HIF)
+
+
+def test_the_doctor_sees_a_tokenizer_larger_than_the_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, tokenizer = checkpoint(tmp_path / "model")
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(model.path)
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.chat_template,))
+    (finding,) = doctor.diagnose(composed("model=custom", f"model.path={model.path}"))
+    assert finding.verdict == "fail" and "'<more>'" in finding.detail
+
+
+def test_padding_beyond_the_embedding_is_refused(tmp_path: Path):
+    model, _ = checkpoint(tmp_path / "model", pad_token_id=5000)
+    with pytest.raises(UserError, match="pad_token_id=5000"):
+        load_chat(model, HIF)
+
+
+@pytest.mark.parametrize("first", ["default", "tool_use"])
+def test_a_template_named_tool_use_is_used_where_there_are_tools(tmp_path: Path, first: str):
+    model, tokenizer = checkpoint(tmp_path / "model")
+    both = {"default": PHI, "tool_use": tokenizer.chat_template}
+    tokenizer.chat_template = {name: both[name] for name in sorted(both, key=lambda name: name != first)}
+    tokenizer.save_pretrained(model.path)
+    with_tools = load_chat(model, Needs(tools=True, system=False))
+    assert "<tools>" in with_tools.text(PROMPT, TOOL, True)
+    without = load_chat(model, HIF)
+    assert without.text(PROMPT, [], True).endswith("<|user|>\nName a colour.<|end|>\n<|assistant|>\n")
+    for chat in (with_tools, without):  # what a run writes beside its weights has both again
+        chat.save(tmp_path / "saved")
+        assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == both
+        assert isinstance(chat.tokenizer.chat_template, str)
+
+
+def test_the_same_written_as_a_list_in_the_tokenizers_configuration(tmp_path: Path):
+    model, tokenizer = checkpoint(tmp_path / "model")
+    for file in (tmp_path / "model").glob("*.jinja"):
+        file.unlink()
+    file = tmp_path / "model" / "tokenizer_config.json"
+    listed = [{"name": "default", "template": PHI}, {"name": "tool_use", "template": tokenizer.chat_template}]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": listed}))
+    assert "<tools>" in load_chat(model, Needs(tools=True, system=False)).text(PROMPT, TOOL, True)
+
+
+@pytest.mark.parametrize("needs", [HIF, Needs(tools=True, system=False)])
+def test_a_lone_named_template_is_used_and_several_without_a_default_are_refused(tmp_path: Path, needs: Needs):
+    model, tokenizer = checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    own = tokenizer.chat_template
+    tokenizer.chat_template = {"rag": own}
+    tokenizer.save_pretrained(model.path)
+    assert load_chat(model, needs).tokenizer.chat_template == own
+    tokenizer.chat_template = {"rag": own, "other": PHI}
+    tokenizer.save_pretrained(model.path)
+    with pytest.raises(UserError, match=r"named default \((rag, other|other, rag)\)"):
+        load_chat(model, needs)

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
     from agentrl.models.loading import load_model
 
-    model = load_model(replace(run.config().model, path=str(adapter), revision=None))
+    model = load_model(replace(run.config().model, path=str(adapter)))
     draft = out.with_name(f".{out.name}-writing")
     try:
         shutil.rmtree(draft, ignore_errors=True)  # of a merge that was killed

@@ -86,12 +86,22 @@ def write_folder(run: RunDirectory, weights: Path, repository: str) -> Path:
     try:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(weights, folder, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("README.md"))
+        _name_revision(folder / "adapter_config.json", run)
         for path in (run.config_path, run.summary_path):
             shutil.copy(path, folder / f"agentrl_{path.name}")
         (folder / "README.md").write_text(model_card(run, weights, repository), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
+
+
+def _name_revision(file: Path, run: RunDirectory) -> None:
+    """Let an adapter say which revision of its base the run trained on, where it does not yet."""
+    model = run.config().model
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and model.revision else {}
+    if saved.get("base_model_name_or_path") == model.path and not saved.get("revision"):
+        file.unlink()  # it may be a hard link to the run's own
+        file.write_text(json.dumps(saved | {"revision": model.revision}, indent=2), encoding="utf-8")
 
 
 def _link_or_copy(source: str, target: str) -> None:

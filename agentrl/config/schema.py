@@ -18,7 +18,10 @@ class Lora:
     r: int = key("Rank of the adapters.")
     alpha: int = key("Scaling numerator; the update is multiplied by alpha / r.")
     dropout: float = key("Dropout on the adapters' input, in [0, 1).")
-    target_modules: Optional[list[str]] = key("Module names that get an adapter; null takes the family's usual ones.")
+    target_modules: Any = key(
+        "Modules that get an adapter: a list of names, all-linear (every linear one but the output layer), or null for "
+        "the family's usual ones."
+    )
 
 
 @dataclass

@@ -91,7 +91,9 @@ def _run(config: Config) -> None:
     require(lora.alpha >= 1, "model.lora.alpha", lora.alpha, "must be at least 1")
     require(0 <= lora.dropout < 1, "model.lora.dropout", lora.dropout, "must lie in [0, 1)")
     targets = lora.target_modules
-    require(targets is None or len(targets) > 0, "model.lora.target_modules", targets, "name modules, or set null")
+    named = isinstance(targets, list) and targets != [] and all(isinstance(name, str) for name in targets)
+    target_rule = "must be a list of module names such as [q_proj,v_proj], all-linear, or null"
+    require(targets in (None, "all-linear") or named, "model.lora.target_modules", targets, target_rule)
 
 
 def _rollout(rollout: Rollout) -> None:

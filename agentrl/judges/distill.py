@@ -33,7 +33,7 @@ from agentrl.judges.agreement import agreement
 from agentrl.judges.base import SIDES
 from agentrl.judges.cache import Entry, entries_of, open_cache
 from agentrl.judges.distilled import RECORD, RewardModelJudge, encode, pad
-from agentrl.models.loading import checkpoint_path
+from agentrl.models.places import checkpoint_path
 from agentrl.stats import Interval
 
 FEWEST_PROMPTS = 10

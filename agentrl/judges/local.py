@@ -16,7 +16,7 @@ from agentrl.judges.base import Verdict
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics
-from agentrl.models.loading import checkpoint_path
+from agentrl.models.places import checkpoint_path
 
 
 class InProcessJudge(RubricJudge):

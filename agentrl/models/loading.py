@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from importlib.resources import files
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from jinja2 import TemplateError
-from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -27,48 +24,25 @@ from trl.chat_template_utils import (
 
 from agentrl.benches.base import Task
 from agentrl.chat import ChatFormat
-from agentrl.config.schema import Lora, Model
+from agentrl.config.schema import Model
 from agentrl.errors import UserError, first_line
-
-BUILTIN = {"builtin:tiny": "tiny", "builtin:tiny_hif": "tiny_hif"}
-ADAPTER = "adapter_config.json"
-LORA_TARGETS = {
-    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
-    "phi4": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
-}  # Phi fuses its projections; every other family here has Llama's seven
-LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def checkpoint_path(path: str) -> str:
-    """Hub id or directory to load from: `builtin:` names resolve to the package, local paths must exist."""
-    if path in BUILTIN:
-        return str(files("agentrl.models") / BUILTIN[path])
-    if path.startswith("builtin:"):
-        raise UserError(f"model.path={path}: no such built-in model; there is {', '.join(BUILTIN)}")
-    local = Path(path).expanduser()
-    if local.exists():
-        if not any((local / name).is_file() for name in ("config.json", ADAPTER)):
-            raise UserError(f"model.path={path}: no config.json there; point it at a checkpoint directory")
-        return str(local)
-    if path.startswith((".", "/", "~")):
-        raise UserError(f"model.path={path}: no such directory; give an existing checkpoint or a hub id")
-    return path
+from agentrl.models.adapters import adapter_base, merge_adapter, network_config
+from agentrl.models.places import checkpoint_path
 
 
 def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
-    """The causal language model in `config.dtype`; a directory that holds an adapter gives its base with it merged in.
+    """The causal language model in `config.dtype`; an adapter gives its base with it merged in.
 
     `quantization` is for a model that is not trained.
 
     Raises:
         UserError: unreachable, incomplete, or weights that do not belong to the architecture its config names.
     """
-    path = checkpoint_path(config.path)
-    if (Path(path) / ADAPTER).is_file():
-        return _with_adapter(config, path, quantization)
+    if (base := adapter_base(config)) is not None:
+        return merge_adapter(load_model(base, quantization), config)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path,
+            checkpoint_path(config.path),
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,
@@ -85,23 +59,6 @@ def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) ->
             "checkpoint belongs to another architecture or is incomplete"
         )
     return model
-
-
-def _with_adapter(config: Model, path: str, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
-    try:
-        base = PeftConfig.from_pretrained(path).base_model_name_or_path
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"model.path={config.path}: {ADAPTER} is damaged: {first_line(error)}") from error
-    if not base or (Path(str(base)) / ADAPTER).is_file():
-        raise UserError(
-            f"model.path={config.path}: {ADAPTER} names no base checkpoint (base_model_name_or_path={base})"
-        )
-    model = load_model(replace(config, path=str(base), revision=None), quantization)
-    try:
-        merged = PeftModel.from_pretrained(model, path).merge_and_unload()
-        return merged.requires_grad_(True)  # PEFT has frozen the base, and full training goes on from here
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
-        raise UserError(f"model.path={config.path}: the adapter does not fit {base}: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -127,13 +84,11 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
         UserError: no tokenizer there, or its template cannot carry a system message or tool calls, or no parser of
             its tool calls is known.
     """
-    path = checkpoint_path(config.path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model.path={config.path}: its tokenizer cannot be loaded: {first_line(error)}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.chat_template is None:
-        raise UserError(f"model.path={config.path}: needs a fast tokenizer with a chat template (an instruct model)")
+    tokenizer = _tokenizer(config)
+    variants = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
+    if variants is not None:
+        tokenizer.chat_template = _named_template(config, variants, needs)
+    check_vocabulary(config, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if needs.system and not carries_system_message(tokenizer):
@@ -142,7 +97,61 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
             "reach the model; choose a model whose template carries system messages, or edit that of its tokenizer"
         )
     template = _tool_template(config, tokenizer) if needs.tools else None
-    return ChatFormat(tokenizer, template, config.reasoning)
+    return ChatFormat(tokenizer, template, config.reasoning, variants)
+
+
+def _tokenizer(config: Model) -> PreTrainedTokenizerFast:
+    """The tokenizer beside the weights; an adapter that has none takes its base's."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint_path(config.path), revision=config.revision, padding_side="left"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        if (base := adapter_base(config)) is not None:
+            return _tokenizer(base)
+        raise UserError(f"model.path={config.path}: its tokenizer cannot be loaded: {first_line(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.chat_template is None:
+        raise UserError(f"model.path={config.path}: needs a fast tokenizer with a chat template (an instruct model)")
+    return tokenizer
+
+
+def _named_template(config: Model, variants: dict[str, str], needs: Needs) -> str:
+    """Of the templates that a tokenizer carries by name: `tool_use` for tasks with tools, `default` elsewhere."""
+    for name in ("tool_use", "default") if needs.tools else ("default",):
+        if name in variants:
+            return variants[name]
+    if len(variants) == 1:
+        return next(iter(variants.values()))
+    raise UserError(
+        f"model.path={config.path}: none of its chat templates is named default ({', '.join(variants)}); name the one "
+        "to use so in its tokenizer"
+    )
+
+
+def check_vocabulary(config: Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    """See to it that every token has a row in the embedding: one without crashes the first batch that holds it.
+
+    Raises:
+        UserError: it names the first token without a row.
+    """
+    network = network_config(config)
+    rows = None if network is None else getattr(network.get_text_config(), "vocab_size", None)
+    if not isinstance(rows, int):
+        return
+    beyond = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
+    if beyond:
+        index, token = beyond[0]
+        raise UserError(
+            f"model.path={config.path}: {len(beyond)} tokens of its tokenizer have no row in the model's embedding of "
+            f"{rows} (first: {token!r}, id {index}); give the tokenizer that the model was trained with, or make room "
+            "with model.resize_token_embeddings and save the model"
+        )
+    padding = getattr(network.get_text_config(), "pad_token_id", None) if network is not None else None
+    if isinstance(padding, int) and padding >= rows:
+        raise UserError(
+            f"model.path={config.path}: pad_token_id={padding} of its config.json has no row in the embedding of {rows}"
+            "; write the tokenizer's padding token there"
+        )
 
 
 def carries_system_message(tokenizer: PreTrainedTokenizerFast) -> bool:
@@ -177,16 +186,3 @@ def _tool_template(config: Model, tokenizer: PreTrainedTokenizerFast) -> str | N
             "be trained on token by token; give its tokenizer a prefix-preserving template"
         ) from error
     return template
-
-
-def lora_config(lora: Lora, family: str) -> LoraConfig | None:
-    """PEFT's configuration, or None where adapters are off."""
-    if not lora.enabled:
-        return None
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules or LORA_TARGETS.get(family, LLAMA_TARGETS),
-        task_type="CAUSAL_LM",
-    )

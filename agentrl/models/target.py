@@ -53,7 +53,12 @@ def _of_directory(folder: Path) -> list[str]:
         saved = OmegaConf.load(run / "config.yaml").model
         place = run.name if folder.name == "model" else f"{run.name}-{folder.name}"
         name = f"{run.parent.name}-{place}"
-        return [*_custom(name, str(folder), saved.family), *(f"model.{key}={saved[key]}" for key in INHERITED[1:])]
+        return [
+            *_custom(name, str(folder), saved.family),
+            *(f"model.{key}={saved[key]}" for key in INHERITED[1:]),
+            # The base of an adapter is that of the run.
+            *([f"model.revision='{saved.revision}'"] if adapter.is_file() and saved.revision else []),
+        ]
     if adapter.is_file():
         return _custom(folder.name, str(folder), "other")
     try:

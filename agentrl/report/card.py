@@ -27,6 +27,7 @@ def model_card(run: RunDirectory, weights: Path, repository: str) -> str:
     }
     if base is not None:
         head |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
+    revision = f" (revision {config.model.revision})" if base is not None and config.model.revision else ""
     git = environment.get("git") or {}
     changed = " with uncommitted changes" if git.get("diff") else ""
     commit = f", commit `{git['commit']}`{changed}" if git.get("commit") else ""
@@ -36,8 +37,9 @@ def model_card(run: RunDirectory, weights: Path, repository: str) -> str:
         "---\n" + yaml.safe_dump(head, sort_keys=False) + "---",
         f"# {repository.rpartition('/')[2]}",
         f"{'A LoRA adapter for' if adapter else 'Full weights, trained from'} "
-        f"{base or config.model.name} with {config.algo.name} on {config.bench.name} by agentrl: {summary['steps']} "
-        f"updates, {summary['tokens']['seen']:,} tokens, seed {config.seed}, {summary['wall_s']:,.0f} s in all.",
+        f"{base or config.model.name}{revision} with {config.algo.name} on {config.bench.name} by agentrl: "
+        f"{summary['steps']} updates, {summary['tokens']['seen']:,} tokens, seed {config.seed}, "
+        f"{summary['wall_s']:,.0f} s in all.",
         "## Results",
         results_table(summary["eval"]),
         "Mean [95% interval] over the test items of this one run, clustered; the difference is paired by item.",

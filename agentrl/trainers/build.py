@@ -15,7 +15,7 @@ from agentrl.console import RunConsole
 from agentrl.custom import attribute_of
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
-from agentrl.models.loading import lora_config
+from agentrl.models.adapters import lora_config
 from agentrl.rollout.engine import RolloutEngine
 from agentrl.rollout.split_softmax import SplitSoftmaxEngine
 from agentrl.run import RunDirectory
@@ -109,7 +109,7 @@ def build_trainer(
 
     `judge` grades what the bench leaves open while training.
     """
-    peft = lora_config(config.model.lora, config.model.family)
+    peft = lora_config(config.model)
     trainer: Trainer
     cycle = 1
     if (trainer_class := rl_trainer(config.algo)) is not None:

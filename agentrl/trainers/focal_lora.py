@@ -170,7 +170,8 @@ def focal_trainer(
     chosen = {str(layer): row.nonzero().flatten().tolist() for layer, row in enumerate(heads) if row.any()}
     run.write_json(run.path / HEADS, {"heads": chosen, "of": list(heads.shape)})
     rows = focal_rows(engine, bench, chat, needed(tasks, config), algo, config.eval.batch)
-    adapted = get_peft_model(model, focal_config(model, heads, config.model.lora))
+    adapter = focal_config(model, heads, config.model.lora)
+    adapted = get_peft_model(model, adapter, revision=config.model.revision)
     size = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
     keep_to_heads(adapted, heads, size)
     set_seed(config.seed)

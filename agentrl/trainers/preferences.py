@@ -22,7 +22,7 @@ from agentrl.durable import write_text
 from agentrl.errors import UserError
 from agentrl.jsonl import numbered_lines
 from agentrl.judges.base import Judge
-from agentrl.models.loading import lora_config
+from agentrl.models.adapters import lora_config
 from agentrl.rewards.two_sided import Rewards, grade
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.run import RunDirectory
@@ -182,7 +182,7 @@ def dpo_trainer(
         args=dpo_arguments(config, run.checkpoints_dir),
         train_dataset=pair_dataset(pairs, bench.name),
         processing_class=chat.tokenizer,
-        peft_config=lora_config(config.model.lora, config.model.family),
+        peft_config=lora_config(config.model),
     )
 
 

@@ -1,0 +1,177 @@
+"""LoRA: what PEFT is asked to train, whether the model has it, and how a trained adapter goes back into its base."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import find_adapter_config_file
+
+from agentrl.config.load import suggest
+from agentrl.config.schema import Model
+from agentrl.errors import UserError, first_line
+from agentrl.models.places import ADAPTER, checkpoint_path
+
+LORA_TARGETS = {
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "phi4": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+}  # Phi fuses its projections; every other family here has Llama's seven
+LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def lora_config(model: Model) -> LoraConfig | None:
+    """PEFT's configuration, or None where adapters are off. It names the revision of the base it belongs to."""
+    lora = model.lora
+    if not lora.enabled:
+        return None
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules or LORA_TARGETS.get(model.family, LLAMA_TARGETS),
+        task_type="CAUSAL_LM",
+        revision=model.revision,
+    )
+
+
+def check_lora(model: Model) -> None:
+    """See to it that the model has the modules that get an adapter, before its weights are read.
+
+    Raises:
+        UserError: a name is misspelt, names a module without weights of its own, or the output layer; or the model
+            ties its embeddings to the output layer and one of the two is named.
+    """
+    wanted = lora_config(model)
+    config = network_config(model)
+    if wanted is None or config is None:
+        return
+    with torch.device("meta"):
+        try:
+            network = AutoModelForCausalLM.from_config(config)
+        except (ValueError, KeyError):  # an architecture that is not known here: loading the weights says so
+            return
+        _check_names(model, network)
+        try:
+            get_peft_model(network, wanted)
+        except ValueError as error:  # what PEFT has no adapter for
+            raise _refusal(model, first_line(error), network) from error
+
+
+def _check_names(model: Model, network: PreTrainedModel) -> None:
+    """Each name, on its own: PEFT passes over a misspelt one in silence as long as another fits."""
+    targets = model.lora.target_modules
+    names = [name for name, _ in network.named_modules() if name]
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in names)
+    for target in targets if isinstance(targets, list) else []:
+        found = [name for name in names if name == target or name.endswith(f".{target}")]
+        if not found:
+            raise _refusal(model, f"this model has no module {target}{suggest(target, list(ends))}", network)
+        modules = [network.get_submodule(name) for name in found]
+        if any(module is network.get_output_embeddings() for module in modules):
+            raise _refusal(
+                model,
+                f"{target} is the output layer, whose weights the losses read without an adapter, so that it would "
+                "not be trained; leave it out",
+                network,
+            )
+        tied = getattr(network.config.get_text_config(), "tie_word_embeddings", False)
+        if tied and any(module is network.get_input_embeddings() for module in modules):
+            raise _refusal(
+                model,
+                f"{target} and the output layer of this model are the same weights, of which an adapter would change "
+                "one; leave it out",
+                network,
+            )
+
+
+def _refusal(model: Model, reason: str, network: PreTrainedModel) -> UserError:
+    output = network.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]: None
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and module is not output
+    }
+    targets = model.lora.target_modules
+    shown = "null" if targets is None else f"[{','.join(targets)}]" if isinstance(targets, list) else targets
+    reason = reason if len(reason) < 300 else reason[:300] + "..."
+    return UserError(
+        f"model.lora.target_modules={shown}: {reason}. all-linear takes every linear module ({', '.join(linear)})"
+    )
+
+
+def adapter_base(config: Model) -> Model | None:
+    """What the adapter at `config.path` was trained on, with its revision; None where that holds full weights.
+
+    Raises:
+        UserError: the adapter's configuration is damaged, or names no base.
+    """
+    path = checkpoint_path(config.path)
+    local = Path(path).is_dir()
+    try:
+        found = find_adapter_config_file(path, revision=None if local else config.revision)
+        saved: Any = None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if not local:  # no such repository, or no network: loading the weights says so
+            return None
+        raise UserError(f"model.path={config.path}: {ADAPTER} is damaged: {first_line(error)}") from error
+    if saved is None:
+        return None
+    base = saved.get("base_model_name_or_path") if isinstance(saved, dict) else None
+    if not base or (local and Path(base).expanduser().absolute() == Path(path)):
+        raise UserError(
+            f"model.path={config.path}: {ADAPTER} names no base checkpoint (base_model_name_or_path={base})"
+        )
+    # Adapters of other tools may lack it; model.revision then says which revision of the base is meant.
+    return replace(config, path=base, revision=saved.get("revision") or (config.revision if local else None))
+
+
+def network_config(model: Model) -> PreTrainedConfig | None:
+    """The network's own configuration (of the base, where there is an adapter); None where it cannot be read."""
+    base: Model | None = model
+    while base is not None:
+        model, base = base, adapter_base(base)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint_path(model.path), revision=model.revision)
+    except (OSError, ValueError, KeyError):  # loading the weights says what is wrong
+        return None
+    return config
+
+
+def merge_adapter(base: PreTrainedModel, config: Model) -> PreTrainedModel:
+    """`base` with the adapter at `config.path` in its weights; it is known by the adapter's name from then on."""
+    path = checkpoint_path(config.path)
+    try:
+        adapted = PeftModel.from_pretrained(base, path, revision=None if Path(path).is_dir() else config.revision)
+        _untie(adapted.get_base_model())
+        merged: PreTrainedModel = adapted.merge_and_unload()
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
+        raise UserError(
+            f"model.path={config.path}: the adapter does not fit {base.name_or_path}: {first_line(error)}"
+        ) from error
+    merged.requires_grad_(True)  # PEFT has frozen the base, and full training goes on from here
+    merged.name_or_path = path  # an adapter trained on top of this one names it as its base
+    return merged
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Part embeddings and output layer where one of them carries an adapter: merged, it must not change the other."""
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    bare = [_without_adapter(layer) for layer in layers]
+    touched = any(layer is not plain for layer, plain in zip(layers, bare, strict=True))
+    if layers[1] is not None and touched and bare[0].weight is bare[1].weight:
+        bare[1].weight = nn.Parameter(bare[1].weight.detach().clone(), requires_grad=bare[1].weight.requires_grad)
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+
+
+def _without_adapter(layer: Any) -> Any:
+    for inner in ("base_layer", "original_module"):
+        if layer is not None and hasattr(layer, inner):
+            return _without_adapter(getattr(layer, inner))
+    return layer

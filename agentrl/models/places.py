@@ -1,0 +1,27 @@
+"""Where a checkpoint is: a hub id, a local directory, or in this package."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from agentrl.errors import UserError
+
+BUILTIN = {"builtin:tiny": "tiny", "builtin:tiny_hif": "tiny_hif"}
+ADAPTER = "adapter_config.json"
+
+
+def checkpoint_path(path: str) -> str:
+    """Hub id or directory to load from: `builtin:` names resolve to the package, local paths must exist."""
+    if path in BUILTIN:
+        return str(files("agentrl.models") / BUILTIN[path])
+    if path.startswith("builtin:"):
+        raise UserError(f"model.path={path}: no such built-in model; there is {', '.join(BUILTIN)}")
+    local = Path(path).expanduser()
+    if local.exists():
+        if not any((local / name).is_file() for name in ("config.json", ADAPTER)):
+            raise UserError(f"model.path={path}: no config.json there; point it at a checkpoint directory")
+        return str(local.absolute())  # an adapter remembers this path, and may be read from another directory
+    if path.startswith((".", "/", "~")):
+        raise UserError(f"model.path={path}: no such directory; give an existing checkpoint or a hub id")
+    return path
