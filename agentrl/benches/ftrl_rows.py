@@ -13,6 +13,7 @@ from agentrl.benches.rows import limit_row, without_padding
 from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
 from agentrl.jsonl import flaw
+from agentrl.schemas.plain import plain_tool
 
 SUFFIXES = (".jsonl", ".parquet")
 SPLITS = ("train", "test")
@@ -36,7 +37,8 @@ class Row:
 
     @property
     def functions(self) -> dict[str, dict[str, Any]]:
-        return {tool["function"]["name"]: tool["function"] for tool in self.tools}
+        """The tools with plain parameters, by name."""
+        return {tool["function"]["name"]: plain_tool(tool["function"]) for tool in self.tools}
 
 
 def load_parts(config: Ftrl) -> dict[str, list[Row]]:

@@ -16,6 +16,7 @@ from trl.chat_template_utils import parse_response
 
 from agentrl.benches.base import Environment, Reading
 from agentrl.benches.transcripts import CLOSE, OPEN, Calls, parse_text
+from agentrl.schemas.plain import plain_tool
 from agentrl.text import well_formed
 
 KEPT = (OPEN, CLOSE, "<think>", "</think>")  # part of what a turn says, also where a tokenizer calls them special
@@ -73,7 +74,8 @@ class TokenReader:
         if self._official or not tools:
             return read_turn(self.text(ids), environment, bool(tools))
         try:
-            parsed: dict[str, Any] = well_formed(parse_response(self._parsing, ids, prefix=context, tools=tools))
+            typed = [{**tool, "function": plain_tool(tool["function"])} for tool in tools]
+            parsed: dict[str, Any] = well_formed(parse_response(self._parsing, ids, prefix=context, tools=typed))
         except RecursionError:  # JSON nested too deeply is no call
             parsed = {"role": "assistant", "content": well_formed(self.text(ids))}
         return parsed

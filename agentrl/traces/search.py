@@ -20,6 +20,7 @@ from typing import Any
 from agentrl.benches.base import Environment
 from agentrl.rewards.verdicts import answer_verify
 from agentrl.sandbox import Sandbox
+from agentrl.schemas.plain import plain_tool
 from agentrl.traces import probe
 from agentrl.traces.examples import example_calls
 from agentrl.traces.grounding import Knowledge, offered, words
@@ -31,6 +32,7 @@ from agentrl.traces.values import (
     examples_of,
     fit,
     is_date,
+    items_schema,
     kinds,
     leaves,
     offers,
@@ -53,11 +55,14 @@ _RUNTIME = File(probe.__file__).read_text(encoding="utf-8")
 
 @dataclass(frozen=True)
 class Hop:
-    """One step: what to find out, the answer, and the schema of the tool that gives it."""
+    """One step: what to find out, the answer, and the schema of the tool that gives it, made plain."""
 
     need: str
     answer: str
     tool: Mapping[str, Any]  # {name, description, parameters}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tool", plain_tool(self.tool))
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ class Search:
         return self._fitting(name, self.parameters[name])
 
     def _fitting(self, name: str, schema: Mapping[str, Any]) -> list[Any]:
-        if schema.get("properties"):
+        if schema.get("properties") and kinds(schema)[0] == "object":
             needed = schema.get("required") or []
             whole = {key: self._likeliest(key, inner) for key, inner in schema["properties"].items()}
             return [whole, {key: value for key, value in whole.items() if key in needed}]
@@ -203,7 +208,10 @@ class Search:
         closed = bool(offered) and "enum" in json.dumps(schema)
         first = (self._days(name) or [NO_DATE["end" in name]]) if is_date(name, schema) else []
         texts = fit([*first, *self.pool], schema, MAX_VALUES)
-        return fit([*offered, *(() if closed else (*texts, *examples_of(schema)))], schema, MAX_VALUES + 4)
+        found = fit([*offered, *(() if closed else (*texts, *examples_of(schema)))], schema, MAX_VALUES + 4)
+        if not found and "array" in kinds(schema) and items_schema(schema).get("properties"):  # no text is an object
+            return [[value] for value in self._fitting(name, items_schema(schema))]
+        return found
 
     def _days(self, name: str) -> list[str]:
         """Days for a date: the first for a beginning, the last for an end."""

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from agentrl.schemas.plain import allows
 from agentrl.traces.grounding import Knowledge
 
 Path = tuple[str | int, ...]
+ANY = ("string", "number")  # what a value without a type is taken for
 _QUOTED = re.compile(r"[\"“]([^\"”]+)[\"”]|(?<!\w)'([^']+)'(?!\w)")
 _PROPER = re.compile(r"\b[A-Z][\w'’.-]*(?:\s+(?:(?:of|the|de|van|von|and|in|for|to|'s)\s+)*[A-Z0-9][\w'’.-]*)*")
 _OPERANDS = re.compile(r"[\w.'’-]+(?=\s+(?:and|than|or)\s)|(?<=\band )[\w.'’-]+|(?<=\bthan )[\w.'’-]+")
@@ -95,9 +97,10 @@ def schema_at(parameters: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def offers(schema: Mapping[str, Any]) -> list[Any]:
-    """The schema's own values: enums (its items' too) and the default."""
+    """The schema's own values: enums (its items' too), examples and the default."""
     default = [schema["default"]] if schema.get("default") is not None else []
-    return [*(schema.get("enum") or []), *(items_schema(schema).get("enum") or []), *default]
+    examples = schema["examples"] if isinstance(schema.get("examples"), list) else []
+    return [*(schema.get("enum") or []), *(items_schema(schema).get("enum") or []), *examples, *default]
 
 
 def examples_of(schema: Mapping[str, Any]) -> list[str]:
@@ -106,14 +109,18 @@ def examples_of(schema: Mapping[str, Any]) -> list[str]:
 
 
 def fit(values: Iterable[Any], schema: Mapping[str, Any], limit: int | None = None) -> list[Any]:
-    """The values that the schema's type allows, converted to it, without repetition."""
+    """The values that the schema's type allows, converted to it, without repetition.
+
+    Those out of its bounds, patterns and lengths come last: tools are often laxer than their schemas.
+    """
     fitted: dict[str, Any] = {}
+    outside: dict[str, Any] = {}
     for value in [*([False, True] if "boolean" in kinds(schema) else []), *values]:
         for form in convert(value, schema):
-            fitted.setdefault(json.dumps(form, sort_keys=True), form)
+            (fitted if allows(schema, form) else outside).setdefault(json.dumps(form, sort_keys=True), form)
         if limit is not None and len(fitted) >= limit:
             break
-    found = list(fitted.values())[:limit]
+    found = [*fitted.values(), *outside.values()][:limit]
     if "number" in (*kinds(schema), *kinds(items_schema(schema))):  # some tools answer 289.0 to 17.0 alone
         found += [form for form in map(_as_float, found[:3]) if json.dumps(form) not in fitted]
     return found
@@ -134,8 +141,10 @@ def is_date(name: str, schema: Mapping[str, Any]) -> bool:
 
 
 def kinds(schema: Mapping[str, Any]) -> list[str]:
-    """The schema's types, most permissive reading: a missing one is a string."""
-    kind = schema.get("type", "string")
+    """The types of a plain schema, likeliest first; one that names none may be anything."""
+    kind = schema.get("type")
+    if kind is None:
+        return ["object"] if schema.get("properties") else ["array"] if "items" in schema else list(ANY)
     return [str(k) for k in kind] if isinstance(kind, list) else [str(kind)]
 
 

@@ -1,0 +1,75 @@
+"""Names of types as authors write them: JSON Schema's in any case, Python's annotations, those of other languages."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from agentrl.schemas.algebra import Schema, as_list, either, kind_of, merged_types, simplest
+
+NAMES = {
+    "string": ("string", "str", "text", "char", "varchar", "bytes", "uuid", "url", "uri", "email"),
+    "integer": ("integer", "int", "int32", "int64", "long", "short"),
+    "number": ("number", "float", "double", "decimal", "numeric", "real", "complex"),
+    "boolean": ("boolean", "bool"),
+    "array": ("array", "list", "tuple", "set", "frozenset", "sequence", "iterable", "vector"),
+    "object": ("object", "dict", "map", "mapping", "hashmap", "json", "struct"),
+    "null": ("null", "none", "nonetype"),
+}
+TYPES = {name: kind for kind, names in NAMES.items() for name in names}
+DAYS = ("date", "datetime", "date-time", "time")
+
+
+def typed(name: Any) -> Schema:
+    """The plain form of a `type`: a name, or a list of names; empty where none is known."""
+    if not isinstance(name, list):
+        return named(name) if isinstance(name, str) else {}
+    read = [named(one) if isinstance(one, str) else {} for one in name]
+    known = [one for one in read if "type" in one]
+    kinds = merged_types(*(as_list(one["type"]) for one in known))
+    if not kinds:
+        return {}
+    return {**either(known), "type": kinds}
+
+
+def named(name: str) -> Schema:
+    """The plain form of the name of a type: JSON Schema's, Python's with its parts, or another language's."""
+    word = name.strip().lower()
+    if word in DAYS:
+        return {"type": "string", "format": "date" if word == "date" else "date-time"}
+    if word in TYPES:
+        return {"type": TYPES[word]}
+    if of := re.fullmatch(r"(?:array|list)s? of (\w+?)s?", word):
+        return {"type": "array"} | ({"items": inner} if (inner := named(of[1])) else {})
+    try:
+        return annotation(ast.parse(name.strip().removesuffix("?"), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # some other words
+        return {}
+
+
+def annotation(node: ast.expr) -> Schema:
+    """The plain form of Python's annotation: `list[str]`, `Optional[int]`, `int | None`, `Literal["a", "b"]`."""
+    if isinstance(node, ast.Constant) and node.value is None:
+        return {"type": "null"}
+    if isinstance(node, ast.Attribute):
+        return annotation(ast.Name(node.attr))
+    if isinstance(node, ast.Name):
+        kind = TYPES.get(node.id.lower())
+        return {"type": kind} if kind else {}
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return either([annotation(node.left), annotation(node.right)])
+    if not isinstance(node, ast.Subscript):
+        return {}
+    head = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+    inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    if head.lower() == "literal":
+        values = [ast.literal_eval(one) for one in inner]
+        return {"enum": values, "type": simplest([kind_of(value) for value in values])}
+    parts = [annotation(one) for one in inner]
+    if head.lower() in ("optional", "union"):
+        return either([*parts, *([{"type": "null"}] if head.lower() == "optional" else [])])
+    kind = TYPES.get(head.lower())
+    if kind == "array":
+        return {"type": "array", "items": either([one for one in parts if one])}
+    return {"type": kind} if kind else parts[0] if head.lower() == "annotated" else {}

@@ -1,0 +1,179 @@
+"""Tool parameters as one plain form of JSON Schema, whatever form their author chose.
+
+Benches bring `$ref`, `anyOf`, `allOf`, `const`, boolean schemas, and much that is no JSON Schema at all: Python's type
+names, `required: true`, a list of properties. Miners and parsers read the plain form: `type`, `enum`, `properties`,
+`required`, `items`, beside what else a schema says. Prompts keep the author's form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from agentrl.schemas.algebra import CONSTRAINTS, Schema, as_list, both, either, kind_of, merged_types, simplest
+from agentrl.schemas.names import named, typed
+
+MERGED = ("$ref", "allOf", "anyOf", "oneOf", "const", "nullable", "prefixItems")
+KEYWORDS = frozenset(
+    [
+        *(*MERGED, *CONSTRAINTS, "type", "properties", "required", "items", "enum", "default", "additionalProperties"),
+        *("$defs", "definitions"),
+    ]
+)
+MAX_DEPTH = 12  # of a schema within schemas, recursive ones included
+MAX_READ = 5000  # schemas of one document: references can branch without end
+
+
+def plain_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function {name, description, parameters} with plain parameters."""
+    return {**tool, "parameters": plain_parameters(tool.get("parameters"))}
+
+
+def plain_parameters(parameters: Any) -> Schema:
+    """The parameters of a function: an object, whatever was written."""
+    if isinstance(parameters, Mapping) and parameters and not (KEYWORDS & parameters.keys()):
+        if all(isinstance(value, Mapping) for value in parameters.values()):  # the properties without their frame
+            parameters = {"properties": parameters}
+    elif isinstance(parameters, list):
+        parameters = {"properties": parameters}
+    return Reader(parameters).plain(parameters)
+
+
+def allows(schema: Mapping[str, Any], value: Any) -> bool:
+    """Does a value keep the bounds, patterns and lengths of a plain schema? What cannot be checked is allowed."""
+    bounds = {key: schema[key] for key in CONSTRAINTS & schema.keys()}
+    if not bounds:
+        return True
+    try:
+        return bool(Draft202012Validator(bounds).is_valid(value))
+    except (SchemaError, TypeError, ValueError, AttributeError, re.error):  # a bound that is none, as minimum: "three"
+        return True
+
+
+class Reader:
+    """Reads the schemas of one document, whose root the references start from."""
+
+    def __init__(self, root: Any) -> None:
+        root = dict(root) if isinstance(root, Mapping) else {}
+        if not isinstance(root.get("$id"), str):
+            root.pop("$id", None)
+        resource = DRAFT202012.create_resource(root)
+        self._read = 0
+        self._resolver = Registry().resolver_with_root(resource)
+
+    def plain(self, schema: Any, seen: tuple[str, ...] = ()) -> Schema:
+        """The plain form. `seen` holds the references and depths on the way here, so that recursion ends."""
+        self._read += 1
+        if len(seen) > MAX_DEPTH or self._read > MAX_READ:
+            return {}
+        if isinstance(schema, list):  # ["integer", "null"], or a choice of schemas
+            schema = {"anyOf": schema} if any(isinstance(one, Mapping) for one in schema) else {"type": schema}
+        elif isinstance(schema, str):  # the name of a type, or else a description
+            schema = named(schema) or {"description": schema}
+        if not isinstance(schema, Mapping):  # true, null: nothing is said
+            return {}
+        seen = (*seen, "")
+        read = {key: value for key, value in schema.items() if key not in MERGED}
+        self._own(read, seen)
+        for part in self._parts(schema, seen):
+            read = both(read, part)
+        for choice in ("anyOf", "oneOf"):
+            if isinstance(schema.get(choice), list) and schema[choice]:
+                branches = [self.plain(one, seen) for one in schema[choice] if one is not False]
+                read = both(read, either(branches))
+        if schema.get("nullable") is True and read.get("type"):
+            read["type"] = merged_types(as_list(read["type"]), ["null"])
+        return read
+
+    def _own(self, read: Schema, seen: tuple[str, ...]) -> None:
+        """Put what a schema says itself into its plain form."""
+        if "type" in read:
+            kinds = typed(read.pop("type"))
+            for key, value in kinds.items():
+                read.setdefault(key, value)
+        if "enum" in read and not isinstance(read["enum"], list):
+            read["enum"] = list(read["enum"]) if isinstance(read["enum"], Mapping) else as_list(read["enum"])
+        if "enum" in read and "type" not in read:
+            read["type"] = simplest([kind_of(value) for value in read["enum"]])
+        if "items" in read:
+            items = read["items"]
+            read["items"] = (
+                either([self.plain(one, seen) for one in items]) if isinstance(items, list) else self.plain(items, seen)
+            )
+        if "properties" in read or "required" in read:
+            given = by_name(read.get("properties"))
+            needed = required(read.get("required"), given)
+            if "properties" in read:
+                read["properties"] = {
+                    name: self._property(value, seen) for name, value in given.items() if value is not False
+                }
+            if needed or isinstance(read.get("required"), list):
+                read["required"] = needed
+            else:
+                read.pop("required", None)
+
+    def _property(self, schema: Any, seen: tuple[str, ...]) -> Schema:
+        read = self.plain(schema, seen)
+        if not isinstance(read.get("required", []), list) or "properties" not in read:
+            read.pop("required", None)  # "required": true said that the parent needs it
+        return read
+
+    def _parts(self, schema: Mapping[str, Any], seen: tuple[str, ...]) -> list[Schema]:
+        """What the schema demands beside its own words."""
+        parts = []
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and reference not in seen:
+            parts.append(self.plain(self._target(reference), (*seen, reference)))
+        if isinstance(schema.get("allOf"), list):
+            parts += [self.plain(one, seen) for one in schema["allOf"]]
+        if "const" in schema:
+            parts.append({"enum": [schema["const"]], "type": kind_of(schema["const"])})
+        if isinstance(schema.get("prefixItems"), list):
+            parts.append({"type": "array", "items": either([self.plain(one, seen) for one in schema["prefixItems"]])})
+        return parts
+
+    def _target(self, reference: str) -> Any:
+        try:
+            return self._resolver.lookup(reference).contents
+        except (Unresolvable, AttributeError, TypeError, ValueError):  # it leads nowhere, or through what is no schema
+            return {}
+
+
+def by_name(properties: Any) -> dict[str, Any]:
+    """Properties as an object, also where they are a list of names, of named schemas or of objects with one key."""
+    if isinstance(properties, Mapping):
+        return {str(name): schema for name, schema in properties.items()}
+    found: dict[str, Any] = {}
+    for one in properties if isinstance(properties, list) else ():
+        if isinstance(one, str):
+            found[one] = {}
+        elif isinstance(one, Mapping) and isinstance(one.get("name"), str):
+            own = {key: value for key, value in one.items() if key not in ("name", "schema")}
+            found[one["name"]] = own | (one["schema"] if isinstance(one.get("schema"), dict) else {})
+        elif isinstance(one, Mapping):
+            found |= {str(name): schema for name, schema in one.items()}
+    return found
+
+
+def required(needed: Any, properties: Mapping[str, Any]) -> list[str]:
+    """Names of the required properties: as listed, all for `true`, and those that say so themselves."""
+    listed = (
+        [str(name) for name in needed]
+        if isinstance(needed, list)
+        else as_list(needed)
+        if isinstance(needed, str)
+        else []
+    )
+    if needed is True:
+        listed = list(properties)
+    own = [
+        name for name, schema in properties.items() if isinstance(schema, Mapping) and schema.get("required") is True
+    ]
+    return list(dict.fromkeys([*listed, *own]))
