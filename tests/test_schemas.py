@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
-from trl.chat_template_utils import qwen3_5_template
+from trl.chat_template_utils import gemma4_chat_template, gptoss_chat_template, qwen3_5_template
 
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import load_rows
 from agentrl.models.loading import checkpoint_path
 from agentrl.rollout.reading import TokenReader
 from agentrl.sandbox import Sandbox
-from agentrl.schemas.plain import Reader, allows, plain_parameters
+from agentrl.schemas.plain import Reader, allows, plain_parameters, renderable
 from agentrl.traces.mining import MinedTrace, Miner, Question
 from agentrl.traces.search import Hop
 
@@ -211,6 +211,22 @@ def check(schema: Any) -> None:
     assert isinstance(schema.get("enum", []), list)
     if "items" in schema:
         check(schema["items"])
+
+
+def test_templates_that_iterate_over_parameters_render_every_form() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path("builtin:tiny"))
+    for parameters, _ in FORMS.values():
+        nested = {"type": "object", "properties": {"in": parameters}, "required": ["in"]}
+        for written in (parameters, nested):
+            tool = {"type": "function", "function": {"name": "code_of", "description": "d", "parameters": written}}
+            for template in (gptoss_chat_template, gemma4_chat_template):
+                messages = [{"role": "user", "content": "x"}]
+                text = tokenizer.apply_chat_template(
+                    messages, tools=[renderable(tool)], chat_template=template, tokenize=False
+                )
+                assert "code_of" in text
+    kept = FORMS["anyOf beside a description"][0]
+    assert renderable({"type": "function", "function": {"parameters": kept}})["function"]["parameters"] is kept
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -16,6 +16,7 @@ from agentrl.benches.transcripts import BadTranscript, executed_calls, find_row,
 from agentrl.config.benches import Ftrl
 from agentrl.rewards.verdicts import solve_scores
 from agentrl.sandbox import Sandbox
+from agentrl.schemas.plain import renderable
 from agentrl.traces.grounding import Knowledge
 from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection
 from agentrl.traces.records import ExpertTrace, TraceTurn
@@ -58,7 +59,7 @@ class FtrlBench:
             Task(
                 id=row.id,
                 prompt=prompt(row.messages, tagged),
-                tools=list(row.tools),
+                tools=[renderable(tool) for tool in row.tools],
                 answer=row.answer,
                 cluster=row.data_source,
                 data={"row": row},

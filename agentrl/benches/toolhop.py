@@ -24,6 +24,7 @@ from agentrl.rewards.verdicts import (
     toolhop_correct,
 )
 from agentrl.sandbox import Sandbox
+from agentrl.schemas.plain import renderable
 from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection
 from agentrl.traces.records import ExpertTrace
 from agentrl.traces.search import Hop
@@ -81,7 +82,7 @@ class ToolHopBench:
         return self._rows
 
     def _task(self, row: Row) -> Task:
-        schemas = [{"type": "function", "function": tool} for tool in row.tools]
+        schemas = [renderable({"type": "function", "function": tool}) for tool in row.tools]
         return Task(
             id=f"toolhop-{row.id}",
             prompt=[{"role": "user", "content": PROMPTS[self.config.scenario] + row.question}],

@@ -46,6 +46,24 @@ def plain_parameters(parameters: Any) -> Schema:
     return Reader(parameters).plain(parameters)
 
 
+def renderable(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool {"type": "function", "function": ...} as its author wrote it, or with plain parameters where some chat
+    templates could not iterate over it.
+    """
+    function = tool["function"]
+    return {**tool, "function": dict(function) if framed(function.get("parameters")) else plain_tool(function)}
+
+
+def framed(schema: Any) -> bool:
+    """Are properties objects and requirements lists, at every depth of properties and items?"""
+    if not isinstance(schema, Mapping):
+        return True
+    properties = schema.get("properties", {})
+    if not isinstance(properties, Mapping) or not isinstance(schema.get("required", []), list):
+        return False
+    return all(framed(value) for value in [*properties.values(), schema.get("items")])
+
+
 def allows(schema: Mapping[str, Any], value: Any) -> bool:
     """Does a value keep the bounds, patterns and lengths of a plain schema? What cannot be checked is allowed."""
     bounds = {key: schema[key] for key in CONSTRAINTS & schema.keys()}
