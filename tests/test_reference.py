@@ -21,7 +21,9 @@ from test_runs import lines, only_run, run
 from transformers import AutoTokenizer
 from trl import DPOConfig
 
-from agentrl.models.loading import checkpoint_path, load_model, lora_config
+from agentrl.models.adapters import lora_config
+from agentrl.models.loading import load_model
+from agentrl.models.places import checkpoint_path
 from agentrl.trainers.preferences import PairTrainer, pair_dataset
 
 KL = ("algo.kl_coef=0.1", "algo.entropy_coef=0")
@@ -84,7 +86,7 @@ def test_kl_starts_at_0_from_an_adapter(method: str, adapters: dict[str, Path], 
 def test_kl_starts_at_0_where_adapters_are_trained_on_an_adapter(
     method: str, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    lora = lora_config(replace(composed("model/lora=on").model.lora, dropout=0.0), "tiny")
+    lora = lora_config(composed("model/lora=on").model)
     trainer = started(method, adapters, tmp_path, peft_config=lora)
     assert isinstance(trainer.model, PeftModel) and trainer.ref_model is None
     from_start(trainer, "context" if method == "pact" else "prompt")
@@ -110,7 +112,7 @@ def test_kl_starts_at_0_where_the_adapter_itself_is_trained_on(
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_resumed_run_measures_from_the_first_start(lora: bool, adapters: dict[str, Path], tmp_path: Path) -> None:
     def begin() -> Any:
-        peft = lora_config(replace(composed("model/lora=on").model.lora, dropout=0.0), "tiny") if lora else None
+        peft = lora_config(composed("model/lora=on").model) if lora else None
         return started("grpo", adapters, tmp_path / "out", peft_config=peft)
 
     first = begin()
@@ -162,7 +164,7 @@ def dpo(adapter: Path, out: Path, **extra: Any) -> tuple[Any, Callable[[], float
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_dpo_starts_at_log_2_from_an_adapter(lora: bool, adapters: dict[str, Path], tmp_path: Path) -> None:
-    peft = lora_config(replace(composed("model/lora=on").model.lora, dropout=0.0), "tiny") if lora else None
+    peft = lora_config(composed("model/lora=on").model) if lora else None
     trainer, loss = dpo(adapters["tiny"], tmp_path, peft_config=peft)
     assert loss() == pytest.approx(math.log(2), abs=1e-5)
     move(trainer, 0.02)
