@@ -187,13 +187,15 @@ def _swept(composed: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float 
         job.run = str(run_path(config))
         sweep.note(job)
         with Path(str(job.log)).open("a", encoding="utf-8") as output:
-            job.code = start(config, lasting(output))
+            job.code = start(config, lasting(output), beside_others=True)
         status = RunDirectory(job.run).status()
         job.state, job.error = str(status["status"]), status.get("error")
         if job.state == "completed":
             value = objective(config, RunDirectory(job.run))
     except UserError as error:
         job.state, job.code, job.error = "failed", USER_ERROR, str(error)
+    except KeyboardInterrupt:  # before its worker began
+        job.state, job.code = "interrupted", INTERRUPTED
     except Exception:  # a fault of ours; the other jobs need not suffer
         job.state, job.code, job.error = "failed", 1, traceback.format_exc()
     job.ended = time.time()

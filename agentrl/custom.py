@@ -25,6 +25,8 @@ def attribute_of(path: str, name: str) -> Any:
             raise UserError(f"{file} is no Python file; give one that ends in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses look their module up
+        if str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))  # files beside it can be imported, and hide none of the libraries
         try:
             spec.loader.exec_module(module)
         except BaseException:

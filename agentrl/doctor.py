@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from agentrl import DISTRIBUTION
 from agentrl.benches.bfcl.simulator import INSTALL, REQUIRED, VERSION, package_dir
 from agentrl.config.benches import Bfcl, HifConfig, Minihif
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
 from agentrl.estimate import count_parameters, memory
+from agentrl.install import install_line, requirements
 from agentrl.provenance import sha256
 
 Verdict = Literal["ok", "warn", "fail", "skip"]
@@ -69,7 +70,7 @@ def diagnose(config: Config) -> Iterator[Finding]:
 
 def python(config: Config) -> Iterator[Finding]:
     version = platform.python_version()
-    wanted = SpecifierSet(importlib.metadata.metadata("agentrl")["Requires-Python"])
+    wanted = SpecifierSet(importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"])
     if wanted.contains(version, prereleases=True):
         yield Finding("python", "ok", version)
     else:
@@ -79,10 +80,7 @@ def python(config: Config) -> Iterator[Finding]:
 def packages(config: Config) -> Iterator[Finding]:
     """Installed versions against the ranges that this package declares."""
     broken = False
-    for text in importlib.metadata.requires("agentrl") or []:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
+    for requirement in requirements():
         fix = f"pip install '{requirement}'"
         try:
             version = importlib.metadata.version(requirement.name)
@@ -124,7 +122,7 @@ def trl_seams(config: Config) -> Iterator[Finding]:
         if not hasattr(getattr(trl, owner), method)
     ]
     if lost:
-        pinned = next(text for text in importlib.metadata.requires("agentrl") or [] if text.startswith("trl"))
+        pinned = next(one for one in requirements() if one.name == "trl")
         yield Finding("TRL seams", "fail", f"trl {trl.__version__} lacks {', '.join(lost)}", f"pip install '{pinned}'")
     else:
         yield Finding("TRL seams", "ok", f"trl {trl.__version__} has every method that our trainers build on")
@@ -134,8 +132,8 @@ def vllm(config: Config) -> Iterator[Finding]:
     if config.hardware.vllm == "off":
         yield Finding("vLLM", "skip", "hardware.vllm=off")
         return
-    wanted = next(Requirement(text) for text in importlib.metadata.requires("agentrl") or [] if text.startswith("vllm"))
-    fix = f"pip install 'vllm{wanted.specifier}', or hardware.vllm=off"
+    (wanted,) = requirements("vllm")
+    fix = f"{install_line('vllm')}, or hardware.vllm=off"
     try:
         version = importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
@@ -278,7 +276,7 @@ def memory_of_machine(config: Config) -> Iterator[Finding]:
 def tracker(config: Config) -> Iterator[Finding]:
     name = config.tracker.name
     if name in ("trackio", "tensorboard") and importlib.util.find_spec(name) is None:
-        yield Finding("tracker", "fail", f"{name} is not installed", f"pip install 'agentrl[{name}]', or tracker=none")
+        yield Finding("tracker", "fail", f"{name} is not installed", f"{install_line(name)}, or tracker=none")
     elif name != "wandb":
         yield Finding("tracker", "ok", f"tracker={name} needs no network")
     elif not (os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _text(Path("~/.netrc").expanduser())):

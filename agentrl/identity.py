@@ -15,6 +15,7 @@ from agentrl.config.schema import Config
 # They change where and how, not what.
 NOT_IN_IDENTITY = (
     *("runs_dir", "name", "run_id", "dry_run", "objective", "tracker", "faults"),
+    "hardware.vllm_url",
     *("trainer.save_steps", "trainer.keep_checkpoints", "trainer.keep_best"),
     *(f"judge.{key}" for key in OPERATIONAL),
     *(f"algo.endpoint.{key}" for key in ("api_key_env", "concurrency", "timeout", "retries")),

@@ -27,10 +27,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 PR_SET_PDEATHSIG = 1
 
 
-def launch(run: RunDirectory, config: Config, output: IO[str] | None = None) -> int:
+def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpus: list[str] | None = None) -> int:
     """Train what `run` describes; the worker's exit code, 128 + n if signal n killed it.
 
-    What the worker prints goes to `output`, a file, instead of the terminal.
+    What the worker prints goes to `output`, a file, instead of the terminal. `gpus` are those it is to use.
 
     Raises:
         UserError: another living process works on this run.
@@ -40,7 +40,7 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None) -> 
         before = run.status().get("pid")
         process = subprocess.Popen(
             worker_command(run, config),
-            env=worker_environment(run, config),
+            env=worker_environment(run, config, gpus),
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -90,18 +90,21 @@ def worker_command(run: RunDirectory, config: Config) -> list[str]:
     return command + worker
 
 
-def worker_environment(run: RunDirectory, config: Config) -> dict[str, str]:
+def worker_environment(run: RunDirectory, config: Config, gpus: list[str] | None = None) -> dict[str, str]:
     """Ours, with threads limited and with the libraries' telemetry and nagging off."""
     environment = dict(os.environ)
     environment.pop("HYDRA_FULL_ERROR", None)  # the command line's own
     environment |= {
         LOCK_HELD: str(run.path),
+        "PYTHONSAFEPATH": "1",  # a folder of the current directory must not pass for a library: vllm, wandb, datasets
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if config.hardware.device == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
+    elif gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     elif config.hardware.processes == 1:
         # transformers would take all it sees for one model, by a method that TRL refuses.
         environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -13,19 +14,26 @@ from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
 from agentrl.estimate import print_estimate
+from agentrl.gpus import own_gpus
 from agentrl.identity import changed_keys, run_path
 from agentrl.launch import COMPLETED, INTERRUPTED, launch
+from agentrl.ready import check_ready
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory
 
 
-def start(config: Config, output: TextIO | None = None) -> int:
-    """Begin, resume or report the run that `config` describes; the exit code. Output goes to the terminal or a file."""
+def start(config: Config, output: TextIO | None = None, beside_others: bool = False) -> int:
+    """Begin, resume or report the run that `config` describes; the exit code. Output goes to the terminal or a file.
+
+    One of several jobs, `beside_others`, has its GPUs to itself.
+    """
     console = Console(file=output, soft_wrap=True, highlight=False, markup=False)
     for warning in validate(config):
         complaints = Console(file=output, stderr=output is None, soft_wrap=True)
         complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
     make_paths_absolute(config)
+    if not config.dry_run and not _is_complete(run_path(config)):
+        check_ready(config)
     run = RunDirectory.create(config)
     if run is None:
         run = RunDirectory(run_path(config))
@@ -51,7 +59,9 @@ def start(config: Config, output: TextIO | None = None) -> int:
         known = state in ("running", "interrupted", "failed")
         console.print(f"{'Resuming' if known else 'Run directory'}: {run.path}")
     run.adopt(config)
-    code = launch(run, config, output)
+    gpus_apart = beside_others and config.hardware.device == "cuda"
+    with own_gpus(config.hardware.processes, console.print) if gpus_apart else nullcontext(None) as gpus:
+        code = launch(run, config, output, gpus)
     if code == COMPLETED:
         console.print(f"Results: {run.path}")
     elif code == INTERRUPTED:
@@ -77,6 +87,10 @@ def make_paths_absolute(config: Config) -> None:
         config.traces = str(Path(config.traces).expanduser().absolute())
     if config.hardware.accelerate_config is not None:
         config.hardware.accelerate_config = str(Path(config.hardware.accelerate_config).expanduser().absolute())
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / "status.json").is_file() and RunDirectory(path).status()["status"] == "completed"
 
 
 def _same_run(run: RunDirectory, config: Config) -> None:

@@ -101,7 +101,10 @@ class Sweep:
             return []
         for job in jobs:
             if job.state == "running" and job.began >= self.began:
-                job.state, job.code, job.error = "failed", 1, "ended without a record"
+                if _saves(job):
+                    job.state, job.code = "interrupted", 130
+                else:
+                    job.state, job.code, job.error = "failed", 1, "ended without a record"
                 self.note(job)
         common, axes = shared(jobs)
         record = {"fixed": common, "swept": axes, "jobs": [asdict(job) for job in jobs]}
@@ -126,16 +129,22 @@ class Sweep:
 
 def _truth(job: Job) -> Job:
     """A job whose process was killed could not write that down: its run directory knows how far it came."""
-    if job.state != "running" or not is_gone(str(job.pid), job.host):
+    if job.state != "running" or not is_gone(str(job.pid), job.host) or _saves(job):
         return job
     status: dict[str, Any] = {}
     if job.directory is not None and job.directory.status_path.exists():
         status = job.directory.status()
-    if status.get("status") == "running" and not is_gone(str(status.get("pid")), status.get("host", "")):
-        return job  # its worker is still saving a checkpoint
     job.state = status["status"] if status.get("status") in ("completed", "interrupted") else "failed"
     job.error = None if job.state == "completed" else status.get("error") or "killed without a record"
     return job
+
+
+def _saves(job: Job) -> bool:
+    """Whether the worker of a job whose process has gone is there: it saves a checkpoint."""
+    if job.directory is None or not job.directory.status_path.exists():
+        return False
+    status = job.directory.status()
+    return status.get("status") == "running" and not is_gone(str(status.get("pid")), status.get("host", ""))
 
 
 def digest(overrides: Sequence[str]) -> str:

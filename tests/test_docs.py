@@ -123,6 +123,7 @@ SCENERY = {  # what a page has the reader make or own beforehand
     "mine/bench/short.yaml": "defaults: [minihop]\ntrain_tasks: 100\n",
     "mine/bench/sums.yaml": "defaults: [custom]\npath: examples/bench_sums.py\noptions: {largest: 20, tasks: 32}\n",
     "checkpoint/config.json": "{}",
+    "fsdp.yaml": "distributed_type: FSDP\n",
     "small-judge/distilled.json": "{}",
 }
 

@@ -121,3 +121,19 @@ def test_a_file_with_keys_of_its_own_from_the_command_line(tmp_path: Path) -> No
     assert json.loads((run / "summary.json").read_text())["eval"]["after"]["correct"]["n"] == 2
     hashed = json.loads((run / "environment.json").read_text())
     assert {"bench.path", "algo.path"} <= set(json.dumps(hashed).replace('"', " ").split())
+
+
+def test_a_file_of_ones_own_imports_those_beside_it_and_hides_no_library(tmp_path: Path) -> None:
+    """Workers do not search the current directory, where a folder may be named like a library."""
+    (tmp_path / "beside_it.py").write_text("LARGEST = 7")
+    (tmp_path / "yaml").mkdir()
+    (tmp_path / "yaml" / "__init__.py").write_text("raise SystemExit('the wrong yaml')")
+    (tmp_path / "mine.py").write_text(
+        "from beside_it import LARGEST\n\ndef largest():\n    import yaml\n    return LARGEST"
+    )
+    code = "from agentrl.custom import attribute_of; import sys; print(attribute_of(sys.argv[1], 'largest')())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "mine.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONSAFEPATH": "1"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("7\n", "")

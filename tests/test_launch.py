@@ -356,6 +356,32 @@ def test_one_process_sees_one_gpu(config: Config, tmp_path: Path, monkeypatch: p
     for given, seen in (("3,5", "3"), ("GPU-8a,GPU-9b", "GPU-8a"), ("", "")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
         assert launch.worker_environment(run, config)["CUDA_VISIBLE_DEVICES"] == seen
+    assert launch.worker_environment(run, config, ["7"])["CUDA_VISIBLE_DEVICES"] == "7"
     config.hardware.processes = 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert launch.worker_environment(run, config)["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+LIBRARIES = ("vllm", "wandb", "trl", "datasets", "torch", "transformers", "accelerate", "agentrl", "rich", "yaml")
+
+
+def test_a_folder_or_file_named_like_a_library_breaks_no_start(config: Config, tmp_path: Path) -> None:
+    for name in LIBRARIES:
+        (tmp_path / name).mkdir()
+        if name != "vllm":  # where a library is not installed, a bare folder passes for it
+            (tmp_path / name / "__init__.py").write_text("raise SystemExit(f'{__file__} was imported')")
+    (tmp_path / "json.py").write_text("raise SystemExit(f'{__file__} was imported')")
+    run = RunDirectory(tmp_path / "r")
+    looks = (
+        "import runpy, sys, importlib.util as u, agentrl.run, yaml, json; "
+        "sys.exit(u.find_spec('vllm') is not None or any(not p for p in sys.path))"
+    )
+    for processes in (1, 2):
+        config.hardware.processes = processes
+        [*interpreter, module, name, path] = launch.worker_command(run, config)
+        assert (module, name, path) == ("-m", "agentrl.worker", str(run.path))
+        environment = launch.worker_environment(run, config)
+        done = subprocess.run(
+            [interpreter[0], "-c", looks], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")

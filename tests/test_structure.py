@@ -63,7 +63,7 @@ def test_the_configuration_knows_nothing_of_what_it_configures() -> None:
             outside = {
                 other for other in used if other.startswith("agentrl.") and not other.startswith("agentrl.config")
             }
-            assert outside <= {"agentrl.errors", "agentrl.traces.records"}, name
+            assert outside <= {"agentrl.errors", "agentrl.install", "agentrl.traces.records"}, name
 
 
 def test_every_text_file_is_opened_as_utf_8_whatever_the_locale() -> None:

@@ -141,7 +141,7 @@ def test_a_bad_value_costs_its_own_job(tmp_path: Path) -> None:
 )
 def test_other_launchers(tmp_path: Path, launcher: tuple[str, ...], plugin: str) -> None:
     if find_spec(f"hydra_plugins.{plugin}") is None:
-        pytest.skip(f"{plugin} is not installed: pip install 'agentrl[sweepers]'")
+        pytest.skip(f"{plugin} is not installed: pip install '.[sweepers]'")
     done = sweep(tmp_path, "-m", "algo.q=0.1,7,0.2", "dry_run=true", *launcher, driver=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert states(tmp_path) == {"algo.q=0.1": "dry_run", "algo.q=7": "failed", "algo.q=0.2": "dry_run"}

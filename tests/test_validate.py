@@ -144,6 +144,11 @@ IMPOSSIBLE = [
     ("model.lora.dropout=1", "model.lora.dropout"),
     ("model/lora=on model.lora.target_modules=[]", "model.lora.target_modules"),
     ("hardware.vllm=colocate", "vLLM rollouts need a GPU"),
+    ("hardware=gpu hardware.vllm=colocate rollout.top_p=0.9", "rollout.top_p=0.9: vLLM gives probabilities"),
+    ("algo=hipo hardware=gpu hardware.vllm=server rollout.top_p=0.9", "set rollout.top_p=1, or hardware.vllm=off"),
+    ("algo=grpo hardware=gpu hardware.vllm=colocate rollout.top_p=0.99", "every ratio of the two is biased"),
+    ("algo=luffy hardware=gpu hardware.vllm=colocate rollout.top_p=0.5", "every ratio of the two is biased"),
+    ("hardware=gpu hardware.vllm=server hardware.vllm_url=localhost:8000", "hardware.vllm_url=localhost:8000: must be"),
     ("hardware=multi_gpu hardware.vllm=server", "set hardware.vllm=colocate"),
     ("hardware.device=tpu", "hardware.device"),
     ("hardware.processes=0", "hardware.processes"),
@@ -184,6 +189,49 @@ IMPOSSIBLE = [
 )
 def test_impossible_combinations(overrides: str, words: str) -> None:
     assert words in refusal(*overrides.split())
+
+
+ACCELERATE = [  # what the file says, what is chosen, what the refusal says; None where it goes through
+    (
+        "distributed_type: DEEPSPEED",
+        "hardware=cpu",
+        "=DEEPSPEED needs GPUs, on a CPU accelerate drops it",
+    ),
+    ("distributed_type: FSDP", "hardware=cpu", "distributed_type=FSDP needs GPUs"),
+    ("distributed_type: MULTI_GPU", "hardware=cpu", "distributed_type=MULTI_GPU needs GPUs"),
+    ("distributed_type: MEGATRON_LM", "hardware=cpu", "set hardware=gpu or multi_gpu"),
+    ("distributed_type: deepspeed", "hardware=cpu", "distributed_type=DEEPSPEED needs GPUs"),
+    ("use_cpu: true", "hardware=gpu", "keeps the processes on the CPU, but hardware=gpu"),
+    ("distributed_type: MULTI_CPU", "hardware=gpu", "keeps the processes on the CPU"),
+    ("num_machines: 2", "hardware=gpu", "num_machines=2: agentrl starts processes on one machine"),
+    ("num_processes: 8", "hardware=gpu", "num_processes=8 there; set hardware.processes=8"),
+    ("- a list", "hardware=gpu", "holds no keys"),
+    ("a: [", "hardware=gpu", "cannot be read as YAML"),
+    ("", "hardware=gpu", "holds no keys"),
+    ("distributed_type: DEEPSPEED\nnum_processes: 1\nnum_machines: 1", "hardware=gpu", None),
+    ("distributed_type: FSDP", "hardware=gpu", None),
+    ("distributed_type: MULTI_CPU\nuse_cpu: true", "hardware=cpu", None),
+    ("distributed_type: 'NO'", "hardware=cpu", None),
+]
+
+
+@pytest.mark.parametrize(("content", "hardware", "words"), ACCELERATE)
+def test_what_an_accelerate_file_asks_for_is_never_dropped(
+    content: str, hardware: str, words: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    overrides = (hardware, f"hardware.accelerate_config={file}")
+    if words is None:
+        validate(config_of(*overrides))
+    else:
+        assert words in refusal(*overrides) and f"hardware.accelerate_config={file}: " in refusal(*overrides)
+
+
+def test_top_p_is_free_where_vllm_plays_no_rollouts_that_are_trained_on() -> None:
+    for algo in ("algo=sft", "algo=eval"):
+        validate(config_of(algo, "hardware=gpu", "hardware.vllm=colocate", "rollout.top_p=0.9"))
+    validate(config_of("algo=grpo", "hardware=gpu", "hardware.vllm=colocate"))
 
 
 def test_constraints_are_a_list_of_checked_groups() -> None:

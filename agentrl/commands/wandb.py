@@ -9,6 +9,7 @@ from typing import Any
 
 from agentrl.commands.arguments import flag, key_lines, places_and_keys
 from agentrl.errors import UserError, first_line
+from agentrl.install import install_line
 
 KEYS = {
     "entity": "W&B team or user; the account's default where it is left out.",
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps({name: VIEWS[name] for name in names}, indent=2))
         return 0
     if find_spec("wandb_workspaces") is None:
-        raise UserError("the library wandb-workspaces is not installed; pip install 'agentrl[dashboard]'")
+        raise UserError(f"the library wandb-workspaces is not installed; {install_line('dashboard')}")
     import wandb
 
     entity = own.get("entity") or _asked(lambda: str(wandb.Api(timeout=20).default_entity))

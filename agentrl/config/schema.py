@@ -152,6 +152,7 @@ class Hardware:
     threads: Optional[int] = key("CPU threads of each process; null takes all cores.")
     bf16: bool = key("Train in bfloat16 autocast.")
     vllm: str = key("vLLM rollouts through TRL: off, colocate or server (needs a GPU and the vllm extra).")
+    vllm_url: str = key("Address of the server that hardware.vllm=server uses; vllm serve prints it.")
     accelerate_config: Optional[str] = key("accelerate configuration file (FSDP, DeepSpeed); null uses its defaults.")
 
 

@@ -17,13 +17,16 @@ from agentrl.config.load import suggest
 from agentrl.config.schema import Anneal, Config, Hardware, Rollout, Tracker, Trainer
 from agentrl.config.validate_algo import ALGO_CHOICES, validate_algo
 from agentrl.config.validate_bench import BENCH_CHOICES, validate_bench
+from agentrl.config.validate_hardware import HARDWARE_CHOICES, validate_hardware
 from agentrl.config.validate_judge import JUDGE_CHOICES, validate_judge
 from agentrl.errors import UserError
+from agentrl.install import install_line
 
 CHOICES: dict[str, tuple[str, ...]] = {
     **ALGO_CHOICES,
     **BENCH_CHOICES,
     **JUDGE_CHOICES,
+    **HARDWARE_CHOICES,
     "model.family": ("tiny", "qwen2.5", "qwen3", "phi3", "phi4", "llama3", "other"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.attn_implementation": ("sdpa", "eager", "flash_attention_2"),
@@ -39,8 +42,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "faults.no_signal": ("warn", "stop"),
     "faults.dead_tools": ("stop", "continue"),
     "sandbox": ("auto", "strict"),
-    "hardware.device": ("cpu", "cuda"),
-    "hardware.vllm": ("off", "colocate", "server"),
     "tracker.name": ("none", "wandb", "wandb_offline", "trackio", "tensorboard"),
 }
 
@@ -57,6 +58,7 @@ def validate(config: Config) -> list[str]:
     validate_algo(config)
     validate_bench(config)
     validate_judge(config)
+    validate_hardware(config)
     _tracker(config.tracker)
     _batches(config)
     return _machine(config)
@@ -185,8 +187,7 @@ def _divisor(number: int, near: int) -> int:
 def _tracker(tracker: Tracker) -> None:
     if tracker.name in ("trackio", "tensorboard") and find_spec(tracker.name) is None:
         raise UserError(
-            f"tracker={tracker.name}: the package is not installed; pip install 'agentrl[{tracker.name}]', or "
-            "tracker=none"
+            f"tracker={tracker.name}: the package is not installed; {install_line(tracker.name)}, or tracker=none"
         )
 
 
@@ -204,8 +205,6 @@ def _machine(config: Config) -> list[str]:
             "the share of the request's words that a reply takes up; judge=openai, local or distilled read the reply"
         )
     if hardware.device == "cpu":
-        vllm_rule = "vLLM rollouts need a GPU; set hardware.vllm=off, or hardware=gpu"
-        require(hardware.vllm == "off", "hardware.vllm", hardware.vllm, vllm_rule)
         flash = model.attn_implementation != "flash_attention_2"
         flash_rule = "needs a GPU; set model.attn_implementation=sdpa, or hardware=gpu"
         require(flash, "model.attn_implementation", model.attn_implementation, flash_rule)
@@ -217,15 +216,6 @@ def _machine(config: Config) -> list[str]:
             f"model.dtype={model.dtype}: updates of size {config.trainer.learning_rate:g} are lost to rounding; "
             "keep model.dtype=float32 (hardware.bf16 still computes in bfloat16), or train adapters (model/lora=on)"
         )
-    if hardware.accelerate_config is not None:
-        file = Path(hardware.accelerate_config).expanduser()
-        require(file.is_file(), "hardware.accelerate_config", hardware.accelerate_config, "no such file")
-    server_rule = (
-        "TRL's client takes the replies of one process for another's once their episodes differ in length; set "
-        "hardware.vllm=colocate, or hardware.processes=1"
-    )
-    shared = hardware.vllm == "server" and hardware.processes > 1 and config.rollout.max_turns > 1
-    require(not shared, "hardware.vllm", hardware.vllm, server_rule)
     elsewhere = isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
     if model.path.startswith(("/", "./", "../", "~")) and not elsewhere:
         folder = Path(model.path).expanduser()

@@ -75,6 +75,8 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
         extra = {
             "use_vllm": True,
             "vllm_mode": config.hardware.vllm,
+            "vllm_server_base_url": config.hardware.vllm_url.rstrip("/"),
+            "vllm_server_timeout": 30.0,  # it answered when the run began (ready.py)
             "vllm_importance_sampling_mode": "token_truncate",
         }
     # LUFFY removes the clip, and takes its mean over the members of a group.

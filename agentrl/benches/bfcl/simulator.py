@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import UserError
+from agentrl.install import install_line
 
 VERSION = "2026.3.23"
-INSTALL = f"pip install 'agentrl[bfcl]' && pip install --no-deps bfcl-eval=={VERSION}"
+INSTALL = f"{install_line('bfcl')} && pip install --no-deps bfcl-eval=={VERSION}"
 REQUIRED = ("bfcl_eval", "mpmath", "rank_bm25", "overrides", "filelock")
 MEMORY_BYTES = 4 << 30  # address space of the child
 

@@ -1,0 +1,76 @@
+"""Which GPUs a job of a sweep uses: jobs side by side on one machine have their own, or wait for them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+EVERY_S = 1.0  # between looks for a free GPU
+
+
+def visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them; without it, all that the driver knows."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listing = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(listing, capture_output=True, encoding="utf-8", timeout=20, check=False)
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+@contextmanager
+def own_gpus(count: int, say: Callable[[str], None]) -> Iterator[list[str]]:
+    """`count` of the visible GPUs that no other job of this user uses, until the block ends; `say` tells of a wait.
+
+    All of them where there are no more than that. A GPU that CUDA_VISIBLE_DEVICES names twice is given to two jobs. The
+    kernel gives back what a killed job had.
+    """
+    visible = visible_gpus()
+    places = [f"{name}-{visible[:position].count(name)}" for position, name in enumerate(visible)]
+    with ExitStack() as held:
+        found: list[int] = []
+        waiting = False
+        while len(found) < min(count, len(visible)):
+            found = _taken(held, places, min(count, len(visible)))
+            if not found:
+                if not waiting:
+                    say(f"All of the GPUs {', '.join(visible)} are used by other jobs; waiting for {count}.")
+                waiting = True
+                time.sleep(EVERY_S)
+        yield [visible[position] for position in found]
+
+
+def _taken(held: ExitStack, places: list[str], count: int) -> list[int]:
+    """Positions of `count` free places, locked until `held` closes; none where fewer are free."""
+    # A cluster's manager shows each of its jobs other GPUs under the same numbers.
+    scope = f"agentrl-gpus-{os.getuid()}-{os.environ.get('SLURM_JOB_ID', 'here')}"
+    folder = Path(tempfile.gettempdir()) / scope
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with ExitStack() as trial:
+        found = []
+        for position, place in enumerate(places):
+            file = trial.enter_context((folder / f"{place}.lock").open("wb"))
+            if _locked(file):
+                found.append(position)
+            if len(found) == count:
+                held.enter_context(trial.pop_all())
+                return found
+    return []
+
+
+def _locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
