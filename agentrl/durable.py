@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import UserError
+from agentrl.jsonl import read_json
 from agentrl.redact import masker
 
 DISK_ADVICE = {
@@ -86,7 +87,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [
-        json.loads(line)
+        read_json(line)
         for line in path.read_text(errors="replace", encoding="utf-8").splitlines(True)
         if _complete(line)
     ]

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from typing import Any
+
+from agentrl.text import well_formed
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # also the first half of a whole pair
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -14,6 +20,12 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
+
+
+def read_json(text: str) -> Any:
+    """What a text of JSON holds, with U+FFFD for each half of a surrogate pair. Raises as json.loads does."""
+    content = json.loads(text)
+    return well_formed(content) if _HALF.search(text) else content
 
 
 def flaw(error: ValueError | RecursionError) -> str:

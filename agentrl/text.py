@@ -9,9 +9,22 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def well_formed(value: Any) -> Any:
-    """The value with U+FFFD in place of each half of a surrogate pair, in every string and key of it."""
-    if isinstance(value, str):
-        return _HALVES.sub("\ufffd", value) if not value.isascii() else value
-    if isinstance(value, dict):
-        return {well_formed(key): well_formed(item) for key, item in value.items()}
-    return [well_formed(item) for item in value] if isinstance(value, list) else value
+    """A copy with U+FFFD in place of each half of a surrogate pair, in every string and key, however deep."""
+    whole = [value]
+    holders: list[Any] = [whole]
+    while holders:
+        holder = holders.pop()
+        for key, item in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+            if isinstance(item, dict):
+                holder[key] = {_mended(name): inner for name, inner in item.items()}
+                holders.append(holder[key])
+            elif isinstance(item, list):
+                holder[key] = list(item)
+                holders.append(holder[key])
+            elif isinstance(item, str):
+                holder[key] = _mended(item)
+    return whole[0]
+
+
+def _mended(text: Any) -> Any:
+    return _HALVES.sub("\ufffd", text) if isinstance(text, str) and not text.isascii() else text

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from agentrl.benches.bfcl.data import read_lines
 from agentrl.benches.hif.files import rows_of
+from agentrl.endpoint.messages import read_arguments
 from agentrl.errors import first_line
 from agentrl.jsonl import flaw, numbered_lines
 from agentrl.judges.rubrics import Unparsable, parse_reply
-from agentrl.rollout.endpoint import read_message
 from agentrl.traces.files import read_traces, to_line
 from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
 
@@ -59,9 +58,7 @@ def test_files_with_separators_of_unicode_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [LONG, DEEP], ids=["digits", "depth"])
 def test_what_a_model_writes_never_ends_a_run(text: str) -> None:
-    call = SimpleNamespace(function=SimpleNamespace(name="find", arguments=text))
-    read = read_message(SimpleNamespace(content=None, tool_calls=[call]))
-    assert read["tool_calls"][0]["function"]["arguments"] == text
+    assert read_arguments(text) == text
     with pytest.raises(Unparsable):
         parse_reply(f'{{"score": {text}')
 

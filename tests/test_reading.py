@@ -23,6 +23,7 @@ from trl.chat_template_utils import llama3_2_chat_template, llama3_template
 from agentrl.benches import load_bench
 from agentrl.benches.bfcl.calls import read_turn as read_bfcl
 from agentrl.benches.transcripts import parse_text, parse_toolhop
+from agentrl.endpoint.answer import read_answer
 from agentrl.models.loading import checkpoint_path
 from agentrl.rewards.turns import turn_rewards
 from agentrl.rollout.endpoint import EndpointEngine
@@ -165,10 +166,11 @@ def at_endpoint(bench: Any, task: Any, texts: list[str]) -> Any:
     engine, left = endpoint_engine(), list(texts)
 
     def complete(*_: Any) -> Any:
-        message = SimpleNamespace(content=left.pop(0), tool_calls=None)
-        return SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason="stop")], usage=None)
+        message = {"role": "assistant", "content": left.pop(0)}
+        usage = {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18}
+        return read_answer(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}))
 
-    engine._complete = complete  # type: ignore[method-assign]
+    engine._client = SimpleNamespace(complete=complete)  # type: ignore[assignment]
     return engine.rollout([Episode(task, bench.environment(task))], Decoding(0.0))[0]
 
 
@@ -315,13 +317,14 @@ def test_another_familys_calls_are_read_by_its_own_parser() -> None:
     tokenizer = tiny()
     tokenizer.chat_template, tokenizer.response_template = llama3_2_chat_template, llama3_template
     tokenizer.add_tokens(["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+    tool = {"type": "function", "function": {"name": "capital", "parameters": {"type": "dict", "properties": []}}}
     head = "<|start_header_id|>assistant<|end_header_id|>\n\n"
     call = '{"name": "capital", "parameters": {"country": "Norland"}}<|eot_id|>'
     ids, context = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (call, head))
     reader = TokenReader(tokenizer)
     with reader.alone():
         assert tokenizer.response_template is None
-        read = reader.read(SimpleNamespace(read=parse_text), ids, context, [{}])  # type: ignore[arg-type]
+        read = reader.read(SimpleNamespace(read=parse_text), ids, context, [tool])  # type: ignore[arg-type]
     assert tokenizer.response_template is not None
     assert [call["function"] for call in read["tool_calls"]] == [
         {"name": "capital", "arguments": {"country": "Norland"}}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from agentrl.text import well_formed
 from agentrl.traces.records import ExpertTrace
 from agentrl.trajectory import ToolCall, Trajectory
 
@@ -21,6 +22,10 @@ class Task:
     cluster: str  # items that share a cluster are not independent (feeds clustered intervals)
     data: dict[str, Any] = field(default_factory=dict)
     golds: dict[str, list[str]] = field(default_factory=dict)  # tool name -> sub-answers its calls should return
+
+    def __post_init__(self) -> None:
+        for name in ("id", "prompt", "tools", "answer", "cluster"):  # no tokenizer and no file takes half a character
+            object.__setattr__(self, name, well_formed(getattr(self, name)))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from agentrl.benches.rows import limit_row, without_padding
 from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
-from agentrl.jsonl import flaw
+from agentrl.jsonl import flaw, read_json
 from agentrl.schemas.plain import plain_tool
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -124,7 +123,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
         where = f"bench.path: {path}, line {index + 1} (row {row})"
         limit_row(len(line), where)
         try:
-            entry = json.loads(line.decode("utf-8"))
+            entry = read_json(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 (byte {error.start}); convert or download the file again") from error
         except (ValueError, RecursionError) as error:
@@ -156,7 +155,7 @@ def row_of(entry: Any, name: str, where: str) -> Row:
 
     def decoded(field: str, value: Any) -> Any:
         try:
-            return json.loads(value) if isinstance(value, str) else value
+            return read_json(value) if isinstance(value, str) else value
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}, {field}: bad JSON ({flaw(error)}); mend or remove the row") from error
 

@@ -23,6 +23,7 @@ from agentrl.config.validate_bench import validate_data
 from agentrl.errors import UserError
 from agentrl.jsonl import flaw
 from agentrl.stats import mean_interval
+from agentrl.text import well_formed
 
 KEYS = {
     "transcripts": "File of transcripts, one JSON object a line.",
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"bench={bench.name} has no official scores for transcripts made elsewhere; name another bench")
     scored, bad = [], []
     for number, record, wrong in read_lines(Path(own["transcripts"]).expanduser()):
-        metrics, reason = ({}, wrong) if wrong else bench.score_transcript(record)
+        metrics, reason = ({}, wrong) if wrong else bench.score_transcript(well_formed(record))
         if not metrics:
             bad.append(f"line {number}: {reason}")
         else:

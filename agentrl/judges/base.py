@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentrl.errors import UserError
+from agentrl.text import well_formed
 
 SIDES = ("system", "user")  # what a response is held against; each has its own rubric
 
@@ -23,7 +24,7 @@ class JudgeRequest:
         if self.side not in SIDES:
             raise ValueError(f"side {self.side!r} is not one of {', '.join(SIDES)}")
         for name in ("prompt", "response"):  # lone surrogates have no UTF-8 and would stop the wire and the cache
-            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "replace").decode())
+            object.__setattr__(self, name, well_formed(getattr(self, name)))
 
 
 @dataclass(frozen=True)

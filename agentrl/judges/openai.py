@@ -21,6 +21,7 @@ from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics
 from agentrl.redact import masked
+from agentrl.text import well_formed
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries, doubling
 LONGEST_RETRY_AFTER = 300.0  # a server that asks for more is as good as down
@@ -303,4 +304,4 @@ def reply_of(completion: Any) -> str:
     content = getattr(getattr(choices[0], "message", None), "content", None)
     if content is not None and not isinstance(content, str):
         raise Malformed("the answer's content is not text")
-    return content or ""
+    return well_formed(content or "")

@@ -18,6 +18,7 @@ from agentrl.benches.base import Conversation, Environment
 from agentrl.errors import UserError
 from agentrl.rollout.guard import call_tool
 from agentrl.rollout.reading import TokenReader
+from agentrl.text import well_formed
 from agentrl.trajectory import ToolCall
 
 Messages = list[dict[str, Any]]
@@ -111,7 +112,7 @@ def react(
             said.append({"role": "tool", "name": str(function["name"]), "content": done.observation})
         return said, isinstance(environment, Conversation) and not environment.continue_episode()
     text = environment.next_message() if isinstance(environment, Conversation) else None
-    return ([], True) if text is None else ([{"role": "user", "content": text}], False)
+    return ([], True) if text is None else ([{"role": "user", "content": well_formed(text)}], False)
 
 
 def suffix_ids(trainer: GRPOTrainer, said: Messages, before: list[int]) -> list[int]:

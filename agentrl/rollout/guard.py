@@ -7,9 +7,11 @@ exception that leaves `Environment.call` is none: the environment itself is brok
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from agentrl.benches.base import Environment
+from agentrl.text import well_formed
 from agentrl.trajectory import ToolCall
 
 UNAVAILABLE = "the tool is not available"
@@ -22,7 +24,8 @@ class ToolsDied(Exception):
 def call_tool(environment: Environment, name: str, arguments: Any, dead_tools: str) -> ToolCall:
     """One call. Where the environment breaks: ToolsDied for dead_tools='stop', else a failed call and a warning."""
     try:
-        return environment.call(name, arguments, 0)
+        done = environment.call(name, arguments, 0)
+        return done if done.observation.isascii() else replace(done, observation=well_formed(done.observation))
     except Exception as failure:  # whatever the bench's own code raises; it is reported either way
         reason = f"{type(failure).__name__}: {failure}"
         if dead_tools == "stop":

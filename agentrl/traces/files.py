@@ -10,7 +10,7 @@ from typing import Any
 
 from agentrl.benches.base import Bench, Task
 from agentrl.errors import UserError
-from agentrl.jsonl import numbered_lines
+from agentrl.jsonl import numbered_lines, read_json
 from agentrl.traces.records import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
 
 FORM = (
@@ -33,7 +33,7 @@ def read_traces(path: Path) -> dict[str, ExpertTrace]:
     traces: dict[str, ExpertTrace] = {}
     for number, line in numbered_lines(text):
         try:
-            trace = _trace(json.loads(line))
+            trace = _trace(read_json(line))
         except (ValueError, RecursionError, TypeError, KeyError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"traces={path}, line {number}: {reason}; a line is {FORM}") from error

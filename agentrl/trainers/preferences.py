@@ -20,7 +20,7 @@ from agentrl.config.schema import Config, Model
 from agentrl.console import RunConsole
 from agentrl.durable import write_text
 from agentrl.errors import UserError
-from agentrl.jsonl import numbered_lines
+from agentrl.jsonl import numbered_lines, read_json
 from agentrl.judges.base import Judge
 from agentrl.models.adapters import lora_config
 from agentrl.rewards.two_sided import Rewards, grade
@@ -93,7 +93,7 @@ def file_pairs(path: str, chat: ChatFormat) -> Iterator[dict[str, Any]]:
         raise UserError(f"algo.pairs={path} cannot be read: {error}") from error
     for number, line in numbered_lines(content):
         try:
-            row = json.loads(line)
+            row = read_json(line)
             system, user, replies = row.get("system"), row["user"], (row["chosen"], row["rejected"])
             strings = [user, *replies, *([] if system is None else [system])]
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from agentrl.benches.bfcl.simulator import package_dir
 from agentrl.errors import UserError
-from agentrl.jsonl import flaw, numbered_lines
+from agentrl.jsonl import flaw, numbered_lines, read_json
 
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 MEMORY = ("memory_kv", "memory_rec_sum", "memory_vector")
@@ -196,7 +196,7 @@ def read_lines(path: Path) -> list[Any]:
     rows = []
     for number, line in numbered_lines(text):
         try:
-            rows.append(json.loads(line))
+            rows.append(read_json(line))
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"bench.path: {path}, line {number}: no whole JSON ({flaw(error)}); get the file again"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from agentrl.errors import UserError
-from agentrl.jsonl import flaw, numbered_lines
+from agentrl.jsonl import flaw, numbered_lines, read_json
 
 SUFFIXES = (".json", ".jsonl")
 
@@ -90,13 +89,13 @@ def rows_of(file: Path) -> Iterator[Row]:
 def _contents(file: Path, text: str) -> Iterator[Any]:
     if text.lstrip().startswith("["):
         try:
-            yield from json.loads(text)
+            yield from read_json(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"bench.path: {file} is no whole JSON list ({flaw(error)}); download it again") from error
         return
     for number, (_, line) in enumerate(numbered_lines(text)):
         try:
-            content = json.loads(line)
+            content = read_json(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"bench.path: {file}, row {number} (counted from 0) is no whole JSON ({flaw(error)}); mend or remove it"

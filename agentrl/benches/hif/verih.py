@@ -15,7 +15,7 @@ from agentrl.benches.hif.files import Row, file_in, rows_of
 from agentrl.benches.hif.proxy import user_proxy
 from agentrl.benches.hif.verih_rules import OFFICIAL, check, reward
 from agentrl.config.benches import VerIH
-from agentrl.jsonl import flaw
+from agentrl.jsonl import flaw, read_json
 
 NUMBERS = ("n", "i")
 LISTS = ("keyword_list", "forbidden_words")
@@ -72,7 +72,7 @@ def pair_of(row: Row, suite: str) -> Pair:
         row.refuse("type", f"{kind!r} ends neither in ':conflict' nor in ':aligned'")
     given = row.get("gt", (str, dict), "a JSON object")
     try:
-        constraint = json.loads(given) if isinstance(given, str) else given
+        constraint = read_json(given) if isinstance(given, str) else given
     except (ValueError, RecursionError) as error:
         row.refuse("gt", f"no whole JSON ({flaw(error)})")
     function = constraint.get("func_name") if isinstance(constraint, dict) else None
