@@ -23,14 +23,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from agentrl import __version__, sweeps
-from agentrl.config.compose import CONF, one_line
-from agentrl.config.load import suggest, typed_config
+from agentrl.config.compose import composed, hydra_arguments, one_line, suggest_word
+from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
+from agentrl.config.shipped import CONF
+from agentrl.config.typed import as_typed
 from agentrl.errors import UserError
 from agentrl.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR, stop_signals
@@ -57,6 +59,7 @@ COMMANDS: dict[str, str] = {
 }
 
 _exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many
+_typed: dict[str, str] = {}  # keys that the person gave under another name, for messages
 
 
 def main() -> None:
@@ -90,28 +93,47 @@ def _command(arguments: list[str]) -> int:
             return int(command.main(rest))
         case [word, *_] if re.fullmatch(r"[a-z][a-z_-]*", word):
             raise UserError(
-                f"unknown command '{word}'{suggest(word, list(COMMANDS))}; a run is described by overrides like "
-                "key=value (agentrl --help lists the keys)"
+                f"unknown command '{word}'{suggest_word(word, COMMANDS)} A run is described by key=value "
+                "(agentrl --help)"
             )
         case ["--version"]:  # Hydra would tell its own
             print(f"agentrl {__version__}")
             return 0
         case _ if {"-h", "--help"} & set(arguments):
-            from agentrl.config.help import help_text
-
-            print(help_text(CONF, COMMANDS))
+            _help([argument for argument in arguments if argument not in ("-h", "--help")])
             return 0
         case _:
-            return _train()
+            return _train(arguments)
 
 
-def _train() -> int:
+def _help(arguments: list[str]) -> None:
+    """Everything, or the keys of the groups that stand beside --help."""
+    from agentrl.config.help import help_all, help_text
+
+    if arguments == ["all"]:
+        print(help_all(CONF, COMMANDS))
+        return
+    chosen = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    try:
+        values = OmegaConf.to_container(composed(chosen), resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from error
+    assert isinstance(values, dict)
+    print(help_text(CONF, COMMANDS, {str(key): value for key, value in values.items()}, chosen))
+
+
+def _train(arguments: list[str]) -> int:
     """Hydra composes one configuration, or those of a sweep, and calls `_job` with each."""
     _exit_codes.clear()
-    full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    _typed.clear()
+    if any(text.startswith("model=") for text in arguments) and not any("model.path=" in text for text in arguments):
+        _typed["model.path"] = "model"
+    wanted = os.environ.get("HYDRA_FULL_ERROR")
+    full_error = wanted not in (None, "", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise its errors instead of printing pages
     try:
-        sys.argv[1:] = sweeps.with_directory(sys.argv[1:])
+        arguments = hydra_arguments(arguments)
+        sys.argv[1:] = sweeps.with_directory(arguments)
         with ExitStack() as stack:
             sweeps.Announcement.hear = lambda sweep: stack.enter_context(_watched(sweep))
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
@@ -119,7 +141,9 @@ def _train() -> int:
         if full_error:
             raise
         raise UserError(one_line(error)) from error
-    except ValueError as error:  # Hydra's word for `algo=null`, which is no HydraException
+    except ValueError as error:  # Hydra's word for `algo=null` and for flags at odds, which is no HydraException
+        if "Only one of --run" in str(error):
+            raise UserError("--cfg and -m exclude each other: --cfg shows one run's values; leave out -m") from error
         if "Config group override" not in str(error):
             raise
         raise UserError(f"{error}; name one of the group's options (agentrl --help lists them)") from error
@@ -127,6 +151,10 @@ def _train() -> int:
         if error.filename is None:
             raise
         raise UserError(f"cannot write {error.filename}: {error.strerror}; choose a writable runs_dir=...") from error
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if wanted is not None:
+            os.environ["HYDRA_FULL_ERROR"] = wanted
     return max(_exit_codes, default=0)
 
 
@@ -154,19 +182,19 @@ def _watched(sweep: sweeps.Sweep) -> Iterator[None]:
             report_sweep(sweep.folder, runs, console)
 
 
-def _job(composed: DictConfig) -> float | None:
+def _job(values: DictConfig) -> float | None:
     """One run, or one job of a sweep in whatever process the launcher does it; a search gets its objective."""
     keep_streams()  # a parallel launcher calls this in a process of its own
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         sweep = sweeps.Sweep(Path(hydra_config.sweep.dir))
         job = sweep.start(hydra_config.overrides.task, hydra_config.job.num)
-        value = _swept(composed, sweep, job)
+        value = _swept(values, sweep, job)
         if job.code == INTERRUPTED:
             raise KeyboardInterrupt  # stops the rest of the sweep, too
         return value
     try:
-        config = typed_config(composed)
+        config = typed_config(values)
         refuse_secrets(config)  # e.g. key=${oc.env:HF_TOKEN}
         code = start(config)
     except UserError as error:
@@ -176,11 +204,11 @@ def _job(composed: DictConfig) -> float | None:
     return None
 
 
-def _swept(composed: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | None:
+def _swept(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | None:
     """Do one job of a sweep; whatever goes wrong ends this one alone, and its record says so."""
     value = None
     try:
-        config = typed_config(composed)
+        config = typed_config(values)
         refuse_secrets(config)
         config.tracker.group = config.tracker.group or sweep.folder.name  # one group for the runs of a sweep
         make_paths_absolute(config)
@@ -216,4 +244,4 @@ def objective(config: Config, run: RunDirectory) -> float | None:
 
 
 def _complain(error: UserError) -> None:
-    print(masked(f"agentrl: error: {error}"), file=sys.stderr, flush=True)
+    print(masked(f"agentrl: error: {as_typed(str(error), _typed)}"), file=sys.stderr, flush=True)

@@ -23,7 +23,6 @@ from agentrl.errors import UserError
 from agentrl.models.adapters import adapter_base, check_lora, lora_config
 from agentrl.models.loading import Needs, load_chat, load_model
 from agentrl.models.places import checkpoint_path
-from agentrl.models.target import model_overrides
 from agentrl.run import RunDirectory
 from agentrl.trainers.arguments import sft_arguments
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset
@@ -103,7 +102,7 @@ def test_a_run_is_evaluated_merged_and_pushed_with_its_revision(
     saved = run.path / "model" / "adapter_config.json"
     for revision in ("old", None):  # None: as runs of before wrote it
         saved.write_text(json.dumps(json.loads(saved.read_text()) | {"revision": revision}))
-        evaluated = compose(["algo=eval", *model_overrides(str(run.path))]).model
+        evaluated = compose(["algo=eval", f"model={run.path}"]).model
         torch.testing.assert_close(logits(load_model(evaluated)), said, atol=1e-4, rtol=1e-4)
         assert merge.main([str(run.path), f"out={tmp_path / f'merged-{revision}'}"]) == 0
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / f"merged-{revision}", dtype=torch.float32)

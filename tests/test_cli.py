@@ -77,8 +77,8 @@ def test_version_is_ours(tmp_path: Path) -> None:
     assert agentrl(tmp_path, "--version").stdout == f"agentrl {__version__}\n"
 
 
-def test_help_names_every_group_option_and_key(tmp_path: Path) -> None:
-    text = agentrl(tmp_path, "--help").stdout
+def test_help_all_names_every_group_option_and_key(tmp_path: Path) -> None:
+    text = agentrl(tmp_path, "--help", "all").stdout
     for command in COMMANDS:
         usage, purpose = config_help.usage_of(command)
         assert usage.startswith(f"agentrl {command}") and len(purpose) > 20
@@ -89,7 +89,23 @@ def test_help_names_every_group_option_and_key(tmp_path: Path) -> None:
             assert re.search(rf"\b{re.escape(option)}\b", text), option
     for key, _, doc in all_keys():
         assert f"  {key} (" in text
-        assert doc.split(":")[0] in text or key.count(".") > 0
+        assert f"              {doc}\n" in text
+    assert "  trainer.learning_rate (float; 1e-06; 5e-06 with dpo, fixed_lambda, hipo," in text
+    assert "  bench.path (str; pairs; none: must be given)\n              A jsonl file" in text
+
+
+def test_help_shows_the_keys_of_the_choice_with_their_values(tmp_path: Path) -> None:
+    pact = agentrl(tmp_path, "--help").stdout
+    assert "algo=pact: Algorithm." in pact and "  algo.q=0.4 " in pact and "  trainer.max_steps=32 " in pact
+    assert "algo.tau" not in pact and "dual.cap" not in pact
+    hipo = agentrl(tmp_path, "algo=hipo", "bench=verih", "--help", COLUMNS="80").stdout
+    assert "algo=hipo: Algorithm." in hipo and "  algo.tau=0.7 " in hipo and "  dual.cap=20 " in hipo
+    words = " ".join(hipo.split())
+    assert "bench.path=... Must be given. The suite's file or directory" in words
+    assert "algo.q=" not in hipo and "Unused: minihop" not in hipo
+    assert len(pact.splitlines()) < len(agentrl(tmp_path, "--help", "all").stdout.splitlines()) / 2
+    wrong = agentrl(tmp_path, "algo=hippo", "--help")
+    assert (wrong.returncode, wrong.stderr) == (2, "agentrl: error: algo=hippo is not a choice; did you mean hipo?\n")
 
 
 def test_the_examples_of_the_help_compose(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ import pytest
 from agentrl.commands.eval import _job
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
+from agentrl.config.target import model_named
 from agentrl.errors import UserError
-from agentrl.models.target import model_overrides
 from agentrl.report.published import paper_table
 
 TINY = Path(str(files("agentrl.models") / "tiny"))
@@ -37,13 +37,17 @@ def agentrl(*arguments: str, timeout: float = 300) -> subprocess.CompletedProces
 # --- what model= means ----------------------------------------------------------------------------------------------
 
 
+def model_of(name: str) -> Any:
+    return compose([f"model={name}"]).model
+
+
 def test_presets_hub_ids_and_directories(tmp_path: Path) -> None:
-    assert model_overrides("qwen3-4b") == ["model=qwen3-4b"]
-    assert model_overrides("Qwen/Qwen3-4B") == ["model=qwen3-4b"]  # a preset knows more of it than its id does
-    hub = compose(model_overrides("someone/agent-7b")).model
+    assert model_named("qwen3-4b") == "qwen3-4b"
+    assert model_of("Qwen/Qwen3-4B") == model_of("qwen3-4b")  # a preset knows more of it than its id does
+    hub = model_of("someone/agent-7b")
     assert (hub.name, hub.path, hub.family) == ("someone--agent-7b", "someone/agent-7b", "other")
     shutil.copytree(TINY, tmp_path / "mine")
-    local = compose(model_overrides(str(tmp_path / "mine"))).model
+    local = model_of(str(tmp_path / "mine"))
     assert (local.name, local.path, local.family) == ("mine", str(tmp_path / "mine"), "qwen3")  # by its config.json
 
 
@@ -56,20 +60,20 @@ def test_a_run_stands_for_its_model_and_says_what_its_checkpoints_are(tmp_path: 
     (run / "config.yaml").write_text(
         "model: {family: tiny, reasoning: content, dtype: float32, attn_implementation: sdpa}"
     )
-    trained = compose(model_overrides(str(run))).model
+    trained = model_of(str(run))
     assert (trained.path, trained.family) == (str(run / "model"), "tiny")
-    assert compose(model_overrides(str(run / "model"))).model == trained
-    earlier = compose(model_overrides(str(run / "checkpoints" / "checkpoint-4"))).model
+    assert model_of(str(run / "model")) == trained
+    earlier = model_of(str(run / "checkpoints" / "checkpoint-4"))
     assert (earlier.name, earlier.family) == ("minihop-tiny-pact-s0-12345678-checkpoint-4", "tiny")
     shutil.rmtree(run / "model")
     with pytest.raises(UserError, match="has no trained model yet"):
-        model_overrides(str(run))
+        model_named(str(run))
 
 
-@pytest.mark.parametrize("name", ["qwen9", "./absent", "/absent/model"])
+@pytest.mark.parametrize("name", ["qwen9", "./absent", "/absent/model", "runs/no/where", "owner/", "/"])
 def test_a_name_that_means_nothing_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="is no preset"):
-        model_overrides(name)
+    with pytest.raises(UserError, match=r"is no preset|config.json"):
+        model_named(name)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

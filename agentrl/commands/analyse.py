@@ -17,6 +17,7 @@ from agentrl.config.checks import require
 from agentrl.config.compose import compose
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
+from agentrl.config.target import weights_of
 from agentrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ KEYS = {
 HELP = f"""agentrl analyse attention CHECKPOINT [--base CHECKPOINT] [key=value ...]
 
 Where a model looks as its response begins: system prompt or user, far or near (HIPO, Table 3); paired 95% intervals.
-CHECKPOINT is a run directory, a checkpoint or adapter directory, or a hub id. A run brings its own bench and base;
-otherwise name them: bench=... and base=....
+CHECKPOINT is what model= of a run may be: a run directory, a checkpoint or adapter directory, a hub id, a preset.
+A run brings its own bench and base; otherwise name them: bench=... and base=....
 
 {key_lines(KEYS)}"""
 LABELS = {
@@ -66,10 +67,7 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     run = Path(checkpoint).expanduser()
     is_run = (run / "status.json").is_file()
     config = load_config(run) if is_run and not overrides else compose(overrides)
-    if is_run and not (run / "model").is_dir():
-        raise UserError(f"{run} has no model/ yet; let the run finish, or name one of its checkpoints")
-    trained = str(run / "model") if is_run else checkpoint
-    base = own.get("base") or (config.model.path if is_run else None)
+    base = own.get("base") or (load_config(run).model.path if is_run else None)
     if base is None:
         raise UserError("base=... is missing: the checkpoint to compare with, e.g. --base Qwen/Qwen3-1.7B")
     alpha, limit = _share(own, "alpha", 0.25), whole(own, "limit", 200, least=2)
@@ -77,7 +75,9 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     if extent not in ("message", "content"):
         raise UserError(f"extent={extent}: must be message or content")
     out = Path(own.get("out") or (run / "analysis" if is_run else "analysis")).expanduser()
-    measured = _measure(config, base, trained, alpha, limit, extent)
+    tasks = _tasks(config, limit)
+    base, trained = weights_of(base), weights_of(checkpoint)
+    measured = _measure(config, tasks, base, trained, alpha, extent)
     record = {"base": base, "trained": trained, "bench": config.bench.name, "alpha": alpha, "extent": extent}
     out.mkdir(parents=True, exist_ok=True)
     kinds = {kind: _plain(table) for kind, table in measured["kinds"].items()}
@@ -92,22 +92,28 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     return 0
 
 
-def _measure(config: Config, base: str, trained: str, alpha: float, limit: int, extent: str) -> dict[str, Any]:
+def _tasks(config: Config, limit: int) -> list[Any]:
+    """Test tasks with a system and a user message. Raises UserError where there is none."""
+    from agentrl.benches import load_bench
+
+    tasks = load_bench(config.bench, config.sandbox).tasks("test", limit, config.seed)
+    tasks = [task for task in tasks if {message["role"] for message in task.prompt} >= {"system", "user"}]
+    if not tasks:
+        raise UserError(f"bench={config.bench.name}: no test task has a system and a user message; name another bench")
+    return tasks
+
+
+def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: float, extent: str) -> dict[str, Any]:
     """Tables by kind of prompt ("all" first) and the two profiles."""
     from transformers.utils import logging
 
     from agentrl.analysis.onset import compare, onset_table
     from agentrl.analysis.spans import prompt_spans
-    from agentrl.benches import load_bench
     from agentrl.models.loading import load_chat, load_model, needs_of
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tasks = load_bench(config.bench, config.sandbox).tasks("test", limit, config.seed)
-    tasks = [task for task in tasks if {message["role"] for message in task.prompt} >= {"system", "user"}]
-    if not tasks:
-        raise UserError(f"bench={config.bench.name}: no test task has a system and a user message; name another bench")
     model = replace(config.model, attn_implementation="eager")
     chat = load_chat(replace(model, path=base), needs_of(tasks))
     prompts = [prompt_spans(chat, task.prompt, extent) for task in tasks]

@@ -11,6 +11,8 @@ from agentrl.config.load import suggest
 from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
+FOLDER = ("--config-dir", "-cd")  # Hydra's flag, whose value follows
+
 
 def key_lines(keys: Mapping[str, str]) -> str:
     """The part of a command's help that lists its keys, a sentence each."""
@@ -32,8 +34,10 @@ def command_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[dict[s
             if name in own:
                 raise UserError(f"{name} is given twice; keep one of them")
             own[name] = value
-        elif equals or argument == "--config-dir" or (position and arguments[position - 1] == "--config-dir"):
+        elif equals or argument in FOLDER or (position and arguments[position - 1] in FOLDER):
             rest.append(argument)
+        elif (word := name.lstrip("-")) in known and word != name:
+            raise UserError(f"{name} is no flag; keys are written without dashes: {word}=...")
         else:
             instead = suggest(name, list(known)) if known else "; agentrl --help lists the keys of a run"
             raise UserError(f"'{argument}' is not key=value{instead}")
@@ -45,11 +49,20 @@ def places_and_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[lis
 
     Raises UserError for a key that is not among `known` or given twice.
     """
-    own, unknown = command_keys([argument for argument in arguments if "=" in argument], known)
+    places = [argument for argument in arguments if _is_place(argument, known)]
+    own, unknown = command_keys([argument for argument in arguments if argument not in places], known)
     if unknown:
         name = unknown[0].partition("=")[0]
         raise UserError(f"this command has no key {name}{suggest(name, list(known))}")
-    return [argument for argument in arguments if "=" not in argument], own
+    return places, own
+
+
+def _is_place(argument: str, known: Mapping[str, str]) -> bool:
+    """Whether an argument names a place rather than a key: a path, too, may hold '='."""
+    name, equals, _ = argument.partition("=")
+    if argument.startswith("--") or (equals and name in known):
+        return False
+    return not equals or "/" in name or Path(argument).expanduser().exists()
 
 
 def flag(own: Mapping[str, str], name: str, default: bool = False) -> bool:

@@ -14,10 +14,10 @@ from agentrl.commands.arguments import command_keys, file_to_write, key_lines
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
+from agentrl.config.typed import divided
 from agentrl.errors import UserError
 from agentrl.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR
-from agentrl.models.target import model_overrides
 from agentrl.start import start
 
 KEYS = {
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     own, overrides = command_keys(arguments, KEYS)
     out = file_to_write(own["out"]) if "out" in own else None
     benches, suite = _benches(own)
-    models = [name for name in own.get("model", "tiny").split(",") if name]
+    models = divided(own.get("model", "tiny"))
     jobs = [_job(model, bench, own, overrides, benches) for model in models for bench in benches]
     worst = 0
     for config in jobs:
@@ -84,10 +84,10 @@ def _job(model: str, bench: str, own: dict[str, str], overrides: list[str], benc
     """The configuration of one evaluation."""
     chosen = [f"bench={bench}"]
     if "endpoint" in own:
-        chosen += ["model=custom", f"model.name='{model.replace('/', '--').strip('-')}'", f"model.path='{model}'"]
-        chosen += [f"algo.endpoint.base_url='{own['endpoint']}'"]
+        chosen += ["model=custom", f"model.name={model.replace('/', '--').strip('-')}", f"model.path={model}"]
+        chosen += [f"algo.endpoint.base_url={own['endpoint']}"]
     else:
-        chosen += model_overrides(model)
+        chosen.append(f"model={model}")
     chosen += [f"eval.{key}={own[key]}" for key in ("samples", "temperature", "top_p") if key in own]
     for override in overrides:
         plus = "+" if override.startswith("+") else ""  # Hydra's mark of a key that is not there yet

@@ -72,8 +72,10 @@ def main(arguments: list[str]) -> int:
 def _configuration(own: dict[str, str], overrides: list[str]) -> Config:
     chosen = list(overrides)
     if own.get("source") == "teacher":
-        chosen += ["algo=eval", f"algo.endpoint.base_url='{own['endpoint']}'", "model=custom", "model.name=teacher"]
-        chosen += [f"model.path='{own['teacher']}'"]
+        if any(override.startswith("model=") for override in overrides):
+            raise UserError("source=teacher asks teacher=<model there>; leave out model=...")
+        chosen += ["algo=eval", f"algo.endpoint.base_url={own['endpoint']}", "model=custom", "model.name=teacher"]
+        chosen += [f"model.path={own['teacher']}"]
     return compose(chosen)
 
 

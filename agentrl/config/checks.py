@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ def require(condition: bool, key: str, value: Any, rule: str) -> None:
     """`rule` says what the value must be, and so what to change. NaN fails every comparison and is refused too."""
     if not condition:
         raise UserError(f"{key}={show(value)}: {rule}")
+
+
+def home(path: str) -> str:
+    """`path` with `~` resolved; a name that merely begins with it, and is nobody's home, becomes absolute."""
+    found = os.path.expanduser(path)
+    return os.path.abspath(found) if found.startswith("~") else found
 
 
 def python_file(key: str, path: str) -> None:

@@ -1,25 +1,42 @@
-"""Composition of the configuration: where conf/ lies, what a command composes, Hydra's errors in one line.
+"""Composition of the configuration: what a person typed becomes Hydra's arguments, Hydra's errors become one line.
 
 With cli.py and sweeps.py the only place that knows Hydra; a worker imports none of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agentrl.config.load import all_keys, suggest, typed_config
+from agentrl.config.meanings import likely, suggest_key, suggest_verb
 from agentrl.config.schema import Config
+from agentrl.config.shipped import CONF, lineage, option_files
+from agentrl.config.target import model_named
+from agentrl.config.typed import (
+    SWEEPS,
+    config_folders,
+    divided,
+    flags_first,
+    is_sweep,
+    literal,
+    spelled,
+    without_folders,
+)
 from agentrl.errors import UserError
 
-PACKAGE = Path(__file__).resolve().parents[1]
-# The wheel carries conf/ inside the package; in a checkout it lies beside it.
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+# Files that scale a choice down for a model: `preset/<model>_<algo>.yaml`, `limits/<model>_<bench>.yaml`.
+SCALED = {"preset": "algo", "limits": "bench"}
 
 
 def compose(overrides: list[str]) -> Config:
@@ -27,19 +44,75 @@ def compose(overrides: list[str]) -> Config:
 
     `--config-dir DIR` may stand among them, as it may before a run.
     """
-    overrides = list(overrides)
-    if "--config-dir" in overrides:
-        position = overrides.index("--config-dir")
-        folder = overrides[position + 1 : position + 2]
-        if not folder or not Path(folder[0]).is_dir():
-            raise UserError("--config-dir needs a directory that exists, e.g. --config-dir ./mine")
-        overrides[position : position + 2] = [f"hydra.searchpath=[file://{Path(folder[0]).absolute()}]"]
-    GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return typed_config(hydra.compose("config", overrides=overrides))
+        return typed_config(composed(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from error
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The values that Hydra composes, before types and missing keys are checked."""
+    folders = config_folders(overrides)
+    arguments = hydra_arguments(overrides)
+    if folders:
+        places = [spelled(f"path=file://{folder.absolute()}", False).partition("=")[2] for folder in folders]
+        arguments = [*without_folders(arguments), f"hydra.searchpath=[{','.join(places)}]"]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", overrides=arguments)
+
+
+def hydra_arguments(arguments: list[str]) -> list[str]:
+    """What a person typed in Hydra's spelling; a name that `model=` may have is made an option.
+
+    Raises UserError for a model that is none, and for a --config-dir that does not exist.
+    """
+    sweep, folders = is_sweep(arguments), config_folders(arguments)
+    for folder in folders:
+        if not folder.is_dir() or str(folder) == ".":
+            raise UserError("--config-dir needs a directory that exists, e.g. --config-dir ./mine")
+    presets, named = option_files("model", folders), dict[str, str | None]()
+    typed = []
+    for argument in without_folders(flags_first(arguments)):
+        key, _, value = argument.partition("=")
+        if key == "model" and value not in (*presets, "", "null") and not SWEEPS.fullmatch(value):
+            options = dict(_option_of(name, folders) for name in (divided(value) if sweep else [value]))
+            named |= options
+            argument = f"model={','.join(options)}"
+        typed.append(spelled(argument, sweep))
+    for group, other in SCALED.items():
+        _scale_down(group, other, named, folders)
+    return [*(text for folder in folders for text in ("--config-dir", str(folder))), *typed]
+
+
+def _option_of(name: str, folders: Sequence[Path]) -> tuple[str, str | None]:
+    """The option of the group `model` that `name` means, made where there is none, and the preset it is scaled as."""
+    meant = model_named(name, folders)
+    if isinstance(meant, str):
+        return meant, meant
+    # Of a directory the whole path counts: two checkpoints may end in the same name.
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", meant.values["name"])
+    number = hashlib.sha256(meant.values["path"].encode()).hexdigest()[:6]
+    option = plain if meant.values["path"] == name else f"{plain}-{number}"
+    values = {key: literal(value) for key, value in meant.values.items()}
+    node = OmegaConf.create({"defaults": [{"lora": "off"}, "_self_"], **values})
+    ConfigStore.instance().store(option, node, group="model")
+    return option, meant.scaled_as
+
+
+def _scale_down(group: str, other: str, named: Mapping[str, str | None], folders: Sequence[Path]) -> None:
+    """Give a pair without a file of its own that of what it builds on: a bench made from minihop has its limits."""
+    files = option_files(group, folders)
+    models, options = (
+        {name: list(lineage(g, name, folders)) for name in option_files(g, folders)} for g in ("model", other)
+    )
+    models |= {name: list(lineage("model", base, folders)) if base else [] for name, base in named.items()}
+    for model, option in product(models, options):
+        pairs = (f"{first}_{second}" for first, second in product(models[model], options[option]))
+        found = next((pair for pair in pairs if pair in files), None)
+        if found not in (None, f"{model}_{option}"):
+            node = OmegaConf.create({"defaults": [found]})
+            ConfigStore.instance().store(f"{model}_{option}", node, group=group, package="_global_")
 
 
 def one_line(error: Exception) -> str:
@@ -55,21 +128,34 @@ def one_line(error: Exception) -> str:
         options = [file.stem for file in sorted((CONF / found[1]).glob("*.yaml"))]
         return f"{found[1]}={found[2]} is not a choice{suggest(found[2], options)}"
     if found := re.search(r"Could not override '?([\w./@-]+)'?\.?\s*No match in the defaults list", text):
-        return f"unknown group {found[1]}; agentrl --help lists the groups and their options"
+        meant = likely(found[1])
+        return f"unknown group {found[1]}; " + (
+            f"did you mean {meant}?" if meant else "agentrl --help lists the groups"
+        )
     if type(error).__name__ == "OverrideParseException":
-        first = " ".join(text.split("See https://")[0].split())
-        return f"{first}; overrides look like key=value, lists are quoted: 'key=[1,2]'"
+        return _unreadable(str(getattr(error, "override", "")), " ".join(text.splitlines()[0].split()))
     if "Ambiguous value for argument" in text:
-        return f"{text.splitlines()[0]}; a comma sweeps: add -m, or quote a list: 'key=[1,2]'"
+        key, _, value = text.splitlines()[0].partition("'")[2].rstrip("'").partition("=")
+        return f"{key}={value}: a comma sweeps: add -m; a list is written '{key}=[{value}]', a text {key}=\"'{value}'\""
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
     return " ".join(line.strip() for line in text.splitlines()[:2]) + cause
 
 
-def suggest_key(key: str, known: list[str]) -> str:
-    """' ; did you mean X?' by the whole key first, then by its last part: `trainer.lr` and `max_steps` are both met."""
-    whole = suggest(key, known)
-    if "did you mean" in whole:
-        return whole
-    last = key.rsplit(".", 1)[-1]
-    ends = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == last]
-    return f"; did you mean {ends[0]}?" if ends else "; agentrl --help lists the keys"
+def _unreadable(typed: str, text: str) -> str:
+    """An argument that Hydra's grammar does not take, with what works instead."""
+    key, equals, value = typed.partition("=")
+    if not equals:
+        return f"'{typed}' is not key=value{suggest_word(typed)}"
+    if value[:1] in ("[", "{"):
+        return f"'{typed}' cannot be read; overrides look like key=value, lists like '{key}=[1,2]' or '{key}=[\"a b\"]'"
+    return f"'{typed}' cannot be read ({text}); quote the value inside the shell's quotes: {key}=\"'...'\""
+
+
+def suggest_word(word: str, verbs: Iterable[str] = ()) -> str:
+    """'; did you mean X?' for a bare word: an option without its group, a command, another tool's word."""
+    for folder in ("algo", "model", "bench", "hardware", "reward", "judge", "tracker", "experiment", "sweep"):
+        if word in option_files(folder):
+            return f"; did you mean {folder}={word}?"
+    if "/" in word:
+        return f"; did you mean model={word}?"
+    return suggest_verb(word, verbs)

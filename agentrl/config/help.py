@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from agentrl.config.load import all_keys, type_name
+from agentrl.config.algos import ALGOS, Chord, Grpo, Hipo, Luffy, Pact, Sft
+from agentrl.config.defaults import chosen_options, default_of, keys, show
+from agentrl.config.load import VARIANTS
 from agentrl.config.schema import Config
 
 GROUPS = {
@@ -32,7 +35,7 @@ EXAMPLES = {
     "agentrl model=qwen2.5-0.5b model/lora=on bench=toolhop bench.path=ToolHop.json": "adapters, data from a file",
     "agentrl algo=hipo algo.tau=0.8": "HIPO on minihif: serve the user, and the system prompt at least to 0.8",
     "agentrl eval model=qwen3-1.7b,runs/NAME/ID bench=minihop samples=4 temperature=1": "compare without training",
-    "agentrl model=custom model.path=./checkpoint model.family=qwen2.5": "any checkpoint",
+    "agentrl model=someone/model bench=minihop": "any hub id; model=./checkpoint and model=runs/NAME/ID likewise",
     "agentrl seed=1 trainer.max_steps=100 trainer.learning_rate=1e-4": "change single keys",
     "agentrl -m seed=0,1,2 algo=grpo,pact": "every combination; 'agentrl sweep=seeds' has one ready",
     "agentrl --config-dir ./mine bench=mine": "your own files beside the packaged groups",
@@ -41,11 +44,39 @@ EXAMPLES = {
 }
 
 
-def help_text(conf: Path, commands: Iterable[str]) -> str:
-    """What `agentrl --help` prints; `commands` are the verbs, each a module of agentrl/commands/."""
-    lines = ["agentrl [group=option ...] [key=value ...]", "agentrl COMMAND [key=value ...]", ""]
-    lines += ["Trains a language-model agent and evaluates it before and after. The same command again resumes.", ""]
-    lines += ["Commands (agentrl COMMAND --help says more):"]
+USES = {  # sections that some methods alone read
+    "anneal": (Pact,),
+    "dual": (Hipo,),
+    "reward": (Grpo, Pact, Luffy),
+    "traces": (Pact, Luffy, Chord, Sft),
+}
+WIDTH = 120  # of lines where no terminal says how wide it is
+
+
+def help_text(conf: Path, commands: Iterable[str], values: Mapping[str, Any], typed: list[str]) -> str:
+    """What `agentrl [group=option ...] --help` prints: the keys of the groups chosen, `values` beside them.
+
+    `commands` are the verbs, each a module of agentrl/commands/; `typed` is what stands before --help.
+    """
+    lines = [*_usage(), "Commands (agentrl COMMAND --help says more):"]
+    lines += [f"  {name:<11} {usage_of(name)[1]}" for name in commands]
+    lines += ["", "Groups, first the default:"]
+    for group, purpose in GROUPS.items():
+        lines += _entry(f"{group:<11}", f"{purpose}: {', '.join(options(conf, group))}", 14)
+    lines += ["", *FLAGS, ""]
+    choice = " ".join(f"{group}={_name(values, group)}" for group in ("algo", "model", "bench", "hardware"))
+    lines += [f"Keys of {choice}, with their values (agentrl algo=hipo --help: those of another choice):"]
+    for section in sections():
+        used = section not in USES or issubclass(ALGOS[_name(values, "algo")], USES[section])
+        if used or any(text.startswith(section) for text in typed):
+            lines += _section(section, values)
+    lines += ["", "agentrl --help all: every key of every option, with types, owners and defaults; examples."]
+    return "\n".join(lines)
+
+
+def help_all(conf: Path, commands: Iterable[str]) -> str:
+    """What `agentrl --help all` prints."""
+    lines = [*_usage(), "Commands (agentrl COMMAND --help says more):"]
     for name in commands:
         usage, purpose = usage_of(name)
         lines += [f"  {name:<11} {purpose}", f"              {usage}"]
@@ -55,16 +86,67 @@ def help_text(conf: Path, commands: Iterable[str]) -> str:
     lines += ["", "Examples:"]
     for command, purpose in EXAMPLES.items():
         lines += [f"  {command}", f"              {purpose}"]
-    lines += [
-        "",
-        "Flags: -m (sweep), --cfg job, --config-dir DIR, -sc install=SHELL, --version, --hydra-help",
-        "",
-        "Keys:",
-    ]
-    for key, kind, doc in _unique_keys():
-        lines.append(f"  {key} ({kind})\n              {doc}")
+    lines += ["", *FLAGS, "", "Keys (type; the options that have it; default):"]
+    for key in keys():
+        owners = f"; {', '.join(key.owners)}" if key.owners else ""
+        lines += [f"  {key.name} ({key.kind}{owners}; {default_of(key)})", f"              {key.doc}"]
     lines += ["", "Quote lists: 'bench.train_hops=[1,0,0,0]'. Results: runs/<name>/<id>/ (runs_dir, name, run_id)."]
     return "\n".join(lines)
+
+
+FLAGS = [
+    "Flags: -m (sweep), --cfg job (show all values), --config-dir DIR (your own files), -sc install=SHELL, --version,",
+    "       --hydra-help",
+]
+
+
+def _usage() -> list[str]:
+    return [
+        "agentrl [group=option ...] [key=value ...]",
+        "agentrl COMMAND [key=value ...]",
+        "",
+        "Trains a language-model agent and evaluates it before and after. The same command again resumes.",
+        "",
+    ]
+
+
+def sections() -> list[str]:
+    """Groups of keys in the schema's order, those of the run itself first."""
+    return list(dict.fromkeys(["", *(key.section for key in keys())]))
+
+
+def _section(section: str, values: Mapping[str, Any]) -> list[str]:
+    """The keys of one group that the chosen option has, each with its value."""
+    name = _name(values, section) if section in VARIANTS else None
+    title = next((item.metadata["doc"] for item in fields(Config) if item.name == section), "Run.")
+    chosen = _name(values, section)
+    lines = ["", f"{section}={chosen}: {title}" if chosen else f"{section}: {title}" if section else title]
+    for key in keys():
+        other = name is not None and key.owners and name not in key.owners
+        if key.section != section or other or ".N." in key.name or (chosen and key.name == f"{section}.name"):
+            continue
+        value: Any = values
+        for part in key.name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        missing = value == "???"
+        doc = f"Must be given. {key.doc}" if missing else key.doc
+        lines += _entry(f"{key.name}={'...' if missing else show(value)}", doc, 42)
+    return lines if len(lines) > 2 else []
+
+
+def _name(values: Mapping[str, Any], group: str) -> str:
+    content = values.get(group)
+    return str(content.get("name", "")) if group and isinstance(content, Mapping) else ""
+
+
+def _entry(head: str, text: str, indent: int) -> list[str]:
+    """`head` with a text beside it, or below it where it is long; the text is folded, never cut."""
+    width = max(shutil.get_terminal_size((WIDTH, 24)).columns, indent + 30)
+    folded = textwrap.wrap(text, width - indent, break_long_words=False, break_on_hyphens=False)
+    first = f"  {head}".ljust(indent)
+    if len(first) > indent:
+        return [f"  {head}", *(" " * indent + line for line in folded)]
+    return [f"{first}{folded[0]}", *(" " * indent + line for line in folded[1:])]
 
 
 def usage_of(command: str) -> tuple[str, str]:
@@ -78,38 +160,33 @@ def usage_of(command: str) -> tuple[str, str]:
 def options(conf: Path, group: str) -> list[str]:
     """Options of a group by file name, the default first."""
     found = sorted(file.stem for file in (conf / group).glob("*.yaml"))
-    primary = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-    chosen = {key: value for entry in primary if isinstance(entry, dict) for key, value in entry.items()}
-    return sorted(found, key=lambda option: option != chosen.get(group, "off"))
+    default = dict(chosen_options()).get(group, "off")
+    return sorted(found, key=lambda option: option != default)
 
 
 def reference() -> str:
-    """docs/config.md: every key, its type and its sentence."""
-    sections = {"": "Run"} | {item.name: item.metadata["doc"] for item in fields(Config)}
+    """docs/config.md: every key, who has it, its type, its default and its sentence."""
+    titles = {"": "Run"} | {item.name: item.metadata["doc"] for item in fields(Config)}
     lines = [
         "# Configuration keys",
         "",
-        "Made from the dataclasses of `agentrl/config/` by `python -m agentrl.config.help`; do not edit.",
-        "Values are in `conf/`; `agentrl --cfg job` shows those of a run.",
+        "Made from `agentrl/config/` and `conf/` by `python -m agentrl.config.help`; do not edit.",
+        "`agentrl algo=... --help` shows the keys of a choice with their values, `agentrl --cfg job` all values.",
+        "A default stands first, then what an option brings. What `conf/preset/` and `conf/limits/` scale down for a",
+        "small model is not in it.",
     ]
-    current = None
-    for key, kind, doc in _unique_keys():
-        section = key.split(".")[0] if "." in key else ""
-        if section != current:
-            current = section
-            title = f"`{section}`: {sections[section]}" if section else sections[section]
-            lines += ["", f"## {title}", "", "| key | type | meaning |", "|---|---|---|"]
-        lines.append(f"| `{key}` | {kind} | {doc.replace('|', chr(92) + '|')} |")
+    for section in sections():
+        owned = section in VARIANTS
+        title = f"`{section}`: {titles[section]}" if section else titles[section]
+        head = ["key", *(["of"] if owned else []), "type", "default", "meaning"]
+        lines += ["", f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        for key in keys():
+            if key.section == section:
+                owners = [", ".join(key.owners) or "all"] if owned else []
+                default = "" if ".N." in key.name else default_of(key)
+                row = [f"`{key.name}`", *owners, key.kind, default, key.doc]
+                lines.append("| " + " | ".join(cell.replace("|", chr(92) + "|") for cell in row) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _unique_keys() -> Iterator[tuple[str, str, str]]:
-    """Every key once: variants of algo and bench share some, with one meaning in the help (the first)."""
-    seen: set[str] = set()
-    for key, kind, doc in all_keys():
-        if key not in seen:
-            seen.add(key)
-            yield key, type_name(kind), doc
 
 
 if __name__ == "__main__":

@@ -70,7 +70,9 @@ class Distillation:
             "doc": "Judge to learn from, where the cache holds several: its model's name, or MODEL#DIGITS as shown."
         },
     )
-    base: str = field(default="builtin:tiny", metadata={"doc": "Hub id or directory of the network to start from."})
+    base: str = field(
+        default="builtin:tiny", metadata={"doc": "Network to start from: whatever model= of a run may be."}
+    )
     held_out: float = field(default=0.2, metadata={"doc": "Share of prompts on which agreement is measured."})
     epochs: float = field(default=5.0, metadata={"doc": "Passes over the training verdicts."})
     learning_rate: float = field(default=1e-4, metadata={"doc": "Peak learning rate of AdamW."})

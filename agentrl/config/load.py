@@ -19,6 +19,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from agentrl.config.algos import ALGOS
 from agentrl.config.benches import BENCHES
 from agentrl.config.judges import JUDGES
+from agentrl.config.meanings import OPTIONS, suggest_key
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
 
@@ -55,28 +56,30 @@ def load_config(path: str | Path) -> Config:
 
 def all_keys() -> Iterator[tuple[str, Any, str]]:
     """Every leaf key with its type and sentence, in the schema's order, those of each variant included."""
-    yield from _keys(Config, "")
+    yield from keys_of(Config)
 
 
-def _keys(cls: type, prefix: str) -> Iterator[tuple[str, Any, str]]:
+def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """The same for one class, below `prefix`."""
     hints = get_type_hints(cls)
     for item in fields(cls):
         path, kind = f"{prefix}{item.name}", hints[item.name]
         if not prefix and item.name in VARIANTS:
             for variant in dict.fromkeys(VARIANTS[item.name].values()):
-                yield from _keys(variant, f"{path}.")
+                yield from keys_of(variant, f"{path}.")
         elif is_dataclass(kind):
-            yield from _keys(kind, f"{path}.")  # type: ignore[arg-type]
+            yield from keys_of(kind, f"{path}.")  # type: ignore[arg-type]
         elif (entry := _entry(kind)) is not None:
             yield path, kind, item.metadata["doc"]
-            yield from _keys(entry, f"{path}.N.")
+            yield from keys_of(entry, f"{path}.N.")
         else:
             yield path, kind, item.metadata["doc"]
 
 
 def suggest(word: str, known: list[str]) -> str:
     """' (did you mean X?)' for a close match among `known`, else what there is to choose from."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    meant = [OPTIONS[word.lower()]] if OPTIONS.get(word.lower()) in known else None
+    close = meant or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(known)}"
 
 
@@ -85,7 +88,8 @@ def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
     hints = get_type_hints(cls)
     for name in values:
         if name not in hints:
-            raise UserError(f"unknown key {prefix}{name}{suggest(str(name), list(hints))}")
+            known = [f"{prefix}{one}" for one in hints] if prefix else [key for key, _, _ in all_keys()]
+            raise UserError(f"unknown key {prefix}{name}{suggest_key(f'{prefix}{name}', known)}")
     built: dict[str, Any] = {}
     for item in fields(cls):
         path, kind = f"{prefix}{item.name}", hints[item.name]

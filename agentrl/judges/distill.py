@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from agentrl.config.judges import Distillation, DistilledJudge
+from agentrl.config.target import weights_of
 from agentrl.errors import UserError, first_line
 from agentrl.judges.agreement import agreement
 from agentrl.judges.base import SIDES
@@ -79,7 +80,7 @@ def distill(settings: Distillation) -> dict[str, SideReport]:
         raise UserError(f"out={out} exists already; name another directory, or remove it")
     entries = entries_of(open_cache(settings.cache), settings.judge_model, "judge_model")
     train, held_out = divide(entries, settings.held_out, settings.seed)
-    tokenizer, model = _load(settings.base)
+    tokenizer, model = _load(weights_of(settings.base))
     rows = [
         {
             "input_ids": encode(tokenizer, entry.request, settings.max_tokens),

@@ -76,12 +76,12 @@ def job_table(jobs: list[Job], caption: str) -> Table:
     common, _ = shared(jobs)
     urgency = ("running", "failed", "interrupted", "completed", "dry_run", "pending")
     rows = sorted(jobs, key=lambda job: urgency.index(job.state))[:SHOWN]
-    table = Table(title=" ".join(common) or None, caption=caption, title_justify="left", caption_justify="left")
+    title = Text(" ".join(common)) if common else None  # Text, not markup: brackets of a path would be read as a style
+    table = Table(title=title, caption=Text(caption), title_justify="left", caption_justify="left")
     for name in ("job", "state", "progress", "minutes"):
         table.add_column(name, justify="right" if name == "minutes" else "left", overflow="fold")
     for job in sorted(rows, key=jobs.index):
         spent = f"{((job.ended or time.time()) - job.began) / 60:.1f}" if job.began else ""
-        # Text, not markup: a list in an override would be read as a style
         state = Text(job.state, style=COLOURS.get(job.state, "dim"))
         table.add_row(Text(label(job, common)), state, Text(progress(job)), spent)
     return table

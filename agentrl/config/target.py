@@ -1,0 +1,100 @@
+"""What `model=` may name: a preset, a run, a checkpoint, an adapter, a hub id. Reads configuration files; no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from agentrl.config.checks import home
+from agentrl.config.load import suggest
+from agentrl.config.shipped import option_files, read_option
+from agentrl.errors import UserError
+
+FAMILIES = {"qwen2": "qwen2.5", "qwen3": "qwen3", "llama": "llama3", "phi3": "phi3"}  # by config.json's model_type
+INHERITED = ("family", "reasoning", "dtype", "attn_implementation")  # of a run whose weights are taken
+
+
+@dataclass(frozen=True)
+class Named:
+    """Values of the model's keys for a name that is no preset.
+
+    `scaled_as` is the preset at the beginning of a run's model: its scaled-down batches and budgets fit.
+    """
+
+    values: dict[str, Any]
+    scaled_as: str | None = None
+
+
+def model_named(name: str, folders: Sequence[Path] = ()) -> str | Named:
+    """The preset or the values that `name` means; `folders` hold the user's own presets (--config-dir).
+
+    A run directory stands for its trained model (its `model/`); a directory inside a run takes what the run says of
+    its model; a directory without config.json may hold an adapter, whose base is named in adapter_config.json.
+    Raises UserError where the name means nothing.
+    """
+    presets = option_files("model", folders)
+    if name in presets:
+        return name
+    place = Path(home(name))
+    if place.is_dir():
+        return _of_directory(place.absolute(), name)
+    if place.exists():
+        raise UserError(f"model={name} is a file; name the directory that holds config.json and the weights")
+    for preset, file in presets.items():
+        if read_option(file).get("path") == name:
+            return preset
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1 or not all(name.split("/")):
+        known = [preset for preset in presets if preset != "custom"]
+        raise UserError(f"model={name} is no preset, no directory and no hub id (owner/name){suggest(name, known)}")
+    return Named({"name": name.replace("/", "--"), "path": name, "family": "other"})
+
+
+def weights_of(name: str) -> str:
+    """Where the weights are that `name` means: a directory, a hub id or a packaged checkpoint."""
+    meant = model_named(name)
+    return str(read_option(option_files("model")[meant])["path"] if isinstance(meant, str) else meant.values["path"])
+
+
+def _of_directory(folder: Path, name: str) -> Named:
+    run = next((place for place in (folder, *folder.parents[:2]) if (place / "status.json").is_file()), None)
+    if run == folder:
+        folder = run / "model"
+        if not folder.is_dir():
+            raise UserError(
+                f"model={name}: the run has no trained model yet; name one of its checkpoints, or finish it"
+            )
+    adapter = folder / "adapter_config.json"
+    if not (folder / "config.json").is_file() and not adapter.is_file():
+        raise UserError(f"model={name}: neither config.json nor adapter_config.json is there; give a checkpoint")
+    if run is not None:
+        saved = OmegaConf.load(run / "config.yaml").model
+        place = run.name if folder.name == "model" else f"{run.name}-{folder.name}"
+        inherited = {key: saved[key] for key in INHERITED}
+        if adapter.is_file() and saved.get("revision"):  # the base of an adapter is that of the run
+            inherited["revision"] = saved.revision
+        return Named({"name": f"{run.parent.name}-{place}", "path": str(folder), **inherited}, _scaled_as(saved))
+    family = "other"
+    if not adapter.is_file():
+        try:
+            kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{folder / 'config.json'} is damaged: {error}") from error
+        family = FAMILIES.get(kind, "other")
+    return Named({"name": folder.name, "path": str(folder), "family": family})
+
+
+def _scaled_as(saved: Any) -> str | None:
+    """The preset that a run's model goes back to, through the runs in between; None where it goes back to none."""
+    name, path = saved.get("name"), str(saved.get("path", ""))
+    if name in option_files("model") and name != "custom":
+        return str(name)
+    try:
+        named = model_named(path) if Path(path).is_dir() else None
+    except UserError:  # that run has been moved or cleared away: nothing is known of it
+        return None
+    return named.scaled_as if isinstance(named, Named) else named

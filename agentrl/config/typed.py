@@ -1,0 +1,169 @@
+"""What a person types, as Hydra reads it: values with blanks, brackets, '=', '~', quotes or any letter get quotes.
+
+Hydra's grammar takes few characters without quotes, and its quotes must pass the shell's: nobody should have to know.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from agentrl.config.checks import home
+from agentrl.config.load import all_keys, type_name
+from agentrl.config.meanings import likely, suggest_key
+from agentrl.errors import UserError
+
+OVERRIDE = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
+# What Hydra reads as the text that it is. Numbers are left to Hydra and to the type of the key.
+PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./:+@%-]*|[0-9]+|", re.ASCII)
+SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
+# Keys by their last part whose value is a place on the disk: a comma in it is a comma, if that place exists.
+WRITTEN = {"runs_dir", "cache"}  # these need not exist yet, and nobody sweeps them
+PLACES = WRITTEN | {"path", "pairs", "traces", "system_rubric", "user_rubric", "accelerate_config"}
+
+
+FLAGS = {  # Hydra's, each with whether a value follows
+    **dict.fromkeys(("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"), True),
+    **dict.fromkeys(("-cd", "--config-dir", "--experimental-rerun"), True),
+    **dict.fromkeys(("-h", "--help", "--hydra-help", "-hh", "--version", "-r", "--resolve", "--run", "-m"), False),
+    **dict.fromkeys(("--multirun", "-sc", "--shell-completion", "-i", "--info"), False),
+}
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """Flags, then overrides: Hydra takes no override before a flag and another behind it.
+
+    Raises UserError for a flag that does not exist: keys are written without dashes here.
+    """
+    flags, overrides, waiting = list[str](), list[str](), list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, value = argument.partition("=")
+        if argument.startswith("-") and name in FLAGS:
+            flags.append(argument)
+            if FLAGS[name] and not equals:
+                flags += waiting[:1]
+                del waiting[:1]
+        elif argument.startswith("-"):
+            following = waiting[0] if waiting and not equals and not waiting[0].startswith("-") else "..."
+            raise UserError(_no_flag(name, value if equals else following))
+        else:
+            overrides.append(argument)
+    return flags + overrides
+
+
+def _no_flag(name: str, value: str) -> str:
+    word = name.lstrip("-").replace("-", "_")
+    known = {key for key, _, _ in all_keys()} | {"algo", "model", "bench", "hardware", "sweep", "experiment", "reward"}
+    meant = word if word in known else likely(word)
+    if meant is None:
+        near = suggest_key(word, sorted(known))
+        return f"{name} is no flag{near}; keys are written without dashes: key=value"
+    example = meant if "=" in meant or " " in meant else f"{meant}={value}"
+    return f"{name} is no flag; keys are written without dashes: {example}"
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    """Whether the command line describes several runs, so that a comma divides values."""
+    chosen = any(text.startswith("sweep=") and text != "sweep=null" for text in arguments)
+    return chosen or bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
+
+
+def spelled(override: str, sweep: bool) -> str:
+    """An override with its value quoted where Hydra would not read the text that stands there."""
+    found = OVERRIDE.fullmatch(override)
+    if found is None or found["key"].startswith("hydra"):
+        return override
+    key, value = found["key"], found["value"]
+    kind = _kinds().get(key.lstrip("+"))
+    if value in ("null", "???") or "${" in value or SWEEPS.fullmatch(value) or _is_quoted(value):
+        return override
+    if kind != "str" and (value[:1] in ("[", "{") or re.fullmatch(r"[\w.,:+*() -]*", value, re.ASCII)):
+        return override  # a number, a list or a mapping: Hydra reads them, and the type is checked later
+    last = key.rsplit(".", 1)[-1]
+    place = last in PLACES
+    if place and value.startswith("~") and "," not in value:
+        value = home(value)
+    if "," not in value or last in WRITTEN:
+        return f"{key}={_quoted(value)}"
+    parts = divided(value)
+    if sweep:
+        return f"{key}={','.join(map(_quoted, parts))}"
+    meant_as_sweep = not place or (len(parts) > 1 and all(Path(home(part)).exists() for part in parts))
+    return override if meant_as_sweep else f"{key}={_quoted(value)}"
+
+
+def divided(value: str) -> list[str]:
+    """Names separated by commas; where several together name something on the disk, its commas are its own."""
+    parts, names = value.split(","), []
+    while parts:
+        joined = [n for n in range(len(parts), 1, -1) if Path(home(",".join(parts[:n]))).exists()]
+        count = joined[0] if joined else 1
+        names.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return [name for name in names if name]
+
+
+def as_typed(message: str, names: Mapping[str, str]) -> str:
+    """A message with the keys as the person typed them: `names` has the real key, or its beginning with '.', first."""
+    for real, typed in names.items():
+        end = r"(?=\w)" if real.endswith(".") else r"(?![\w.]\w)"
+        message = re.sub(rf"(?<![\w./-]){re.escape(real)}{end}", typed.replace("\\", r"\\"), message)
+    return message
+
+
+def config_folders(arguments: list[str]) -> list[Path]:
+    """The directories of --config-dir, in the order given."""
+    return [Path(home(folder)) for _, _, folder in _folders_at(arguments)]
+
+
+def without_folders(arguments: list[str]) -> list[str]:
+    """The same arguments without --config-dir and its value."""
+    taken = {place for start, end, _ in _folders_at(arguments) for place in range(start, end)}
+    return [argument for position, argument in enumerate(arguments) if position not in taken]
+
+
+def _folders_at(arguments: list[str]) -> Iterator[tuple[int, int, str]]:
+    for position, argument in enumerate(arguments):
+        if argument in ("--config-dir", "-cd"):
+            yield position, position + 2, "".join(arguments[position + 1 : position + 2])
+        elif argument.startswith("--config-dir="):
+            yield position, position + 1, argument.partition("=")[2]
+
+
+@cache
+def _kinds() -> dict[str, str]:
+    """Every key with `str`, or with another type's name; of two benches' types for one key, a text wins."""
+    found: dict[str, str] = {}
+    for key, kind, _ in all_keys():
+        name = type_name(kind).removesuffix(" or null")
+        if found.get(key) != "str":
+            found[key] = name
+    return found
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+
+
+def _quoted(value: str) -> str:
+    """`value` in Hydra's single quotes, or as it is where it needs none."""
+    if PLAIN.fullmatch(value) or _is_quoted(value):
+        return value
+    escaped = re.sub(r"(\\*)(['\"]?)", lambda found: _escape(found[1], found[2], found.end() == len(value)), value)
+    return f"'{escaped}'"
+
+
+def _escape(backslashes: str, quote: str, at_end: bool) -> str:
+    """Only backslashes before a single quote, or before the closing one, mean anything to Hydra."""
+    if quote == "'":
+        return f"{2 * backslashes}\\'"
+    return 2 * backslashes if at_end and not quote else backslashes + quote
+
+
+def literal(text: Any) -> Any:
+    """A value that OmegaConf keeps as it is: `${` in a path is no interpolation."""
+    return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text) if isinstance(text, str) else text
