@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import ChatServer, Reply, completion, said
 from judge_server import JudgeServer, expected
 
 from agentrl.config.judges import OpenAIJudge
@@ -314,3 +315,23 @@ def test_retry_after_and_the_rate_limit(monkeypatch: pytest.MonkeyPatch) -> None
     limiter = RateLimiter(120)  # one in half a second
     assert [limiter.delay() for _ in range(3)] == [0, 0.5, 1.0]
     assert [RateLimiter(None).delay() for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        ({"choices": None, "error": {"message": "Provider returned error"}}, "Provider returned error, after 2 tries"),
+        (Reply("<html><title>Sign in</title></html>", headers={"Content-Type": "text/html"}), "a web page (Sign in)"),
+        (Reply('{"choices": ['), "broken JSON"),
+        (completion(None), "holds no message"),
+        (completion(said(None), "content_filter"), "content_filter"),
+    ],
+)
+def test_what_is_no_answer_is_a_missing_verdict_with_its_reason(
+    answer: Any, note: str, quick: None, tmp_path: Path
+) -> None:
+    with ChatServer(lambda body, number: answer) as server:
+        config = replace(CONFIG, base_url=server.url, retries=1)
+        judge = EndpointJudge(config, VerdictCache(tmp_path / "judge.sqlite"), "run")
+        (verdict,) = judge.score(REQUESTS[:1])
+    assert verdict.score is None and note in verdict.note

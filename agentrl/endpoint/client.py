@@ -12,8 +12,6 @@ import random
 import re
 import threading
 from dataclasses import replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,15 +20,14 @@ import openai
 from agentrl.config.algos import Endpoint
 from agentrl.endpoint.answer import Answer, NoAnswer, read_answer, refusal_words, short
 from agentrl.endpoint.form import SAMPLING, Form, Messages
+from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after
 from agentrl.errors import UserError
 from agentrl.redact import masked
 from agentrl.rollout.engine import Decoding
 from agentrl.text import well_formed
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 16.0  # seconds between tries, doubling
-LONGEST_RETRY_AFTER = 300.0  # a server that asks for more is as good as down
+LONGEST_WAIT = 16.0  # seconds between tries
 DOWN_AFTER = 20  # failures of the server in a row
-BUSY = (408, 409, 425, 429)  # and everything from 500 on
 REFUSED_ALL = (401, 402, 403, 404, 405)  # no request of ours will change it; 403 may be a moderated prompt
 MOST_FORMS = 8  # of one request that the server refuses
 
@@ -165,7 +162,7 @@ class ChatClient:
         if status in REFUSED_ALL:
             reason = f"{self._url} answers HTTP {status} for model {self._model}: {words}{self._hint(response)}"
             return Unanswered("server", reason, status=status)
-        if status in BUSY or status >= 500:
+        if passes(status):
             wait = retry_after(response.headers.get("retry-after"))
             asks = f"; it asks to wait {wait:.0f} s" if wait > LONGEST_RETRY_AFTER else ""
             return Unanswered("busy", f"HTTP {status}: {words}{asks}", wait, status)
@@ -225,17 +222,3 @@ def _key(endpoint: Endpoint) -> str:
             "with algo.endpoint.api_key_env=..."
         )
     return key or NO_KEY
-
-
-def retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After header asks to wait: a number or a date; 0 where there is none or it is neither."""
-    if header is None:
-        return 0.0
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass  # a date, perhaps
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without a time zone
-        return 0.0

@@ -9,22 +9,20 @@ import re
 import threading
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import openai
 
 from agentrl.config.judges import OpenAIJudge
+from agentrl.endpoint.answer import Answer, NoAnswer, read_answer
+from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after
 from agentrl.judges.base import JudgeStopped, Verdict
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics
 from agentrl.redact import masked
-from agentrl.text import well_formed
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries, doubling
-LONGEST_RETRY_AFTER = 300.0  # a server that asks for more is as good as down
+LONGEST_WAIT = 30.0  # seconds between tries
 
 
 class EndpointJudge(RubricJudge):
@@ -133,12 +131,16 @@ class EndpointJudge(RubricJudge):
                     self._json.refused(reason)
                     self._count(retries=1)
                     continue
-                if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
+                if not passes(error.status_code):
                     raise GaveUp(reason) from None
                 pause = max(pause, retry_after(error.response.headers.get("retry-after")))
                 if pause > LONGEST_RETRY_AFTER:
                     raise GaveUp(f"{reason}; it asks to wait {pause:.0f} s") from None
-            except (openai.APIError, json.JSONDecodeError, Malformed) as error:  # timeout, cut off, or no completion
+            except NoAnswer as error:
+                reason = self._describe(error)
+                if error.final:
+                    raise GaveUp(reason) from None
+            except openai.APIError as error:  # a timeout, or cut off
                 reason = self._describe(error)
             attempt += 1
             if attempt <= self.config.retries:
@@ -154,10 +156,11 @@ class EndpointJudge(RubricJudge):
             more: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
             if self.config.temperature is not None:
                 more["temperature"] = self.config.temperature
-            create: Any = self._client.chat.completions.create  # its types want a class for each role
-            completion = create(model=self.config.model, messages=messages, max_tokens=self.config.max_tokens, **more)
-            reply = reply_of(completion)
-            return reply, self._usage(completion, messages, reply)
+            create: Any = self._client.chat.completions.with_raw_response.create  # its types want a class for each role
+            raw = create(model=self.config.model, messages=messages, max_tokens=self.config.max_tokens, **more)
+            response = raw.http_response
+            answer = read_answer(response.text, response.headers.get("content-type", ""))
+            return answer.content, self._usage(answer, messages)
         finally:
             with self._lock:
                 self._in_flight -= 1
@@ -180,14 +183,12 @@ class EndpointJudge(RubricJudge):
                     )
             self._in_flight += 1
 
-    def _usage(self, completion: Any, messages: Messages, reply: str) -> Usage:
+    def _usage(self, answer: Answer, messages: Messages) -> Usage:
         """Tokens and cost of a call; a server that reports no tokens is counted at four bytes a token."""
-        reported = getattr(completion, "usage", None)
-        prompt = getattr(reported, "prompt_tokens", None)
-        written = getattr(reported, "completion_tokens", None)
-        if not isinstance(prompt, int) or not isinstance(written, int):
+        prompt, written = answer.usage.get("prompt_tokens"), answer.usage.get("completion_tokens")
+        if prompt is None or written is None:
             prompt = sum(len(message["content"].encode()) for message in messages) // 4 + 1
-            written = len(reply.encode()) // 4 + 1
+            written = len(answer.content.encode()) // 4 + 1
         cost = (prompt * self.config.price_prompt + written * self.config.price_completion) / 1e6
         return Usage(1, prompt, written, cost)
 
@@ -244,10 +245,6 @@ class GaveUp(Exception):
     """A request that stays unanswered."""
 
 
-class Malformed(Exception):
-    """An answer of the server that is no chat completion."""
-
-
 class RateLimiter:
     """Evenly spaced call times: at most `per_minute` a minute; None is no limit."""
 
@@ -280,28 +277,3 @@ def api_key(variable: str | None) -> str:
             "that wants no key"
         )
     return key
-
-
-def retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After header asks to wait: a number or a date; 0 where there is none or it is neither."""
-    if header is None:
-        return 0.0
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass  # a date, perhaps
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without a time zone
-        return 0.0
-
-
-def reply_of(completion: Any) -> str:
-    """Text of a chat completion. The client does not check what a server sends, so it is done here."""
-    choices = getattr(completion, "choices", None)
-    if not isinstance(choices, list) or not choices:
-        raise Malformed("the answer holds no choices")
-    content = getattr(getattr(choices[0], "message", None), "content", None)
-    if content is not None and not isinstance(content, str):
-        raise Malformed("the answer's content is not text")
-    return well_formed(content or "")
