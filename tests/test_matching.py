@@ -123,20 +123,20 @@ def config(name: str = "matching", penalty: float = 0.0, variant: str = "f1", **
 def test_turn_rewards_by_hand() -> None:
     rollout = episode([("f", {"a": 1}), ("h", {})], [("g", {})], [("g", {})], "<answer>Paris, France</answer>")
     # turn 0: (1 + 0) / 2; turn 1: 1; turn 2: the reference g is taken; answer: {paris, france} against {paris}: 2/3
-    assert turn_rewards(rollout, TRACE, "Paris", config()) == pytest.approx([0.5, 1, 0, 2 / 3])
-    assert turn_rewards(rollout, TRACE, "Paris", config(penalty=0.5)) == pytest.approx([0.25, 1, -0.5, 2 / 3])
-    assert turn_rewards(rollout, TRACE, "Paris", config("answer")) == pytest.approx([0, 0, 0, 2 / 3])
-    assert turn_rewards(rollout, None, "Paris", config(penalty=0.5)) == pytest.approx([-0.5, -0.5, -0.5, 2 / 3])
+    assert turn_rewards(rollout, TRACE.calls, "Paris", config()) == pytest.approx([0.5, 1, 0, 2 / 3])
+    assert turn_rewards(rollout, TRACE.calls, "Paris", config(penalty=0.5)) == pytest.approx([0.25, 1, -0.5, 2 / 3])
+    assert turn_rewards(rollout, TRACE.calls, "Paris", config("answer")) == pytest.approx([0, 0, 0, 2 / 3])
+    assert turn_rewards(rollout, [], "Paris", config(penalty=0.5)) == pytest.approx([-0.5, -0.5, -0.5, 2 / 3])
 
 
 def test_an_episode_that_ends_on_a_call_has_no_answer() -> None:
-    assert turn_rewards(episode([("f", {"a": 1})]), TRACE, "Paris", config()) == [1.0]
-    assert turn_rewards(episode([("f", {"a": 1})]), TRACE, "Paris", config("answer")) == [0.0]
-    assert turn_rewards(episode(), TRACE, "Paris", config()) == []
+    assert turn_rewards(episode([("f", {"a": 1})]), TRACE.calls, "Paris", config()) == [1.0]
+    assert turn_rewards(episode([("f", {"a": 1})]), TRACE.calls, "Paris", config("answer")) == [0.0]
+    assert turn_rewards(episode(), TRACE.calls, "Paris", config()) == []
     # only the last turn answers: one before it without calls earns nothing
-    assert turn_rewards(episode("Paris", "Paris"), TRACE, "Paris", config()) == [0.0, 1.0]
+    assert turn_rewards(episode("Paris", "Paris"), TRACE.calls, "Paris", config()) == [0.0, 1.0]
     with pytest.raises(ValueError, match="choose from"):
-        turn_rewards(episode("Paris"), TRACE, "Paris", config("judge"))
+        turn_rewards(episode("Paris"), TRACE.calls, "Paris", config("judge"))
 
 
 def test_parity_with_matchtir() -> None:

@@ -191,7 +191,7 @@ def compare(trainer: Any, bench: Any, task: Any, texts: list[str], rewards: bool
     assert ours.calls == theirs.calls
     assert bench.score(task, ours) == bench.score(task, theirs)
     for reward in ("matching", "ftrl", "toolrl", "answer") if rewards else ():
-        earned = [turn_rewards(each, None, task.answer, reward_of(reward), task.golds) for each in (ours, theirs)]
+        earned = [turn_rewards(each, [], task.answer, reward_of(reward), task.golds) for each in (ours, theirs)]
         assert earned[0] == earned[1]
     if names:
         for record in (transcript(ours, texts, **names), names | {"messages": ours.messages}):
@@ -238,9 +238,9 @@ def test_the_reward_is_that_of_the_official_step(trainer: Any, ftrl: tuple[Any, 
     bench, task = ftrl
     played = compare(trainer, bench, task, [CASES["a good call beside a malformed one"][0], "Done."], row=0)
     reward = reward_of("ftrl")
-    assert turn_rewards(played, None, task.answer, reward, task.golds) == [1.0, 0.0]
+    assert turn_rewards(played, [], task.answer, reward, task.golds) == [1.0, 0.0]
     stray = compare(trainer, bench, task, [block("{oops")], row=0)
-    assert turn_rewards(stray, None, task.answer, reward, task.golds) == [-0.3]
+    assert turn_rewards(stray, [], task.answer, reward, task.golds) == [-0.3]
 
 
 @pytest.mark.parametrize("rule", ["toolhop", "ftrl"])

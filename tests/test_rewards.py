@@ -88,14 +88,14 @@ def test_ftrl_over_an_episode() -> None:
     calls = [made(0, "f", "a1"), made(0, "f", "a1"), made(1, "f", "b2")]
     rollout = Trajectory("t", [], [], [], [], [], messages, calls)
     # 2*1/(2+1); 2*1/(1+1); one of three is open: 1/(1+1)
-    assert turn_rewards(rollout, None, "c3", config("ftrl"), golds) == pytest.approx([2 / 3, 1, 1 / 2])
-    assert turn_rewards(rollout, None, "c3", config("ftrl", variant="rate"), golds) == [1, 1, 0.5]
-    assert turn_rewards(rollout, None, "zz", config("ftrl"), golds)[2] == 0
+    assert turn_rewards(rollout, [], "c3", config("ftrl"), golds) == pytest.approx([2 / 3, 1, 1 / 2])
+    assert turn_rewards(rollout, [], "c3", config("ftrl", variant="rate"), golds) == [1, 1, 0.5]
+    assert turn_rewards(rollout, [], "zz", config("ftrl"), golds)[2] == 0
     assert golds == {"f": ["a1", "b2"], "g": ["c3"]}
     cut = Trajectory("t", [], [], [], [], [], [{"role": "assistant", "content": "", "tool_calls": [{}]}])
-    assert turn_rewards(cut, None, "c3", config("ftrl"), golds) == [0]
+    assert turn_rewards(cut, [], "c3", config("ftrl"), golds) == [0]
     thought = Trajectory("t", [], [], [], [], [], [{"role": "assistant", "content": "", "reasoning_content": "hm"}])
-    assert turn_rewards(thought, None, "c3", config("ftrl"), {"f": []}) == [0]  # a thought is no empty turn
+    assert turn_rewards(thought, [], "c3", config("ftrl"), {"f": []}) == [0]  # a thought is no empty turn
 
 
 def test_every_recorded_step_reward(shared: Path) -> None:
@@ -148,18 +148,18 @@ def test_toolrl_schedules() -> None:
 
 def test_toolrl_over_an_episode() -> None:
     calls: list[tuple[str, Any]] = [("f", {"a": 1}), ("g", {})]
-    assert turn_rewards(episode(calls, "Paris"), TRACE, "x", config("toolrl")) == [0, 4]  # format 1, exact 3
+    assert turn_rewards(episode(calls, "Paris"), TRACE.calls, "x", config("toolrl")) == [0, 4]  # format 1, exact 3
     # ends on a call: no format. g alone: names 1/2, its own parameters match (1): S = 3/2, S_max = 1 + 2 + 1
-    assert turn_rewards(episode([calls[1]]), TRACE, "x", config("toolrl")) == pytest.approx([6 * 1.5 / 4 - 3])
-    assert turn_rewards(episode("Paris"), TRACE, "x", config("toolrl")) == [1 - 3]
-    assert turn_rewards(episode("<tool_call> Paris"), TRACE, "x", config("toolrl")) == [-3]
-    assert turn_rewards(episode("why", "Paris"), TRACE, "x", config("toolrl")) == [0, -3]  # a turn without a call
-    assert turn_rewards(episode("Paris"), None, "x", config("toolrl")) == [1]  # no reference: format alone
-    assert turn_rewards(episode(), TRACE, "x", config("toolrl")) == []
+    assert turn_rewards(episode([calls[1]]), TRACE.calls, "x", config("toolrl")) == pytest.approx([6 * 1.5 / 4 - 3])
+    assert turn_rewards(episode("Paris"), TRACE.calls, "x", config("toolrl")) == [1 - 3]
+    assert turn_rewards(episode("<tool_call> Paris"), TRACE.calls, "x", config("toolrl")) == [-3]
+    assert turn_rewards(episode("why", "Paris"), TRACE.calls, "x", config("toolrl")) == [0, -3]  # a turn without a call
+    assert turn_rewards(episode("Paris"), [], "x", config("toolrl")) == [1]  # no reference: format alone
+    assert turn_rewards(episode(), TRACE.calls, "x", config("toolrl")) == []
     thought = [{"role": "assistant", "content": "Paris", "reasoning_content": "word " * 256}]
     rollout = Trajectory("t", [], [], [], [], [], thought)
-    assert turn_rewards(rollout, None, "x", config("toolrl", with_length=True)) == [1.5]
-    assert turn_rewards(rollout, None, "x", config("toolrl", schedule="two_stage"), step=30) == [0.5]
+    assert turn_rewards(rollout, [], "x", config("toolrl", with_length=True)) == [1.5]
+    assert turn_rewards(rollout, [], "x", config("toolrl", schedule="two_stage"), step=30) == [0.5]
 
 
 SCHEDULES = {"SCHEDULEREWARD": "smooth", "MAX1STEP30MAX3": "two_stage"}

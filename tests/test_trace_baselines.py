@@ -291,7 +291,7 @@ def test_the_expert_earns_what_a_rollout_that_follows_it_earns(tmp_path: Path, r
     task = ours._batch[0]
     trace = ours.bench.expert_trace(task)
     played = expert_trajectory(trace, ours.chat.reasoning)
-    assert turn_rewards(played, trace, task.answer, ours.config.reward, task.golds) == ours._turn_rewards[0]
+    assert turn_rewards(played, trace.calls, task.answer, ours.config.reward, task.golds) == ours._turn_rewards[0]
     assert played.final_text == ours._trajectories[0].final_text
     assert [c.observation for c in played.calls] == [c.observation for c in ours._trajectories[0].calls]
 

@@ -96,6 +96,18 @@ class Bench(Protocol):
 
 
 @runtime_checkable
+class Referenced(Protocol):
+    """A bench that knows which calls solve a task, whether or not there is a trace of them."""
+
+    def reference_calls(self, task: Task) -> list[dict[str, Any]]:
+        """The ground truth, in order: {"name", "arguments"} of every call that a right solution makes.
+
+        {"name", "result"} stands for a call of which only the result is known.
+        """
+        ...
+
+
+@runtime_checkable
 class TranscriptBench(Protocol):
     """A bench that can score what was made elsewhere (`agentrl score`)."""
 
@@ -110,3 +122,11 @@ class TranscriptBench(Protocol):
         the bench's own file is bad.
         """
         ...
+
+
+def reference_calls(bench: Bench, task: Task) -> list[dict[str, Any]]:
+    """What rewards compare calls with: the bench's ground truth, or else its own trace; never one of `traces=`."""
+    if isinstance(bench, Referenced):
+        return bench.reference_calls(task)
+    trace = bench.expert_trace(task)
+    return [] if trace is None else trace.calls

@@ -18,7 +18,7 @@ from agentrl.rewards.verdicts import solve_scores
 from agentrl.sandbox import Sandbox
 from agentrl.schemas.plain import renderable
 from agentrl.traces.grounding import Knowledge
-from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection
+from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection, references
 from agentrl.traces.records import ExpertTrace, TraceTurn
 from agentrl.traces.search import Hop
 from agentrl.traces.templates import reasoning
@@ -98,6 +98,13 @@ class FtrlBench:
             return self._references[task.id]
         outcome = self.mine(task)
         return outcome.trace if isinstance(outcome, MinedTrace) else None
+
+    def reference_calls(self, task: Task) -> list[dict[str, Any]]:
+        """MatchTIR's ground truth where the row has it, else a call for each sub-answer, from the tools themselves."""
+        row: Row = task.data["row"]
+        if row.ground_truth:
+            return [{"name": name, "arguments": arguments} for name, arguments in row.ground_truth]
+        return references(self.mine(task))
 
     def mine(self, task: Task) -> MinedTrace | Rejection:
         """The mined trace with its steps, or why there is none; `miner.coverage` counts."""

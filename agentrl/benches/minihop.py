@@ -229,6 +229,9 @@ class MinihopBench:
     def expert_trace(self, task: Task) -> ExpertTrace:
         return expert_trace(task)
 
+    def reference_calls(self, task: Task) -> list[dict[str, Any]]:
+        return expert_trace(task).calls
+
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         """Solve-P/R/F1 over the hops as FTRL defines them, and whether the final answer is right.
 

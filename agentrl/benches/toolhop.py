@@ -25,7 +25,7 @@ from agentrl.rewards.verdicts import (
 )
 from agentrl.sandbox import Sandbox
 from agentrl.schemas.plain import renderable
-from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection
+from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection, references
 from agentrl.traces.records import ExpertTrace
 from agentrl.traces.search import Hop
 from agentrl.trajectory import Trajectory
@@ -141,6 +141,10 @@ class ToolHopBench:
         """The mined trace, kept only if the final answer that follows it scores under the configured rule."""
         outcome = self.mine(task) if task.tools else None
         return outcome.trace if isinstance(outcome, MinedTrace) else None
+
+    def reference_calls(self, task: Task) -> list[dict[str, Any]]:
+        """A call for each hop, in order, whether or not a trace was kept; none where the prompt has no tools."""
+        return references(self.mine(task)) if task.tools else []
 
     def mine(self, task: Task) -> MinedTrace | Rejection:
         """The mined trace with its steps, or why there is none; `miner.coverage` counts."""

@@ -10,16 +10,17 @@ from agentrl.rewards.answers import extract_answer, token_f1
 from agentrl.rewards.ftrl import STRAY_TAGS, calls_reward, text_reward
 from agentrl.rewards.matching import call_rewards, transport_rewards
 from agentrl.rewards.toolrl import correctness, length_reward, limits
-from agentrl.rewards.verdicts import solves
-from agentrl.traces.records import ExpertTrace
-from agentrl.trajectory import Trajectory
+from agentrl.rewards.verdicts import has_whole, solves
+from agentrl.trajectory import ToolCall, Trajectory
 
 KINDS = ("matching", "ot", "ftrl", "toolrl", "answer")
+COMPARING = ("matching", "ot", "toolrl")  # with reference calls
+Call = Mapping[str, Any]
 
 
 def turn_rewards(
     trajectory: Trajectory,
-    trace: ExpertTrace | None,
+    references: Sequence[Call],
     answer: str,
     config: schema.Reward,
     golds: Mapping[str, Sequence[str]] | None = None,
@@ -27,7 +28,8 @@ def turn_rewards(
 ) -> list[float]:
     """r_t for every assistant turn of one rollout; length `trajectory.num_turns`.
 
-    `golds` are the sub-answers by tool, which reward=ftrl reads; `step` is the training step, for ToolRL's schedules.
+    COMPARING read `references`, the task's as `benches.base.reference_calls` gives them; reward=ftrl reads `golds`, the
+    sub-answers by tool. `step` is the training step, for ToolRL's schedules.
     Raises ValueError on an unknown reward.
     """
     if config.name not in KINDS:
@@ -35,15 +37,33 @@ def turn_rewards(
     if config.name == "ftrl":
         return ftrl_rewards(trajectory, answer, golds or {}, config.ftrl_variant)
     if config.name == "toolrl":
-        return toolrl_rewards(trajectory, trace, config.toolrl, step)
-    return credit_rewards(trajectory, trace, answer, config)
+        return toolrl_rewards(trajectory, references, config.toolrl, step)
+    return credit_rewards(trajectory, references, answer, config)
+
+
+def known_calls(references: Sequence[Call], calls: Sequence[ToolCall]) -> list[Call]:
+    """The references with arguments, and for each that has a result alone the rollout's call that returned it, if any.
+
+    No call stands for two references, however often it was repeated.
+    """
+    known = [reference for reference in references if "result" not in reference]
+    for reference in references:
+        if "result" not in reference:
+            continue
+        for call in calls:
+            made = {"name": call.name, "arguments": call.arguments}
+            returned = call.name == reference["name"] and not call.error
+            if returned and made not in known and has_whole(call.observation, reference["result"]):
+                known.append(made)
+                break
+    return known
 
 
 def credit_rewards(
-    trajectory: Trajectory, trace: ExpertTrace | None, answer: str, config: schema.Reward
+    trajectory: Trajectory, references: Sequence[Call], answer: str, config: schema.Reward
 ) -> list[float]:
     """matching, ot: a turn with calls earns their mean, after comparing ALL executed calls of the rollout with ALL
-    calls of the trace, so that repeating a call earns nothing new; without a trace every call is unmatched.
+    references, so that repeating a call earns nothing new; without references every call is unmatched.
 
     answer: turns with calls earn 0. All three: a last turn without calls earns the token F1 of its answer, any other
     turn without calls 0.
@@ -52,7 +72,7 @@ def credit_rewards(
     rewards = [0.0] * len(calls)
     if config.name != "answer":
         flat = [{"name": call.name, "arguments": call.arguments} for turn in calls for call in turn]
-        gold = trace.calls if trace is not None else []
+        gold = known_calls(references, trajectory.calls)
         earned: Iterator[float] = iter(
             transport_rewards(flat, gold, config.ot_reg)
             if config.name == "ot"
@@ -84,7 +104,7 @@ def ftrl_rewards(trajectory: Trajectory, answer: str, golds: Mapping[str, Sequen
 
 
 def toolrl_rewards(
-    trajectory: Trajectory, trace: ExpertTrace | None, switches: schema.ToolRl, step: int
+    trajectory: Trajectory, references: Sequence[Call], switches: schema.ToolRl, step: int
 ) -> list[float]:
     """ToolRL judges one reply; here an episode is one: its format, all its calls and its thought earn the last turn.
 
@@ -99,8 +119,8 @@ def toolrl_rewards(
     formed = formed and not any(tag in _text(message) for message in messages for tag in STRAY_TAGS)
     format_bounds, bounds = limits(switches, step)
     total = format_bounds[formed]
-    if trace is not None and trace.calls:
-        gold = _parameters((call["name"], call["arguments"]) for call in trace.calls)
+    if references:
+        gold = _parameters((call["name"], call["arguments"]) for call in known_calls(references, trajectory.calls))
         pred = _parameters((call.name, call.arguments) for call in trajectory.calls)
         total += correctness(pred, gold, bounds) if pred else bounds[0]
     if switches.with_length:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.base import Bench, Task
+from agentrl.benches.base import Bench, Referenced, Task
 from agentrl.errors import UserError
 from agentrl.jsonl import numbered_lines, read_json
 from agentrl.traces.records import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
@@ -46,7 +46,15 @@ def read_traces(path: Path) -> dict[str, ExpertTrace]:
 
 
 def use_traces(bench: Bench, traces: Mapping[str, ExpertTrace]) -> None:
-    """Let `bench` give these traces in place of its own; a task without one has none."""
+    """Let `bench` give these traces in place of its own; a task without one has none. Its references stay its own."""
+    if not isinstance(bench, Referenced):
+        own = bench.expert_trace
+
+        def references(task: Task) -> list[dict[str, Any]]:
+            trace = own(task)
+            return [] if trace is None else trace.calls
+
+        bench.reference_calls = references  # type: ignore[attr-defined]
 
     def given(task: Task) -> ExpertTrace | None:
         return traces.get(task.id)

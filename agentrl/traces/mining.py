@@ -80,6 +80,15 @@ class Rejection:
     steps: tuple[Step, ...]
 
 
+def references(outcome: MinedTrace | Rejection) -> list[dict[str, Any]]:
+    """The verified call of every step, also where no trace was kept; the step's result where no call is known."""
+    calls = []
+    for step in outcome.steps:
+        what = {"result": step.hop.answer} if step.found is None else {"arguments": step.found.arguments}
+        calls.append({"name": step.hop.tool["name"], **what})
+    return calls
+
+
 @dataclass
 class Coverage:
     """Counts over the rows of a bench."""

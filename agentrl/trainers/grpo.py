@@ -16,11 +16,11 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from agentrl.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
-from agentrl.benches.base import Bench, Task
+from agentrl.benches.base import Bench, Task, reference_calls
 from agentrl.chat import ChatFormat
 from agentrl.config.schema import Config
 from agentrl.console import RunConsole
-from agentrl.rewards.turns import turn_rewards
+from agentrl.rewards.turns import COMPARING, turn_rewards
 from agentrl.rollout.conversation import Played, conversation_loop
 from agentrl.rollout.engine import Episode
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
@@ -176,15 +176,15 @@ class AgentGRPOTrainer(GRPOTrainer):
                 self._console.finish("update")
         return loss
 
+    def rewards_of(self, task: Task, played: Trajectory) -> list[float]:
+        """The rewards of an episode's turns."""
+        settings = self.config.reward
+        references = reference_calls(self.bench, task) if settings.name in COMPARING else []
+        return turn_rewards(played, references, task.answer, settings, task.golds, self.state.global_step)
+
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
         """R = sum_t r_t of every trajectory, the reward that TRL logs."""
-        traces = {task.id: self.bench.expert_trace(task) for task in self._batch}
-        rewards = [
-            turn_rewards(
-                trajectory, traces[task.id], task.answer, self.config.reward, task.golds, self.state.global_step
-            )
-            for task, trajectory in zip(self._batch, self._trajectories, strict=True)
-        ]
+        rewards = [self.rewards_of(task, played) for task, played in zip(self._batch, self._trajectories, strict=True)]
         self._turn_rewards = finite_rewards(rewards, [task.id for task in self._batch], self.config.faults.nonfinite)
         return [sum(rewards) for rewards in self._turn_rewards]
 

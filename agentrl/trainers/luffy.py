@@ -11,7 +11,6 @@ from torch import Tensor
 from agentrl.benches.base import Task
 from agentrl.chat import turn_messages
 from agentrl.objectives.luffy import expert_loss, member_shares, mixed_advantages
-from agentrl.rewards.turns import turn_rewards
 from agentrl.traces.records import ExpertTrace
 from agentrl.trainers.traced import TracedTrainer
 from agentrl.trajectory import Trajectory
@@ -48,8 +47,7 @@ class LuffyTrainer(TracedTrainer):
         trace = self.bench.expert_trace(task)
         if trace is None:
             return math.nan
-        played = expert_trajectory(trace, self.chat.reasoning)
-        return sum(turn_rewards(played, trace, task.answer, self.config.reward, task.golds, self.state.global_step))
+        return sum(self.rewards_of(task, expert_trajectory(trace, self.chat.reasoning)))
 
     def trace_teaches(self, row: int) -> bool:
         """The expert is a member of the group: where all earn the same it teaches as little as they do."""

@@ -225,6 +225,10 @@ class BfclBench:
             )
         return self._traces[task.id]
 
+    def reference_calls(self, task: Task) -> list[dict[str, Any]]:
+        entry: Entry = task.data["entry"]
+        return traces.reference_calls(entry, self._same_memory(entry))
+
 
 def cluster_of(entry: Entry) -> str:
     """Items that depend on one another: variants of one item, and questions that share a memory."""

@@ -42,6 +42,15 @@ def expert_trace(
     return ExpertTrace(entry.id, turns, answer, source="mined")
 
 
+def reference_calls(entry: Entry, same_memory: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Gold calls of a multi-turn item; for memory and web search the calls that look the evidence up (ours)."""
+    if entry.category in MULTI_TURN:
+        calls = [gold_call(text, entry.docs) for gold in entry.gold for text in gold]
+    else:
+        calls = list(_look_up(entry, same_memory))
+    return [{"name": name, "arguments": arguments} for name, arguments in calls]
+
+
 def gold_call(text: str, docs: Mapping[str, Mapping[str, Any]]) -> Call:
     """Name and named arguments of a gold call; positional arguments take the names of the function doc, in order."""
     node = ast.parse(text, mode="eval").body
