@@ -39,7 +39,7 @@ from agentrl.launch import INTERRUPTED, USER_ERROR, stop_signals
 from agentrl.redact import masked, refuse_secrets
 from agentrl.report.sweep_live import SweepView, job_table
 from agentrl.run import RunDirectory
-from agentrl.start import make_paths_absolute, start
+from agentrl.start import check, make_paths_absolute, start
 from agentrl.streams import keep_streams, lasting, lost_output
 
 # Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
@@ -135,7 +135,7 @@ def _train(arguments: list[str]) -> int:
         arguments = hydra_arguments(arguments)
         sys.argv[1:] = sweeps.with_directory(arguments)
         with ExitStack() as stack:
-            sweeps.Announcement.hear = lambda sweep: stack.enter_context(_watched(sweep))
+            sweeps.Announcement.hear = lambda sweep, config: _begin(sweep, config, stack)
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
     except (HydraException, OmegaConfBaseException) as error:
         if full_error:
@@ -156,6 +156,30 @@ def _train(arguments: list[str]) -> int:
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
     return max(_exit_codes, default=0)
+
+
+def _begin(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
+    """Check every job, then watch them until `stack` closes. Nothing is begun where one of them cannot work."""
+    refused = 0
+    here = config.hydra.launcher._target_.endswith(("BasicLauncher", "JoblibLauncher"))
+    try:
+        jobs = list(sweeps.composed_jobs(sweep, config))
+    except (HydraException, OmegaConfBaseException):
+        return  # Hydra composes all jobs itself before the first begins, and raises this again
+    if jobs:
+        print(f"Checking {len(jobs)} jobs before the first begins.", flush=True)
+    for overrides, values in jobs:
+        try:
+            job = typed_config(values)
+            refuse_secrets(job)
+            check(job, here)
+        except UserError as error:
+            refused += 1
+            _complain(UserError(f"{error} [{' '.join(overrides)}]"))
+    if refused:
+        print(f"{refused} of {len(sweep.expected or [])} jobs cannot work; none was started.", file=sys.stderr)
+        sys.exit(USER_ERROR)  # Hydra swallows what else a callback raises
+    stack.enter_context(_watched(sweep))
 
 
 @contextmanager

@@ -8,12 +8,10 @@ import importlib.util
 import os
 import platform
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from packaging.specifiers import SpecifierSet
 
@@ -26,6 +24,7 @@ from agentrl.errors import UserError
 from agentrl.estimate import count_parameters, memory
 from agentrl.install import install_line, requirements
 from agentrl.provenance import sha256
+from agentrl.reach import hub_address, in_hub_cache, reachable
 
 Verdict = Literal["ok", "warn", "fail", "skip"]
 
@@ -176,7 +175,11 @@ def chat_template(config: Config) -> Iterator[Finding]:
     """Loads the tokenizer: it must carry tool calls and keep earlier turns, or a system message in a single turn."""
     loading = importlib.import_module("agentrl.models.loading")
     local = config.model.path.startswith("builtin:") or Path(config.model.path).expanduser().is_dir()
-    if not local and not _in_hub_cache(config.model.path) and not _reachable(_hub_host()):
+    if (
+        not local
+        and not in_hub_cache(config.model.path, "model", config.model.revision)
+        and not reachable(hub_address())
+    ):
         yield Finding(
             "chat template",
             "warn",
@@ -201,7 +204,7 @@ def data(config: Config) -> Iterator[Finding]:
             yield Finding("data", "ok", "of the bfcl-eval package")
         elif hub is None:
             yield Finding("data", "ok", f"{config.bench.name} is generated")
-        elif _in_hub_cache(hub, "datasets") or _reachable(_hub_host()):
+        elif in_hub_cache(hub, "dataset") or reachable(hub_address()):
             yield Finding("data", "ok", f"{hub} from the hub")
         else:
             yield Finding("data", "fail", f"{hub}: the hub cannot be reached", "bench.path=<file on this disk>")
@@ -281,31 +284,12 @@ def tracker(config: Config) -> Iterator[Finding]:
         yield Finding("tracker", "ok", f"tracker={name} needs no network")
     elif not (os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _text(Path("~/.netrc").expanduser())):
         yield Finding("tracker", "fail", "no W&B key on this machine", "wandb login, or tracker=wandb_offline")
-    elif not _reachable("api.wandb.ai"):
+    elif not reachable("https://api.wandb.ai"):
         yield Finding(
             "tracker", "warn", "api.wandb.ai cannot be reached", "tracker=wandb_offline, and wandb sync later"
         )
     else:
         yield Finding("tracker", "ok", "W&B key present, api.wandb.ai reachable")
-
-
-def _reachable(host: str) -> bool:
-    """Whether a TCP connection to `host`'s HTTPS port opens within three seconds."""
-    try:
-        with socket.create_connection((host, 443), timeout=3):
-            return True
-    except OSError:  # no route, no name, refused, too slow: each means no
-        return False
-
-
-def _hub_host() -> str:
-    return urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or "huggingface.co"
-
-
-def _in_hub_cache(repository: str, kind: str = "models") -> bool:
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    return (cache / f"{kind}--{repository.replace('/', '--')}" / "snapshots").is_dir()
 
 
 def _text(path: Path) -> str:

@@ -17,6 +17,7 @@ from agentrl.estimate import print_estimate
 from agentrl.gpus import own_gpus
 from agentrl.identity import changed_keys, run_path
 from agentrl.launch import COMPLETED, INTERRUPTED, launch
+from agentrl.reach import check_reach
 from agentrl.ready import check_ready
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory
@@ -28,12 +29,9 @@ def start(config: Config, output: TextIO | None = None, beside_others: bool = Fa
     One of several jobs, `beside_others`, has its GPUs to itself.
     """
     console = Console(file=output, soft_wrap=True, highlight=False, markup=False)
-    for warning in validate(config):
+    for warning in check(config):
         complaints = Console(file=output, stderr=output is None, soft_wrap=True)
         complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
-    make_paths_absolute(config)
-    if not config.dry_run and not _is_complete(run_path(config)):
-        check_ready(config)
     run = RunDirectory.create(config)
     if run is None:
         run = RunDirectory(run_path(config))
@@ -69,6 +67,20 @@ def start(config: Config, output: TextIO | None = None, beside_others: bool = Fa
     else:
         console.print(f"Not completed (see status.json). The same command resumes it: {run.path}")
     return code
+
+
+def check(config: Config, here: bool = True) -> list[str]:
+    """Everything that can be held against a run before anything is made; paths become absolute. Returns warnings.
+
+    A dry run loads nothing, a complete run is only shown, and what a launcher sends elsewhere is not for this machine:
+    none of them needs it to be fit.
+    """
+    warnings = validate(config)
+    make_paths_absolute(config)
+    if here and not config.dry_run and not _is_complete(run_path(config)):
+        check_ready(config)
+        warnings += check_reach(config)
+    return warnings
 
 
 def make_paths_absolute(config: Config) -> None:

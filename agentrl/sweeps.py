@@ -13,15 +13,16 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, flag_override
 
 from agentrl.durable import write_json
 from agentrl.run import RunDirectory, is_gone
@@ -32,10 +33,20 @@ PLACELESS = ("runs_dir", "dry_run")  # values that make no other sweep
 class Announcement(Callback):
     """Named in conf/config.yaml: Hydra tells it, in the parent, that a sweep begins; it tells `hear`."""
 
-    hear: Callable[[Sweep], Any] = staticmethod(lambda sweep: None)
+    hear: Callable[[Sweep, DictConfig], Any] = staticmethod(lambda sweep, config: None)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        type(self).hear(Sweep.of(config))
+        type(self).hear(Sweep.of(config), config)
+
+
+def composed_jobs(sweep: Sweep, config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
+    """Overrides and values of every job that is known beforehand; `config` is what the announcement brought."""
+    loader = GlobalHydra.instance().config_loader()
+    for overrides in sweep.expected or []:
+        values = loader.load_sweep_config(config, list(overrides))
+        with flag_override(values, ["struct", "readonly"], [False, False]):
+            del values["hydra"]
+        yield list(overrides), values
 
 
 @dataclass

@@ -243,9 +243,13 @@ def test_sweeps_have_a_directory_for_each_job(tmp_path: Path, arguments: tuple[s
     assert None not in groups
 
 
-def test_one_bad_job_does_not_stop_a_sweep(tmp_path: Path) -> None:
-    result = agentrl(tmp_path, "-m", "dry_run=true", "algo.q=0.1,7,0.2")
+def test_every_job_of_a_sweep_is_checked_before_the_first_begins(tmp_path: Path) -> None:
+    result = agentrl(tmp_path, "-m", "dry_run=true", "algo.q=0.1,7,0.2,8", "seed=0")
     assert result.returncode == 2
-    assert statuses(tmp_path) == ["dry_run", "dry_run"]
-    assert result.stderr.count("agentrl: error: algo.q=7.0") == 1
-    assert "Traceback" not in result.stderr
+    first, second, last = result.stderr.splitlines()
+    assert first.startswith("agentrl: error: algo.q=7.0: a probability") and first.endswith(
+        "[dry_run=true algo.q=7 seed=0]"
+    )
+    assert second.startswith("agentrl: error: algo.q=8.0: a probability")
+    assert last == "2 of 4 jobs cannot work; none was started."
+    assert list(tmp_path.iterdir()) == []

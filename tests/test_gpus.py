@@ -98,6 +98,8 @@ def test_parallel_jobs_of_a_sweep_see_different_gpus(tmp_path: Path) -> None:
         "    import agentrl.launch\n"
         "    command = [sys.executable, '-c', os.environ['WORKER']]\n"
         "    agentrl.launch.worker_command = lambda run, config: [*command, str(run.path)]\n"
+        "    import agentrl.reach\n"
+        "    agentrl.reach._check_gpus = lambda config: None\n"
     )
     environment = os.environ | {
         "WORKER": meets, "SEEN": str(tmp_path / "seen"), "CUDA_VISIBLE_DEVICES": "4,6", "PYTHONPATH": str(tmp_path),

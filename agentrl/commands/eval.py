@@ -14,11 +14,12 @@ from agentrl.commands.arguments import command_keys, file_to_write, key_lines
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
-from agentrl.config.typed import divided
+from agentrl.config.typed import as_typed, divided
 from agentrl.errors import UserError
 from agentrl.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR
-from agentrl.start import start
+from agentrl.redact import masked
+from agentrl.start import check, start
 
 KEYS = {
     "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",
@@ -49,12 +50,16 @@ def main(arguments: list[str]) -> int:
     benches, suite = _benches(own)
     models = divided(own.get("model", "tiny"))
     jobs = [_job(model, bench, own, overrides, benches) for model in models for bench in benches]
+    names = [_names(own, overrides, config.bench.name) for config in jobs]
+    good = [_is_good(config, typed) for config, typed in zip(jobs, names, strict=True)]
+    if not all(good):
+        return USER_ERROR  # before the first begins: the others would take their time, and the table lack a row
     worst = 0
-    for config in jobs:
+    for config, typed in zip(jobs, names, strict=True):
         try:
             code = start(config)
         except UserError as error:  # the other evaluations go on
-            Console(stderr=True, soft_wrap=True).print(f"agentrl: error: {error}", markup=False, highlight=False)
+            _complain(error, typed)
             code = USER_ERROR
         worst = max(worst, code)
         if code == INTERRUPTED:
@@ -64,6 +69,29 @@ def main(arguments: list[str]) -> int:
     if out is not None:
         out.write_text(text + "\n", encoding="utf-8")
     return worst
+
+
+def _is_good(config: Config, typed: dict[str, str]) -> bool:
+    try:
+        check(config)
+    except UserError as error:
+        _complain(error, typed)
+        return False
+    return True
+
+
+def _complain(error: UserError, typed: dict[str, str]) -> None:
+    message = masked(f"agentrl: error: {as_typed(str(error), typed)}")
+    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
+
+
+def _names(own: dict[str, str], overrides: list[str], bench: str) -> dict[str, str]:
+    """Keys of the configuration that this command has other words for, as far as they were used."""
+    names: dict[str, str] = {f"eval.{key}": key for key in ("samples", "temperature", "top_p") if key in own}
+    names |= {"algo.endpoint.base_url": "endpoint"} if "endpoint" in own else {"model.path": "model"}
+    if any(override.lstrip("+").startswith(f"{bench}.") for override in overrides):
+        names["bench."] = f"{bench}."
+    return names
 
 
 def _benches(own: dict[str, str]) -> tuple[list[str], str | None]:
@@ -99,7 +127,10 @@ def _job(model: str, bench: str, own: dict[str, str], overrides: list[str], benc
             raise UserError(f"{override}: {head} is not among the benches evaluated ({', '.join(benches)})")
         else:
             chosen.append(override)
-    return compose(["algo=eval", *chosen])
+    try:
+        return compose(["algo=eval", *chosen])
+    except UserError as error:
+        raise UserError(as_typed(str(error), _names(own, overrides, bench))) from error
 
 
 def _tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[str]:

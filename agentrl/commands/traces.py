@@ -17,6 +17,7 @@ from agentrl.config.validate_bench import validate_data
 from agentrl.durable import drop_torn_tail, write_records
 from agentrl.errors import UserError
 from agentrl.jsonl import numbered_lines
+from agentrl.reach import check_server
 from agentrl.traces.records import CHUNK_TYPES, ExpertTrace
 
 KEYS = {
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> int:
     out = file_to_write(own["out"], new=source == "mined")
     config = _configuration(own, overrides)
     validate_data(config.bench)
+    if source == "teacher":
+        check_server("endpoint", own["endpoint"])
     kept, reasons, coverage = (_mined if source == "mined" else _taught)(config, own, out)
     if kept:
         from agentrl.traces.page import render_traces

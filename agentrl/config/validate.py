@@ -217,8 +217,10 @@ def _machine(config: Config) -> list[str]:
             "keep model.dtype=float32 (hardware.bf16 still computes in bfloat16), or train adapters (model/lora=on)"
         )
     elsewhere = isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
-    if model.path.startswith(("/", "./", "../", "~")) and not elsewhere:
-        folder = Path(model.path).expanduser()
+    folder = Path(model.path).expanduser()
+    local = model.path.startswith(("/", "./", "../", "~")) or folder.exists() or model.path.count("/") > 1
+    if local and not elsewhere:
+        require(not folder.is_file(), "model.path", model.path, "is a file; name the directory that holds config.json")
         checkpoint = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
         path_rule = (
             "no checkpoint there (config.json is missing); give a directory made by save_pretrained, or a hub id"
