@@ -401,6 +401,14 @@ def test_a_refusal_that_no_form_mends_keeps_its_first_words_and_costs_little(tmp
         assert len(server.bodies) <= 10
 
 
+def test_a_refusal_of_the_request_is_told_where_its_form_was_mended(tmp_path: Path) -> None:
+    def respond(body: dict[str, Any], _: int) -> Any:
+        return refusal(400, "unknown parameter: min_p") if "min_p" in body else refusal(400, OVERFLOW)
+
+    with ChatServer(respond) as server, pytest.raises(UserError, match="had: HTTP 400: This model's maximum context"):
+        play(server, tmp_path)
+
+
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import ChatServer, Reply, completion, said
 from servers import serving
 
 from agentrl.commands.eval import _job
@@ -185,3 +186,37 @@ def test_models_are_compared_item_by_item_and_items_are_not_played_twice(tmp_pat
     assert again.returncode == 0, again.stderr
     assert file.read_text().splitlines(keepends=True)[:9] == lines[:9]
     assert len({(json.loads(line)["id"], json.loads(line)["sample"]) for line in file.read_text().splitlines()}) == 20
+
+
+@pytest.mark.slow
+def test_items_that_a_server_does_not_play_are_counted_and_tried_again(tmp_path: Path) -> None:
+    first: list[str] = []
+
+    def respond(body: dict[str, Any], _: int) -> Any:
+        question = next(message["content"] for message in body["messages"] if message["role"] == "user")
+        first.append(question)
+        if "min_p" in body:
+            return Reply({"error": {"message": "Unrecognized request argument supplied: min_p"}}, 400)
+        if question == first[0] and not well:
+            return Reply({"error": {"message": "This model's maximum context length is 9 tokens."}}, 400)
+        return completion(said("<answer>nobody</answer>"))
+
+    well = False
+    with ChatServer(respond) as server:
+        command = (f"endpoint={server.url}", "model=m", "bench=minihop", "eval.limit=4", f"runs_dir={tmp_path}")
+        done = agentrl(*command, f"out={tmp_path / 'table.md'}")
+        assert done.returncode == 0, done.stderr
+        assert (
+            "1 items are missing, and the same command tries them again. 1 times: HTTP 400: This model" in done.stdout
+        )
+        assert "it refuses and chooses itself: min_p" in done.stdout
+        assert (tmp_path / "table.md").read_text().startswith("minihop: 3 items, m lacks 1, mean")
+        (summary,) = tmp_path.glob("*/*/summary.json")
+        told = json.loads(summary.read_text())
+        assert told["missing"]["items"] == 1 and "context length" in next(iter(told["missing"]["reasons"]))
+        assert told["sampling"]["sent"] == {"temperature": 0, "top_p": 1, "top_k": -1, "repetition_penalty": 1}
+        well, asked = True, len(server.bodies)
+        again = agentrl(*command)
+        assert "1 items are missing and are tried again" in again.stdout and "minihop: 4 items, mean" in again.stdout
+        assert "missing" not in json.loads(summary.read_text()) and len(server.bodies) - asked <= 2
+        assert "This run is complete" in agentrl(*command).stdout

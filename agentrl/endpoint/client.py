@@ -64,16 +64,17 @@ class ChatClient:
     def complete(self, messages: Messages, tools: Messages, budget: int, decoding: Decoding) -> Answer:
         """The model's next message. Raises Unanswered once nothing more is to be tried."""
         messages, tools = well_formed(messages), well_formed(tools)
-        form = self._form
+        known = self._form
         try:
-            answer, form = self._negotiated(form, (messages, tools, budget, decoding), tried={form})
+            answer, form = self._negotiated(known, (messages, tools, budget, decoding), tried={known})
         except Unanswered as failure:
             self._note(failure)
             raise
         with self._lock:
             self._answers, self._failures = self._answers + 1, 0
-            # A limit that was too large for one prompt is not for the next.
-            self._form = form if form.limit is not None else replace(form, limit=self._form.limit)
+            # A limit that was too large for one prompt is not for the next; what was taken before was not at fault.
+            if form != known and not form.without & self._proven:
+                self._form = form if form.limit is not None else replace(form, limit=self._form.limit)
             self._proven |= set(form.sampling(decoding))
         return answer
 
@@ -90,6 +91,7 @@ class ChatClient:
         except Unanswered as refusal:
             if refusal.kind != "refused" or refusal.status not in (400, 422):
                 raise
+            told = refusal
             for milder in form.milder(str(refusal), body, self._proven):
                 if milder in tried or len(tried) > MOST_FORMS:
                     continue
@@ -99,7 +101,9 @@ class ChatClient:
                 except Unanswered as again:
                     if again.kind != "refused":
                         raise
-            raise  # in the words that the first form met
+                    if not form.named(str(again), body):  # what was wrong with the form was mended
+                        told = again
+            raise told from None
 
     def _patiently(self, body: dict[str, Any]) -> Answer:
         """One request, tried again while that can help."""

@@ -61,8 +61,8 @@ class Form:
 
         It has taken the parameters `proven` before.
         """
-        named = {name for name in SAMPLING if name in body and re.search(rf"\b{name}\b", words)}
-        if self.limit is not None and re.search(rf"\b{self.limit}\b", words):
+        named = self.named(words, body)
+        if self.limit in named:
             if TOO_LARGE.search(words):  # the context has less room: the server's own limit is what is left of it
                 yield replace(self, limit=None)
             elif self.limit == "max_tokens":
@@ -82,6 +82,11 @@ class Form:
             yield replace(self, system="developer")
         if not named and any(name in body and name not in proven for name in EXTRAS):  # not every server names it
             yield self._dropping(*EXTRAS)
+
+    def named(self, words: str, body: dict[str, Any]) -> set[str]:
+        """The parameters of `body` that a refusal speaks of."""
+        names = (*SAMPLING, self.limit or "")
+        return {name for name in names if name in body and re.search(rf"\b{name}\b", words)}
 
     def _dropping(self, *names: str) -> Form:
         return replace(self, without=self.without | set(names))
