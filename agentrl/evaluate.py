@@ -18,7 +18,6 @@ from agentrl.rewards.two_sided import scores
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.rollout.preparation import prepared
 from agentrl.run import RunDirectory
-from agentrl.stats import mean_interval
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trajectory import Trajectory
 
@@ -78,8 +77,7 @@ def evaluate(
         episodes = [Episode(task, bench.environment(task)) for task, _ in mine + share[: width - len(mine)]]
         trajectories = engine.rollout(episodes, decoding)[: len(mine)]
         file.keep(gather_object(_lines(bench, judge, mine, trajectories)))
-        solved = mean_interval([item["metrics"].get(bench.solve_metric, 0.0) or 0.0 for item in file.played]).mean
-        console.update(label, len(file.played), f"{bench.solve_metric} {solved:.3f}", line=True)
+        console.update(label, len(file.played), progress(file.played, bench.solve_metric), line=True)
     console.finish(label)
     if every and not file.played:
         reason = next(iter(missing_of(file.lines.values())))
@@ -140,6 +138,14 @@ def _lines(
 def missing_record(task: Task, sample: int, reason: str, messages: list[dict[str, Any]]) -> Item:
     """The line of an item that could not be had, with what was said until then."""
     return {"id": task.id, "sample": sample, "missing": reason, "messages": messages}
+
+
+def progress(items: list[Item], metric: str) -> str:
+    """The mean of `metric` so far, counted as `item_values` counts it; empty where no item has it."""
+    if all(item["metrics"].get(metric) is None for item in items):
+        return ""
+    known = [value for item in items if (value := item["metrics"].get(metric, 0.0)) is not None]
+    return f"{metric} {sum(known) / len(known):.3f}"
 
 
 def item_record(score: Score, task: Task, sample: int, trajectory: Trajectory) -> Item:

@@ -8,15 +8,19 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import agentrl
-from agentrl.config.algos import CustomAlgo
+from agentrl.config.algos import CustomAlgo, Dpo
 from agentrl.config.schema import Config
+from agentrl.errors import UserError
 
 MAX_DIFF = 1_000_000  # characters of an uncommitted diff kept
+MAX_FILES = 1000  # of a directory named as data; IHEval has some 50
+MAX_BYTES = 2**30  # of them read; beyond that a file is known by its size
 
 
 def collect(config: Config) -> dict[str, Any]:
@@ -62,12 +66,21 @@ def hardware() -> dict[str, Any]:
 
 
 def data_hashes(config: Config) -> dict[str, Any]:
-    """SHA-256 of the files a run reads from the user's disk; weights by name and size, for they are large."""
+    """SHA-256 of the files a run reads from the user's disk; weights by name and size, for they are large.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
     found: dict[str, Any] = {}
-    if config.bench.path is not None:
-        found["bench.path"] = sha256(Path(config.bench.path).expanduser())
-    if isinstance(config.algo, CustomAlgo):
-        found["algo.path"] = sha256(Path(config.algo.path).expanduser())
+    named = {
+        "bench.path": config.bench.path,
+        "traces": config.traces,
+        "algo.path": config.algo.path if isinstance(config.algo, CustomAlgo) else None,
+        "algo.pairs": config.algo.pairs if isinstance(config.algo, Dpo) else None,
+    }
+    for key, path in named.items():
+        if path is not None:
+            found[key] = hash_of(key, Path(path).expanduser())
     checkpoint = Path(config.model.path).expanduser()
     if (checkpoint / "config.json").is_file():
         found["model.path"] = {
@@ -76,6 +89,46 @@ def data_hashes(config: Config) -> dict[str, Any]:
             if file.is_file()
         }
     return found
+
+
+def hash_of(key: str, path: Path) -> str | dict[str, str]:
+    """SHA-256 of the file that `key` names, or of the files below the directory. Raises UserError."""
+    try:
+        if path.is_dir():
+            return directory_hashes(path)
+        if path.exists() and not path.is_file():  # a pipe would be empty for whoever reads it next
+            raise UserError(f"{key}={path} is neither a file nor a directory; save it as a file first")
+        return sha256(path)
+    except OSError as error:
+        raise UserError(f"{key}={path} cannot be read ({error.strerror}); give a file that exists") from error
+
+
+def directory_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 by relative path, in alphabetical order, hidden files and links to directories left out.
+
+    Bounded: of more than MAX_FILES files the first are taken, and "..." says so; a file that would exceed MAX_BYTES in
+    all is given by its size.
+    """
+    found: dict[str, str] = {}
+    read = 0
+    for file in _files_below(folder):
+        name = str(file.relative_to(folder))
+        if len(found) == MAX_FILES:
+            found["..."] = f"more than {MAX_FILES} files; those before {name} are listed"
+            break
+        size = file.stat().st_size
+        fits = read + size <= MAX_BYTES
+        read += size if fits else 0
+        found[name] = sha256(file) if fits else f"{size} bytes"
+    return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (
+            file for name in sorted(names) if not name.startswith(".") and (file := Path(place, name)).is_file()
+        )
 
 
 def sha256(path: Path) -> str:

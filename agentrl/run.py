@@ -47,6 +47,8 @@ class RunDirectory:
         with durable.disk_errors(final):
             if final.exists():
                 return None
+        provided = provenance.collect(config)  # what cannot be read here is no fault of the disk that is written
+        with durable.disk_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             draft = cls(tempfile.mkdtemp(prefix=".new-", dir=final.parent))
             try:
@@ -54,7 +56,7 @@ class RunDirectory:
                 for folder in (draft.eval_dir, draft.checkpoints_dir, draft.plots_dir):
                     folder.mkdir()
                 draft._write_config(config)
-                draft.write_json(draft.environment_path, provenance.collect(config))
+                draft.write_json(draft.environment_path, provided)
                 draft.set_status("created")
                 os.rename(draft.path, final)  # fails where `final` has come to exist: exactly one creator wins
             except OSError as error:

@@ -244,9 +244,11 @@ def _train_and_evaluate(
     if config.traces is not None:
         use_traces(bench, read_traces(Path(config.traces)))
     judge = build_judge(config, str(run.path), config.hardware.device)
-    train_tasks, test_tasks = bench.tasks("train"), bench.tasks("test", config.eval.limit, config.seed)
+    trains = not isinstance(config.algo, SplitSoftmax)  # which two evaluations are all there is of
+    train_tasks = bench.tasks("train") if trains else []
+    test_tasks = bench.tasks("test", config.eval.limit, config.seed)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
-    train_tasks = fitting(chat, train_tasks, config, "training")
+    train_tasks = fitting(chat, train_tasks, config, "training") if trains else []
     test_tasks = fitting(chat, test_tasks, config, "test")
     check_constraints(config, train_tasks)
     model = load_model(config.model)
@@ -254,7 +256,7 @@ def _train_and_evaluate(
         f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "
         f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
     )
-    trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks, stop, console, judge)
+    trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks or test_tasks, stop, console, judge)
     if trainer is not None:
         tracker.attach(trainer)
     # One process looks, for it moves damaged ones aside; all use what it found.

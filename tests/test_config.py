@@ -30,7 +30,8 @@ NEEDED = {  # keys without a value, and the method and the judge that suites of 
     "bench=ftrl": [f"bench.path={ROOT}"],
     **{
         f"bench={name}": [
-            *([] if name == "systemcheck" else [f"bench.path={ROOT}"]),
+            *([] if name == "systemcheck" else [f"bench.path={ROOT / 'README.md' if name == 'pairs' else ROOT}"]),
+            *(["bench.test_fraction=0.2"] if name in ("iheval", "realguardrails") else []),  # rows to train on
             *("algo=hipo", "judge=openai", "judge.model=some-model"),
         ]
         for name in HIF_BENCHES
@@ -84,7 +85,9 @@ def test_every_combination_composes_and_validates() -> None:
         algo, bench = overrides[0].removeprefix("algo="), overrides[-1].removeprefix("bench=")
         both = [*NEEDED.get(overrides[0], []), *NEEDED.get(overrides[-1], [])]
         needed = [key for key in both if not key.startswith("algo=")]
-        if bench in (*HIF_BENCHES, "minihif"):
+        if algo == "eval":
+            fits = True
+        elif bench in (*HIF_BENCHES, "minihif"):
             fits = algo in (*HIPO, "sft")
         else:
             fits = algo not in HIPO

@@ -116,7 +116,7 @@ def test_the_answer_tag_follows_its_key_and_not_the_file(tmp_path: Path) -> None
 
 
 def test_a_directory_has_a_file_for_each_split(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"0 files named train\.jsonl or train\.parquet"):
+    with pytest.raises(UserError, match=r"holds none of train\.jsonl, train\.parquet, test\.jsonl, test\.parquet"):
         bench(tmp_path).tasks("train")
     write(tmp_path / "train.jsonl", [row(n, "train") for n in range(3)])
     write(tmp_path / "test.jsonl", [row(n) for n in range(5, 7)])
@@ -127,9 +127,16 @@ def test_a_directory_has_a_file_for_each_split(tmp_path: Path) -> None:
     assert len(limited) == 2 and limited == loaded.tasks("train", limit=2, seed=1)
     assert _ftrl_rows(loaded.config, "train") == 3 and _ftrl_rows(loaded.config, "test") == 2
     (tmp_path / "train.parquet").touch()
-    with pytest.raises(UserError, match="2 files named train"):
+    with pytest.raises(UserError, match=r"holds train\.jsonl and train\.parquet; remove one"):
         bench(tmp_path).tasks("train")
     assert _ftrl_rows(loaded.config, "train") == FTRL_ROWS["train"]
+
+
+def test_a_directory_with_one_of_the_files_is_that_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "test.jsonl", [row(n) for n in range(5)])
+    assert bench(tmp_path).tasks("test") == bench(file).tasks("test") and len(bench(tmp_path).tasks("test")) == 5
+    with pytest.raises(UserError, match="holds test rows alone"):
+        bench(tmp_path).tasks("train")
 
 
 def test_rows_of_one_file_go_by_their_split(tmp_path: Path) -> None:

@@ -84,19 +84,21 @@ def one_file(path: str) -> Path:
 
 
 def split_files(path: Path) -> dict[str, Path]:
-    """{"train": file, "test": file} of a directory, or {"": file} of one file."""
+    """{"train": file, "test": file} of a directory, or {"": file} of one file or of a directory that holds one."""
     if not path.is_dir():
         return {"": path}
     files: dict[str, Path] = {}
     for split in SPLITS:
         found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
-        if len(found) != 1:
-            names = " or ".join(f"{split}{suffix}" for suffix in SUFFIXES)
-            raise UserError(
-                f"bench.path: {path} holds {len(found)} files named {names}; it must hold one, or be a file"
-            )
-        files[split] = found[0]
-    return files
+        if len(found) > 1:
+            names = " and ".join(file.name for file in found)
+            raise UserError(f"bench.path: {path} holds {names}; remove one of them, or give a file")
+        if found:
+            files[split] = found[0]
+    if not files:
+        names = ", ".join(f"{split}{suffix}" for split in SPLITS for suffix in SUFFIXES)
+        raise UserError(f"bench.path: {path} holds none of {names}; give FTRL's directory or one of its files")
+    return files if len(files) == len(SPLITS) else {"": next(iter(files.values()))}
 
 
 def load_rows(path: Path) -> list[Row]:

@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
     benches, suite = _benches(own)
     models = divided(own.get("model", "tiny"))
     jobs = [_job(model, bench, own, overrides, benches) for model in models for bench in benches]
+    if suite == "hipo" and jobs and jobs[0].judge.name == "program":
+        raise UserError("suite=hipo: its table is made of a judge's verdicts; choose judge=openai, local or distilled")
     names = [_names(own, overrides, config.bench.name) for config in jobs]
     good = [_is_good(config, typed) for config, typed in zip(jobs, names, strict=True)]
     if not all(good):

@@ -56,12 +56,12 @@ def validate(config: Config) -> list[str]:
     _trainer(config.trainer, config.hardware)
     _eval(config)
     validate_algo(config)
-    validate_bench(config)
+    warnings = validate_bench(config)
     validate_judge(config)
     validate_hardware(config)
     _tracker(config.tracker)
     _batches(config)
-    return _machine(config)
+    return [*warnings, *_machine(config)]
 
 
 def group_size(config: Config) -> int:

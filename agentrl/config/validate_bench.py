@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import TRACED, Dpo, FocalLora, Grpo, Hipo, Sft, SplitSoftmax
+from agentrl.config.algos import TRACED, Dpo, Evaluate, FocalLora, Grpo, Hipo, Sft, SplitSoftmax
 from agentrl.config.benches import (
     BFCL_GROUPS,
     Bfcl,
     CustomBench,
     Ftrl,
     HifConfig,
+    IHEval,
     Minihif,
     Minihop,
     Pairs,
     RealGuardrails,
     SystemCheck,
     ToolHop,
+    VerIH,
 )
 from agentrl.config.checks import python_file, require
 from agentrl.config.load import suggest
@@ -32,30 +34,47 @@ BENCH_CHOICES: dict[str, tuple[str, ...]] = {
     "bench.memory": ("played", "evidence"),
     "bench.web": ("serpapi", "replay"),
 }
+JUDGED = Pairs | SystemCheck | RealGuardrails  # suites that no program grades
 
 
-def validate_bench(config: Config) -> None:
-    """What a run asks of its bench. Raises UserError."""
+def validate_bench(config: Config) -> list[str]:
+    """What a run asks of its bench; warnings. Raises UserError."""
     validate_data(config.bench)
     two_sided = isinstance(config.bench, Minihif | HifConfig)
+    ungraded = config.judge.name == "program" and isinstance(config.bench, JUDGED)
     if isinstance(config.algo, Hipo | Dpo | SplitSoftmax | FocalLora):
         two_rule = "has one reward, the algorithm needs a system's and a user's; set bench=minihif or another HIF suite"
         require(two_sided, "bench", config.bench.name, two_rule)
-        unaided = config.judge.name != "program" or not isinstance(config.bench, Pairs | SystemCheck | RealGuardrails)
         judge_rule = f"no program grades bench={config.bench.name}; choose judge=openai, local or distilled"
-        require(unaided, "judge", config.judge.name, judge_rule)
+        require(not ungraded, "judge", config.judge.name, judge_rule)
     elif two_sided:
         tools_rule = (
             f"has no tools for algo={config.algo.name}; choose algo=hipo, sys_only, user_only, fixed_lambda, dpo, "
-            "split_softmax, focal_lora or sft"
+            "split_softmax, focal_lora or sft; agentrl eval evaluates it"
         )
-        require(isinstance(config.algo, Sft), "bench", config.bench.name, tools_rule)
+        require(isinstance(config.algo, Sft | Evaluate), "bench", config.bench.name, tools_rule)
+    _training_rows(config)
     if isinstance(config.bench, ToolHop) and config.bench.scenario == "direct":
         tools = "no tools means no expert traces; set bench.scenario=mandatory or free"
         traceless = isinstance(config.algo, Grpo) and not isinstance(config.algo, TRACED)
         require(traceless, "bench.scenario", "direct", f"algo={config.algo.name}: {tools}")
         answer_rule = "no tools means no calls to match; set reward=answer, or bench.scenario=mandatory or free"
         require(config.reward.name == "answer", "bench.scenario", "direct", answer_rule)
+    if ungraded:
+        return [
+            f"judge=program: no program grades bench={config.bench.name}, so its replies are played and have neither "
+            "r_sys nor r_user; judge=openai, local or distilled grades them"
+        ]
+    return []
+
+
+def _training_rows(config: Config) -> None:
+    """An evaluation suite has no training split until some of its rows are left to it."""
+    trains = not isinstance(config.algo, Evaluate | SplitSoftmax)
+    whole = isinstance(config.bench, HifConfig | Bfcl) and getattr(config.bench, "test_fraction", 0) == 1
+    own_split = isinstance(config.bench, VerIH) and Path(config.bench.path).expanduser().is_dir()
+    rows_rule = "leaves no row to train on; lower it, e.g. to 0.2, or evaluate alone (agentrl eval)"
+    require(not (trains and whole and not own_split), "bench.test_fraction", 1, rows_rule)
 
 
 def validate_data(bench: Any) -> None:
@@ -104,8 +123,15 @@ def _bfcl(bench: Bfcl) -> None:
 
 def _hif(bench: HifConfig) -> None:
     if bench.path is not None:
+        place = Path(bench.path).expanduser()
         exists_rule = f"no such file or directory; docs/hif.md says what bench={bench.name} reads"
-        require(Path(bench.path).expanduser().exists(), "bench.path", bench.path, exists_rule)
+        require(place.exists(), "bench.path", bench.path, exists_rule)
+        one_file = isinstance(bench, Pairs | SystemCheck)
+        require(
+            not (one_file and place.is_dir()), "bench.path", bench.path, "is a directory; give the jsonl file in it"
+        )
+        folder_rule = "is a file; give the directory benchmark/ of IHEval"
+        require(not (isinstance(bench, IHEval) and place.is_file()), "bench.path", bench.path, folder_rule)
     if isinstance(bench, SystemCheck):
         for key in ("train_tasks", "test_tasks"):
             pairs = getattr(bench, key) >= 2 and getattr(bench, key) % 2 == 0
