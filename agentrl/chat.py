@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from agentrl.traces.records import ExpertTrace, TraceTurn
 from agentrl.trajectory import Component
 
 CALL_OPENINGS = ("<tool_call>", "<|tool_call|>", "<|python_tag|>", "functools[")
+THINKING_ARGUMENTS = ("enable_thinking", "thinking")  # what families call the switch in their chat templates
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 Span = tuple[int, int, int, int, int]  # first character, end, component, turn, chunk
 TRACE_HEADING = "\nReference trace:\n"
@@ -34,6 +35,7 @@ class ChatFormat:
     template: str | None  # None: the tokenizer's own
     reasoning: str  # "content" or "think", see schema.Model.reasoning
     variants: dict[str, str] | None = None  # all named templates of the checkpoint, where it has several
+    arguments: dict[str, Any] = field(default_factory=dict)  # the template's own, e.g. {"enable_thinking": False}
 
     def text(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generation_prompt: bool) -> str:
         """The conversation as the template renders it."""
@@ -44,6 +46,7 @@ class ChatFormat:
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
+                **self.arguments,
             )
         except TemplateError as error:
             raise UserError(

@@ -6,20 +6,32 @@ KV cache are left out of the memory, since they depend on lengths that only the 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.benches import load_bench
+from agentrl.benches import load_bench, toolhop_rows
 from agentrl.benches.ftrl_rows import load_parts
 from agentrl.benches.hif import load_hif
-from agentrl.config.algos import ROLLOUT_FREE, Chord, Dpo, Luffy, Pact, SplitSoftmax
-from agentrl.config.benches import CustomBench, Ftrl, HifConfig, Minihif, Minihop, SystemCheck, ToolHop
+from agentrl.config.algos import ROLLOUT_FREE, Chord, Dpo, Evaluate, Luffy, Pact, SplitSoftmax
+from agentrl.config.benches import (
+    BFCL_GROUPS,
+    Bfcl,
+    CustomBench,
+    Ftrl,
+    HifConfig,
+    Minihif,
+    Minihop,
+    SystemCheck,
+    ToolHop,
+)
 from agentrl.config.schema import Config
 from agentrl.config.validate import group_size
 from agentrl.errors import UserError
@@ -41,6 +53,7 @@ KNOWN_PARAMETERS = {
 }
 TOOLHOP_ROWS = 995  # the whole data set
 FTRL_ROWS = {"train": 2215, "test": 200}  # MatchTIR's files
+BFCL_ITEMS = {"multi_turn": 200, "memory": 155, "web_search": 100}  # of each category
 LORA_SHARE = 0.01  # of the weights, at the usual ranks
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -63,7 +76,9 @@ class Estimate:
 def estimate(config: Config) -> Estimate:
     """The cost of `config`."""
     trainer, rollout, k = config.trainer, config.rollout, group_size(config)
-    tasks = count_tasks(config, "train")
+    trains = not isinstance(config.algo, Evaluate | SplitSoftmax)
+    counts = count_tasks(config, ("train", "test") if trains else ("test",))
+    tasks = counts.get("train", 0)
     updates_per_batch = trainer.prompts_per_batch // trainer.minibatch_prompts
     if trainer.max_steps > 0:
         updates = trainer.max_steps
@@ -78,13 +93,11 @@ def estimate(config: Config) -> Estimate:
     if isinstance(config.algo, Chord | Luffy):
         trained += updates * trainer.minibatch_prompts * row  # a trace is one more sequence a prompt
     sampled = 0 if isinstance(config.algo, ROLLOUT_FREE) else batches * trainer.prompts_per_batch * k
-    if isinstance(config.algo, SplitSoftmax):
+    if not trains:
         updates = batches = sequences = trained = 0
     if isinstance(config.algo, Dpo) and config.algo.pairs is None:
         sampled = min(tasks, sequences) * rollout.num_generations
-    test = count_tasks(config, "test")
-    if config.eval.limit is not None:
-        test = min(config.eval.limit, test)
+    test = min(counts["test"], config.eval.limit or counts["test"])
     parameters = count_parameters(config)
     return Estimate(
         train_tasks=tasks,
@@ -102,6 +115,8 @@ def estimate(config: Config) -> Estimate:
 def memory(config: Config, parameters: float) -> dict[str, float]:
     """GB per process without sharding: weights, gradients, Adam's two moments, and the reference of DPO or KL."""
     weight = parameters * BYTES[config.model.dtype] / 2**30
+    if isinstance(config.algo, Evaluate | SplitSoftmax):
+        return {"weights": weight}
     lora = config.model.lora.enabled
     trained = weight * (LORA_SHARE if lora else 1)
     measured = isinstance(config.algo, Dpo) or getattr(config.algo, "kl_coef", 0) > 0
@@ -110,28 +125,45 @@ def memory(config: Config, parameters: float) -> dict[str, float]:
     return {"weights": weight, "gradients": trained, "optimizer": 2 * trained, "reference": reference}
 
 
-def count_tasks(config: Config, split: str) -> int:
-    """Tasks of `train` or `test`, before any that are too long are left out."""
+def count_tasks(config: Config, splits: Sequence[str]) -> dict[str, int]:
+    """Tasks of each split as the bench divides them; those that are too long or lack a trace are still among them."""
     bench = config.bench
+    if isinstance(bench, Bfcl):
+        return _bfcl_items(bench, splits)
     if isinstance(bench, Minihop | Minihif):
-        return bench.train_tasks if split == "train" else bench.test_tasks
+        return {split: bench.train_tasks if split == "train" else bench.test_tasks for split in splits}
     if isinstance(bench, Ftrl):
-        return _ftrl_rows(bench, split)
+        return {split: _ftrl_rows(bench, split) for split in splits}
     if isinstance(bench, HifConfig):
-        return _hif_rows(bench, split)
+        return {split: _hif_rows(bench, split) for split in splits}
     if isinstance(bench, CustomBench):
-        return len(load_bench(bench).tasks(split))
-    share = bench.test_fraction if split == "test" else 1 - bench.test_fraction
-    return round(_toolhop_rows(bench) * share)
+        return {split: len(load_bench(bench).tasks(split)) for split in splits}
+    return {split: _toolhop_rows(bench, split) for split in splits}
 
 
-def _toolhop_rows(bench: ToolHop) -> int:
-    if bench.path is None:
-        return TOOLHOP_ROWS
+def _toolhop_rows(bench: ToolHop, split: str) -> int:
     try:
-        return len(json.loads(Path(bench.path).expanduser().read_text(encoding="utf-8")))
-    except (ValueError, TypeError):  # damaged: the bench says so in its own words when it loads the file
-        return TOOLHOP_ROWS
+        rows = None if bench.path is None else toolhop_rows.load_rows(Path(bench.path).expanduser())
+    except UserError:  # damaged: the bench says so in its own words when it loads the file
+        rows = None
+    if rows is None:  # nothing is downloaded for an estimate
+        test = round(bench.test_fraction * TOOLHOP_ROWS)
+        return test if split == "test" else TOOLHOP_ROWS - test
+    return len(toolhop_rows.divide(rows, bench.test_fraction, bench.data_seed)[split])
+
+
+def _bfcl_items(bench: Bfcl, splits: Sequence[str]) -> dict[str, int]:
+    """Items of the chosen categories that can run here; of all the chosen ones where bfcl-eval is not installed."""
+    if importlib.util.find_spec("bfcl_eval") is not None:
+        from agentrl.benches.bfcl.bench import BfclBench
+
+        loaded = BfclBench(bench)
+        parts = [loaded.divided(loaded.entries(category)) for category in loaded.usable_categories()]
+        return {split: sum(len(part[split]) for part in parts) for split in splits}
+    names = {name for word in bench.categories for name in BFCL_GROUPS.get(word, [word])}
+    sizes = [next(size for kind, size in BFCL_ITEMS.items() if name.startswith(kind)) for name in names]
+    test = sum(min(max(round(bench.test_fraction * size), 1), size) for size in sizes)
+    return {split: test if split == "test" else sum(sizes) - test for split in splits}
 
 
 def _ftrl_rows(bench: Ftrl, split: str) -> int:
@@ -177,7 +209,7 @@ def print_estimate(config: Config, console: Console) -> None:
     result = estimate(config)
     rollout_free = isinstance(config.algo, ROLLOUT_FREE)
     rows = [
-        ("training tasks", f"{result.train_tasks:,}"),
+        ("training tasks, at most", f"{result.train_tasks:,}"),
         ("batches" if rollout_free else "rollout batches", f"{result.rollout_batches:,}"),
         ("optimizer updates", f"{result.updates:,}"),
         ("sequences trained on", f"{result.sequences:,}"),

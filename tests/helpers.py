@@ -120,6 +120,15 @@ def rolled_batch(trainer: Any, prompts: int = 2) -> Any:
     return trainer._generate_and_score_completions(rows)
 
 
+def work_in_this_process(monkeypatch: Any) -> None:
+    """Commands do a worker's work here, without a child process, whose imports take longer than a small evaluation."""
+    from agentrl import start, worker
+
+    monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
+    monkeypatch.setattr(worker, "die_with_launcher", lambda: None)
+    monkeypatch.setattr(start, "launch", lambda run, config, output: worker.main(run.path))
+
+
 def gradient(trainer: Any, loss: Any) -> Any:
     """The gradient of `loss` over all parameters, flat."""
     import torch

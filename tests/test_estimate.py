@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from bench_files import bench_keys
 from helpers import CONF, config_of
 
-from agentrl.estimate import count_parameters, estimate
+from agentrl.benches import load_bench
+from agentrl.errors import UserError
+from agentrl.estimate import count_parameters, count_tasks, estimate
 
 
 def test_estimate_of_the_papers_run() -> None:
@@ -45,3 +48,57 @@ def test_every_hub_model_has_a_known_size() -> None:
         path: Any = yaml.safe_load(file.read_text())["path"]
         if path != "???" and not path.startswith("builtin:"):
             assert count_parameters(config_of(f"model={file.stem}")), file
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def episodes(*keys: str) -> int:
+    return estimate(config_of("algo=eval", "model=qwen3-1.7b", *keys)).eval_episodes
+
+
+@pytest.mark.parametrize(
+    ("categories", "train", "test"),
+    [
+        ("multi_turn", 640, 160),
+        ("multi_turn_base", 160, 40),
+        ("web_search", 160, 40),
+        ("multi_turn_base,web_search", 320, 80),
+    ],
+)
+@pytest.mark.parametrize("installed", [True, False])
+def test_bfcl_counts_the_chosen_categories(
+    categories: str, train: int, test: int, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installed:
+        pytest.importorskip("bfcl_eval")
+    else:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = config_of("model=qwen3-1.7b", "bench=bfcl", f"bench.categories=[{categories}]", "bench.web=replay")
+    assert count_tasks(config, ("train", "test")) == {"train": train, "test": test}
+
+
+def test_bfcl_leaves_out_what_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bfcl_eval")
+    monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
+    assert episodes("bench=bfcl", "bench.categories=[multi_turn_base,web_search]") == 40
+    with pytest.raises(UserError, match="none can run here"):
+        episodes("bench=bfcl", "bench.categories=[web_search]")
+
+
+def test_every_bench_is_counted_as_it_is_divided(tmp_path: Path) -> None:
+    """In training and in evaluation; a suite for evaluation alone has nothing to train on."""
+    for bench, keys in bench_keys(tmp_path).items():
+        own = [key.replace(f"{bench}.", "bench.", 1) for key in keys]
+        config = config_of(f"bench={bench}", "algo=eval", "model=qwen3-1.7b", *own)
+        loaded = load_bench(config.bench)
+        assert estimate(config).eval_episodes == len(loaded.tasks("test")) > 0, bench
+        whole = getattr(config.bench, "test_fraction", 0) == 1 or bench == "ftrl"
+        if not whole:
+            assert count_tasks(config, ("train",)) == {"train": len(loaded.tasks("train"))}, bench
+
+
+def test_an_evaluation_trains_nothing() -> None:
+    result = estimate(config_of("algo=eval", "eval.limit=7", "eval.samples=3"))
+    assert (result.train_tasks, result.updates, result.sequences, result.trained_tokens) == (0, 0, 0, 0)
+    assert result.eval_episodes == 21 and list(result.memory_gb or {}) == ["weights"]

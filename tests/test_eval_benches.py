@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from bench_files import bench_keys, messages, write
-from helpers import CONF, config_of
+from helpers import CONF, config_of, work_in_this_process
 from judge_server import JudgeServer
 
-from agentrl import start, worker
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.help import options
@@ -25,11 +24,8 @@ SHORT = ("eval.limit=2", "eval.samples=1", "rollout.max_completion_tokens=24", "
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's work without a child process, whose imports take longer than all of these evaluations."""
-    monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
-    monkeypatch.setattr(worker, "die_with_launcher", lambda: None)
-    monkeypatch.setattr(start, "launch", lambda run, config, output: worker.main(run.path))
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    work_in_this_process(monkeypatch)
 
 
 def flat(keys: dict[str, list[str]]) -> list[str]:

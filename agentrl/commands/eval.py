@@ -14,6 +14,7 @@ from agentrl.commands.arguments import command_keys, file_to_write, key_lines
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
+from agentrl.config.target import sampling_of
 from agentrl.config.typed import as_typed, divided
 from agentrl.errors import UserError
 from agentrl.identity import run_path
@@ -117,7 +118,7 @@ def _job(model: str, bench: str, own: dict[str, str], overrides: list[str], benc
         chosen += ["model=custom", f"model.name={model.replace('/', '--').strip('-')}", f"model.path={model}"]
         chosen += [f"algo.endpoint.base_url={own['endpoint']}"]
     else:
-        chosen.append(f"model={model}")
+        chosen += [f"model={model}", *sampling_of(model, bench)]
     chosen += [f"eval.{key}={own[key]}" for key in ("samples", "temperature", "top_p") if key in own]
     for override in overrides:
         plus = "+" if override.startswith("+") else ""  # Hydra's mark of a key that is not there yet

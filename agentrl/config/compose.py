@@ -107,6 +107,12 @@ def _scale_down(group: str, other: str, named: Mapping[str, str | None], folders
         {name: list(lineage(g, name, folders)) for name in option_files(g, folders)} for g in ("model", other)
     )
     models |= {name: list(lineage("model", base, folders)) if base else [] for name, base in named.items()}
+    for model, bases in models.items() if group == "limits" else ():  # those of a model on any bench
+        found = next((base for base in bases if base in files), None)
+        if found not in (None, model):
+            ConfigStore.instance().store(
+                model, OmegaConf.create({"defaults": [found]}), group=group, package="_global_"
+            )
     for model, option in product(models, options):
         pairs = (f"{first}_{second}" for first, second in product(models[model], options[option]))
         found = next((pair for pair in pairs if pair in files), None)

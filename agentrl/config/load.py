@@ -127,6 +127,8 @@ def _variant(path: str, value: Any) -> type:
 def _leaf(cls: Any, name: str, kind: Any, value: Any, path: str, doc: str) -> Any:
     """`value` as OmegaConf converts it to the declared type (an int is a float, "3" is an int, 1.5 is not)."""
     node = OmegaConf.structured(cls)
+    if isinstance(value, bool) and type_name(kind).startswith("str"):
+        value = "on" if value else "off"  # which YAML reads as truth values where they are not quoted
     try:
         node[name] = value
         converted = node[name]

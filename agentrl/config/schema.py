@@ -34,6 +34,10 @@ class Model:
     attn_implementation: str = key("Attention kernel: sdpa, eager or flash_attention_2.")
     gradient_checkpointing: bool = key("Recompute activations in the backward pass: less memory, more time.")
     reasoning: str = key("Where a trace's reasoning goes: 'content' (plain text) or 'think' (the think block).")
+    thinking: Optional[str] = key(
+        "'on' or 'off' tells the chat template whether the policy thinks before it answers; off puts a trace's "
+        "reasoning into content. Null leaves it to the template."
+    )
     lora: Lora = key("Low-rank adaptation through PEFT.")
 
 

@@ -16,7 +16,11 @@ from agentrl.config.shipped import option_files, read_option
 from agentrl.errors import UserError
 
 FAMILIES = {"qwen2": "qwen2.5", "qwen3": "qwen3", "llama": "llama3", "phi3": "phi3"}  # by config.json's model_type
-INHERITED = ("family", "reasoning", "dtype", "attn_implementation")  # of a run whose weights are taken
+INHERITED = ("family", "reasoning", "thinking", "dtype", "attn_implementation")  # of a run whose weights are taken
+SAMPLING = (  # of a run that is evaluated on the bench of its training
+    *("rollout.temperature", "rollout.top_p", "rollout.max_turns", "rollout.max_prompt_tokens"),
+    *("rollout.max_completion_tokens", "rollout.max_turn_tokens", "eval.temperature", "eval.top_p"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,24 @@ def weights_of(name: str) -> str:
     return str(read_option(option_files("model")[meant])["path"] if isinstance(meant, str) else meant.values["path"])
 
 
+def sampling_of(name: str, bench: str) -> list[str]:
+    """Overrides that sample the model of a run on the run's own bench as the run did; none for any other model."""
+    run = _run_of(Path(home(name)).absolute())
+    saved = OmegaConf.load(run / "config.yaml") if run is not None else None
+    if saved is None or OmegaConf.select(saved, "bench.name") != bench:
+        return []
+    known = {key: OmegaConf.select(saved, key, default="") for key in SAMPLING}
+    return [f"{key}={'null' if value is None else value}" for key, value in known.items() if value != ""]
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run directory that a folder is, or lies in."""
+    places = (folder, *folder.parents[:2])
+    return next((place for place in places if (place / "status.json").is_file()), None) if folder.is_dir() else None
+
+
 def _of_directory(folder: Path, name: str) -> Named:
-    run = next((place for place in (folder, *folder.parents[:2]) if (place / "status.json").is_file()), None)
+    run = _run_of(folder)
     if run == folder:
         folder = run / "model"
         if not folder.is_dir():
@@ -74,7 +94,7 @@ def _of_directory(folder: Path, name: str) -> Named:
     if run is not None:
         saved = OmegaConf.load(run / "config.yaml").model
         place = run.name if folder.name == "model" else f"{run.name}-{folder.name}"
-        inherited = {key: saved[key] for key in INHERITED}
+        inherited = {key: saved[key] for key in INHERITED if saved.get(key) is not None}
         if adapter.is_file() and saved.get("revision"):  # the base of an adapter is that of the run
             inherited["revision"] = saved.revision
         return Named({"name": f"{run.parent.name}-{place}", "path": str(folder), **inherited}, _scaled_as(saved))

@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.attn_implementation": ("sdpa", "eager", "flash_attention_2"),
     "model.reasoning": ("content", "think"),
+    "model.thinking": ("on", "off"),
     "rollout.engine": ("trl",),
     "reward.name": ("matching", "ot", "ftrl", "toolrl", "answer"),
     "reward.matching": ("hungarian", "greedy"),

@@ -47,13 +47,13 @@ class Unanswered(Exception):
 class ChatClient:
     """Asks one model behind one address; threads share it."""
 
-    def __init__(self, endpoint: Endpoint, model: str) -> None:
+    def __init__(self, endpoint: Endpoint, model: str, thinking: bool | None = None) -> None:
         self._url, self._model, self._variable = str(endpoint.base_url), model, endpoint.api_key_env
         self._retries = {"busy": endpoint.retries, "away": endpoint.retries, "garbled": 2, "slow": 1}
         self._client = openai.OpenAI(
             base_url=self._url, api_key=_key(endpoint), max_retries=0, timeout=endpoint.timeout
         )
-        self._form, self._proven = Form(), set[str]()  # the parameters that the server once took
+        self._form, self._proven = Form(thinking=thinking), set[str]()  # the parameters that the server once took
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._random = random.Random()  # jitter of its own: the run's random states are not touched

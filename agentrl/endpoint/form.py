@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agentrl.chat import THINKING_ARGUMENTS
 from agentrl.rollout.engine import Decoding
 
 Messages = list[dict[str, Any]]
@@ -31,6 +32,7 @@ class Form:
     coldest: float = 0.0
     system: str = "system"  # role of system messages: newer models of OpenAI say developer
     without: frozenset[str] = frozenset()
+    thinking: bool | None = None  # vLLM and SGLang hand the switch to the chat template, which ignores unknown names
 
     def sampling(self, decoding: Decoding) -> dict[str, float]:
         """Every sampling value that is sent."""
@@ -50,6 +52,8 @@ class Form:
             body["tools"] = tools
         if self.limit is not None:
             body[self.limit] = budget
+        if self.thinking is not None:
+            body["chat_template_kwargs"] = dict.fromkeys(THINKING_ARGUMENTS, self.thinking)
         return body
 
     def _message(self, message: dict[str, Any]) -> dict[str, Any]:

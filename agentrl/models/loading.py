@@ -23,7 +23,7 @@ from trl.chat_template_utils import (
 )
 
 from agentrl.benches.base import Task
-from agentrl.chat import ChatFormat
+from agentrl.chat import THINKING_ARGUMENTS, ChatFormat
 from agentrl.config.schema import Model
 from agentrl.errors import UserError, first_line
 from agentrl.models.adapters import adapter_base, merge_adapter, network_config
@@ -97,7 +97,35 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
             "reach the model; choose a model whose template carries system messages, or edit that of its tokenizer"
         )
     template = _tool_template(config, tokenizer) if needs.tools else None
-    return ChatFormat(tokenizer, template, config.reasoning, variants)
+    reasoning = "content" if config.thinking == "off" else config.reasoning
+    return ChatFormat(tokenizer, template, reasoning, variants, thinking_arguments(config, tokenizer, template))
+
+
+def thinking_arguments(config: Model, tokenizer: PreTrainedTokenizerFast, template: str | None) -> dict[str, bool]:
+    """What tells the chat template to follow `model.thinking`.
+
+    Raises:
+        UserError: the template takes no such argument, or renders the same prompt whatever its value.
+    """
+    if config.thinking is None:
+        return {}
+
+    def prompt(**arguments: bool) -> str:
+        messages = [{"role": "user", "content": "Hello"}]
+        return str(
+            tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False, **arguments
+            )
+        )
+
+    for name in THINKING_ARGUMENTS:
+        if prompt(**{name: True}) != prompt(**{name: False}):
+            return {name: config.thinking == "on"}
+    raise UserError(
+        f"model.thinking={config.thinking}: the chat template of {config.path} heeds neither "
+        f"{' nor '.join(THINKING_ARGUMENTS)}, so it changes nothing; set model.thinking=null, or take a model whose "
+        "template has the switch (Qwen3, GLM 4.5, Gemma 4, ...)"
+    )
 
 
 def _tokenizer(config: Model) -> PreTrainedTokenizerFast:

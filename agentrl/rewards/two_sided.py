@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentrl.benches.base import Bench, Score, Task
-from agentrl.benches.hif.base import HifBench, SingleTurn, answer_of, response_of
+from agentrl.benches.hif.base import HifBench, SingleTurn, answer_of, cut_in_thought, response_of
 from agentrl.benches.hif.proxy import user_proxy
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge, JudgeRequest
@@ -45,6 +45,21 @@ def grade(bench: HifBench, judge: Judge | None, tasks: Sequence[Task], responses
     ]
     for (row, reward), verdict in zip(opened, judge.score(requests) if requests else [], strict=True):
         graded[row][reward] = verdict.score
+    return graded
+
+
+def grade_episodes(
+    bench: HifBench, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory]
+) -> list[Rewards]:
+    """`grade` of what episodes answered; raises as it does.
+
+    Both rewards are missing where the token budget ended a reply inside its think block.
+    """
+    whole = [row for row, trajectory in enumerate(trajectories) if not cut_in_thought(trajectory)]
+    graded: list[Rewards] = [{"user": None, "sys": None} for _ in trajectories]
+    responses = [response_of(trajectories[row]) for row in whole]
+    for row, rewards in zip(whole, grade(bench, judge, [tasks[row] for row in whole], responses), strict=True):
+        graded[row] = rewards
     return graded
 
 
@@ -90,7 +105,7 @@ def scores(bench: Bench, judge: Judge | None, tasks: Sequence[Task], trajectorie
     own = [bench.score(task, trajectory) for task, trajectory in zip(tasks, trajectories, strict=True)]
     if judge is None or not isinstance(bench, SingleTurn):
         return own
-    graded = grade(bench, judge, tasks, [response_of(trajectory) for trajectory in trajectories])
+    graded = grade_episodes(bench, judge, tasks, trajectories)
     joined = []
     for score, rewards in zip(own, graded, strict=True):
         judged: dict[str, Any] = {"r_sys": rewards["sys"], "r_user": rewards["user"]}

@@ -32,7 +32,8 @@ class EndpointEngine:
     def __init__(self, config: Config) -> None:
         self._endpoint: Endpoint = config.algo.endpoint
         self._rollout, self._dead_tools, self._bench = config.rollout, config.faults.dead_tools, config.bench.name
-        self._client = ChatClient(self._endpoint, config.model.path)
+        thinking = None if config.model.thinking is None else config.model.thinking == "on"
+        self._client = ChatClient(self._endpoint, config.model.path, thinking)
 
     def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
         """One trajectory per episode, in order; `failure` is set where the endpoint refuses or stays away."""

@@ -19,7 +19,9 @@ from agentrl.benches.transcripts import CLOSE, OPEN, Calls, parse_text
 from agentrl.schemas.plain import plain_tool
 from agentrl.text import well_formed
 
-KEPT = (OPEN, CLOSE, "<think>", "</think>")  # part of what a turn says, also where a tokenizer calls them special
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+THOUGHT_OPENING = 16  # last tokens of a prompt, more than a template's opening of a think block and white space take
+KEPT = (OPEN, CLOSE, THINK_OPEN, THINK_CLOSE)  # part of what a turn says, also where a tokenizer calls them special
 
 
 def read_turn(text: str, environment: Environment | None = None, tools: bool = True) -> dict[str, Any]:
@@ -39,6 +41,11 @@ def assistant_message(content: str, calls: Calls) -> dict[str, Any]:
             {"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls
         ]
     return message
+
+
+def opens_thought(prompt: str) -> bool:
+    """Whether the end of a prompt opens a think block for the policy, as some templates do."""
+    return prompt.rstrip().endswith(THINK_OPEN)
 
 
 class TokenReader:
@@ -72,7 +79,10 @@ class TokenReader:
     ) -> dict[str, Any]:
         """The message of a sampled turn; `context` is what the policy was shown before it."""
         if self._official or not tools:
-            return read_turn(self.text(ids), environment, bool(tools))
+            text = self.text(ids)
+            if not tools and opens_thought(self.text(context[-THOUGHT_OPENING:])):
+                text = THINK_OPEN + text
+            return read_turn(text, environment, bool(tools))
         try:
             typed = [{**tool, "function": plain_tool(tool["function"])} for tool in tools]
             parsed: dict[str, Any] = well_formed(parse_response(self._parsing, ids, prefix=context, tools=typed))

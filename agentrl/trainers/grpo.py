@@ -101,7 +101,7 @@ class AgentGRPOTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 environment_factory=RowEnvironment if any(task.tools for task in tasks) else None,
             )
-        self.chat_template = chat.template
+        self.chat_template, self.chat_template_kwargs = chat.template, chat.arguments
         self.engine = TrlToolLoop(self)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:

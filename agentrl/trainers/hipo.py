@@ -18,17 +18,21 @@ from transformers import BitsAndBytesConfig, TrainerCallback, TrainerControl, Tr
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from agentrl.benches.base import Score, Task
-from agentrl.benches.hif.base import response_of
+from agentrl.benches.hif.base import cut_in_thought
 from agentrl.config.algos import Constraint, Hipo
 from agentrl.config.schema import Config
 from agentrl.dual import DualVariables, Multiplier
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
 from agentrl.objectives.hipo import degenerate, lagrangian_advantage, old_logps_for_a_sum
-from agentrl.rewards.two_sided import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade, logged
+from agentrl.rewards.two_sided import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, logged
 from agentrl.trainers.grpo import AgentGRPOTrainer
 
 DUAL_FILE = "dual.pt"  # in every checkpoint
+CUT_ADVICE = (
+    "were cut by the token budget inside their think block; they have no reward and teach nothing: raise "
+    "rollout.max_completion_tokens, or set model.thinking=off (cut_in_thought in metrics.jsonl counts them)"
+)
 KINDS = ("conflict", "aligned")
 
 
@@ -82,6 +86,8 @@ class HipoTrainer(AgentGRPOTrainer):
         self._judge = judge
         self._rewards: list[Rewards] = []
         self._filtered: list[bool] = []
+        self._cut: list[bool] = []  # by the token budget, inside the think block
+        self._cut_told = False
         self._lacking = {reward: MissingVerdicts(f"r_{reward}") for reward in SIDES}
         self._loss_inputs: dict[str, Any] | None = None
         super().__init__(**kwargs)
@@ -94,12 +100,13 @@ class HipoTrainer(AgentGRPOTrainer):
             degenerate([token for token in t.completion_ids if token not in ends], algo.min_tokens, algo.max_repetition)
             for t in self._trajectories
         ]
+        self._cut = [cut_in_thought(trajectory) for trajectory in self._trajectories]
         kept = [row for row, filtered in enumerate(self._filtered) if not filtered]
-        graded = grade(
+        graded = grade_episodes(
             self.bench,  # type: ignore[arg-type]
             self._judge,
             [self._batch[row] for row in kept],
-            [response_of(self._trajectories[row]) for row in kept],
+            [self._trajectories[row] for row in kept],
         )
         self._rewards = [{"user": None, "sys": None} for _ in self._batch]
         for row, rewards in zip(kept, graded, strict=True):
@@ -193,14 +200,18 @@ class HipoTrainer(AgentGRPOTrainer):
         values = {**self._logged_rewards(), **self._logged_constraints()}
         for reward, lacking in self._lacking.items():
             missing = [
-                math.nan if filtered else float(rewards[reward] is None)
-                for rewards, filtered in zip(self._rewards, self._filtered, strict=True)
+                math.nan if filtered or cut else float(rewards[reward] is None)
+                for rewards, filtered, cut in zip(self._rewards, self._filtered, self._cut, strict=True)
             ]
             count, asked = self._sums(torch.tensor(missing, dtype=torch.float64))
             values[f"missing/{reward}"] = count / asked if asked else None
             if self.model.training and (warning := lacking.add(int(count), int(asked))):
                 self._say(f"warning: {warning}")
         values["filtered"] = self._mean(torch.tensor(self._filtered, dtype=torch.float64))
+        values["cut_in_thought"] = self._mean(torch.tensor(self._cut, dtype=torch.float64))
+        if values["cut_in_thought"] and not self._cut_told:
+            self._say(f"warning: {values['cut_in_thought']:.0%} of this batch's replies {CUT_ADVICE}")
+            self._cut_told = True
         groups = advantages.view(-1, self.num_generations * advantages.shape[1])
         values["frac_reward_zero_std"] = self._mean((groups == 0).all(1).double())
         metrics = self._metrics["train" if self.model.training else "eval"]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from trl import DPOTrainer
 
 from agentrl.benches.base import Task
-from agentrl.benches.hif.base import HifBench, response_of
+from agentrl.benches.hif.base import HifBench
 from agentrl.chat import ChatFormat
 from agentrl.config.schema import Config, Model
 from agentrl.console import RunConsole
@@ -23,7 +23,7 @@ from agentrl.errors import UserError
 from agentrl.jsonl import numbered_lines, read_json
 from agentrl.judges.base import Judge
 from agentrl.models.adapters import lora_config
-from agentrl.rewards.two_sided import Rewards, grade
+from agentrl.rewards.two_sided import Rewards, grade_episodes
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.run import RunDirectory
 from agentrl.trainers.arguments import dpo_arguments
@@ -64,7 +64,7 @@ def sampled_pairs(
     for start in range(0, len(tasks), batch):
         part = [task for task in tasks[start : start + batch] for _ in range(k)]
         played = engine.rollout([Episode(task, bench.environment(task)) for task in part], decoding)
-        rewards = grade(bench, judge, part, [response_of(trajectory) for trajectory in played])
+        rewards = grade_episodes(bench, judge, part, played)
         for group in range(0, len(part), k):
             pair = best_and_worst(rewards[group : group + k], config.algo.sys_weight)
             if pair is not None:

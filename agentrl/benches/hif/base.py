@@ -146,7 +146,11 @@ class SingleTurn(ABC):
         return NoTools()
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        return Score(self.metrics(task, response_of(trajectory)), task.cluster, self.groups(task))
+        """The suite's metrics; all of them missing where the token budget ended the think block's text."""
+        metrics: dict[str, float | None] = dict(self.metrics(task, response_of(trajectory)))
+        if cut_in_thought(trajectory):
+            metrics = dict.fromkeys(metrics)
+        return Score(metrics, task.cluster, self.groups(task))
 
     def groups(self, task: Task) -> dict[str, str]:
         """Breakdowns of the results."""
@@ -201,6 +205,14 @@ def response_of(trajectory: Trajectory) -> str:
     content = message.get("content") or ""
     reasoning = message.get("reasoning_content")
     return f"{THINK_OPEN}{reasoning}{THINK_CLOSE}{content}" if reasoning else content
+
+
+def cut_in_thought(trajectory: Trajectory) -> bool:
+    """Whether the token budget ended the reply inside its think block: there is no answer yet that could be bad."""
+    message = next((message for message in trajectory.messages if message["role"] == "assistant"), {})
+    content = message.get("content") or ""
+    unclosed = content.lstrip().startswith(THINK_OPEN) and THINK_CLOSE not in content
+    return trajectory.truncated and (unclosed or (not content.strip() and bool(message.get("reasoning_content"))))
 
 
 def answer_of(response: str) -> str:
