@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -21,6 +22,9 @@ from agentrl.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR
 from agentrl.redact import masked
 from agentrl.start import check, start
+
+if TYPE_CHECKING:
+    from agentrl.report.arms import Arm
 
 KEYS = {
     "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",
@@ -37,9 +41,10 @@ HELP = f"""agentrl eval model=NAME[,NAME] bench=NAME[,NAME] [key=value ...]
 {key_lines(KEYS)}
 
 All other keys are those of a run (agentrl --help). A key of one bench among several carries its name:
-toolhop.path=ToolHop.json ftrl.path=test.jsonl. Examples:
+toolhop.path=ToolHop.json ftrl.path=test.jsonl. Tool benches and suites of instruction hierarchies mix. Examples:
   agentrl eval model=qwen3-1.7b bench=toolhop,ftrl toolhop.path=ToolHop.json ftrl.path=test.jsonl hardware=gpu
   agentrl eval model=runs/minihop-tiny-pact/s0-1a2b3c4d,tiny bench=minihop samples=4 temperature=1
+  agentrl eval model=tiny,tiny_hif bench=minihop,minihif
   agentrl eval endpoint=http://localhost:8000/v1 model=my-model bench=minihop
   agentrl eval suite=pact model=qwen3-4b hardware=gpu ftrl.path=test.jsonl toolhop.path=ToolHop.json"""
 
@@ -136,6 +141,16 @@ def _job(model: str, bench: str, own: dict[str, str], overrides: list[str], benc
         raise UserError(as_typed(str(error), _names(own, overrides, bench))) from error
 
 
+def _sampled(arms: list[Arm]) -> str:
+    """A line below a table whose models were not sampled alike; else nothing."""
+    keys = ("eval.temperature", "eval.top_p", "rollout.max_turns", "rollout.max_completion_tokens")
+    values = [[arm.runs[0].settings.get(key) for arm in arms] for key in keys]
+    unlike = [
+        f"{key} {', '.join(map(str, found))}" for key, found in zip(keys, values, strict=True) if len(set(found)) > 1
+    ]
+    return f"\nnot sampled alike, in the order of the columns: {'; '.join(unlike)}" if unlike else ""
+
+
 def _tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[str]:
     """Markdown: one table a bench with a row a model, differences between models, the paper's table."""
     from agentrl.report.arms import arms_of, compared, load_records, metrics_of, missing, pooled
@@ -163,9 +178,8 @@ def _tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterato
         items = max(arm.runs[0].evaluation["after"][metrics[0]]["n"] for arm in arms)
         lacking = [f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := missing(arm))]
         note = ", ".join([*lacking, "mean [95% interval, clustered; differences paired by item]"])
-        yield f"{bench}: {items} items, {note}\n" + markdown_table(
-            ["metric", *labels, *(f"{labels[j]} - {labels[i]}" for i, j in pairs)], rows
-        )
+        table = markdown_table(["metric", *labels, *(f"{labels[j]} - {labels[i]}" for i, j in pairs)], rows)
+        yield f"{bench}: {items} items, {note}\n" + table + _sampled(arms)
     if suite is not None:
         from agentrl.report.published import paper_table
 
