@@ -47,6 +47,7 @@ def test_every_bench_has_files_here(tmp_path: Path) -> None:
     assert sorted(bench_keys(tmp_path)) == EVERY
 
 
+@pytest.mark.slow
 def test_every_bench_is_evaluated_here(tmp_path: Path, capsys: Any) -> None:
     keys = bench_keys(tmp_path)
     assert evaluate(tmp_path, "model=tiny", f"bench={','.join(keys)}", *flat(keys)) == 0

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from agentrl.benches import load_bench
 from agentrl.benches.hif.base import cut_in_thought
-from agentrl.chat import tokenize_trace
+from agentrl.chat import turn_messages
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
 from agentrl.config.schema import Model
@@ -105,9 +105,10 @@ def test_rollouts_and_traces_are_rendered_without_thinking(tmp_path: Path) -> No
     (task, *_) = tasks = bench.tasks("train")
     chat, trace = load_chat(config.model, needs_of(tasks)), bench.expert_trace(task)
     assert trace is not None and chat.reasoning == "content"
-    tokens = tokenize_trace(chat, task, trace)
-    assert chat.tokenizer.decode(tokens.prompt_ids).endswith(CLOSED)
-    assert chat.tokenizer.decode(tokens.ids).startswith(trace.turns[0].chunks[0].text)
+    before = chat.text(task.prompt, task.tools, generation_prompt=True)
+    said = chat.text([*task.prompt, *turn_messages(trace.turns[0], chat.reasoning)], task.tools, generation_prompt=True)
+    assert before.endswith(CLOSED) and said.endswith(CLOSED)
+    assert said.startswith(before + trace.turns[0].chunks[0].text)
 
 
 def test_a_model_without_the_switch_is_refused_when_its_template_is_read() -> None:
