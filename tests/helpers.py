@@ -126,7 +126,7 @@ def work_in_this_process(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
     monkeypatch.setattr(worker, "die_with_launcher", lambda: None)
-    monkeypatch.setattr(start, "launch", lambda run, config, output: worker.main(run.path))
+    monkeypatch.setattr(start, "launch", lambda run, *_, **__: worker.main(run.path))
 
 
 def gradient(trainer: Any, loss: Any) -> Any:

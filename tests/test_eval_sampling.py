@@ -105,3 +105,19 @@ def test_the_engine_is_told_both(tmp_path: Path) -> None:
     with RunConsole() as console:
         evaluate(engine, Bench(), [task], config.eval, run, "after", console, StopRequest())  # type: ignore[arg-type]
     assert engine.seen == [Decoding(0.6, 0.85)]
+
+
+def test_a_run_is_evaluated_on_its_own_bench_as_it_was_sampled(tmp_path: Path) -> None:
+    config = config_of(
+        "algo=hipo", "rollout.temperature=0.9", "rollout.max_completion_tokens=20", f"runs_dir={tmp_path}"
+    )
+    run = RunDirectory.create(config)
+    assert run is not None
+    (run.path / "model").mkdir()
+    (run.path / "model" / "config.json").write_text("{}")
+    own = job_of("bench=minihif", f"model={run.path}")
+    assert sampling(own) == (0.9, 1.0) and own.rollout.max_completion_tokens == 20
+    assert sampling(job_of("bench=minihif", f"model={run.path}", "temperature=0")) == (0.0, 1.0)
+    other = job_of("bench=verih", "verih.path=x", f"model={run.path}")  # as its suite and its model's budgets are
+    assert sampling(other) == (0.7, 0.9) and other.rollout.max_completion_tokens == 48
+    assert job_of("bench=iheval", "iheval.path=x", f"model={run.path}").rollout.max_completion_tokens == 512
