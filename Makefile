@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TORCH_FLAGS ?=
+UV ?= uv
 BFCL := bfcl-eval==2026.3.23 # without its dependencies, whose pins conflict with ours; the extra `bfcl` has those needed
 ARGS ?=
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test vllm test-slow lint type bench tiny docs site build clean
+.PHONY: help setup run test vllm test-slow lint type bench tiny docs site build lock image clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +67,14 @@ site: $(STAMP) ## Build the documentation into site/; a warning is an error
 
 build: $(STAMP) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+lock: ## Bring uv.lock and constraints-vllm.txt up to pyproject.toml (needs uv)
+	$(UV) lock
+	{ sed '/^[^#]/,$$d' constraints-vllm.txt; $(UV) export --quiet --frozen --extra vllm --no-hashes --no-annotate \
+	  --no-header --no-emit-project; } > constraints-vllm.new && mv constraints-vllm.new constraints-vllm.txt
+
+image: ## Build the container image (needs Docker; ARGS='--build-arg TORCH_INDEX=...' for CUDA)
+	docker build --tag agentrl $(ARGS) .
 
 clean: ## Remove what was built, the environment included; runs/ stays
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

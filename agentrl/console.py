@@ -10,12 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
+def on_a_terminal(console: Console) -> bool:
+    """Whether lines can be redrawn there. FORCE_COLOR, which notebooks and CI set, makes a pipe no terminal."""
+    return console.is_terminal and console.file.isatty()
+
+
 class RunConsole:
     """Bars named by phase ("train", "rollout", "update", "evaluate before"...), each with free text behind it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stdout, soft_wrap=True)
-        self._live = self.console.is_terminal
+        self._live = on_a_terminal(self.console)
         self._progress = Progress(
             TextColumn("{task.description:>16}"),
             BarColumn(bar_width=24),

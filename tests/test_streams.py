@@ -139,3 +139,20 @@ def test_what_an_encoding_lacks_is_written_in_what_it_has() -> None:
     stream.write("± é …")
     stream.flush()
     assert latin.getvalue().decode("latin-1") == "± é ..."
+
+
+@pytest.mark.slow
+def test_the_real_worker_trains_on_when_its_reader_leaves(tmp_path: Path) -> None:
+    few = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "rollout.num_generations=4")
+    sizes = (*few, "trainer.micro_batch=8", "trainer.max_steps=2", "bench.train_tasks=12", "bench.test_tasks=4")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agentrl", *sizes, "hardware.threads=1"],
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("Run directory: ")  # as `head -1` reads it
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=300) == 0
+    run = the_run(tmp_path)
+    assert run.status()["status"] == "completed" and len(run.read_metrics()) == 2

@@ -215,6 +215,9 @@ def test_the_record_knows_the_truth_about_a_killed_job(
         run.write_json(run.status_path, {"host": job.host, **status})
     (found,) = book.jobs()
     assert (found.state, found.error) == (state, words)
+    if state == "running":  # the command itself ends now
+        (closed,) = book.close()
+        assert (closed.state, closed.code, closed.error) == ("interrupted", 130, None)
 
 
 def test_the_live_table(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from agentrl.console import on_a_terminal
 from agentrl.sweeps import Job, Sweep, label, shared
 
 EVERY = 1.0  # seconds between looks
@@ -32,7 +33,7 @@ class SweepView:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> SweepView:
-        if self._console.is_terminal:
+        if on_a_terminal(self._console):
             self._live.start(refresh=True)
         else:
             self._watcher.start()
@@ -41,7 +42,7 @@ class SweepView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
+        if on_a_terminal(self._console):
             self._live.stop()
         else:
             self._over.set()
