@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+MAX_DEPTH = 100
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -24,6 +25,17 @@ def well_formed(value: Any) -> Any:
             elif isinstance(item, str):
                 holder[key] = _mended(item)
     return whole[0]
+
+
+def too_deep(value: Any) -> bool:
+    """Does a value nest deeper than templates and files can follow?"""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        holders = [item for item in level if isinstance(item, dict | list)]
+        if not holders:
+            return False
+        level = [inner for one in holders for inner in (one.values() if isinstance(one, dict) else one)]
+    return True
 
 
 def _mended(text: Any) -> Any:

@@ -96,6 +96,7 @@ CASES: dict[str, tuple[str, list[Any], list[Any], list[Any]]] = {
         *([[("capital\ufffd", {"country": "\ufffd"})]] * 3),
     ),
     "nested too deeply": (block('{"name": "capital", "arguments": ' + '{"a":' * 1100), [], [], []),
+    "nested deeply": (block('{"name": "capital", "arguments": ' + '{"a":' * 300 + "1" + "}" * 301), [], [], []),
     "no call at all": ("<answer>1,200</answer>", [], [], []),
 }
 

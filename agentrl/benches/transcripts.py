@@ -13,7 +13,7 @@ from typing import Any
 
 import json_repair
 
-from agentrl.text import well_formed
+from agentrl.text import too_deep, well_formed
 from agentrl.trajectory import ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -117,6 +117,8 @@ def _repaired(blocks: Iterable[str]) -> Calls:
 
 def _call(name: Any, arguments: Any) -> tuple[str, Any]:
     """Arguments as the environments take them: an object, or JSON text, so a string stays within its quotes."""
+    if too_deep(arguments):
+        raise ValueError("nested too deeply")
     arguments = well_formed(arguments)
     return well_formed(str(name)), json.dumps(arguments) if isinstance(arguments, str) else arguments
 

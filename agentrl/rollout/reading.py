@@ -17,7 +17,7 @@ from trl.chat_template_utils import parse_response
 from agentrl.benches.base import Environment, Reading
 from agentrl.benches.transcripts import CLOSE, OPEN, Calls, parse_text
 from agentrl.schemas.plain import plain_tool
-from agentrl.text import well_formed
+from agentrl.text import too_deep, well_formed
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 THOUGHT_OPENING = 16  # last tokens of a prompt, more than a template's opening of a think block and white space take
@@ -86,6 +86,8 @@ class TokenReader:
         try:
             typed = [{**tool, "function": plain_tool(tool["function"])} for tool in tools]
             parsed: dict[str, Any] = well_formed(parse_response(self._parsing, ids, prefix=context, tools=typed))
-        except RecursionError:  # JSON nested too deeply is no call
-            parsed = {"role": "assistant", "content": well_formed(self.text(ids))}
+        except RecursionError:
+            parsed = {}
+        if not parsed or too_deep(parsed):  # JSON nested too deeply is no call
+            return {"role": "assistant", "content": well_formed(self.text(ids))}
         return parsed

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from agentrl.text import well_formed
+from agentrl.text import too_deep, well_formed
 
 _BLOCK = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 # Stands for a refused call: the official code finds no function of that name and goes on, as with any unknown name.
@@ -68,7 +68,7 @@ def decoded(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]] | None:
                 arguments = json.loads(arguments)
             except (ValueError, RecursionError):  # no JSON, as a model may write it
                 return None
-        if not isinstance(arguments, Mapping):
+        if not isinstance(arguments, Mapping) or too_deep(arguments):
             return None
         step.append((well_formed(str(call["name"])), well_formed(dict(arguments))))
     return step
