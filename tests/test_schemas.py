@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import config_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_ftrl import HEAD, write
+from test_ftrl import bench as ftrl_bench
+from test_ftrl import row as ftrl_row
 from transformers import AutoTokenizer
 from trl.chat_template_utils import gemma4_chat_template, gptoss_chat_template, qwen3_5_template
 
+from agentrl.benches import load_bench
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import load_rows
 from agentrl.models.loading import checkpoint_path
@@ -130,6 +135,39 @@ def test_every_form_is_solved(form: str, miner: Miner, tools_sandbox: Sandbox) -
     assert isinstance(outcome, MinedTrace), outcome
     ((name, arguments),) = [(call["name"], call["arguments"]) for call in outcome.trace.calls]
     assert (name, list(arguments)) == ("code_of", ["room"]) and "12" in json.dumps(arguments)
+
+
+@pytest.mark.parametrize("form", ["properties as a list", "required: true", "anyOf", "$ref", "Python's names", "true"])
+def test_rows_of_both_benches(form: str, tmp_path: Path) -> None:
+    parameters, source = FORMS[form]
+    tool = {"name": "code_of", "description": "The code of a room", "parameters": parameters}
+    row = ftrl_row(
+        messages=[{"role": "user", "content": f"{HEAD}\nQuestion: What is the code of room 12?"}],
+        tools=[{"type": "function", "function": tool}],
+        codes={"code_of": source},
+        unsolved_set={"code_of": ["K84"]},
+        answer="K84",
+    )
+    ftrl = ftrl_bench(write(tmp_path / "test.jsonl", [row]))
+    asked = "What is the code of room 12?"
+    hop = {"id": 1, "question": asked, "answer": "K84", "sub_task": {asked: "K84"}, "tools": {asked: tool}}
+    (tmp_path / "ToolHop.json").write_text(json.dumps([hop | {"functions": [source]}]), encoding="utf-8")
+    toolhop = load_bench(config_of("bench=toolhop", f"bench.path={tmp_path / 'ToolHop.json'}").bench)
+    for bench in (ftrl, toolhop):
+        (task,) = bench.tasks("test")
+        trace = bench.expert_trace(task)
+        assert trace is not None
+        assert trace.calls == [{"name": "code_of", "arguments": {"room": 12}}]
+        shown = task.tools[0]["function"]["parameters"]
+        assert shown == (of(INTEGER) if form in ("properties as a list", "required: true") else parameters)
+
+
+def test_the_shared_cases(shared: Path) -> None:
+    for file in sorted((shared / "cases/schema").glob("*.jsonl")):
+        bench = ftrl_bench(file, train_on_test=True)
+        (task,) = [task for split in ("train", "test") for task in bench.tasks(split)]
+        trace = bench.expert_trace(task)
+        assert trace is not None and trace.calls == [{"name": "code_of", "arguments": {"room": 12}}], file.name
 
 
 def room(parameters: Any) -> Any:
