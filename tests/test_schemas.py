@@ -24,6 +24,7 @@ from agentrl.models.loading import checkpoint_path
 from agentrl.rollout.reading import TokenReader
 from agentrl.sandbox import Sandbox
 from agentrl.schemas.plain import Reader, allows, plain_parameters, renderable
+from agentrl.traces import search
 from agentrl.traces.mining import MinedTrace, Miner, Question
 from agentrl.traces.search import Hop
 
@@ -210,7 +211,7 @@ def test_a_recursive_schema_ends() -> None:
 def test_bounds() -> None:
     assert allows({"type": "integer", "minimum": 3}, 3) and not allows({"minimum": 3}, 2)
     assert allows({"pattern": "^[A-Z]{2}$"}, "AB") and not allows({"pattern": "^[A-Z]{2}$"}, "ab")
-    assert allows({"minimum": "three"}, 1) and allows({"pattern": "("}, "x")
+    assert allows({"minimum": "three"}, 1) and allows({"not": {"type": "int"}}, 1) and allows({"pattern": "("}, "x")
 
 
 def test_schemas_that_are_plain_stay_as_they_are(shared: Path) -> None:
@@ -238,6 +239,17 @@ def test_whatever_json_is_read(parameters: Any) -> None:
     read = plain_parameters(parameters)
     assert Reader(read).plain(read) == read
     check(read)
+
+
+@settings(max_examples=40, deadline=None)
+@given(JSON)
+def test_whatever_json_is_mined(miner: Miner, tools_sandbox: Sandbox, parameters: Any) -> None:
+    text, sources = "What is the code of room 12?", {"code_of": WHOLE}
+    tool = {"name": "code_of", "description": "x", "parameters": of(parameters)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "MAX_RUNS", 32)
+        question = Question("t", text, "K84", [Hop(text, "K84", tool)], sources, ordered=False)
+        miner.mine(question, ToolEnvironment(sources, plain_text, tools_sandbox), lambda trace: True)
 
 
 def check(schema: Any) -> None:

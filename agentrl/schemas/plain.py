@@ -7,12 +7,10 @@ names, `required: true`, a list of properties. Miners and parsers read the plain
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
@@ -71,7 +69,7 @@ def allows(schema: Mapping[str, Any], value: Any) -> bool:
         return True
     try:
         return bool(Draft202012Validator(bounds).is_valid(value))
-    except (SchemaError, TypeError, ValueError, AttributeError, re.error):  # a bound that is none, as minimum: "three"
+    except Exception:  # jsonschema raises whatever it stumbles over in bounds that are none, as minimum: "three"
         return True
 
 
@@ -118,6 +116,8 @@ class Reader:
                 read.setdefault(key, value)
         if "enum" in read and not isinstance(read["enum"], list):
             read["enum"] = list(read["enum"]) if isinstance(read["enum"], Mapping) else as_list(read["enum"])
+        if read.get("enum") == []:  # nothing would do: it says nothing
+            del read["enum"]
         if "enum" in read and "type" not in read:
             read["type"] = simplest([kind_of(value) for value in read["enum"]])
         if "items" in read:

@@ -143,7 +143,7 @@ def is_date(name: str, schema: Mapping[str, Any]) -> bool:
 def kinds(schema: Mapping[str, Any]) -> list[str]:
     """The types of a plain schema, likeliest first; one that names none may be anything."""
     kind = schema.get("type")
-    if kind is None:
+    if not kind:
         return ["object"] if schema.get("properties") else ["array"] if "items" in schema else list(ANY)
     return [str(k) for k in kind] if isinstance(kind, list) else [str(kind)]
 
