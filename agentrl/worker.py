@@ -6,6 +6,7 @@ Exit status: 0 completed, 2 a mistake the user can mend, 130 interrupted, anythi
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -230,7 +231,10 @@ def _evaluate_only(
     if endpoint is not None:
         result.missing = missing_of(run.records(run.eval_dir / "after.jsonl"))
         result.sampling = endpoint.sampling(Decoding(config.eval.temperature, config.eval.top_p))
-        console.say(f"sampling: {sampling_text(result.sampling)}")
+        if result.sampling is None and run.summary_path.exists():  # nothing new was had: what was said before stands
+            result.sampling = json.loads(run.summary_path.read_text(encoding="utf-8")).get("sampling")
+        if result.sampling is not None:
+            console.say(f"sampling: {sampling_text(result.sampling)}")
     return result
 
 

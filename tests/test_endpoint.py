@@ -331,6 +331,7 @@ def test_what_a_server_refuses_is_left_out_and_said(
 ) -> None:
     with ChatServer(respond) as server:
         engine, bench = EndpointEngine(configured(server.url)), Sums()
+        assert engine.sampling(GREEDY) is None
         for task in bench.tasks(2):
             answer = engine._client.complete(task.prompt, task.tools, 99, GREEDY)
             assert answer.calls[0][0] == "add"

@@ -66,6 +66,7 @@ def test_answers_of_many_servers_are_read() -> None:
         "eos",
         "length",
     ]
+    assert read_answer("\ufeff" + json.dumps(completion(said("x")))).content == "x"
     parts = [{"type": "text", "text": "a"}, "b", {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]
     assert (answered(said(parts)).content, answered(said(parts)).reasoning) == ("ab", "hm")
     assert answered(said(None, refusal="I will not")).content == "I will not"

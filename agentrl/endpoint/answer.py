@@ -117,6 +117,7 @@ def short(text: str) -> str:
 
 
 def _json(text: str, content_type: str) -> dict[str, Any]:
+    text = text.removeprefix("\ufeff")
     start = text.lstrip()[:500]
     if not start:
         raise NoAnswer("the answer is empty")

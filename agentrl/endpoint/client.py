@@ -78,8 +78,13 @@ class ChatClient:
             self._proven |= set(form.sampling(decoding))
         return answer
 
-    def sampling(self, decoding: Decoding) -> dict[str, Any]:
-        """What a request says on sampling, and which values are the server's own because it takes none."""
+    def sampling(self, decoding: Decoding) -> dict[str, Any] | None:
+        """What a request says on sampling, and which values are the server's own because it takes none.
+
+        None before the first answer.
+        """
+        if not self._answers:
+            return None
         sent = self._form.sampling(decoding)
         return {"sent": sent, "chosen_by_server": [name for name in SAMPLING if name not in sent]}
 

@@ -57,7 +57,7 @@ class EndpointEngine:
         budget = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
         return self._client.complete(list(messages), [], budget, Decoding(0.0)).content
 
-    def sampling(self, decoding: Decoding) -> dict[str, Any]:
+    def sampling(self, decoding: Decoding) -> dict[str, Any] | None:
         """See `ChatClient.sampling`."""
         return self._client.sampling(decoding)
 
