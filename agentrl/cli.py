@@ -44,6 +44,9 @@ from agentrl.streams import keep_streams, lasting, lost_output
 
 # Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
 COMMANDS: dict[str, str] = {
+    "ls": "agentrl.commands.ls",
+    "resume": "agentrl.commands.resume",
+    "compare": "agentrl.commands.compare",
     "doctor": "agentrl.commands.doctor",
     "score": "agentrl.commands.score",
     "report": "agentrl.commands.report",

@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,23 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         for line in path.read_text(errors="replace", encoding="utf-8").splitlines(True)
         if _complete(line)
     ]
+
+
+def last_records(path: Path, count: int) -> list[dict[str, Any]]:
+    """The newest whole records of a file of lines, oldest first; the file may be long, and is read each second."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 20_000 - 200 * count))
+        lines = file.read().decode(errors="replace").split("\n")[:-1]
+    found: list[dict[str, Any]] = []
+    for line in reversed(lines):
+        if len(found) == count:
+            break
+        with suppress(ValueError):  # cut at the start of the window, or torn by a crash
+            found.append(dict(json.loads(line)))
+    return found[::-1]
 
 
 def drop_after(path: Path, step: int) -> None:

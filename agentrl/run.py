@@ -134,6 +134,10 @@ class RunDirectory:
         created = self.status()["created"] if self.status_path.exists() else now
         self.write_json(self.status_path, {"status": state, "created": created, "updated": now, **extra})
 
+    def note(self, **extra: Any) -> None:
+        """Add fields to the status, which otherwise stays."""
+        self.write_json(self.status_path, {**self.status(), **extra})
+
     def append(self, path: Path, record: Mapping[str, Any]) -> None:
         """Add one line to a file of records."""
         durable.append_record(path, record)
@@ -146,8 +150,32 @@ class RunDirectory:
         """The whole records of a file of lines, none where it does not exist."""
         return durable.read_records(path)
 
+    def summary(self) -> dict[str, Any] | None:
+        """The content of summary.json; None until the run is complete. Raises UserError where it is damaged."""
+        try:
+            found: dict[str, Any] = json.loads(self.summary_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.summary_path} is damaged ({error}); move it away and repeat the command") from error
+        return found
+
     def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, one an update."""
         return self.records(self.metrics_path)
+
+    def rollouts(self) -> list[dict[str, Any]]:
+        """The records of rollouts.jsonl: trajectories sampled while training."""
+        return self.records(self.rollouts_path)
+
+    def items(self, phase: str = "after") -> list[dict[str, Any]]:
+        """The records of eval/<phase>.jsonl ("before" or "after"): one for each test item and sample."""
+        return self.records(self.eval_dir / f"{phase}.jsonl")
+
+    def last_metrics(self) -> dict[str, Any]:
+        """The newest record of metrics.jsonl, or {}; the file may be long."""
+        found = durable.last_records(self.metrics_path, 1)
+        return found[0] if found else {}
 
     def write_json(self, path: Path, content: Any) -> None:
         """Write a whole JSON file, or leave the old one."""
@@ -196,6 +224,16 @@ class RunDirectory:
 
     def _write_config(self, config: Config) -> None:
         durable.write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+
+
+def find_runs(place: Path) -> Iterator[Path]:
+    """Run directories at or below `place`, in the order of their names; what lies inside a run is not looked at."""
+    if (place / "status.json").is_file() and (place / "config.yaml").is_file():
+        yield place
+    elif place.is_dir():
+        for folder in sorted(place.iterdir()):
+            if folder.is_dir() and not folder.name.startswith(".") and not folder.is_symlink():
+                yield from find_runs(folder)
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -263,6 +263,8 @@ def _train_and_evaluate(
     trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks or test_tasks, stop, console, judge)
     if trainer is not None:
         tracker.attach(trainer)
+        if config.model.lora.enabled:
+            console.say(trained_share(trainer.model))
     # One process looks, for it moves damaged ones aside; all use what it found.
     found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
     checkpoint = broadcast_object_list(found)[0]
@@ -282,6 +284,13 @@ def _train_and_evaluate(
         result.steps, result.tokens = trainer.state.global_step, int(trainer.state.num_input_tokens_seen)
     result.judge = counts_of(judge)
     return result
+
+
+def trained_share(model: torch.nn.Module) -> str:
+    """How many parameters the adapters are, for the screen."""
+    every = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"adapters: {trained:,} of {every:,} parameters are trained ({trained / every:.2%})"
 
 
 def train(

@@ -117,3 +117,15 @@ def test_mistakes_are_one_line(run: RunDirectory, arguments: list[str], reason: 
         show.main([str(run.path), *arguments])
     with pytest.raises(UserError, match="no run directory"):
         show.main([str(run.path.parent)])
+
+
+def test_an_evaluation_without_training_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(compose([f"runs_dir={tmp_path}", "algo=eval", "dry_run=true"])) == 0
+    directory = RunDirectory(next(tmp_path.glob("*/*/status.json")).parent)
+    with pytest.raises(UserError, match="has evaluated nothing yet"):
+        show.main([str(directory.path)])
+    for name in ("q", "r"):
+        directory.append(directory.eval_dir / "after.jsonl", item(name, f"answer of {name}", 1.0))
+    code, text = shown(capsys, str(directory.path), "limit=1")
+    assert code == 0 and "answer of q" in text and "answer of r" not in text and "1 of 2 shown" in text
+    assert shown(capsys, str(directory.path), "where=solve_rate<1")[0] == 1

@@ -312,3 +312,19 @@ def test_eight_real_jobs_of_which_one_is_poisoned_and_one_killed(tmp_path: Path)
     assert {job["run"]: job["state"] for job in record(tmp_path)["jobs"]} == {
         job["run"]: "failed" if job["run"] == poisoned else "completed" for job in jobs
     }
+
+
+def test_progress_says_of_how_many_updates_and_how_long(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.set_status("running", pid=os.getpid(), max_steps=30)
+    for step in range(1, 13):
+        run.append(run.metrics_path, {"step": step, "reward": 0.5})
+        run.append(run.timing_path, {"step": step, "seconds": 99.0 if step == 1 else 10.0})
+    job = Job(["seed=0"], 0, "running", str(tmp_path))
+    assert progress(job) == "step 12/30  eta 3:00  reward 0.500"  # 18 updates of 10 s; the first one warmed up
+    run.set_status("running", max_steps=1000)
+    assert progress(job).startswith("step 12/1000  eta 2:44:40")
+    run.set_status("interrupted", max_steps=30)
+    assert progress(job) == "step 12/30  reward 0.500"
+    run.set_status("running")  # it still evaluates, or was started by an older release
+    assert progress(job) == "step 12  reward 0.500"

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     out = file_to_write(own["out"]) if "out" in own else None
     benches, suite = _benches(own)
     models = divided(own.get("model", "tiny"))
-    jobs = [_job(model, bench, own, overrides, benches) for model in models for bench in benches]
+    jobs = [job(model, bench, own, overrides, benches) for model in models for bench in benches]
     if suite == "hipo" and jobs and jobs[0].judge.name == "program":
         raise UserError("suite=hipo: its table is made of a judge's verdicts; choose judge=openai, local or distilled")
     names = [_names(own, overrides, config.bench.name) for config in jobs]
@@ -116,7 +116,7 @@ def _benches(own: dict[str, str]) -> tuple[list[str], str | None]:
     return list(SUITES[suite]), suite
 
 
-def _job(model: str, bench: str, own: dict[str, str], overrides: list[str], benches: list[str]) -> Config:
+def job(model: str, bench: str, own: dict[str, str], overrides: list[str], benches: list[str]) -> Config:
     """The configuration of one evaluation."""
     chosen = [f"bench={bench}"]
     if "endpoint" in own:

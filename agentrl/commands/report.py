@@ -1,4 +1,4 @@
-"""`agentrl report RUN... [out=report.html] [title=...]`: one page about some runs, and the same tables as Markdown."""
+"""`agentrl report RUN... [out=report.html] [title=...]`: one page about some runs, or their tables for a paper."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from agentrl.commands.arguments import file_to_write, key_lines, places_and_keys
 from agentrl.errors import UserError
 
 KEYS = {
-    "out": "File to write, ending in .html; the Markdown goes beside it. Default: report.html in the first directory.",
+    "out": "report.html (and report.md beside it) in the first directory; .md, .tex (LaTeX, booktabs) or .csv alone.",
     "title": "Heading of the page.",
 }
+
+KINDS = (".html", ".md", ".tex", ".csv")
+RESULTS = ("Results", "Differences")  # sections that a paper prints
 
 HELP = f"""agentrl report RUN [RUN ...] [key=value ...]
 
@@ -26,15 +29,21 @@ def main(arguments: list[str]) -> int:
         raise UserError("name run directories, or a directory that holds some: agentrl report RUN [RUN ...]")
     paths = [Path(place).expanduser() for place in places]
     out = file_to_write(own["out"]) if "out" in own else paths[0] / "report.html"
-    if out.suffix != ".html":
-        raise UserError(f"out={out} must end in .html")
+    if out.suffix not in KINDS:
+        raise UserError(f"out={out} must end in one of {', '.join(KINDS)}")
     # Matplotlib takes a second to import; a mistake above is answered at once.
     from agentrl.report.arms import load_records
     from agentrl.report.page import build_report, render
 
     records = load_records(paths)
     report = build_report(records, own.get("title") or _title(paths))
-    for kind in ("html", "md"):
+    if out.suffix in (".tex", ".csv"):
+        from agentrl.report.files import write_tables
+
+        write_tables(out, [table for name in RESULTS for table in report.tables[name] if table.rows], records)
+        print(out)
+        return 0
+    for kind in ("html", "md") if out.suffix == ".html" else ("md",):
         file = out.with_suffix(f".{kind}")
         try:
             file.write_text(render(report, kind), encoding="utf-8")

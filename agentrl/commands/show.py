@@ -1,8 +1,6 @@
-"""`agentrl show RUN [key=value ...]`: read a run's rollouts, or its evaluation before and after, on the terminal."""
+"""`agentrl show RUN [key=value ...]`: read a run's rollouts, or the items of its evaluations, on the terminal."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich.console import Console
 
@@ -11,7 +9,7 @@ from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
 KEYS = {
-    "source": "rollouts (sampled while training) or eval (the same items before and after training).",
+    "source": "rollouts (sampled while training; the default) or eval (evaluated items, before beside after).",
     "where": "Comparisons that must all hold, e.g. where='reward<1,errors>0' (any metric, step, turns, truncated).",
     "step": "Rollouts of this logged step: a number, first or last; by default first and last.",
     "task": "Only tasks whose id contains this.",
@@ -30,7 +28,7 @@ def main(arguments: list[str]) -> int:
     if len(places) != 1:
         raise UserError("name one run directory: agentrl show RUN [key=value ...]")
     run = run_at(places[0])
-    source, limit = own.get("source", "rollouts"), whole(own, "limit", 6)
+    source, limit = own.get("source") or _source(run), whole(own, "limit", 6)
     console = Console(highlight=False)
     if source == "eval":
         shown = _show_items(run, own, limit, console)
@@ -69,22 +67,23 @@ def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: 
 
 def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
     from agentrl.report.terminal import compared_items, item_facts, parse_filter
-
-    keep = parse_filter(own.get("where", ""))
-    before, after = (_items(run, phase) for phase in ("before", "after"))
-    kept = [item for item in after if own.get("task", "") in item["id"] and keep(item_facts(item))][:limit]
-    for renderable in compared_items(before, kept, console.width):
-        console.print(renderable)
-    return len(kept)
-
-
-def _items(run: RunDirectory, phase: str) -> list[dict[str, Any]]:
     from agentrl.results import played
 
-    path = run.eval_dir / f"{phase}.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: the run has not evaluated {phase} training; use source=rollouts")
-    return played(run.records(path))
+    keep = parse_filter(own.get("where", ""))
+    before, after = (played(run.items(phase)) for phase in ("before", "after"))
+    if not before and not after:
+        raise UserError(f"{run.path} has evaluated nothing yet; source=rollouts shows what was sampled while training")
+    kept = [item for item in after or before if own.get("task", "") in item["id"] and keep(item_facts(item))]
+    for renderable in compared_items(before if after else [], kept[:limit], console.width):
+        console.print(renderable)
+    if len(kept) > limit:
+        console.print(f"{limit} of {len(kept)} shown; limit={len(kept)} shows all.")
+    return len(kept[:limit])
+
+
+def _source(run: RunDirectory) -> str:
+    """Rollouts where the run has some; a run that only evaluates has none."""
+    return "rollouts" if run.rollouts_path.is_file() else "eval"
 
 
 def _steps(wanted: str | None, logged: list[int]) -> list[int]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
-from agentrl.errors import UserError
+from agentrl.errors import UserError, first_line
 from agentrl.identity import flat, in_identity
 from agentrl.results import item_values, played
-from agentrl.run import RunDirectory
+from agentrl.run import RunDirectory, find_runs
 from agentrl.stats import Interval, mean_interval, paired_difference
 
 # What a reader looks for first; other metrics follow in alphabetical order, as summaries hold them.
@@ -74,12 +74,10 @@ def load_records(paths: Iterable[Path]) -> list[RunRecord]:
     for given in [run for path in paths for run in (_swept(path) or [path])]:
         if not given.exists():
             raise UserError(f"{given} does not exist; give run directories, or a directory that holds some")
-        for status in sorted([*given.glob("status.json"), *given.glob("**/*/status.json")]):
-            path = status.parent.absolute()
-            if path in found or path.name.startswith(".") or not (path / "config.yaml").is_file():
-                continue
-            directory = RunDirectory(path)
-            found[path] = RunRecord(path, _settings(path), directory.status(), _summary(directory))
+        for path in map(Path.absolute, find_runs(given)):
+            if path not in found:
+                directory = RunDirectory(path)
+                found[path] = RunRecord(path, read_settings(path), directory.status(), directory.summary())
     if not found:
         raise UserError(f"no run in {', '.join(map(str, paths))}; a run directory holds status.json and config.yaml")
     return list(found.values())
@@ -155,15 +153,19 @@ def compared(one: Arm, other: Arm, metric: str) -> Interval | None:
     if len(gaps) > 1:
         return mean_interval(gaps)
     if len(gaps) == 1:
-        (before, clusters), (after, _) = (_items(side[common[0]], metric) for side in (left, right))
-        if before.keys() & after.keys():
-            return paired_difference(before, after, clusters)
+        return compared_by_item(left[common[0]], right[common[0]], metric)
     return None
 
 
 def missing(arm: Arm) -> int:
     """How many items endpoints did not play."""
     return sum(run.summary.get("missing", {}).get("items", 0) for run in arm.runs if run.summary)
+
+
+def compared_by_item(one: RunRecord, other: RunRecord, metric: str) -> Interval | None:
+    """`other` - `one` after training, paired by item, whatever their seeds; None without an item in common."""
+    (first, clusters), (second, _) = _items(one, metric), _items(other, metric)
+    return paired_difference(first, second, clusters) if first.keys() & second.keys() else None
 
 
 def metrics_of(arms: list[Arm]) -> list[str]:
@@ -208,17 +210,14 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """Flat values as saved: a report also reads runs whose keys have since changed."""
-    values = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+def read_settings(path: Path) -> dict[str, Any]:
+    """Flat values as saved: a report also reads runs whose keys have since changed. Raises UserError for no mapping."""
+    file = path / "config.yaml"
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read as YAML: {first_line(error)}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path / 'config.yaml'} does not hold a configuration")
+        raise UserError(f"{file} does not hold a configuration")
     named = {str(key): value for key, value in values.items()}
     return {key: value for key, value in flat(named).items() if in_identity(key)}
-
-
-def _summary(directory: RunDirectory) -> dict[str, Any] | None:
-    if not directory.summary_path.is_file():
-        return None
-    summary: dict[str, Any] = json.loads(directory.summary_path.read_text(encoding="utf-8"))
-    return summary

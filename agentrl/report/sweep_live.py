@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
@@ -14,11 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.console import on_a_terminal
+from agentrl.durable import last_records
+from agentrl.run import RunDirectory
 from agentrl.sweeps import Job, Sweep, label, shared
 
 EVERY = 1.0  # seconds between looks
 COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}
 HEADLINES = ("solve_rate", "r_user", "r_sys", "reward", "loss/total")  # of metrics.jsonl, the first two that are there
+RECENT = 10  # updates whose time tells how long the others will take
 SHOWN = 20  # rows at most: those at work and those that failed come first
 
 
@@ -94,21 +96,21 @@ def progress(job: Job) -> str:
         return job.error.strip().splitlines()[-1][:200]
     if job.directory is None or not job.directory.metrics_path.exists():
         return ""
-    last = _last_line(job)
-    shown = [f"{name.rsplit('/', 1)[-1]} {last[name]:.3f}" for name in HEADLINES if last.get(name) is not None]
-    return "  ".join([f"step {last.get('step', 0)}", *shown[:2]])
+    metrics = job.directory.last_metrics()
+    shown = [f"{name.rsplit('/', 1)[-1]} {metrics[name]:.3f}" for name in HEADLINES if metrics.get(name) is not None]
+    return "  ".join([steps_of(job.directory, int(metrics.get("step", 0))), *shown[:2]])
 
 
-def _last_line(job: Job) -> dict[str, float]:
-    """The newest whole record of metrics.jsonl; the file may be long, and is read each second."""
-    assert job.directory is not None
-    with job.directory.metrics_path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - 20_000))
-        lines = file.read().decode(errors="replace").split("\n")[:-1]
-    for line in reversed(lines):
-        try:
-            return dict(json.loads(line))
-        except ValueError:  # cut at the start of the window, or torn by a crash
-            continue
-    return {}
+def steps_of(run: RunDirectory, step: int) -> str:
+    """`step 12/30  eta 3:20`: how many updates are made, of how many, and how long the others will take."""
+    status = run.status() if run.status_path.exists() else {}
+    total = status.get("max_steps")
+    if total is None:
+        return f"step {step}"
+    made = f"step {step}/{total}"
+    seconds = [record["seconds"] for record in last_records(run.timing_path, RECENT) if "seconds" in record]
+    if status["status"] != "running" or not seconds or step >= total:
+        return made
+    left = int((total - step) * sum(seconds) / len(seconds))
+    clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}" if left >= 3600 else f"{left // 60}:{left % 60:02d}"
+    return f"{made}  eta {clock}"

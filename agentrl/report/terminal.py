@@ -100,11 +100,12 @@ def item_panel(item: dict[str, Any], title: str) -> Panel:
 
 
 def compared_items(before: list[dict[str, Any]], after: list[dict[str, Any]], width: int) -> Iterator[RenderableType]:
-    """Every item that both evaluations hold, first against last, side by side where the terminal is wide enough."""
+    """The items of `after`, each with its like of `before`, side by side where the terminal is wide enough."""
     first = {(item["id"], item["sample"]): item for item in before}
     for item in after:
         old = first.get((item["id"], item["sample"]))
         if old is None:
+            yield item_panel(item, str(item["id"]))
             continue
         panels = [item_panel(old, f"{item['id']} before"), item_panel(item, f"{item['id']} after")]
         if width >= 120:

@@ -64,6 +64,8 @@ class Record(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._at, self._tokens = time.perf_counter(), float(state.num_input_tokens_seen)
         self._console.start("train", state.max_steps, state.global_step)
+        if state.is_world_process_zero:
+            self._run.note(max_steps=state.max_steps)
 
     def on_log(
         self,

@@ -1,0 +1,36 @@
+"""`agentrl compare A B [out=FILE]`: paired differences between two runs, and the settings that differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentrl.commands.arguments import file_to_write, key_lines, places_and_keys
+from agentrl.errors import UserError
+
+KEYS = {"out": "File for the tables: .md, .tex (LaTeX, booktabs) or .csv (the numbers)."}
+HELP = f"""agentrl compare A B [out=FILE]
+
+Shows every metric of A and of B after training, B - A with its 95% interval, and the keys whose values differ. A and B
+are runs, or directories whose runs differ in nothing but the seed. Two single runs are paired by item, several seeds by
+seed.
+
+{key_lines(KEYS)}"""
+
+
+def main(arguments: list[str]) -> int:
+    """Print the comparison. Raises UserError where A or B is no run, or where they have nothing to compare."""
+    places, own = places_and_keys(arguments, KEYS)
+    if len(places) != 2:
+        raise UserError("name two runs: agentrl compare A B")
+    out = file_to_write(own["out"]) if "out" in own else None
+    from agentrl.report.arms import load_records
+    from agentrl.report.comparison import compare_tables
+    from agentrl.report.files import markdown, write_tables
+
+    sides = [load_records([Path(place).expanduser()]) for place in places]
+    tables = compare_tables(*sides, *places)
+    print("\n\n".join(markdown(table) for table in tables))
+    if out is not None:
+        write_tables(out, tables, [*sides[0], *sides[1]])
+        print(f"\n{out}")
+    return 0

@@ -1,0 +1,48 @@
+"""`agentrl resume RUN [key=value ...]`: go on with a run where it stopped, wherever its directory lies now."""
+
+from __future__ import annotations
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from agentrl.commands.arguments import run_at
+from agentrl.config.load import typed_config
+from agentrl.config.schema import Config
+from agentrl.errors import UserError, first_line
+from agentrl.identity import NOT_IN_IDENTITY, in_identity
+from agentrl.start import start
+
+HELP = """agentrl resume RUN [key=value ...]
+
+Trains on from the last checkpoint, or evaluates what is left; a completed run shows its result. It does what repeating
+the run's own command does. Only keys that make no other run can be changed on the way, e.g. trainer.save_steps=10 or
+judge.max_cost=5."""
+# The directory says them itself: it may have been moved.
+WHERE = ("runs_dir", "name", "run_id")
+
+
+def main(arguments: list[str]) -> int:
+    """Go on with the run; its exit code. Raises UserError for no run, or for a key that would make it another run."""
+    match arguments:
+        case [place, *changes] if all("=" in change for change in changes):
+            return start(config_of(place, changes))
+        case _:
+            raise UserError("name one run directory: agentrl resume RUN [key=value ...]")
+
+
+def config_of(place: str, changes: list[str]) -> Config:
+    """The configuration of the run at `place` with `changes`, for the directory where it lies now. Raises UserError."""
+    run = run_at(place)
+    for change in changes:
+        key = change.partition("=")[0]
+        if key in WHERE or in_identity(key):
+            allowed = ", ".join(name for name in NOT_IN_IDENTITY if name not in (*WHERE, "objective", "dry_run"))
+            raise UserError(f"{change}: a run that goes on cannot change {key}; it can change {allowed}")
+    try:
+        values = OmegaConf.merge(OmegaConf.load(run.config_path), OmegaConf.from_dotlist(changes))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{' '.join(changes)}: {first_line(error)}") from error
+    config = typed_config(values)  # type: ignore[arg-type]
+    config.runs_dir, config.name = str(run.path.parent.parent), run.path.parent.name
+    config.run_id, config.dry_run = run.path.name, False
+    return config

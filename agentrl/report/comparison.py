@@ -1,0 +1,93 @@
+"""Two runs, or two arms of several seeds, side by side: what came out, and what was set differently."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from agentrl.errors import UserError
+from agentrl.report.arms import Arm, RunRecord, arms_of, compared, compared_by_item, metrics_of, pooled
+from agentrl.report.page import Table, cell
+from agentrl.stats import Interval
+
+
+def compare_tables(first: list[RunRecord], second: list[RunRecord], name_a: str, name_b: str) -> list[Table]:
+    """The table of results and the table of settings of two arms; `name_a` and `name_b` are what the user called them.
+
+    Raises:
+        UserError: runs of one side differ in more than the seed, are not complete, or were evaluated on other benches.
+    """
+    a, b = _arm(first, name_a), _arm(second, name_b)
+    benches = [arm.runs[0].settings["bench.name"] for arm in (a, b)]
+    if benches[0] != benches[1]:
+        raise UserError(
+            f"{name_a} was evaluated on {benches[0]} and {name_b} on {benches[1]}; compare runs of one bench"
+        )
+    return [_results(a, b, name_a, name_b), _settings(a, b)]
+
+
+def _arm(records: list[RunRecord], name: str) -> Arm:
+    _, arms = arms_of(records)
+    if len(arms) > 1:
+        labels = ", ".join(arm.label for arm in arms)
+        raise UserError(
+            f"{name} holds {len(arms)} different settings ({labels}); name a run, or the seeds of one setting"
+        )
+    if not arms[0].completed:
+        states = ", ".join(sorted({str(run.status["status"]) for run in arms[0].runs}))
+        raise UserError(f"{name} has no result yet ({states}); agentrl resume goes on with a run")
+    return arms[0]
+
+
+def _results(a: Arm, b: Arm, name_a: str, name_b: str) -> Table:
+    rows, paired = [], False
+    for metric in metrics_of([a, b]):
+        gap = _gap(a, b, metric)
+        paired |= gap is not None
+        rows.append(
+            [
+                metric,
+                cell(pooled(a, "after", metric)),
+                cell(pooled(b, "after", metric)),
+                cell(gap, signed=True),
+                str(gap.n) if gap else "–",
+            ]
+        )
+    single, common = _single(a, b), {run.seed for run in a.completed} & {run.seed for run in b.completed}
+    pairs = "item" if single else "seed" if len(common) > 1 else "item of the one seed in common"
+    note = f"Mean [95% interval]; B - A is paired by {pairs}, n counts pairs."
+    if not paired:
+        note = f"Mean [95% interval]. No B - A: A and B have no {'item' if single else 'seed'} in common."
+    return Table(f"A: {name_a}\nB: {name_b}", ["metric", "A", "B", "B - A", "n"], rows, note)
+
+
+def _gap(a: Arm, b: Arm, metric: str) -> Interval | None:
+    if _single(a, b):
+        return compared_by_item(a.completed[0], b.completed[0], metric)
+    return compared(a, b, metric)
+
+
+def _single(a: Arm, b: Arm) -> bool:
+    return len(a.completed) == len(b.completed) == 1
+
+
+def _settings(a: Arm, b: Arm) -> Table:
+    """Keys whose values differ, and the code where it differs."""
+    left, right = ({**arm.runs[0].settings, **_code(arm.runs[0])} for arm in (a, b))
+    several = len(a.runs) > 1 or len(b.runs) > 1
+    keys = [key for key in sorted({**left, **right}) if left.get(key) != right.get(key)]
+    rows = [[key, _shown(left, key), _shown(right, key)] for key in keys if not (several and key == "seed")]
+    return Table("What differs" if rows else "Their settings are the same.", ["key", "A", "B"], rows)
+
+
+def _code(run: RunRecord) -> dict[str, Any]:
+    """Version and commit that the run was made with, as its environment.json tells."""
+    try:
+        found = json.loads(run.directory.environment_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a run copied without it has settings all the same
+        return {}
+    return {"(agentrl)": found.get("agentrl"), "(git commit)": (found.get("git") or {}).get("commit", "")[:10]}
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return "–" if key not in values else "null" if values[key] is None else str(values[key])

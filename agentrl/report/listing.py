@@ -1,0 +1,119 @@
+"""What `agentrl ls` says of each run: where it stands, what it trains, and its key result. No torch here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from agentrl.config.load import suggest
+from agentrl.errors import UserError
+from agentrl.report.arms import read_settings
+from agentrl.run import RunDirectory, find_runs, is_gone
+
+Cell = dict[str, float | None]  # mean, lo, hi, n as in summary.json
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run. `status` is that of status.json, "dead" for one whose process is gone, or "damaged"."""
+
+    path: str
+    status: str
+    algo: str = ""
+    model: str = ""
+    bench: str = ""
+    seed: int | None = None
+    step: int | None = None  # updates made
+    max_steps: int | None = None  # updates in all, once training has begun
+    metric: str = ""  # the bench's key metric
+    before: Cell | None = None
+    after: Cell | None = None
+    difference: Cell | None = None
+    created: str = ""
+    updated: str = ""
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since its status last changed; infinite where that is not known."""
+        try:
+            return time.time() - datetime.strptime(self.updated, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        except ValueError:
+            return float("inf")
+
+
+def list_runs(places: list[Path], filters: dict[str, str]) -> list[Listed]:
+    """The runs at or below `places` that pass every filter, the newest first.
+
+    A filter names `status`, `name` (part of the path), a group (`algo`, `model`, `bench`) or a key of the
+    configuration. Its value is one or several patterns such as `qwen*`, separated by commas.
+
+    Raises:
+        UserError: a place that does not exist, or a filter that no run has a value for.
+    """
+    found: list[tuple[Listed, dict[str, Any]]] = []
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place} does not exist; name directories that hold runs")
+        found += [listed(path.absolute()) for path in find_runs(place)]
+    unique = {run.path: (run, settings) for run, settings in found}.values()
+    known = {"status", "name", "algo", "model", "bench", *(key for _, settings in unique for key in settings)}
+    for name in filters:
+        if unique and name not in known:
+            raise UserError(f"{name}: no run here has that key{suggest(name, sorted(known))}")
+    kept = [run for run, settings in unique if all(_passes(run, settings, *one) for one in filters.items())]
+    return sorted(kept, key=lambda run: run.age_s)
+
+
+def listed(path: Path) -> tuple[Listed, dict[str, Any]]:
+    """One run and its flat settings. A run whose files are damaged is listed as that."""
+    run = RunDirectory(path)
+    try:
+        settings, status, summary = read_settings(path), run.status(), run.summary() or {}
+    except UserError as error:
+        return Listed(str(path), "damaged", error=str(error)), {}
+    metric = str(summary.get("solve_metric", ""))
+    cells = {phase: values.get(metric) for phase, values in summary.get("eval", {}).items()}
+    last = run.last_metrics()
+    state = str(status["status"])
+    if state == "running" and is_gone(str(status.get("pid")), str(status.get("host", ""))):
+        state = "dead"
+    return Listed(
+        str(path),
+        state,
+        **{group: str(settings.get(f"{group}.name", "")) for group in ("algo", "model", "bench")},
+        seed=settings.get("seed"),
+        step=summary.get("steps", last.get("step")),
+        max_steps=status.get("max_steps"),
+        metric=metric,
+        before=cells.get("before"),
+        after=cells.get("after"),
+        difference=cells.get("difference"),
+        created=str(status.get("created", "")),
+        updated=str(status.get("updated", "")),
+        error=str(status.get("error", "")),
+    ), settings
+
+
+def _passes(run: Listed, settings: dict[str, Any], name: str, patterns: str) -> bool:
+    if name == "name":
+        return any(fnmatchcase(run.path, f"*{pattern}*") for pattern in patterns.split(","))
+    value = getattr(run, name) if name in ("status", "algo", "model", "bench") else settings.get(name)
+    return any(fnmatchcase(str(value), pattern) or _equal(value, pattern) for pattern in patterns.split(","))
+
+
+def _equal(value: Any, text: str) -> bool:
+    """Whether a number or a truth value is what `text` writes: 1e-4 is 0.0001, and true is True."""
+    if isinstance(value, bool) or value is None:
+        return text.lower() == {True: "true", False: "false", None: "null"}[value]
+    try:
+        return isinstance(value, int | float) and float(text) == value
+    except ValueError:
+        return False
