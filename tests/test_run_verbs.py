@@ -18,9 +18,10 @@ from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """GRPO with seeds 0 and 1 completed, PACT failed."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GRPO with seeds 0 and 1 completed, PACT failed; made once, for composing takes its time."""
+    tmp_path = tmp_path_factory.mktemp("runs")
     for seed, after in ((0, 0.4), (1, 0.6)):
         run = fake_run(tmp_path, after, "algo=grpo", f"seed={seed}")
         run.write_json(run.summary_path, {**(run.summary() or {}), "solve_metric": "solve_rate"})
@@ -28,6 +29,12 @@ def runs(tmp_path: Path) -> Path:
     failed.summary_path.unlink()
     failed.set_status("failed", error="no more memory", max_steps=24)
     return tmp_path
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    """A copy of these runs for each test."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
@@ -147,7 +154,7 @@ def test_a_report_as_csv_and_latex(runs: Path, capsys: pytest.CaptureFixture[str
     assert "solve_rate" not in text.replace(r"solve\_rate", "")
     assert report.main([str(runs / "minihop-tiny-grpo"), f"out={runs / 'table.md'}"]) == 0
     assert not (runs / "table.html").exists() and "# minihop-tiny-grpo" in (runs / "table.md").read_text("utf-8")
-    with pytest.raises(UserError, match="must end in one of"):
+    with pytest.raises(UserError, match=r"must end in \.html, \.md, \.tex or \.csv"):
         report.main([str(runs), "out=table.doc"])
 
 

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     paths = [Path(place).expanduser() for place in places]
     out = file_to_write(own["out"]) if "out" in own else paths[0] / "report.html"
     if out.suffix not in KINDS:
-        raise UserError(f"out={out} must end in one of {', '.join(KINDS)}")
+        raise UserError(f"out={out} must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     # Matplotlib takes a second to import; a mistake above is answered at once.
     from agentrl.report.arms import load_records
     from agentrl.report.page import build_report, render
