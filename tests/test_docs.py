@@ -108,7 +108,7 @@ def verb_understood(verb: str, rest: list[str]) -> None:
         own, overrides = command_keys(rest, module.KEYS)
         benches, _ = eval_command._benches(own)
         for bench in benches:  # the model may be a run, which is not there
-            eval_command._job(own.get("model", "tiny") if "endpoint" in own else "tiny", bench, own, overrides, benches)
+            eval_command.job(own.get("model", "tiny") if "endpoint" in own else "tiny", bench, own, overrides, benches)
     elif verb in ("doctor", "score", "traces", "analyse"):
         line = " ".join(rest).replace("--base ", "base=").replace("--json", "")
         own, overrides = command_keys([word for word in line.split() if "=" in word], getattr(module, "KEYS", {}))

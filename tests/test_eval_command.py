@@ -15,7 +15,7 @@ import pytest
 from chat_server import ChatServer, Reply, completion, said
 from servers import serving
 
-from agentrl.commands.eval import _job
+from agentrl.commands.eval import job
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
 from agentrl.config.target import model_named
@@ -78,7 +78,7 @@ def test_a_name_that_means_nothing_is_refused(name: str) -> None:
 
 def test_a_key_of_one_bench_reaches_it_alone() -> None:
     arguments = ["+custom.options.tasks=4", "minihop.test_tasks=7", "custom.path=mine.py", "seed=2"]
-    custom, minihop = (_job("tiny", bench, {}, arguments, ["custom", "minihop"]) for bench in ("custom", "minihop"))
+    custom, minihop = (job("tiny", bench, {}, arguments, ["custom", "minihop"]) for bench in ("custom", "minihop"))
     assert (custom.bench.path, custom.bench.options, custom.seed) == ("mine.py", {"tasks": 4}, 2)
     assert (minihop.bench.test_tasks, minihop.seed) == (7, 2)
 

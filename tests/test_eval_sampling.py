@@ -10,7 +10,7 @@ from helpers import config_of
 
 from agentrl.benches.base import Score, Task
 from agentrl.commands.arguments import command_keys
-from agentrl.commands.eval import KEYS, _benches, _job
+from agentrl.commands.eval import KEYS, _benches, job
 from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
@@ -29,7 +29,7 @@ def job_of(*arguments: str) -> Config:
     """The configuration of an `agentrl eval` of one model on one bench."""
     own, overrides = command_keys(list(arguments), KEYS)
     (bench,), _ = _benches(own)
-    return _job(own["model"], bench, own, overrides, [bench])
+    return job(own["model"], bench, own, overrides, [bench])
 
 
 def sampling(config: Config) -> tuple[float, float]:

@@ -27,10 +27,10 @@ def main(arguments: list[str]) -> int:
     from agentrl.report.comparison import compare_tables
     from agentrl.report.files import markdown, write_tables
 
-    sides = [load_records([Path(place).expanduser()]) for place in places]
-    tables = compare_tables(*sides, *places)
+    first, second = (load_records([Path(place).expanduser()]) for place in places)
+    tables = compare_tables(first, second, places[0], places[1])
     print("\n\n".join(markdown(table) for table in tables))
     if out is not None:
-        write_tables(out, tables, [*sides[0], *sides[1]])
+        write_tables(out, tables, [*first, *second])
         print(f"\n{out}")
     return 0
