@@ -166,7 +166,7 @@ def test_resume_finds_the_run_where_it_lies(
     moved.parent.mkdir()
     shutil.move(place, moved)
     started: list[RunDirectory] = []
-    monkeypatch.setattr("agentrl.start.launch", lambda run, config, output: started.append(run) or 0)
+    monkeypatch.setattr("agentrl.start.launch", lambda run, config, *_: started.append(run) or 0)
     before = RunDirectory(moved).config()
     assert resume.main([str(moved), "trainer.save_steps=3"]) == 0
     assert started[0].path == moved and f"Resuming: {moved}" in capsys.readouterr().out.replace("\n", "")
