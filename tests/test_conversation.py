@@ -151,6 +151,14 @@ def test_a_turn_that_the_budget_cut_is_closed_by_the_environment(trainer):
     assert trajectory.policy_mask[:position] == [1] * position and trajectory.policy_mask[position] == 0
 
 
+def test_a_call_in_a_turn_that_the_budget_cut_is_made_and_the_turn_closed(trainer):
+    unclosed = call("a").removesuffix("\n</tool_call>")
+    _, (trajectory,) = play(trainer, [[f"{unclosed}~", "Fine."]], [Talk(later=[])])
+    text = trainer.processing_class.decode(trajectory.completion_ids)
+    assert f"{unclosed}<|im_end|>\n<|im_start|>user\n<tool_response>\na did" in text
+    assert [made.name for made in trajectory.calls] == ["a"] and not trajectory.truncated
+
+
 def test_a_message_that_exceeds_the_budget_ends_the_episode(trainer):
     _, (trajectory,) = play(trainer, [["Hello.", "never sampled"]], [Talk(later=["word " * 5000])])
     assert [message["role"] for message in trajectory.messages] == ["assistant"]

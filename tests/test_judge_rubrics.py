@@ -64,7 +64,7 @@ def test_the_code_occurs_in_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_lone_surrogate_does_not_stop_the_wire() -> None:
-    assert JudgeRequest("user", "a\ud800b", "c").prompt.encode() == b"a?b"
+    assert JudgeRequest("user", "a\ud800b", "c").prompt == "a\ufffdb"
 
 
 def test_the_packaged_rubrics_state_the_scales() -> None:

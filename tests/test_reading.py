@@ -211,6 +211,24 @@ def ftrl(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return loaded, loaded.tasks("test")[0]
 
 
+def test_a_call_in_a_turn_that_its_own_budget_cut_is_made_at_an_endpoint_too(ftrl: tuple[Any, Any]) -> None:
+    bench, task = ftrl
+    for limit, made in ((64, ["capital"]), (None, [])):  # None: the episode's budget cut the turn, and ends it
+        engine = endpoint_engine()
+        engine._rollout.max_turn_tokens = limit
+        left = [(CASES["an unclosed last block"][0], "length"), ("Done.", "stop")]
+
+        def complete(*_: Any, left: list[tuple[str, str]] = left) -> Any:
+            content, finish = left.pop(0)
+            choice = {"message": {"role": "assistant", "content": content}, "finish_reason": finish}
+            return read_answer(json.dumps({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}}))
+
+        engine._client = SimpleNamespace(complete=complete)  # type: ignore[assignment]
+        played = engine.rollout([Episode(task, bench.environment(task))], Decoding(0.0))[0]
+        engine._rollout.max_turn_tokens = None
+        assert [one.name for one in played.calls] == made and played.truncated == (not made)
+
+
 @pytest.fixture(scope="module")
 def toolhop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
     file = tmp_path_factory.mktemp("toolhop") / "ToolHop.json"

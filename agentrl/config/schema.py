@@ -43,7 +43,7 @@ class Model:
 
 @dataclass
 class Rollout:
-    engine: str = key("Generation engine; 'trl' is TRL's own multi-turn tool loop.")
+    engine: str = key("Generation engine; 'trl' samples with TRL, turn by turn.")
     num_generations: int = key("K, rollouts per prompt; at least 2, since advantages compare within the group.")
     temperature: float = key("Sampling temperature of training rollouts, above 0.")
     top_p: float = key("Nucleus sampling mass, in (0, 1].")

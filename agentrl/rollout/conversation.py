@@ -117,10 +117,13 @@ def react(
 
 def suffix_ids(trainer: GRPOTrainer, said: Messages, before: list[int]) -> list[int]:
     """Token ids from the end of the assistant's turn to where it writes again."""
+    tokenizer = trainer.processing_class
+    # A turn that the token budget cut has no end of its own: the environment writes it.
+    own_end = bool(before) and before[-1] in trainer.eos_token_ids
     if said[0]["role"] == "tool":
         ids: list[int] = trainer._get_tool_suffix_ids(said)
-        return ids
-    tokenizer = trainer.processing_class
+        closes = tokenizer.eos_token in str(trainer.chat_template or tokenizer.chat_template)
+        return ids if own_end or not closes else [tokenizer.eos_token_id, *ids]
     ends = [tokenizer.decode([token]) for token in trainer.eos_token_ids]
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}, *said]
     text = tokenizer.apply_chat_template(
@@ -137,8 +140,6 @@ def suffix_ids(trainer: GRPOTrainer, said: Messages, before: list[int]) -> list[
             f"the chat template of {tokenizer.name_or_path} does not end an assistant's turn with the end token right "
             "after its text, so no user message can follow; use a model with Qwen2.5's or Qwen3's template"
         )
-    # A turn that the token budget cut has no end of its own: the environment writes it.
-    own_end = bool(before) and before[-1] in trainer.eos_token_ids
     written: list[int] = tokenizer(("" if own_end else end) + rest.removeprefix(end), add_special_tokens=False)[
         "input_ids"
     ]

@@ -82,10 +82,8 @@ class EndpointEngine:
                 break
             message = dialogue.answered(answer)
             count.add(answer)
-            if answer.finish == "length":
-                truncated = True
-                break
-            if turn == limits.max_turns - 1:
+            truncated = answer.finish == "length"  # a call that can be read in a cut turn is made all the same
+            if turn == limits.max_turns - 1 or (truncated and budget == left):
                 break
             said, over = react(episode.environment, message, calls, self._dead_tools)
             dialogue.heard(said)

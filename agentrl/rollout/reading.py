@@ -56,9 +56,11 @@ class TokenReader:
         self._parsing = copy.copy(tokenizer)  # keeps its response template while TRL is kept from parsing
         fields = (tokenizer.response_template or {}).get("fields", {})
         calls = fields.get("tool_calls", {})
-        self._official = not calls or (calls.get("open") == OPEN and calls.get("content") == "json")
+        opening = str(calls.get("open") or calls.get("open_pattern"))
+        self._official = not calls or (opening.startswith(OPEN) and calls.get("content") == "json")
         added = tokenizer.added_tokens_decoder.items()
         self._dropped = {number for number, token in added if token.special and token.content not in KEPT}
+        self._dropped |= {tokenizer.eos_token_id, tokenizer.pad_token_id}
 
     @contextmanager
     def alone(self) -> Iterator[None]:
