@@ -89,7 +89,10 @@ def test_a_key_of_one_bench_reaches_it_alone() -> None:
         (["suite=ppo"], "suite=ppo is not a choice"),
         (["suite=pact", "bench=ftrl"], "names the benches itself"),
         (["bench=minihop", "toolhop.path=x"], "toolhop is not among the benches evaluated"),
-        (["endpoint=localhost:8000", "model=m"], "must begin with http"),
+        *(
+            (["endpoint=" + url, "model=m"], "must begin with http")
+            for url in ("localhost:8000", "http://", "http://a:b/v1")
+        ),
         (["eval.before=true"], "evaluates once"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from agentrl.config.algos import Chord, CustomAlgo, Dpo, Evaluate, FocalLora, Hipo, Luffy, Pact, Sft, SplitSoftmax
 from agentrl.config.checks import python_file, require
@@ -131,14 +132,27 @@ def _dual(dual: Dual) -> None:
     require(grows, "dual.initial", dual.initial, "dual=log multiplies, and 0 stays 0; start above 0")
 
 
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
+    except ValueError:  # a port that is no number, half a bracket
+        return False
+
+
 def _evaluate(config: Config, algo: Evaluate) -> None:
     concurrency = algo.endpoint.concurrency
     require(concurrency >= 1, "algo.endpoint.concurrency", concurrency, "must be at least 1")
     require(algo.endpoint.timeout > 0, "algo.endpoint.timeout", algo.endpoint.timeout, "must be above 0")
     require(algo.endpoint.retries >= 0, "algo.endpoint.retries", algo.endpoint.retries, "must be 0 or more")
     url = algo.endpoint.base_url
-    web = url is None or url.startswith(("http://", "https://"))
-    require(web, "algo.endpoint.base_url", url, "must begin with http:// or https://, e.g. http://localhost:8000/v1")
+    web = url is None or _is_web_address(url)
+    require(
+        web,
+        "algo.endpoint.base_url",
+        url,
+        "must begin with http:// or https:// and name a host, e.g. http://localhost:8000/v1",
+    )
     require(config.eval.after, "eval.after", config.eval.after, "algo=eval evaluates and does nothing else; set true")
     require(not config.eval.before, "eval.before", config.eval.before, "algo=eval evaluates once; set false")
 

@@ -115,7 +115,7 @@ class ChatClient:
         tries = 0
         while True:
             if self._down is not None:
-                raise Unanswered("down", f"not asked, because {self._down}")
+                raise Unanswered("down", self._down)
             try:
                 return self._send(body)
             except Unanswered as failure:
@@ -184,7 +184,7 @@ class ChatClient:
         path = urlsplit(self._url).path.rstrip("/")
         if path.endswith("/completions"):
             return "; give the address without /chat/completions"
-        if not re.search(r"/v\d+\w*$", path):
+        if not re.search(r"/v\d+\w*(/|$)", path):
             return f"; does the address end in /v1? {self._url.rstrip('/')}/v1"
         served = self._served() if response.status_code == 404 else []
         return f"; it serves {', '.join(served[:8])}" if served and self._model not in served else ""
@@ -206,7 +206,7 @@ class ChatClient:
             hopeless = failure.kind == "server" and failure.status != 403
             first = self._answers == 0 and (hopeless or not self._met)
             if self._down is None and (first or self._failures >= DOWN_AFTER):
-                self._down = f"the server failed before: {failure}"
+                self._down = str(failure)
                 self._stop.set()  # whoever waits for it gives up
 
     def _cause(self, error: Exception) -> str:
@@ -229,5 +229,9 @@ def _key(endpoint: Endpoint) -> str:
         raise UserError(
             f"the environment has no {endpoint.api_key_env}; export the endpoint's key, or name another variable "
             "with algo.endpoint.api_key_env=..."
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"the key in {endpoint.api_key_env} holds characters that no key has; export it again, in ASCII"
         )
     return key or NO_KEY
