@@ -166,6 +166,7 @@ def test_data_that_cannot_be_read_is_no_fault_of_the_disk(tmp_path: Path) -> Non
         ("algo=eval bench=iheval bench.path={file}", "is a file; give the directory benchmark/"),
         ("algo=hipo bench=realguardrails bench.path={dir} judge=openai judge.model=m", "leaves no row to train on"),
         ("algo=hipo bench=iheval bench.path={dir}", "leaves no row to train on"),
+        ("algo=hipo bench=systemcheck bench.train_tasks=0 judge=openai judge.model=m", "leaves no row to train on"),
         ("algo=grpo bench=bfcl bench.test_fraction=1", "leaves no row to train on"),
     ],
 )

@@ -343,6 +343,8 @@ def test_systemcheck_draws_as_many_of_each_kind(tmp_path: Path) -> None:
     assert (len(crowded.tasks("train")), len(crowded.tasks("test"))) == (6, 4)
     fewer = systemcheck(file, 1800, 200)  # 20 rows of the rarer kind: 40 at most, a tenth of them for the test
     assert (len(fewer.tasks("train")), len(fewer.tasks("test"))) == (36, 4)
+    alone = systemcheck(file, 0, 200)
+    assert (len(alone.divide()["train"]), len(alone.tasks("test"))) == (0, 40)
     with pytest.raises(UserError, match="no conflict row"):
         systemcheck(write(tmp_path / "t.jsonl", [{"system": "S", "user": "U", "kind": "aligned"}])).tasks("train")
 

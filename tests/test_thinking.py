@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,8 @@ PLAIN = ("qwen3_instruct", "qwen3_vl")  # and those of their names without it
 CLOSED = "<think>\n\n</think>\n\n"  # what Qwen3's template writes for a policy that shall not think
 
 
-def model_of(thinking: str | None, path: str = "some/model") -> Model:
-    model = config_of("bench=minihif").model
-    model.thinking, model.path = thinking, path
-    return model
+def model_of(thinking: str | None) -> Model:
+    return replace(config_of("bench=minihif").model, thinking=thinking, path="some/model")
 
 
 def with_template(folder: Path, base: str, template: str) -> str:
@@ -52,10 +51,16 @@ def with_template(folder: Path, base: str, template: str) -> str:
 # --- the switch -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    loaded = AutoTokenizer.from_pretrained(MODELS / "tiny_hif")
+    loaded.bos_token = "<s>"
+    return loaded
+
+
 @pytest.mark.parametrize("file", sorted(TEMPLATES.glob("*.jinja")), ids=lambda file: file.stem)
-def test_every_template_follows_the_switch_or_is_refused(file: Path) -> None:
-    tokenizer, template = AutoTokenizer.from_pretrained(MODELS / "tiny"), file.read_text(encoding="utf-8")
-    tokenizer.bos_token = "<s>"
+def test_every_template_follows_the_switch_or_is_refused(file: Path, tokenizer: Any) -> None:
+    template = file.read_text(encoding="utf-8")
     assert thinking_arguments(model_of(None), tokenizer, template) == {}
     if not file.stem.startswith(SWITCHED) or file.stem.startswith(PLAIN):
         for value in ("on", "off"):
@@ -209,9 +214,7 @@ def test_hipo_learns_nothing_from_it_and_counts_it_apart(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("prompt", "content"), [("assistant\n<think>\n", "<think>so"), ("assistant\n", "so")])
-def test_a_block_that_the_prompt_opened_belongs_to_the_reply(prompt: str, content: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(MODELS / "tiny_hif")
-
+def test_a_block_that_the_prompt_opened_belongs_to_the_reply(prompt: str, content: str, tokenizer: Any) -> None:
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -129,7 +129,9 @@ class SystemCheck:
     name: str = key("Bench.")
     path: Optional[str] = key("A jsonl file as in bench=pairs, with kinds; null downloads `hub_id`.")
     hub_id: str = key("Dataset repository on the hub.")
-    train_tasks: int = key("Rows of the training split, half of them conflicting; fewer where the data holds fewer.")
+    train_tasks: int = key(
+        "Rows of the training split, half of them conflicting; fewer where the data holds fewer, 0 to evaluate alone."
+    )
     test_tasks: int = key(
         "Rows of the test split, half of them conflicting; its system prompts are in no training row."
     )

@@ -75,6 +75,8 @@ def _training_rows(config: Config) -> None:
     own_split = isinstance(config.bench, VerIH) and Path(config.bench.path).expanduser().is_dir()
     rows_rule = "leaves no row to train on; lower it, e.g. to 0.2, or evaluate alone (agentrl eval)"
     require(not (trains and whole and not own_split), "bench.test_fraction", 1, rows_rule)
+    drawn = not isinstance(config.bench, SystemCheck) or config.bench.train_tasks > 0
+    require(drawn or not trains, "bench.train_tasks", 0, "leaves no row to train on; raise it")
 
 
 def validate_data(bench: Any) -> None:
@@ -133,8 +135,9 @@ def _hif(bench: HifConfig) -> None:
         folder_rule = "is a file; give the directory benchmark/ of IHEval"
         require(not (isinstance(bench, IHEval) and place.is_file()), "bench.path", bench.path, folder_rule)
     if isinstance(bench, SystemCheck):
-        for key in ("train_tasks", "test_tasks"):
-            pairs = getattr(bench, key) >= 2 and getattr(bench, key) % 2 == 0
-            require(pairs, f"bench.{key}", getattr(bench, key), "must be even and at least 2: half of them conflict")
+        for key, least in (("train_tasks", 0), ("test_tasks", 2)):
+            pairs = getattr(bench, key) >= least and getattr(bench, key) % 2 == 0
+            pairs_rule = f"must be even and at least {least}: half of them conflict"
+            require(pairs, f"bench.{key}", getattr(bench, key), pairs_rule)
     else:
         require(0 < bench.test_fraction <= 1, "bench.test_fraction", bench.test_fraction, "must lie in (0, 1]")

@@ -89,7 +89,7 @@ class SystemCheckBench(Judged):
         parts: dict[str, list[Pair]] = {}
         for split, total in wanted.items():
             taken: dict[str, list[Pair]] = {kind: [] for kind in JUDGED_KINDS}
-            quota = max(1, round(share * total / 2))
+            quota = max(1, round(share * total / 2)) if total else 0
             while order and min(map(len, taken.values())) < quota:
                 for pair in by_prompt[order.pop()]:
                     if len(taken[pair.kind]) < quota:
