@@ -1,6 +1,8 @@
 """Means with honest intervals: items that share a cluster are not independent, and before/after share items.
 
-All intervals are two-sided. An interval that cannot be known (no value, or a single cluster) has NaN bounds.
+All intervals are two-sided. Where too few clusters are there for an honest one, its bounds are NaN. The standard error
+of a mean is the jackknife's that leaves one cluster out at a time, and its degrees of freedom are one less than the
+effective number of clusters, (sum_g n_g)^2 / sum_g n_g^2: few clusters of unequal sizes say less than as many equal ones.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+FEWEST = 2.0  # effective clusters below which a t-interval is not given
+FEWEST_OF_SHARES = 3.0  # and below which that of a share would hardly leave anything out
+ROUNDING = 1e-9  # standard errors below this are those of equal values
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, its confidence bounds (NaN where unknown) and the number of values behind it."""
+    """A mean, its confidence bounds (NaN where too little is known) and the number of values behind it."""
 
     mean: float
     lo: float
@@ -29,23 +35,42 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:
-    """Mean with a t-interval from the cluster-robust standard error (every value its own cluster if none are given).
+    """`share_interval` where all values lie in [0, 1], as shares and scores do, else `t_interval`.
 
-    With deviations d_i from the overall mean and G clusters: se = sqrt(G / (G - 1) * sum_g (sum_{i in g} d_i)^2) / n,
-    compared with Student's t of G - 1 degrees of freedom. Singletons give the ordinary t-interval.
-
-    Below about 10 clusters treat the interval as rough: t widens it, but the standard error itself is then noisy, and
-    too small if clusters differ much in size. One cluster says nothing about others: the bounds are NaN.
-    If all values are equal the width is 0, which overstates certainty (0 of 20 solved does not prove "never").
+    Not for differences, which may all lie there by chance: see `paired_difference`.
     Raises ValueError unless 0 < level < 1, the values are finite and there is one cluster per value.
     """
-    sums, counts, mean = _by_cluster(values, clusters, level)
-    n, groups = len(values), len(sums)
-    if groups < 2:
-        return Interval(mean, math.nan, math.nan, n)
-    error = math.sqrt(groups / (groups - 1) * float(np.square(sums - counts * mean).sum())) / n
-    half = float(stdtrit(groups - 1, (1 + level) / 2)) * error
-    return Interval(mean, mean - half, mean + half, n)
+    return (share_interval if are_shares(values) else t_interval)(values, clusters, level)
+
+
+def are_shares(values: Sequence[float]) -> bool:
+    """Whether all values lie in [0, 1]."""
+    return all(0 <= value <= 1 for value in values)
+
+
+def t_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:
+    """Mean with Student's t-interval (every value its own cluster if none are given), for values without a range.
+
+    Singletons give the ordinary t-interval. If all values are equal the width is 0, which overstates certainty.
+    Raises ValueError as `mean_interval`.
+    """
+    sample = _Sample.of(values, clusters, level)
+    if not sample.effective >= FEWEST:
+        return Interval(sample.mean, math.nan, math.nan, sample.n)
+    half = sample.quantile(level) * sample.error
+    return Interval(sample.mean, sample.mean - half, sample.mean + half, sample.n)
+
+
+def share_interval(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95
+) -> Interval:
+    """Mean p of values whose mean lies in [0, 1], with Wilson's interval on the effective sample size; it stays there.
+
+    The effective size m = p (1 - p) / se^2 is the number of independent passes and failures that would know p as well.
+    Where all values are equal, which shows no variance, m is the effective number of clusters; for values of 0 and 1 it
+    is the number of values at most. Raises ValueError as `mean_interval`.
+    """
+    return _share(_Sample.of(values, clusters, level), level)
 
 
 def paired_difference(
@@ -53,16 +78,92 @@ def paired_difference(
     after: Mapping[str, float],
     clusters: Mapping[str, Hashable] | None = None,
     level: float = 0.95,
+    shares: bool | None = None,
 ) -> Interval:
-    """Mean of after - before over the items that both have, as `mean_interval` of the per-item differences.
+    """Mean of after - before over the items that both have.
 
-    Raises ValueError if a common item has no cluster.
+    `shares` says whether both means lie in [0, 1], as they do where all values do (the default): the interval then
+    stays in [-1, 1]. It is made of those of the mean gain and the mean loss (MOVER; Zou and Donner 2008), so that
+    equal items give it a width. Else it is the t-interval of the differences.
+    Raises ValueError if a common item has no cluster, and as `mean_interval`.
     """
     common = sorted(before.keys() & after.keys())
     if clusters is not None and (missing := [item for item in common if item not in clusters]):
         raise ValueError(f"items without a cluster: {', '.join(missing[:5])}")
     labels = None if clusters is None else [clusters[item] for item in common]
-    return mean_interval([after[item] - before[item] for item in common], labels, level)
+    first, second = [before[item] for item in common], [after[item] for item in common]
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    plain = are_shares(first) and are_shares(second)
+    if not (plain if shares is None else shares):
+        return t_interval(differences, labels, level)
+    if plain:
+        gains = _Sample.of([max(value, 0.0) for value in differences], labels, level)
+        losses = _Sample.of([max(-value, 0.0) for value in differences], labels, level)
+        return _mover(gains, losses, gains.correlation(losses), level)
+    # Linearised values: those of an item mean nothing by themselves, so the difference is that of a share to its half.
+    half = _Sample.of([(1 + value) / 2 for value in differences], labels, level)
+    if half.error <= ROUNDING:
+        return _mover(_Sample.of(second, labels, level), _Sample.of(first, labels, level), 0.0, level)
+    found = _share(half, level)
+    return Interval(2 * half.mean - 1, 2 * found.lo - 1, 2 * found.hi - 1, half.n)
+
+
+def _share(sample: _Sample, level: float) -> Interval:
+    if not sample.effective >= FEWEST_OF_SHARES:
+        return Interval(sample.mean, math.nan, math.nan, sample.n)
+    mean, spread = min(max(sample.mean, 0.0), 1.0), sample.mean * (1 - sample.mean)
+    variance = ((sample.effective - 1) * sample.error**2 + spread / sample.n) / sample.effective
+    size = spread / variance if spread > ROUNDING else sample.effective
+    if sample.binary:
+        size = min(size, sample.n)
+    reach = sample.quantile(level) ** 2 / size
+    centre = (mean + reach / 2) / (1 + reach)
+    half = math.sqrt(reach * max(spread, 0.0) + reach**2 / 4) / (1 + reach)
+    return Interval(sample.mean, max(centre - half, 0.0), min(centre + half, 1.0), sample.n)
+
+
+def _mover(up: _Sample, down: _Sample, correlation: float, level: float) -> Interval:
+    """Mean of `up` minus mean of `down`, from their intervals (method of variance estimates recovery)."""
+    one, other = _share(up, level), _share(down, level)
+    lower, upper = one.mean - one.lo, one.hi - one.mean
+    less, more = other.mean - other.lo, other.hi - other.mean
+    mean = one.mean - other.mean
+    below = math.sqrt(max(lower**2 - 2 * correlation * lower * more + more**2, 0.0))
+    above = math.sqrt(max(upper**2 - 2 * correlation * upper * less + less**2, 0.0))
+    return Interval(mean, mean - below, mean + above, one.n)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What intervals are made of: a mean, how it moves as clusters are left out, and how much that says."""
+
+    mean: float
+    moves: np.ndarray  # (G,) mean without cluster g minus the mean
+    effective: float  # number of clusters, as if they were equal in size
+    n: int
+    binary: bool
+
+    @classmethod
+    def of(cls, values: Sequence[float], clusters: Sequence[Hashable] | None, level: float) -> _Sample:
+        sums, counts, mean = _by_cluster(values, clusters, level)
+        n, groups = len(values), len(sums)
+        effective = n**2 / float(np.square(counts).sum()) if n else 0.0
+        moves = (sums.sum() - sums) / (n - counts) - mean if groups > 1 else np.zeros(0)
+        return cls(mean, moves, effective, n, all(value in (0, 1) for value in values))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        groups = len(self.moves)
+        return math.sqrt((groups - 1) / groups * float(np.square(self.moves).sum())) if groups else math.nan
+
+    def quantile(self, level: float) -> float:
+        return float(stdtrit(self.effective - 1, (1 + level) / 2))
+
+    def correlation(self, other: _Sample) -> float:
+        """Of the two means; 0 where one of them does not move."""
+        scale = math.sqrt(float(np.square(self.moves).sum() * np.square(other.moves).sum()))
+        return float((self.moves * other.moves).sum()) / scale if scale > 0 else 0.0
 
 
 def bootstrap_interval(
