@@ -13,8 +13,8 @@ from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
-from agentrl.results import Item, missing_of, played
-from agentrl.rewards.two_sided import scores
+from agentrl.results import Item, missing_of, played, verdicts_missing
+from agentrl.rewards.two_sided import missing_text, scores
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.rollout.preparation import prepared
 from agentrl.run import RunDirectory
@@ -79,6 +79,8 @@ def evaluate(
         file.keep(gather_object(_lines(bench, judge, mine, trajectories)))
         console.update(label, len(file.played), progress(file.played, bench.solve_metric), line=True)
     console.finish(label)
+    for name, (missing, asked) in verdicts_missing(file.played).items():
+        console.say(f"warning: {label}: {missing_text(name, missing, asked)}")
     if every and not file.played:
         reason = next(iter(missing_of(file.lines.values())))
         raise UserError(f"none of {len(every)} items could be had: {reason}; the same command tries them again")

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from agentrl.stats import (
-    Interval,
+    are_shares,
     bootstrap_interval,
     linearised_macro,
     linearised_ratio,
-    mean_interval,
     paired_difference,
     pass_at_k,
     pass_hat_k,
+    share_interval,
+    t_interval,
 )
 
 Item = dict[str, Any]  # one line of eval/*.jsonl; "missing" says why an endpoint did not play it
@@ -34,11 +35,13 @@ def missing_of(lines: Iterable[Item]) -> dict[str, int]:
 def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, float]]:
     """Every metric's value of every item, {metric: {item: value}}, the item's samples taken together.
 
-    Scores are averaged over samples; a sample without a metric counts 0, as the official scorers count it. A
-    metric that is None is missing (a judge gave no verdict): it is left out, and so is an item with nothing else.
+    Scores are averaged over samples. A sample without the solve metric counts 0, as the official scorers count it; one
+    without another metric is none that the metric is about, and is left out. So is a metric that is None, for which a
+    judge gave no verdict, and an item with nothing else; `missing/<metric>` is the share of such samples.
     `query_error` is the share of samples with a failed call. `call_error` is linearised so that its mean is failed
-    calls / calls. With n > 1 samples, pass@k and pass^k for k = 1, 2, 4, ... up to n: an attempt passes if its solve
-    metric is 1. Where items belong to several suites, the mean of `macro` is the mean of the suites' solve rates.
+    calls / calls. With n > 1 samples, pass@k and pass^k for k = 1, 2, 4, ... up to n, over the items with k verdicts: an
+    attempt passes if its solve metric is 1. Where items belong to several suites, the mean of `macro` is the mean of
+    the suites' solve rates.
     """
     samples: dict[str, list[Item]] = {}
     for item in items:
@@ -49,10 +52,12 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
         return {name: sum(one) / len(one) for name, one in known.items() if one}
 
     def metric(name: str) -> Callable[[Item], float | None]:
-        return lambda item: item["metrics"].get(name, 0.0)
+        return lambda item: item["metrics"].get(name, 0.0 if name == solve_metric else None)
 
     names = sorted({name for item in items for name in item["metrics"]})
     values = {name: mean_of(metric(name)) for name in names}
+    for name in [name for name in names if any(item["metrics"].get(name, 0.0) is None for item in items)]:
+        values[f"missing/{name}"] = mean_of(_missing(name))
     if any(item["calls"] for item in items):
         calls = {name: float(sum(item["calls"] for item in tries)) for name, tries in samples.items()}
         failed = {name: float(sum(item["tool_errors"] for item in tries)) for name, tries in samples.items()}
@@ -62,12 +67,30 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
     if solve_metric in values and len(set(suites.values())) > 1:
         values["macro"] = linearised_macro(values[solve_metric], suites)
     n = min(map(len, samples.values()), default=0)
-    passed = {name: sum((t["metrics"].get(solve_metric) or 0.0) >= 1 for t in tries) for name, tries in samples.items()}
+    verdicts = {
+        name: [one for one in map(metric(solve_metric), tries) if one is not None] for name, tries in samples.items()
+    }
     for k in [2**power for power in range(n.bit_length())] if n > 1 else []:
-        values[f"pass@{k}"] = {name: pass_at_k(len(samples[name]), passed[name], k) for name in samples}
-        values[f"pass^{k}"] = {name: pass_hat_k(len(samples[name]), passed[name], k) for name in samples}
+        attempts = {name: (len(own), sum(one >= 1 for one in own)) for name, own in verdicts.items() if len(own) >= k}
+        values[f"pass@{k}"] = {name: pass_at_k(*counts, k) for name, counts in attempts.items()}
+        values[f"pass^{k}"] = {name: pass_hat_k(*counts, k) for name, counts in attempts.items()}
     values["truncated"] = mean_of(lambda item: float(item["truncated"]))
     return values
+
+
+def _missing(name: str) -> Callable[[Item], float | None]:
+    """1 for a sample whose metric `name` has no verdict, None for one that the metric is not about."""
+    return lambda item: float(item["metrics"][name] is None) if name in item["metrics"] else None
+
+
+def verdicts_missing(items: Iterable[Item]) -> dict[str, tuple[int, int]]:
+    """For every metric that lacks a verdict somewhere: how many samples lack one, and of how many."""
+    found: dict[str, tuple[int, int]] = {}
+    for item in items:
+        for name, value in item["metrics"].items():
+            missing, asked = found.get(name, (0, 0))
+            found[name] = missing + (value is None), asked + 1
+    return {name: counts for name, counts in found.items() if counts[0]}
 
 
 def summarise(before: list[Item], after: list[Item], solve_metric: str) -> Summary:
@@ -80,15 +103,23 @@ def summarise(before: list[Item], after: list[Item], solve_metric: str) -> Summa
     for values in phases.values():  # a metric that one phase never set is 0 there, as in a single sample
         for name in names:
             values.setdefault(name, dict.fromkeys(next(iter(values.values()), {}), 0.0))
+    shares = {name: _is_share(name, phases.values(), solve_metric) for name in names}
     summary: Summary = {
-        phase: {name: _cell(values[name], clusters) for name in names} for phase, values in phases.items()
+        phase: {name: _cell(values[name], clusters, shares[name]) for name in names} for phase, values in phases.items()
     }
     if len(phases) == 2:
         first, second = phases["before"], phases["after"]
         summary["difference"] = {
-            name: paired_difference(first[name], second[name], clusters).as_dict() for name in names
+            name: paired_difference(first[name], second[name], clusters, shares=shares[name]).as_dict()
+            for name in names
         }
     return summary
+
+
+def _is_share(name: str, phases: Iterable[dict[str, dict[str, float]]], solve_metric: str) -> bool:
+    """Whether a metric's mean lies in [0, 1]: where all its values do, or those that were linearised."""
+    source = solve_metric if name == "macro" else name
+    return name == "call_error" or all(are_shares(list(values[source].values())) for values in phases)
 
 
 def summarise_groups(before: list[Item], after: list[Item], solve_metric: str) -> dict[str, dict[str, Summary]]:
@@ -103,13 +134,12 @@ def summarise_groups(before: list[Item], after: list[Item], solve_metric: str) -
     return by
 
 
-def _cell(values: dict[str, float], clusters: dict[str, str]) -> dict[str, Any]:
-    """The clustered t-interval, and beside it the percentile bootstrap's over the same clusters."""
-    resampled = bootstrap_interval(list(values.values()), [clusters[name] for name in values], draws=2000).as_dict()
-    bounds = {"bootstrap_lo": resampled["lo"], "bootstrap_hi": resampled["hi"]}
-    return interval_of(values, clusters).as_dict() | bounds
-
-
-def interval_of(values: dict[str, float], clusters: dict[str, str]) -> Interval:
-    """Clustered 95% interval of a per-item metric."""
-    return mean_interval(list(values.values()), [clusters[name] for name in values])
+def _cell(values: dict[str, float], clusters: dict[str, str], share: bool) -> dict[str, Any]:
+    """The interval of a per-item metric, clustered, and beside it the percentile bootstrap's over the same clusters."""
+    labels = [clusters[name] for name in values]
+    interval = (share_interval if share else t_interval)(list(values.values()), labels)
+    resampled = bootstrap_interval(list(values.values()), labels, draws=2000).as_dict()
+    bounds = {f"bootstrap_{side}": resampled[side] for side in ("lo", "hi")}
+    if share:  # linearised values may lie outside
+        bounds = {name: None if bound is None else min(max(bound, 0.0), 1.0) for name, bound in bounds.items()}
+    return interval.as_dict() | bounds

@@ -2,7 +2,7 @@
 
 All intervals are two-sided. Where too few clusters are there for an honest one, its bounds are NaN. The standard error
 of a mean is the jackknife's that leaves one cluster out at a time, and its degrees of freedom are one less than the
-effective number of clusters, (sum_g n_g)^2 / sum_g n_g^2: few clusters of unequal sizes say less than as many equal ones.
+effective number of clusters, (sum_g n_g)^2 / sum_g n_g^2: clusters of unequal sizes say less than as many equal ones.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def share_interval(
     """Mean p of values whose mean lies in [0, 1], with Wilson's interval on the effective sample size; it stays there.
 
     The effective size m = p (1 - p) / se^2 is the number of independent passes and failures that would know p as well.
-    Where all values are equal, which shows no variance, m is the effective number of clusters; for values of 0 and 1 it
-    is the number of values at most. Raises ValueError as `mean_interval`.
+    se^2 is averaged with p (1 - p) / n, which counts as one cluster: few values that happen to be close together do not
+    show that all are. Where all values are 0 or all are 1, m is the effective number of clusters; where they are 0 and
+    1, it is the number of values at most. Raises ValueError as `mean_interval`.
     """
     return _share(_Sample.of(values, clusters, level), level)
 
@@ -176,14 +177,14 @@ def bootstrap_interval(
     """Mean with a percentile interval from resampling whole clusters with replacement; deterministic given `seed`.
 
     For skewed values where a symmetric t-interval misleads. Below about 10 clusters it is too narrow, as every
-    percentile bootstrap is: prefer `mean_interval`. One cluster: NaN bounds. Raises ValueError as `mean_interval`,
-    and unless draws > 0.
+    percentile bootstrap is: prefer `mean_interval`. NaN bounds where all draws would be equal: one cluster, or clusters
+    of equal means. Raises ValueError as `mean_interval`, and unless draws > 0.
     """
     if draws <= 0:
         raise ValueError(f"draws {draws} must be above 0")
     sums, counts, mean = _by_cluster(values, clusters, level)
     groups = len(sums)
-    if groups < 2:
+    if groups < 2 or float(np.ptp(sums / counts)) <= ROUNDING:
         return Interval(mean, math.nan, math.nan, len(values))
     rng = np.random.default_rng(seed)
     means = np.empty(draws)

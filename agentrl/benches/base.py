@@ -30,8 +30,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Score:
-    """Metrics of one trajectory. A metric that the official rule leaves unset is absent; one that a judge
-    failed to give is None.
+    """Metrics of one trajectory. One that is not about this task is absent, and left out of its mean; so is a solve
+    metric that the official rule leaves unset, and that counts 0. One that a judge failed to give is None.
 
     `groups` names the breakdowns that the item belongs to, e.g. {"hops": "3"}: summary.json repeats the results of
     each. They depend on the task alone.

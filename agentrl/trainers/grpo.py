@@ -253,8 +253,8 @@ class AgentGRPOTrainer(GRPOTrainer):
     def _log_rollouts(self, advantages: Tensor) -> None:
         mode = "train" if self.model.training else "eval"
         scores = [self.bench.score(task, t) for task, t in zip(self._batch, self._trajectories, strict=True)]
-        solved = [score.metrics.get(self.bench.solve_metric) or 0.0 for score in scores]
-        self._metrics[mode]["solve_rate"].append(self._global_mean(solved))
+        solved = [score.metrics.get(self.bench.solve_metric, 0.0) for score in scores]
+        self._metrics[mode]["solve_rate"].append(self._global_mean([one for one in solved if one is not None]))
         if self.tools:
             calls = [call for trajectory in self._trajectories for call in trajectory.calls]
             self._metrics[mode]["tools/error_rate"].append(self._global_mean([float(call.error) for call in calls]))

@@ -113,7 +113,9 @@ class RealGuardrailsBench(Judged):
         return [guarded(row, name or file.stem) for name, file in files.items() for row in rows_of(file)]
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
-        return {**super().metrics(task, response), "banned_word": float(banned(task, answer_of(response)))}
+        """`banned_word` concerns the rows that ban words."""
+        used = {"banned_word": float(banned(task, answer_of(response)))} if task.data["banlist"] else {}
+        return {**super().metrics(task, response), **used}
 
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:
         rewards = super().rewards(task, response)
