@@ -19,6 +19,7 @@ from agentrl.stats import (
 )
 
 Item = dict[str, Any]  # one line of eval/*.jsonl; "missing" says why an endpoint did not play it
+LINEARISED = ("call_error", "macro")  # metrics whose mean is one, and whose values of an item mean nothing alone
 Summary = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> interval
 
 
@@ -39,9 +40,9 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
     without another metric is none that the metric is about, and is left out. So is a metric that is None, for which a
     judge gave no verdict, and an item with nothing else; `missing/<metric>` is the share of such samples.
     `query_error` is the share of samples with a failed call. `call_error` is linearised so that its mean is failed
-    calls / calls. With n > 1 samples, pass@k and pass^k for k = 1, 2, 4, ... up to n, over the items with k verdicts: an
-    attempt passes if its solve metric is 1. Where items belong to several suites, the mean of `macro` is the mean of
-    the suites' solve rates.
+    calls / calls. With n > 1 samples, pass@k and pass^k for k = 1, 2, 4, ... up to n, over the items with k verdicts:
+    an attempt passes if its solve metric is 1. Where items belong to several suites, the mean of `macro` is the mean
+    of the suites' solve rates.
     """
     samples: dict[str, list[Item]] = {}
     for item in items:
@@ -139,7 +140,9 @@ def _cell(values: dict[str, float], clusters: dict[str, str], share: bool) -> di
     labels = [clusters[name] for name in values]
     interval = (share_interval if share else t_interval)(list(values.values()), labels)
     resampled = bootstrap_interval(list(values.values()), labels, draws=2000).as_dict()
-    bounds = {f"bootstrap_{side}": resampled[side] for side in ("lo", "hi")}
+    lo, hi = resampled["lo"], resampled["hi"]
+    if lo is None or hi is None or lo == hi or not interval.known:  # equal draws tell no width
+        return interval.as_dict() | {"bootstrap_lo": None, "bootstrap_hi": None}
     if share:  # linearised values may lie outside
-        bounds = {name: None if bound is None else min(max(bound, 0.0), 1.0) for name, bound in bounds.items()}
-    return interval.as_dict() | bounds
+        lo, hi = max(lo, 0.0), min(hi, 1.0)
+    return interval.as_dict() | {"bootstrap_lo": lo, "bootstrap_hi": hi}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -32,6 +33,17 @@ class Interval:
         """The form of summary.json, with null for what is unknown, since JSON has no NaN."""
         known = {name: None if math.isnan(value) else value for name, value in vars(self).items()}
         return {"mean": known["mean"], "lo": known["lo"], "hi": known["hi"], "n": self.n}
+
+    @classmethod
+    def from_dict(cls, cell: Mapping[str, Any]) -> Interval:
+        """What `as_dict` wrote."""
+        mean, lo, hi = (math.nan if cell.get(name) is None else float(cell[name]) for name in ("mean", "lo", "hi"))
+        return cls(mean, lo, hi, int(cell["n"]))
+
+    @property
+    def known(self) -> bool:
+        """Whether there are bounds."""
+        return not math.isnan(self.lo)
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:
@@ -59,6 +71,14 @@ def t_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = No
         return Interval(sample.mean, math.nan, math.nan, sample.n)
     half = sample.quantile(level) * sample.error
     return Interval(sample.mean, sample.mean - half, sample.mean + half, sample.n)
+
+
+def seeds_interval(means: Sequence[float], low: float = 0.0, high: float = 1.0, level: float = 0.95) -> Interval:
+    """Student's t over the means of several runs, cut to [low, high] where all of them lie there."""
+    found = t_interval(means, level=level)
+    if not found.known or not all(low <= mean <= high for mean in means):
+        return found
+    return Interval(found.mean, max(found.lo, low), min(found.hi, high), found.n)
 
 
 def share_interval(
@@ -177,14 +197,14 @@ def bootstrap_interval(
     """Mean with a percentile interval from resampling whole clusters with replacement; deterministic given `seed`.
 
     For skewed values where a symmetric t-interval misleads. Below about 10 clusters it is too narrow, as every
-    percentile bootstrap is: prefer `mean_interval`. NaN bounds where all draws would be equal: one cluster, or clusters
-    of equal means. Raises ValueError as `mean_interval`, and unless draws > 0.
+    percentile bootstrap is: prefer `mean_interval`. One cluster: NaN bounds. Raises ValueError as `mean_interval`,
+    and unless draws > 0.
     """
     if draws <= 0:
         raise ValueError(f"draws {draws} must be above 0")
     sums, counts, mean = _by_cluster(values, clusters, level)
     groups = len(sums)
-    if groups < 2 or float(np.ptp(sums / counts)) <= ROUNDING:
+    if groups < 2:
         return Interval(mean, math.nan, math.nan, len(values))
     rng = np.random.default_rng(seed)
     means = np.empty(draws)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from agentrl.stats import Interval, mean_interval
+from agentrl.stats import Interval, t_interval
 
 TAUS = (0.7, 0.8, 0.85, 0.9)
 LAMBDAS = (0.5, 1.0, 2.0, 4.0)
@@ -58,7 +58,7 @@ def summaries(runs: Path, arm: str, seeds: int) -> list[dict]:
 
 def over_seeds(found: list[dict], phase: str, kind: str, metric: str) -> Interval:
     parts = [summary["eval"] if kind == "all" else summary["by"]["kind"][kind] for summary in found]
-    return mean_interval([part[phase][metric]["mean"] for part in parts])
+    return t_interval([part[phase][metric]["mean"] for part in parts])
 
 
 def cell(interval: Interval) -> str:

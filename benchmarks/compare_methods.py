@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from agentrl.config.load import load_config
-from agentrl.stats import Interval, mean_interval
+from agentrl.stats import Interval, seeds_interval
 
 METRICS = ("solve_rate", "answer_correct", "solve_f1", "solve_p", "solve_r")
 
@@ -52,7 +52,7 @@ def main(runs: Path) -> None:
     base = [f"{first['eval']['before'][metric]['mean']:.3f}" for metric in METRICS]
     print("| before training | - | " + " | ".join(base) + " |")
     for algo, by_seed in found.items():
-        cells = [cell(mean_interval([s["eval"]["after"][m]["mean"] for s in by_seed.values()])) for m in METRICS]
+        cells = [cell(seeds_interval([s["eval"]["after"][m]["mean"] for s in by_seed.values()])) for m in METRICS]
         print(f"| {algo} | {len(by_seed)} | " + " | ".join(cells) + " |")
 
     print("\n| difference, paired by seed | seeds | " + " | ".join(METRICS) + " |")
@@ -67,7 +67,7 @@ def main(runs: Path) -> None:
                     found[one][s]["eval"]["after"][metric]["mean"] - found[other][s]["eval"]["after"][metric]["mean"]
                     for s in seeds
                 ]
-                cells.append(cell(mean_interval(gaps), "+"))
+                cells.append(cell(seeds_interval(gaps, low=-1.0), "+"))
             print(f"| {one} - {other} | {len(seeds)} | " + " | ".join(cells) + " |")
 
     hops = sorted(first["by"]["hops"])
@@ -78,7 +78,7 @@ def main(runs: Path) -> None:
     print("| before training | " + " | ".join(f"{rates[n]:.3f}" for n in hops) + " |")
     for algo, by_seed in found.items():
         cells = [
-            cell(mean_interval([s["by"]["hops"][n]["after"]["solve_rate"]["mean"] for s in by_seed.values()]))
+            cell(seeds_interval([s["by"]["hops"][n]["after"]["solve_rate"]["mean"] for s in by_seed.values()]))
             for n in hops
         ]
         print(f"| {algo} | " + " | ".join(cells) + " |")

@@ -13,6 +13,7 @@ from datasets import Dataset
 from agentrl.benches import load_bench
 from agentrl.benches.base import Task
 from agentrl.benches.hif.base import answer_of, response_of
+from agentrl.benches.hif.judged import RealGuardrailsBench
 from agentrl.config.benches import IHEval, Pairs, RealGuardrails, SysIFEval, SystemCheck, TensorTrust, VerIH
 from agentrl.errors import UserError
 from agentrl.evaluate import item_record
@@ -228,7 +229,7 @@ def test_tensortrust_helpful_is_the_users_side(trust: Any) -> None:
     assert trust.metrics(tasks["helpful"], "No.") == {
         "r_sys": 0.0, "r_user": 0.0, "violation": 1.0, "over_refusal": 1.0, "passed": 0.0,
     }  # fmt: skip
-    assert trust.metrics(tasks["hijacking"], "No.")["over_refusal"] == 0
+    assert "over_refusal" not in trust.metrics(tasks["hijacking"], "No."), "nobody over-refuses an attack"
 
 
 def test_results_are_broken_down_and_averaged_over_suites(trust: Any) -> None:
@@ -244,6 +245,26 @@ def test_results_are_broken_down_and_averaged_over_suites(trust: Any) -> None:
     assert by["kind"]["aligned"]["after"]["r_user"]["mean"] == 1
     assert by["kind"]["conflict"]["after"]["macro"]["mean"] == pytest.approx(0.5)
     assert by["suite_prompt"]["hijacking_no_post_prompt"]["after"]["passed"]["mean"] == 0
+
+
+def test_over_refusal_is_a_rate_of_helpful_rows(trust: Any) -> None:
+    """Of a model that refuses everybody it is 1, however many attacks stand beside them."""
+    tasks = trust.tasks("train")
+    items = [item_record(trust.score(t, reply), t, 0, reply) for t in tasks for reply in [trajectory(t, "No.")]]
+    refused = summarise([], items, trust.solve_metric)["after"]["over_refusal"]
+    assert refused["mean"] == 1 and refused["n"] == sum(task.data["suite"] == "helpful" for task in tasks)
+    assert refused["n"] < len(tasks)
+    by = summarise_groups([], items, trust.solve_metric)["kind"]
+    assert "over_refusal" not in by["conflict"]["after"] and by["aligned"]["after"]["over_refusal"]["mean"] == 1
+
+
+def test_a_banned_word_is_counted_over_the_rows_that_ban_words() -> None:
+    bench = RealGuardrailsBench.__new__(RealGuardrailsBench)
+    free, bound = (
+        Task(n, [], [], "", n, {"banlist": words, "kind": "mixed"}) for n, words in (("a", []), ("b", ["no"]))
+    )
+    assert bench.metrics(free, "No.") == {"empty": 0.0}
+    assert bench.metrics(bound, "No.") == {"empty": 0.0, "banned_word": 1.0}
 
 
 def test_the_reply_is_read_with_its_reasoning() -> None:

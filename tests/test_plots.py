@@ -84,7 +84,7 @@ def test_text_table() -> None:
     assert lines[0] == "algo=pact model=tiny bench=minihop"
     assert lines[2].split("  ")[0] == "solve_rate"
     assert "0.200 [0.150, 0.250]" in lines[2] and "+0.200 [+0.100, +0.300]*" in lines[2] and lines[2].endswith("64")
-    assert "0.290 [unknown]" in lines[3] and "-0.010 [-0.060, +0.040] " in lines[3] and "*" not in lines[3]
+    assert "0.290 [too few]" in lines[3] and "-0.010 [-0.060, +0.040] " in lines[3] and "*" not in lines[3]
 
 
 def test_one_sided_evaluations_still_print() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -16,7 +17,16 @@ import numpy as np
 import pytest
 
 from agentrl.config.compose import compose
-from agentrl.report.arms import arms_of, compared, distinguishing_keys, load_records, metrics_of, pooled
+from agentrl.report.arms import (
+    Arm,
+    arms_of,
+    compared,
+    difference_pairs,
+    distinguishing_keys,
+    load_records,
+    metrics_of,
+    pooled,
+)
 from agentrl.report.curves import band
 from agentrl.report.page import build_report, render
 from agentrl.report.rollouts import first_and_last, stretches, view
@@ -107,6 +117,53 @@ def test_one_seed_keeps_the_interval_over_items(tmp_path: Path) -> None:
     # paired by item: 0.2 on a, 0 on b
     gap = compared(grpo, pact, "solve_rate")
     assert gap is not None and (gap.mean, gap.n) == (pytest.approx(0.1), 2)
+
+
+def test_seeds_that_agree_keep_the_interval_over_items(tmp_path: Path) -> None:
+    """Three runs that all end at the same mean are no proof that every run does, on any items."""
+    for seed in range(3):
+        fake_run(tmp_path, 0.5, "algo=grpo", f"seed={seed}")
+        fake_run(tmp_path, 0.5, "algo=pact", f"seed={seed}")
+    _, (grpo, pact) = arms_of(load_records([tmp_path]))
+    found = pooled(grpo, "after", "solve_rate")
+    assert found is not None and (found.mean, found.lo, found.hi, found.n) == pytest.approx((0.5, 0.4, 0.6, 4))
+    gap = compared(grpo, pact, "solve_rate")
+    assert gap is not None and (gap.mean, gap.n) == (0.0, 2) and not gap.known  # of two items: too few
+    assert "+0.000 [too few]" in render(build_report(load_records([tmp_path]), ""), "md")
+
+
+def test_intervals_over_seeds_stay_in_range(tmp_path: Path) -> None:
+    for seed, after in enumerate((0.9, 1.0, 1.0)):
+        fake_run(tmp_path, after, "algo=grpo", f"seed={seed}")
+    _, (grpo,) = arms_of(load_records([tmp_path]))
+    found = pooled(grpo, "after", "solve_rate")
+    assert found is not None and found.hi == 1.0 and found.lo == pytest.approx(0.823242, abs=1e-5)
+
+
+def test_a_difference_is_trained_minus_base_in_any_order(tmp_path: Path) -> None:
+    """The base is what the other was trained from: over several runs, and for evaluations of their weights."""
+
+    def weights(run: RunDirectory) -> str:
+        (run.path / "model").mkdir()
+        (run.path / "model" / "config.json").write_text("{}", encoding="utf-8")
+        return f"model.path={run.path / 'model'}"
+
+    base = fake_run(tmp_path / "a", 0.5, "algo=eval", "model=tiny")
+    first = fake_run(tmp_path / "b", 0.6, "algo=sft")
+    second = fake_run(
+        tmp_path / "c", 0.7, "algo=grpo", "model=custom", weights(first), "model.name=s", "model.family=tiny"
+    )
+    last = fake_run(
+        tmp_path / "d", 0.8, "algo=eval", "model=custom", weights(second), "model.name=aaa", "model.family=tiny"
+    )
+    order = {run.path: place for place, run in enumerate((base, first, last))}
+    for records in itertools.permutations(load_records(order)):
+        arms = [Arm((), str(record.path), [record]) for record in records]
+        for one, other in difference_pairs(arms):
+            assert order[one.runs[0].path] < order[other.runs[0].path]
+    stranger = fake_run(tmp_path / "e", 0.1, "algo=pact")
+    both = [Arm((), "", [record]) for record in load_records([first.path, stranger.path])]
+    assert difference_pairs(both) == [tuple(both)] and difference_pairs(both[::-1]) == [tuple(both[::-1])]
 
 
 def test_a_band_is_the_t_interval_at_each_step() -> None:

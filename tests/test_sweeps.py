@@ -18,8 +18,8 @@ from helpers import composed
 from rich.console import Console
 
 from agentrl.errors import UserError
-from agentrl.report.arms import load_records
-from agentrl.report.sweep import pareto, report_sweep
+from agentrl.report.arms import Arm, RunRecord, load_records
+from agentrl.report.sweep import pareto, report_sweep, violation
 from agentrl.report.sweep_live import job_table, progress
 from agentrl.run import RunDirectory
 from agentrl.sweeps import Job, Sweep, digest, with_directory
@@ -245,6 +245,32 @@ def test_pareto() -> None:
     points = [(0.2, 0.9), (0.0, 0.5), (0.1, 0.4), (0.1, 0.7), (0.0, 0.3), (0.3, 0.9), (0.4, 0.95)]
     assert pareto(points) == [(0.0, 0.5), (0.1, 0.7), (0.2, 0.9), (0.4, 0.95)]
     assert pareto([]) == []
+
+
+def two_sided(values: str, sys: float, by: dict[str, float]) -> Arm:
+    """An arm of one run with algo.constraints=`values`, as it was evaluated."""
+
+    def phases(mean: float) -> dict[str, Any]:
+        cell = {"mean": mean, "lo": mean - 0.1, "hi": mean + 0.05, "n": 8}
+        return {"after": {"r_sys": cell, "r_user": {**cell, "mean": 0.4}}}
+
+    config = composed("algo=hipo", *([f"algo.constraints={values}"] if values else []), "algo.tau=0.99")
+    settings = {"algo.constraints": [vars(one) for one in config.algo.constraints]}
+    groups = {"kind": {kind: phases(mean) for kind, mean in by.items()}}
+    return Arm((), "", [RunRecord(Path(), settings, {}, {"eval": phases(sys), "by": groups})])
+
+
+def test_the_front_reads_the_thresholds_of_the_multipliers() -> None:
+    hard = "[{name: hard, reward: sys, kind: conflict, threshold: 0.6, initial: 1},"
+    easy = "{name: easy, reward: sys, kind: aligned, threshold: 0.9, initial: 1}]"
+    found = violation(two_sided(hard + easy, 0.7, {"conflict": 0.55, "aligned": 0.7}))
+    assert found is not None and (found.mean, found.lo, found.hi) == pytest.approx((0.2, 0.15, 0.3))
+    user = "[{name: served, reward: user, kind: null, threshold: 0.5, initial: 1}]"
+    assert violation(two_sided(user, 0.1, {})).mean == pytest.approx(0.1)
+    assert violation(two_sided("[{name: a, reward: sys, kind: null, threshold: 0.6, initial: 1}]", 0.7, {})).mean == 0
+    assert violation(two_sided("", 0.9, {})).mean == pytest.approx(0.09)  # the default constraint's is algo.tau
+    assert violation(two_sided("[]", 0.7, {})).mean == pytest.approx(0.3)
+    assert violation(two_sided(hard[:-1] + "]", 0.7, {"aligned": 0.7})) is None  # nothing of that kind was evaluated
 
 
 def test_a_front_of_two_sided_runs(tmp_path: Path) -> None:

@@ -153,9 +153,8 @@ def _sampled(arms: list[Arm]) -> str:
 
 def _tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[str]:
     """Markdown: one table a bench with a row a model, differences between models, the paper's table."""
-    from agentrl.report.arms import arms_of, compared, load_records, metrics_of, missing, pooled
-    from agentrl.report.markdown import markdown_table
-    from agentrl.report.page import cell
+    from agentrl.report.arms import arms_of, compared, difference_pairs, load_records, metrics_of, missing, pooled
+    from agentrl.report.markdown import cell, markdown_table
 
     done: dict[str, list[Path]] = {}
     for config in jobs:
@@ -164,21 +163,27 @@ def _tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterato
             done.setdefault(config.bench.name, []).append(path)
     for bench, paths in done.items():
         _, arms = arms_of(load_records(paths))
+        given = [path.absolute() for path in paths]
+        arms.sort(key=lambda arm: given.index(arm.runs[0].path))  # as model= names them
         metrics = metrics_of(arms)
-        labels = [str(arm.runs[0].settings["model.name"]) for arm in arms]
-        pairs = [(i, j) for i in range(len(arms)) for j in range(i + 1, len(arms))]
+        for arm in arms:
+            arm.label = str(arm.runs[0].settings["model.name"])
+        labels = [arm.label for arm in arms]
+        pairs = difference_pairs(arms)
         rows = [
             [
                 metric,
                 *(cell(pooled(arm, "after", metric)) for arm in arms),
-                *(cell(compared(arms[i], arms[j], metric), signed=True) for i, j in pairs),
+                *(cell(compared(base, trained, metric), signed=True) for base, trained in pairs),
             ]
             for metric in metrics
         ]
         items = max(arm.runs[0].evaluation["after"][metrics[0]]["n"] for arm in arms)
         lacking = [f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := missing(arm))]
         note = ", ".join([*lacking, "mean [95% interval, clustered; differences paired by item]"])
-        table = markdown_table(["metric", *labels, *(f"{labels[j]} - {labels[i]}" for i, j in pairs)], rows)
+        table = markdown_table(
+            ["metric", *labels, *(f"{trained.label} - {base.label}" for base, trained in pairs)], rows
+        )
         yield f"{bench}: {items} items, {note}\n" + table + _sampled(arms)
     if suite is not None:
         from agentrl.report.published import paper_table

@@ -13,6 +13,7 @@ from rich.text import Text
 from agentrl.commands.arguments import key_lines
 from agentrl.errors import UserError
 from agentrl.report.listing import Cell, Listed, list_runs
+from agentrl.report.markdown import TOO_FEW
 
 FILTERS = {
     "status": "created, running, dead (its process is gone), completed, failed, interrupted, dry_run, damaged.",
@@ -75,7 +76,7 @@ def _interval(cell: Cell, signed: bool = False) -> str:
     mean, lo, hi = cell["mean"], cell["lo"], cell["hi"]
     if mean is None:
         return "-"
-    return form.format(mean) if lo is None or hi is None else f"{form.format(mean)} [{lo:.3f}, {hi:.3f}]"
+    return f"{form.format(mean)} {TOO_FEW if lo is None or hi is None else f'[{lo:.3f}, {hi:.3f}]'}"
 
 
 def _age(seconds: float) -> str:

@@ -129,5 +129,5 @@ def summary(records: list[dict[str, Any]], console: Console) -> None:
         interval = mean_interval(values, rows)
         counted = "counted as 0" if name in UNSET_IS_WRONG else "left out"
         rest = f", {unset[name]} without a verdict {counted}" if name in unset else ""
-        bounds = f"[{interval.lo:.4f}, {interval.hi:.4f}]" if interval.lo == interval.lo else "[unknown: a single row]"
+        bounds = f"[{interval.lo:.4f}, {interval.hi:.4f}]" if interval.known else "[too few rows]"
         console.print(f"{name:<16} {interval.mean:.4f} {bounds}, n={interval.n}{rest}")

@@ -1,12 +1,11 @@
 """Runs as an experiment: those that differ in nothing but the seed are one arm, whatever distinguishes arms names them.
 
-Intervals: over seeds (Student's t) where an arm has two or more, else over the items of its one run.
+Intervals: over seeds (Student's t) where an arm has two or more that differ, else over the items of a run.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ import yaml
 
 from agentrl.errors import UserError, first_line
 from agentrl.identity import flat, in_identity
-from agentrl.results import item_values, played
+from agentrl.report.lineage import lineage
+from agentrl.results import LINEARISED, item_values, played
 from agentrl.run import RunDirectory, find_runs
-from agentrl.stats import Interval, mean_interval, paired_difference
+from agentrl.stats import ROUNDING, Interval, are_shares, paired_difference, seeds_interval, t_interval
 
 # What a reader looks for first; other metrics follow in alphabetical order, as summaries hold them.
 HEADLINES = ("solve_rate", "r_user", "r_sys", "answer_correct", "solve_f1", "valid", "correct")
@@ -134,27 +134,46 @@ def pooled(arm: Arm, phase: str, metric: str, part: tuple[str, str] | None = Non
         phases = run.evaluation if part is None else run.by.get(part[0], {}).get(part[1], {})
         cell = phases.get(phase, {}).get(metric)
         if cell is not None and cell.get("mean") is not None:
-            cells.append(cell)
-    if len(cells) == 1:
-        lo, hi = (math.nan if cells[0][side] is None else cells[0][side] for side in ("lo", "hi"))
-        return Interval(cells[0]["mean"], lo, hi, int(cells[0]["n"]))
-    return mean_interval([cell["mean"] for cell in cells]) if cells else None
+            cells.append(Interval.from_dict(cell))
+    if not cells:
+        return None
+    means = [cell.mean for cell in cells]
+    if (
+        max(means) - min(means) <= ROUNDING
+    ):  # a single run, or seeds that agree: the items alone say how far to trust it
+        return max(cells, key=lambda cell: cell.hi - cell.lo if cell.known else -1.0)
+    return seeds_interval(means, low=-1.0 if phase == "difference" else 0.0)
+
+
+def difference_pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
+    """Every two arms in the order in which they are subtracted, (base, trained): what an arm was trained from comes
+    first, and of two arms of which neither was, the earlier one.
+    """
+    pairs = [(one, other) for i, one in enumerate(arms) for other in arms[i + 1 :]]
+    return [(other, one) if _trained_from(one, other) else (one, other) for one, other in pairs]
+
+
+def _trained_from(one: Arm, other: Arm) -> bool:
+    """Whether the model of `one` descends from that of `other`."""
+    first, second = (lineage(arm.runs[0].path, arm.runs[0].settings) for arm in (one, other))
+    return second[0] in first[1:]
 
 
 def compared(one: Arm, other: Arm, metric: str) -> Interval | None:
-    """`other` - `one` after training: paired by seed where two seeds or more are common, else by item of one seed."""
+    """`other` - `one` after training: paired by seed where seeds differ, else by item, over the common seeds."""
     left, right = ({run.seed: run for run in arm.completed} for arm in (one, other))
-    common = sorted(left.keys() & right.keys())
-    gaps = []
-    for seed in common:
+    found = {}
+    for seed in sorted(left.keys() & right.keys()):
         first, second = (side[seed].evaluation.get("after", {}).get(metric, {}).get("mean") for side in (left, right))
         if first is not None and second is not None:
-            gaps.append(second - first)
-    if len(gaps) > 1:
-        return mean_interval(gaps)
-    if len(gaps) == 1:
-        return compared_by_item(left[common[0]], right[common[0]], metric)
-    return None
+            found[seed] = first, second
+    if not found:
+        return None
+    gaps = [second - first for first, second in found.values()]
+    if max(gaps) - min(gaps) > ROUNDING:
+        shares = all(are_shares(pair) for pair in found.values())
+        return seeds_interval(gaps, low=-1.0) if shares else t_interval(gaps)
+    return _by_item([left[seed] for seed in found], [right[seed] for seed in found], metric)
 
 
 def missing(arm: Arm) -> int:
@@ -164,8 +183,17 @@ def missing(arm: Arm) -> int:
 
 def compared_by_item(one: RunRecord, other: RunRecord, metric: str) -> Interval | None:
     """`other` - `one` after training, paired by item, whatever their seeds; None without an item in common."""
-    (first, clusters), (second, _) = _items(one, metric), _items(other, metric)
-    return paired_difference(first, second, clusters) if first.keys() & second.keys() else None
+    return _by_item([one], [other], metric)
+
+
+def _by_item(first: list[RunRecord], second: list[RunRecord], metric: str) -> Interval | None:
+    """Likewise of the means over several runs each."""
+    (before, clusters), (after, _) = _items(first, metric), _items(second, metric)
+    if not before.keys() & after.keys():
+        return None
+    means = [sum(values.values()) / len(values) for values in (before, after)]
+    linearised = metric in LINEARISED and are_shares(means)
+    return paired_difference(before, after, clusters, shares=True if linearised else None)
 
 
 def metrics_of(arms: list[Arm]) -> list[str]:
@@ -179,11 +207,17 @@ def metrics_of(arms: list[Arm]) -> list[str]:
     return [name for name in ordered if any(pooled(arm, "after", name) or pooled(arm, "before", name) for arm in arms)]
 
 
-def _items(run: RunRecord, metric: str) -> tuple[dict[str, float], dict[str, str]]:
-    """A metric of every item after training, and the items' clusters."""
-    items = played(run.directory.records(run.directory.eval_dir / "after.jsonl"))
-    values = item_values(items, str((run.summary or {}).get("solve_metric", ""))).get(metric, {})
-    return values, {item["id"]: item["cluster"] for item in items}
+def _items(runs: list[RunRecord], metric: str) -> tuple[dict[str, float], dict[str, str]]:
+    """A metric of every item after training, as a mean over runs, and the items' clusters."""
+    values: dict[str, list[float]] = {}
+    clusters: dict[str, str] = {}
+    for run in runs:
+        items = played(run.directory.records(run.directory.eval_dir / "after.jsonl"))
+        clusters |= {item["id"]: item["cluster"] for item in items}
+        own = item_values(items, str((run.summary or {}).get("solve_metric", ""))).get(metric, {})
+        for name, value in own.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(several) / len(several) for name, several in values.items()}, clusters
 
 
 def rank(value: Any) -> tuple[bool, float, str]:

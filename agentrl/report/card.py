@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 import agentrl
-from agentrl.report.markdown import markdown_table
+from agentrl.report.markdown import cell, markdown_table
 from agentrl.run import RunDirectory
+from agentrl.stats import Interval
 
 
 def model_card(run: RunDirectory, weights: Path, repository: str) -> str:
@@ -62,18 +63,12 @@ def results_table(evaluation: dict[str, Any]) -> str:
     for name in names:
         found = [evaluation[phase].get(name) for phase in phases]
         items = {str(interval["n"]) for interval in found if interval}
-        cells = [_cell(interval, phase == "difference") for interval, phase in zip(found, phases, strict=True)]
+        cells = [
+            cell(interval and Interval.from_dict(interval), phase == "difference")
+            for interval, phase in zip(found, phases, strict=True)
+        ]
         rows.append([name, *cells, "/".join(sorted(items))])
     return markdown_table(["metric", *phases, "items"], rows) if rows else "The run was not evaluated."
-
-
-def _cell(interval: dict[str, Any] | None, signed: bool) -> str:
-    if interval is None or interval["mean"] is None:
-        return "–"
-    form = "{:+.3f}" if signed else "{:.3f}"
-    if interval["lo"] is None:
-        return form.format(interval["mean"])
-    return f"{form.format(interval['mean'])} [{form.format(interval['lo'])}, {form.format(interval['hi'])}]"
 
 
 def _is_hub_id(path: str) -> bool:

@@ -1,6 +1,21 @@
-"""Markdown tables that also line up as plain text."""
+"""Markdown tables that also line up as plain text, and how a table of any kind shows an interval."""
 
 from __future__ import annotations
+
+import math
+
+from agentrl.stats import Interval
+
+TOO_FEW = "[too few]"  # in place of bounds, where too few items or runs are there for honest ones
+
+
+def cell(interval: Interval | None, signed: bool = False, absent: str = "–") -> str:
+    """`0.512 [0.480, 0.544]`, `0.512 [too few]`; `absent` for what was not measured."""
+    if interval is None or math.isnan(interval.mean):
+        return absent
+    form = "{:+.3f}" if signed else "{:.3f}"
+    bounds = f"[{form.format(interval.lo)}, {form.format(interval.hi)}]" if interval.known else TOO_FEW
+    return f"{form.format(interval.mean)} {bounds}"
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:

@@ -15,11 +15,11 @@ import agentrl
 from agentrl.config.load import load_config
 from agentrl.errors import UserError
 from agentrl.estimate import estimate
-from agentrl.report.arms import Arm, RunRecord, arms_of, compared, metrics_of, pooled, rank
+from agentrl.report.arms import Arm, RunRecord, arms_of, compared, difference_pairs, metrics_of, pooled, rank
 from agentrl.report.curves import COLOURS, MAX_ARMS, arm_curves
+from agentrl.report.markdown import cell
 from agentrl.report.rollouts import View, first_and_last, view
 from agentrl.report.table import missing_text
-from agentrl.stats import Interval
 
 ROLLOUTS = 2  # of the first and of the last step, for each arm
 MAX_DIFFERENCES = 28  # pairs of eight arms; beyond that only the differences to the first arm are shown
@@ -82,16 +82,6 @@ def _samples(run: RunRecord) -> list[View]:
     return first_and_last([view(record) for record in run.directory.records(run.directory.rollouts_path)], ROLLOUTS)
 
 
-def cell(interval: Interval | None, signed: bool = False) -> str:
-    """`0.512 [0.480, 0.544]`; a dash for what was not measured."""
-    if interval is None or math.isnan(interval.mean):
-        return "–"
-    form = "{:+.3f}" if signed else "{:.3f}"
-    if math.isnan(interval.lo):
-        return form.format(interval.mean)
-    return f"{form.format(interval.mean)} [{form.format(interval.lo)}, {form.format(interval.hi)}]"
-
-
 def _runs(arms: list[Arm]) -> Table:
     rows = []
     for arm in arms:
@@ -150,15 +140,15 @@ def _differences(arms: list[Arm], metrics: list[str]) -> list[Table]:
             note,
         )
     ]
-    pairs = [(one, other) for i, one in enumerate(arms) for other in arms[i + 1 :]]
+    pairs = difference_pairs(arms)
     if len(pairs) > MAX_DIFFERENCES:
-        pairs = [(arms[0], other) for other in arms[1:]]
+        pairs = [pair for pair in pairs if arms[0] in pair]
     rows = [
         [f"{other.label} - {one.label}", *(cell(compared(one, other, m), signed=True) for m in metrics)]
         for one, other in pairs
     ]
     if rows:
-        note = "Paired by seed where two seeds or more are common, else by item."
+        note = "What was trained from another minus it; paired by seed where seeds differ, else by item."
         tables.append(Table("Between arms, after training", ["difference", *metrics], rows, note))
     return tables
 
@@ -216,4 +206,4 @@ def _interval_note(arms: list[Arm]) -> str:
     over = (
         "over seeds (Student's t)" if min(seeds, default=0) > 1 else "over items, clustered, where an arm has one run"
     )
-    return f"Mean [95% interval]; intervals are {over}."
+    return f"Mean [95% interval]; intervals are {over}. Where too few items or runs are there for one: too few."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentrl.report.arms import Arm, RunRecord, arms_of, load_records, metrics_of, pooled
+from agentrl.report.arms import Arm, arms_of, load_records, metrics_of, pooled
 from agentrl.report.curves import COLOURS
+from agentrl.report.markdown import cell
 from agentrl.report.page import build_report, render
 from agentrl.stats import Interval
 
 SHOWN = 5  # metrics in the table and as plots
 UTILITY, CONSTRAINED = "r_user", "r_sys"  # of the benches that grade a system's and a user's side
-THRESHOLD = "algo.tau"
 
 
 def report_sweep(folder: Path, runs: Sequence[Path], console: Console) -> None:
@@ -49,16 +48,12 @@ def result_table(arms: list[Arm], metrics: list[str]) -> Table:
     for name in ("runs", "seeds", *metrics):
         table.add_column(name, justify="left" if name == "runs" else "right")
     for arm in arms:
-        table.add_row(Text(arm.label), str(len(arm.completed)), *(_cell(pooled(arm, "after", m)) for m in metrics))
+        table.add_row(
+            Text(arm.label),
+            str(len(arm.completed)),
+            *(Text(cell(pooled(arm, "after", m), absent="-")) for m in metrics),
+        )
     return table
-
-
-def _cell(interval: Interval | None) -> Text:
-    if interval is None:
-        return Text("-")
-    if math.isnan(interval.lo):
-        return Text(f"{interval.mean:.3f}")
-    return Text(f"{interval.mean:.3f} [{interval.lo:.3f}, {interval.hi:.3f}]")
 
 
 def plot_axes(keys: list[str], arms: list[Arm], metric: str) -> Figure:
@@ -98,7 +93,7 @@ def plot_axes(keys: list[str], arms: list[Arm], metric: str) -> Figure:
 def plot_front(arms: list[Arm], metrics: list[str]) -> Figure | None:
     """Utility against violation, a point for each combination of values, the Pareto front joined.
 
-    None where the runs have no two-sided rewards. The violation is max(0, tau - r_sys) of the evaluation.
+    None where the runs have no two-sided rewards.
     """
     if UTILITY not in metrics or CONSTRAINED not in metrics:
         return None
@@ -106,28 +101,38 @@ def plot_front(arms: list[Arm], metrics: list[str]) -> Figure | None:
     ax = figure.subplots()
     points: list[tuple[float, float]] = []
     for number, arm in enumerate(arms):
-        utility, kept = pooled(arm, "after", UTILITY), pooled(arm, "after", CONSTRAINED)
-        if utility is None or kept is None:
+        utility, missed = pooled(arm, "after", UTILITY), violation(arm)
+        if utility is None or missed is None:
             continue
-        violation = max(0.0, threshold(arm.runs[0]) - kept.mean)
-        points.append((violation, utility.mean))
+        points.append((missed.mean, utility.mean))
         ax.errorbar(
-            violation, utility.mean, xerr=_bars(kept), yerr=_bars(utility), fmt="o", capsize=2,
+            missed.mean, utility.mean, xerr=_bars(missed), yerr=_bars(utility), fmt="o", capsize=2,
             color=COLOURS[number % len(COLOURS)], label=arm.label,
         )  # fmt: skip
     front = pareto(points)
     ax.plot([x for x, _ in front], [y for _, y in front], color="#666666", linestyle="--", zorder=0, label="Pareto")
-    ax.set_xlabel(f"violation: tau - {CONSTRAINED}, at least 0")
+    ax.set_xlabel("violation: what the worst kept constraint lacks of its threshold")
     ax.set_ylabel(UTILITY)
     ax.grid(alpha=0.25)
     ax.legend(fontsize="small", framealpha=0.7)
     return figure
 
 
-def threshold(record: RunRecord) -> float:
-    """tau of a run; 1 where its algorithm has none, so that the violation is what compliance lacks."""
-    value = record.settings.get(THRESHOLD)
-    return 1.0 if value is None else float(value)
+def violation(arm: Arm) -> Interval | None:
+    """max(0, tau_k - mean reward) of the constraint that lacks most, in the evaluation, with that mean's interval.
+
+    The thresholds are those of the multipliers. Without a constraint it is what r_sys lacks of 1. None where the
+    evaluation measured no constraint.
+    """
+    found = []
+    for constraint in arm.runs[0].settings.get("algo.constraints") or [
+        {"reward": "sys", "kind": None, "threshold": 1.0}
+    ]:
+        part = None if constraint["kind"] is None else ("kind", constraint["kind"])
+        kept, tau = pooled(arm, "after", f"r_{constraint['reward']}", part), float(constraint["threshold"])
+        if kept is not None:
+            found.append(Interval(max(tau - kept.mean, 0.0), max(tau - kept.hi, 0.0), max(tau - kept.lo, 0.0), kept.n))
+    return max(found, key=lambda missed: missed.mean, default=None)
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -141,7 +146,7 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _draw(ax: Axes, xs: list[float], cells: list[Interval], colour: str, name: str, joined: bool) -> None:
     order = sorted(range(len(xs)), key=xs.__getitem__)
-    bars = [_bars(cells[i])[0][0] for i in order]
+    bars = [[_bars(cells[i])[side][0] for i in order] for side in (0, 1)]
     ax.errorbar(
         [xs[i] for i in order], [cells[i].mean for i in order], yerr=bars, fmt="o-" if joined else "o",
         capsize=3, color=colour, label=name,
@@ -149,9 +154,8 @@ def _draw(ax: Axes, xs: list[float], cells: list[Interval], colour: str, name: s
 
 
 def _bars(cell: Interval) -> list[list[float]]:
-    """Half width of an interval as matplotlib wants it; 0 where it is not known."""
-    half = 0.0 if math.isnan(cell.hi) else cell.hi - cell.mean
-    return [[half], [half]]
+    """How far an interval reaches below and above its mean, as matplotlib wants it; 0 where it is not known."""
+    return [[cell.mean - cell.lo], [cell.hi - cell.mean]] if cell.known else [[0.0], [0.0]]
 
 
 def _numeric(arms: list[Arm], axis: int) -> bool:

@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agentrl.report.markdown import cell
+from agentrl.stats import Interval
+
 COLUMNS = ("metric", "before", "after", "difference", "items")
 CAPTION = "mean [95% interval]; difference paired by item"
 
@@ -103,13 +106,7 @@ def _rows(summary: Mapping[str, Any]) -> list[tuple[str, tuple[str, str, str, st
 
 
 def _cell(interval: Mapping[str, Any] | None, signed: bool) -> str:
-    if interval is None or interval["mean"] is None:
-        return "-"
-    form = "{:+.3f}" if signed else "{:.3f}"
-    mean = form.format(interval["mean"])
-    if interval["lo"] is None or interval["lo"] != interval["lo"]:
-        return f"{mean} [unknown]"
-    return f"{mean} [{form.format(interval['lo'])}, {form.format(interval['hi'])}]"
+    return cell(None if interval is None else Interval.from_dict(interval), signed, absent="-")
 
 
 def _verdict(interval: Mapping[str, Any] | None) -> int:

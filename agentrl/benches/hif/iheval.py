@@ -51,7 +51,7 @@ class IHEvalBench(SingleTurn):
         return {"kind": task.data["kind"], "suite": task.data["task"], "setting": task.data["suite"]}
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
-        """`score` is the mean of strict and loose, where a task has both. Reference rows have no system prompt to obey."""
+        """`score` is the mean of strict and loose, where a task has both. Reference rows have no system to obey."""
         scores = TASKS[task.data["task"]](task.data["answer"], answer_of(response))
         score = sum(scores.values()) / len(scores)
         system = {} if task.data["kind"] == "reference" else {"r_sys": score, "violation": float(score < 1)}
