@@ -25,7 +25,6 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 from agentrl import __version__, sweeps
 from agentrl.config.compose import composed, hydra_arguments, one_line, suggest_word
@@ -33,6 +32,7 @@ from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.config.shipped import CONF
 from agentrl.config.typed import as_typed
+from agentrl.console import printer
 from agentrl.errors import UserError
 from agentrl.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR, stop_signals
@@ -188,7 +188,7 @@ def _begin(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
 @contextmanager
 def _watched(sweep: sweeps.Sweep) -> Iterator[None]:
     """Show the jobs while they run, wherever; then say what came out, also of a sweep that was stopped."""
-    console = Console(soft_wrap=True)
+    console = printer()
     try:
         with SweepView(sweep, console):
             yield

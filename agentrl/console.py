@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+STOPPING = "agentrl: saving a checkpoint and stopping; once more kills without saving"
+WIDE = 4000  # columns where no terminal says how many there are: what reads a pipe wants whole lines
 
 
 def on_a_terminal(console: Console) -> bool:
@@ -15,13 +21,32 @@ def on_a_terminal(console: Console) -> bool:
     return console.is_terminal and console.file.isatty()
 
 
+def printer(file: TextIO | None = None, markup: bool = False) -> Console:
+    """A console that cuts nothing: on a terminal it folds, elsewhere every row of a table is one line."""
+    console = Console(file=file, soft_wrap=True, highlight=False, markup=markup)
+    if on_a_terminal(console):
+        return console
+    return Console(file=file, soft_wrap=True, highlight=False, markup=markup, width=WIDE)
+
+
+class Bars(Progress):
+    """Bars with a line below them for as long as `notice` returns one: what else is printed there they paint over."""
+
+    notice: Callable[[], str] = staticmethod(lambda: "")
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if text := self.notice():
+            yield Text(text, style="bold")
+
+
 class RunConsole:
     """Bars named by phase ("train", "rollout", "update", "evaluate before"...), each with free text behind it."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, notice: Callable[[], str] = lambda: "") -> None:
         self.console = console or Console(file=sys.stdout, soft_wrap=True)
         self._live = on_a_terminal(self.console)
-        self._progress = Progress(
+        self._progress = Bars(
             TextColumn("{task.description:>16}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -29,6 +54,7 @@ class RunConsole:
             TextColumn("{task.fields[text]}"),
             console=self.console,
         )
+        self._progress.notice = notice
         self._bars: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
         self._done: dict[str, int] = {}

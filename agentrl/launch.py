@@ -18,6 +18,7 @@ from types import FrameType
 from typing import IO
 
 from agentrl.config.schema import Config
+from agentrl.console import STOPPING
 from agentrl.errors import UserError
 from agentrl.run import LOCK_HELD, RunDirectory
 
@@ -53,7 +54,10 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpu
             leader = run.status().get("pid")
             return process.pid if is_direct(config) or leader in (None, before) else int(leader)
 
-        code, asked = _wait(process, listener)
+        def shown_by_worker() -> bool:
+            return output is None and sys.stdout.isatty() and run.status().get("pid") not in (None, before)
+
+        code, asked = _wait(process, listener, shown_by_worker)
         with suppress(ProcessLookupError, PermissionError):  # nothing is left of the group (macOS: the latter)
             os.killpg(process.pid, signal.SIGKILL)  # helpers that a crashed worker left behind
         killed = code > 128
@@ -119,8 +123,20 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM] if nohup else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
-def _wait(process: subprocess.Popen[bytes], listener: Callable[[], int]) -> tuple[int, bool]:
-    """Exit code, and whether we were asked to stop. The first such signal is passed to `listener`; a second kills."""
+def _say_killed() -> None:
+    """On a terminal the killed bars have left the cursor hidden, in the middle of a line."""
+    cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""
+    text = "agentrl: killed without saving; the same command goes on from the last checkpoint"
+    print(f"{cursor}{text}", file=sys.stderr, flush=True)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], listener: Callable[[], int], shown_by_worker: Callable[[], bool]
+) -> tuple[int, bool]:
+    """Exit code, and whether we were asked to stop. The first such signal is passed to `listener`; a second kills.
+
+    Where the worker's bars are on this terminal, it says itself that it stops: they would paint over what we print.
+    """
     asked = False
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -128,11 +144,13 @@ def _wait(process: subprocess.Popen[bytes], listener: Callable[[], int]) -> tupl
         if asked:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            _say_killed()
             return
         asked = True
         with suppress(ProcessLookupError):
             os.kill(listener(), signal.SIGTERM)  # SIGINT would be a traceback while the worker is still importing
-        print("agentrl: saving a checkpoint and stopping; once more kills without saving", file=sys.stderr, flush=True)
+        if not shown_by_worker():
+            print(STOPPING, file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:

@@ -130,6 +130,7 @@ def _check_hub(key: str, repository: str, kind: str, revision: str | None) -> No
     advice = "name a local directory" if kind == "model" else "give the file as bench.path=..."
     if any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE):
         raise UserError(f"{named}: not in the hub's cache, and {' or '.join(OFFLINE)} is set; unset it, or {advice}")
+    print(f"Asking {hub_address()} for {repository}.", flush=True)
     if (reason := _refused_by_hub(repository, kind)) is not None:
         raise UserError(f"{named}: not in the hub's cache, and {reason}; {advice}, or mend that")
 

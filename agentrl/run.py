@@ -42,11 +42,14 @@ class RunDirectory:
 
     @classmethod
     def create(cls, config: Config) -> RunDirectory | None:
-        """A new run directory with config, environment and status; None where one exists under that name."""
+        """A new run directory with config, environment and status; None where one exists under that name.
+
+        A dry run has reserved nothing: its directory is taken over, whatever values it holds.
+        """
         final = run_path(config)
         with durable.disk_errors(final):
             if final.exists():
-                return None
+                return cls(final)._taken_over(config)
         provided = provenance.collect(config)  # what cannot be read here is no fault of the disk that is written
         with durable.disk_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +58,7 @@ class RunDirectory:
                 draft.path.chmod(0o777 & ~durable.umask())  # mkdtemp makes private directories
                 for folder in (draft.eval_dir, draft.checkpoints_dir, draft.plots_dir):
                     folder.mkdir()
-                draft._write_config(config)
-                draft.write_json(draft.environment_path, provided)
-                draft.set_status("created")
+                draft._begin(config, provided)
                 os.rename(draft.path, final)  # fails where `final` has come to exist: exactly one creator wins
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -66,6 +67,24 @@ class RunDirectory:
             finally:
                 shutil.rmtree(draft.path, ignore_errors=True)  # nothing is left there after the rename
         return cls(final)
+
+    def _taken_over(self, config: Config) -> RunDirectory | None:
+        """This directory for another run, if it is a dry run's that nobody works on; else None."""
+        if not self._is_dry():
+            return None
+        with (self.path / ".lock").open("a") as lock:
+            if not _try_lock(lock.fileno()) or not self._is_dry():  # another has just taken it
+                return None
+            self._begin(config, provenance.collect(config))
+        return self
+
+    def _is_dry(self) -> bool:
+        return self.status_path.is_file() and self.status()["status"] == "dry_run"
+
+    def _begin(self, config: Config, provided: dict[str, Any]) -> None:
+        self._write_config(config)
+        self.write_json(self.environment_path, provided)
+        self.set_status("dry_run" if config.dry_run else "created")
 
     @property
     def config_path(self) -> Path:

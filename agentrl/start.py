@@ -12,6 +12,7 @@ from rich.console import Console
 from agentrl.config.algos import CustomAlgo
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
+from agentrl.console import printer
 from agentrl.errors import UserError
 from agentrl.estimate import print_estimate
 from agentrl.gpus import own_gpus
@@ -28,7 +29,7 @@ def start(config: Config, output: TextIO | None = None, beside_others: bool = Fa
 
     One of several jobs, `beside_others`, has its GPUs to itself.
     """
-    console = Console(file=output, soft_wrap=True, highlight=False, markup=False)
+    console = printer(output)
     for warning in check(config):
         complaints = Console(file=output, stderr=output is None, soft_wrap=True)
         complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
@@ -39,8 +40,6 @@ def start(config: Config, output: TextIO | None = None, beside_others: bool = Fa
     state = run.status()["status"]
     if config.dry_run:
         print_estimate(config, console)
-        if state == "created":
-            run.set_status("dry_run")
         console.print(f"Dry run: nothing was loaded or trained. {run.path}")
         return COMPLETED
     summary = json.loads(run.summary_path.read_text(encoding="utf-8")) if run.summary_path.exists() else {}
@@ -57,6 +56,9 @@ def start(config: Config, output: TextIO | None = None, beside_others: bool = Fa
         known = state in ("running", "interrupted", "failed")
         console.print(f"{'Resuming' if known else 'Run directory'}: {run.path}")
     run.adopt(config)
+    console.print(
+        f"Starting a process for {config.algo.name} with {config.model.path}: its libraries load for some seconds."
+    )
     gpus_apart = beside_others and config.hardware.device == "cuda"
     with own_gpus(config.hardware.processes, console.print) if gpus_apart else nullcontext(None) as gpus:
         code = launch(run, config, output, gpus)

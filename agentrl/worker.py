@@ -35,7 +35,7 @@ from agentrl.benches import load_bench
 from agentrl.config.algos import Evaluate, FocalLora, SplitSoftmax
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
-from agentrl.console import RunConsole
+from agentrl.console import STOPPING, RunConsole
 from agentrl.errors import UserError
 from agentrl.evaluate import Interrupted, evaluate
 from agentrl.judges.base import Judge
@@ -140,7 +140,8 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
             "hardware.accelerate_config agree with it"
         )
     tracker = ending.enter_context(followed(config, run))
-    with RunConsole(None if is_leader() else Console(quiet=True)) as console:
+    stopping = lambda: STOPPING if stop.signal else ""  # noqa: E731
+    with RunConsole(None if is_leader() else Console(quiet=True), stopping) as console:
         try:
             work = _evaluate_only if isinstance(config.algo, Evaluate) else _train_and_evaluate
             result = work(config, run, stop, console, tracker)
@@ -211,6 +212,7 @@ def _evaluate_only(
     config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole, tracker: Tracker
 ) -> Result:
     """algo=eval: one evaluation of a model that nobody trains here, loaded or behind an endpoint."""
+    console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
     judge = build_judge(config, str(run.path), config.hardware.device)
     tasks = bench.tasks("test", config.eval.limit, config.seed)
@@ -222,6 +224,7 @@ def _evaluate_only(
     else:
         chat = load_chat(config.model, needs_of(tasks))
         tasks = fitting(chat, tasks, config, "test")
+        console.say(f"loading {config.model.path}")
         model = load_model(config.model)
         engine = evaluation_engine(config, run, bench, chat, model, tasks)
         where = f"{model.num_parameters():,} parameters"
@@ -244,6 +247,7 @@ def _train_and_evaluate(
     """Everything between configuration and trained model. Raises Interrupted where a signal ended it early."""
     if not isinstance(config.algo, FocalLora | SplitSoftmax):  # one chooses its modules itself, one trains none
         check_lora(config.model)
+    console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
     if config.traces is not None:
         use_traces(bench, read_traces(Path(config.traces)))
@@ -255,6 +259,7 @@ def _train_and_evaluate(
     train_tasks = fitting(chat, train_tasks, config, "training") if trains else []
     test_tasks = fitting(chat, test_tasks, config, "test")
     check_constraints(config, train_tasks)
+    console.say(f"loading {config.model.path}")
     model = load_model(config.model)
     console.say(
         f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "

@@ -17,8 +17,10 @@ import yaml
 from agentrl import __version__
 from agentrl.cli import COMMANDS
 from agentrl.config import help as config_help
-from agentrl.config.compose import CONF
+from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
+from agentrl.run import RunDirectory
+from agentrl.start import start
 
 FAST = 2.0  # seconds: the promise for help, --cfg job and completion
 
@@ -227,9 +229,27 @@ def test_paths_are_kept_absolute(tmp_path: Path) -> None:
 
 def test_a_run_id_is_not_reused_for_another_run(tmp_path: Path) -> None:
     assert agentrl(tmp_path, "dry_run=true", "run_id=a").returncode == 0
+    run = RunDirectory(tmp_path / "runs" / "minihop-tiny-pact" / "a")
+    run.set_status("interrupted")
     result = agentrl(tmp_path, "dry_run=true", "run_id=a", "algo.q=0.1")
     assert result.returncode == 2
     assert "algo.q" in result.stderr
+
+
+def test_a_dry_run_reserves_nothing(tmp_path: Path) -> None:
+    for q in (0.1, 0.2):
+        assert start(compose([f"runs_dir={tmp_path}", "dry_run=true", "run_id=a", f"algo.q={q}"])) == 0
+    run = RunDirectory(tmp_path / "minihop-tiny-pact" / "a")
+    assert (run.config().algo.q, run.status()["status"]) == (0.2, "dry_run")
+    real = compose([f"runs_dir={tmp_path}", "run_id=a", "algo.q=0.3"])
+    with run.lock():  # a run that has just been started from it
+        assert RunDirectory.create(real) is None
+    taken = RunDirectory.create(real)
+    assert taken is not None and taken.path == run.path
+    assert (run.config().algo.q, run.status()["status"], run.config().dry_run) == (0.3, "created", False)
+    # A dry run of a command whose run exists looks at it and leaves it alone.
+    assert start(compose([f"runs_dir={tmp_path}", "run_id=a", "algo.q=0.3", "dry_run=true"])) == 0
+    assert (run.status()["status"], run.config().dry_run) == ("created", False)
 
 
 @pytest.mark.parametrize("arguments", [("-m", "seed=0,1,2"), ("sweep=seeds", "seed=0,1,2")])

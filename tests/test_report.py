@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from agentrl.config.compose import compose
+from agentrl.errors import UserError
 from agentrl.report.arms import (
     Arm,
     arms_of,
@@ -213,17 +214,63 @@ def test_the_page_stands_alone_and_escapes_what_models_wrote(runs: Path) -> None
     loaded = [a for _, attributes in parser.found for k, a in attributes.items() if k in ("src", "href", "xlink:href")]
     assert all(target is not None and target.startswith("#") for target in loaded)
     assert "&lt;script&gt;alert(1)" in page
-    for text in ("0.500 [0.252, 0.748]", "+0.100", "grpo", "pact", "After training, by hops", "turn 2: reward 1.000"):
+    for text in (
+        "0.500 [0.252, 0.748]",
+        "+0.100",
+        "grpo",
+        "pact",
+        "Before and after training, by hops",
+        "turn 2: reward 1.000",
+    ):
         assert text in page, text
 
 
 def test_markdown_holds_the_same_tables(runs: Path) -> None:
     text = render(build_report(load_records([runs]), "Two methods"), "md")
-    assert "| grpo | 3 | 0.500 [0.252, 0.748] |" in text
+    assert "| arm | seeds | solve_rate before | solve_rate after | " in text
+    assert "| grpo | 3 | 0.300 [0.300, 0.300] | 0.500 [0.252, 0.748] |" in text
     assert "| pact - grpo | +0.100 [-0.148, +0.348] |" in text
     lines = text.splitlines()
     for head in (i for i, line in enumerate(lines) if line.startswith("|---")):
         assert lines[head - 1].count("|") == lines[head].count("|") == lines[head + 1].count("|")
+
+
+def test_benches_stand_apart_and_dry_runs_are_left_out(tmp_path: Path) -> None:
+    fake_run(tmp_path, 0.4, "algo=grpo")
+    fake_run(tmp_path, 0.6, "algo=pact")
+    fake_run(tmp_path, 0.5, "algo=hipo")
+    start(compose([f"runs_dir={tmp_path}", "dry_run=true", "algo=sft"]))
+    report = build_report(load_records([tmp_path]), "")
+    results = [table for table in report.tables["Results"] if table.title.endswith("training")]
+    assert [table.title for table in results] == [
+        "minihif: Before and after training",
+        "minihop: Before and after training",
+    ]
+    assert [[row[0] for row in table.rows] for table in results] == [["hipo"], ["grpo", "pact"]]
+    between = [row[0] for table in report.tables["Differences"] for row in table.rows if " - " in row[0]]
+    assert between == ["pact - grpo"]  # never between benches
+    assert "dry_run" not in str(report.tables) and "sft" not in str(report.tables["Runs"])
+    assert "minihif: " in render(report, "html") and "minihop: " in render(report, "md")
+    (only,) = tmp_path.glob("minihop-tiny-sft/*")
+    with pytest.raises(UserError, match="only dry runs"):
+        load_records([only])
+
+
+def test_hops_are_sorted_as_numbers_with_before_beside_after(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, 0.4, "algo=grpo")
+    summary = json.loads(run.summary_path.read_text())
+    summary["by"]["hops"] = {
+        hops: {"before": {"solve_rate": interval(0.1, 0, 1)}, "after": {"solve_rate": interval(int(hops) / 20, 0, 1)}}
+        for hops in ("10", "2", "1")
+    }
+    run.write_json(run.summary_path, summary)
+    (table,) = (one for one in build_report(load_records([tmp_path]), "").tables["Results"] if "by hops" in one.title)
+    assert table.head == ["arm", "hops", "solve_rate before", "solve_rate after"]
+    assert [[row[1], row[2][:5], row[3][:5]] for row in table.rows] == [
+        ["1", "0.100", "0.050"],
+        ["2", "0.100", "0.100"],
+        ["10", "0.100", "0.500"],
+    ]
 
 
 def test_a_grid_of_two_swept_keys(tmp_path: Path) -> None:

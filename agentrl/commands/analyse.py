@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from agentrl.commands.arguments import command_keys, key_lines, whole
+from agentrl.commands.arguments import command_keys, key_lines, say, whole
 from agentrl.config.checks import require
 from agentrl.config.compose import compose
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.config.target import weights_of
+from agentrl.console import printer
 from agentrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     out = Path(own.get("out") or (run / "analysis" if is_run else "analysis")).expanduser()
     tasks = _tasks(config, limit)
     base, trained = weights_of(base), weights_of(checkpoint)
+    say(f"loading {base}, then {trained}")
     measured = _measure(config, tasks, base, trained, alpha, extent)
     record = {"base": base, "trained": trained, "bench": config.bench.name, "alpha": alpha, "extent": extent}
     out.mkdir(parents=True, exist_ok=True)
@@ -157,4 +158,4 @@ def _print(title: str, table: Mapping[str, Mapping[str, Interval]]) -> None:
             f"{row['trained'].mean:.4f}",
             f"{change.mean:+.4f} [{change.lo:+.4f}, {change.hi:+.4f}]",
         )
-    Console(soft_wrap=True, highlight=False, markup=False).print(shown)
+    printer().print(shown)

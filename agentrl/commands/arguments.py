@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -91,6 +92,11 @@ def file_to_write(path: str, new: bool = False) -> Path:
     require(not file.is_dir(), "out", path, "is a directory; name a file")
     require(not (new and file.exists()), "out", path, "exists already; name another file, or remove it")
     return file
+
+
+def say(text: str) -> None:
+    """What a command that takes seconds is doing, on stderr: stdout is for its result."""
+    print(f"agentrl: {text}", file=sys.stderr, flush=True)
 
 
 def run_at(place: str) -> RunDirectory:

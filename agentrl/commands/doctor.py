@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 
-from agentrl.commands.arguments import command_keys
+from agentrl.commands.arguments import command_keys, say
 from agentrl.config.compose import compose
+from agentrl.console import printer
 from agentrl.doctor import diagnose
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
@@ -24,7 +24,10 @@ def main(arguments: list[str]) -> int:
     """Print one line a check; exit code 1 where any failed."""
     as_json = "--json" in arguments
     _, overrides = command_keys([argument for argument in arguments if argument != "--json"], {})
-    findings = list(diagnose(compose(overrides)))
+    config = compose(overrides)
+    if not as_json:
+        say("checking; loading PyTorch, TRL and the tokenizer takes some seconds")
+    findings = list(diagnose(config))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -33,7 +36,7 @@ def main(arguments: list[str]) -> int:
             style = STYLES[finding.verdict]
             fix = f"\n[bold]-> {_plain(finding.fix)}[/bold]" if finding.fix else ""
             table.add_row(f"[{style}]{finding.verdict}[/{style}]", finding.check, _plain(finding.detail) + fix)
-        Console().print(table)
+        printer(markup=True).print(table)
     return int(any(finding.verdict == "fail" for finding in findings))
 
 

@@ -7,12 +7,12 @@ from dataclasses import MISSING, fields
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from rich.table import Table
 
-from agentrl.commands.arguments import key_lines, places_and_keys
+from agentrl.commands.arguments import key_lines, places_and_keys, say
 from agentrl.config.judges import Distillation
 from agentrl.config.load import suggest
+from agentrl.console import printer
 from agentrl.errors import UserError
 from agentrl.stats import Interval
 
@@ -89,6 +89,7 @@ def distill(arguments: list[str]) -> int:
     if places:
         raise UserError(f"'{places[0]}' is not key=value: agentrl judge distill cache=FILE out=DIR [key=value ...]")
     settings = _distillation(own)
+    say(f"loading {settings.base} and the verdicts of {settings.cache}")
     from agentrl.judges.distill import distill as fit
 
     for side, report in fit(settings).items():
@@ -130,4 +131,4 @@ def _table(title: str, measured: Mapping[str, Interval]) -> None:
     for name, label in MEASURES.items():
         interval = measured[name]
         table.add_row(label, *(f"{value:.3f}" for value in (interval.mean, interval.lo, interval.hi)))
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    printer().print(table)

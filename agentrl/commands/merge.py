@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from agentrl.commands.arguments import key_lines, places_and_keys, run_at
+from agentrl.commands.arguments import key_lines, places_and_keys, run_at, say
 from agentrl.errors import UserError
 
 KEYS = {"out": "Directory for the checkpoint, made anew; RUN/merged where it is left out."}
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
     if out.exists():
         raise UserError(f"{out} exists already; remove it, or choose another out=...")
 
+    say(f"loading {adapter} and its base")
     from transformers import AutoTokenizer  # seconds to import; a mistake above is answered at once
 
     from agentrl.models.loading import load_model

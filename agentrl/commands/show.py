@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at, whole
+from agentrl.console import WIDE, on_a_terminal
 from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
@@ -29,7 +30,9 @@ def main(arguments: list[str]) -> int:
         raise UserError("name one run directory: agentrl show RUN [key=value ...]")
     run = run_at(places[0])
     source, limit = own.get("source") or _source(run), whole(own, "limit", 6)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
+    if not on_a_terminal(console):
+        console = Console(highlight=False, markup=False, width=WIDE)
     if source == "eval":
         shown = _show_items(run, own, limit, console)
     elif source == "rollouts":
@@ -74,7 +77,9 @@ def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Con
     if not before and not after:
         raise UserError(f"{run.path} has evaluated nothing yet; source=rollouts shows what was sampled while training")
     kept = [item for item in after or before if own.get("task", "") in item["id"] and keep(item_facts(item))]
-    for renderable in compared_items(before if after else [], kept[:limit], console.width):
+    for renderable in compared_items(
+        before if after else [], kept[:limit], console.width if on_a_terminal(console) else 0
+    ):
         console.print(renderable)
     if len(kept) > limit:
         console.print(f"{limit} of {len(kept)} shown; limit={len(kept)} shows all.")

@@ -68,16 +68,28 @@ class Arm:
 
 
 def load_records(paths: Iterable[Path]) -> list[RunRecord]:
-    """The runs at or below `paths`, or of sweeps recorded there, each once. Raises UserError where there is none."""
+    """The runs at or below `paths`, or of sweeps recorded there, each once; dry runs left out.
+
+    Raises UserError where there is none.
+    """
     found: dict[Path, RunRecord] = {}
+    dry = 0
     paths = list(paths)
     for given in [run for path in paths for run in (_swept(path) or [path])]:
         if not given.exists():
             raise UserError(f"{given} does not exist; give run directories, or a directory that holds some")
         for path in map(Path.absolute, find_runs(given)):
-            if path not in found:
-                directory = RunDirectory(path)
-                found[path] = RunRecord(path, read_settings(path), directory.status(), directory.summary())
+            if path in found:
+                continue
+            directory = RunDirectory(path)
+            if directory.status()["status"] == "dry_run":  # nothing was run
+                dry += 1
+                continue
+            found[path] = RunRecord(path, read_settings(path), directory.status(), directory.summary())
+    if not found and dry:
+        raise UserError(
+            f"only dry runs in {', '.join(map(str, paths))}; the same command without dry_run=true runs them"
+        )
     if not found:
         raise UserError(f"no run in {', '.join(map(str, paths))}; a run directory holds status.json and config.yaml")
     return list(found.values())
@@ -224,6 +236,14 @@ def rank(value: Any) -> tuple[bool, float, str]:
     """Numbers in their order, before words in theirs."""
     number = isinstance(value, int | float)
     return not number, float(value) if number else 0.0, str(value)
+
+
+def group_rank(value: str) -> tuple[bool, float, str]:
+    """The same for what names a group of items: 10 hops come after 9."""
+    try:
+        return rank(float(value))
+    except ValueError:
+        return rank(value)
 
 
 def _parts(settings: list[dict[str, Any]], keys: list[str]) -> int:

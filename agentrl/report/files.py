@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas
 
 from agentrl.errors import UserError
-from agentrl.report.arms import RunRecord, arms_of, metrics_of, pooled
+from agentrl.report.arms import RunRecord, arms_of, group_rank, metrics_of, pooled
 from agentrl.report.markdown import markdown_table
 from agentrl.report.page import Table
 
@@ -61,7 +61,7 @@ def results_frame(records: list[RunRecord]) -> pandas.DataFrame:
         _, arms = arms_of([record for record in records if record.settings["bench.name"] == bench])
         parts = {part for arm in arms for run in arm.completed for name in run.by for part in _values(run, name)}
         for arm in arms:
-            for part in (None, *sorted(parts)):
+            for part in (None, *sorted(parts, key=lambda part: (part[0], group_rank(part[1])))):
                 for phase in PHASES:
                     for metric in metrics_of(arms):
                         cell = pooled(arm, phase, metric, part)

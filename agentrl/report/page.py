@@ -7,7 +7,7 @@ wrote is escaped.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -15,12 +15,23 @@ import agentrl
 from agentrl.config.load import load_config
 from agentrl.errors import UserError
 from agentrl.estimate import estimate
-from agentrl.report.arms import Arm, RunRecord, arms_of, compared, difference_pairs, metrics_of, pooled, rank
+from agentrl.report.arms import (
+    Arm,
+    RunRecord,
+    arms_of,
+    compared,
+    difference_pairs,
+    group_rank,
+    metrics_of,
+    pooled,
+    rank,
+)
 from agentrl.report.curves import COLOURS, MAX_ARMS, arm_curves
 from agentrl.report.markdown import cell
 from agentrl.report.rollouts import View, first_and_last, view
 from agentrl.report.table import missing_text
 
+SECTIONS = ("Results", "Differences", "Grid", "Compute", "Settings", "Runs")
 ROLLOUTS = 2  # of the first and of the last step, for each arm
 MAX_DIFFERENCES = 28  # pairs of eight arms; beyond that only the differences to the first arm are shown
 
@@ -33,7 +44,7 @@ class Table:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """Everything on the page."""
 
@@ -46,24 +57,33 @@ class Report:
 
 
 def build_report(records: list[RunRecord], title: str) -> Report:
-    """The report of some runs."""
+    """The report of some runs. Those on different benches stand apart: their numbers do not compare."""
+    report = Report(title, agentrl.__version__, {name: [] for name in SECTIONS})
+    by_bench: dict[str, list[RunRecord]] = {}
+    for record in records:
+        by_bench.setdefault(str(record.settings.get("bench.name")), []).append(record)
+    for bench, found in sorted(by_bench.items()):
+        _add(report, found, f"{bench}: " if len(by_bench) > 1 else "")
+    return report
+
+
+def _add(report: Report, records: list[RunRecord], prefix: str) -> None:
+    """Add what there is to say about the runs on one bench, titles with `prefix`."""
     keys, arms = arms_of(records)
     metrics = metrics_of(arms)
-    return Report(
-        title=title,
-        version=agentrl.__version__,
-        tables={
-            "Results": [_results(arms, metrics), *_splits(arms, metrics)],
-            "Differences": _differences(arms, metrics),
-            "Grid": _grids(keys, arms, metrics),
-            "Compute": [_ledger(arms)],
-            "Settings": [_settings(keys, arms)],
-            "Runs": [_runs(arms)],
-        },
-        curves=arm_curves(arms),
-        rollouts=[(arm.label, arm.runs[0].seed, _samples(arm.runs[0])) for arm in arms],
-        left_out=max(len(arms) - MAX_ARMS, 0),
-    )
+    tables = {
+        "Results": [_results(arms, metrics), *_splits(arms, metrics)],
+        "Differences": _differences(arms, metrics),
+        "Grid": _grids(keys, arms, metrics),
+        "Compute": [_ledger(arms)],
+        "Settings": [_settings(keys, arms)],
+        "Runs": [_runs(arms)],
+    }
+    for name, found in tables.items():
+        report.tables[name].extend(replace(table, title=f"{prefix}{table.title}".rstrip(": ")) for table in found)
+    report.curves.extend((f"{prefix}{title}", svg) for title, svg in arm_curves(arms))
+    report.rollouts.extend((f"{prefix}{arm.label}", arm.runs[0].seed, _samples(arm.runs[0])) for arm in arms)
+    report.left_out += max(len(arms) - MAX_ARMS, 0)
 
 
 def render(report: Report, kind: str) -> str:
@@ -93,39 +113,41 @@ def _runs(arms: list[Arm]) -> Table:
 
 
 def _results(arms: list[Arm], metrics: list[str]) -> Table:
-    rows = []
-    for arm in arms:
-        cells = [cell(pooled(arm, "after", metric)) for metric in metrics]
-        rows.append([arm.label, str(len(arm.completed)), *cells])
-    return Table("After training", ["arm", "seeds", *metrics], [*_before(arms, metrics), *rows], _interval_note(arms))
+    head, phases = _columns(arms, metrics)
+    rows = [
+        [arm.label, str(len(arm.completed)), *(cell(pooled(arm, phase, metric)) for metric, phase in phases)]
+        for arm in arms
+    ]
+    return Table(_title(phases), ["arm", "seeds", *head], rows, _interval_note(arms))
 
 
-def _before(arms: list[Arm], metrics: list[str]) -> list[list[str]]:
-    """One row where all arms started from the same evaluation, else one an arm."""
-    rows = {
-        tuple(cell(pooled(arm, "before", metric)) for metric in metrics): arm.label for arm in arms if arm.completed
-    }
-    rows = {cells: label for cells, label in rows.items() if set(cells) != {"–"}}
-    if len(rows) == 1:
-        return [["before training", "–", *next(iter(rows))]]
-    return [[f"{label}, before", "–", *cells] for cells, label in rows.items()]
+def _columns(arms: list[Arm], metrics: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Heads of columns, and the metric and phase of each: before beside after, where anything was evaluated before."""
+    twice = any(pooled(arm, "before", metric) for arm in arms for metric in metrics)
+    phases = [(metric, phase) for metric in metrics for phase in (("before", "after") if twice else ("after",))]
+    return [f"{metric} {phase}" if twice else metric for metric, phase in phases], phases
+
+
+def _title(phases: list[tuple[str, str]]) -> str:
+    return "Before and after training" if any(phase == "before" for _, phase in phases) else "After training"
 
 
 def _splits(arms: list[Arm], metrics: list[str]) -> list[Table]:
     """Results by the groups that a bench names (hops, conflicting or aligned...), one table each."""
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, set[str]] = {}
     for arm in arms:
         for run in arm.completed:
             for group, parts in run.by.items():
-                found.setdefault(group, {}).update(dict.fromkeys(parts))
+                found.setdefault(group, set()).update(parts)
+    head, phases = _columns(arms, metrics)
     tables = []
     for group, values in found.items():
         rows = [
-            [arm.label, value, *(cell(pooled(arm, "after", metric, (group, value))) for metric in metrics)]
+            [arm.label, value, *(cell(pooled(arm, phase, metric, (group, value))) for metric, phase in phases)]
             for arm in arms
-            for value in values
+            for value in sorted(values, key=group_rank)
         ]
-        tables.append(Table(f"After training, by {group}", ["arm", group, *metrics], rows))
+        tables.append(Table(f"{_title(phases)}, by {group}", ["arm", group, *head], rows))
     return tables
 
 

@@ -46,7 +46,7 @@ def result_table(arms: list[Arm], metrics: list[str]) -> Table:
     """Every metric after training, of every combination of values."""
     table = Table(caption="after training: mean [95% interval], seeds pooled", caption_justify="left")
     for name in ("runs", "seeds", *metrics):
-        table.add_column(name, justify="left" if name == "runs" else "right")
+        table.add_column(name, justify="left" if name == "runs" else "right", overflow="fold")
     for arm in arms:
         table.add_row(
             Text(arm.label),

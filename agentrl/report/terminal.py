@@ -76,7 +76,7 @@ def rollout_panel(view: View, prompt: bool) -> Panel:
     title = f"{view.task} after {view.step} updates: reward {view.reward:.3f}, {_numbers(view.metrics)}"
     ending = ["cut off by the token budget"] if view.truncated else []
     ending += [f"{view.errors} failed calls"] if view.errors else []
-    return Panel(Group(*parts), title=Text(title), subtitle=Text(", ".join(ending)), title_align="left")
+    return Panel(Group(*parts), title=Text(title), subtitle=Text(", ".join(ending)), title_align="left", expand=False)
 
 
 def item_panel(item: dict[str, Any], title: str) -> Panel:
@@ -96,7 +96,7 @@ def item_panel(item: dict[str, Any], title: str) -> Panel:
                 text.append(f"{function['name']}({function['arguments']})\n", style=COLOURS["tool_call"])
         else:
             text.append(f"{content}\n", style=COLOURS["observation"])
-    return Panel(text, title=Text(f"{title}: {_numbers(item['metrics'])}"), title_align="left")
+    return Panel(text, title=Text(f"{title}: {_numbers(item['metrics'])}"), title_align="left", expand=False)
 
 
 def compared_items(before: list[dict[str, Any]], after: list[dict[str, Any]], width: int) -> Iterator[RenderableType]:
