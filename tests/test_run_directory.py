@@ -124,7 +124,7 @@ def test_a_crash_while_creating_leaves_no_run(config: Config, monkeypatch: pytes
         raise RuntimeError("in the middle")
 
     with monkeypatch.context() as patch:
-        patch.setattr("agentrl.provenance.collect", fail)
+        patch.setattr(RunDirectory, "set_status", fail)
         with pytest.raises(RuntimeError):
             RunDirectory.create(config)
     assert list(run_path(config).parent.iterdir()) == []
