@@ -72,7 +72,7 @@ class RunDirectory:
         """This directory for another run, if it is a dry run's that nobody works on; else None."""
         if not self._is_dry():
             return None
-        with (self.path / ".lock").open("a") as lock:
+        with (self.path / ".lock").open("ab") as lock:
             if not _try_lock(lock.fileno()) or not self._is_dry():  # another has just taken it
                 return None
             self._begin(config, provenance.collect(config))
