@@ -33,6 +33,7 @@ from agentrl.trajectory import Component
 
 GOOD = '{"name": "capital", "arguments": {"country": "Norland"}}'
 CALL = [("capital", {"country": "Norland"})]
+REFERENCES = [{"name": "capital", "arguments": {"country": "Norland"}}]
 
 
 def block(body: str) -> str:
@@ -192,7 +193,7 @@ def compare(trainer: Any, bench: Any, task: Any, texts: list[str], rewards: bool
     assert ours.calls == theirs.calls
     assert bench.score(task, ours) == bench.score(task, theirs)
     for reward in ("matching", "ftrl", "toolrl", "answer") if rewards else ():
-        earned = [turn_rewards(each, [], task.answer, reward_of(reward), task.golds) for each in (ours, theirs)]
+        earned = [turn_rewards(each, REFERENCES, task.answer, reward_of(reward), task.golds) for each in (ours, theirs)]
         assert earned[0] == earned[1]
     if names:
         for record in (transcript(ours, texts, **names), names | {"messages": ours.messages}):

@@ -25,7 +25,7 @@ KEYWORDS = frozenset(
         *("$defs", "definitions"),
     ]
 )
-MAX_DEPTH = 12  # of a schema within schemas, recursive ones included
+MAX_DEPTH = 24  # of a schema within schemas, recursive ones included
 MAX_READ = 5000  # schemas of one document: references can branch without end
 
 
@@ -182,15 +182,12 @@ def by_name(properties: Any) -> dict[str, Any]:
 
 def required(needed: Any, properties: Mapping[str, Any]) -> list[str]:
     """Names of the required properties: as listed, all for `true`, and those that say so themselves."""
-    listed = (
-        [str(name) for name in needed]
-        if isinstance(needed, list)
-        else as_list(needed)
-        if isinstance(needed, str)
-        else []
-    )
     if needed is True:
         listed = list(properties)
+    elif isinstance(needed, list):
+        listed = [str(name) for name in needed]
+    else:
+        listed = [needed] if isinstance(needed, str) else []
     own = [
         name for name, schema in properties.items() if isinstance(schema, Mapping) and schema.get("required") is True
     ]
