@@ -116,7 +116,13 @@ TRACE = ExpertTrace("t", (TraceTurn((), (call("f", {"a": 1}), call("g", {})), ("
 def config(name: str = "matching", penalty: float = 0.0, variant: str = "f1", **switches: Any) -> Reward:
     toolrl = ToolRl(**({"correct_max1": False, "with_length": False, "schedule": "none"} | switches))
     return Reward(
-        name=name, matching="hungarian", unmatched_penalty=penalty, ot_reg=0.1, ftrl_variant=variant, toolrl=toolrl
+        name=name,
+        matching="hungarian",
+        answer_tag=False,
+        unmatched_penalty=penalty,
+        ot_reg=0.1,
+        ftrl_variant=variant,
+        toolrl=toolrl,
     )
 
 

@@ -157,8 +157,10 @@ def test_the_views_show_metrics_that_runs_write(capsys: pytest.CaptureFixture[st
         f"{name}{part}" for name in ("r_sys", "r_user", "violation_rate") for part in ("", "/conflict", "/aligned")
     }
     both = {"completion/max_tokens", "completion/truncated", "completion/mean_tokens", "grad_norm", "tokens_per_s"}
+    apart = {f"{name}/{context}" for name in ("kl", "clip_ratio", "entropy") for context in ("prompt", "trace")}
+    apart |= {"trace/cut", "trace/none"}
     known = {
-        "pact": {*PACT_METRICS, *both, "frac_reward_zero_std", "anneal/anchored", "tools/calls"},
+        "pact": {*PACT_METRICS, *both, "frac_reward_zero_std", "anneal/anchored", "tools/calls"} | apart,
         "hipo": hipo | both | {"missing/sys", "missing/user"},
     }
     for algo, headings in VIEWS.items():

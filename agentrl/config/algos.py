@@ -16,6 +16,9 @@ class Advantage:
     gamma: float = key("Discount of the turn-level return, in [0, 1]; not reported by PACT, MatchTIR's code uses 0.9.")
     scale: float = key("Factor on the sum A^g + A^l: 1 as the papers write it, 0.5 as MatchTIR's code does.")
     eps: float = key("Added to the standard deviation of a group before dividing by it.")
+    lone_raw: bool = key(
+        "For hard_credit: a turn that one rollout alone reached keeps its return, as in MatchTIR's code."
+    )
 
 
 @dataclass
@@ -38,6 +41,9 @@ class Pact:
     rl_coef: float = key("Weight of the clipped surrogate; 0 leaves the SFT term alone.")
     condition_on_trace: bool = key("True: gated-off prompts use L^h (ratios under [x; h*]); False: L^x (Table 2).")
     sft_coef: float = key("beta_SFT of eq. 12, the weight of the component-aware SFT term; 0 removes it.")
+    sft_norm: str = key(
+        "Z of eq. 10: 'weights' (their sum, as printed) or 'tokens' (their count: lambda_a then fades L_SFT)."
+    )
     q: float = key("Probability of prompt-only anchoring per prompt and step (eq. 13), in [0, 1].")
     clip_eps: float = key("PPO clip range eps of eq. 5; not reported by PACT, MatchTIR uses 0.2.")
     kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")

@@ -71,6 +71,9 @@ class Reward:
     matching: str = key(
         "Assignment of calls to reference calls: 'hungarian' (the paper) or 'greedy' (MatchTIR's code)."
     )
+    answer_tag: bool = key(
+        "An answer outside <answer> tags earns 0, as in MatchTIR's code; false takes the whole text."
+    )
     unmatched_penalty: float = key("lambda_pen >= 0: an unmatched call earns minus this; 0 in the paper.")
     ot_reg: float = key("Entropic regularisation of reward=ot, above 0; MatchTIR's code uses 0.1.")
     ftrl_variant: str = key(
@@ -113,6 +116,7 @@ class Trainer:
     max_grad_norm: float = key("Gradient clipping norm.")
     epochs: float = key("Passes over the training tasks when max_steps is -1.")
     max_steps: int = key("Optimizer updates in all; -1 lets `epochs` decide.")
+    tasks: str = key("Training tasks: 'all', or 'with_trace' (those with an expert trace, whatever the method reads).")
     prompts_per_batch: int = key("Prompts of one rollout batch.")
     minibatch_prompts: int = key("Prompts of one optimizer update; divides prompts_per_batch.")
     micro_batch: int = key("Sequences in a forward pass on a device, an update's at most; lower it if memory runs out.")

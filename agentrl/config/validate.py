@@ -38,6 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reward.ftrl_variant": ("f1", "pr", "rate", "precision"),
     "reward.toolrl.schedule": ("none", "smooth", "two_stage"),
     "anneal.kind": ("linear", "constant", "cosine", "steps"),
+    "trainer.tasks": ("all", "with_trace"),
     "trainer.lr_schedule": ("constant", "linear", "cosine"),
     "faults.nonfinite": ("stop", "skip"),
     "faults.no_signal": ("warn", "stop"),

@@ -20,6 +20,7 @@ ALGO_CHOICES: dict[str, tuple[str, ...]] = {
     "algo.endpoint.history": ("structured", "text"),
     "algo.advantage.kind": ("hard_credit", "trajectory"),
     "algo.kl_context": ("ratio", "prompt"),
+    "algo.sft_norm": ("weights", "tokens"),
     "algo.loss_aggregation": ("sequence", "token"),
     "algo.token_weight": ("uniform", "phi"),
     "algo.trace.rendering": ("message", "turns"),

@@ -18,6 +18,7 @@ from agentrl.trajectory import Component
 
 REASONING_SCHEDULES = ("segment", "token", "full_token", "fixed", "none")
 CALL_SCHEDULES = ("scale", "token", "fixed", "none")
+SFT_NORMS = ("weights", "tokens")
 
 
 def anchor_gates(q: float, seed: int, step: int, prompt_keys: Sequence[int]) -> Tensor:
@@ -92,17 +93,21 @@ def sft_token_weights(
     return active.float() + call_weight  # disjoint: a token has one component
 
 
-def sft_loss(logps: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """L_SFT per trace (eq. 10): -(1/Z) sum_n m_n log pi(h*_n | x, h*_<n), with Z = sum_n m_n.
+def sft_loss(logps: Tensor, weights: Tensor, norm: str = "weights") -> tuple[Tensor, Tensor]:
+    """L_SFT per trace (eq. 10): -(1/Z) sum_n m_n log pi(h*_n | x, h*_<n).
 
+    norm: weights  Z = sum_n m_n (eq. 10). Where all targets weigh the same, that weight cancels
+          tokens   Z = number of targets (m_n > 0), so that a falling weight makes the term smaller
     logps, weights: (S, L), weights >= 0 and 0 on padding. Returns (loss (S,), Z (S,)). A trace with Z = 0 is skipped:
     its loss and gradient are exactly 0. Log-probs of unweighted tokens are never read, so they may be -inf or NaN.
-    Raises ValueError on differing shapes.
+    Raises ValueError on differing shapes or an unknown norm.
     """
+    if norm not in SFT_NORMS:
+        raise ValueError(f"norm {norm!r} is none of {', '.join(SFT_NORMS)}")
     if logps.dim() != 2 or logps.shape != weights.shape:
         raise ValueError(f"logps {tuple(logps.shape)} and weights {tuple(weights.shape)} must both be (S, L)")
     weights = weights.to(logps.dtype)
-    z = weights.sum(1)
+    z = weights.sum(1) if norm == "weights" else (weights > 0).sum(1).to(weights)
     total = -(weights * logps.masked_fill(weights == 0, 0)).sum(1)
     return total / torch.where(z > 0, z, torch.ones_like(z)), z
 

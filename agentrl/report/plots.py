@@ -51,10 +51,12 @@ PANELS = (
     Panel("expert_weight", "Shaped weight of an expert token", "mean weight", ("expert/weight",)),
     Panel("expert_share", "The expert's part of the tokens trained on", "share of tokens", ("expert/share",)),
     Panel("expert_advantage", "Advantage of the expert", "mean advantage", ("expert/advantage",)),
-    Panel("kl", "KL to the reference policy", "nats per token", ("kl",)),
-    Panel("clip_ratio", "Ratio clip fraction", "share of tokens", ("clip_ratio",)),
+    Panel("kl", "KL to the reference policy", "nats per token", ("kl", "kl/prompt", "kl/trace")),
+    Panel(
+        "clip_ratio", "Ratio clip fraction", "share of tokens", ("clip_ratio", "clip_ratio/prompt", "clip_ratio/trace")
+    ),
     Panel("tools_error_rate", "Tool errors", "share of calls", ("tools/error_rate",)),
-    Panel("entropy", "Policy entropy", "nats per token", ("entropy",)),
+    Panel("entropy", "Policy entropy", "nats per token", ("entropy", "entropy/prompt", "entropy/trace")),
     Panel("completion_mean_tokens", "Completion length", "tokens", ("completion/mean_tokens",)),
     Panel("grad_norm", "Gradient norm", "before clipping", ("grad_norm",)),
     Panel("lr", "Learning rate", "learning rate", ("lr",), smooth=False),

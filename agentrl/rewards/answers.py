@@ -19,6 +19,11 @@ def extract_answer(text: str) -> str:
     return (found[-1] if found else text).strip()
 
 
+def has_tag(text: str) -> bool:
+    """Whether `extract_answer` finds an answer in tags."""
+    return _ANSWER.search(text.rpartition("</think>")[2]) is not None
+
+
 def token_f1(prediction: str, reference: str) -> float:
     """F1 of the two sets of words, lower-cased and split at white space and punctuation (so 1,861 is two words).
 

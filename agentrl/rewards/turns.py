@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrl.config import schema
-from agentrl.rewards.answers import extract_answer, token_f1
+from agentrl.rewards.answers import extract_answer, has_tag, token_f1
 from agentrl.rewards.ftrl import STRAY_TAGS, calls_reward, text_reward
 from agentrl.rewards.matching import call_rewards, transport_rewards
 from agentrl.rewards.toolrl import correctness, length_reward, limits
@@ -80,7 +80,8 @@ def credit_rewards(
         )
         rewards = [sum(next(earned) for _ in turn) / len(turn) if turn else 0.0 for turn in calls]
     if calls and not calls[-1] and not _made_calls(_assistant(trajectory)[-1]):  # text beside a call is no answer
-        rewards[-1] = token_f1(extract_answer(trajectory.final_text), answer)
+        text = trajectory.final_text
+        rewards[-1] = 0.0 if config.answer_tag and not has_tag(text) else token_f1(extract_answer(text), answer)
     return rewards
 
 

@@ -7,15 +7,17 @@ from typing import Any
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer_callback import TrainerCallback
 
-from agentrl.benches.base import Bench, Task
+from agentrl.benches.base import Bench, Task, reference_calls
 from agentrl.chat import ChatFormat
 from agentrl.config.algos import Chord, CustomAlgo, Dpo, FocalLora, Grpo, Hipo, Luffy, Pact, SplitSoftmax
 from agentrl.config.schema import Config
+from agentrl.config.schema import Trainer as Settings
 from agentrl.console import RunConsole
 from agentrl.custom import attribute_of
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
 from agentrl.models.adapters import lora_config
+from agentrl.rewards.turns import COMPARING
 from agentrl.rollout.engine import RolloutEngine
 from agentrl.rollout.split_softmax import SplitSoftmaxEngine
 from agentrl.run import RunDirectory
@@ -75,23 +77,42 @@ def fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> l
     return kept
 
 
-def usable(
-    tasks: list[Task], bench: Bench, trainer_class: type[AgentGRPOTrainer], prompts_per_batch: int
-) -> list[Task]:
-    """Tasks that a trainer of groups can learn from: those with an expert trace, where it needs one.
+def usable(tasks: list[Task], bench: Bench, trainer_class: type[AgentGRPOTrainer], settings: Settings) -> list[Task]:
+    """Tasks that a trainer of groups gets: all, or with trainer.tasks=with_trace those with an expert trace.
 
     Raises:
-        UserError: they do not fill a rollout batch.
+        UserError: none has a trace where one is needed, or they do not fill a rollout batch.
     """
-    if issubclass(trainer_class, TracedTrainer):
-        tasks = [task for task in tasks if bench.expert_trace(task) is not None]
-        if not tasks:
-            raise UserError(f"bench={bench.name}: no training task has an expert trace; use algo=grpo")
-    if len(tasks) < prompts_per_batch:
+    traced = issubclass(trainer_class, TracedTrainer)
+    if traced or settings.tasks == "with_trace":
+        with_trace = [task for task in tasks if bench.expert_trace(task) is not None]
+        if not with_trace:
+            way_out = "use algo=grpo" if traced else "set trainer.tasks=all"
+            raise UserError(f"bench={bench.name}: no training task has an expert trace; {way_out}")
+        if lacking := len(tasks) - len(with_trace):
+            left_out = settings.tasks == "with_trace"
+            what = (
+                "are left out" if left_out else "are trained on without one (trainer.tasks=with_trace leaves them out)"
+            )
+            print(f"{lacking} of {len(tasks)} training tasks have no expert trace and {what}")
+            tasks = with_trace if left_out else tasks
+    if len(tasks) < settings.prompts_per_batch:
         raise UserError(
-            f"trainer.prompts_per_batch={prompts_per_batch} but only {len(tasks)} training tasks are usable; lower it"
+            f"trainer.prompts_per_batch={settings.prompts_per_batch} but only {len(tasks)} training tasks are usable; "
+            "lower it"
         )
     return tasks
+
+
+def warn_without_references(config: Config, bench: Bench, tasks: list[Task], console: RunConsole) -> None:
+    """Say so where a reward compares calls with references, and none of the first tasks has any."""
+    first, reward = tasks[: config.trainer.prompts_per_batch], config.reward.name
+    graded = isinstance(config.algo, Hipo)
+    if not graded and reward in COMPARING and not any(reference_calls(bench, task) for task in first):
+        console.say(
+            f"warning: bench={bench.name} has no reference calls, so calls earn nothing under reward={reward}; set "
+            "reward=answer, or give the bench reference_calls (docs/rewards.md)"
+        )
 
 
 def build_trainer(
@@ -116,6 +137,8 @@ def build_trainer(
         extra: dict[str, Any] = {}
         if isinstance(config.algo, Hipo):
             extra = {"judge": judge, "quantization_config": reference_quantization(config.algo)}
+        chosen = usable(tasks, bench, trainer_class, config.trainer)
+        warn_without_references(config, bench, chosen, console)
         trainer = trainer_class(
             **extra,
             model=model,
@@ -123,7 +146,7 @@ def build_trainer(
             args=grpo_arguments(config, run.checkpoints_dir, config.algo),
             config=config,
             bench=bench,
-            tasks=usable(tasks, bench, trainer_class, config.trainer.prompts_per_batch),
+            tasks=chosen,
             peft_config=peft,
             rollout_log=RolloutLog(run, chat.tokenizer, config.trainer.log_rollouts),
             console=console,

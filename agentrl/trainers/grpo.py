@@ -218,6 +218,7 @@ class AgentGRPOTrainer(GRPOTrainer):
                 settings.gamma,
                 settings.eps,
                 settings.scale,
+                lone_raw=settings.lone_raw,
             ).view(rows, turns)
         returns = trajectory_advantage(rewards.sum(1).view(-1, group), settings.eps)
         return returns.reshape(rows, 1).expand(rows, turns)

@@ -7,7 +7,7 @@ Both surrogates are one call of TRL's loss, since a row's context is all that di
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,19 @@ from trl.trainer.utils import pad
 
 from agentrl.benches.base import Task
 from agentrl.chat import TokenizedTrace, context_ids, tokenize_trace
-from agentrl.objectives.pact import anchor_gates, sft_token_weights
+from agentrl.objectives.pact import anchor_gates, sft_loss, sft_token_weights
 from agentrl.schedules import anneal_value, progress, reasoning_level
 from agentrl.trainers.reference import start_of_adapters
 from agentrl.trainers.traced import TracedTrainer
+
+
+@dataclass(frozen=True)
+class Privileged:
+    """What a prompt is trained with besides its rollouts."""
+
+    context: list[int]  # ids of c^h = [x; h*], or of plain x
+    trace: TokenizedTrace | None  # h* as far as it is shown, None where there is none or no turn of it fits
+    shown: str  # of the trace: whole, cut (later turns are dropped), none
 
 
 class PactTrainer(TracedTrainer):
@@ -27,17 +36,26 @@ class PactTrainer(TracedTrainer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._privileged: dict[str, tuple[list[int], TokenizedTrace | None]] = {}
+        self._privileged: dict[str, Privileged] = {}
+        self._scored: tuple[Tensor, Tensor] | None = None  # log-probs and entropies of the loss's last forward pass
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        anchored = [self._anchored(row) for row in range(len(inputs))]
-        condition = self.config.algo.condition_on_trace
-        self._add_contexts(batch, [row for row, held in enumerate(anchored) if condition and not held])
-        self._metrics["train" if self.model.training else "eval"]["anneal/anchored"].append(
-            self._global_mean([float(held) for held in anchored])
-        )
+        rows = range(len(inputs))
+        conditioned = [self._conditioned(row) for row in rows]
+        self._add_contexts(batch, [row for row in rows if conditioned[row]])
+        batch["conditioned"] = torch.tensor(conditioned, device=batch["advantages"].device)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["anneal/anchored"].append(self._global_mean([float(self._anchored(row)) for row in rows]))
+        shown = [self._trace(task).shown for task in self._batch]
+        for kind in ("cut", "none"):
+            metrics[f"trace/{kind}"].append(self._global_mean([float(one == kind) for one in shown]))
         return batch
+
+    def _conditioned(self, row: int) -> bool:
+        """Whether a row's surrogate is L^h: its prompt is not anchored and has a trace of which something is shown."""
+        asked = self.config.algo.condition_on_trace and not self._anchored(row)
+        return asked and self._trace(self._batch[row]).trace is not None
 
     def _anchored(self, row: int) -> bool:
         """z of eq. 13 for the prompt of a row of the rollout batch, the same for all rollouts of its group."""
@@ -47,7 +65,7 @@ class PactTrainer(TracedTrainer):
     def trace_beside(self, row: int) -> TokenizedTrace | None:
         """h* without its answer, as the schedules show it; None for an anchored prompt."""
         hidden = self._anchored(row) or self.config.algo.sft_coef == 0
-        return None if hidden else self._trace(self._batch[row])[1]
+        return None if hidden else self._trace(self._batch[row]).trace
 
     def teaches(self, row: int, advantages: Tensor) -> bool:
         if self.config.algo.rl_coef == 0:
@@ -57,10 +75,9 @@ class PactTrainer(TracedTrainer):
     def _rollout_notes(self) -> list[dict[str, Any]]:
         """Which surrogate a rollout goes into, and the tokens of h* beside it with their weights in L_SFT."""
         notes: list[dict[str, Any]] = []
-        algo = self.config.algo
-        for row in range(len(self._batch)):
-            conditioned = algo.condition_on_trace and not self._anchored(row)
-            note: dict[str, Any] = {"surrogate": "L^h" if conditioned else "L^x"}
+        for row, task in enumerate(self._batch):
+            surrogate = "L^h" if self._conditioned(row) else "L^x"
+            note: dict[str, Any] = {"surrogate": surrogate, "trace": self._trace(task).shown}
             trace = self.trace_beside(row)
             if trace is not None:
                 weights = [round(weight, 4) for weight in self.trace_weights(trace).tolist()]
@@ -85,7 +102,7 @@ class PactTrainer(TracedTrainer):
         # A row's own prompt without its padding, or [x; h*] in its place.
         rows = [ids[mask.bool()].cpu() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
         for row in conditioned:
-            rows[row] = torch.tensor(self._trace(self._batch[row])[0])
+            rows[row] = torch.tensor(self._trace(self._batch[row]).context)
         batch["context_ids"] = pad(rows, self._tokenizer.pad_token_id, padding_side="left").to(device)
         batch["context_mask"] = pad([torch.ones_like(row) for row in rows], 0, padding_side="left").to(device)
         with torch.no_grad():
@@ -129,9 +146,11 @@ class PactTrainer(TracedTrainer):
         return loss
 
     def _surrogate(self, model: Any, inputs: dict[str, Any], in_context: dict[str, Any]) -> Tensor:
-        """L^h for conditioned rows and L^x for anchored ones, KL and entropy terms included."""
+        """L^h for conditioned rows and L^x for the others, KL and entropy terms included."""
         if self.beta == 0 or self.config.algo.kl_context == "ratio":
-            return super()._compute_loss(model, in_context)
+            loss = super()._compute_loss(model, in_context)
+            self._log_contexts(in_context)
+            return loss
         # TRL's loss with zero advantages is its KL term: once under x for that, once under c^h without.
         metrics = self._metrics["train" if self.model.training else "eval"]
         logged = {name: len(values) for name, values in metrics.items()}
@@ -144,10 +163,47 @@ class PactTrainer(TracedTrainer):
             for name, values in metrics.items():  # of this call only the KL means anything
                 if name != "kl":
                     del values[logged.get(name, 0) :]
+            metrics["kl/prompt"].append(metrics["kl"][-1])
             self.beta, self._entropy_bonus_enabled = 0.0, entropy
-            return super()._compute_loss(model, in_context) + divergence
+            loss = super()._compute_loss(model, in_context) + divergence
+            self._log_contexts(in_context)
+            return loss
         finally:
             self.beta, self._entropy_bonus_enabled = beta, entropy
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's log-probs and entropies, kept for the log where they are those of the loss."""
+        scored = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if scored[1] is not None:
+            self._scored = scored[0].detach(), scored[1].detach()
+        return scored
+
+    def _log_contexts(self, inputs: dict[str, Any]) -> None:
+        """Entropy, share of clipped tokens and KL of TRL's log, for rows under x and under c^h apart."""
+        assert self._scored is not None
+        (logps, entropies), self._scored = self._scored, None
+        advantages, old, beside = inputs["advantages"], inputs.get("old_per_token_logps"), inputs["conditioned"]
+        ratio = torch.ones_like(logps) if old is None else torch.exp(logps - old)
+        low, high = (
+            (ratio < 1 - self.epsilon_low) & (advantages < 0),
+            (ratio > 1 + self.epsilon_high) & (advantages > 0),
+        )
+        values = {"entropy": entropies, "clip_ratio": (low | high).float()}
+        if self.beta > 0:
+            delta = inputs["ref_per_token_logps"] - logps
+            corrected = ratio if self.config.algo.kl_ratio_correction else 1.0
+            values["kl"] = (torch.exp(delta) - delta - 1) * corrected
+        mask = inputs["completion_mask"] * inputs["tool_mask"]
+        sums: dict[str, list[Tensor]] = {}
+        for context, rows in (("prompt", ~beside), ("trace", beside)):
+            chosen = mask * rows[:, None]
+            for name, value in values.items():
+                sums[f"{name}/{context}"] = [value.masked_fill(chosen == 0, 0).sum(), chosen.sum().to(value)]
+        totals = self.accelerator.reduce(torch.stack([torch.stack(one) for one in sums.values()]), reduction="sum")
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, (total, count) in zip(sums, totals.tolist(), strict=True):
+            if count:
+                metrics[name].append(total / count)
 
     def trace_weights(self, trace: TokenizedTrace) -> Tensor:
         """m_n(s) of eq. 9 at the current update."""
@@ -168,18 +224,34 @@ class PactTrainer(TracedTrainer):
             call_start=anneal.start,
         )
 
-    def _trace(self, task: Task) -> tuple[list[int], TokenizedTrace | None]:
-        """Ids of c^h = [x; h*] and h* as SFT targets, cut alike; plain x and None where the bench has no trace."""
+    def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
+        return sft_loss(logps, weights, self.config.algo.sft_norm)[0]
+
+    def _trace(self, task: Task) -> Privileged:
+        """Context and SFT targets of a task, cut alike."""
         if task.id not in self._privileged:
             trace, settings = self.bench.expert_trace(task), self.config.algo.trace
             if trace is None:
-                self._privileged[task.id] = self.chat.prompt_ids(task.prompt, task.tools), None
-            else:
-                shown = trace.without(tuple(settings.drop))
-                context, kept = context_ids(self.chat, task, shown, settings.rendering, settings.max_tokens)
-                shown = replace(shown, turns=shown.turns[:kept])
-                self._privileged[task.id] = context, tokenize_trace(self.chat, task, shown) if kept else None
+                self._privileged[task.id] = Privileged(self.chat.prompt_ids(task.prompt, task.tools), None, "none")
+                return self._privileged[task.id]
+            shown = trace.without(tuple(settings.drop))
+            context, kept = context_ids(self.chat, task, shown, settings.rendering, settings.max_tokens)
+            if not kept:
+                self._warn_of_length(task)
+            cut = replace(shown, turns=shown.turns[:kept])
+            tokens = tokenize_trace(self.chat, task, cut) if kept else None
+            state = "none" if not kept else "whole" if kept == len(shown.turns) else "cut"
+            self._privileged[task.id] = Privileged(context, tokens, state)
         return self._privileged[task.id]
+
+    def _warn_of_length(self, task: Task) -> None:
+        """Say once that a trace is too long to be shown at all."""
+        known = any(one.shown == "none" for one in self._privileged.values())
+        if self._console is not None and not known:
+            self._console.say(
+                f"warning: no turn of the trace of {task.id} fits algo.trace.max_tokens="
+                f"{self.config.algo.trace.max_tokens}, so L^x is taken for it; trace/none in metrics.jsonl counts these"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add where the schedules stand to TRL's log line."""
