@@ -66,8 +66,12 @@ def test_pacts_sft_term_has_the_norm_of_its_key(norm: str, tmp_path: Path) -> No
 def test_an_answer_without_a_tag_earns_0_where_the_key_says_so() -> None:
     strict = config()
     strict.answer_tag = True
-    for text, loose, tagged in (("Paris", 1.0, 0.0), ("<answer>Paris</answer>", 1.0, 1.0), ("<answer>Paris", 1.0, 0.0)):
-        assert turn_rewards(episode(text), TRACE.calls, "Paris", config()) == [loose]
+    for text, loose, tagged in (
+        ("Paris", 1.0, 0.0),
+        ("<answer>Paris</answer>", 1.0, 1.0),
+        ("<answer>Paris", 2 / 3, 0.0),
+    ):
+        assert turn_rewards(episode(text), TRACE.calls, "Paris", config()) == pytest.approx([loose])
         assert turn_rewards(episode(text), TRACE.calls, "Paris", strict) == [tagged]
     thought = episode("<think><answer>Paris</answer></think>Paris")
     assert turn_rewards(thought, TRACE.calls, "Paris", strict) == [0.0]
