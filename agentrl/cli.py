@@ -190,7 +190,7 @@ def _watched(sweep: sweeps.Sweep) -> Iterator[None]:
     """Show the jobs while they run, wherever; then say what came out, also of a sweep that was stopped."""
     console = printer()
     try:
-        with SweepView(sweep, console):
+        with SweepView(sweep, console), sweeps.stopping_jobs(sweep):
             yield
     finally:
         jobs = sweep.close()
@@ -215,6 +215,7 @@ def _job(values: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         sweep = sweeps.Sweep(Path(hydra_config.sweep.dir))
+        sweeps.begin_in_process(sweep)
         job = sweep.start(hydra_config.overrides.task, hydra_config.job.num)
         value = _swept(values, sweep, job)
         if job.code == INTERRUPTED:

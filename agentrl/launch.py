@@ -26,6 +26,7 @@ COMPLETED, USER_ERROR, INTERRUPTED = 0, 2, 130  # exit codes of the worker; anyt
 ENDS = {"completed": COMPLETED, "interrupted": INTERRUPTED}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PR_SET_PDEATHSIG = 1
+SWEPT_BY = "AGENTRL_SWEPT_BY"  # set by a sweep's command for the processes that do its jobs: its own number
 
 
 def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpus: list[str] | None = None) -> int:
@@ -97,7 +98,8 @@ def worker_command(run: RunDirectory, config: Config) -> list[str]:
 def worker_environment(run: RunDirectory, config: Config, gpus: list[str] | None = None) -> dict[str, str]:
     """Ours, with threads limited and with the libraries' telemetry and nagging off."""
     environment = dict(os.environ)
-    environment.pop("HYDRA_FULL_ERROR", None)  # the command line's own
+    for name in ("HYDRA_FULL_ERROR", SWEPT_BY):  # the command line's own
+        environment.pop(name, None)
     environment |= {
         LOCK_HELD: str(run.path),
         "PYTHONSAFEPATH": "1",  # a folder of the current directory must not pass for a library: vllm, wandb, datasets
@@ -118,7 +120,12 @@ def worker_environment(run: RunDirectory, config: Config, gpus: list[str] | None
 
 
 def stop_signals() -> list[signal.Signals]:
-    """What asks to save and stop: Ctrl-C, a termination, a terminal that hangs up (unless nohup made that nothing)."""
+    """What asks to save and stop: Ctrl-C, a termination, a terminal that hangs up (unless nohup made that nothing).
+
+    In the process of a parallel launcher a termination alone: the sweep's command passes the others on as that.
+    """
+    if os.environ.get(SWEPT_BY, str(os.getpid())) != str(os.getpid()):
+        return [signal.SIGTERM]
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM] if nohup else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 

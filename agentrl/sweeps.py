@@ -11,11 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -25,8 +28,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, flag_override
 
 from agentrl.durable import write_json
+from agentrl.launch import SWEPT_BY, stop_signals
 from agentrl.run import RunDirectory, is_gone
 
+STOPPING = "stopping"  # a file in the sweep's folder while it is being stopped
 PLACELESS = ("runs_dir", "dry_run")  # values that make no other sweep
 
 
@@ -136,6 +141,56 @@ class Sweep:
         """Write the job's file."""
         path = self.folder / "jobs" / f"{digest(job.overrides)}.json"
         write_json(path, asdict(job))
+
+
+@contextmanager
+def stopping_jobs(sweep: Sweep) -> Iterator[None]:
+    """What stops the command stops the jobs that other processes of this machine do, too, and waits until they have.
+
+    Left to itself a parallel launcher kills its processes, and with them what saves a checkpoint there. A second signal
+    lets it do so.
+    """
+    marker, asked = sweep.folder / STOPPING, False
+    marker.unlink(missing_ok=True)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        again, asked = asked, True
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()  # no further job begins
+        told: set[int] = set()
+        while not again and (pids := {job.pid for job in sweep.jobs() if _is_elsewhere(job, sweep.began)}):
+            for pid in pids - told:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            told |= pids
+            time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, stop) for number in stop_signals()}
+    os.environ[SWEPT_BY] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[SWEPT_BY]
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        marker.unlink(missing_ok=True)
+
+
+def begin_in_process(sweep: Sweep) -> None:
+    """For a job, wherever it is done. Raises KeyboardInterrupt where its sweep is being stopped."""
+    if os.environ.get(SWEPT_BY, str(os.getpid())) != str(os.getpid()):
+        for number in (signal.SIGINT, signal.SIGHUP):  # they reach all processes of a terminal; the command tells us
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if (sweep.folder / STOPPING).exists():
+        raise KeyboardInterrupt
+
+
+def _is_elsewhere(job: Job, since: float) -> bool:
+    here = job.host == socket.gethostname() and job.pid != os.getpid()
+    return job.state == "running" and job.began >= since and here
 
 
 def _truth(job: Job) -> Job:

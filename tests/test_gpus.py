@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_launch import DRIVER, PRELUDE
+from test_launch import DRIVER, PRELUDE, parallel
 
 from agentrl import gpus
 from agentrl.gpus import own_gpus, visible_gpus
@@ -82,8 +81,7 @@ def test_what_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.slow
 def test_parallel_jobs_of_a_sweep_see_different_gpus(tmp_path: Path) -> None:
     """joblib's two processes, each with a stand-in for the worker that ends when both have begun."""
-    if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-        pytest.skip("hydra_joblib_launcher is not installed: pip install '.[sweepers]'")
+    overrides, environment = parallel(tmp_path)
     meets = PRELUDE + (
         "from pathlib import Path\n"
         "seen = Path(os.environ['SEEN']) / os.environ['CUDA_VISIBLE_DEVICES']\n"
@@ -92,23 +90,10 @@ def test_parallel_jobs_of_a_sweep_see_different_gpus(tmp_path: Path) -> None:
         "run.set_status('completed')"
     )
     (tmp_path / "seen").mkdir()
-    # joblib's processes import what the command line imports, so the stand-in is put where they find it.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'WORKER' in os.environ:\n"
-        "    import agentrl.launch\n"
-        "    command = [sys.executable, '-c', os.environ['WORKER']]\n"
-        "    agentrl.launch.worker_command = lambda run, config: [*command, str(run.path)]\n"
-        "    import agentrl.reach\n"
-        "    agentrl.reach._check_gpus = lambda config: None\n"
-    )
-    environment = os.environ | {
-        "WORKER": meets, "SEEN": str(tmp_path / "seen"), "CUDA_VISIBLE_DEVICES": "4,6", "PYTHONPATH": str(tmp_path),
-        "TMPDIR": str(tmp_path),
-    }  # fmt: skip
-    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    variables = {"WORKER": meets, "SEEN": str(tmp_path / "seen"), "CUDA_VISIBLE_DEVICES": "4,6", **environment}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, "-m", "seed=0,1", "hardware=gpu", *parallel],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", DRIVER, "-m", "seed=0,1", "hardware=gpu", *overrides],
+        cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(os.listdir(tmp_path / "seen")) == ["4", "6"]

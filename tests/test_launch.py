@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,42 @@ agentrl.cli._job = pause
     process.send_signal(number)
     code, _, err = finish(process)
     assert (code, "Traceback" in err) == (130, False)
+
+
+def parallel(where: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Overrides and environment for two jobs at a time, with the stand-in for the worker in joblib's processes, too."""
+    if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        pytest.skip("hydra_joblib_launcher is not installed: pip install '.[sweepers]'")
+    (where / "sitecustomize.py").write_text(
+        "import os, sys\nif 'WORKER' in os.environ:\n"
+        "    import agentrl.launch, agentrl.start\n"
+        "    agentrl.start.check_reach = lambda *_: None\n"  # hardware=gpu, where there is none
+        "    command = [sys.executable, '-c', os.environ['WORKER']]\n"
+        "    agentrl.launch.worker_command = lambda run, config: [*command, str(run.path)]\n"
+    )
+    return ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), {"PYTHONPATH": str(where), "TMPDIR": str(where)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_jobs_side_by_side_save_before_their_sweep_ends(tmp_path: Path, number: signal.Signals) -> None:
+    overrides, environment = parallel(tmp_path)
+    process = start(tmp_path, WAITS, "-m", "seed=0,1,2", *overrides, SAVING="1", **environment)
+    deadline, running = time.time() + 60, 0
+    while running < 2:
+        assert time.time() < deadline
+        found = [json.loads(path.read_text())["status"] for path in tmp_path.glob("runs/*/*/status.json")]
+        running = found.count("running")
+        time.sleep(0.02)
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert (code, "Traceback" in err) == (130, False)
+    ends = [json.loads(path.read_text())["status"] for path in tmp_path.glob("runs/*/*/status.json")]
+    assert ends == ["interrupted", "interrupted"]
+    (record,) = tmp_path.glob("runs/sweeps/*/sweep.json")
+    states = sorted(job["state"] for job in json.loads(record.read_text())["jobs"])
+    assert states == ["interrupted", "interrupted", "pending"]
+    assert not (record.parent / "stopping").exists()
 
 
 def test_nohup_is_respected(tmp_path: Path) -> None:
