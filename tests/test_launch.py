@@ -240,7 +240,7 @@ def parallel(where: Path) -> tuple[tuple[str, ...], dict[str, str]]:
     (where / "sitecustomize.py").write_text(
         "import os, sys\nif 'WORKER' in os.environ:\n"
         "    import agentrl.launch, agentrl.start\n"
-        "    agentrl.start.check_reach = lambda *_: None\n"  # hardware=gpu, where there is none
+        "    agentrl.start.check_reach = lambda config: []\n"  # hardware=gpu, where there is none
         "    command = [sys.executable, '-c', os.environ['WORKER']]\n"
         "    agentrl.launch.worker_command = lambda run, config: [*command, str(run.path)]\n"
     )
