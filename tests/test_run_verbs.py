@@ -14,6 +14,7 @@ import pytest
 from test_report import fake_run
 
 from agentrl.commands import compare, ls, report, resume
+from agentrl.commands import eval as eval_command
 from agentrl.errors import UserError
 from agentrl.run import RunDirectory
 
@@ -187,3 +188,19 @@ def test_resume_finds_the_run_where_it_lies(
 def test_resume_shows_a_completed_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert resume.main([str(next(runs.glob("minihop-tiny-grpo/s0-*")))]) == 0
     assert "This run is complete" in capsys.readouterr().out
+
+
+def test_the_tables_of_eval_as_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_run(tmp_path, 0.4, "algo=eval", "bench=minihop")
+    monkeypatch.setattr("agentrl.commands.eval.start", lambda config: 0)
+    words = ["model=tiny", "bench=minihop", f"runs_dir={tmp_path}"]
+    for kind in ("md", "tex", "csv"):
+        assert eval_command.main([*words, f"out={tmp_path / f'table.{kind}'}"]) == 0
+    shown = capsys.readouterr().out
+    assert "| solve_rate | 0.400 [0.300, 0.500] |" in shown
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").strip() in shown
+    assert r"solve\_rate & 0.400 [0.300, 0.500]" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+    rows = list(csv.DictReader((tmp_path / "table.csv").open(encoding="utf-8")))
+    assert [float(row["mean"]) for row in rows if (row["phase"], row["group"]) == ("after", "")] == [0.4]

@@ -5,10 +5,6 @@ Every pair of model and bench is a run directory of its own (algo=eval): the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 
 from agentrl.commands.arguments import command_keys, file_to_write, key_lines
@@ -23,9 +19,6 @@ from agentrl.launch import INTERRUPTED, USER_ERROR
 from agentrl.redact import masked
 from agentrl.start import check, start
 
-if TYPE_CHECKING:
-    from agentrl.report.arms import Arm
-
 KEYS = {
     "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",
     "bench": "Benches, separated by commas; default: minihop.",
@@ -34,7 +27,7 @@ KEYS = {
     "temperature": "0 decodes greedily, above 0 samples (eval.temperature); default: the bench's.",
     "top_p": "Nucleus sampling mass where temperature is above 0 (eval.top_p); default: the bench's.",
     "endpoint": "Address of an OpenAI-compatible server that plays model=<name there>.",
-    "out": "File for the table as Markdown.",
+    "out": "File for the tables: Markdown, or LaTeX where it ends in .tex, or the numbers where it ends in .csv.",
 }
 HELP = f"""agentrl eval model=NAME[,NAME] bench=NAME[,NAME] [key=value ...]
 
@@ -72,9 +65,17 @@ def main(arguments: list[str]) -> int:
         worst = max(worst, code)
         if code == INTERRUPTED:
             return code
-    text = "\n\n".join(_tables(jobs, suite, models))
+    from agentrl.report.evaluations import evaluation_tables, plain_text  # draws, and so imports what takes seconds
+
+    tables = list(evaluation_tables(jobs, suite, models))
+    text = "\n\n".join(map(plain_text, tables))
     print(f"\n{text}")
-    if out is not None:
+    if out is not None and out.suffix in (".tex", ".csv"):
+        from agentrl.report.arms import load_records
+        from agentrl.report.files import write_tables
+
+        write_tables(out, tables, load_records(path for path in map(run_path, jobs) if path.exists()))
+    elif out is not None:
         out.write_text(text + "\n", encoding="utf-8")
     return worst
 
@@ -139,56 +140,3 @@ def job(model: str, bench: str, own: dict[str, str], overrides: list[str], bench
         return compose(["algo=eval", *chosen])
     except UserError as error:
         raise UserError(as_typed(str(error), _names(own, overrides, bench))) from error
-
-
-def _sampled(arms: list[Arm]) -> str:
-    """A line below a table whose models were not sampled alike; else nothing."""
-    keys = ("eval.temperature", "eval.top_p", "rollout.max_turns", "rollout.max_completion_tokens")
-    values = [[arm.runs[0].settings.get(key) for arm in arms] for key in keys]
-    unlike = [
-        f"{key} {', '.join(map(str, found))}" for key, found in zip(keys, values, strict=True) if len(set(found)) > 1
-    ]
-    return f"\nnot sampled alike, in the order of the columns: {'; '.join(unlike)}" if unlike else ""
-
-
-def _tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[str]:
-    """Markdown: one table a bench with a row a model, differences between models, the paper's table."""
-    from agentrl.report.arms import arms_of, compared, difference_pairs, load_records, metrics_of, missing, pooled
-    from agentrl.report.markdown import cell, markdown_table
-
-    done: dict[str, list[Path]] = {}
-    for config in jobs:
-        path = run_path(config)
-        if (path / "summary.json").is_file():
-            done.setdefault(config.bench.name, []).append(path)
-    for bench, paths in done.items():
-        _, arms = arms_of(load_records(paths))
-        given = [path.absolute() for path in paths]
-        arms.sort(key=lambda arm: given.index(arm.runs[0].path))  # as model= names them
-        metrics = metrics_of(arms)
-        for arm in arms:
-            arm.label = str(arm.runs[0].settings["model.name"])
-        labels = [arm.label for arm in arms]
-        pairs = difference_pairs(arms)
-        rows = [
-            [
-                metric,
-                *(cell(pooled(arm, "after", metric)) for arm in arms),
-                *(cell(compared(base, trained, metric), signed=True) for base, trained in pairs),
-            ]
-            for metric in metrics
-        ]
-        items = max(arm.runs[0].evaluation["after"][metrics[0]]["n"] for arm in arms)
-        lacking = [f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := missing(arm))]
-        note = ", ".join([*lacking, "mean [95% interval, clustered; differences paired by item]"])
-        table = markdown_table(
-            ["metric", *labels, *(f"{trained.label} - {base.label}" for base, trained in pairs)], rows
-        )
-        yield f"{bench}: {items} items, {note}\n" + table + _sampled(arms)
-    if suite is not None:
-        from agentrl.report.published import paper_table
-
-        for position, model in enumerate(models):
-            own = jobs[position * (len(jobs) // len(models)) :][: len(jobs) // len(models)]
-            finished = {config.bench.name: run_path(config) for config in own}
-            yield paper_table(suite, model, {b: path for b, path in finished.items() if path in done.get(b, [])})

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from agentrl.report.markdown import markdown_table
+from agentrl.report.page import Table
 
 SUITES = {"pact": ("ftrl", "bfcl", "toolhop"), "hipo": ("systemcheck",)}
 COLUMNS = {
@@ -21,7 +22,13 @@ VERDICTS = ("valid", "correct", "solved")  # what BFCL's categories call their s
 
 
 def paper_table(suite: str, model: str, runs: dict[str, Path]) -> str:
-    """Markdown: the rows published for `model` (or for the smallest model published) and ours from `runs` by bench."""
+    """`published_table` as Markdown, its title above."""
+    table = published_table(suite, model, runs)
+    return f"{table.title}\n" + markdown_table(table.head, table.rows)
+
+
+def published_table(suite: str, model: str, runs: dict[str, Path]) -> Table:
+    """The rows published for `model` (or for the smallest model published) and ours from `runs` by bench."""
     published = yaml.safe_load(files("agentrl.report").joinpath("published.yaml").read_text(encoding="utf-8"))[suite]
     reference = model if model in published else next(iter(published))
     form = "{:.2f}" if suite == "pact" else "{:.4f}"
@@ -30,7 +37,7 @@ def paper_table(suite: str, model: str, runs: dict[str, Path]) -> str:
     ours = _pact_row(summaries) if suite == "pact" else _hipo_row(summaries)
     rows.append([f"ours: {model}", *("–" if value is None else form.format(value) for value in ours)])
     note = f"{SOURCES[suite]}; published rows are for {reference}, the last row was measured here"
-    return f"{note}\n" + markdown_table(["method", *COLUMNS[suite]], rows)
+    return Table(note, ["method", *COLUMNS[suite]], rows)
 
 
 def _pact_row(summaries: dict[str, Any]) -> list[float | None]:

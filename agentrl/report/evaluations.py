@@ -1,0 +1,65 @@
+"""The tables of `agentrl eval`: models side by side on each bench, and the paper's table with a row of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from agentrl.config.schema import Config
+from agentrl.identity import run_path
+from agentrl.report.arms import Arm, arms_of, compared, difference_pairs, load_records, metrics_of, missing, pooled
+from agentrl.report.markdown import cell, markdown_table
+from agentrl.report.page import Table
+from agentrl.report.published import published_table
+
+
+def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[Table]:
+    """One table a bench with a column a model and differences between models, and the paper's table."""
+    done: dict[str, list[Path]] = {}
+    for config in jobs:
+        path = run_path(config)
+        if (path / "summary.json").is_file():
+            done.setdefault(config.bench.name, []).append(path)
+    for bench, paths in done.items():
+        _, arms = arms_of(load_records(paths))
+        given = [path.absolute() for path in paths]
+        arms.sort(key=lambda arm: given.index(arm.runs[0].path))  # as model= names them
+        metrics = metrics_of(arms)
+        for arm in arms:
+            arm.label = str(arm.runs[0].settings["model.name"])
+        labels = [arm.label for arm in arms]
+        pairs = difference_pairs(arms)
+        rows = [
+            [
+                metric,
+                *(cell(pooled(arm, "after", metric)) for arm in arms),
+                *(cell(compared(base, trained, metric), signed=True) for base, trained in pairs),
+            ]
+            for metric in metrics
+        ]
+        items = max(arm.runs[0].evaluation["after"][metrics[0]]["n"] for arm in arms)
+        lacking = [f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := missing(arm))]
+        note = ", ".join([*lacking, "mean [95% interval, clustered; differences paired by item]"])
+        head = ["metric", *labels, *(f"{trained.label} - {base.label}" for base, trained in pairs)]
+        yield Table(f"{bench}: {items} items, {note}", head, rows, _sampled(arms))
+    if suite is not None:
+        for position, model in enumerate(models):
+            own = jobs[position * (len(jobs) // len(models)) :][: len(jobs) // len(models)]
+            finished = {config.bench.name: run_path(config) for config in own}
+            yield published_table(suite, model, {b: path for b, path in finished.items() if path in done.get(b, [])})
+
+
+def plain_text(table: Table) -> str:
+    """A table for the terminal: its title above, its note below."""
+    note = f"\n{table.note}" if table.note else ""
+    return f"{table.title}\n{markdown_table(table.head, table.rows)}{note}"
+
+
+def _sampled(arms: list[Arm]) -> str:
+    """A line below a table whose models were not sampled alike; else nothing."""
+    keys = ("eval.temperature", "eval.top_p", "rollout.max_turns", "rollout.max_completion_tokens")
+    values = [[arm.runs[0].settings.get(key) for arm in arms] for key in keys]
+    unlike = [
+        f"{key} {', '.join(map(str, found))}" for key, found in zip(keys, values, strict=True) if len(set(found)) > 1
+    ]
+    return f"not sampled alike, in the order of the columns: {'; '.join(unlike)}" if unlike else ""
