@@ -9,6 +9,7 @@ import re
 import signal
 import site
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bfcl_play import bench_of, gold_steps, needs_bfcl, play_gold
@@ -19,6 +20,8 @@ from agentrl.benches.bfcl.environment import STEP_LIMIT, BfclEnvironment, Simula
 from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
 from agentrl.benches.bfcl.verdicts import FORCE_TERMINATED, check, judge, turns_of
 from agentrl.errors import UserError
+from agentrl.rollout.engine import Decoding
+from agentrl.rollout.preparation import prepared
 
 pytestmark = needs_bfcl
 
@@ -217,6 +220,27 @@ def test_played_memory_comes_from_the_conversations(tmp_path):
     asked.clear()
     again = bench.prepare(tasks, play, tmp_path)
     assert asked == chain[4:] and again[0].prompt == ready[0].prompt
+
+
+def test_a_conversation_that_is_not_held_leaves_its_questions_out(tmp_path):
+    bench = bench_of("bench.categories=[memory_kv]")
+    tasks = [task for task in bench.tasks("test") if "notetaker" in task.id][:1]
+    chain = [entry.id for entry in bench.data.conversations("memory_kv", "notetaker")]
+    assert tasks and len(chain) > 2
+    asked = []
+
+    class Engine:
+        """A server that refuses the second conversation."""
+
+        def rollout(self, episodes, decoding):
+            asked.extend(episode.task.id for episode in episodes)
+            return [
+                SimpleNamespace(failure="HTTP 400: no" if episode.task.id == chain[1] else None) for episode in episodes
+            ]
+
+    ready, unprepared = prepared(bench, tasks, Engine(), Decoding(0.0), 4, tmp_path)
+    assert ready == [] and asked == chain[:2]  # those that build on it are not held either
+    assert unprepared == {tasks[0].id: "a conversation that it builds on was not held: HTTP 400: no"}
 
 
 def test_recorded_search_plays_the_hops():
