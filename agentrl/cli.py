@@ -179,6 +179,9 @@ def _begin(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
         except UserError as error:
             refused += 1
             _complain(UserError(f"{error} [{' '.join(overrides)}]"))
+        except Exception:  # a fault of ours, which Hydra would swallow together with the sweep's exit code
+            traceback.print_exc()
+            sys.exit(1)
     if refused:
         print(f"{refused} of {len(sweep.expected or [])} jobs cannot work; none was started.", file=sys.stderr)
         sys.exit(USER_ERROR)  # Hydra swallows what else a callback raises

@@ -233,6 +233,13 @@ agentrl.cli._job = pause
     assert (code, "Traceback" in err) == (130, False)
 
 
+def test_a_fault_of_ours_before_the_first_job_is_no_success(tmp_path: Path) -> None:
+    fails = "import agentrl.start\nagentrl.start.check_reach = lambda config: 1 / 0\n"
+    code, _, err = finish(start(tmp_path, COMPLETES, "-m", "seed=0,1", driver=fails + DRIVER))
+    assert (code, "ZeroDivisionError" in err) == (1, True)
+    assert list(tmp_path.glob("runs/*/*/status.json")) == []
+
+
 def parallel(where: Path) -> tuple[tuple[str, ...], dict[str, str]]:
     """Overrides and environment for two jobs at a time, with the stand-in for the worker in joblib's processes, too."""
     if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
