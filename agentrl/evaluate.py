@@ -79,8 +79,11 @@ def evaluate(
         file.keep(gather_object(_lines(bench, judge, mine, trajectories)))
         console.update(label, len(file.played), progress(file.played, bench.solve_metric), line=True)
     console.finish(label)
-    for name, (missing, asked) in verdicts_missing(file.played).items():
-        console.say(f"warning: {label}: {missing_text(name, missing, asked)}")
+    lacking: dict[tuple[int, int], list[str]] = {}
+    for name, counts in verdicts_missing(file.played).items():
+        lacking.setdefault(counts, []).append(name)
+    for (missing, asked), names in lacking.items():
+        console.say(f"warning: {label}: {missing_text(', '.join(names), missing, asked)}")
     if every and not file.played:
         reason = next(iter(missing_of(file.lines.values())))
         raise UserError(f"none of {len(every)} items could be had: {reason}; the same command tries them again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 from helpers import composed
@@ -69,6 +70,15 @@ def test_no_rule_is_in_both_splits_and_the_data_repeat(bench):
     assert all(held_out(t.data["rule"]) for t in test)
     assert [t.prompt for t in bench.tasks("test")] == [t.prompt for t in test]
     assert len({t.id for t in train + test}) == len(train) + len(test)
+
+
+def test_the_test_split_has_many_rules_of_similar_weight(bench):
+    """Rules are clusters: a few with a third of all rows would leave intervals with little to go by."""
+    sizes = Counter(task.cluster for task in bench.tasks("test"))
+    assert len(sizes) >= 50 and max(sizes.values()) <= 12
+    assert 200**2 / sum(size**2 for size in sizes.values()) >= 50
+    caps = sum(bool(task.data["rule"].limit) for task in bench.tasks("test"))
+    assert 10 <= caps <= 40  # and there are rules of both sorts
 
 
 def test_a_conflict_costs_and_an_aligned_request_does_not(bench):

@@ -25,6 +25,9 @@ WORDS = tuple(NAMES.split())
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 OPENING_SHARE = 0.3  # of r_sys; the rest is for the rule
 EXCESS = 2  # words over a cap that forfeit the rule's whole share
+CAPS = (
+    1 / 8
+)  # share of rules that cap: twelve texts are all there are, and each is a cluster that grows with their share
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,10 @@ def held_out(rule: Rule) -> bool:
     return hashlib.sha256(rule.text.encode()).digest()[0] % 4 == 0
 
 
-def generate_rule(rng: random.Random) -> Rule:
-    """A rule of either split."""
+def generate_rule(rng: random.Random, caps: float = CAPS) -> Rule:
+    """A rule of either split; `caps` is the chance that it caps the number of words."""
     opener = rng.choice(OPENERS)
-    if rng.random() < 0.5:
+    if rng.random() < caps:
         return Rule(opener, (), rng.randint(4, 6))
     return Rule(opener, tuple(sorted(rng.sample(WORDS, rng.randint(2, 3)))), 0)
 

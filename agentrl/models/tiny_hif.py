@@ -24,6 +24,7 @@ OBEDIENCE = (0.0, 0.1, 0.6)
 ZEAL = (0.55, 0.75, 0.95)
 Writer = Callable[[minihif.Rule, tuple[str, ...], random.Random], str]
 REFUSAL = 0.04  # share of replies that stop after the opening word
+CAPS = 0.5  # share of rules that cap: as many as ban, so that both are learned
 SLIP = 0.7  # chance that a careless writer says a banned word that nobody asked for
 CHATTER = 0.7  # chance that a careless writer goes on with words of his own
 
@@ -83,7 +84,7 @@ def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 def episode(reply: Writer, rng: random.Random) -> tuple[minihif.Rule, tuple[str, ...], str]:
     """Rule, request and reply of one pre-training episode; never a rule of the test split."""
-    while minihif.held_out(rule := minihif.generate_rule(rng)):
+    while minihif.held_out(rule := minihif.generate_rule(rng, CAPS)):
         pass
     items = minihif.generate_request(rule, rng.choice(["conflict", "aligned"]), rng)
     return rule, items, reply(rule, items, rng)

@@ -92,8 +92,8 @@ class MissingVerdicts:
 def missing_text(name: str, missing: int, asked: int) -> str:
     """That verdicts are missing, and what follows."""
     return (
-        f"{missing} of {asked} replies have no {name} ({missing / asked:.0%}): the judge gave no readable verdict; "
-        f"they are left out of its means and teach nothing by it"
+        f"{missing} of {asked} replies have no {name} ({missing / asked:.0%}): the judge's verdict could not be "
+        "read, or the reply was cut inside its think block; they are left out of means, and teach nothing by it"
     )
 
 
