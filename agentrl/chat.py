@@ -8,23 +8,38 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
+from trl.chat_template_utils import get_training_chat_template
 
 from agentrl.benches.base import Task
 from agentrl.errors import UserError
 from agentrl.traces.records import ExpertTrace, TraceTurn
 from agentrl.trajectory import Component
+from agentrl.turn_spans import MARK, Part, TurnReader, with_words, words_of
 
-CALL_OPENINGS = ("<tool_call>", "<|tool_call|>", "<|python_tag|>", "functools[")
+CALL_OPEN, THINK_CLOSE = "<tool_call>", "</think>"  # Qwen's, where a tokenizer does not say how it is read
 THINKING_ARGUMENTS = ("enable_thinking", "thinking")  # what families call the switch in their chat templates
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 Span = tuple[int, int, int, int, int]  # first character, end, component, turn, chunk
 TRACE_HEADING = "\nReference trace:\n"
+# What of a turn is a target: a template's own scaffolding is context, as what the environment writes.
+TURN_PARTS = {
+    Part.OUTSIDE: Component.OBSERVATION,
+    Part.SPACE: Component.DELIMITER,
+    Part.END: Component.DELIMITER,
+    Part.OPENING: Component.REASONING,
+    Part.CLOSING: Component.REASONING,
+    Part.WORDS: Component.DELIMITER,  # the chunks lie over it
+    Part.CALLS: Component.TOOL_CALL,
+}
+ORDER = list(TURN_PARTS)
+ANSWER_PARTS = TURN_PARTS | dict.fromkeys((Part.OPENING, Part.WORDS, Part.CLOSING), Component.ANSWER)
 
 
 @dataclass(frozen=True)
@@ -39,16 +54,43 @@ class ChatFormat:
 
     def text(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generation_prompt: bool) -> str:
         """The conversation as the template renders it."""
+        return self._render(messages, tools, generation_prompt, self.template)
+
+    @cached_property
+    def turns(self) -> TurnReader:
+        """Finds the words and calls of assistant turns."""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        return TurnReader(lambda m, asked: self.training_text(m, [], asked), self.tokenizer.name_or_path, added)
+
+    def training_text(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generation_prompt: bool
+    ) -> str:
+        """As `text`, by TRL's template for training where it has one: some models' own leave out the end of a turn."""
+        return self._render(messages, tools, generation_prompt, self._training_template)
+
+    @cached_property
+    def _training_template(self) -> str | None:
+        if self.template is not None:
+            return self.template
+        try:
+            found: str | None = get_training_chat_template(self.tokenizer)
+        except ValueError:  # none that TRL knows: the tokenizer's own then
+            return None
+        return found
+
+    def _render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generation_prompt: bool, template: str | None
+    ) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 messages,
                 tools=tools or None,
-                chat_template=self.template,
+                chat_template=template,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
                 **self.arguments,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # a template's own ways to say no
             raise UserError(
                 f"the chat template of {self.tokenizer.name_or_path} refuses a conversation: {error}"
             ) from error
@@ -143,87 +185,130 @@ def tokenize_trace(chat: ChatFormat, task: Task, trace: ExpertTrace, with_answer
     """Teacher-forced tokens of h* after the plain prompt x, labelled for the component-aware SFT loss (eq. 9).
 
     Raises:
-        UserError: the chat template rewrites earlier turns, so spans cannot be located.
+        UserError: the chat template rewrites or leaves out something, so spans cannot be located.
     """
-    messages = list(task.prompt)
-    text = prompt_text = chat.text(messages, task.tools, generation_prompt=True)
-    spans: list[Span] = []
-
-    def extend(new: list[dict[str, Any]], generation_prompt: bool) -> str:
-        nonlocal text
-        messages.extend(new)
-        longer = chat.text(messages, task.tools, generation_prompt)
-        if not longer.startswith(text):
-            raise UserError(
-                f"the chat template of {chat.tokenizer.name_or_path} rewrites earlier turns, so expert traces cannot "
-                "be masked; use a model whose template is prefix-preserving, or give one in its tokenizer"
-            )
-        added, text = longer[len(text) :], longer
-        return added
-
+    written = _Conversation(chat, task)
     for index, turn in enumerate(trace.turns):
         assistant, *observations = turn_messages(turn, chat.reasoning)
-        start = len(text)
-        spans += _assistant_spans(extend([assistant], False), start, index, turn)
-        start = len(text)
+        written.assistant(assistant, index, turn)
         if observations or with_answer or index + 1 < len(trace.turns):
-            extend(observations, True)
-            spans.append((start, len(text), Component.OBSERVATION, index, -1))
+            written.others(observations, index)
     if with_answer:
-        start, answer = len(text), f"<answer>{trace.answer}</answer>"
-        added = extend([{"role": "assistant", "content": answer}], False)
-        at = start + added.index(answer)
-        spans.append((at, at + len(answer), Component.ANSWER, len(trace.turns), -1))
-        spans.append((at + len(answer), len(text), Component.DELIMITER, len(trace.turns), -1))
-
-    encoded = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    prompt_ids = chat.ids(prompt_text)
-    ids, offsets = encoded["input_ids"][len(prompt_ids) :], encoded["offset_mapping"][len(prompt_ids) :]
-    if encoded["input_ids"][: len(prompt_ids)] != prompt_ids:
+        written.assistant({"role": "assistant", "content": f"<answer>{trace.answer}</answer>"}, len(trace.turns), None)
+    ids, offsets = _encode(chat.tokenizer, written.text, written.starts)
+    prompt_ids = chat.ids(written.text[: written.starts[0]])
+    if ids[: len(prompt_ids)] != prompt_ids:
         raise UserError(f"the tokenizer of {chat.tokenizer.name_or_path} merges tokens across the start of a turn")
     component, turns, chunks = [], [], []
-    for start, end in offsets:
+    for start, end in offsets[len(prompt_ids) :]:
         # A token belongs to the last span that it touches: a merged leading blank must not hide what follows it.
-        touching = [span for span in spans if span[0] < max(end, start + 1) and span[1] > start]
+        touching = [span for span in written.spans if span[0] < max(end, start + 1) and span[1] > start]
         _, _, kind, turn_index, chunk = touching[-1] if touching else (0, 0, Component.DELIMITER, 0, -1)
         component.append(int(kind))
         turns.append(turn_index)
         chunks.append(chunk)
-    return TokenizedTrace(prompt_ids, ids, component, turns, chunks)
+    return TokenizedTrace(prompt_ids, ids[len(prompt_ids) :], component, turns, chunks)
 
 
-def _assistant_spans(added: str, start: int, index: int, turn: TraceTurn) -> list[Span]:
-    """Character spans of one rendered expert turn; `added` is its text, `start` where it begins in the whole."""
-    spans: list[Span] = [(start, start + len(added), Component.DELIMITER, index, -1)]
-    cursor, safe = 0, len(turn.safe_chunks())
-    for number, chunk in enumerate(turn.chunks):
-        text = chunk.text.strip("\n")  # templates strip the ends of a think block
-        at = added.find(text, cursor)
-        if at < 0:
-            raise UserError(
-                "the chat template drops a turn's reasoning beside a tool call, so expert traces cannot be masked; set "
-                "algo.trace.drop=[reasoning] (PACT), or use a model with Qwen2.5's or Qwen3's template"
-            )
-        end = at + len(text)
-        spans.append((start + at, start + end, Component.REASONING, index, number if number < safe else -1))
-        cursor = end
-    if turn.calls:
-        rest = added[cursor:]
-        opening = re.search("|".join(map(re.escape, CALL_OPENINGS)) + r"|[\[{]", rest)
-        closing = max(rest.rfind("</tool_call>") + len("</tool_call>") - 1, rest.rfind("}"), rest.rfind("]"))
-        if opening:
-            first = start + cursor
-            spans.append((first + opening.start(), first + closing + 1, Component.TOOL_CALL, index, -1))
+class _Conversation:
+    """A prompt and what follows it, rendered message by message, with the spans of what was added."""
+
+    def __init__(self, chat: ChatFormat, task: Task) -> None:
+        self._chat, self._tools, self._messages = chat, task.tools, list(task.prompt)
+        self.text = chat.text(task.prompt, task.tools, generation_prompt=True)
+        self.spans: list[Span] = []
+        self.starts: list[int] = []  # where the assistant begins to write
+
+    def others(self, messages: list[dict[str, Any]], turn: int) -> None:
+        """Tools or the user answer, and the assistant is asked to go on."""
+        start = len(self.text)
+        self.text = self._extended(messages, True)
+        self._messages += messages
+        self.spans.append((start, len(self.text), Component.OBSERVATION, turn, -1))
+
+    def assistant(self, message: dict[str, Any], number: int, turn: TraceTurn | None) -> None:
+        """The assistant says `message`: an expert's turn, or the final answer where there is none."""
+        start, reader = len(self.text), self._chat.turns
+        words, calls = words_of(message), list(turn.calls) if turn else []
+        text = self._extended([message], False)
+        framed = text if not words.strip() else self._extended([with_words(message, MARK)], False)
+        # Later spans win a token that touches two: what is said wins over what stands around it.
+        stretches = sorted(reader.divide(text[start:], framed[start:], words, calls), key=lambda s: ORDER.index(s.part))
+        self.starts.append(start)
+        self.text = text
+        self._messages.append(message)
+        if turn is None:
+            self.spans += [(start + s.start, start + s.end, ANSWER_PARTS[s.part], number, -1) for s in stretches]
+            return
+        safe, last = len(turn.safe_chunks()), len(turn.chunks) - 1
+        for stretch in stretches:
+            begin, end = start + stretch.start, start + stretch.end
+            # What opens and closes the reasoning goes with its first and last chunk.
+            chunk = {Part.OPENING: min(safe, 1) - 1, Part.CLOSING: min(last, safe - 1)}.get(stretch.part, -1)
+            kind = TURN_PARTS[stretch.part]
+            if stretch.part is Part.OPENING and not words.strip():  # there are calls alone
+                kind, chunk = Component.TOOL_CALL, -1
+            self.spans.append((begin, end, kind, number, chunk))
+            if stretch.part is Part.WORDS:
+                self.spans += _chunk_spans(turn, text[begin:end], begin, number)
+
+    def _extended(self, new: list[dict[str, Any]], generation_prompt: bool) -> str:
+        longer = self._chat.training_text([*self._messages, *new], self._tools, generation_prompt)
+        if not longer.startswith(self.text):
+            raise self._chat.turns.diverging(self.text, longer)
+        return longer
+
+
+def _chunk_spans(turn: TraceTurn, written: str, start: int, number: int) -> list[Span]:
+    """Spans of the chunks of a turn whose reasoning is `written` from character `start` on.
+
+    White space at either end of a chunk's lines only separates; templates strip that of the whole.
+    """
+    spans: list[Span] = [(start, start + len(written), Component.DELIMITER, number, -1)]
+    position = start - "".join(chunk.text for chunk in turn.chunks).index(written)
+    safe = len(turn.safe_chunks())
+    for index, chunk in enumerate(turn.chunks):
+        text = chunk.text
+        begin = position + len(text) - len(text.lstrip("\n"))
+        position += len(text)
+        end = min(position - len(text) + len(text.rstrip("\n")), start + len(written))
+        if begin < end:
+            kind = Component.REASONING
+            spans.append((max(begin, start), end, kind, number, index if index < safe else -1))
     return spans
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, text: str, starts: list[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of `text` and their characters. No token spans the start of a turn: a model begins to write there."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"]
+    cuts = [start for start in starts if any(first < start < last for first, last in offsets)]
+    if not cuts:
+        return encoded["input_ids"], offsets
+    ids: list[int] = []
+    offsets = []
+    for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        piece = tokenizer(text[begin:end], add_special_tokens=False, return_offsets_mapping=True)
+        ids += piece["input_ids"]
+        offsets += [(first + begin, last + begin) for first, last in piece["offset_mapping"]]
+    return ids, offsets
 
 
 class CompletionLabeller:
     """Names turn and component of sampled tokens from the text of each single id."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, ends: Iterable[int] = ()) -> None:
+        """`ends` are tokens that end a turn besides the tokenizer's own and its template's."""
         self._tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
-        self._ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+        self._ends = {tokenizer.eos_token_id, tokenizer.pad_token_id, *ends, *_template_ends(tokenizer)}
+        fields = (tokenizer.response_template or {}).get("fields", {})
+        thought = fields.get("reasoning_content") or fields.get("thinking") or {"close": THINK_CLOSE}
+        self._thought_close = re.compile(thought.get("close_pattern") or re.escape(thought["close"]))
+        calls = fields.get("tool_calls", {"open": CALL_OPEN})
+        self._call_open = re.compile(calls.get("open_pattern") or re.escape(calls["open"]))
 
     def __call__(
         self, ids: list[int], policy_mask: list[int], messages: list[dict[str, Any]]
@@ -259,11 +344,12 @@ class CompletionLabeller:
     def _label_turn(self, ids: list[int], calls: bool) -> list[Component]:
         pieces = ["" if token in self._ends else self._piece(token) for token in ids]
         text = "".join(pieces)
-        body = text.find(THINK_CLOSE) + len(THINK_CLOSE) if THINK_CLOSE in text else 0
+        closed = self._thought_close.search(text)
+        body = closed.end() if closed else 0
         call_at = len(text)
         if calls:
-            opening = re.compile("|".join(map(re.escape, CALL_OPENINGS)) + r"|\{")
-            found = opening.search(text, body) or opening.search(text)  # a call inside a think block may count, too
+            # A call inside a think block may count, and a bench's reader may find one that the template writes not so.
+            found = self._call_open.search(text, body) or self._call_open.search(text) or re.search(r"\{", text)
             call_at = found.start() if found else body
             body = min(body, call_at)
         kinds = (Component.REASONING, Component.REASONING if calls else Component.ANSWER, Component.TOOL_CALL)
@@ -277,3 +363,15 @@ class CompletionLabeller:
                     labels[n] = kind
                 position += len(piece)
         return labels
+
+
+def _template_ends(tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """Tokens that end a turn in the tokenizer's template: some models end one with calls otherwise than an answer."""
+    reader = ChatFormat(tokenizer, None, "content").turns
+    ends = set()
+    for name in ("answer_end", "call_end"):
+        try:
+            ends.add(tokenizer.convert_tokens_to_ids(getattr(reader, name)))
+        except UserError:  # it renders no calls, or nothing at the end: then the tokenizer's end token is all there is
+            continue
+    return {token for token in ends if isinstance(token, int)} - {tokenizer.unk_token_id}

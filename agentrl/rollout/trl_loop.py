@@ -43,7 +43,7 @@ class TrlToolLoop:
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self._trainer = trainer
-        self._label = CompletionLabeller(trainer.processing_class)
+        self._label = CompletionLabeller(trainer.processing_class, trainer.eos_token_ids)
         self._reader = TokenReader(trainer.processing_class)
 
     def place(self) -> None:

@@ -20,16 +20,22 @@ IGNORED = -100
 def trace_labels(trace: TokenizedTrace, components: list[str]) -> list[int]:
     """Labels of prompt and trace: the id where its component is a target, -100 elsewhere.
 
-    The token that ends a turn is a target with the component before it; literal previews of a call never are.
+    What ends a turn, and white space in it, goes with the part before it, or after it where a turn begins; literal
+    previews of a call never are targets.
     """
     wanted = {TARGETS[name] for name in components}
+    kinds = list(trace.component)
+    after: int = Component.OBSERVATION
+    following = [after := kind if kind != Component.DELIMITER else after for kind in reversed(kinds)][::-1]
     labels = [IGNORED] * len(trace.prompt_ids)
-    previous: int | None = None
-    for token, component, chunk in zip(trace.ids, trace.component, trace.chunk, strict=True):
-        preview = component == Component.REASONING and chunk < 0
-        ends_turn = component == Component.DELIMITER and previous in wanted
-        labels.append(token if (component in wanted and not preview) or ends_turn else IGNORED)
-        previous = component
+    before: int = Component.OBSERVATION
+    for token, kind, chunk, upcoming in zip(trace.ids, kinds, trace.chunk, following, strict=True):
+        preview = kind == Component.REASONING and chunk < 0
+        if kind == Component.DELIMITER:
+            kind = upcoming if before == Component.OBSERVATION else before
+        else:
+            before = kind
+        labels.append(token if kind in wanted and not preview else IGNORED)
     return labels
 
 
@@ -63,8 +69,10 @@ def reply_dataset(chat: ChatFormat, bench: SingleTurn, tasks: list[Task]) -> Dat
         if reply is None:
             continue
         prompt = chat.prompt_ids(task.prompt, [])
-        whole = chat.text([*task.prompt, {"role": "assistant", "content": reply}], [], generation_prompt=False)
-        ids = chat.ids(whole.rstrip())  # templates write a line break after the token that ends the turn
+        message = {"role": "assistant", "content": reply}
+        message = {"role": "assistant", "content": reply}
+        whole, end = chat.training_text([*task.prompt, message], [], generation_prompt=False), chat.turns.answer_end
+        ids = chat.ids(whole[: whole.rfind(end) + len(end)])  # what follows the token that ends the turn is left out
         if ids[: len(prompt)] != prompt:
             raise UserError(
                 f"the chat template of {chat.tokenizer.name_or_path} writes a reply otherwise than it asks for one, so "
