@@ -9,12 +9,12 @@ from typing import TextIO
 
 from rich.console import Console
 
-from agentrl.config.algos import CustomAlgo
+from agentrl.config.algos import CustomAlgo, Evaluate
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.console import printer
 from agentrl.errors import UserError
-from agentrl.estimate import print_estimate
+from agentrl.estimate import estimate, print_estimate
 from agentrl.gpus import own_gpus
 from agentrl.identity import changed_keys, run_path
 from agentrl.launch import COMPLETED, INTERRUPTED, launch
@@ -23,6 +23,8 @@ from agentrl.ready import check_ready
 from agentrl.report.table import print_result
 from agentrl.run import RunDirectory
 
+LONG_UPDATES, LONG_TOKENS = 1000, 50_000_000  # days on a CPU
+
 
 def start(config: Config, output: TextIO | None = None, beside_others: bool = False) -> int:
     """Begin, resume or report the run that `config` describes; the exit code. Output goes to the terminal or a file.
@@ -30,7 +32,7 @@ def start(config: Config, output: TextIO | None = None, beside_others: bool = Fa
     One of several jobs, `beside_others`, has its GPUs to itself.
     """
     console = printer(output)
-    for warning in check(config):
+    for warning in [*check(config), *_long_way(config)]:
         complaints = Console(file=output, stderr=output is None, soft_wrap=True)
         complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
     run = RunDirectory.create(config)
@@ -83,6 +85,20 @@ def check(config: Config, here: bool = True) -> list[str]:
         check_ready(config)
         warnings += check_reach(config)
     return warnings
+
+
+def _long_way(config: Config) -> list[str]:
+    """A warning where the tasks and epochs, not the person, say how long a run on a CPU is, and it is days."""
+    if config.hardware.device != "cpu" or config.trainer.max_steps > 0 or isinstance(config.algo, Evaluate):
+        return []
+    planned = estimate(config)
+    if planned.updates <= LONG_UPDATES and planned.rollout_tokens <= LONG_TOKENS:
+        return []
+    return [
+        f"{planned.updates:,} updates and up to {planned.rollout_tokens:,} sampled tokens are planned, on a CPU: no "
+        f"file of conf/preset/ scales algo={config.algo.name} down for model={config.model.name}; trainer.max_steps=... and "
+        "trainer.prompts_per_batch=... shorten it"
+    ]
 
 
 def make_paths_absolute(config: Config) -> None:

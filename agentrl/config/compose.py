@@ -36,6 +36,7 @@ from agentrl.config.typed import (
 from agentrl.errors import UserError
 
 # Files that scale a choice down for a model: `preset/<model>_<algo>.yaml`, `limits/<model>_<bench>.yaml`.
+STAND_INS = {"tiny": "tiny_hif", "tiny_hif": "tiny"}  # networks of one size: what is scaled down for one fits the other
 SCALED = {"preset": "algo", "limits": "bench"}
 
 
@@ -106,6 +107,8 @@ def _scale_down(group: str, other: str, named: Mapping[str, str | None], folders
     models, options = (
         {name: list(lineage(g, name, folders)) for name in option_files(g, folders)} for g in ("model", other)
     )
+    for model, other_model in STAND_INS.items():
+        models[model].append(other_model)
     models |= {name: list(lineage("model", base, folders)) if base else [] for name, base in named.items()}
     for model, bases in models.items() if group == "limits" else ():  # those of a model on any bench
         found = next((base for base in bases if base in files), None)

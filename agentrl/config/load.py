@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from agentrl.config.algos import ALGOS
 from agentrl.config.benches import BENCHES
 from agentrl.config.judges import JUDGES
-from agentrl.config.meanings import OPTIONS, suggest_key
+from agentrl.config.meanings import OPTIONS, likely, suggest_key
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
 
@@ -88,7 +88,9 @@ def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
     hints = get_type_hints(cls)
     for name in values:
         if name not in hints:
-            known = [f"{prefix}{one}" for one in hints] if prefix else [key for key, _, _ in all_keys()]
+            if prefix and likely(str(name)) is None:
+                raise UserError(f"unknown key {prefix}{name}{suggest(str(name), list(hints))}")
+            known = [key for key, _, _ in all_keys()]
             raise UserError(f"unknown key {prefix}{name}{suggest_key(f'{prefix}{name}', known)}")
     built: dict[str, Any] = {}
     for item in fields(cls):

@@ -187,7 +187,9 @@ class Config:
     sandbox: str = key(
         "Tool code where the kernel grants less isolation than wanted: 'auto' warns and goes on, 'strict' refuses."
     )
-    dry_run: bool = key("Validate, estimate tokens, steps and memory, write the run directory, and stop.")
+    dry_run: bool = key(
+        "Validate, estimate tokens, steps and memory, write a run directory that reserves nothing, and stop."
+    )
     algo: Any = key("Algorithm.")
     model: Model = key("Model.")
     bench: Any = key("Bench.")
