@@ -95,9 +95,9 @@ def _long_way(config: Config) -> list[str]:
     if planned.updates <= LONG_UPDATES and planned.rollout_tokens <= LONG_TOKENS:
         return []
     return [
-        f"{planned.updates:,} updates and up to {planned.rollout_tokens:,} sampled tokens are planned, on a CPU: no "
-        f"file of conf/preset/ scales algo={config.algo.name} down for model={config.model.name}; trainer.max_steps=... and "
-        "trainer.prompts_per_batch=... shorten it"
+        f"{planned.updates:,} updates and up to {planned.rollout_tokens:,} sampled tokens are planned, on a CPU: "
+        f"no file of conf/preset/ scales algo={config.algo.name} down for model={config.model.name}; "
+        "trainer.max_steps=... and trainer.prompts_per_batch=... shorten it"
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a person sees: whole tables in a pipe, a line that bars do not paint over, plans that are not made in silence."""
+"""What a person sees: whole tables in a pipe, a line that bars do not paint over, no long plan in silence."""
 
 from __future__ import annotations
 
