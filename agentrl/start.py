@@ -10,6 +10,7 @@ from typing import TextIO
 from rich.console import Console
 
 from agentrl.config.algos import CustomAlgo, Evaluate
+from agentrl.config.benches import Minihif, Minihop
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.console import printer
@@ -32,7 +33,7 @@ def start(config: Config, output: TextIO | None = None, beside_others: bool = Fa
     One of several jobs, `beside_others`, has its GPUs to itself.
     """
     console = printer(output)
-    for warning in [*check(config), *_long_way(config)]:
+    for warning in [*check(config), *_unwise(config)]:
         complaints = Console(file=output, stderr=output is None, soft_wrap=True)
         complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
     run = RunDirectory.create(config)
@@ -87,8 +88,13 @@ def check(config: Config, here: bool = True) -> list[str]:
     return warnings
 
 
-def _long_way(config: Config) -> list[str]:
-    """A warning where the tasks and epochs, not the person, say how long a run on a CPU is, and it is days."""
+def _unwise(config: Config) -> list[str]:
+    """Warnings about training that will not pay: a network on a bench whose words it has never read, days on a CPU."""
+    if not isinstance(config.algo, Evaluate):
+        if config.model.path == "builtin:tiny" and isinstance(config.bench, Minihif):
+            return ["model=tiny has never read minihif's words and earns next to nothing there; model=tiny_hif has"]
+        if config.model.path == "builtin:tiny_hif" and isinstance(config.bench, Minihop):
+            return ["model=tiny_hif has never read minihop's words and earns next to nothing there; model=tiny has"]
     if config.hardware.device != "cpu" or config.trainer.max_steps > 0 or isinstance(config.algo, Evaluate):
         return []
     planned = estimate(config)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.algos import ROLLOUT_FREE, TRACED, Evaluate, Hipo, Pact, Sft
-from agentrl.config.benches import Ftrl, HifConfig, Minihif, Minihop, ToolHop
+from agentrl.config.benches import Ftrl, HifConfig, Minihop, ToolHop
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
 from agentrl.config.schema import Anneal, Config, Hardware, Rollout, Tracker, Trainer
@@ -193,15 +193,6 @@ def _tracker(tracker: Tracker) -> None:
         )
 
 
-def _stranger(config: Config) -> str | None:
-    """Each packaged network has read the words of one bench: on the other's there is nothing to learn from."""
-    if config.model.path == "builtin:tiny" and isinstance(config.bench, Minihif):
-        return "model=tiny has never read minihif's words, so its replies earn next to nothing; model=tiny_hif has"
-    if config.model.path == "builtin:tiny_hif" and isinstance(config.bench, Minihop):
-        return "model=tiny_hif has never read minihop's words, so its replies earn next to nothing; model=tiny has"
-    return None
-
-
 def _machine(config: Config) -> list[str]:
     hardware, model, warnings = config.hardware, config.model, []
     imitates = isinstance(config.algo, TRACED) and not (isinstance(config.algo, Pact) and config.algo.sft_coef == 0)
@@ -210,8 +201,6 @@ def _machine(config: Config) -> list[str]:
             f"rollout.temperature={config.rollout.temperature:g}: TRL divides all logits by it, those of the expert's "
             "tokens too; 1 is the paper's"
         )
-    if not isinstance(config.algo, Evaluate) and (stranger := _stranger(config)):
-        warnings.append(stranger)
     if isinstance(config.algo, Hipo) and isinstance(config.bench, HifConfig) and config.judge.name == "program":
         warnings.append(
             "judge=program: no program knows whether the user was served, so where the suite leaves r_user open it is "
