@@ -76,6 +76,19 @@ def test_every_bench_is_played_behind_an_endpoint(tmp_path: Path) -> None:
     assert done["ftrl"]["solve_p"]["mean"] == 1.0 and done["realguardrails"]["banned_word"]["mean"] == 0.0
 
 
+def test_the_shared_directories_are_evaluated_as_they_lie(shared: Path, tmp_path: Path) -> None:
+    names = ("ftrl", "verih", "sys_ifeval", "tensortrust", "realguardrails")
+    paths = [f"{name}.path={shared / 'data' / name}" for name in names]
+    (toolhop,) = (shared / "data" / "toolhop").glob("*.json")
+    with JudgeServer(reply=lambda messages: "no") as server:
+        where = (f"endpoint={server.url}", "model=served", f"bench={','.join(names)},toolhop")
+        assert evaluate(tmp_path, *where, *paths, f"toolhop.path={toolhop}") == 0
+    done = {bench: summary["eval"]["after"] for (_, bench), summary in summaries(tmp_path).items()}
+    assert sorted(done) == sorted([*names, "toolhop"])
+    assert all(after["truncated"]["n"] == 2 for after in done.values())
+    assert "r_sys" in done["tensortrust"] and "r_sys" not in done["realguardrails"]  # no judge was asked
+
+
 def test_tool_and_instruction_benches_mix_over_two_models(tmp_path: Path, capsys: Any) -> None:
     assert evaluate(tmp_path, "model=tiny,tiny_hif", "bench=minihop,minihif") == 0
     assert sorted(summaries(tmp_path)) == [(m, b) for m in ("tiny", "tiny_hif") for b in ("minihif", "minihop")]
