@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import composed, make_trainer, small
+from helpers import composed, make_trainer, rolled_batch, small
 from torch import nn
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
@@ -123,6 +123,26 @@ def test_batches_without_signal_are_counted_in_a_row() -> None:
     assert "faults.no_signal=warn, faults.patience=3" in said[0]
     with pytest.raises(UserError, match=r"^in the last 3 rollout batches .*faults\.no_signal=stop"):
         log(Watch(faults(patience=3, no_signal="stop"), said.append), [1, 1, 0.9, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("values", "silent"),
+    [
+        (("algo=grpo",), 1.0),
+        (("algo=pact", "algo.q=0"), 0.0),
+        (("algo=pact", "algo.q=1"), 1.0),  # anchored prompts show no trace
+        (("algo=pact", "algo.q=0", "algo.sft_coef=0"), 1.0),
+        (("algo=chord",), 0.0),
+        (("algo=chord", "algo.mu.peak=0", "algo.mu.valley=0"), 1.0),
+        (("algo=luffy",), 0.0),  # the expert earned more than its group
+    ],
+)
+def test_a_trace_is_a_signal_where_all_rollouts_earn_the_same(
+    tmp_path: Path, values: tuple[str, ...], silent: float
+) -> None:
+    trainer = make_trainer(small(*values, "algo.kl_coef=0"), tmp_path, lambda *_: "I do not know.")
+    rolled_batch(trainer)
+    assert trainer._metrics["train"][NO_SIGNAL] == [silent]
 
 
 # --- tools that break ---------------------------------------------------------------------------------------------

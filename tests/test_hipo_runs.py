@@ -93,6 +93,7 @@ def test_a_suite_that_a_program_grades_trains_and_is_evaluated(shared: Path, tmp
     assert "judge=program" in done.stderr, "the stand-in for r_user is named"
     folder = only_run(tmp_path)
     metrics = lines(folder / "metrics.jsonl")
-    assert len(metrics) == 3 and {"r_user", "r_sys", "lambda/sys"} <= set(metrics[-1])
+    assert len(metrics) == 3 and {"user_proxy", "r_sys", "lambda/sys"} <= set(metrics[-1])
+    assert not any("r_user" in line for line in metrics), "the stand-in goes by its own name"
     summary = json.loads((folder / "summary.json").read_text())
     assert {"r_sys", "user_proxy"} <= set(summary["eval"]["after"])
