@@ -220,7 +220,8 @@ class TurnReader:
         )
         return self._refusal(
             f"rewrites what stands before a turn, {asked[same:][:40]!r} becomes {text[same:][:40]!r}, so expert traces "
-            "cannot be masked; try the other model.reasoning, or a model whose template is prefix-preserving"
+            "cannot be masked; try the other model.reasoning, model.thinking=off, or a model whose template is "
+            "prefix-preserving"
         )
 
     def _refusal(self, reason: str) -> UserError:

@@ -204,6 +204,17 @@ def test_what_cannot_be_told_apart_is_refused_with_the_reason(family: str, reaso
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("family", NEMOTRON)
+def test_a_prompt_that_opens_a_think_block_takes_turns_without_thoughts_once_thinking_is_off(family: str) -> None:
+    call, call_end, _ = form_of(family)
+    chat = ChatFormat(tokenizer_of(family), None, "content", arguments={"enable_thinking": False})
+    trace = tokenize_trace(chat, TASK, trace_of((SAID, (look(),))), with_answer=True)
+    spoken = [label for label in trace_labels(trace, list(TARGETS)) if label != IGNORED]
+    text = chat.tokenizer.decode(spoken)
+    assert text.startswith("".join(SAID)) and text.count(call + call_end) == 1
+    assert text.endswith("<answer>ANS</answer><|im_end|>") and "think" not in text
+
+
 def test_several_calls_of_which_a_template_writes_one_are_refused() -> None:
     for family in ("gptoss", "llama3_1"):
         with pytest.raises(UserError, match=r"drops the others|refuses a conversation"):
