@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import UserError
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 Overrides = Sequence[str] | Mapping[str, Any]
 
@@ -86,7 +86,7 @@ def _as_word(value: Any) -> str:
 
 
 def _finish(config: Any) -> RunDirectory:
-    from agentrl.identity import run_path
+    from agentrl.store.identity import run_path
     from agentrl.launch import COMPLETED, INTERRUPTED
     from agentrl.start import start
 

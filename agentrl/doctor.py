@@ -21,9 +21,9 @@ from agentrl.config.benches import Bfcl, HifConfig, Minihif
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
-from agentrl.estimate import count_parameters, memory
+from agentrl.evaluation.estimate import count_parameters, memory
 from agentrl.install import install_line, requirements
-from agentrl.provenance import sha256
+from agentrl.store.provenance import sha256
 from agentrl.reach import hub_address, in_hub_cache, reachable
 
 Verdict = Literal["ok", "warn", "fail", "skip"]

@@ -20,7 +20,7 @@ from typing import IO
 from agentrl.config.schema import Config
 from agentrl.console import STOPPING
 from agentrl.errors import UserError
-from agentrl.run import LOCK_HELD, RunDirectory
+from agentrl.store.run import LOCK_HELD, RunDirectory
 
 COMPLETED, USER_ERROR, INTERRUPTED = 0, 2, 130  # exit codes of the worker; anything else is a crash
 ENDS = {"completed": COMPLETED, "interrupted": INTERRUPTED}

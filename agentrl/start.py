@@ -15,14 +15,14 @@ from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.console import printer
 from agentrl.errors import UserError
-from agentrl.estimate import estimate, print_estimate
+from agentrl.evaluation.estimate import estimate, print_estimate
 from agentrl.gpus import own_gpus
-from agentrl.identity import changed_keys, run_path
+from agentrl.store.identity import changed_keys, run_path
 from agentrl.launch import COMPLETED, INTERRUPTED, launch
 from agentrl.reach import check_reach
 from agentrl.ready import check_ready
 from agentrl.report.table import print_result
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 LONG_UPDATES, LONG_TOKENS = 1000, 50_000_000  # days on a CPU
 

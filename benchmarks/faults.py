@@ -31,9 +31,10 @@ from typing import Any
 
 from transformers import Trainer
 
-from agentrl import checkpoints, worker
+from agentrl import worker
+from agentrl.store import checkpoints
 from agentrl.config.compose import compose
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trainers.grpo import AgentGRPOTrainer
 
 TINY = (

@@ -23,7 +23,7 @@ from agentrl.errors import UserError
 from agentrl.models.adapters import adapter_base, check_lora, lora_config
 from agentrl.models.loading import Needs, load_chat, load_model
 from agentrl.models.places import checkpoint_path
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import sft_arguments
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset
 

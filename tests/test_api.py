@@ -10,7 +10,7 @@ import pytest
 
 from agentrl import api
 from agentrl.errors import UserError
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 SMALL = {
     "trainer.max_steps": 1, "trainer.prompts_per_batch": 2, "trainer.minibatch_prompts": 2, "trainer.micro_batch": 8,

@@ -16,7 +16,7 @@ from agentrl.benches.bfcl.environment import BfclEnvironment, SimulatedApis
 from agentrl.benches.bfcl.verdicts import judge, turns_of
 from agentrl.commands.export import main as export
 from agentrl.errors import UserError
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 pytestmark = needs_bfcl
 

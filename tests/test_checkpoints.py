@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agentrl import checkpoints
-from agentrl.checkpoints import MANIFEST, best_checkpoint, damage, latest, prune, seal, writing_folder
+from agentrl.store import checkpoints
+from agentrl.store.checkpoints import MANIFEST, best_checkpoint, damage, latest, prune, seal, writing_folder
 
 
 def write(folder: Path, step: int, **metrics: float) -> Path:

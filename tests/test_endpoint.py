@@ -23,11 +23,11 @@ from agentrl.config.schema import Config
 from agentrl.console import RunConsole
 from agentrl.endpoint import client
 from agentrl.errors import UserError
-from agentrl.evaluate import evaluate
-from agentrl.results import missing_of
+from agentrl.evaluation.evaluate import evaluate
+from agentrl.evaluation.results import missing_of
 from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.rollout.engine import Decoding
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trajectory import ToolCall
 

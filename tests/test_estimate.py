@@ -12,7 +12,7 @@ from helpers import CONF, config_of
 
 from agentrl.benches import load_bench
 from agentrl.errors import UserError
-from agentrl.estimate import count_parameters, count_tasks, estimate
+from agentrl.evaluation.estimate import count_parameters, count_tasks, estimate
 
 
 def test_estimate_of_the_papers_run() -> None:

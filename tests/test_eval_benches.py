@@ -16,8 +16,8 @@ from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.help import options
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
-from agentrl.provenance import data_hashes, directory_hashes
-from agentrl.run import RunDirectory
+from agentrl.store.provenance import data_hashes, directory_hashes
+from agentrl.store.run import RunDirectory
 
 EVERY = sorted(options(CONF, "bench"))
 SHORT = ("eval.limit=2", "eval.samples=1", "rollout.max_completion_tokens=24", "rollout.max_turn_tokens=12")
@@ -142,9 +142,9 @@ def test_a_directorys_files_are_hashed_in_a_fixed_order(tmp_path: Path, monkeypa
     assert list(found) == ["b.jsonl", "a/y.json", "a/z.json"] and len(set(found.values())) == 3
     (tmp_path / "b.jsonl").write_text("other")
     assert {name for name, digest in directory_hashes(tmp_path).items() if digest != found[name]} == {"b.jsonl"}
-    monkeypatch.setattr("agentrl.provenance.MAX_BYTES", 10)
+    monkeypatch.setattr("agentrl.store.provenance.MAX_BYTES", 10)
     assert directory_hashes(tmp_path)["a/z.json"] == "8 bytes"
-    monkeypatch.setattr("agentrl.provenance.MAX_FILES", 2)
+    monkeypatch.setattr("agentrl.store.provenance.MAX_FILES", 2)
     assert list(directory_hashes(tmp_path)) == ["b.jsonl", "a/y.json", "..."]
 
 

@@ -16,9 +16,9 @@ from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
-from agentrl.evaluate import evaluate
+from agentrl.evaluation.evaluate import evaluate
 from agentrl.rollout.engine import Decoding, Episode
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trajectory import Trajectory
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentrl.report.table import result_text
-from agentrl.results import item_values, summarise, summarise_groups, verdicts_missing
+from agentrl.evaluation.results import item_values, summarise, summarise_groups, verdicts_missing
 from agentrl.rewards.two_sided import missing_text
 
 

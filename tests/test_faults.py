@@ -22,10 +22,10 @@ from agentrl.config.schema import Faults
 from agentrl.errors import UserError
 from agentrl.rollout.engine import Decoding, Episode
 from agentrl.rollout.guard import UNAVAILABLE
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trainers import grpo
 from agentrl.trainers.faults import NO_SIGNAL, Watch, finite_rewards
-from agentrl.trouble import trouble
+from agentrl.store.trouble import trouble
 
 
 def faults(**changes: Any) -> Faults:

@@ -19,7 +19,7 @@ from agentrl.benches.ftrl import ANSWER_TAG, FtrlBench
 from agentrl.benches.ftrl_rows import load_rows
 from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
-from agentrl.estimate import FTRL_ROWS, _ftrl_rows
+from agentrl.evaluation.estimate import FTRL_ROWS, _ftrl_rows
 from agentrl.trajectory import ToolCall, Trajectory
 
 HEAD = (

@@ -16,8 +16,8 @@ from agentrl.benches.hif.base import answer_of, response_of
 from agentrl.benches.hif.judged import RealGuardrailsBench
 from agentrl.config.benches import IHEval, Pairs, RealGuardrails, SysIFEval, SystemCheck, TensorTrust, VerIH
 from agentrl.errors import UserError
-from agentrl.evaluate import item_record
-from agentrl.results import summarise, summarise_groups
+from agentrl.evaluation.evaluate import item_record
+from agentrl.evaluation.results import summarise, summarise_groups
 from agentrl.trajectory import Trajectory
 
 WORDS = {"instruction_id_list": ["length_constraints:number_words"]}

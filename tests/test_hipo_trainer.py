@@ -19,7 +19,7 @@ from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.judges.base import JudgeRequest, Verdict
 from agentrl.objectives.hipo import lagrangian_advantage
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import Record
 from agentrl.trainers.faults import NO_SIGNAL
 from agentrl.trainers.hipo import StopWhereInfeasible, check_constraints

@@ -21,7 +21,7 @@ from agentrl import launch
 from agentrl.config.compose import CONF
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 # The command line, with `python -c WORKER RUN_DIR` in the place of the real worker.
 DRIVER = """
@@ -39,7 +39,7 @@ sys.exit(1 if worker.wait() else 0)
 TORCHRUN = DRIVER.replace('"-c", os', '"-c", os.environ["AGENT"], "-c", os')
 PRELUDE = """
 import os, signal, sys, time
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 run = RunDirectory(sys.argv[1])
 open(str(run.path) + ".starts", "a").write("x")
 """
@@ -417,7 +417,7 @@ def test_a_folder_or_file_named_like_a_library_breaks_no_start(config: Config, t
     (tmp_path / "json.py").write_text("raise SystemExit(f'{__file__} was imported')")
     run = RunDirectory(tmp_path / "r")
     looks = (
-        "import runpy, sys, importlib.util as u, agentrl.run, yaml, json; "
+        "import runpy, sys, importlib.util as u, agentrl.store.run, yaml, json; "
         "sys.exit(u.find_spec('vllm') is not None or any(not p for p in sys.path))"
     )
     for processes in (1, 2):

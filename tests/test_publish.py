@@ -18,7 +18,7 @@ from agentrl.commands import merge, push
 from agentrl.commands import wandb as wandb_command
 from agentrl.errors import UserError
 from agentrl.models.loading import checkpoint_path, load_model
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.tracking.dashboard import VIEWS, workspace
 
 

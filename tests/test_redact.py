@@ -12,8 +12,8 @@ import pytest
 from helpers import composed
 
 from agentrl.errors import UserError
-from agentrl.redact import masked, refuse_secrets
-from agentrl.run import RunDirectory
+from agentrl.store.redact import masked, refuse_secrets
+from agentrl.store.run import RunDirectory
 
 SECRET = 'k"9f\\Zq-77 x'  # characters that JSON escapes
 FORMS = ["sk-" + "aB3_" * 6, "hf_" + "x1" * 12, "ghp_" + "Z9" * 18, "AKIA" + "A1B2" * 4]

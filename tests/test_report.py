@@ -31,7 +31,7 @@ from agentrl.report.arms import (
 from agentrl.report.curves import band
 from agentrl.report.page import build_report, render
 from agentrl.report.rollouts import first_and_last, stretches, view
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.start import start
 
 HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -24,8 +24,8 @@ from hydra import compose, initialize_config_dir
 from agentrl.config.load import load_config, typed_config
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
-from agentrl.identity import changed_keys, config_hash, run_path
-from agentrl.run import LOCK_HELD, RunDirectory
+from agentrl.store.identity import changed_keys, config_hash, run_path
+from agentrl.store.run import LOCK_HELD, RunDirectory
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -291,7 +291,7 @@ def test_a_record_never_grows_on_a_torn_one(run: RunDirectory, torn: str) -> Non
 
 REWRITE = """
 import sys
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 while True:
     RunDirectory(sys.argv[1]).set_status("running", text="x" * 5000)
 """
@@ -317,7 +317,7 @@ def test_readers_never_see_half_a_file(run: RunDirectory) -> None:
 
 HOLD = """
 import sys, time
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 with RunDirectory(sys.argv[1]).lock():
     print("locked", flush=True)
     time.sleep(60)

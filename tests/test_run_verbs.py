@@ -16,7 +16,7 @@ from test_report import fake_run
 from agentrl.commands import compare, ls, report, resume
 from agentrl.commands import eval as eval_command
 from agentrl.errors import UserError
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 
 @pytest.fixture(scope="module")

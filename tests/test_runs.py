@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agentrl.checkpoints import damage
+from agentrl.store.checkpoints import damage
 
 SMALL = (
     "trainer.max_steps=4",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import small
 
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 HERE = Path(__file__).resolve().parent
 

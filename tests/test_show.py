@@ -14,7 +14,7 @@ from agentrl.config.compose import compose
 from agentrl.errors import UserError
 from agentrl.report.rollouts import view
 from agentrl.report.terminal import compared_items, facts, parse_filter, rollout_panel
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.start import start
 
 

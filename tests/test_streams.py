@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress
 from test_launch import COMPLETES, CRASHES, DRIVER, PRELUDE, REFUSES, the_run, wait_for
 
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.streams import lasting
 
 TALKS = (

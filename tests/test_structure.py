@@ -54,7 +54,7 @@ def test_mathematics_imports_torch_and_nothing_else() -> None:
 
 def test_hydra_is_known_where_the_command_line_composes_alone() -> None:
     knowing = {name for name, used in imports().items() if "hydra" in used}
-    assert knowing == {"agentrl.cli", "agentrl.config.compose", "agentrl.sweeps"}
+    assert knowing == {"agentrl.cli", "agentrl.config.compose", "agentrl.store.sweeps"}
 
 
 def test_the_configuration_knows_nothing_of_what_it_configures() -> None:

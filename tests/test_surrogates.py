@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from agentrl.benches import load_bench
 from agentrl.benches.base import Task
 from agentrl.chat import ChatFormat
-from agentrl.durable import read_records
+from agentrl.store.durable import read_records
 from agentrl.jsonl import read_json
 from agentrl.judges.base import JudgeRequest
 from agentrl.models.loading import checkpoint_path

@@ -21,8 +21,8 @@ from agentrl.errors import UserError
 from agentrl.report.arms import Arm, RunRecord, load_records
 from agentrl.report.sweep import pareto, report_sweep, violation
 from agentrl.report.sweep_live import job_table, progress
-from agentrl.run import RunDirectory
-from agentrl.sweeps import Job, Sweep, digest, with_directory
+from agentrl.store.run import RunDirectory
+from agentrl.store.sweeps import Job, Sweep, digest, with_directory
 
 # The command line with a stand-in for the worker: it counts its starts; seed 3 is killed once, seed 5 is poisoned.
 DRIVER = """
@@ -31,7 +31,7 @@ import agentrl.cli, agentrl.launch
 agentrl.launch.worker_command = lambda run, config: [sys.executable, "-c", WORKER, str(run.path)]
 WORKER = '''
 import os, signal, sys
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 run = RunDirectory(sys.argv[1])
 seed, starts = run.config().seed, run.path.parent / f"{run.path.name}.starts"
 with starts.open("a") as file: file.write("x")

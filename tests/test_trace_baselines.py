@@ -301,7 +301,7 @@ def test_a_bench_without_traces_is_refused(tmp_path: Path, algo: str) -> None:
     from agentrl.benches import load_bench
     from agentrl.console import RunConsole
     from agentrl.models.loading import load_chat, load_model, needs_of
-    from agentrl.run import RunDirectory
+    from agentrl.store.run import RunDirectory
     from agentrl.trainers.build import build_trainer
     from agentrl.trainers.callbacks import StopRequest
 

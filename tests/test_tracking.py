@@ -20,7 +20,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.tracking import tracker as trackers
 from agentrl.tracking.sections import sectioned
 from agentrl.tracking.tracker import followed
@@ -179,7 +179,7 @@ def test_an_unreachable_server_is_a_warning_and_the_run_is_recorded(tmp_path: Pa
     _, run = make_run("tracker=wandb")
     key = secrets.token_hex(20)
     script = (
-        "import sys; from agentrl.run import RunDirectory; from agentrl.tracking.tracker import followed\n"
+        "import sys; from agentrl.store.run import RunDirectory; from agentrl.tracking.tracker import followed\n"
         "run = RunDirectory(sys.argv[1])\n"
         "with followed(run.config(), run): print('trained')"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
 from agentrl.errors import UserError
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 FOLDER = ("--config-dir", "-cd")  # Hydra's flag, whose value follows
 

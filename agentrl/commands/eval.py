@@ -14,9 +14,9 @@ from agentrl.config.schema import Config
 from agentrl.config.target import sampling_of
 from agentrl.config.typed import as_typed, divided
 from agentrl.errors import UserError
-from agentrl.identity import run_path
+from agentrl.store.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR
-from agentrl.redact import masked
+from agentrl.store.redact import masked
 from agentrl.start import check, start
 
 KEYS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from agentrl.benches.bfcl.results import MODEL, write_results
 from agentrl.commands.arguments import key_lines, places_and_keys, run_at
 from agentrl.errors import UserError
-from agentrl.results import played
+from agentrl.evaluation.results import played
 
 KEYS = {
     "phase": "The evaluation: before or after.",

@@ -10,7 +10,7 @@ from pathlib import Path
 from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at
 from agentrl.config.checks import require
 from agentrl.errors import UserError, first_line
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 KEYS = {
     "weights": "Directory of the weights to upload; RUN/model where it is left out, RUN/merged after agentrl merge.",

@@ -9,7 +9,7 @@ from agentrl.commands.arguments import run_at
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.errors import UserError, first_line
-from agentrl.identity import NOT_IN_IDENTITY, in_identity
+from agentrl.store.identity import NOT_IN_IDENTITY, in_identity
 from agentrl.start import start
 
 HELP = """agentrl resume RUN [key=value ...]

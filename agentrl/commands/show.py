@@ -7,7 +7,7 @@ from rich.console import Console
 from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at, whole
 from agentrl.console import WIDE, on_a_terminal
 from agentrl.errors import UserError
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 KEYS = {
     "source": "rollouts (sampled while training; the default) or eval (evaluated items, before beside after).",
@@ -70,7 +70,7 @@ def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: 
 
 def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
     from agentrl.report.terminal import compared_items, item_facts, parse_filter
-    from agentrl.results import played
+    from agentrl.evaluation.results import played
 
     keep = parse_filter(own.get("where", ""))
     before, after = (played(run.items(phase)) for phase in ("before", "after"))

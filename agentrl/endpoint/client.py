@@ -22,7 +22,7 @@ from agentrl.endpoint.answer import Answer, NoAnswer, read_answer, refusal_words
 from agentrl.endpoint.form import SAMPLING, Form, Messages
 from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after
 from agentrl.errors import UserError
-from agentrl.redact import masked
+from agentrl.store.redact import masked
 from agentrl.rollout.engine import Decoding
 from agentrl.text import well_formed
 

@@ -20,7 +20,7 @@ from agentrl.judges.base import JudgeStopped, Verdict
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics
-from agentrl.redact import masked
+from agentrl.store.redact import masked
 
 LONGEST_WAIT = 30.0  # seconds between tries
 

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from agentrl.errors import UserError, first_line
-from agentrl.identity import flat, in_identity
+from agentrl.store.identity import flat, in_identity
 from agentrl.report.lineage import lineage
-from agentrl.results import LINEARISED, item_values, played
-from agentrl.run import RunDirectory, find_runs
+from agentrl.evaluation.results import LINEARISED, item_values, played
+from agentrl.store.run import RunDirectory, find_runs
 from agentrl.stats import ROUNDING, Interval, are_shares, paired_difference, seeds_interval, t_interval
 
 # What a reader looks for first; other metrics follow in alphabetical order, as summaries hold them.

@@ -10,7 +10,7 @@ import yaml
 
 import agentrl
 from agentrl.report.markdown import cell, markdown_table
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.stats import Interval
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agentrl.config.schema import Config
-from agentrl.identity import run_path
+from agentrl.store.identity import run_path
 from agentrl.report.arms import Arm, arms_of, compared, difference_pairs, load_records, metrics_of, missing, pooled
 from agentrl.report.markdown import cell, markdown_table
 from agentrl.report.page import Table

@@ -12,7 +12,7 @@ from typing import Any
 from agentrl.config.load import suggest
 from agentrl.errors import UserError
 from agentrl.report.arms import read_settings
-from agentrl.run import RunDirectory, find_runs, is_gone
+from agentrl.store.run import RunDirectory, find_runs, is_gone
 
 Cell = dict[str, float | None]  # mean, lo, hi, n as in summary.json
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 import agentrl
 from agentrl.config.load import load_config
 from agentrl.errors import UserError
-from agentrl.estimate import estimate
+from agentrl.evaluation.estimate import estimate
 from agentrl.report.arms import (
     Arm,
     RunRecord,

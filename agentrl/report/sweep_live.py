@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.console import on_a_terminal
-from agentrl.durable import last_records
-from agentrl.run import RunDirectory
-from agentrl.sweeps import Job, Sweep, label, shared
+from agentrl.store.durable import last_records
+from agentrl.store.run import RunDirectory
+from agentrl.store.sweeps import Job, Sweep, label, shared
 
 EVERY = 1.0  # seconds between looks
 COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}

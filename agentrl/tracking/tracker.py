@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 
 from agentrl.config.schema import Config
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.tracking.base import Guard, Tracker
 from agentrl.trainers.callbacks import RENAMED
 

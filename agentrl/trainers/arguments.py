@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from agentrl.checkpoints import writing_folder
+from agentrl.store.checkpoints import writing_folder
 from agentrl.config.algos import Grpo, Hipo, Luffy, Pact
 from agentrl.config.schema import Config
 

@@ -20,7 +20,7 @@ from agentrl.models.adapters import lora_config
 from agentrl.rewards.turns import COMPARING
 from agentrl.rollout.engine import RolloutEngine
 from agentrl.rollout.split_softmax import SplitSoftmaxEngine
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
 from agentrl.trainers.callbacks import Checkpoints, Record, StopRequest
 from agentrl.trainers.chord import ChordTrainer

@@ -10,11 +10,11 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from agentrl import checkpoints
+from agentrl.store import checkpoints
 from agentrl.config.schema import Trainer as TrainerConfig
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 
 RENAMED = {
     "loss": "loss/total",

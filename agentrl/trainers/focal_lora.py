@@ -26,7 +26,7 @@ from agentrl.config.schema import Config, Lora
 from agentrl.errors import UserError
 from agentrl.objectives.focal import conflict_sensitivity, focal_loss, most_sensitive
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import focal_arguments
 from agentrl.trainers.preferences import needed
 

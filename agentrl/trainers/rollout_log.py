@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from agentrl.benches.base import Score
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trajectory import Trajectory
 
 

@@ -24,11 +24,11 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from agentrl import durable, provenance
+from agentrl.store import durable, provenance
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
-from agentrl.identity import changed_keys, run_path
+from agentrl.store.identity import changed_keys, run_path
 
 State = Literal["created", "running", "completed", "failed", "interrupted", "dry_run"]
 LOCK_HELD = "AGENTRL_LOCK_HELD"  # set by the launcher for its worker: the run directory whose lock it holds for it

@@ -17,7 +17,7 @@ from typing import Any
 
 from agentrl.errors import UserError
 from agentrl.jsonl import read_json
-from agentrl.redact import masker
+from agentrl.store.redact import masker
 
 DISK_ADVICE = {
     errno.ENOSPC: "free some space, or choose another disk with runs_dir=...",

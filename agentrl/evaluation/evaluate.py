@@ -13,11 +13,11 @@ from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
 from agentrl.judges.base import Judge
-from agentrl.results import Item, missing_of, played, verdicts_missing
+from agentrl.evaluation.results import Item, missing_of, played, verdicts_missing
 from agentrl.rewards.two_sided import missing_text, scores
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.rollout.preparation import prepared
-from agentrl.run import RunDirectory
+from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trajectory import Trajectory
 

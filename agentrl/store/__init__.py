@@ -1,0 +1,1 @@
+"""Files that must survive: the run directory, its records, checkpoints, identity and provenance."""
