@@ -86,9 +86,9 @@ def _as_word(value: Any) -> str:
 
 
 def _finish(config: Any) -> RunDirectory:
-    from agentrl.store.identity import run_path
     from agentrl.launch import COMPLETED, INTERRUPTED
     from agentrl.start import start
+    from agentrl.store.identity import run_path
 
     code = start(config)
     if code == INTERRUPTED:

@@ -26,8 +26,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from agentrl import __version__
-from agentrl.store import sweeps
 from agentrl.config.compose import composed, hydra_arguments, one_line, suggest_word
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
@@ -35,13 +33,15 @@ from agentrl.config.shipped import CONF
 from agentrl.config.typed import as_typed
 from agentrl.console import printer
 from agentrl.errors import UserError
-from agentrl.store.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR, stop_signals
-from agentrl.store.redact import masked, refuse_secrets
 from agentrl.report.sweep_live import SweepView, job_table
-from agentrl.store.run import RunDirectory
 from agentrl.start import check, make_paths_absolute, start
+from agentrl.store import sweeps
+from agentrl.store.identity import run_path
+from agentrl.store.redact import masked, refuse_secrets
+from agentrl.store.run import RunDirectory
 from agentrl.streams import keep_streams, lasting, lost_output
+from agentrl.version import __version__
 
 # Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
 COMMANDS: dict[str, str] = {

@@ -15,7 +15,6 @@ from typing import Literal
 
 from packaging.specifiers import SpecifierSet
 
-from agentrl import DISTRIBUTION
 from agentrl.benches.bfcl.simulator import INSTALL, REQUIRED, VERSION, package_dir
 from agentrl.config.benches import Bfcl, HifConfig, Minihif
 from agentrl.config.schema import Config
@@ -23,8 +22,9 @@ from agentrl.config.validate import validate
 from agentrl.errors import UserError
 from agentrl.evaluation.estimate import count_parameters, memory
 from agentrl.install import install_line, requirements
-from agentrl.store.provenance import sha256
 from agentrl.reach import hub_address, in_hub_cache, reachable
+from agentrl.store.provenance import sha256
+from agentrl.version import DISTRIBUTION
 
 Verdict = Literal["ok", "warn", "fail", "skip"]
 

@@ -6,7 +6,7 @@ import importlib.metadata
 
 from packaging.requirements import Requirement
 
-from agentrl import DISTRIBUTION
+from agentrl.version import DISTRIBUTION
 
 
 def requirements(extra: str | None = None) -> list[Requirement]:

@@ -17,11 +17,11 @@ from agentrl.console import printer
 from agentrl.errors import UserError
 from agentrl.evaluation.estimate import estimate, print_estimate
 from agentrl.gpus import own_gpus
-from agentrl.store.identity import changed_keys, run_path
 from agentrl.launch import COMPLETED, INTERRUPTED, launch
 from agentrl.reach import check_reach
 from agentrl.ready import check_ready
 from agentrl.report.table import print_result
+from agentrl.store.identity import changed_keys, run_path
 from agentrl.store.run import RunDirectory
 
 LONG_UPDATES, LONG_TOKENS = 1000, 50_000_000  # days on a CPU

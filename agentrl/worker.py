@@ -30,7 +30,6 @@ from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
-from agentrl.store import checkpoints
 from agentrl.benches import load_bench
 from agentrl.config.algos import Evaluate, FocalLora, SplitSoftmax
 from agentrl.config.load import load_config
@@ -38,18 +37,20 @@ from agentrl.config.schema import Config
 from agentrl.console import STOPPING, RunConsole
 from agentrl.errors import UserError
 from agentrl.evaluation.evaluate import Interrupted, evaluate
+from agentrl.evaluation.results import Item, missing_of, summarise, summarise_groups
 from agentrl.judges.base import Judge
 from agentrl.judges.build import build_judge
 from agentrl.launch import die_with_launcher, is_direct, stop_signals
 from agentrl.models.adapters import check_lora
 from agentrl.models.loading import load_chat, load_model, needs_of
-from agentrl.store.redact import mask_streams
 from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result, sampling_text
-from agentrl.evaluation.results import Item, missing_of, summarise, summarise_groups
 from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.rollout.engine import Decoding, RolloutEngine
+from agentrl.store import checkpoints
+from agentrl.store.redact import mask_streams
 from agentrl.store.run import RunDirectory
+from agentrl.store.trouble import trouble
 from agentrl.streams import keep_streams
 from agentrl.traces.files import read_traces, use_traces
 from agentrl.tracking.base import Tracker
@@ -57,7 +58,6 @@ from agentrl.tracking.tracker import followed
 from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trainers.hipo import check_constraints
-from agentrl.store.trouble import trouble
 
 # How long processes wait for each other: for the longest episode, a judge, a checkpoint. torch gives GPUs ten minutes.
 PATIENCE = timedelta(hours=12)

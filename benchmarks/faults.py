@@ -32,8 +32,8 @@ from typing import Any
 from transformers import Trainer
 
 from agentrl import worker
-from agentrl.store import checkpoints
 from agentrl.config.compose import compose
+from agentrl.store import checkpoints
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.grpo import AgentGRPOTrainer
 

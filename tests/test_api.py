@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import agentrl
 from agentrl import api
 from agentrl.errors import UserError
 from agentrl.store.run import RunDirectory

@@ -19,8 +19,8 @@ from agentrl.cli import COMMANDS
 from agentrl.config import help as config_help
 from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
-from agentrl.store.run import RunDirectory
 from agentrl.start import start
+from agentrl.store.run import RunDirectory
 
 FAST = 2.0  # seconds: the promise for help, --cfg job and completion
 
@@ -57,7 +57,10 @@ def test_the_heavy_libraries_stay_out(tmp_path: Path) -> None:
 
 
 def test_the_worker_never_sees_hydra() -> None:
-    code = "import sys, agentrl.config.load, agentrl.store.run; print(any(m.split('.')[0] == 'hydra' for m in sys.modules))"
+    code = (
+        "import sys, agentrl.config.load, agentrl.store.run; "
+        "print(any(m.split('.')[0] == 'hydra' for m in sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "False"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agentrl.report.table import result_text
 from agentrl.evaluation.results import item_values, summarise, summarise_groups, verdicts_missing
+from agentrl.report.table import result_text
 from agentrl.rewards.two_sided import missing_text
 
 

@@ -23,9 +23,9 @@ from agentrl.errors import UserError
 from agentrl.rollout.engine import Decoding, Episode
 from agentrl.rollout.guard import UNAVAILABLE
 from agentrl.store.run import RunDirectory
+from agentrl.store.trouble import trouble
 from agentrl.trainers import grpo
 from agentrl.trainers.faults import NO_SIGNAL, Watch, finite_rewards
-from agentrl.store.trouble import trouble
 
 
 def faults(**changes: Any) -> Faults:

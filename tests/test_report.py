@@ -31,8 +31,8 @@ from agentrl.report.arms import (
 from agentrl.report.curves import band
 from agentrl.report.page import build_report, render
 from agentrl.report.rollouts import first_and_last, stretches, view
-from agentrl.store.run import RunDirectory
 from agentrl.start import start
+from agentrl.store.run import RunDirectory
 
 HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)>"
 

@@ -14,8 +14,8 @@ from agentrl.config.compose import compose
 from agentrl.errors import UserError
 from agentrl.report.rollouts import view
 from agentrl.report.terminal import compared_items, facts, parse_filter, rollout_panel
-from agentrl.store.run import RunDirectory
 from agentrl.start import start
+from agentrl.store.run import RunDirectory
 
 
 def line(step: int, task: str, reward: float, errors: int = 0) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from transformers import AutoTokenizer
 from agentrl.benches import load_bench
 from agentrl.benches.base import Task
 from agentrl.chat import ChatFormat
-from agentrl.store.durable import read_records
 from agentrl.jsonl import read_json
 from agentrl.judges.base import JudgeRequest
 from agentrl.models.loading import checkpoint_path
 from agentrl.rollout.conversation import react
 from agentrl.rollout.guard import call_tool
 from agentrl.rollout.reading import read_turn
+from agentrl.store.durable import read_records
 from agentrl.text import well_formed
 from agentrl.traces.files import read_traces, to_line
 from agentrl.trainers.preferences import file_pairs

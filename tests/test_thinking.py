@@ -24,8 +24,8 @@ from agentrl.config.schema import Model
 from agentrl.config.validate import validate
 from agentrl.errors import UserError
 from agentrl.evaluation.evaluate import item_record, progress
-from agentrl.models.loading import load_chat, needs_of, thinking_arguments
 from agentrl.evaluation.results import item_values
+from agentrl.models.loading import load_chat, needs_of, thinking_arguments
 from agentrl.rewards.two_sided import scores
 from agentrl.rollout.reading import TokenReader
 from agentrl.trajectory import Trajectory

@@ -14,10 +14,10 @@ from agentrl.config.schema import Config
 from agentrl.config.target import sampling_of
 from agentrl.config.typed import as_typed, divided
 from agentrl.errors import UserError
-from agentrl.store.identity import run_path
 from agentrl.launch import INTERRUPTED, USER_ERROR
-from agentrl.store.redact import masked
 from agentrl.start import check, start
+from agentrl.store.identity import run_path
+from agentrl.store.redact import masked
 
 KEYS = {
     "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",

@@ -69,8 +69,8 @@ def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: 
 
 
 def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
-    from agentrl.report.terminal import compared_items, item_facts, parse_filter
     from agentrl.evaluation.results import played
+    from agentrl.report.terminal import compared_items, item_facts, parse_filter
 
     keep = parse_filter(own.get("where", ""))
     before, after = (played(run.items(phase)) for phase in ("before", "after"))

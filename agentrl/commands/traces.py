@@ -14,10 +14,10 @@ from agentrl.commands.arguments import command_keys, file_to_write, flag, key_li
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.validate_bench import validate_data
-from agentrl.store.durable import drop_torn_tail, write_records
 from agentrl.errors import UserError
 from agentrl.jsonl import numbered_lines
 from agentrl.reach import check_server
+from agentrl.store.durable import drop_torn_tail, write_records
 from agentrl.traces.records import CHUNK_TYPES, ExpertTrace
 
 KEYS = {

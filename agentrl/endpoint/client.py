@@ -22,8 +22,8 @@ from agentrl.endpoint.answer import Answer, NoAnswer, read_answer, refusal_words
 from agentrl.endpoint.form import SAMPLING, Form, Messages
 from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after
 from agentrl.errors import UserError
-from agentrl.store.redact import masked
 from agentrl.rollout.engine import Decoding
+from agentrl.store.redact import masked
 from agentrl.text import well_formed
 
 LONGEST_WAIT = 16.0  # seconds between tries

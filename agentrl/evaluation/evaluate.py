@@ -12,8 +12,8 @@ from agentrl.benches.base import Bench, Score, Task
 from agentrl.config.schema import Eval
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
-from agentrl.judges.base import Judge
 from agentrl.evaluation.results import Item, missing_of, played, verdicts_missing
+from agentrl.judges.base import Judge
 from agentrl.rewards.two_sided import missing_text, scores
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.rollout.preparation import prepared

@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 
 from agentrl.errors import UserError, first_line
-from agentrl.store.identity import flat, in_identity
-from agentrl.report.lineage import lineage
 from agentrl.evaluation.results import LINEARISED, item_values, played
-from agentrl.store.run import RunDirectory, find_runs
+from agentrl.report.lineage import lineage
 from agentrl.stats import ROUNDING, Interval, are_shares, paired_difference, seeds_interval, t_interval
+from agentrl.store.identity import flat, in_identity
+from agentrl.store.run import RunDirectory, find_runs
 
 # What a reader looks for first; other metrics follow in alphabetical order, as summaries hold them.
 HEADLINES = ("solve_rate", "r_user", "r_sys", "answer_correct", "solve_f1", "valid", "correct")

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-import agentrl
 from agentrl.report.markdown import cell, markdown_table
-from agentrl.store.run import RunDirectory
 from agentrl.stats import Interval
+from agentrl.store.run import RunDirectory
+from agentrl.version import __version__
 
 
 def model_card(run: RunDirectory, weights: Path, repository: str) -> str:
@@ -46,7 +46,7 @@ def model_card(run: RunDirectory, weights: Path, repository: str) -> str:
         "Mean [95% interval] over the test items of this one run, clustered; the difference is paired by item.",
         "## How it was trained",
         f"`{command}`",
-        f"agentrl {agentrl.__version__}{commit}; "
+        f"agentrl {__version__}{commit}; "
         + ", ".join(f"{name} {version}" for name, version in packages.items() if version)
         + ". `agentrl_config.yaml` holds every value, `agentrl_summary.json` all results.",
         "## Configuration",

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agentrl.config.schema import Config
-from agentrl.store.identity import run_path
 from agentrl.report.arms import Arm, arms_of, compared, difference_pairs, load_records, metrics_of, missing, pooled
 from agentrl.report.markdown import cell, markdown_table
 from agentrl.report.page import Table
 from agentrl.report.published import published_table
+from agentrl.store.identity import run_path
 
 
 def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[Table]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-import agentrl
 from agentrl.config.load import load_config
 from agentrl.errors import UserError
 from agentrl.evaluation.estimate import estimate
@@ -30,6 +29,7 @@ from agentrl.report.curves import COLOURS, MAX_ARMS, arm_curves
 from agentrl.report.markdown import cell
 from agentrl.report.rollouts import View, first_and_last, view
 from agentrl.report.table import missing_text
+from agentrl.version import __version__
 
 SECTIONS = ("Results", "Differences", "Grid", "Compute", "Settings", "Runs")
 ROLLOUTS = 2  # of the first and of the last step, for each arm
@@ -58,7 +58,7 @@ class Report:
 
 def build_report(records: list[RunRecord], title: str) -> Report:
     """The report of some runs. Those on different benches stand apart: their numbers do not compare."""
-    report = Report(title, agentrl.__version__, {name: [] for name in SECTIONS})
+    report = Report(title, __version__, {name: [] for name in SECTIONS})
     by_bench: dict[str, list[RunRecord]] = {}
     for record in records:
         by_bench.setdefault(str(record.settings.get("bench.name")), []).append(record)

@@ -13,10 +13,10 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import agentrl
 from agentrl.config.algos import CustomAlgo, Dpo
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
+from agentrl.version import __version__
 
 MAX_DIFF = 1_000_000  # characters of an uncommitted diff kept
 MAX_FILES = 1000  # of a directory named as data; IHEval has some 50
@@ -26,12 +26,12 @@ MAX_BYTES = 2**30  # of them read; beyond that a file is known by its size
 def collect(config: Config) -> dict[str, Any]:
     """The content of environment.json."""
     return {
-        "agentrl": agentrl.__version__,
+        "agentrl": __version__,
         "command": sys.argv,
         "cwd": os.getcwd(),
         "python": sys.version,
         "packages": dict(sorted((dist.name, dist.version) for dist in distributions())),
-        "git": git_state(Path(agentrl.__file__).parent.parent),
+        "git": git_state(Path(__file__).resolve().parents[2]),
         "hardware": hardware(),
         "seeds": {"run": config.seed, "data": getattr(config.bench, "data_seed", None)},
         "data": data_hashes(config),

@@ -24,10 +24,10 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from agentrl.store import durable, provenance
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.errors import UserError
+from agentrl.store import durable, provenance
 from agentrl.store.identity import changed_keys, run_path
 
 State = Literal["created", "running", "completed", "failed", "interrupted", "dry_run"]

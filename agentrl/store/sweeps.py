@@ -27,8 +27,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, flag_override
 
-from agentrl.store.durable import write_json
 from agentrl.launch import SWEPT_BY, stop_signals
+from agentrl.store.durable import write_json
 from agentrl.store.run import RunDirectory, is_gone
 
 STOPPING = "stopping"  # a file in the sweep's folder while it is being stopped

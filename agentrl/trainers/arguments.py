@@ -10,9 +10,9 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from agentrl.store.checkpoints import writing_folder
 from agentrl.config.algos import Grpo, Hipo, Luffy, Pact
 from agentrl.config.schema import Config
+from agentrl.store.checkpoints import writing_folder
 
 
 @dataclass(frozen=True)

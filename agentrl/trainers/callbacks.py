@@ -10,10 +10,10 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from agentrl.store import checkpoints
 from agentrl.config.schema import Trainer as TrainerConfig
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
+from agentrl.store import checkpoints
 from agentrl.store.run import RunDirectory
 
 RENAMED = {

@@ -18,13 +18,13 @@ from agentrl.benches.hif.base import HifBench
 from agentrl.chat import ChatFormat
 from agentrl.config.schema import Config, Model
 from agentrl.console import RunConsole
-from agentrl.store.durable import write_text
 from agentrl.errors import UserError
 from agentrl.jsonl import numbered_lines, read_json
 from agentrl.judges.base import Judge
 from agentrl.models.adapters import lora_config
 from agentrl.rewards.two_sided import Rewards, grade_episodes
 from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
+from agentrl.store.durable import write_text
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import dpo_arguments
 from agentrl.trainers.reference import starting_policy
