@@ -66,22 +66,22 @@ def _as_words(overrides: Overrides) -> list[str]:
         raise UserError(f"overrides is the text {overrides!r}; give a list of texts: [{overrides!r}]")
     if not isinstance(overrides, Mapping):
         return list(overrides)
-    return [f"{key}={_as_word(value)}" for key, value in overrides.items()]
+    return [f"{key}={value if isinstance(value, str | Path) else _as_word(value)}" for key, value in overrides.items()]
 
 
 def _as_word(value: Any) -> str:
-    """A Python value as Hydra's grammar writes it."""
+    """A Python value as Hydra's grammar writes it; a text alone needs no quotes, for `compose` sets them."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_as_word(one) for one in value) + "]"
+        return "[" + ",".join(map(_as_word, value)) + "]"
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_as_word(one)}" for key, one in value.items()) + "}"
     if isinstance(value, str | Path):
-        text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{text}'"
+        escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
     return str(value)
 
 

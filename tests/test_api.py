@@ -46,6 +46,14 @@ def test_mistakes_raise(overrides: list[str], message: str) -> None:
         api.run(overrides)
 
 
+def test_the_package_offers_the_calls() -> None:
+    assert (agentrl.run, agentrl.evaluate, agentrl.load_run) == (api.run, api.evaluate, api.load_run)
+    assert agentrl.RunDirectory is RunDirectory and agentrl.UserError is UserError
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        agentrl.train  # type: ignore[attr-defined]  # noqa: B018
+    assert (Path(agentrl.__file__).parent / "py.typed").is_file()
+
+
 def test_no_run_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run directory"):
         api.load_run(tmp_path)
@@ -63,7 +71,7 @@ def test_a_run_that_fails_raises_and_keeps_its_record(tmp_path: Path, monkeypatc
 
 def test_importing_agentrl_is_light() -> None:
     """A notebook that lists runs must not wait for torch."""
-    code = "import sys, agentrl.api; print([name for name in ('torch', 'hydra', 'trl') if name in sys.modules])"
+    code = "import sys, agentrl; agentrl.load_run; print([n for n in ('torch', 'hydra', 'trl') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

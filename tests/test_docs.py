@@ -20,7 +20,9 @@ from agentrl.commands import eval as eval_command
 from agentrl.commands import judge
 from agentrl.commands.arguments import command_keys, places_and_keys
 from agentrl.config.compose import CONF, compose
+from agentrl.config.load import all_keys
 from agentrl.config.validate import validate
+from agentrl.store.identity import in_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -113,6 +115,11 @@ def verb_understood(verb: str, rest: list[str]) -> None:
         line = " ".join(rest).replace("--base ", "base=").replace("--json", "")
         own, overrides = command_keys([word for word in line.split() if "=" in word], getattr(module, "KEYS", {}))
         compose(overrides)
+    elif verb == "ls":
+        known = {"status", "name", "algo", "model", "bench", *(key for key, *_ in all_keys())}
+        assert {word.split("=")[0] for word in rest if "=" in word} <= known, rest
+    elif verb == "resume":
+        assert not any(in_identity(word.split("=")[0]) for word in rest[1:]), rest
     else:
         keys = {"judge": {**judge.COMPARE_KEYS, **judge.DISTILL_KEYS}}.get(verb) or module.KEYS
         places_and_keys(rest, keys)
