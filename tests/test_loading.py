@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import composed
-from transformers import AddedToken, AutoTokenizer
+from transformers import AutoTokenizer
 
 from agentrl import doctor
 from agentrl.benches.base import Task
 from agentrl.errors import UserError
-from agentrl.models.loading import Needs, load_chat, needs_of
+from agentrl.models.loading import Needs, load_chat, load_model, needs_of
 from agentrl.models.places import checkpoint_path
 
 # Of the shape of Phi-3's and Gemma's: no tools in either, and no system role in the second and third.
@@ -75,14 +77,69 @@ def checkpoint(folder: Path, **network: int):
     return model, AutoTokenizer.from_pretrained(source)
 
 
-@pytest.mark.parametrize("special", [True, False])
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path, special: bool):
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path):
     model, tokenizer = checkpoint(tmp_path / "model")
     size = len(tokenizer)
     load_chat(model, HIF)
-    tokenizer.add_tokens([AddedToken("<more>", special=special), AddedToken("<most>", special=special)])
+    tokenizer.add_tokens(["<more>", "<most>"])
     tokenizer.save_pretrained(model.path)
     with pytest.raises(UserError, match=rf"2 tokens of its tokenizer .* embedding of {size} .*'<more>', id {size}"):
+        load_chat(model, HIF)
+
+
+IMAGE = "<image_soft_token>"
+
+
+def with_image_token(folder: Path):
+    """As Gemma 3's text-only checkpoints: the tokenizer's last token is one for images, without a row."""
+    model, tokenizer = checkpoint(folder)
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
+    assert tokenizer.convert_tokens_to_ids(IMAGE) == size
+    return model, tokenizer, size
+
+
+def test_a_special_token_beyond_the_embedding_that_nothing_writes_is_read_as_text(tmp_path: Path):
+    model, tokenizer, size = with_image_token(tmp_path / "model")
+    tokenizer.save_pretrained(model.path)
+    chat = load_chat(model, HIF)
+    ids = chat.prompt_ids([*PROMPT[:1], {"role": "user", "content": f"See {IMAGE}!"}], [])
+    assert max(ids) < size and len(chat.tokenizer) == size
+    assert f"See {IMAGE}!" in chat.tokenizer.decode(ids)
+    assert tokenizer.convert_tokens_to_ids("<tool_call>") in chat.ids("<tool_call>")  # the others are what they were
+    assert load_model(model)(input_ids=torch.tensor([ids])).logits.isfinite().all()
+    chat.save(tmp_path / "saved")  # as runs write it beside their weights, where it is loaded again
+    shutil.copy(tmp_path / "model" / "config.json", tmp_path / "saved")
+    model.path = str(tmp_path / "saved")
+    assert load_chat(model, HIF).prompt_ids(PROMPT, []) == chat.prompt_ids(PROMPT, [])
+    assert max(load_chat(model, HIF).ids(IMAGE)) < size
+
+
+def test_a_special_token_that_is_listed_in_the_vocabulary_too_is_taken_out_of_both(tmp_path: Path):
+    model, tokenizer, size = with_image_token(tmp_path / "model")
+    tokenizer.save_pretrained(model.path)
+    file = tmp_path / "model" / "tokenizer.json"
+    written = json.loads(file.read_text())
+    written["model"]["vocab"] |= {token["content"]: token["id"] for token in written["added_tokens"]}
+    file.write_text(json.dumps(written))
+    before = AutoTokenizer.from_pretrained(model.path).get_vocab()
+    assert before.pop(IMAGE) == size
+    chat = load_chat(model, HIF)
+    assert chat.tokenizer.get_vocab() == before and max(chat.ids(f"a {IMAGE} b")) < size
+
+
+@pytest.mark.parametrize("use", ["template", "eos_token", "pad_token", "beside ordinary vocabulary"])
+def test_a_special_token_beyond_the_embedding_that_is_written_is_refused(tmp_path: Path, use: str):
+    model, tokenizer, size = with_image_token(tmp_path / "model")
+    if use == "template":
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", IMAGE)
+    elif use.endswith("_token"):
+        setattr(tokenizer, use, IMAGE)
+    else:
+        tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(model.path)
+    first = f"'<more>', id {size + 1}" if use.startswith("beside") else f"'{IMAGE}', id {size}"
+    with pytest.raises(UserError, match=rf"1 tokens of its tokenizer .* embedding of {size} .*{re.escape(first)}"):
         load_chat(model, HIF)
 
 

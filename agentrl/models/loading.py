@@ -26,8 +26,9 @@ from agentrl.benches.base import Task
 from agentrl.chat import THINKING_ARGUMENTS, ChatFormat
 from agentrl.config.schema import Model
 from agentrl.errors import UserError, first_line
-from agentrl.models.adapters import adapter_base, merge_adapter, network_config
+from agentrl.models.adapters import adapter_base, merge_adapter
 from agentrl.models.places import checkpoint_path
+from agentrl.models.vocabulary import fit_vocabulary
 
 
 def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
@@ -88,7 +89,7 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
     variants = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
     if variants is not None:
         tokenizer.chat_template = _named_template(config, variants, needs)
-    check_vocabulary(config, tokenizer)
+    fit_vocabulary(config, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if needs.system and not carries_system_message(tokenizer):
@@ -154,32 +155,6 @@ def _named_template(config: Model, variants: dict[str, str], needs: Needs) -> st
         f"model.path={config.path}: none of its chat templates is named default ({', '.join(variants)}); name the one "
         "to use so in its tokenizer"
     )
-
-
-def check_vocabulary(config: Model, tokenizer: PreTrainedTokenizerFast) -> None:
-    """See to it that every token has a row in the embedding: one without crashes the first batch that holds it.
-
-    Raises:
-        UserError: it names the first token without a row.
-    """
-    network = network_config(config)
-    rows = None if network is None else getattr(network.get_text_config(), "vocab_size", None)
-    if not isinstance(rows, int):
-        return
-    beyond = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
-    if beyond:
-        index, token = beyond[0]
-        raise UserError(
-            f"model.path={config.path}: {len(beyond)} tokens of its tokenizer have no row in the model's embedding of "
-            f"{rows} (first: {token!r}, id {index}); give the tokenizer that the model was trained with, or make room "
-            "with model.resize_token_embeddings and save the model"
-        )
-    padding = getattr(network.get_text_config(), "pad_token_id", None) if network is not None else None
-    if isinstance(padding, int) and padding >= rows:
-        raise UserError(
-            f"model.path={config.path}: pad_token_id={padding} of its config.json has no row in the embedding of {rows}"
-            "; write the tokenizer's padding token there"
-        )
 
 
 def carries_system_message(tokenizer: PreTrainedTokenizerFast) -> bool:

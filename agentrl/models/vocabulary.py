@@ -1,0 +1,75 @@
+"""Tokens without a row in the embedding: none may reach the network."""
+
+from __future__ import annotations
+
+import json
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from agentrl.config.schema import Model
+from agentrl.errors import UserError
+from agentrl.models.adapters import network_config
+
+
+def fit_vocabulary(config: Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    """See to it that every token has a row in the embedding: one without crashes the first batch that holds it.
+
+    Special tokens beyond it that nothing writes are taken out of `tokenizer`, which then reads their text as any other:
+    Gemma 3's tokenizer holds one for images that its text-only checkpoints do not know.
+
+    Raises:
+        UserError: it names the first token without a row that is ordinary vocabulary, stands in the chat template, or
+            begins, ends or pads a text.
+    """
+    network = network_config(config)
+    text = None if network is None else network.get_text_config()
+    rows = getattr(text, "vocab_size", None)
+    if not isinstance(rows, int):
+        return
+    beyond = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
+    written = [(index, token) for index, token in beyond if not _unwritten(tokenizer, index, token)]
+    if beyond and not written and not _taken_out(tokenizer, [token for _, token in beyond]):
+        written = beyond
+    if written:
+        index, token = written[0]
+        raise UserError(
+            f"model.path={config.path}: {len(written)} tokens of its tokenizer have no row in the model's embedding of "
+            f"{rows} (first: {token!r}, id {index}); give the tokenizer that the model was trained with, or make room "
+            "with model.resize_token_embeddings and save the model"
+        )
+    padding = getattr(text, "pad_token_id", None)
+    if isinstance(padding, int) and padding >= rows:
+        raise UserError(
+            f"model.path={config.path}: pad_token_id={padding} of its config.json has no row in the embedding of {rows}"
+            "; write the tokenizer's padding token there"
+        )
+
+
+def _unwritten(tokenizer: PreTrainedTokenizerFast, index: int, token: str) -> bool:
+    """Whether a token can come from its own text alone: it is special, and neither template nor tokenizer adds it."""
+    added = tokenizer.added_tokens_decoder.get(index)
+    if added is None or not added.special:
+        return False
+    ends = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    used = tokenizer.chat_template
+    templates = list(used.values()) if isinstance(used, dict) else [used or ""]
+    return token not in ends and not any(token in template for template in templates)
+
+
+def _taken_out(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> bool:
+    """Make special tokens unknown to the tokenizer, for which transformers has no call.
+
+    False, and nothing is done, where another token would change its id by it.
+    """
+    kept = {token: index for token, index in tokenizer.get_vocab().items() if token not in tokens}
+    written = json.loads(tokenizer.backend_tokenizer.to_str())
+    written["added_tokens"] = [token for token in written["added_tokens"] if token["content"] not in tokens]
+    vocabulary = written["model"]["vocab"]
+    if isinstance(vocabulary, dict):  # some list their added tokens there too
+        written["model"]["vocab"] = {token: index for token, index in vocabulary.items() if token not in tokens}
+    without = Tokenizer.from_str(json.dumps(written))
+    if without.get_vocab() != kept:
+        return False
+    tokenizer._tokenizer = without
+    return True
