@@ -63,6 +63,14 @@ def test_a_missing_verdict_is_no_failed_attempt() -> None:
     assert values["missing/r_sys"] == {"a": 0.5, "b": 0.0, "c": 1.0}
 
 
+def test_a_sample_that_an_endpoint_refused_takes_no_pass_at_k_from_the_others() -> None:
+    tries = {"a": [1, 0, 0, 1], "b": [1], "c": [0, 1, 0]}
+    values = item_values([judged(n, i, one) for n, own in tries.items() for i, one in enumerate(own)], "r_sys")
+    assert values["pass@1"] == pytest.approx({"a": 0.5, "b": 1.0, "c": 1 / 3})
+    assert values["pass@2"] == pytest.approx({"a": 5 / 6, "c": 2 / 3})  # 1 - C(2, 2) / C(4, 2), 1 - C(2, 2) / C(3, 2)
+    assert values["pass@4"] == {"a": 1.0} and values["pass^4"] == {"a": 0.0}
+
+
 def test_how_many_verdicts_are_missing_is_in_the_summary_and_in_tables() -> None:
     items = [judged(str(i), 0, None if i % 3 else 1.0) for i in range(30)]
     summary = summarise([], items, "r_sys")

@@ -67,7 +67,7 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
     suites = {name: tries[0].get("groups", {}).get("suite", "") for name, tries in samples.items()}
     if solve_metric in values and len(set(suites.values())) > 1:
         values["macro"] = linearised_macro(values[solve_metric], suites)
-    n = min(map(len, samples.values()), default=0)
+    n = max(map(len, samples.values()), default=0)  # an endpoint may have refused some samples of an item
     verdicts = {
         name: [one for one in map(metric(solve_metric), tries) if one is not None] for name, tries in samples.items()
     }
