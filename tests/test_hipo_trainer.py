@@ -357,7 +357,7 @@ def test_the_rate_of_violations_reads_the_thresholds_of_the_multipliers(tmp_path
     assert logged["violation_rate"] == [(hard + served) / 2]
 
 
-def test_a_reply_that_may_or_may_not_violate_is_not_counted(tmp_path: Path):
+def test_the_rate_of_violations_is_over_replies_of_which_every_reward_is_known(tmp_path: Path):
     constraints = (
         "algo.constraints=[{name: rule, reward: sys, threshold: 0.5, initial: 1.0, kind: null},"
         "{name: served, reward: user, threshold: 0.5, initial: 1.0, kind: null}]"
@@ -368,7 +368,12 @@ def test_a_reply_that_may_or_may_not_violate_is_not_counted(tmp_path: Path):
     system = rewards_of(trainer, "sys").flatten()
     assert trainer._metrics["train"]["violation/rule"] == [(system < 0.5).double().mean().item()]
     assert "violation/served" not in trainer._metrics["train"]
-    assert trainer._metrics["train"]["violation_rate"] == [1.0]  # of those that r_sys alone convicts
+    assert "violation_rate" not in trainer._metrics["train"]  # r_sys convicts some, but acquits nobody
+    full = trainer._rewards
+    trainer._rewards = [{**one, "user": 1.0 if row % 4 < 3 else None} for row, one in enumerate(full)]
+    told = [row for row in range(len(full)) if row % 4 < 3]
+    rate = sum(full[row]["sys"] < 0.5 for row in told) / len(told)
+    assert 0 < rate < 1 and trainer._logged_constraints()["violation_rate"] == pytest.approx(rate)
 
 
 def test_a_constraint_on_a_kind_that_no_training_task_is_of_is_refused():

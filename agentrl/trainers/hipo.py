@@ -245,22 +245,20 @@ class HipoTrainer(AgentGRPOTrainer):
         """Share of replies below a threshold, of each constraint and of any, and where each multiplier stands."""
         values: dict[str, float | None] = {}
         kinds = [task.data["kind"] for task in self._batch]
-        violated = torch.zeros(len(kinds), dtype=torch.bool)
-        known = torch.zeros(
-            len(kinds), dtype=torch.bool
-        )  # some constraint holds for the reply, and its reward is there
-        unknown = torch.zeros(len(kinds), dtype=torch.bool)
+        violated, held, unknown = torch.zeros(3, len(kinds), dtype=torch.bool)
         for constraint, multiplier in zip(self.config.algo.constraints, self.dual, strict=True):
             column = self._column(constraint.reward, constraint.kind)
             below, missing = column < constraint.threshold, torch.isnan(column)
-            held = torch.tensor([constraint.kind in (None, kind) for kind in kinds])
-            violated, known, unknown = violated | below, known | ~missing, unknown | (held & missing)
+            holds = torch.tensor([constraint.kind in (None, kind) for kind in kinds])
+            violated, held, unknown = violated | below, held | holds, unknown | (holds & missing)
             values[f"violation/{constraint.name}"] = self._mean(below.double().masked_fill(missing, math.nan))
             # As this batch was used: the update that follows it shows in the next line.
             values[f"lambda/{constraint.name}"] = float(multiplier.value)
             values[f"tau/{constraint.name}"] = multiplier.threshold
             values[f"ema/{constraint.name}"] = None if math.isnan(multiplier.ema) else float(multiplier.ema)
-        told = violated | (known & ~unknown)
+        # A reply that is known to violate and lacks a reward is left out too: those that do not would be, and it alone
+        # would stay.
+        told = held & ~unknown
         for kind in (None, *KINDS):
             counted = told & torch.tensor([kind in (None, one) for one in kinds])
             values["violation_rate" + (f"/{kind}" if kind else "")] = self._mean(violated[counted].double())

@@ -70,7 +70,6 @@ def reply_dataset(chat: ChatFormat, bench: SingleTurn, tasks: list[Task]) -> Dat
             continue
         prompt = chat.prompt_ids(task.prompt, [])
         message = {"role": "assistant", "content": reply}
-        message = {"role": "assistant", "content": reply}
         whole, end = chat.training_text([*task.prompt, message], [], generation_prompt=False), chat.turns.answer_end
         ids = chat.ids(whole[: whole.rfind(end) + len(end)])  # what follows the token that ends the turn is left out
         if ids[: len(prompt)] != prompt:
