@@ -10,18 +10,17 @@ import importlib.metadata
 import json
 import os
 import socket
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from agentrl.config.algos import Evaluate
 from agentrl.config.judges import LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
+from agentrl.endpoint.waiting import within
 from agentrl.errors import UserError
 
 PATIENCE_S = 3.0  # for a name to be looked up and a connection to open
@@ -198,8 +197,7 @@ def _connect(host: str, port: int) -> str | None:
 
 def _within(seconds: float, question: Callable[[], str | None]) -> str | None:
     """What `question` answers, or that it took too long: looking up a name heeds no timeout."""
-    answer: list[Any] = []
-    thread = threading.Thread(target=lambda: answer.append(question()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answer[0] if answer else f"no answer in {seconds:g} s"
+    try:
+        return within(seconds, question)
+    except TimeoutError:
+        return f"no answer in {seconds:g} s"

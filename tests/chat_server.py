@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,12 +13,16 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """What goes over the wire: a body as text, bytes or JSON; `cut` closes the connection in the middle of it."""
+    """What goes over the wire: a body as text, bytes or JSON.
+
+    `cut` closes the connection in the middle of it; `dribble` sends a blank every 0.05 s in its place, for so long.
+    """
 
     body: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
+    dribble: float = 0.0
 
 
 class ChatServer:
@@ -50,8 +55,15 @@ class ChatServer:
                 self.send_response(reply.status)
                 for name, value in {"Content-Type": "application/json", **reply.headers}.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
+                if reply.dribble:
+                    self.send_header("Connection", "close")
+                else:
+                    self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
+                end = time.monotonic() + reply.dribble
+                while time.monotonic() < end:
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
                 self.wfile.write(data[: len(data) // 2] if reply.cut else data)
                 self.close_connection = self.close_connection or reply.cut
 

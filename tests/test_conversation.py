@@ -161,7 +161,7 @@ def test_a_call_in_a_turn_that_the_budget_cut_is_made_and_the_turn_closed(traine
 
 def test_a_message_that_exceeds_the_budget_ends_the_episode(trainer):
     _, (trajectory,) = play(trainer, [["Hello.", "never sampled"]], [Talk(later=["word " * 5000])])
-    assert [message["role"] for message in trajectory.messages] == ["assistant"]
+    assert [message["role"] for message in trajectory.messages] == ["assistant"] and trajectory.truncated
 
 
 def test_only_environments_that_speak_are_conversations(trainer):

@@ -26,7 +26,7 @@ from agentrl.errors import UserError
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.evaluation.results import missing_of
 from agentrl.rollout.endpoint import EndpointEngine
-from agentrl.rollout.engine import Decoding
+from agentrl.rollout.engine import Decoding, Episode
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import StopRequest
 from agentrl.trajectory import ToolCall
@@ -231,6 +231,17 @@ def test_a_slow_answer_is_asked_for_twice(tmp_path: Path) -> None:
 
     with ChatServer(respond) as server:
         items, run = play(server, tmp_path, timeout=0.3)
+        assert len(items) == 3 and "no answer within 0.3 s, after 2 tries" in lines(run)["1"]["missing"]
+
+
+def test_an_answer_that_dribbles_in_is_too_slow_however_often_a_byte_comes(tmp_path: Path) -> None:
+    def respond(body: dict[str, Any], _: int) -> Any:
+        return Reply(good(body), dribble=4.0) if number(body) == 1 else good(body)
+
+    with ChatServer(respond) as server:
+        start = time.monotonic()
+        items, run = play(server, tmp_path, timeout=0.3)
+        assert time.monotonic() - start < 3
         assert len(items) == 3 and "no answer within 0.3 s, after 2 tries" in lines(run)["1"]["missing"]
 
 
@@ -440,6 +451,45 @@ def test_tokens_are_estimated_where_a_server_does_not_count(usage: Any, tokens: 
         items, _ = play(server, tmp_path, count=1)
     written = len('I add.\nadd{"a": 0, "b": 0}') // 4 + 1 + len("0") // 4 + 1
     assert items[0]["tokens"] == (tokens if usage and "completion_tokens" in usage else written)
+
+
+def budgeted(before: int | None, final: int, limit: int) -> tuple[Any, list[int]]:
+    """A trajectory and the budgets asked for: a first turn of 9 tokens, a result, an answer of `final` tokens.
+
+    The answer begins `before` tokens after the prompt; None: the server does not count.
+    """
+
+    def respond(body: dict[str, Any], _: int) -> Any:
+        called = body["messages"][-1]["role"] == "tool"
+        written = min(final, body["max_tokens"]) if called else 9
+        usage = {"prompt_tokens": 50 + (before or 0) * called, "completion_tokens": written}
+        return good(body) | {"usage": usage if before is not None else None}
+
+    with ChatServer(respond) as server:
+        engine = EndpointEngine(configured(server.url, max_completion_tokens=limit, max_turn_tokens=None))
+        (task,) = Sums().tasks(1)
+        (played,) = engine.rollout([Episode(task, Adder())], GREEDY)
+        return played, [body["max_tokens"] for body in server.bodies]
+
+
+@pytest.mark.parametrize(("before", "limit"), [(30, 29), (None, 7)])
+def test_a_result_that_exceeds_the_budget_was_not_obtained(before: int | None, limit: int) -> None:
+    played, _ = budgeted(before, 4, limit)
+    assert [message["role"] for message in played.messages] == ["assistant"]
+    assert (played.calls, played.unexecuted, played.truncated) == ([], 1, True)
+
+
+def test_a_result_that_takes_the_whole_budget_was_obtained() -> None:
+    played, _ = budgeted(30, 4, 30)
+    assert [message["role"] for message in played.messages] == ["assistant", "tool"]
+    assert (len(played.calls), played.unexecuted, played.truncated) == (1, 0, True)
+
+
+def test_an_answer_has_the_tokens_that_the_result_left_it() -> None:
+    played, budgets = budgeted(30, 12, 40)
+    assert budgets == [40, 31, 10] and played.sampled_tokens == 9 + 10
+    played, budgets = budgeted(30, 10, 40)
+    assert budgets == [40, 31] and not played.truncated
 
 
 def test_calls_of_one_turn_with_one_id_are_kept_apart(tmp_path: Path) -> None:

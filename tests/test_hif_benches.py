@@ -326,6 +326,15 @@ def test_bad_iheval_rows(tmp_path: Path, task: str, change: dict[str, Any], reas
         iheval(tmp_path / "x" / "none").tasks("test")
 
 
+def test_rows_under_one_system_prompt_are_all_in_one_split(tmp_path: Path) -> None:
+    same = [{"system": "Be brief.", "user": f"Name {n}.", "kind": "aligned"} for n in range(4)]
+    path = str(write(tmp_path / "same.jsonl", same))
+    bench = load_bench(Pairs("pairs", path, **SPLIT))
+    with pytest.raises(UserError, match=r"left for the train split; all rows have one system prompt.*add rows with"):
+        bench.tasks("train")
+    assert len(bench.tasks("test")) == 4
+
+
 def test_pairs(tmp_path: Path) -> None:
     rows: list[Any] = [{"system": f"S{i}", "user": "U", "kind": ("conflict", "aligned")[i % 2]} for i in range(8)]
     rows += [{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "V"}]}]

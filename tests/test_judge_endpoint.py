@@ -335,3 +335,17 @@ def test_what_is_no_answer_is_a_missing_verdict_with_its_reason(
         judge = EndpointJudge(config, VerdictCache(tmp_path / "judge.sqlite"), "run")
         (verdict,) = judge.score(REQUESTS[:1])
     assert verdict.score is None and note in verdict.note
+
+
+def test_a_reply_that_dribbles_in_is_a_missing_verdict_within_the_time_of_a_call(tmp_path: Path, quick: None) -> None:
+    answer = completion(said('{"score": 1}'))
+    with ChatServer(lambda body, number: Reply(answer, dribble=4.0)) as server:
+        judge = EndpointJudge(
+            replace(CONFIG, base_url=server.url, timeout=0.3, retries=1, down_after=3),
+            VerdictCache(tmp_path / "judge.sqlite"),
+            "run",
+        )
+        start = time.monotonic()
+        (verdict,) = judge.score(REQUESTS[:1])
+        assert time.monotonic() - start < 3
+        assert verdict.score is None and "no answer within 0.3 s, after 2 tries" in verdict.note

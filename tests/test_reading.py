@@ -263,6 +263,20 @@ def test_the_reward_is_that_of_the_official_step(trainer: Any, ftrl: tuple[Any, 
     assert turn_rewards(stray, [], task.answer, reward, task.golds) == [-0.3]
 
 
+@pytest.mark.parametrize("rule", ["toolhop", "ftrl", "strict"])
+def test_toolhop_without_tools_judges_a_text_as_it_stands(rule: str, tmp_path: Path) -> None:
+    file = tmp_path / "ToolHop.json"
+    file.write_text(json.dumps(toolhop_rows.rows()), encoding="utf-8")
+    keys = ("bench=toolhop", f"bench.path={file}", f"bench.rule={rule}", "bench.scenario=direct")
+    bench: Any = load_bench(config_of(*keys).bench)
+    task = bench.tasks("test")[0]
+    for text in [CASES[case][0] + end for case in CASES for end in ("", f"<answer>{task.answer}</answer>")]:
+        played = at_endpoint(bench, task, [text])
+        assert played.final_text == text and not played.calls
+        metrics, _ = bench.score_transcript({"id": task.id, "messages": [{"role": "assistant", "content": text}]})
+        assert metrics["answer_correct"] == bench.score(task, played).metrics.get("answer_correct")
+
+
 @pytest.mark.parametrize("rule", ["toolhop", "ftrl"])
 @pytest.mark.parametrize("case", CASES)
 def test_toolhop_three_ways(case: str, rule: str, trainer: Any, toolhop: dict[str, tuple[Any, Any]]) -> None:

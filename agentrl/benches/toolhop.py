@@ -128,7 +128,9 @@ class ToolHopBench:
             row, messages = rows[find_row(record, len(rows), ids)], messages_of(record)
         except BadTranscript as error:
             return {}, str(error)
-        correct = self._verdict(judged_messages(messages, self.config.rule), row.answer)
+        if self.config.scenario != "direct":  # without tools a text is judged as it stands
+            messages = judged_messages(messages, self.config.rule)
+        correct = self._verdict(messages, row.answer)
         outputs = [message.get("content") or "" for message in messages if message["role"] == "tool"]
         failed = sum(output.startswith(ERROR_PREFIX) for output in outputs)
         reason = (

@@ -20,13 +20,14 @@ import openai
 from agentrl.config.algos import Endpoint
 from agentrl.endpoint.answer import Answer, NoAnswer, read_answer, refusal_words, short
 from agentrl.endpoint.form import SAMPLING, Form, Messages
-from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after
+from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after, within
 from agentrl.errors import UserError
 from agentrl.rollout.engine import Decoding
 from agentrl.store.redact import masked
 from agentrl.text import well_formed
 
 LONGEST_WAIT = 16.0  # seconds between tries
+HINT_WAIT = 10.0  # for the names of a server's models, which only make a reason clearer
 DOWN_AFTER = 20  # failures of the server in a row
 REFUSED_ALL = (401, 402, 403, 404, 405)  # no request of ours will change it; 403 may be a moderated prompt
 MOST_FORMS = 8  # of one request that the server refuses
@@ -49,6 +50,7 @@ class ChatClient:
 
     def __init__(self, endpoint: Endpoint, model: str, thinking: bool | None = None) -> None:
         self._url, self._model, self._variable = str(endpoint.base_url), model, endpoint.api_key_env
+        self._timeout = endpoint.timeout
         self._retries = {"busy": endpoint.retries, "away": endpoint.retries, "garbled": 2, "slow": 1}
         self._client = openai.OpenAI(
             base_url=self._url, api_key=_key(endpoint), max_retries=0, timeout=endpoint.timeout
@@ -133,9 +135,9 @@ class ChatClient:
         """One request on the wire."""
         rest = {key: value for key, value in body.items() if key != "messages"}
         try:
-            raw = self._client.chat.completions.with_raw_response.create(
-                model=self._model, messages=body["messages"], extra_body={**rest, "stream": False}
-            )
+            create: Any = self._client.chat.completions.with_raw_response.create
+            extra = {**rest, "stream": False}
+            raw = within(self._timeout, lambda: create(model=self._model, messages=body["messages"], extra_body=extra))
             self._met = True
             response = raw.http_response
             try:
@@ -145,8 +147,8 @@ class ChatClient:
         except openai.APIStatusError as error:
             self._met = True
             raise self._refused(error) from None  # the original may quote the key
-        except openai.APITimeoutError as error:
-            raise Unanswered("slow", f"no answer within {self._client.timeout:g} s") from error
+        except (openai.APITimeoutError, TimeoutError) as error:
+            raise Unanswered("slow", f"no answer within {self._timeout:g} s") from error
         except openai.APIConnectionError as error:
             raise Unanswered("away", f"{self._url} cannot be reached ({self._cause(error)})") from error
 
@@ -192,9 +194,15 @@ class ChatClient:
     def _served(self) -> list[str]:
         """Names of the server's models; none where it lists none."""
         try:
-            text = self._client.models.with_raw_response.list().http_response.text
+            text = within(HINT_WAIT, self._client.models.with_raw_response.list).http_response.text
             return [str(one["id"]) for one in json.loads(text)["data"]]
-        except (openai.APIError, ValueError, KeyError, TypeError):  # few servers list models, and it is only a hint
+        except (
+            openai.APIError,
+            TimeoutError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # few servers list models, and it is only a hint
             return []
 
     def _note(self, failure: Unanswered) -> None:

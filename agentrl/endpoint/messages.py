@@ -97,6 +97,12 @@ class Dialogue:
             self.said.append(message)
             self.sent.append(back)
 
+    def unheard(self) -> None:
+        """Take back what the environment said last."""
+        while self.said and self.said[-1]["role"] != "assistant":
+            self.said.pop()
+            self.sent.pop()
+
 
 def _as_block(call: Message) -> str:
     return f'\n<tool_call>\n{{"name": "{call["name"]}", "arguments": {_json_text(call)}}}\n</tool_call>'

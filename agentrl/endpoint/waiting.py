@@ -1,9 +1,15 @@
-"""How long a busy server is waited for."""
+"""How long a busy server is waited for, and a slow one."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+T = TypeVar("T")
 
 FIRST_WAIT = 0.5  # seconds after the first try, doubling
 LONGEST_RETRY_AFTER = 300.0  # a server that asks for more is as good as down
@@ -27,3 +33,24 @@ def retry_after(header: str | None) -> float:
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):  # no date, or one without a time zone
         return 0.0
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns or raises. Raises TimeoutError once `seconds` are over, whatever `call` is doing.
+
+    A client's own timeouts begin anew with each byte, and looking up a name heeds none: a server or a proxy that sends
+    a blank now and then would be waited for without end.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # handed on to whoever waits
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="call", daemon=True).start()
+    try:
+        return outcome.result(timeout=seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:g} s") from error

@@ -15,7 +15,7 @@ import openai
 
 from agentrl.config.judges import OpenAIJudge
 from agentrl.endpoint.answer import Answer, NoAnswer, read_answer
-from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after
+from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after, within
 from agentrl.judges.base import JudgeStopped, Verdict
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
@@ -58,11 +58,11 @@ class EndpointJudge(RubricJudge):
         """
         for attempt in range(3):
             try:
-                self._client.models.list()
+                within(self.config.timeout, self._client.models.list)
                 return
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 raise self._refused(error) from None
-            except openai.APIConnectionError as error:
+            except (openai.APIConnectionError, TimeoutError) as error:
                 if attempt == 2:
                     raise self._down(self._describe(error)) from None
                 time.sleep(FIRST_WAIT)
@@ -140,7 +140,7 @@ class EndpointJudge(RubricJudge):
                 reason = self._describe(error)
                 if error.final:
                     raise GaveUp(reason) from None
-            except openai.APIError as error:  # a timeout, or cut off
+            except (openai.APIError, TimeoutError) as error:  # a timeout, or cut off
                 reason = self._describe(error)
             attempt += 1
             if attempt <= self.config.retries:
@@ -157,7 +157,8 @@ class EndpointJudge(RubricJudge):
             if self.config.temperature is not None:
                 more["temperature"] = self.config.temperature
             create: Any = self._client.chat.completions.with_raw_response.create  # its types want a class for each role
-            raw = create(model=self.config.model, messages=messages, max_tokens=self.config.max_tokens, **more)
+            more |= {"model": self.config.model, "messages": messages, "max_tokens": self.config.max_tokens}
+            raw = within(self.config.timeout, lambda: create(**more))
             response = raw.http_response
             answer = read_answer(response.text, response.headers.get("content-type", ""))
             return answer.content, self._usage(answer, messages)

@@ -33,6 +33,7 @@ class Played:
     tools: list[list[dict[str, Any]]]
     calls: list[list[ToolCall]]  # receives the executed calls
     reader: TokenReader
+    cut: set[int]  # receives the rows in which the environment's last words were too long
 
 
 def conversation_loop(
@@ -64,7 +65,9 @@ def conversation_loop(
                 # As TRL: what exceeds the budget was executed, but the model never sees it.
                 over = len(context) - len(prompt_ids[row]) > trainer.max_completion_length
                 over = over or len(context) >= context_limit(trainer)
-                if not over:
+                if over:
+                    played.cut.add(row)
+                else:
                     contexts[row] = context
                     completions[row] += said
             elif said:

@@ -69,16 +69,23 @@ class EndpointEngine:
         calls: list[ToolCall] = []
         count = TokenCount()
         truncated, failure = False, None
+        room = 1  # tokens left for a turn
         for turn in range(limits.max_turns):
-            left = limits.max_completion_tokens - count.used
+            left = room = limits.max_completion_tokens - count.used
             if left < 1:
-                truncated = True
                 break
             budget = min(limits.max_turn_tokens or left, left)
+            context = [*task.prompt, *dialogue.sent]
             try:
-                answer = self._client.complete([*task.prompt, *dialogue.sent], task.tools, budget, decoding)
+                answer = self._client.complete(context, task.tools, budget, decoding)
+                room = limits.max_completion_tokens - count.before(answer)  # only now are observations counted
+                if 0 < room < min(budget, written(answer)):
+                    budget = left = room
+                    answer = self._client.complete(context, task.tools, budget, decoding)
             except Unanswered as unanswered:
                 failure = str(unanswered)
+                break
+            if room < 1:
                 break
             message = dialogue.answered(answer)
             count.add(answer)
@@ -87,8 +94,13 @@ class EndpointEngine:
                 break
             said, over = react(episode.environment, message, calls, self._dead_tools)
             dialogue.heard(said)
+            count.hear(said)
             if over or not said:
                 break
+        truncated = truncated or room < 1
+        if room < 0:  # as in process: what the environment said last was too long, the policy never sees it
+            dialogue.unheard()
+        answered = sum(message["role"] == "tool" for message in dialogue.said)
         return Trajectory(
             task_id=task.id,
             prompt_ids=[],
@@ -97,7 +109,7 @@ class EndpointEngine:
             turn=[],
             component=[],
             messages=dialogue.said,
-            calls=turns_of_calls(calls, dialogue.said),
+            calls=turns_of_calls(calls[:answered], dialogue.said),
             truncated=truncated,
             reported_tokens=count.sampled,
             failure=failure,
@@ -111,15 +123,31 @@ class TokenCount:
         self.sampled, self.used = 0, 0  # by the model; since the prompt ended, observations included
         self._prompt: int | None = None
 
-    def add(self, answer: Answer) -> None:
-        """Take another turn."""
-        text = answer.content + answer.reasoning + "".join(f"{name}{arguments}" for name, arguments in answer.calls)
-        written = answer.usage.get("completion_tokens", len(text.encode()) // BYTES_A_TOKEN + 1)
-        self.sampled += written
+    def before(self, answer: Answer) -> int:
+        """Tokens between the prompt and a new answer."""
         prompt = answer.usage.get("prompt_tokens")
         if prompt is None:
-            self.used += written
-            return
+            return self.used
         if self._prompt is None:
             self._prompt = prompt - self.used
-        self.used = max(prompt + written - self._prompt, self.used)
+        return max(prompt - self._prompt, self.used)
+
+    def add(self, answer: Answer) -> None:
+        """Take another turn."""
+        self.used = self.before(answer) + written(answer)
+        self.sampled += written(answer)
+
+    def hear(self, said: list[dict[str, Any]]) -> None:
+        """Take what the environment says; a server that counts does so when it answers."""
+        if self._prompt is None:
+            self.used += sum(tokens_of(message["content"]) for message in said)
+
+
+def written(answer: Answer) -> int:
+    """Tokens of an answer."""
+    text = answer.content + answer.reasoning + "".join(f"{name}{arguments}" for name, arguments in answer.calls)
+    return answer.usage.get("completion_tokens", tokens_of(text))
+
+
+def tokens_of(text: str) -> int:
+    return len(text.encode()) // BYTES_A_TOKEN + 1

@@ -57,7 +57,7 @@ class TrlToolLoop:
         trainer._batch_environments = [("row", index) for index in range(len(episodes))]
         trainer._env_tools = dict(zip(trainer._batch_environments, tools, strict=True))
         environments = [episode.environment for episode in episodes]
-        trainer.played = Played(environments, tools, [[] for _ in episodes], self._reader)
+        trainer.played = Played(environments, tools, [[] for _ in episodes], self._reader, set())
         try:
             with self._decoding(decoding), self._reader.alone():
                 prompt_ids, completion_ids, tool_mask, completions, logprobs, *_ = GRPOTrainer._generate(
@@ -86,7 +86,7 @@ class TrlToolLoop:
                     component=component,
                     messages=messages,
                     calls=turns_of_calls(calls[:answered], messages),
-                    truncated=len(calls) > answered or completion_ids[index][-1] not in ends,
+                    truncated=index in trainer.played.cut or completion_ids[index][-1] not in ends,
                     logprobs=logprobs[index] if logprobs is not None else None,
                 )
             )

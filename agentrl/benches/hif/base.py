@@ -114,7 +114,10 @@ class SingleTurn(ABC):
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         rows = self.divide()[split]
         if not rows:
-            raise UserError(f"bench={self.name}: no row is left for the {split} split; change bench.test_fraction")
+            one = len(self.rows) > 1 and len({row.cluster for row in self.rows}) == 1
+            why = "all rows have one system prompt, which stays in one split; add rows with others" if one else ""
+            why = why or "change bench.test_fraction"
+            raise UserError(f"bench={self.name}: no row is left for the {split} split; {why}")
         if limit is not None and limit < len(rows):
             rows = random.Random(seed).sample(rows, limit)
         return [self.task(row) for row in rows]
