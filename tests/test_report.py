@@ -167,6 +167,21 @@ def test_a_difference_is_trained_minus_base_in_any_order(tmp_path: Path) -> None
     assert difference_pairs(both) == [tuple(both)] and difference_pairs(both[::-1]) == [tuple(both[::-1])]
 
 
+def test_a_folder_is_the_same_base_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("base", "adapter"):
+        (tmp_path / folder).mkdir()
+    named = {"base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(named), encoding="utf-8")
+    own = ("algo=eval", "model=custom", "model.family=tiny")
+    base = fake_run(tmp_path / "a", 0.5, *own, "model.path=./base", "model.name=base")
+    trained = fake_run(tmp_path / "b", 0.7, *own, "model.path=adapter", "model.name=adapter")
+    arms = [Arm((), record.path.name, [record]) for record in load_records([trained.path, base.path])]
+    assert [(one.runs[0].path, other.runs[0].path) for one, other in difference_pairs(arms)] == [
+        (base.path, trained.path)
+    ]
+
+
 def test_a_band_is_the_t_interval_at_each_step() -> None:
     steps, mean, half = band([(np.array([1.0, 2.0]), np.array([0.0, 4.0])), (np.array([1.0]), np.array([2.0]))])
     assert steps.tolist() == [1, 2] and mean.tolist() == [1, 4]

@@ -17,13 +17,19 @@ def lineage(run: Path, settings: dict[str, Any]) -> list[str]:
 
 def _descent(model: str) -> list[str]:
     found: list[str] = []
-    while (place := _run_of(model) or model) not in found:
+    while (place := _run_of(model) or _absolute(model)) not in found:
         found.append(place)
         parent = _parent(place)
         if parent is None:
             break
         model = parent
     return found
+
+
+def _absolute(model: str) -> str:
+    """A folder by its whole path, however it was named; a hub id as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else model
 
 
 def _run_of(model: str) -> str | None:
