@@ -36,6 +36,8 @@ def answered(message: dict[str, Any], finish: Any = "stop", **more: Any) -> Answ
         ("[" * 100_000, "broken JSON", None),
         ({"choices": None, **ERROR}, r"Provider returned error \(Too Many Requests\)", 429),
         ({"object": "error", "message": "out of memory", "code": 500}, "out of memory", 500),
+        ({"error": {"message": "slow down", "code": "429"}}, "slow down", 429),
+        ({"error": {"message": "odd", "code": True, "status": "429 or so"}}, "odd", None),
         ({"error": "model is loading"}, "model is loading", None),
         ({"detail": "Not here"}, "Not here", None),
         (completion(None), "holds no message", None),
@@ -50,6 +52,7 @@ def answered(message: dict[str, Any], finish: Any = "stop", **more: Any) -> Answ
         (completion(said("", {"type": "custom", "custom": {"name": "add"}})), "names no function: .*custom", None),
         (completion(said("") | {"tool_calls": "add(1)"}), "tool_calls is no list", None),
         (completion(said("", "add(1)")), "names no function", None),
+        (completion(said("", None)), "names no function: null", None),
     ],
 )
 def test_what_is_no_completion_says_so_in_the_servers_words(body: Any, words: str, status: int | None) -> None:
@@ -105,6 +108,8 @@ def test_half_surrogate_pairs_are_replaced_wherever_they_stand() -> None:
         ('{"odd": 1}', '{"odd": 1}'),
         ("<html><h1>403 Forbidden</h1></html>", "the answer is a web page (403 Forbidden)"),
         ("", "the answer is empty"),
+        ("Too many\nrequests", "Too many requests"),
+        ('{"half": ', 'the answer is broken JSON: {"half":'),
     ],
 )
 def test_the_words_of_a_refusal(body: str, words: str) -> None:

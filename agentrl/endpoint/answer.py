@@ -80,7 +80,8 @@ def refusal_words(text: str, content_type: str = "") -> str:
     try:
         body = _json(text, content_type)
     except NoAnswer as what:
-        return str(what)
+        plain = text.strip() and not text.lstrip().startswith(("<", "{", "[")) and "html" not in content_type
+        return short(text) if plain else str(what)
     return complaint_of(body) or short(text)
 
 
@@ -105,7 +106,7 @@ def status_of(body: dict[str, Any]) -> int | None:
     error = body.get("error")
     for place in (error if isinstance(error, dict) else {}, body):
         for key in ("code", "status", "status_code"):
-            if isinstance(place.get(key), int) and 400 <= place[key] < 600:
+            if re.fullmatch(r"[45]\d\d", str(place.get(key))):  # some write it as a string
                 return int(place[key])
     return None
 
@@ -171,7 +172,7 @@ def _calls(message: dict[str, Any]) -> list[tuple[str, Any]]:
     for call in made:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
-            raise NoAnswer(f"a tool call names no function: {short(_text(call))}")
+            raise NoAnswer(f"a tool call names no function: {short(json.dumps(call))}")
         name = function.get("name")
         calls.append((name if isinstance(name, str) else "", function.get("arguments")))
     return calls
