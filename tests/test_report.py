@@ -171,7 +171,8 @@ def test_a_folder_is_the_same_base_however_it_is_named(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for folder in ("base", "adapter"):
         (tmp_path / folder).mkdir()
-    named = {"base_model_name_or_path": str(tmp_path / "base")}
+        (tmp_path / folder / "config.json").write_text("{}", encoding="utf-8")
+    named = {"base_model_name_or_path": "./base"}  # as PEFT writes what its user typed
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(named), encoding="utf-8")
     own = ("algo=eval", "model=custom", "model.family=tiny")
     base = fake_run(tmp_path / "a", 0.5, *own, "model.path=./base", "model.name=base")
