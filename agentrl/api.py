@@ -35,7 +35,7 @@ def run(overrides: Overrides = ()) -> RunDirectory:
 
 
 def evaluate(
-    model: str = "tiny", bench: str = "minihop", *, endpoint: str | None = None, overrides: Overrides = ()
+    model: str | Path = "tiny", bench: str = "minihop", *, endpoint: str | None = None, overrides: Overrides = ()
 ) -> RunDirectory:
     """Evaluate a model as it is, which `agentrl eval` does for every pair of model and bench.
 
@@ -48,10 +48,16 @@ def evaluate(
     Raises:
         UserError: as `run`.
     """
-    from agentrl.commands.eval import job
+    from agentrl.commands.eval import job, names_typed
+    from agentrl.config.typed import as_typed
 
-    own = {} if endpoint is None else {"endpoint": endpoint}
-    return _finish(job(model, bench, own, _as_words(overrides), [bench]))
+    if "," in bench:
+        raise UserError(f"bench={bench}: one bench a call; call agentrl.evaluate for each")
+    own, words = {} if endpoint is None else {"endpoint": endpoint}, _as_words(overrides)
+    try:
+        return _finish(job(str(model), bench, own, words, [bench]))
+    except UserError as error:
+        raise UserError(as_typed(str(error), names_typed(own, words, bench))) from error
 
 
 def load_run(path: str | Path) -> RunDirectory:
@@ -64,7 +70,12 @@ def load_run(path: str | Path) -> RunDirectory:
 def _as_words(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str):
         raise UserError(f"overrides is the text {overrides!r}; give a list of texts: [{overrides!r}]")
+    if not isinstance(overrides, Mapping | Sequence):
+        raise UserError(f"overrides is {overrides!r}; give a list of texts such as 'seed=1', or a mapping")
     if not isinstance(overrides, Mapping):
+        for position, word in enumerate(overrides):
+            if not isinstance(word, str):
+                raise UserError(f"overrides[{position}] is {word!r}; give texts such as 'seed=1', or a mapping")
         return list(overrides)
     return [f"{key}={value if isinstance(value, str | Path) else _as_word(value)}" for key, value in overrides.items()]
 

@@ -39,6 +39,8 @@ def test_a_mapping_and_a_list_describe_the_same_run(tmp_path: Path) -> None:
         ({"trainer.learning_rat": 1}, "unknown key trainer.learning_rat"),
         ({"trainer.learning_rate": -1.0}, "must be above 0"),
         ("algo=grpo", "give a list of texts"),
+        (["dry_run=true", 3], r"overrides\[1\] is 3; give texts such as 'seed=1', or a mapping"),
+        (None, "overrides is None; give a list of texts"),
     ],
 )
 def test_mistakes_raise(overrides: list[str], message: str) -> None:
@@ -52,6 +54,15 @@ def test_the_package_offers_the_calls() -> None:
     with pytest.raises(AttributeError, match="no attribute 'train'"):
         agentrl.train  # type: ignore[attr-defined]  # noqa: B018
     assert (Path(agentrl.__file__).parent / "py.typed").is_file()
+
+
+def test_mistakes_of_an_evaluation_are_in_the_callers_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^endpoint=http://127\.0\.0\.1:9/v1: no server answers there"):
+        api.evaluate("m", endpoint="http://127.0.0.1:9/v1", overrides={"runs_dir": tmp_path})
+    with pytest.raises(UserError, match="one bench a call"):
+        api.evaluate(bench="minihop,minihif")
+    with pytest.raises(UserError, match="algo=pact trains"):
+        api.evaluate(overrides={"algo": "pact", "dry_run": True})
 
 
 def test_no_run_there(tmp_path: Path) -> None:

@@ -69,8 +69,14 @@ def test_a_run_stands_for_its_model_and_says_what_its_checkpoints_are(tmp_path: 
 
 @pytest.mark.parametrize("name", ["qwen9", "./absent", "/absent/model", "runs/no/where", "owner/", "/"])
 def test_a_name_that_means_nothing_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"is no preset|config.json"):
+    with pytest.raises(UserError, match=r"is no preset|config.json") as caught:
         model_named(name)
+    assert name == "qwen9" or "qwen3-4b" not in str(caught.value)  # presets are no answer to a path
+
+
+def test_an_address_of_the_hub_is_no_id() -> None:
+    with pytest.raises(UserError, match=r"did you mean Qwen/Qwen3-4B\?"):
+        model_named("https://huggingface.co/Qwen/Qwen3-4B/")
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -94,6 +100,7 @@ def test_a_key_of_one_bench_reaches_it_alone() -> None:
             for url in ("localhost:8000", "http://", "http://a:b/v1")
         ),
         (["eval.before=true"], "evaluates once"),
+        (["algo=pact"], "algo=pact trains"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], reason: str, tmp_path: Path, capsys: Any) -> None:

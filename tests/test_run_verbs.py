@@ -93,6 +93,11 @@ def test_ls_refuses_what_it_cannot_list(
         ls.main([str(runs / "nowhere")])
     with pytest.raises(UserError, match=r"trainer\.learning_rat: no run here has that key; did you mean"):
         ls.main([str(runs), "trainer.learning_rat=1"])
+    with pytest.raises(UserError, match="status=complete is not a choice; did you mean completed"):
+        ls.main([str(runs), "status=complete"])
+    with pytest.raises(UserError, match="--Json is no flag; did you mean --json"):
+        ls.main([str(runs), "--Json"])
+    assert ls.main([str(runs), "status=comp*,dead"]) == 0
     monkeypatch.chdir(runs)
     with pytest.raises(UserError, match="no runs/ here"):
         ls.main([])
@@ -142,6 +147,28 @@ def test_compare_refuses(runs: Path) -> None:
             compare.main(arguments)
 
 
+def test_compare_checks_its_file_before_it_prints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = str(runs / "minihop-tiny-grpo")
+    with pytest.raises(UserError, match="must end in"):
+        compare.main([done, done, "out=x.doc"])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_setting_of_null_has_a_name(tmp_path: Path) -> None:
+    for keys in ([], ["eval.limit=10"]):
+        fake_run(tmp_path, 0.4, "algo=grpo", *keys)
+    with pytest.raises(UserError, match=r"holds 2 different settings \((limit=null, limit=10|limit=10, limit=null)\)"):
+        compare.main([str(tmp_path), str(tmp_path)])
+
+
+def test_a_report_of_evaluations_and_runs(tmp_path: Path) -> None:
+    fake_run(tmp_path, 0.4, "algo=grpo")
+    evaluated = fake_run(tmp_path, 0.3, "algo=eval")
+    evaluated.write_json(evaluated.summary_path, {**(evaluated.summary() or {}), "steps": 0})
+    assert report.main([str(tmp_path)]) == 0
+    assert "| eval | 1 | 0 | 0 | 0 | 1,000 |" in (tmp_path / "report.md").read_text("utf-8")
+
+
 def test_a_report_as_csv_and_latex(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(runs / "minihop-tiny-grpo"), f"out={runs / 'table.csv'}"]) == 0
     rows = list(csv.DictReader((runs / "table.csv").open(encoding="utf-8")))
@@ -179,6 +206,7 @@ def test_resume_finds_the_run_where_it_lies(
         ([str(runs)], "is no run directory"),
         ([str(moved), "trainer.learning_rate=1"], r"cannot change trainer\.learning_rate; it can change .*save_steps"),
         ([str(moved), "runs_dir=x"], "cannot change runs_dir"),
+        ([str(moved), "trainer.save_step=3"], r"unknown key trainer\.save_step; did you mean trainer\.save_steps"),
         ([str(moved), "trainer.save_steps=often"], r"trainer\.save_steps"),
     ):
         with pytest.raises(UserError, match=message):

@@ -110,6 +110,8 @@ def test_the_same_item_before_and_after(run: RunDirectory, capsys: pytest.Captur
         (["limit=some"], "limit=some: must be a whole number"),
         (["source=disk"], "source=disk is not a choice"),
         (["colour=red"], "this command has no key colour"),
+        (["where=rewrd<1"], "where: nothing here has a number rewrd; did you mean reward"),
+        (["where=solve_rat<1", "source=eval"], "where: nothing here has a number solve_rat; did you mean solve_rate"),
     ],
 )
 def test_mistakes_are_one_line(run: RunDirectory, arguments: list[str], reason: str) -> None:

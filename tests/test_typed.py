@@ -247,6 +247,12 @@ MEANT = [
     ("tiny", "model=tiny?"),
     ("pact", "algo=pact?"),
     ("doktor", "agentrl doctor?"),
+    ("Model=tiny", "did you mean model?"),
+    ("Trainer.max_steps=1", "did you mean trainer.max_steps?"),
+    ("eval.n=3", "did you mean eval.samples?"),
+    ("bench=", "bench= is not a choice; choose from bfcl, "),
+    ("model=", "model= is not a choice; choose from "),
+    ("model=null", "a group cannot be null"),
 ]
 
 

@@ -8,6 +8,7 @@ from agentrl.commands.arguments import file_to_write, key_lines, places_and_keys
 from agentrl.errors import UserError
 
 KEYS = {"out": "File for the tables: .md, .tex (LaTeX, booktabs) or .csv (the numbers)."}
+KINDS = (".md", ".tex", ".csv")
 HELP = f"""agentrl compare A B [out=FILE]
 
 Shows every metric of A and of B after training, B - A with its 95% interval, and the keys whose values differ. A and B
@@ -23,6 +24,8 @@ def main(arguments: list[str]) -> int:
     if len(places) != 2:
         raise UserError("name two runs: agentrl compare A B")
     out = file_to_write(own["out"]) if "out" in own else None
+    if out is not None and out.suffix not in KINDS:
+        raise UserError(f"out={out} must end in .md, .tex or .csv")
     from agentrl.report.arms import load_records
     from agentrl.report.comparison import compare_tables
     from agentrl.report.files import markdown, write_tables

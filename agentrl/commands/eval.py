@@ -8,6 +8,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from agentrl.commands.arguments import command_keys, file_to_write, key_lines
+from agentrl.config.algos import Evaluate
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
     jobs = [job(model, bench, own, overrides, benches) for model in models for bench in benches]
     if suite == "hipo" and jobs and jobs[0].judge.name == "program":
         raise UserError("suite=hipo: its table is made of a judge's verdicts; choose judge=openai, local or distilled")
-    names = [_names(own, overrides, config.bench.name) for config in jobs]
+    names = [names_typed(own, overrides, config.bench.name) for config in jobs]
     good = [_is_good(config, typed) for config, typed in zip(jobs, names, strict=True)]
     if not all(good):
         return USER_ERROR  # before the first begins: the others would take their time, and the table lack a row
@@ -94,7 +95,7 @@ def _complain(error: UserError, typed: dict[str, str]) -> None:
     Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
 
 
-def _names(own: dict[str, str], overrides: list[str], bench: str) -> dict[str, str]:
+def names_typed(own: dict[str, str], overrides: list[str], bench: str) -> dict[str, str]:
     """Keys of the configuration that this command has other words for, as far as they were used."""
     names: dict[str, str] = {f"eval.{key}": key for key in ("samples", "temperature", "top_p") if key in own}
     names |= {"algo.endpoint.base_url": "endpoint"} if "endpoint" in own else {"model.path": "model"}
@@ -137,6 +138,12 @@ def job(model: str, bench: str, own: dict[str, str], overrides: list[str], bench
         else:
             chosen.append(override)
     try:
-        return compose(["algo=eval", *chosen])
+        config = compose(["algo=eval", *chosen])
     except UserError as error:
-        raise UserError(as_typed(str(error), _names(own, overrides, bench))) from error
+        raise UserError(as_typed(str(error), names_typed(own, overrides, bench))) from error
+    if not isinstance(config.algo, Evaluate):
+        name = config.algo.name
+        raise UserError(
+            f"algo={name} trains, and agentrl eval does not: leave it out, or train with agentrl algo={name}"
+        )
+    return config

@@ -37,6 +37,9 @@ def main(arguments: list[str]) -> int:
     """Print the runs; exit code 1 where there is none. Raises UserError as `list_runs` does."""
     as_json = "--json" in arguments
     rest = [argument for argument in arguments if argument != "--json"]
+    for argument in rest:
+        if argument.startswith("-"):
+            raise UserError(f"{argument} is no flag; did you mean --json?")
     places = [argument for argument in rest if "=" not in argument or Path(argument).expanduser().is_dir()]
     filters = dict(argument.split("=", 1) for argument in rest if argument not in places)
     if not places and not Path("runs").is_dir():
@@ -76,7 +79,7 @@ def _interval(cell: Cell, signed: bool = False) -> str:
     mean, lo, hi = cell["mean"], cell["lo"], cell["hi"]
     if mean is None:
         return "-"
-    return f"{form.format(mean)} {TOO_FEW if lo is None or hi is None else f'[{lo:.3f}, {hi:.3f}]'}"
+    return f"{form.format(mean)} {TOO_FEW if lo is None or hi is None else f'[{form.format(lo)}, {form.format(hi)}]'}"
 
 
 def _age(seconds: float) -> str:

@@ -6,7 +6,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agentrl.commands.arguments import run_at
-from agentrl.config.load import typed_config
+from agentrl.config.load import all_keys, typed_config
+from agentrl.config.meanings import suggest_key
 from agentrl.config.schema import Config
 from agentrl.errors import UserError, first_line
 from agentrl.start import start
@@ -34,7 +35,9 @@ def config_of(place: str, changes: list[str]) -> Config:
     """The configuration of the run at `place` with `changes`, for the directory where it lies now. Raises UserError."""
     run = run_at(place)
     for change in changes:
-        key = change.partition("=")[0]
+        key, known = change.partition("=")[0], [name for name, _, _ in all_keys()]
+        if not any(name == key or name.startswith(f"{key}.") for name in known):
+            raise UserError(f"unknown key {key}{suggest_key(key, known)}")
         if key in WHERE or in_identity(key):
             allowed = ", ".join(name for name in NOT_IN_IDENTITY if name not in (*WHERE, "objective", "dry_run"))
             raise UserError(f"{change}: a run that goes on cannot change {key}; it can change {allowed}")

@@ -46,10 +46,11 @@ def main(arguments: list[str]) -> int:
 
 def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
     from agentrl.report.rollouts import View, view
-    from agentrl.report.terminal import facts, legend, parse_filter, rollout_panel
+    from agentrl.report.terminal import facts, legend, parse_filter, refuse_unknown, rollout_panel
 
     keep, prompt = parse_filter(own.get("where", "")), flag(own, "prompt")
     views = [view(record) for record in run.records(run.rollouts_path)]
+    refuse_unknown(own.get("where", ""), {name for one in views for name in facts(one)})
     steps = sorted({one.step for one in views})
     chosen: dict[int, list[View]] = {step: [] for step in _steps(own.get("step"), steps)}
     for one in views:
@@ -70,12 +71,13 @@ def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: 
 
 def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
     from agentrl.evaluation.results import played
-    from agentrl.report.terminal import compared_items, item_facts, parse_filter
+    from agentrl.report.terminal import compared_items, item_facts, parse_filter, refuse_unknown
 
     keep = parse_filter(own.get("where", ""))
     before, after = (played(run.items(phase)) for phase in ("before", "after"))
     if not before and not after:
         raise UserError(f"{run.path} has evaluated nothing yet; source=rollouts shows what was sampled while training")
+    refuse_unknown(own.get("where", ""), {name for item in after or before for name in item_facts(item)})
     kept = [item for item in after or before if own.get("task", "") in item["id"] and keep(item_facts(item))]
     for renderable in compared_items(
         before if after else [], kept[:limit], console.width if on_a_terminal(console) else 0

@@ -133,8 +133,8 @@ def one_line(error: Exception) -> str:
             group = found[1].split(".")[0]
             return f"{found[1]} belongs to another {group} than the one chosen; agentrl --help lists the keys of each"
         return f"unknown key {found[1]}{suggest_key(found[1], known)}"
-    if found := re.search(r"Could not find '([\w./-]+)/([^/']+)'", text):
-        options = [file.stem for file in sorted((CONF / found[1]).glob("*.yaml"))]
+    if found := re.search(r"Could not find '([\w./-]+)/([^/']*)'", text):
+        options = re.findall(r"^\t([^\s=]+)$", text, re.MULTILINE)  # those of --config-dir too
         return f"{found[1]}={found[2]} is not a choice{suggest(found[2], options)}"
     if found := re.search(r"Could not override '?([\w./@-]+)'?\.?\s*No match in the defaults list", text):
         meant = likely(found[1])

@@ -87,7 +87,7 @@ MEANINGS: dict[str, str] = {
     "temperature": "rollout.temperature (training) or eval.temperature (evaluation)",
     "temp": "rollout.temperature (training) or eval.temperature (evaluation)",
     "top_p": "rollout.top_p",
-    "samples": "eval.samples",
+    **dict.fromkeys(("samples", "eval.n", "eval.k"), "eval.samples"),
     **dict.fromkeys(("limit", "eval_limit", "max_samples", "num_samples"), "eval.limit"),
     **dict.fromkeys(("eval_batch_size", "eval_batch", "eval.batch_size"), "eval.batch"),
     **dict.fromkeys(("kl", "kl_coef", "kl_coeff", "kl_weight", "kl_penalty"), "algo.kl_coef"),
@@ -122,6 +122,7 @@ OPTIONS = {
     **dict.fromkeys(("true", "yes"), "on"),
     **dict.fromkeys(("false", "no"), "off"),
 }
+GROUPS = ("algo", "model", "bench", "hardware", "reward", "judge", "tracker", "experiment", "sweep", "anneal", "dual")
 VERBS = {
     **dict.fromkeys(("train", "run", "start", "fit"), "agentrl algo=... model=... bench=... trains"),
     **dict.fromkeys(("evaluate", "test", "benchmark"), "agentrl eval model=... bench=..."),
@@ -142,6 +143,8 @@ def likely(word: str) -> str | None:
 
 def suggest_key(word: str, known: list[str]) -> str:
     """'; did you mean X?' for an unknown key: another tool's word, a slip of the pen, or a key that ends alike."""
+    if (lower := word.lower()) != word and lower in (*known, *GROUPS):
+        return f"; did you mean {lower}?"
     if (meant := MEANINGS.get(_plain(word))) is not None:
         return f"; did you mean {meant}?"
     if close := _close(word, known, 0.8):

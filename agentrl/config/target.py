@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,10 @@ def model_named(name: str, folders: Sequence[Path] = ()) -> str | Named:
             return preset
     if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1 or not all(name.split("/")):
         known = [preset for preset in presets if preset != "custom"]
-        raise UserError(f"model={name} is no preset, no directory and no hub id (owner/name){suggest(name, known)}")
+        meant = suggest(name, known) if "/" not in name else "; correct it"
+        if found := re.fullmatch(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/?", name):
+            meant = f"; did you mean {found[1]}?"
+        raise UserError(f"model={name} is no preset, no directory and no hub id (owner/name){meant}")
     return Named({"name": name.replace("/", "--"), "path": name, "family": "other"})
 
 

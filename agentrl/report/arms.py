@@ -255,13 +255,13 @@ def _label(keys: list[str], values: tuple[Any, ...], record: RunRecord) -> str:
         return str(record.settings["algo.name"])
     parts = []
     for key, value in zip(keys, values, strict=True):
-        if value is not None:  # a key that this arm's algorithm or bench does not have
+        if key in record.settings:  # else this arm's algorithm or bench does not have it
             parts.append(str(value) if key.endswith(".name") else f"{key.rsplit('.', 1)[-1]}={_short(value)}")
     return " ".join(parts)
 
 
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from agentrl.errors import UserError
 from agentrl.report.arms import read_settings
 from agentrl.store.run import RunDirectory, find_runs, is_gone
 
+STATUSES = ["created", "running", "dead", "completed", "failed", "interrupted", "dry_run", "damaged"]
 Cell = dict[str, float | None]  # mean, lo, hi, n as in summary.json
 
 
@@ -58,6 +59,9 @@ def list_runs(places: list[Path], filters: dict[str, str]) -> list[Listed]:
     Raises:
         UserError: a place that does not exist, or a filter that no run has a value for.
     """
+    for wanted in filters.get("status", "*").split(","):
+        if not any(fnmatchcase(status, wanted) for status in STATUSES):
+            raise UserError(f"status={wanted} is not a choice{suggest(wanted, STATUSES)}")
     found: list[tuple[Listed, dict[str, Any]]] = []
     for place in places:
         if not place.exists():

@@ -205,7 +205,8 @@ def _costs(run: RunRecord) -> tuple[float, ...]:
     summary = run.summary or {}
     try:
         planned = estimate(load_config(run.path))
-        trained = planned.sequences * summary["steps"] / planned.updates
+        # a run that only evaluates plans no updates
+        trained = planned.sequences * summary["steps"] / planned.updates if planned.updates else 0.0
         rollouts = trained if planned.rollout_tokens else 0.0
     except UserError:  # saved by a version with other keys
         trained = rollouts = math.nan

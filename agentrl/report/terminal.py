@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
+from agentrl.config.load import suggest
 from agentrl.errors import UserError
 from agentrl.report.rollouts import View
 
@@ -34,6 +35,13 @@ def parse_filter(text: str) -> Callable[[Facts], bool]:
             raise UserError(f"where: '{part}' is no comparison; write e.g. where='reward<1,errors>0,r_sys<0.7'")
         tests.append((found[1], COMPARISONS[found[2]], float(found[3])))
     return lambda facts: all(name in facts and compare(facts[name], bound) for name, compare, bound in tests)
+
+
+def refuse_unknown(text: str, known: set[str]) -> None:
+    """Raise UserError where a filter names what nothing that it is to filter has: nothing would ever pass."""
+    for name in re.findall(r"([\w@^.]+)\s*[<>=!]", text):
+        if known and name not in known:
+            raise UserError(f"where: nothing here has a number {name}{suggest(name, sorted(known))}")
 
 
 def facts(view: View) -> Facts:
