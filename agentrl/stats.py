@@ -10,40 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
+from agentrl.interval import Interval
+
 FEWEST = 2.0  # effective clusters below which a t-interval is not given
 FEWEST_OF_SHARES = 3.0  # and below which that of a share would hardly leave anything out
 ROUNDING = 1e-9  # standard errors below this are those of equal values
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean, its confidence bounds (NaN where too little is known) and the number of values behind it."""
-
-    mean: float
-    lo: float
-    hi: float
-    n: int
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """The form of summary.json, with null for what is unknown, since JSON has no NaN."""
-        known = {name: None if math.isnan(value) else value for name, value in vars(self).items()}
-        return {"mean": known["mean"], "lo": known["lo"], "hi": known["hi"], "n": self.n}
-
-    @classmethod
-    def from_dict(cls, cell: Mapping[str, Any]) -> Interval:
-        """What `as_dict` wrote."""
-        mean, lo, hi = (math.nan if cell.get(name) is None else float(cell[name]) for name in ("mean", "lo", "hi"))
-        return cls(mean, lo, hi, int(cell["n"]))
-
-    @property
-    def known(self) -> bool:
-        """Whether there are bounds."""
-        return not math.isnan(self.lo)
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ os.environ["COLUMNS"] = "200"
 from sandbox_calls import ADD, ADD_APART, TIMEOUT_S
 
 from agentrl.sandbox import Sandbox
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, and processes that tests start would inherit that
 
 ROOT = Path(__file__).resolve().parent.parent
 

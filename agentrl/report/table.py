@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agentrl.interval import Interval
 from agentrl.report.markdown import cell
-from agentrl.stats import Interval
 
 COLUMNS = ("metric", "before", "after", "difference", "items")
 CAPTION = "mean [95% interval]; difference paired by item"
