@@ -150,7 +150,9 @@ def _train(arguments: list[str]) -> int:
             raise UserError("--cfg and -m exclude each other: --cfg shows one run's values; leave out -m") from error
         if "Config group override" not in str(error):
             raise
-        raise UserError("a group cannot be null; name one of its options (agentrl --help lists them)") from error
+        raise UserError(
+            "a group cannot be null; name one of the group's options (agentrl --help lists them)"
+        ) from error
     except OSError as error:  # the directory of a sweep; a run's own directory is guarded where it is made
         if error.filename is None:
             raise

@@ -21,7 +21,10 @@ from sandbox_calls import ADD, ADD_APART, TIMEOUT_S
 
 from agentrl.sandbox import Sandbox
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, and processes that tests start would inherit that
+# Both are ignored under nohup or in a script's background, and the processes that tests start would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -247,6 +247,7 @@ def test_the_schedule_sweep_is_tables_4_and_6() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_methods_sweep_compares_on_the_same_tasks() -> None:
     chosen = [composed(*job) for job in jobs("methods")]
     assert {one.algo.name for one in chosen} == {"sft", "grpo", "pact"} and len(chosen) == 15

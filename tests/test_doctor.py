@@ -36,6 +36,7 @@ def of(check: object, *overrides: str) -> list[Finding]:
     return list(check(compose(list(overrides))))  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_sound_machine_passes() -> None:
     code, found = findings()
     assert code == 0

@@ -86,6 +86,7 @@ def test_bfcl_leaves_out_what_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -
         episodes("bench=bfcl", "bench.categories=[web_search]")
 
 
+@pytest.mark.slow
 def test_every_bench_is_counted_as_it_is_divided(tmp_path: Path) -> None:
     """In training and in evaluation; a suite for evaluation alone has nothing to train on."""
     for bench, keys in bench_keys(tmp_path).items():

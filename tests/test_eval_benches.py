@@ -76,6 +76,7 @@ def test_every_bench_is_played_behind_an_endpoint(tmp_path: Path) -> None:
     assert done["ftrl"]["solve_p"]["mean"] == 1.0 and done["realguardrails"]["banned_word"]["mean"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_shared_directories_are_evaluated_as_they_lie(shared: Path, tmp_path: Path) -> None:
     names = ("ftrl", "verih", "sys_ifeval", "tensortrust", "realguardrails")
     paths = [f"{name}.path={shared / 'data' / name}" for name in names]
@@ -96,6 +97,7 @@ def test_tool_and_instruction_benches_mix_over_two_models(tmp_path: Path, capsys
     assert out.count("tiny_hif - tiny") == 2 and "minihop: 2 items" in out and "minihif: 2 items" in out
 
 
+@pytest.mark.slow
 def test_judged_suites_get_both_rewards_from_a_judge(tmp_path: Path) -> None:
     keys = {name: bench_keys(tmp_path)[name] for name in ("pairs", "systemcheck", "realguardrails", "verih")}
     with JudgeServer(reply=lambda messages: '{"score": 0.75}') as server:

@@ -116,6 +116,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_without_paying_twice(tmp_path: Path) -> None:
     script = textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent)))
     with JudgeServer(fault=tenth, latency=0.01, hang=1.5) as server:

@@ -81,6 +81,7 @@ def test_the_command_line_refuses_them_before_a_file_is_written(tmp_path: Path, 
     assert list(tmp_path.rglob("config.yaml")) == [] and "sk-abc" not in everything(tmp_path)
 
 
+@pytest.mark.slow
 def test_provenance_and_a_workers_traceback_are_masked(tmp_path: Path) -> None:
     """An exception that quotes a secret, in the real worker: status.json, its output, and everything else."""
     run = RunDirectory.create(composed(f"runs_dir={tmp_path}"))

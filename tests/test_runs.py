@@ -211,6 +211,7 @@ def qwen25(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_lora_on_a_local_qwen25_checkpoint_saves_an_adapter_that_loads_back(qwen25: Path, tmp_path: Path):
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -239,6 +240,7 @@ def test_lora_on_a_local_qwen25_checkpoint_saves_an_adapter_that_loads_back(qwen
     assert not torch.allclose(plain, adapted)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused_in_one_line(qwen25: Path, tmp_path: Path):
     wrong = tmp_path / "wrong"
     shutil.copytree(qwen25, wrong)
@@ -251,7 +253,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_in_one_line(qwen25: Pat
     assert json.loads((only_run(tmp_path / "runs") / "status.json").read_text())["status"] == "failed"
 
 
-@pytest.mark.parametrize("path", ["/nowhere/model", "builtin:huge"])
+@pytest.mark.parametrize("path", ["/nowhere/model", pytest.param("builtin:huge", marks=pytest.mark.slow)])
 def test_a_missing_checkpoint_is_refused(tmp_path: Path, path: str):
     done = run(tmp_path, f"model.path={path}", code=2)
     assert path in done.stderr and "Traceback" not in done.stderr
@@ -316,6 +318,7 @@ def test_pact_runs_through_on_real_ftrl_rows(shared: Path, tmp_path: Path):
     assert sum(parts) == summary["eval"]["after"]["solve_f1"]["n"] >= 1
 
 
+@pytest.mark.slow
 def test_a_truncated_data_file_is_refused(tmp_path: Path):
     broken = tmp_path / "ToolHop.json"
     broken.write_text('[{"id": 1, "question": "Wh')

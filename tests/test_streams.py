@@ -49,6 +49,7 @@ def test_a_run_goes_on_when_the_reader_of_its_output_leaves(tmp_path: Path, chan
     assert the_run(tmp_path).status()["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_so_does_a_sweep(tmp_path: Path) -> None:
     process = agentrl(tmp_path, "-m", "seed=0,1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for pipe in (process.stdout, process.stderr):
