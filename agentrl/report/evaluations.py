@@ -37,7 +37,8 @@ def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) 
             ]
             for metric in metrics
         ]
-        items = max(arm.runs[0].evaluation["after"][metrics[0]]["n"] for arm in arms)
+        # A metric may be about some rows alone; one of them is about all.
+        items = max(int(cell["n"]) for arm in arms for cell in arm.runs[0].evaluation["after"].values())
         lacking = [f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := missing(arm))]
         note = ", ".join([*lacking, "mean [95% interval, clustered; differences paired by item]"])
         head = ["metric", *labels, *(f"{trained.label} - {base.label}" for base, trained in pairs)]
