@@ -55,7 +55,8 @@ def started(method: str, adapters: dict[str, Path], out: Path, **extra: Any) -> 
     hif = method == "hipo"
     place = f"model.path={adapters['tiny_hif' if hif else 'tiny']}"
     keys = (*METHODS[method], "model=custom", "model.family=tiny", place)
-    limits = ("rollout.max_prompt_tokens=1024", "rollout.max_completion_tokens=512", "trainer.learning_rate=1e-3")
+    limits = ("rollout.max_prompt_tokens=1024", "rollout.max_completion_tokens=512", "rollout.max_turn_tokens=64")
+    limits = (*limits, "trainer.learning_rate=1e-3")
     config = (composed if hif else small)(*keys, *limits)
     return make_trainer(config, out, reply if hif else expert_script, **extra)
 
@@ -182,7 +183,8 @@ def test_the_reference_is_frozen_and_the_policy_is_not(adapters: dict[str, Path]
 def test_a_run_from_an_adapter_and_its_resumption(adapters: dict[str, Path], tmp_path: Path) -> None:
     place = f"model.path={adapters['tiny']}"
     options = ("algo=grpo", "model=custom", "model.family=tiny", place, "algo.kl_coef=0.1", "trainer.save_steps=2")
-    limits = ("rollout.max_prompt_tokens=1024", "rollout.max_completion_tokens=512", "trainer.learning_rate=1e-3")
+    limits = ("rollout.max_prompt_tokens=1024", "rollout.max_completion_tokens=512", "rollout.max_turn_tokens=64")
+    limits = (*limits, "trainer.learning_rate=1e-3")
     options = (*options, *limits)
     run(tmp_path / "whole", *options)
     folder = only_run(tmp_path / "whole")
