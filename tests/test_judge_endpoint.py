@@ -267,6 +267,23 @@ def test_a_budget_stops_the_run_and_is_remembered(limits: dict[str, float], knob
         assert sum(server.served.values()) == 60  # what the stopped runs paid for was not lost
 
 
+def test_a_call_keeps_its_place_in_the_budget_until_its_cost_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with JudgeServer() as server:
+        judge = judge_of(server, tmp_path, concurrency=4, max_requests=10)
+        record = judge.cache.put
+
+        def record_slowly(*args: Any) -> None:
+            time.sleep(0.05)  # a busy disk: other threads ask for their place meanwhile
+            record(*args)
+
+        monkeypatch.setattr(judge.cache, "put", record_slowly)
+        with pytest.raises(JudgeStopped, match=r"judge\.max_requests=10 is spent"):
+            judge.score(REQUESTS[:60])
+        assert sum(server.served.values()) == 10
+
+
 def test_a_judge_that_goes_down_stops_the_run_and_loses_nothing(tmp_path: Path, quick: None) -> None:
     alive = [True]
     with JudgeServer(fault=lambda digest, attempt: None if alive[0] else "500") as server:

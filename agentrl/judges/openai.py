@@ -46,7 +46,8 @@ class EndpointJudge(RubricJudge):
         self._json = JsonMode()
         self._limiter = RateLimiter(config.requests_per_minute)
         self._stop = threading.Event()
-        self._in_flight = 0
+        self._in_flight = 0  # calls whose cost is not recorded yet
+        self._place_released = threading.Condition(self._lock)
         self._failures_in_a_row = 0
         self._random = random.Random()  # jitter of its own: the run's random states are not touched
 
@@ -93,9 +94,12 @@ class EndpointJudge(RubricJudge):
                 reply, usage = self._call(asked)
             except GaveUp as error:
                 return self._failed(str(error))
+            try:
+                verdict, asked = self._read(question, reply, usage, last=attempt == self.config.parse_retries)
+            finally:
+                self._release()
             with self._lock:
                 self._failures_in_a_row = 0
-            verdict, asked = self._read(question, reply, usage, last=attempt == self.config.parse_retries)
             if verdict is not None:
                 return verdict
         raise AssertionError("the last attempt always gives a verdict")
@@ -110,6 +114,8 @@ class EndpointJudge(RubricJudge):
 
     def _call(self, messages: Messages) -> tuple[str, Usage]:
         """Reply and usage of one call, tried again while that can help.
+
+        An answered call keeps its place in the budget: the caller records what it cost, and then calls `_release`.
 
         Raises:
             GaveUp: every try failed, or the server refuses this very request.
@@ -149,7 +155,7 @@ class EndpointJudge(RubricJudge):
         raise GaveUp(f"{reason}, after {self.config.retries + 1} tries")
 
     def _send(self, messages: Messages, json_mode: bool) -> tuple[str, Usage]:
-        """One call on the wire, under the budget and the rate limit."""
+        """One call on the wire, under the budget and the rate limit. Only a call that fails gives its place back."""
         self._reserve()
         try:
             self._pause(self._limiter.delay())
@@ -162,17 +168,24 @@ class EndpointJudge(RubricJudge):
             response = raw.http_response
             answer = read_answer(response.text, response.headers.get("content-type", ""))
             return answer.content, self._usage(answer, messages)
-        finally:
-            with self._lock:
-                self._in_flight -= 1
+        except BaseException:
+            self._release()
+            raise
 
     def _reserve(self) -> None:
-        """Refuse a call that the budget does not cover. What calls on the wire will cost is not known yet."""
+        """Take a place in the budget, once it is known whether calls on the wire leave one.
+
+        Raises:
+            JudgeStopped: the budget is spent. Of tokens and cost, calls on the wire may still spend more than it.
+        """
         config, cache = self.config, self.cache
-        with self._lock:
+        with self._place_released:
             spent = cache.spent(self._payer)
+            while (most := config.max_requests) and spent.requests < most <= spent.requests + self._in_flight:
+                self._place_released.wait()
+                spent = cache.spent(self._payer)
             for knob, limit, used in (
-                ("max_requests", config.max_requests, spent.requests + self._in_flight),
+                ("max_requests", config.max_requests, spent.requests),
                 ("max_total_tokens", config.max_total_tokens, spent.tokens),
                 ("max_cost", config.max_cost, spent.cost),
             ):
@@ -183,6 +196,11 @@ class EndpointJudge(RubricJudge):
                         f"{cache.path}"
                     )
             self._in_flight += 1
+
+    def _release(self) -> None:
+        with self._place_released:
+            self._in_flight -= 1
+            self._place_released.notify_all()
 
     def _usage(self, answer: Answer, messages: Messages) -> Usage:
         """Tokens and cost of a call; a server that reports no tokens is counted at four bytes a token."""
