@@ -9,6 +9,7 @@ from typing import Any
 
 from agentrl.text import well_formed
 
+UTF_8 = "utf-8-sig"  # of files that users bring: Windows puts a mark of the byte order before the text
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # also the first half of a whole pair
 
 

@@ -197,6 +197,7 @@ def test_mistakes_are_one_line(tmp_path: Path, argument: str, words: str) -> Non
 def test_a_missing_overlay_directory(tmp_path: Path) -> None:
     result = agentrl(tmp_path, "--config-dir", "nowhere")
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "--config-dir=nowhere: no such directory" in result.stderr
 
 
 def test_missing_data_file(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_report import fake_run
 
-from agentrl.commands import compare, ls, report, resume
+from agentrl.commands import compare, ls, merge, report, resume, show
 from agentrl.commands import eval as eval_command
 from agentrl.errors import UserError
 from agentrl.store.run import RunDirectory
@@ -74,6 +75,21 @@ def test_ls_filters(
 ) -> None:
     assert {(run["algo"], run["seed"]) for run in listed(capsys, runs, *filters)} == seeds
     assert ls.main([str(runs), *filters]) == int(not seeds)
+
+
+@pytest.mark.parametrize("verb", [show.main, resume.main, merge.main], ids=["show", "resume", "merge"])
+def test_a_directory_of_runs_names_them(verb: Callable[[list[str]], int], runs: Path) -> None:
+    for age, path in enumerate(sorted(runs.glob("*/*/status.json"))):
+        os.utime(path, (1e9 + age, 1e9 + age))
+    names = [str(path.parent) for path in sorted(runs.glob("*/*/status.json"), reverse=True)]
+    with pytest.raises(UserError) as caught:
+        verb([str(runs)])
+    assert str(caught.value) == (
+        f"{runs} is no run directory but holds runs: name one, the latest are {', '.join(names)} "
+        f"(agentrl ls {runs} lists them)"
+    )
+    with pytest.raises(UserError, match=f"name one, the latest are {names[0]} .agentrl ls"):
+        verb([str(Path(names[0]).parent)])
 
 
 def test_ls_tells_a_dead_run_and_a_damaged_one(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,19 @@ def test_first_and_last_step_are_shown_unless_asked_otherwise(
     assert shown(capsys, str(run.path), "where=reward>5") == (1, f"Nothing in {run.path} passes these filters.\n")
 
 
+def test_a_task_is_named_by_its_whole_id_or_by_a_part(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    for task in ("hop-test-7", "hop-test-77", "hop-test-78"):
+        run.append(run.rollouts_path, line(8, task, 1.0))
+        run.append(run.eval_dir / "after.jsonl", item(task, f"answer of {task}", 1.0))
+
+    def named(task: str, source: str) -> int:
+        found = shown(capsys, str(run.path), f"source={source}", f"task={task}", "limit=9")[1]
+        return found.count("hop-test-7") - found.count("answer of")
+
+    for source in ("rollouts", "eval"):
+        assert [named(task, source) for task in ("hop-test-7", "test-7", "test-77", "st-7", "hop")] == [1, 1, 1, 3, 3]
+
+
 def test_marks_follow_what_was_trained_on() -> None:
     text = styled(rollout_panel(view(line(0, "a", 1.0)), prompt=False))
     underlined, dim = "\x1b[4;36mthink", "\x1b[2m[seen]"  # cyan reasoning with a positive advantage; context
@@ -118,7 +131,7 @@ def test_mistakes_are_one_line(run: RunDirectory, arguments: list[str], reason: 
     with pytest.raises(UserError, match=reason):
         show.main([str(run.path), *arguments])
     with pytest.raises(UserError, match="no run directory"):
-        show.main([str(run.path.parent)])
+        show.main([str(run.eval_dir)])
 
 
 def test_an_evaluation_without_training_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

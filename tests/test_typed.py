@@ -250,6 +250,8 @@ MEANT = [
     ("Model=tiny", "did you mean model?"),
     ("Trainer.max_steps=1", "did you mean trainer.max_steps?"),
     ("eval.n=3", "did you mean eval.samples?"),
+    ("ftrl.path=x", "did you mean bench.path?"),
+    ("openai.model=x", "did you mean judge.model?"),
     ("bench=", "bench= is not a choice; choose from bfcl, "),
     ("model=", "model= is not a choice; choose from "),
     ("model=null", "a group cannot be null"),

@@ -11,7 +11,7 @@ from typing import Any
 from agentrl.benches.rows import limit_row, without_padding
 from agentrl.config.benches import Ftrl
 from agentrl.errors import UserError
-from agentrl.jsonl import flaw, read_json
+from agentrl.jsonl import UTF_8, flaw, read_json
 from agentrl.schemas.plain import plain_tool
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -115,7 +115,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"bench.path: cannot read {path} ({error.strerror}); give FTRL's file or directory") from error
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from _parquet_entries(path)
         return
     row = 0
@@ -125,7 +125,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
         where = f"bench.path: {path}, line {index + 1} (row {row})"
         limit_row(len(line), where)
         try:
-            entry = read_json(line.decode("utf-8"))
+            entry = read_json(line.decode(UTF_8 if index == 0 else "utf-8"))
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 (byte {error.start}); convert or download the file again") from error
         except (ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 from agentrl.benches.rows import MAX_ROW_BYTES, limit_row
 from agentrl.config.benches import ToolHop
 from agentrl.errors import UserError, first_line
-from agentrl.jsonl import flaw, read_json
+from agentrl.jsonl import UTF_8, flaw, read_json
 
 HUB_FILE = "data/ToolHop.json"
 _FIRST_DEF = re.compile(r"def\s+(\w+)")
@@ -69,7 +69,7 @@ def find_file(config: ToolHop) -> Path:
 def load_rows(path: Path) -> list[Row]:
     """All rows of a ToolHop.json: a list of objects, or one object that maps ids to them."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=UTF_8)
         size, data = len(text), read_json(text)
     except OSError as error:
         raise UserError(f"bench.path: cannot read {path} ({error.strerror}); give the path of ToolHop.json") from error

@@ -12,6 +12,7 @@ from agentrl.config.load import suggest
 from agentrl.errors import UserError
 from agentrl.store.run import RunDirectory
 
+SHOWN = 3  # runs named where a directory of many is given
 FOLDER = ("--config-dir", "-cd")  # Hydra's flag, whose value follows
 
 
@@ -103,6 +104,21 @@ def run_at(place: str) -> RunDirectory:
     """The run directory that an argument names. Raises UserError where it is none, or is damaged."""
     run = RunDirectory(Path(place).expanduser())
     if not run.status_path.is_file():
+        if latest := _latest_runs(run.path):
+            raise UserError(
+                f"{place} is no run directory but holds runs: name one, the latest are {', '.join(latest)} "
+                f"(agentrl ls {place} lists them)"
+            )
         raise UserError(f"{place} is no run directory (no status.json); a run names its own in its first and last line")
     run.status()
     return run
+
+
+def _latest_runs(folder: Path) -> list[str]:
+    """The runs at most three levels below a folder whose status changed last, the newest first."""
+    found = [file for depth in range(1, 4) for file in folder.glob("/".join(["*"] * depth) + "/status.json")]
+    return [str(file.parent) for file in sorted(found, key=_age)[:SHOWN]]
+
+
+def _age(file: Path) -> float:
+    return -file.stat().st_mtime

@@ -21,7 +21,7 @@ from agentrl.commands.arguments import command_keys, file_to_write, key_lines
 from agentrl.config.compose import compose
 from agentrl.config.validate_bench import validate_data
 from agentrl.errors import UserError
-from agentrl.jsonl import flaw
+from agentrl.jsonl import UTF_8, flaw
 from agentrl.stats import mean_interval
 from agentrl.text import well_formed
 
@@ -85,7 +85,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line.decode("utf-8"))
+            record = json.loads(line.decode(UTF_8 if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
             yield number, {}, f"not UTF-8 (byte {error.start})"
         except (ValueError, RecursionError) as error:

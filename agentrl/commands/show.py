@@ -13,7 +13,7 @@ KEYS = {
     "source": "rollouts (sampled while training; the default) or eval (evaluated items, before beside after).",
     "where": "Comparisons that must all hold, e.g. where='reward<1,errors>0' (any metric, step, turns, truncated).",
     "step": "Rollouts of this logged step: a number, first or last; by default first and last.",
-    "task": "Only tasks whose id contains this.",
+    "task": "Only the task with this id; where there is none, those whose id contains this.",
     "limit": "How many are shown at most.",
     "prompt": "true shows the prompts too.",
 }
@@ -46,15 +46,16 @@ def main(arguments: list[str]) -> int:
 
 def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
     from agentrl.report.rollouts import View, view
-    from agentrl.report.terminal import facts, legend, parse_filter, refuse_unknown, rollout_panel
+    from agentrl.report.terminal import facts, legend, parse_filter, refuse_unknown, rollout_panel, tasks_named
 
     keep, prompt = parse_filter(own.get("where", "")), flag(own, "prompt")
     views = [view(record) for record in run.records(run.rollouts_path)]
     refuse_unknown(own.get("where", ""), {name for one in views for name in facts(one)})
     steps = sorted({one.step for one in views})
     chosen: dict[int, list[View]] = {step: [] for step in _steps(own.get("step"), steps)}
+    meant = tasks_named(own.get("task", ""), {one.task for one in views})
     for one in views:
-        if one.step in chosen and own.get("task", "") in one.task and keep(facts(one)):
+        if one.step in chosen and one.task in meant and keep(facts(one)):
             chosen[one.step].append(one)
     found = [one for group in chosen.values() for one in group[: max(limit // max(len(chosen), 1), 1)]][:limit]
     if found:
@@ -71,14 +72,15 @@ def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: 
 
 def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
     from agentrl.evaluation.results import played
-    from agentrl.report.terminal import compared_items, item_facts, parse_filter, refuse_unknown
+    from agentrl.report.terminal import compared_items, item_facts, parse_filter, refuse_unknown, tasks_named
 
     keep = parse_filter(own.get("where", ""))
     before, after = (played(run.items(phase)) for phase in ("before", "after"))
     if not before and not after:
         raise UserError(f"{run.path} has evaluated nothing yet; source=rollouts shows what was sampled while training")
     refuse_unknown(own.get("where", ""), {name for item in after or before for name in item_facts(item)})
-    kept = [item for item in after or before if own.get("task", "") in item["id"] and keep(item_facts(item))]
+    meant = tasks_named(own.get("task", ""), {item["id"] for item in after or before})
+    kept = [item for item in after or before if item["id"] in meant and keep(item_facts(item))]
     for renderable in compared_items(
         before if after else [], kept[:limit], console.width if on_a_terminal(console) else 0
     ):

@@ -71,7 +71,8 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     sweep, folders = is_sweep(arguments), config_folders(arguments)
     for folder in folders:
         if not folder.is_dir() or str(folder) == ".":
-            raise UserError("--config-dir needs a directory that exists, e.g. --config-dir ./mine")
+            wrong = " needs a directory" if str(folder) == "." else f"={folder}: no such directory"
+            raise UserError(f"--config-dir{wrong}; name one that exists, e.g. --config-dir ./mine")
     presets, named = option_files("model", folders), dict[str, str | None]()
     typed = []
     for argument in without_folders(flags_first(arguments)):

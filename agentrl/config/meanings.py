@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from agentrl.config.shipped import option_files
+
 # Lower case, without dots and dashes; several answers where the word may mean several things.
 MEANINGS: dict[str, str] = {
     **dict.fromkeys(("lr", "learning_rate", "learningrate", "actor_lr", "step_size"), "trainer.learning_rate"),
@@ -143,6 +145,8 @@ def likely(word: str) -> str | None:
 
 def suggest_key(word: str, known: list[str]) -> str:
     """'; did you mean X?' for an unknown key: another tool's word, a slip of the pen, or a key that ends alike."""
+    if (inside := _in_group(word, known)) is not None:
+        return f"; did you mean {inside}?"
     if (lower := word.lower()) != word and lower in (*known, *GROUPS):
         return f"; did you mean {lower}?"
     if (meant := MEANINGS.get(_plain(word))) is not None:
@@ -155,6 +159,13 @@ def suggest_key(word: str, known: list[str]) -> str:
         likely(word) or by_last.get(last) or by_last.get(_close(last, list(by_last), 0.8)) or _close(word, known, 0.5)
     )
     return f"; did you mean {meant}?" if meant else "; agentrl --help all lists the keys"
+
+
+def _in_group(word: str, known: list[str]) -> str | None:
+    """`bench.path` for `ftrl.path`: the key of a group that is written with the name of one of its options."""
+    option, _, rest = word.lstrip("+~").partition(".")
+    groups = (group for group in GROUPS if option in option_files(group))
+    return next((key for group in groups if (key := f"{group}.{rest}") in known), None)
 
 
 def suggest_verb(word: str, verbs: Iterable[str]) -> str:

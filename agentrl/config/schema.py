@@ -132,7 +132,7 @@ class Trainer:
 class Eval:
     before: bool = key("Evaluate before training.")
     after: bool = key("Evaluate after training.")
-    limit: Optional[int] = key("Test tasks evaluated; null takes all.")
+    limit: Optional[int] = key("Test tasks evaluated, drawn anew for each `seed`; null takes all.")
     samples: int = key("Trajectories per task.")
     temperature: float = key("0 decodes greedily; above 0 samples.")
     top_p: float = key("Nucleus sampling mass, in (0, 1]; greedy decoding ignores it.")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import UserError
+from agentrl.jsonl import UTF_8
 from agentrl.judges.base import SIDES, JudgeRequest
 
 STEP = 0.05  # scores are snapped to it
@@ -55,7 +56,7 @@ def load_rubrics(system: str | None = None, user: str | None = None) -> dict[str
     for side, path in zip(SIDES, (system, user), strict=True):
         source = files("agentrl.judges") / "rubrics" / f"{side}.md" if path is None else Path(path).expanduser()
         try:
-            text = source.read_text(encoding="utf-8").strip()
+            text = source.read_text(encoding=UTF_8).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"judge.{side}_rubric={path}: cannot be read ({error}); give a text file") from error
         if not text:

@@ -44,6 +44,12 @@ def refuse_unknown(text: str, known: set[str]) -> None:
             raise UserError(f"where: nothing here has a number {name}{suggest(name, sorted(known))}")
 
 
+def tasks_named(text: str, ids: set[str]) -> set[str]:
+    """The task whose id `text` is; without one those that hold it as whole words, and without any all that hold it."""
+    whole = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
+    return {text} & ids or {name for name in ids if whole.search(name)} or {name for name in ids if text in name}
+
+
 def facts(view: View) -> Facts:
     """The numbers of a rollout that a filter may name: its metrics, and what the run recorded beside them."""
     recorded = {"reward": view.reward, "errors": view.errors, "step": view.step, "truncated": float(view.truncated)}

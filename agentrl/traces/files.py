@@ -10,7 +10,7 @@ from typing import Any
 
 from agentrl.benches.base import Bench, Referenced, Task
 from agentrl.errors import UserError
-from agentrl.jsonl import numbered_lines, read_json
+from agentrl.jsonl import UTF_8, numbered_lines, read_json
 from agentrl.traces.records import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
 
 FORM = (
@@ -27,7 +27,7 @@ def to_line(trace: ExpertTrace) -> str:
 def read_traces(path: Path) -> dict[str, ExpertTrace]:
     """Traces by task id. Raises UserError with the number of the first line that is none, and why."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=UTF_8)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"traces={path} cannot be read: {error}") from error
     traces: dict[str, ExpertTrace] = {}

@@ -19,7 +19,7 @@ from agentrl.chat import ChatFormat
 from agentrl.config.schema import Config, Model
 from agentrl.console import RunConsole
 from agentrl.errors import UserError
-from agentrl.jsonl import numbered_lines, read_json
+from agentrl.jsonl import UTF_8, numbered_lines, read_json
 from agentrl.judges.base import Judge
 from agentrl.models.adapters import lora_config
 from agentrl.rewards.two_sided import Rewards, grade_episodes
@@ -88,7 +88,7 @@ def file_pairs(path: str, chat: ChatFormat) -> Iterator[dict[str, Any]]:
         UserError: the file or a line of it cannot be read, or the template writes replies otherwise than it asks for.
     """
     try:
-        content = Path(path).expanduser().read_text(encoding="utf-8")
+        content = Path(path).expanduser().read_text(encoding=UTF_8)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"algo.pairs={path} cannot be read: {error}") from error
     for number, line in numbered_lines(content):

@@ -14,7 +14,7 @@ from typing import Any
 
 from agentrl.benches.bfcl.simulator import package_dir
 from agentrl.errors import UserError
-from agentrl.jsonl import flaw, numbered_lines, read_json
+from agentrl.jsonl import UTF_8, flaw, numbered_lines, read_json
 
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 MEMORY = ("memory_kv", "memory_rec_sum", "memory_vector")
@@ -188,7 +188,7 @@ def file_name(category: str) -> str:
 def read_lines(path: Path) -> list[Any]:
     """The JSON object of every line. Raises UserError with the line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=UTF_8)
     except OSError as error:
         raise UserError(f"bench.path: cannot read {path} ({error.strerror}); leave bench.path=null") from error
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from agentrl.errors import UserError
-from agentrl.jsonl import flaw, numbered_lines, read_json
+from agentrl.jsonl import UTF_8, flaw, numbered_lines, read_json
 
 SUFFIXES = (".json", ".jsonl")
 
@@ -73,7 +73,7 @@ class Row:
 def rows_of(file: Path) -> Iterator[Row]:
     """Every row of a JSON list or of a jsonl file, whose empty lines are no rows."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding=UTF_8)
     except OSError as error:
         raise UserError(f"bench.path: cannot read {file} ({error.strerror}); give the suite's file") from error
     except UnicodeDecodeError as error:
