@@ -56,8 +56,8 @@ bench: $(STAMP) ## Compare the three methods over five seeds
 	$(BIN)/python benchmarks/compare_methods.py runs/methods
 
 tiny: $(STAMP) ## Rebuild the packaged tiny models from their recipes
-	$(BIN)/python -m agentrl.models.tiny agentrl/models/tiny
-	$(BIN)/python -m agentrl.models.tiny_hif agentrl/models/tiny_hif
+	$(BIN)/python -m agentrl.tiny.recipe agentrl/tiny/tiny
+	$(BIN)/python -m agentrl.tiny.recipe_hif agentrl/tiny/tiny_hif
 
 docs: $(STAMP) ## Rewrite docs/config.md from the schema
 	$(BIN)/python -m agentrl.config.help > docs/config.md

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agentrl.version import DISTRIBUTION, __version__
+from agentrl.core.version import DISTRIBUTION, __version__
 
 if TYPE_CHECKING:
-    from agentrl.api import RunDirectory, UserError, evaluate, load_run, run
+    from agentrl.commands.api import RunDirectory, UserError, evaluate, load_run, run
 
 __all__ = ["DISTRIBUTION", "RunDirectory", "UserError", "__version__", "evaluate", "load_run", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """The names of agentrl/api.py, imported when they are first used: `import agentrl` alone stays light."""
+    """The names of agentrl/commands/api.py, imported when they are first used: `import agentrl` alone stays light."""
     if name not in __all__:
         raise AttributeError(f"module 'agentrl' has no attribute '{name}'")
-    from agentrl import api
+    from agentrl.commands import api
 
     return getattr(api, name)

@@ -1,5 +1,5 @@
 """`python -m agentrl` is the console script."""
 
-from agentrl.cli import main
+from agentrl.commands.cli import main
 
 main()

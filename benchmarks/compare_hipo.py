@@ -17,7 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from agentrl.stats import Interval, t_interval
+from agentrl.core.stats import Interval, t_interval
 
 TAUS = (0.7, 0.8, 0.85, 0.9)
 LAMBDAS = (0.5, 1.0, 2.0, 4.0)

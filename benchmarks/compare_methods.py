@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from agentrl.config.load import load_config
-from agentrl.stats import Interval, seeds_interval
+from agentrl.core.stats import Interval, seeds_interval
 
 METRICS = ("solve_rate", "answer_correct", "solve_f1", "solve_p", "solve_r")
 

@@ -31,8 +31,8 @@ from typing import Any
 
 from transformers import Trainer
 
-from agentrl import worker
 from agentrl.config.compose import compose
+from agentrl.runner import worker
 from agentrl.store import checkpoints
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.grpo import AgentGRPOTrainer

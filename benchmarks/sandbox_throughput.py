@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.benches.toolhop_rows import load_rows
+from agentrl.mining.examples import example_calls
 from agentrl.sandbox import Sandbox
-from agentrl.traces.examples import example_calls
 
 Call = tuple[str, str, dict[str, Any]]  # source, function, arguments
 LETTERS = "def letters(name):\n    return {'count': sum(c.isalpha() for c in name)}\n"

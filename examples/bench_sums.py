@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from agentrl.benches.base import Score, Task
 from agentrl.config.benches import CustomBench
+from agentrl.core.bench import Score, Task
+from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
+from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.answers import extract_answer
-from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
-from agentrl.trajectory import ToolCall, Trajectory
 
 PARAMETERS = {"type": "object", "properties": {key: {"type": "integer"} for key in "ab"}, "required": ["a", "b"]}
 ADD = {"type": "function", "function": {"name": "add", "description": "a + b", "parameters": PARAMETERS}}

@@ -44,4 +44,4 @@ def sharded_step(self: Any, *args: Any, **kwargs: Any) -> Any:
 state.AcceleratorState.__init__ = with_fsdp  # type: ignore[method-assign]
 AgentGRPOTrainer.training_step = sharded_step  # type: ignore[method-assign]
 sys.argv = ["worker", sys.argv[1]]
-runpy.run_module("agentrl.worker", run_name="__main__")
+runpy.run_module("agentrl.runner.worker", run_name="__main__")

@@ -122,7 +122,7 @@ def rolled_batch(trainer: Any, prompts: int = 2) -> Any:
 
 def work_in_this_process(monkeypatch: Any) -> None:
     """Commands do a worker's work here, without a child process, whose imports take longer than a small evaluation."""
-    from agentrl import start, worker
+    from agentrl.runner import start, worker
 
     monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
     monkeypatch.setattr(worker, "die_with_launcher", lambda: None)

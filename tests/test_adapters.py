@@ -19,7 +19,7 @@ from agentrl.benches import load_bench
 from agentrl.commands import merge, push
 from agentrl.config.compose import compose
 from agentrl.config.schema import Model
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.models.adapters import adapter_base, check_lora, lora_config
 from agentrl.models.loading import Needs, load_chat, load_model
 from agentrl.models.places import checkpoint_path

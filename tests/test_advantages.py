@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agentrl.advantages import (
+from agentrl.objectives.advantages import (
     hard_credit_advantage,
     spread_to_tokens,
     trajectory_advantage,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import agentrl
-from agentrl import api
-from agentrl.errors import UserError
+from agentrl.commands import api
+from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 
 SMALL = {
@@ -75,7 +75,7 @@ def test_a_run_that_fails_raises_and_keeps_its_record(tmp_path: Path, monkeypatc
         run.set_status("failed", error="Traceback\nValueError: no more memory")
         return 1
 
-    monkeypatch.setattr("agentrl.start.launch", fail)
+    monkeypatch.setattr("agentrl.runner.start.launch", fail)
     with pytest.raises(UserError, match=r"the run failed: ValueError: no more memory \(.*minihop-tiny-grpo"):
         api.run({"algo": "grpo", "runs_dir": tmp_path})
 

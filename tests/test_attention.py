@@ -13,7 +13,13 @@ import torch
 from helpers import composed
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from agentrl.analysis.attention import (
+from agentrl.chat.format import ChatFormat
+from agentrl.commands import analyse
+from agentrl.core.errors import UserError
+from agentrl.models.loading import Needs, load_chat, load_model
+from agentrl.models.onset import OnsetTable, compare, onset_attention
+from agentrl.models.spans import prompt_spans
+from agentrl.objectives.attention import (
     BINS,
     far_heads,
     onset_measures,
@@ -21,12 +27,6 @@ from agentrl.analysis.attention import (
     relative_distance,
     split_softmax,
 )
-from agentrl.analysis.onset import OnsetTable, compare, onset_attention
-from agentrl.analysis.spans import prompt_spans
-from agentrl.chat import ChatFormat
-from agentrl.commands import analyse
-from agentrl.errors import UserError
-from agentrl.models.loading import Needs, load_chat, load_model
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is the sky blue?"}]
 

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 from bfcl_play import bench_of, gold_steps, needs_bfcl, play_gold
 
-from agentrl.benches.base import Conversation
 from agentrl.benches.bfcl.data import MEMORY, MULTI_TURN
 from agentrl.benches.bfcl.environment import STEP_LIMIT, BfclEnvironment, SimulatedApis
 from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
 from agentrl.benches.bfcl.verdicts import FORCE_TERMINATED, check, judge, turns_of
-from agentrl.errors import UserError
-from agentrl.rollout.engine import Decoding
+from agentrl.core.bench import Conversation
+from agentrl.core.engine import Decoding
+from agentrl.core.errors import UserError
 from agentrl.rollout.preparation import prepared
 
 pytestmark = needs_bfcl

@@ -15,7 +15,7 @@ from helpers import composed
 from agentrl.benches.bfcl.environment import BfclEnvironment, SimulatedApis
 from agentrl.benches.bfcl.verdicts import judge, turns_of
 from agentrl.commands.export import main as export
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 
 pytestmark = needs_bfcl

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from agentrl import __version__
-from agentrl.cli import COMMANDS
+from agentrl.commands.cli import COMMANDS
 from agentrl.config import help as config_help
 from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
-from agentrl.start import start
+from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
 
 FAST = 2.0  # seconds: the promise for help, --cfg job and completion
@@ -46,8 +46,8 @@ def statuses(where: Path) -> list[str]:
 def test_the_heavy_libraries_stay_out(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['agentrl', 'dry_run=true']\n"
-        "import agentrl.cli\n"
-        "try: agentrl.cli.main()\n"
+        "import agentrl.commands.cli\n"
+        "try: agentrl.commands.cli.main()\n"
         "except SystemExit as end: assert end.code == 0, end.code\n"
         "heavy = {'torch', 'trl', 'transformers', 'peft', 'accelerate', 'datasets', 'wandb', 'matplotlib', 'numpy'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))\n"

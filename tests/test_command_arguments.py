@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.cli import COMMANDS
 from agentrl.commands.arguments import command_keys, file_to_write, flag, places_and_keys, run_at, whole
-from agentrl.errors import UserError
+from agentrl.commands.cli import COMMANDS
+from agentrl.core.errors import UserError
 
 KNOWN = {"out": "File to write.", "transcripts": "File to read."}
 
@@ -70,7 +70,7 @@ def test_a_place_that_is_no_run(tmp_path: Path) -> None:
 
 ALL_VERBS = """
 import sys
-from agentrl.cli import COMMANDS, main
+from agentrl.commands.cli import COMMANDS, main
 for verb in COMMANDS:
     for words in ([], ["--help"], ["-h", "seed=1"]) if verb not in ("doctor", "eval") else (["--help"], ["-h"]):
         sys.argv = ["agentrl", verb, *words]

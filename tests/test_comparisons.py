@@ -17,7 +17,7 @@ from test_matching import TRACE, config, episode
 from test_rollout import expert_script
 
 from agentrl.benches import load_bench
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.objectives.pact import sft_loss
 from agentrl.rewards.turns import turn_rewards
 from agentrl.trainers.build import rl_trainer, usable, warn_without_references

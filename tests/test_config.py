@@ -20,7 +20,7 @@ from agentrl.config.compose import compose as compose_command
 from agentrl.config.load import all_keys, load_config
 from agentrl.config.schema import Config
 from agentrl.config.validate import CHOICES, validate
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = sorted(config_help.GROUPS)

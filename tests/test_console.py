@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.config.compose import compose
-from agentrl.console import STOPPING, RunConsole, printer
-from agentrl.start import start
+from agentrl.core.console import STOPPING, RunConsole, printer
+from agentrl.runner.start import start
 
 LONG = "a text of more than eighty columns, in which nothing may be cut and nothing folded: " + "x" * 60
 

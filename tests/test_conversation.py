@@ -10,12 +10,12 @@ from helpers import make_trainer, small
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from agentrl.benches.base import Conversation
-from agentrl.chat import tokenize_trace, trace_text, turn_messages
-from agentrl.rollout.engine import Decoding, Episode
-from agentrl.rollout.reading import read_turn
-from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
-from agentrl.trajectory import Component, ToolCall
+from agentrl.chat.format import tokenize_trace, trace_text, turn_messages
+from agentrl.chat.reading import read_turn
+from agentrl.core.bench import Conversation
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
+from agentrl.core.trajectory import Component, ToolCall
 
 
 class Talk:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from agentrl.cli import COMMANDS
 from agentrl.commands import eval as eval_command
 from agentrl.commands import judge
 from agentrl.commands.arguments import command_keys, places_and_keys
+from agentrl.commands.cli import COMMANDS
 from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
 from agentrl.config.validate import validate

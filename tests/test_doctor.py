@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from agentrl import doctor
 from agentrl.config.compose import compose
-from agentrl.doctor import Finding
+from agentrl.runner import doctor
+from agentrl.runner.doctor import Finding
 
 
 def findings(*arguments: str, code: str = "", **environment: str) -> tuple[int, dict[str, list[Finding]]]:
     """Exit code and findings by check, of the real command; `code` runs before it in the same process."""
     program = f"import sys; sys.argv = ['agentrl', 'doctor', '--json', *sys.argv[1:]]\n{code}\n"
-    program += "from agentrl.cli import main; main()"
+    program += "from agentrl.commands.cli import main; main()"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, *arguments],
         capture_output=True,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from agentrl.dual import LOG_FLOOR, DualVariables, Multiplier
+from agentrl.objectives.dual import LOG_FLOOR, DualVariables, Multiplier
 
 # max_x -(x - 3)^2 / 2 subject to s(x) = 1 - x^2 / 2 >= -1: the boundary is x = 2, where the Lagrangian's gradient
 # -(x - 3) - lambda x = 0 gives lambda = 1/2. The constraint is inactive for tau <= s(3) = -3.5: then lambda = 0, x = 3.

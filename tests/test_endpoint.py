@@ -18,18 +18,18 @@ from chat_server import ChatServer, Reply, call, completion, said
 from helpers import config_of
 from rich.console import Console
 
-from agentrl.benches.base import Score, Task
 from agentrl.config.schema import Config
-from agentrl.console import RunConsole
+from agentrl.core.bench import Score, Task
+from agentrl.core.console import RunConsole
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import ToolCall
 from agentrl.endpoint import client
-from agentrl.errors import UserError
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.evaluation.results import missing_of
 from agentrl.rollout.endpoint import EndpointEngine
-from agentrl.rollout.engine import Decoding, Episode
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import StopRequest
-from agentrl.trajectory import ToolCall
 
 ADD = {"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object"}}}
 GREEDY = Decoding(0.0)

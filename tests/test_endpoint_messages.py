@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from agentrl.endpoint.answer import Answer, NoAnswer, read_answer, refusal_words
 from agentrl.endpoint.messages import Dialogue, read_arguments, read_message
 
-TINY = Path(str(files("agentrl.models") / "tiny"))
+TINY = Path(str(files("agentrl.tiny") / "tiny"))
 ERROR = {"error": {"message": "Provider returned error", "code": 429, "metadata": {"raw": "Too Many Requests"}}}
 
 

@@ -11,7 +11,7 @@ from bench_files import bench_keys
 from helpers import CONF, config_of
 
 from agentrl.benches import load_bench
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.evaluation.estimate import count_parameters, count_tasks, estimate
 
 
@@ -39,7 +39,7 @@ def test_estimate_counts_a_local_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["tiny", "tiny_hif"])
 def test_the_packaged_models_are_counted(model: str) -> None:
     """By files that hold float32 weights and little else."""
-    size = (CONF.parent / f"agentrl/models/{model}/model.safetensors").stat().st_size
+    size = (CONF.parent / f"agentrl/tiny/{model}/model.safetensors").stat().st_size
     assert count_parameters(config_of(f"model.path=builtin:{model}")) == pytest.approx(size / 4, rel=0.05)
 
 

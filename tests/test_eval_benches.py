@@ -15,7 +15,7 @@ from agentrl.commands.eval import main as eval_command
 from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.help import options
 from agentrl.config.validate import validate
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.store.provenance import data_hashes, directory_hashes
 from agentrl.store.run import RunDirectory
 

@@ -19,10 +19,10 @@ from agentrl.commands.eval import job
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
 from agentrl.config.target import model_named
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.report.published import paper_table
 
-TINY = Path(str(files("agentrl.models") / "tiny"))
+TINY = Path(str(files("agentrl.tiny") / "tiny"))
 SMALL = ("eval.limit=10", "rollout.max_turns=6", "hardware.threads=1")
 
 

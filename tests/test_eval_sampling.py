@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 from helpers import config_of
 
-from agentrl.benches.base import Score, Task
 from agentrl.commands.arguments import command_keys
 from agentrl.commands.eval import KEYS, _benches, job
 from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
-from agentrl.console import RunConsole
-from agentrl.errors import UserError
+from agentrl.core.bench import Score, Task
+from agentrl.core.console import RunConsole
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.evaluate import evaluate
-from agentrl.rollout.engine import Decoding, Episode
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import StopRequest
-from agentrl.trajectory import Trajectory
 
 HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda", "dpo", "split_softmax", "focal_lora")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from agentrl.evaluation.grading import missing_text
 from agentrl.evaluation.results import item_values, summarise, summarise_groups, verdicts_missing
 from agentrl.report.table import result_text
-from agentrl.rewards.two_sided import missing_text
 
 
 def item(name: str, sample: int, solved: float, calls: int = 2, failed: int = 0, hops: str = "1") -> dict[str, Any]:

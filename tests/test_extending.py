@@ -16,10 +16,10 @@ from helpers import composed, make_trainer
 
 from agentrl.benches import load_bench
 from agentrl.config.benches import CustomBench
-from agentrl.custom import attribute_of
-from agentrl.errors import UserError
+from agentrl.core.custom import attribute_of
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import Component, Trajectory
 from agentrl.trainers.build import rl_trainer
-from agentrl.trajectory import Component, Trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH, ALGO = ROOT / "examples" / "bench_sums.py", ROOT / "examples" / "algo_rloo.py"
@@ -131,7 +131,7 @@ def test_a_file_of_ones_own_imports_those_beside_it_and_hides_no_library(tmp_pat
     (tmp_path / "mine.py").write_text(
         "from beside_it import LARGEST\n\ndef largest():\n    import yaml\n    return LARGEST"
     )
-    code = "from agentrl.custom import attribute_of; import sys; print(attribute_of(sys.argv[1], 'largest')())"
+    code = "from agentrl.core.custom import attribute_of; import sys; print(attribute_of(sys.argv[1], 'largest')())"
     done = subprocess.run(
         [sys.executable, "-c", code, "mine.py"],
         cwd=tmp_path, env=os.environ | {"PYTHONSAFEPATH": "1"}, capture_output=True, text=True, timeout=60,

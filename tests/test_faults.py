@@ -17,11 +17,11 @@ from helpers import composed, make_trainer, rolled_batch, small
 from torch import nn
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from agentrl import worker
 from agentrl.config.schema import Faults
-from agentrl.errors import UserError
-from agentrl.rollout.engine import Decoding, Episode
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.errors import UserError
 from agentrl.rollout.guard import UNAVAILABLE
+from agentrl.runner import worker
 from agentrl.store.run import RunDirectory
 from agentrl.store.trouble import trouble
 from agentrl.trainers import grpo

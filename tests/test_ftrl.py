@@ -13,14 +13,14 @@ import pyarrow.parquet
 import pytest
 
 from agentrl.benches import load_bench
-from agentrl.benches.base import Task
 from agentrl.benches.execution import ERROR_PREFIX
 from agentrl.benches.ftrl import ANSWER_TAG, FtrlBench
 from agentrl.benches.ftrl_rows import load_rows
 from agentrl.config.benches import Ftrl
-from agentrl.errors import UserError
+from agentrl.core.bench import Task
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.evaluation.estimate import FTRL_ROWS, _ftrl_rows
-from agentrl.trajectory import ToolCall, Trajectory
 
 HEAD = (
     "Please call given tools to answer the question. Please note that all your information must be obtained by calling "

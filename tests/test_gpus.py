@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from test_launch import DRIVER, PRELUDE, parallel
 
-from agentrl import gpus
-from agentrl.gpus import own_gpus, visible_gpus
+from agentrl.runner import gpus
+from agentrl.runner.gpus import own_gpus, visible_gpus
 
 
 @pytest.fixture(autouse=True)

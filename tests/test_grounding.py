@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from agentrl.traces.examples import example_calls
-from agentrl.traces.grounding import Knowledge, dates, offered, words
-from agentrl.traces.instrument import flows, instrument
-from agentrl.traces.mutations import Mutator, same
-from agentrl.traces.probe import probe
-from agentrl.traces.values import convert, entities, fit, pool, replaced, schema_at, without
+from agentrl.mining.examples import example_calls
+from agentrl.mining.grounding import Knowledge, dates, offered, words
+from agentrl.mining.instrument import flows, instrument
+from agentrl.mining.mutations import Mutator, same
+from agentrl.mining.probe import probe
+from agentrl.mining.values import convert, entities, fit, pool, replaced, schema_at, without
 
 TEXT = "In May 2021, Ann-Lee O'Neil had three cats, 1,250 fish and the second prize, on 2 days of the Serbian election"
 

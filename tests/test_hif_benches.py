@@ -11,14 +11,14 @@ import pytest
 from datasets import Dataset
 
 from agentrl.benches import load_bench
-from agentrl.benches.base import Task
 from agentrl.benches.hif.base import answer_of, response_of
 from agentrl.benches.hif.judged import RealGuardrailsBench
 from agentrl.config.benches import IHEval, Pairs, RealGuardrails, SysIFEval, SystemCheck, TensorTrust, VerIH
-from agentrl.errors import UserError
+from agentrl.core.bench import Task
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.evaluate import item_record
 from agentrl.evaluation.results import summarise, summarise_groups
-from agentrl.trajectory import Trajectory
 
 WORDS = {"instruction_id_list": ["length_constraints:number_words"]}
 RULES = {"rules": "official", "reward_rules": "mended"}

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from agentrl.advantages import trajectory_advantage
+from agentrl.objectives.advantages import trajectory_advantage
 from agentrl.objectives.hipo import degenerate, lagrangian_advantage, repetition
 
 EPS = 1e-6

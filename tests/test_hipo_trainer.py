@@ -15,9 +15,9 @@ from trl import GRPOTrainer
 
 from agentrl.benches import load_bench
 from agentrl.benches.hif.proxy import user_proxy
-from agentrl.console import RunConsole
-from agentrl.errors import UserError
-from agentrl.judges.base import JudgeRequest, Verdict
+from agentrl.core.console import RunConsole
+from agentrl.core.errors import UserError
+from agentrl.core.judge import JudgeRequest, Verdict
 from agentrl.objectives.hipo import lagrangian_advantage
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import Record

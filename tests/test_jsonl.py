@@ -16,12 +16,12 @@ from agentrl.benches.bfcl.data import read_lines
 from agentrl.benches.hif.files import rows_of
 from agentrl.commands.score import read_lines as transcripts
 from agentrl.config.compose import compose
+from agentrl.core.errors import first_line
+from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
+from agentrl.core.jsonl import flaw, numbered_lines
 from agentrl.endpoint.messages import read_arguments
-from agentrl.errors import first_line
-from agentrl.jsonl import flaw, numbered_lines
 from agentrl.judges.rubrics import Unparsable, load_rubrics, parse_reply
 from agentrl.traces.files import read_traces, to_line
-from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
 
 SEPARATORS = "one\u2028two\x85three"  # line separators of Unicode, which JSON writes as they are
 LONG = "1" * 5000  # a number that json.loads refuses with a plain ValueError

@@ -15,8 +15,8 @@ from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
 from agentrl.commands import judge as verb
 from agentrl.config.judges import DistilledJudge, LocalJudge
-from agentrl.errors import UserError
-from agentrl.judges.base import JudgeRequest
+from agentrl.core.errors import UserError
+from agentrl.core.judge import JudgeRequest
 from agentrl.judges.build import build_judge
 from agentrl.judges.cache import Entry, JudgeIdentity, Usage, VerdictCache, content_key
 from agentrl.judges.distill import divide

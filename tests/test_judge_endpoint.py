@@ -18,7 +18,7 @@ from chat_server import ChatServer, Reply, completion, said
 from judge_server import JudgeServer, expected
 
 from agentrl.config.judges import OpenAIJudge
-from agentrl.judges.base import JudgeRequest, JudgeStopped
+from agentrl.core.judge import JudgeRequest, JudgeStopped
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.openai import EndpointJudge, RateLimiter, retry_after
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from judge_server import BLOCK
 
-from agentrl.errors import UserError
-from agentrl.judges.base import SIDES, JudgeRequest
+from agentrl.core.errors import UserError
+from agentrl.core.judge import SIDES, JudgeRequest
 from agentrl.judges.rubrics import LABELS, Unparsable, load_rubrics, messages, parse_reply, snap
 
 RUBRIC = "Grade it."

@@ -17,18 +17,18 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from agentrl import launch
 from agentrl.config.compose import CONF
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
+from agentrl.runner import launch
 from agentrl.store.run import RunDirectory
 
 # The command line, with `python -c WORKER RUN_DIR` in the place of the real worker.
 DRIVER = """
 import os, sys
-import agentrl.cli, agentrl.launch
-agentrl.launch.worker_command = lambda run, config: [sys.executable, "-c", os.environ["WORKER"], str(run.path)]
-agentrl.cli.main()
+import agentrl.commands.cli, agentrl.runner.launch
+agentrl.runner.launch.worker_command = lambda run, config: [sys.executable, "-c", os.environ["WORKER"], str(run.path)]
+agentrl.commands.cli.main()
 """
 # The same behind a stand-in for torchrun: its processes have sessions of their own, and it does not wait for them.
 AGENT = """
@@ -43,7 +43,7 @@ from agentrl.store.run import RunDirectory
 run = RunDirectory(sys.argv[1])
 open(str(run.path) + ".starts", "a").write("x")
 """
-DIES_WITH_IT = "from agentrl.launch import die_with_launcher; die_with_launcher()\n"
+DIES_WITH_IT = "from agentrl.runner.launch import die_with_launcher; die_with_launcher()\n"
 COMPLETES = PRELUDE + "with run.lock(): run.set_status('completed')"
 CRASHES = PRELUDE + "run.set_status('running'); os.kill(os.getpid(), signal.SIGKILL)"
 REFUSES = PRELUDE + "run.set_status('failed', error='bad'); sys.exit(2)"
@@ -216,13 +216,13 @@ def test_an_interrupt_stops_a_sweep(tmp_path: Path, number: signal.Signals) -> N
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_between_the_jobs_of_a_sweep_stops_it_on_record(tmp_path: Path, number: signal.Signals) -> None:
     pauses = """
-import agentrl.cli, time
+import agentrl.commands.cli, time
 def pause(job):
     open("paused", "w").close()
     time.sleep(60)
-agentrl.cli._job = pause
+agentrl.commands.cli._job = pause
 """
-    driver = DRIVER.replace("agentrl.cli.main()", pauses + "agentrl.cli.main()")
+    driver = DRIVER.replace("agentrl.commands.cli.main()", pauses + "agentrl.commands.cli.main()")
     process = start(tmp_path, COMPLETES, "-m", "seed=0,1", driver=driver)
     deadline = time.time() + 30
     while not (tmp_path / "paused").exists():
@@ -234,7 +234,7 @@ agentrl.cli._job = pause
 
 
 def test_a_fault_of_ours_before_the_first_job_is_no_success(tmp_path: Path) -> None:
-    fails = "import agentrl.start\nagentrl.start.check_reach = lambda config: 1 / 0\n"
+    fails = "import agentrl.runner.start\nagentrl.start.check_reach = lambda config: 1 / 0\n"
     code, _, err = finish(start(tmp_path, COMPLETES, "-m", "seed=0,1", driver=fails + DRIVER))
     assert (code, "ZeroDivisionError" in err) == (1, True)
     assert list(tmp_path.glob("runs/*/*/status.json")) == []
@@ -246,10 +246,10 @@ def parallel(where: Path) -> tuple[tuple[str, ...], dict[str, str]]:
         pytest.skip("hydra_joblib_launcher is not installed: pip install '.[sweepers]'")
     (where / "sitecustomize.py").write_text(
         "import os, sys\nif 'WORKER' in os.environ:\n"
-        "    import agentrl.launch, agentrl.start\n"
-        "    agentrl.start.check_reach = lambda config: []\n"  # hardware=gpu, where there is none
+        "    import agentrl.runner.launch, agentrl.runner.start\n"
+        "    agentrl.runner.start.check_reach = lambda config: []\n"  # hardware=gpu, where there is none
         "    command = [sys.executable, '-c', os.environ['WORKER']]\n"
-        "    agentrl.launch.worker_command = lambda run, config: [*command, str(run.path)]\n"
+        "    agentrl.runner.launch.worker_command = lambda run, config: [*command, str(run.path)]\n"
     )
     return ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), {"PYTHONPATH": str(where), "TMPDIR": str(where)}
 
@@ -372,7 +372,7 @@ def config(tmp_path: Path) -> Config:
 def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory(tmp_path / "r")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert launch.worker_command(run, config) == [sys.executable, "-m", "agentrl.worker", str(run.path)]
+    assert launch.worker_command(run, config) == [sys.executable, "-m", "agentrl.runner.worker", str(run.path)]
     environment = launch.worker_environment(run, config)
     assert environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert "OMP_NUM_THREADS" not in environment  # all cores
@@ -382,7 +382,7 @@ def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: py
     command: list[Any] = launch.worker_command(run, config)
     assert command[2] == "torch.distributed.run"
     assert "--nproc_per_node=2" in command
-    assert command[-3:] == ["-m", "agentrl.worker", str(run.path)]
+    assert command[-3:] == ["-m", "agentrl.runner.worker", str(run.path)]
     assert launch.worker_environment(run, config)["ACCELERATE_USE_CPU"] == "true"
     config.hardware.accelerate_config = "fsdp.yaml"
     command = launch.worker_command(run, config)
@@ -423,7 +423,7 @@ def test_a_folder_or_file_named_like_a_library_breaks_no_start(config: Config, t
     for processes in (1, 2):
         config.hardware.processes = processes
         [*interpreter, module, name, path] = launch.worker_command(run, config)
-        assert (module, name, path) == ("-m", "agentrl.worker", str(run.path))
+        assert (module, name, path) == ("-m", "agentrl.runner.worker", str(run.path))
         environment = launch.worker_environment(run, config)
         done = subprocess.run(
             [interpreter[0], "-c", looks], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -12,11 +12,11 @@ import torch
 from helpers import composed
 from transformers import AutoTokenizer
 
-from agentrl import doctor
-from agentrl.benches.base import Task
-from agentrl.errors import UserError
+from agentrl.core.bench import Task
+from agentrl.core.errors import UserError
 from agentrl.models.loading import Needs, load_chat, load_model, needs_of
 from agentrl.models.places import checkpoint_path
+from agentrl.runner import doctor
 
 # Of the shape of Phi-3's and Gemma's: no tools in either, and no system role in the second and third.
 PHI = (

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.config.schema import Reward, ToolRl
+from agentrl.core.expert_trace import ExpertTrace, TraceTurn
+from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.matching import call_rewards, match, similarity
 from agentrl.rewards.turns import turn_rewards
-from agentrl.traces.records import ExpertTrace, TraceTurn
-from agentrl.trajectory import ToolCall, Trajectory
 
 SHARED = Path(os.environ.get("AGENTRL_SHARED") or Path(__file__).parents[2] / "shared")
 GREEDY_LOSES = [[0.9, 0.8], [0.8, 0.0]]  # greedy takes 0.9 and leaves nothing: 0.9 against 1.6

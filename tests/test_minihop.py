@@ -9,7 +9,7 @@ from helpers import composed
 
 from agentrl.benches import load_bench
 from agentrl.benches.minihop import NAMES, RELATIONS, chains, count_solved, expert_trace, held_out
-from agentrl.trajectory import Component, ToolCall, Trajectory
+from agentrl.core.trajectory import Component, ToolCall, Trajectory
 
 
 @pytest.fixture(scope="module")

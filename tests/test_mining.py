@@ -12,12 +12,12 @@ from toolhop_rows import rows
 
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.toolhop import ToolHopBench
+from agentrl.core.expert_trace import ExpertTrace
+from agentrl.mining.grounding import Knowledge
+from agentrl.mining.mine import NOT_FULL, UNGROUNDED, UNVERIFIED, Coverage, MinedTrace, Miner, Question, Rejection
+from agentrl.mining.search import Hop, gives
+from agentrl.mining.values import by_rank
 from agentrl.sandbox import Sandbox
-from agentrl.traces.grounding import Knowledge
-from agentrl.traces.mining import NOT_FULL, UNGROUNDED, UNVERIFIED, Coverage, MinedTrace, Miner, Question, Rejection
-from agentrl.traces.records import ExpertTrace
-from agentrl.traces.search import Hop, gives
-from agentrl.traces.values import by_rank
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agentrl.core.trajectory import Component
 from agentrl.objectives.pact import anchor_gates, prompt_mean, sft_loss, sft_token_weights
-from agentrl.trajectory import Component
 
 # One trace of two turns. Letters: R safe reasoning (digit: its chunk), P a preview of the call, C call, O observation,
 # D delimiter. Turn 0: R0 R0 R1 R2 P C C C D O, turn 1: R0 R1 C C D.

@@ -14,8 +14,8 @@ from helpers import composed
 from torch.nn.functional import log_softmax, logsigmoid
 from trl import DPOConfig
 
-from agentrl.chat import ChatFormat
-from agentrl.errors import UserError
+from agentrl.chat.format import ChatFormat
+from agentrl.core.errors import UserError
 from agentrl.models.loading import Needs, load_chat, load_model
 from agentrl.trainers.preferences import PairTrainer, best_and_worst, file_pairs, kept, pair_dataset
 

@@ -13,10 +13,10 @@ import yaml
 from helpers import composed
 from test_plots import KEYS as PACT_METRICS
 
-from agentrl.cli import COMMANDS
 from agentrl.commands import merge, push
 from agentrl.commands import wandb as wandb_command
-from agentrl.errors import UserError
+from agentrl.commands.cli import COMMANDS
+from agentrl.core.errors import UserError
 from agentrl.models.loading import checkpoint_path, load_model
 from agentrl.store.run import RunDirectory
 from agentrl.tracking.dashboard import VIEWS, workspace

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from test_typed import run_here
 
-from agentrl import reach
 from agentrl.commands.eval import main as eval_command
 from agentrl.commands.traces import main as traces_command
 from agentrl.config.compose import compose
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
+from agentrl.runner import reach
 
 NOBODY = "http://127.0.0.1:9/v1"  # the port for discarding: nothing listens there
 

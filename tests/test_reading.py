@@ -22,14 +22,14 @@ from trl.chat_template_utils import llama3_2_chat_template, llama3_template
 
 from agentrl.benches import load_bench
 from agentrl.benches.bfcl.calls import read_turn as read_bfcl
-from agentrl.benches.transcripts import parse_text, parse_toolhop
+from agentrl.chat.reading import TokenReader, read_turn
+from agentrl.chat.transcripts import parse_text, parse_toolhop
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.trajectory import Component
 from agentrl.endpoint.answer import read_answer
 from agentrl.models.loading import checkpoint_path
 from agentrl.rewards.turns import turn_rewards
 from agentrl.rollout.endpoint import EndpointEngine
-from agentrl.rollout.engine import Decoding, Episode
-from agentrl.rollout.reading import TokenReader, read_turn
-from agentrl.trajectory import Component
 
 GOOD = '{"name": "capital", "arguments": {"country": "Norland"}}'
 CALL = [("capital", {"country": "Norland"})]

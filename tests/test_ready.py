@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from helpers import composed
 
-from agentrl import ready
-from agentrl.errors import UserError
-from agentrl.install import install_line, requirements
-from agentrl.start import start
+from agentrl.core.errors import UserError
+from agentrl.core.install import install_line, requirements
+from agentrl.runner import ready
+from agentrl.runner.start import start
 
 GOOD = {"weight_transfer_config": {"backend": "nccl"}, "model_config": {"logprobs_mode": "processed_logprobs"}}
 SERVER = ("hardware=gpu", "hardware.vllm=server")
@@ -118,5 +118,5 @@ def test_an_extra_is_installed_by_what_it_stands_for(monkeypatch: pytest.MonkeyP
     assert install_line("vllm").startswith("pip install 'vllm")
     assert {one.name for one in requirements("bfcl")} == {"mpmath", "rank-bm25", "overrides", "filelock"}
     assert "trl" in {one.name for one in requirements()} and "pytest" not in {one.name for one in requirements()}
-    monkeypatch.setattr("agentrl.install.DISTRIBUTION", "never-installed")
+    monkeypatch.setattr("agentrl.core.install.DISTRIBUTION", "never-installed")
     assert install_line("bfcl") == "pip install '.[bfcl]' in the checkout"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import composed
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.store.redact import masked, refuse_secrets
 from agentrl.store.run import RunDirectory
 
@@ -92,7 +92,7 @@ def test_provenance_and_a_workers_traceback_are_masked(tmp_path: Path) -> None:
         "transformers.utils.logging.set_verbosity_error = lambda: None\n"
         "import agentrl.benches; agentrl.benches.load_bench = fail\n"
         "sys.argv = ['worker', sys.argv[1]]\n"
-        "runpy.run_module('agentrl.worker', run_name='__main__')\n"
+        "runpy.run_module('agentrl.runner.worker', run_name='__main__')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(run.path)],

@@ -19,13 +19,13 @@ from test_toolhop import all_tasks, bench, write
 from toolhop_rows import rows
 
 from agentrl.benches import load_bench
-from agentrl.benches.base import Bench, Task, reference_calls
 from agentrl.benches.minihop import expert_trace
 from agentrl.config.benches import CustomBench
+from agentrl.core.bench import Bench, Task, reference_calls
+from agentrl.core.expert_trace import ExpertTrace, TraceTurn
+from agentrl.core.trajectory import ToolCall
 from agentrl.rewards.turns import known_calls, turn_rewards
 from agentrl.traces.files import use_traces
-from agentrl.traces.records import ExpertTrace, TraceTurn
-from agentrl.trajectory import ToolCall
 
 
 def teacher(task: Task, own: ExpertTrace) -> ExpertTrace:

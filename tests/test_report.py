@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from agentrl.config.compose import compose
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.report.arms import (
     Arm,
     arms_of,
@@ -31,7 +31,7 @@ from agentrl.report.arms import (
 from agentrl.report.curves import band
 from agentrl.report.page import build_report, render
 from agentrl.report.rollouts import first_and_last, stretches, view
-from agentrl.start import start
+from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
 
 HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)>"

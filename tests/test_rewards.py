@@ -12,8 +12,9 @@ from test_matching import TRACE, call, config, episode
 
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import load_rows
-from agentrl.benches.transcripts import parse_text
+from agentrl.chat.transcripts import parse_text
 from agentrl.config.schema import ToolRl
+from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.ftrl import VARIANTS, calls_reward, text_reward, without_end_markers
 from agentrl.rewards.matching import similarity, transport_rewards
 from agentrl.rewards.matchtir import closed_calls, text_answer_f1, text_toolrl, text_turn_rewards
@@ -21,7 +22,6 @@ from agentrl.rewards.toolrl import correctness, limits, multiset_jaccard, score_
 from agentrl.rewards.turns import turn_rewards
 from agentrl.rewards.verdicts import solves
 from agentrl.sandbox import Sandbox
-from agentrl.trajectory import ToolCall, Trajectory
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ from helpers import make_trainer, small
 from trl import GRPOTrainer
 
 from agentrl.benches.minihop import expert_trace
-from agentrl.chat import context_ids, tokenize_trace, trace_text, turn_messages
-from agentrl.rollout.engine import Decoding, Episode
-from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
+from agentrl.chat.format import context_ids, tokenize_trace, trace_text, turn_messages
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
+from agentrl.core.trajectory import Component
 from agentrl.trainers import grpo
 from agentrl.trainers.grpo import AgentGRPOTrainer
-from agentrl.trajectory import Component
 
 
 def expert_script(task, sample, turn):
@@ -261,7 +261,7 @@ def test_evaluation_runs_in_evaluation_mode_and_gives_training_mode_back(tmp_pat
 def test_a_template_that_drops_reasoning_is_refused_not_mislabelled(rolled):
     from dataclasses import replace
 
-    from agentrl.errors import UserError
+    from agentrl.core.errors import UserError
 
     trainer, _ = rolled
     task = trainer.tasks[0]

@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 
 from agentrl.config.load import load_config, typed_config
 from agentrl.config.schema import Config
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.store.identity import changed_keys, config_hash, run_path
 from agentrl.store.run import LOCK_HELD, RunDirectory
 

@@ -16,7 +16,7 @@ from test_report import fake_run
 
 from agentrl.commands import compare, ls, merge, report, resume, show
 from agentrl.commands import eval as eval_command
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 
 
@@ -210,7 +210,7 @@ def test_resume_finds_the_run_where_it_lies(
     moved.parent.mkdir()
     shutil.move(place, moved)
     started: list[RunDirectory] = []
-    monkeypatch.setattr("agentrl.start.launch", lambda run, config, *_: started.append(run) or 0)
+    monkeypatch.setattr("agentrl.runner.start.launch", lambda run, config, *_: started.append(run) or 0)
     before = RunDirectory(moved).config()
     assert resume.main([str(moved), "trainer.save_steps=3"]) == 0
     assert started[0].path == moved and f"Resuming: {moved}" in capsys.readouterr().out.replace("\n", "")

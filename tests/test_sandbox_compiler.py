@@ -10,11 +10,11 @@ import pytest
 from sandbox_calls import ADD, HOSTILE, run
 
 from agentrl.benches.toolhop import load_rows
+from agentrl.mining.examples import example_calls
 from agentrl.sandbox import Sandbox, child, pool
 from agentrl.sandbox.compiler import SIMPLE as SIMPLE_MARK
 from agentrl.sandbox.compiler import is_simple
 from agentrl.sandbox.pool import _Worker
-from agentrl.traces.examples import example_calls
 
 
 def test_a_source_is_compiled_once_and_code_is_dropped_beyond_its_room(monkeypatch: pytest.MonkeyPatch) -> None:

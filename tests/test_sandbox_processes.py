@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from sandbox_calls import ADD, ADD_APART, HOSTILE, TIMEOUT_S, alive, descendants, run, stopped
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.sandbox import IsolationWarning, Sandbox, child, pool
 
 # -- episodes ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.schedules import KINDS, anneal_value, progress, reasoning_level
+from agentrl.objectives.schedules import KINDS, anneal_value, progress, reasoning_level
 
 POINTS = [0.2, 0.4, 0.6, 0.8]
 

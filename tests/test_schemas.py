@@ -20,13 +20,13 @@ from trl.chat_template_utils import gemma4_chat_template, gptoss_chat_template, 
 from agentrl.benches import load_bench
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import load_rows
+from agentrl.chat.reading import TokenReader
+from agentrl.mining import search
+from agentrl.mining.mine import MinedTrace, Miner, Question
+from agentrl.mining.search import Hop
 from agentrl.models.loading import checkpoint_path
-from agentrl.rollout.reading import TokenReader
 from agentrl.sandbox import Sandbox
 from agentrl.schemas.plain import Reader, allows, plain_parameters, renderable
-from agentrl.traces import search
-from agentrl.traces.mining import MinedTrace, Miner, Question
-from agentrl.traces.search import Hop
 
 WHOLE = """
 def code_of(room, floor=None):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from toolhop_rows import rows
 
-from agentrl.benches.transcripts import executed_calls, parse_text, toolhop_content
+from agentrl.chat.transcripts import executed_calls, parse_text, toolhop_content
 from agentrl.commands.score import main
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 Line = dict[str, Any]
 

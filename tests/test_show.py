@@ -11,10 +11,10 @@ from rich.console import Console, RenderableType
 
 from agentrl.commands import show
 from agentrl.config.compose import compose
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.report.rollouts import view
 from agentrl.report.terminal import compared_items, facts, parse_filter, rollout_panel
-from agentrl.start import start
+from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers import composed
 
-from agentrl.analysis.attention import split_softmax
 from agentrl.models.loading import load_model
+from agentrl.objectives.attention import split_softmax
 from agentrl.rollout.split_softmax import KERNEL, attend, raised
 
 

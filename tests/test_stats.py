@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agentrl.report.arms import Arm, RunRecord, pooled
-from agentrl.stats import (
+from agentrl.core.stats import (
     Interval,
     bootstrap_interval,
     linearised_macro,
@@ -22,6 +21,7 @@ from agentrl.stats import (
     seeds_interval,
     share_interval,
 )
+from agentrl.report.arms import Arm, RunRecord, pooled
 
 
 def test_unclustered_interval_is_the_textbook_one() -> None:

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress
 from test_launch import COMPLETES, CRASHES, DRIVER, PRELUDE, REFUSES, the_run, wait_for
 
+from agentrl.core.streams import lasting
 from agentrl.store.run import RunDirectory
-from agentrl.streams import lasting
 
 TALKS = (
     PRELUDE
     + """
 from rich.console import Console
-from agentrl.streams import keep_streams
+from agentrl.core.streams import keep_streams
 keep_streams()
 console = Console(soft_wrap=True)
 while not os.path.exists(str(run.path) + ".go"): time.sleep(0.02)
@@ -113,7 +113,7 @@ def test_a_command_whose_reader_leaves_says_nothing(tmp_path: Path, arguments: t
     ids=lambda names: "-".join(names),
 )
 def test_a_terminal_that_lacks_letters_changes_no_record(tmp_path: Path, locale: dict[str, str]) -> None:
-    keeps = "from agentrl.streams import keep_streams; keep_streams()\n"
+    keeps = "from agentrl.core.streams import keep_streams; keep_streams()\n"
     worker = keeps + COMPLETES + "; print('\\u00b1 \\u2192 \\u2026 \\u540d')"
     where = tmp_path / "Größe ± →"
     where.mkdir()

@@ -8,14 +8,33 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "agentrl"
-MATHEMATICS = (
-    "agentrl.objectives",
-    "agentrl.advantages",
-    "agentrl.schedules",
-    "agentrl.dual",
-    "agentrl.analysis.attention",
+# From the ground up: a module imports from its own floor and from those below, never from one above.
+FLOORS = (
+    "core",  # the contracts, and what everything may use
+    "objectives",  # the mathematics
+    "schemas",  # JSON schemas of tool parameters
+    "config",  # keys, their checks, composition
+    "sandbox",  # runs the code of tools
+    "chat",  # messages to tokens, text to calls
+    "store",  # files that must survive
+    "endpoint",  # a model behind a server
+    "models",  # checkpoints and adapters
+    "rewards",
+    "traces",  # files of expert traces, and what a teacher writes
+    "mining",  # expert traces without a teacher
+    "judges",
+    "benches",
+    "rollout",  # plays episodes
+    "tiny",  # the packaged models
+    "evaluation",
+    "trainers",
+    "report",
+    "tracking",
+    "runner",  # starts, watches and does the work of a run
+    "commands",  # the command line
 )
-PLAIN = {"agentrl.trajectory", "agentrl.traces.records"}  # the data that mathematics may know: no code of others behind
+ENTRANCES = {"agentrl", "agentrl.__main__"}
+PLAIN = {"agentrl.core.trajectory", "agentrl.core.expert_trace"}  # the data that mathematics may know
 
 
 @cache
@@ -42,28 +61,60 @@ def imports() -> dict[str, set[str]]:
 def test_no_two_files_import_each_other_by_any_way() -> None:
     ours = {name: {other for other in used if other in imports()} for name, used in imports().items()}
     order = list(TopologicalSorter(ours).static_order())  # CycleError names the files of a circle
-    assert order.index("agentrl.config.schema") < order.index("agentrl.benches.ftrl") < order.index("agentrl.worker")
+    assert (
+        order.index("agentrl.config.schema")
+        < order.index("agentrl.benches.ftrl")
+        < order.index("agentrl.runner.worker")
+    )
+
+
+def test_the_top_level_of_the_package_holds_folders_alone() -> None:
+    files = {file.name for file in PACKAGE.iterdir() if file.is_file()}
+    assert files == {"__init__.py", "__main__.py", "py.typed"}
+    folders = {file.name for file in PACKAGE.iterdir() if file.is_dir() and any(file.glob("*.py"))}
+    assert folders == set(FLOORS)
+
+
+def climbs(imported: dict[str, set[str]]) -> list[str]:
+    """Imports of a module on a higher floor than its importer."""
+    return [
+        f"{name} imports {other}"
+        for name, used in imported.items()
+        for other in sorted(used)
+        if name not in ENTRANCES and other.startswith("agentrl") and floor_of(other) > floor_of(name)
+    ]
+
+
+def floor_of(module: str) -> int:
+    return len(FLOORS) if module in ENTRANCES else FLOORS.index(module.split(".")[1])
+
+
+def test_no_import_climbs_to_a_higher_floor() -> None:
+    assert climbs(imports()) == []
+
+
+def test_an_import_that_climbs_is_found() -> None:
+    made_up = {
+        "agentrl.benches.minihop": {"agentrl.core.bench", "agentrl.benches.execution", "torch"},
+        "agentrl.rewards.turns": {"agentrl.benches.minihop"},
+        "agentrl.trainers.grpo": {"agentrl"},
+    }
+    assert climbs(made_up) == [
+        "agentrl.rewards.turns imports agentrl.benches.minihop",
+        "agentrl.trainers.grpo imports agentrl",
+    ]
 
 
 def test_mathematics_imports_torch_and_nothing_else() -> None:
     for name, used in imports().items():
-        if name.startswith(MATHEMATICS):
-            strange = {other for other in used if other not in PLAIN and not other.startswith(MATHEMATICS)}
+        if name.startswith("agentrl.objectives"):
+            strange = {other for other in used if other not in PLAIN and not other.startswith("agentrl.objectives")}
             assert strange <= {"__future__", "collections", "hashlib", "math", "torch"}, name
 
 
 def test_hydra_is_known_where_the_command_line_composes_alone() -> None:
     knowing = {name for name, used in imports().items() if "hydra" in used}
-    assert knowing == {"agentrl.cli", "agentrl.config.compose", "agentrl.store.sweeps"}
-
-
-def test_the_configuration_knows_nothing_of_what_it_configures() -> None:
-    for name, used in imports().items():
-        if name.startswith("agentrl.config"):
-            outside = {
-                other for other in used if other.startswith("agentrl.") and not other.startswith("agentrl.config")
-            }
-            assert outside <= {"agentrl.errors", "agentrl.install", "agentrl.traces.records"}, name
+    assert knowing == {"agentrl.commands.cli", "agentrl.config.compose", "agentrl.store.sweeps"}
 
 
 def test_every_text_file_is_opened_as_utf_8_whatever_the_locale() -> None:

@@ -16,19 +16,19 @@ from test_ftrl import row as ftrl_row
 from transformers import AutoTokenizer
 
 from agentrl.benches import load_bench
-from agentrl.benches.base import Task
-from agentrl.chat import ChatFormat
-from agentrl.jsonl import read_json
-from agentrl.judges.base import JudgeRequest
+from agentrl.chat.format import ChatFormat
+from agentrl.chat.reading import read_turn
+from agentrl.core.bench import Task
+from agentrl.core.jsonl import read_json
+from agentrl.core.judge import JudgeRequest
+from agentrl.core.text import well_formed
+from agentrl.core.trajectory import ToolCall
 from agentrl.models.loading import checkpoint_path
 from agentrl.rollout.conversation import react
 from agentrl.rollout.guard import call_tool
-from agentrl.rollout.reading import read_turn
 from agentrl.store.durable import read_records
-from agentrl.text import well_formed
 from agentrl.traces.files import read_traces, to_line
 from agentrl.trainers.preferences import file_pairs
-from agentrl.trajectory import ToolCall
 
 HALF, MARK = "\ud83d", "\ufffd"
 

@@ -17,7 +17,7 @@ import pytest
 from helpers import composed
 from rich.console import Console
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.report.arms import Arm, RunRecord, load_records
 from agentrl.report.sweep import pareto, report_sweep, violation
 from agentrl.report.sweep_live import job_table, progress
@@ -27,8 +27,8 @@ from agentrl.store.sweeps import Job, Sweep, digest, with_directory
 # The command line with a stand-in for the worker: it counts its starts; seed 3 is killed once, seed 5 is poisoned.
 DRIVER = """
 import sys
-import agentrl.cli, agentrl.launch
-agentrl.launch.worker_command = lambda run, config: [sys.executable, "-c", WORKER, str(run.path)]
+import agentrl.commands.cli, agentrl.runner.launch
+agentrl.runner.launch.worker_command = lambda run, config: [sys.executable, "-c", WORKER, str(run.path)]
 WORKER = '''
 import os, signal, sys
 from agentrl.store.run import RunDirectory
@@ -49,7 +49,7 @@ run.write_json(run.summary_path, {"status": "completed", "algo": "pact", "model"
     "eval": {"before": {"solve_rate": interval}, "after": {"solve_rate": interval}}, "by": {}})
 run.set_status("completed")
 '''
-agentrl.cli.main()
+agentrl.commands.cli.main()
 """
 
 
@@ -152,7 +152,7 @@ def test_other_launchers(tmp_path: Path, launcher: tuple[str, ...], plugin: str)
 
 
 def test_a_search_gets_its_objective(tmp_path: Path) -> None:
-    from agentrl.cli import objective
+    from agentrl.commands.cli import objective
 
     run = RunDirectory(tmp_path)
     run.write_json(run.summary_path, {"eval": {"after": {"solve_rate": {"mean": 0.25}}}, "algo": "pact"})

@@ -17,20 +17,20 @@ from transformers import AutoTokenizer
 
 from agentrl.benches import load_bench
 from agentrl.benches.hif.base import cut_in_thought
-from agentrl.chat import turn_messages
+from agentrl.chat.format import turn_messages
+from agentrl.chat.reading import TokenReader
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
 from agentrl.config.schema import Model
 from agentrl.config.validate import validate
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.evaluate import item_record, progress
+from agentrl.evaluation.grading import scores
 from agentrl.evaluation.results import item_values
 from agentrl.models.loading import load_chat, needs_of, thinking_arguments
-from agentrl.rewards.two_sided import scores
-from agentrl.rollout.reading import TokenReader
-from agentrl.trajectory import Trajectory
 
-MODELS = Path(str(files("agentrl.models")))
+MODELS = Path(str(files("agentrl.tiny")))
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 SWITCHED = ("diffusion_gemma", "gemma4", "glm4moe", "nemotron_3", "qwen3")  # families with the switch
 PLAIN = ("qwen3_instruct", "qwen3_vl")  # and those of their names without it

@@ -12,11 +12,11 @@ import torch
 from helpers import composed
 
 from agentrl.benches import load_bench, minihop
-from agentrl.chat import ChatFormat
-from agentrl.models import tiny
+from agentrl.chat.format import ChatFormat
 from agentrl.models.loading import Needs, load_chat, load_model
+from agentrl.tiny import recipe as tiny
 
-PACKAGED = Path(str(files("agentrl.models") / "tiny"))
+PACKAGED = Path(str(files("agentrl.tiny") / "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_short_rebuild_learns():
 def test_before_training_the_solve_rate_leaves_room_both_ways(tmp_path: Path):
     from helpers import make_trainer
 
-    from agentrl.rollout.engine import Decoding, Episode
+    from agentrl.core.engine import Decoding, Episode
 
     config = composed("algo=grpo")
     trainer = make_trainer(config, tmp_path)

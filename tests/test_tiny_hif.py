@@ -12,12 +12,12 @@ import torch
 from helpers import composed, make_trainer
 
 from agentrl.benches import minihif
-from agentrl.chat import ChatFormat
-from agentrl.models import tiny_hif
+from agentrl.chat.format import ChatFormat
 from agentrl.models.loading import Needs, load_chat
-from agentrl.models.tiny import build_model, pretrain
+from agentrl.tiny import recipe_hif as tiny_hif
+from agentrl.tiny.recipe import build_model, pretrain
 
-PACKAGED = Path(str(files("agentrl.models") / "tiny_hif"))
+PACKAGED = Path(str(files("agentrl.tiny") / "tiny_hif"))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_short_rebuild_learns():
 
 @pytest.mark.slow
 def test_the_base_is_neither_compliant_nor_hopeless(tmp_path: Path):
-    from agentrl.rollout.engine import Decoding, Episode
+    from agentrl.core.engine import Decoding, Episode
 
     trainer = make_trainer(composed("algo=hipo"), tmp_path)
     bench, tasks = trainer.bench, trainer.bench.tasks("test")

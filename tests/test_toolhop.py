@@ -16,9 +16,9 @@ from agentrl.benches.execution import ToolEnvironment, json_text, key_error, pla
 from agentrl.benches.toolhop import PROMPTS, ToolHopBench
 from agentrl.benches.toolhop_rows import load_rows
 from agentrl.config.benches import ToolHop
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.sandbox import Result, Sandbox
-from agentrl.trajectory import ToolCall, Trajectory
 
 CONFIG = ToolHop(
     name="toolhop", path=None, hub_id="nobody/nothing", scenario="mandatory", rule="toolhop", rules="official",

@@ -18,11 +18,11 @@ from test_trainers import gradient, rolled_batch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.objectives.chord import chord_sft_loss, mixed_loss, phi
 from agentrl.objectives.luffy import expert_loss, member_shares, mixed_advantages, shaped_ratio
+from agentrl.objectives.schedules import warmup_cosine
 from agentrl.rewards.turns import turn_rewards
-from agentrl.schedules import warmup_cosine
 from agentrl.trainers.luffy import expert_trajectory
 from agentrl.trainers.sft import trace_dataset
 
@@ -299,7 +299,7 @@ def test_the_expert_earns_what_a_rollout_that_follows_it_earns(tmp_path: Path, r
 @pytest.mark.parametrize("algo", ["chord", "luffy"])
 def test_a_bench_without_traces_is_refused(tmp_path: Path, algo: str) -> None:
     from agentrl.benches import load_bench
-    from agentrl.console import RunConsole
+    from agentrl.core.console import RunConsole
     from agentrl.models.loading import load_chat, load_model, needs_of
     from agentrl.store.run import RunDirectory
     from agentrl.trainers.build import build_trainer

@@ -14,7 +14,7 @@ from chat_server import ChatServer, Reply, call, completion, said
 from agentrl.benches import load_bench
 from agentrl.commands.traces import main as traces_command
 from agentrl.config.compose import compose
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.traces.files import read_traces, to_line, use_traces
 from agentrl.traces.segmentation import PREVIEW, previews, segment, split_sentences
 

@@ -19,7 +19,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from agentrl.config.schema import Config
 from agentrl.config.validate import validate
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 from agentrl.tracking import tracker as trackers
 from agentrl.tracking.sections import sectioned

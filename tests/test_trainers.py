@@ -11,9 +11,9 @@ from test_rollout import expert_script
 from torch.nn.functional import cross_entropy
 from trl import GRPOTrainer
 
-from agentrl.advantages import trajectory_advantage
 from agentrl.benches import load_bench
 from agentrl.models.loading import load_chat, load_model, needs_of
+from agentrl.objectives.advantages import trajectory_advantage
 from agentrl.trainers.arguments import sft_arguments
 from agentrl.trainers.grpo import AgentGRPOTrainer, EpochSampler, cropped, in_row_order
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset, trace_labels

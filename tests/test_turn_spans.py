@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl import chat_template_utils as trl_templates
 
-from agentrl.benches.base import Task
-from agentrl.chat import ChatFormat, CompletionLabeller, tokenize_trace
-from agentrl.errors import UserError
-from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
+from agentrl.chat.format import ChatFormat, CompletionLabeller, tokenize_trace
+from agentrl.core.bench import Task
+from agentrl.core.errors import UserError
+from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
+from agentrl.core.trajectory import Component
 from agentrl.trainers.sft import IGNORED, TARGETS, trace_labels
-from agentrl.trajectory import Component
 
 FILES = {file.stem: file for file in sorted(trl_templates._CHAT_TEMPLATES_DIR.glob("*.jinja"))}
 TOOL = {

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from agentrl.cli import main
 from agentrl.commands.analyse import main as analyse
 from agentrl.commands.arguments import places_and_keys
+from agentrl.commands.cli import main
 from agentrl.commands.doctor import main as doctor
 from agentrl.config.compose import compose
 from agentrl.config.target import weights_of
 from agentrl.config.typed import divided, spelled
-from agentrl.doctor import Finding
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
+from agentrl.runner.doctor import Finding
 
-TINY = Path(str(files("agentrl.models") / "tiny"))
+TINY = Path(str(files("agentrl.tiny") / "tiny"))
 # '=', blanks, brackets, '~', commas, quotes, interpolation, letters beyond ASCII, a number
 ODD = (
     "a=b",

@@ -8,7 +8,7 @@ import pytest
 from helpers import config_of
 
 from agentrl.config.validate import validate
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agentrl.core.trajectory import ToolCall
 from agentrl.rewards.verdicts import (
     answer_verify,
     ftrl_correct,
@@ -18,7 +19,6 @@ from agentrl.rewards.verdicts import (
     toolhop_contains,
     toolhop_correct,
 )
-from agentrl.trajectory import ToolCall
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from conftest import ROOT
 from servers import serving
 
 pytestmark = pytest.mark.slow
-TINY = Path(str(files("agentrl.models") / "tiny"))
+TINY = Path(str(files("agentrl.tiny") / "tiny"))
 LIMITS = (
     *("bench=minihop", "eval.limit=40", "hardware.threads=1", "rollout.max_turns=6"),
     *("rollout.max_prompt_tokens=4096", "rollout.max_completion_tokens=512", "rollout.max_turn_tokens=64"),

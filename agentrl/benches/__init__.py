@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agentrl.benches.base import Bench
 from agentrl.config.benches import Bfcl, CustomBench, Ftrl, HifConfig, Minihif, Minihop, ToolHop
+from agentrl.core.bench import Bench
 
 
 def load_bench(
@@ -35,7 +35,7 @@ def load_bench(
 
         return BfclBench(config)
     if isinstance(config, CustomBench):
-        from agentrl.custom import attribute_of
+        from agentrl.core.custom import attribute_of
 
         bench: Bench = attribute_of(config.path, "load")(config)
         return bench

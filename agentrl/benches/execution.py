@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentrl.benches.transcripts import Calls, parse_text
+from agentrl.chat.transcripts import Calls, parse_text
+from agentrl.core.trajectory import ToolCall
 from agentrl.sandbox import Result, Sandbox
-from agentrl.trajectory import ToolCall
 
 ERROR_PREFIX = "an error occured when call"  # sic: the benchmarks' own spelling, which models are scored on
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import QUESTION, Row, load_parts, load_rows, one_file, refuse_contamination
-from agentrl.benches.transcripts import BadTranscript, executed_calls, find_row, messages_of, unsolving
+from agentrl.chat.transcripts import BadTranscript, executed_calls, find_row, messages_of, unsolving
 from agentrl.config.benches import Ftrl
+from agentrl.core.bench import Environment, Score, Task
+from agentrl.core.expert_trace import ExpertTrace, TraceTurn
+from agentrl.core.trajectory import Trajectory
+from agentrl.mining.grounding import Knowledge
+from agentrl.mining.mine import MinedTrace, Miner, Question, Rejection, references
+from agentrl.mining.search import Hop
+from agentrl.mining.templates import reasoning
 from agentrl.rewards.verdicts import solve_scores
 from agentrl.sandbox import Sandbox
 from agentrl.schemas.plain import renderable
-from agentrl.traces.grounding import Knowledge
-from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection, references
-from agentrl.traces.records import ExpertTrace, TraceTurn
-from agentrl.traces.search import Hop
-from agentrl.traces.templates import reasoning
-from agentrl.trajectory import Trajectory
 
 ANSWER_TAG = (
     " Only output the final answer (in words, numbers or phrase) inside the <answer></answer> tag, without any "

@@ -10,8 +10,8 @@ from typing import Any
 
 from agentrl.benches.rows import limit_row, without_padding
 from agentrl.config.benches import Ftrl
-from agentrl.errors import UserError
-from agentrl.jsonl import UTF_8, flaw, read_json
+from agentrl.core.errors import UserError
+from agentrl.core.jsonl import UTF_8, flaw, read_json
 from agentrl.schemas.plain import plain_tool
 
 SUFFIXES = (".jsonl", ".parquet")

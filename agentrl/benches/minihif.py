@@ -15,9 +15,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from agentrl.benches.base import Task
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn
 from agentrl.config.benches import Minihif
+from agentrl.core.bench import Task
 
 OPENERS = ("sure", "well", "okay", "thanks")
 NAMES = "ant bat bee cat cow dog elk fox hen jay owl pig ram rat sow yak"  # in the order in which replies name them

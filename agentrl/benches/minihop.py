@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.config.benches import Minihop
+from agentrl.core.bench import Environment, Score, Task
+from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
+from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.answers import extract_answer
 from agentrl.sandbox import Sandbox
-from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
-from agentrl.trajectory import ToolCall, Trajectory
 
 MAX_HOPS = 4
 RECORDS_PER_TOOL = 6

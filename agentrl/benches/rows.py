@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 MAX_ROW_BYTES = 4_000_000  # a hundred times an ordinary row of FTRL or ToolHop
 

@@ -10,11 +10,15 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.execution import ERROR_PREFIX, ToolEnvironment, json_text, name_error
 from agentrl.benches.toolhop_rows import Row, divide, find_file, load_rows
-from agentrl.benches.transcripts import BadTranscript, find_row, messages_of, parse_text, parse_toolhop, unsolving
+from agentrl.chat.transcripts import BadTranscript, find_row, messages_of, parse_text, parse_toolhop, unsolving
 from agentrl.config.benches import ToolHop
+from agentrl.core.bench import Environment, Score, Task
+from agentrl.core.expert_trace import ExpertTrace
+from agentrl.core.trajectory import Trajectory
+from agentrl.mining.mine import MinedTrace, Miner, Question, Rejection, references
+from agentrl.mining.search import Hop
 from agentrl.rewards.verdicts import (
     answer_verify,
     ftrl_correct,
@@ -25,10 +29,6 @@ from agentrl.rewards.verdicts import (
 )
 from agentrl.sandbox import Sandbox
 from agentrl.schemas.plain import renderable
-from agentrl.traces.mining import MinedTrace, Miner, Question, Rejection, references
-from agentrl.traces.records import ExpertTrace
-from agentrl.traces.search import Hop
-from agentrl.trajectory import Trajectory
 
 _DIRECT = """You will be asked a question, and should provide a short answer.
 If the answer is a date, format is as follows: YYYY-MM-DD (ISO standard)

@@ -11,8 +11,8 @@ from typing import Any
 
 from agentrl.benches.rows import MAX_ROW_BYTES, limit_row
 from agentrl.config.benches import ToolHop
-from agentrl.errors import UserError, first_line
-from agentrl.jsonl import UTF_8, flaw, read_json
+from agentrl.core.errors import UserError, first_line
+from agentrl.core.jsonl import UTF_8, flaw, read_json
 
 HUB_FILE = "data/ToolHop.json"
 _FIRST_DEF = re.compile(r"def\s+(\w+)")

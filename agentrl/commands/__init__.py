@@ -1,1 +1,1 @@
-"""The verbs of the command line (agentrl.cli.COMMANDS), one module each: HELP, and main(arguments) -> exit code."""
+"""The command line: cli.py, and one module for each verb in COMMANDS, with HELP and main(arguments) -> exit code."""

@@ -17,11 +17,11 @@ from agentrl.config.compose import compose
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.config.target import weights_of
-from agentrl.console import printer
-from agentrl.errors import UserError
+from agentrl.core.console import printer
+from agentrl.core.errors import UserError
 
 if TYPE_CHECKING:
-    from agentrl.stats import Interval
+    from agentrl.core.stats import Interval
 
 KEYS = {
     "base": "Checkpoint to compare with; default: what the run started from.",
@@ -108,9 +108,9 @@ def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: f
     """Tables by kind of prompt ("all" first) and the two profiles."""
     from transformers.utils import logging
 
-    from agentrl.analysis.onset import compare, onset_table
-    from agentrl.analysis.spans import prompt_spans
     from agentrl.models.loading import load_chat, load_model, needs_of
+    from agentrl.models.onset import compare, onset_table
+    from agentrl.models.spans import prompt_spans
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentrl.config.checks import require
 from agentrl.config.load import suggest
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 
 SHOWN = 3  # runs named where a directory of many is given

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from agentrl.commands.arguments import command_keys, say
 from agentrl.config.compose import compose
-from agentrl.console import printer
-from agentrl.doctor import diagnose
+from agentrl.core.console import printer
+from agentrl.runner.doctor import diagnose
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 

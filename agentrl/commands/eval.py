@@ -14,9 +14,9 @@ from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.target import sampling_of
 from agentrl.config.typed import as_typed, divided
-from agentrl.errors import UserError
-from agentrl.launch import INTERRUPTED, USER_ERROR
-from agentrl.start import check, start
+from agentrl.core.errors import UserError
+from agentrl.runner.launch import INTERRUPTED, USER_ERROR
+from agentrl.runner.start import check, start
 from agentrl.store.identity import run_path
 from agentrl.store.redact import masked
 

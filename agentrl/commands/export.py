@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agentrl.benches.bfcl.results import MODEL, write_results
 from agentrl.commands.arguments import key_lines, places_and_keys, run_at
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.evaluation.results import played
 
 KEYS = {

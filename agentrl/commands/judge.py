@@ -12,9 +12,9 @@ from rich.table import Table
 from agentrl.commands.arguments import key_lines, places_and_keys, say
 from agentrl.config.judges import Distillation
 from agentrl.config.load import suggest
-from agentrl.console import printer
-from agentrl.errors import UserError
-from agentrl.stats import Interval
+from agentrl.core.console import printer
+from agentrl.core.errors import UserError
+from agentrl.core.stats import Interval
 
 COMPARE_KEYS = {
     "model_a": "Judge of the first cache, where it holds several: the model's name, or MODEL#DIGITS as shown.",
@@ -58,8 +58,8 @@ def main(arguments: list[str]) -> int:
 
 def compare(arguments: list[str]) -> int:
     """Print agreement by side; exit code 0."""
+    from agentrl.core.judge import SIDES
     from agentrl.judges.agreement import agreement
-    from agentrl.judges.base import SIDES
     from agentrl.judges.cache import entries_of, open_cache
 
     paths, own = places_and_keys(arguments, COMPARE_KEYS)

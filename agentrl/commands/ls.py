@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.commands.arguments import key_lines
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.report.listing import Cell, Listed, list_runs
 from agentrl.report.markdown import TOO_FEW
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from agentrl.commands.arguments import key_lines, places_and_keys, run_at, say
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 KEYS = {"out": "Directory for the checkpoint, made anew; RUN/merged where it is left out."}
 USAGE = "agentrl merge RUN [out=DIR]"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at
 from agentrl.config.checks import require
-from agentrl.errors import UserError, first_line
+from agentrl.core.errors import UserError, first_line
 from agentrl.store.run import RunDirectory
 
 KEYS = {

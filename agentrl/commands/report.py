@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentrl.commands.arguments import file_to_write, key_lines, places_and_keys
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 KEYS = {
     "out": "report.html (and report.md beside it) in the first directory; .md, .tex (LaTeX, booktabs) or .csv alone.",

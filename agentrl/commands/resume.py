@@ -9,8 +9,8 @@ from agentrl.commands.arguments import run_at
 from agentrl.config.load import all_keys, typed_config
 from agentrl.config.meanings import suggest_key
 from agentrl.config.schema import Config
-from agentrl.errors import UserError, first_line
-from agentrl.start import start
+from agentrl.core.errors import UserError, first_line
+from agentrl.runner.start import start
 from agentrl.store.identity import NOT_IN_IDENTITY, in_identity
 
 HELP = """agentrl resume RUN [key=value ...]

@@ -16,14 +16,14 @@ from typing import Any
 from rich.console import Console
 
 from agentrl.benches import load_bench
-from agentrl.benches.base import TranscriptBench
 from agentrl.commands.arguments import command_keys, file_to_write, key_lines
 from agentrl.config.compose import compose
 from agentrl.config.validate_bench import validate_data
-from agentrl.errors import UserError
-from agentrl.jsonl import UTF_8, flaw
-from agentrl.stats import mean_interval
-from agentrl.text import well_formed
+from agentrl.core.bench import TranscriptBench
+from agentrl.core.errors import UserError
+from agentrl.core.jsonl import UTF_8, flaw
+from agentrl.core.stats import mean_interval
+from agentrl.core.text import well_formed
 
 KEYS = {
     "transcripts": "File of transcripts, one JSON object a line.",

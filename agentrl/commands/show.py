@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at, whole
-from agentrl.console import WIDE, on_a_terminal
-from agentrl.errors import UserError
+from agentrl.core.console import WIDE, on_a_terminal
+from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 
 KEYS = {

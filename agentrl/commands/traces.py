@@ -14,11 +14,11 @@ from agentrl.commands.arguments import command_keys, file_to_write, flag, key_li
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.validate_bench import validate_data
-from agentrl.errors import UserError
-from agentrl.jsonl import numbered_lines
-from agentrl.reach import check_server
+from agentrl.core.errors import UserError
+from agentrl.core.expert_trace import CHUNK_TYPES, ExpertTrace
+from agentrl.core.jsonl import numbered_lines
+from agentrl.runner.reach import check_server
 from agentrl.store.durable import drop_torn_tail, write_records
-from agentrl.traces.records import CHUNK_TYPES, ExpertTrace
 
 KEYS = {
     "out": "File to write, one trace a line; rejections and a page of examples go beside it.",

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from agentrl.commands.arguments import flag, key_lines, places_and_keys
-from agentrl.errors import UserError, first_line
-from agentrl.install import install_line
+from agentrl.core.errors import UserError, first_line
+from agentrl.core.install import install_line
 
 KEYS = {
     "entity": "W&B team or user; the account's default where it is left out.",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 
 def require(condition: bool, key: str, value: Any, rule: str) -> None:

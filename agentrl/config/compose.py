@@ -33,7 +33,7 @@ from agentrl.config.typed import (
     spelled,
     without_folders,
 )
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 # Files that scale a choice down for a model: `preset/<model>_<algo>.yaml`, `limits/<model>_<bench>.yaml`.
 STAND_INS = {"tiny": "tiny_hif", "tiny_hif": "tiny"}  # networks of one size: what is scaled down for one fits the other

@@ -21,7 +21,7 @@ from agentrl.config.benches import BENCHES
 from agentrl.config.judges import JUDGES
 from agentrl.config.meanings import OPTIONS, likely, suggest_key
 from agentrl.config.schema import Config
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 VARIANTS: dict[str, dict[str, type]] = {"algo": ALGOS, "bench": BENCHES, "judge": JUDGES}
 

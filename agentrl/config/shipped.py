@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # The wheel carries conf/ inside the package; in a checkout it lies beside it.

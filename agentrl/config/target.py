@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from agentrl.config.checks import home
 from agentrl.config.load import suggest
 from agentrl.config.shipped import option_files, read_option
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 FAMILIES = {"qwen2": "qwen2.5", "qwen3": "qwen3", "llama": "llama3", "phi3": "phi3"}  # by config.json's model_type
 INHERITED = ("family", "reasoning", "thinking", "dtype", "attn_implementation")  # of a run whose weights are taken

@@ -14,7 +14,7 @@ from typing import Any
 from agentrl.config.checks import home
 from agentrl.config.load import all_keys, type_name
 from agentrl.config.meanings import likely, suggest_key
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 OVERRIDE = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
 # What Hydra reads as the text that it is. Numbers are left to Hydra and to the type of the key.

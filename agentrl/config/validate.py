@@ -19,8 +19,8 @@ from agentrl.config.validate_algo import ALGO_CHOICES, validate_algo
 from agentrl.config.validate_bench import BENCH_CHOICES, validate_bench
 from agentrl.config.validate_hardware import HARDWARE_CHOICES, validate_hardware
 from agentrl.config.validate_judge import JUDGE_CHOICES, validate_judge
-from agentrl.errors import UserError
-from agentrl.install import install_line
+from agentrl.core.errors import UserError
+from agentrl.core.install import install_line
 
 CHOICES: dict[str, tuple[str, ...]] = {
     **ALGO_CHOICES,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from agentrl.config.algos import Chord, CustomAlgo, Dpo, Evaluate, FocalLora, Hipo, Luffy, Pact, Sft, SplitSoftmax
 from agentrl.config.checks import python_file, require
 from agentrl.config.schema import Config, Dual
-from agentrl.traces.records import TRACE_PARTS
+from agentrl.core.expert_trace import TRACE_PARTS
 
 ALGO_CHOICES: dict[str, tuple[str, ...]] = {
     "dual.kind": ("sgd", "adam", "pid", "log", "fixed"),

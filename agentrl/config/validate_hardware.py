@@ -9,7 +9,7 @@ import yaml
 from agentrl.config.algos import ROLLOUT_FREE
 from agentrl.config.checks import require
 from agentrl.config.schema import Config, Hardware
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 HARDWARE_CHOICES: dict[str, tuple[str, ...]] = {
     "hardware.device": ("cpu", "cuda"),

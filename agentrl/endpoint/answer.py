@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentrl.text import well_formed
+from agentrl.core.text import well_formed
 
 LONGEST = 300  # characters of a server's own words
 TEXT_PARTS = ("text", "output_text", "refusal")

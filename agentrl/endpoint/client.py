@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 import openai
 
 from agentrl.config.algos import Endpoint
+from agentrl.core.engine import Decoding
+from agentrl.core.errors import UserError
+from agentrl.core.text import well_formed
 from agentrl.endpoint.answer import Answer, NoAnswer, read_answer, refusal_words, short
 from agentrl.endpoint.form import SAMPLING, Form, Messages
 from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after, within
-from agentrl.errors import UserError
-from agentrl.rollout.engine import Decoding
 from agentrl.store.redact import masked
-from agentrl.text import well_formed
 
 LONGEST_WAIT = 16.0  # seconds between tries
 HINT_WAIT = 10.0  # for the names of a server's models, which only make a reason clearer

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agentrl.chat import THINKING_ARGUMENTS
-from agentrl.rollout.engine import Decoding
+from agentrl.chat.format import THINKING_ARGUMENTS
+from agentrl.core.engine import Decoding
 
 Messages = list[dict[str, Any]]
 EXTRAS = ("repetition_penalty", "min_p", "top_k")  # no part of OpenAI's protocol

@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from agentrl.chat.reading import assistant_message, read_turn
+from agentrl.core.text import well_formed
 from agentrl.endpoint.answer import Answer
-from agentrl.rollout.reading import assistant_message, read_turn
-from agentrl.text import well_formed
 
 Message = dict[str, Any]
 Reader = Callable[[str], Message]  # the text of a turn, in which the server left its calls

@@ -34,7 +34,7 @@ from agentrl.config.benches import (
 )
 from agentrl.config.schema import Config
 from agentrl.config.validate import group_size
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 # Parameters by hub id, from the model cards.
 KNOWN_PARAMETERS = {
@@ -183,7 +183,7 @@ def count_parameters(config: Config) -> float | None:
     """Parameters of a local checkpoint by its safetensors headers, of a known hub id by table, else None."""
     path = config.model.path
     if path.startswith("builtin:"):
-        folder = Path(__file__).parents[1] / "models" / path.removeprefix("builtin:")
+        folder = Path(__file__).parents[1] / "tiny" / path.removeprefix("builtin:")
     else:
         folder = Path(path).expanduser()
     if folder.is_dir():

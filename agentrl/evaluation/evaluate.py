@@ -8,18 +8,18 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
 
-from agentrl.benches.base import Bench, Score, Task
 from agentrl.config.schema import Eval
-from agentrl.console import RunConsole
-from agentrl.errors import UserError
+from agentrl.core.bench import Bench, Score, Task
+from agentrl.core.console import RunConsole
+from agentrl.core.engine import Decoding, Episode, RolloutEngine
+from agentrl.core.errors import UserError
+from agentrl.core.judge import Judge
+from agentrl.core.trajectory import Trajectory
+from agentrl.evaluation.grading import missing_text, scores
 from agentrl.evaluation.results import Item, missing_of, played, verdicts_missing
-from agentrl.judges.base import Judge
-from agentrl.rewards.two_sided import missing_text, scores
-from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.rollout.preparation import prepared
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import StopRequest
-from agentrl.trajectory import Trajectory
 
 
 class Interrupted(Exception):

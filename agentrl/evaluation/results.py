@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from agentrl.stats import (
+from agentrl.core.stats import (
     are_shares,
     bootstrap_interval,
     linearised_macro,

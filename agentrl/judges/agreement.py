@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from agentrl.stats import Interval
+from agentrl.core.stats import Interval
 
 Scores = NDArray[np.float64]
 Indices = NDArray[np.intp]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
-from agentrl.judges.base import Judge
+from agentrl.core.judge import Judge
 from agentrl.judges.cache import VerdictCache
 from agentrl.judges.rubric_judge import RubricJudge
 

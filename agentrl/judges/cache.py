@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import UserError
-from agentrl.judges.base import JudgeRequest
+from agentrl.core.errors import UserError
+from agentrl.core.judge import JudgeRequest
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS verdicts (

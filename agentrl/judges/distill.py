@@ -29,13 +29,13 @@ from transformers import (
 
 from agentrl.config.judges import Distillation, DistilledJudge
 from agentrl.config.target import weights_of
-from agentrl.errors import UserError, first_line
+from agentrl.core.errors import UserError, first_line
+from agentrl.core.judge import SIDES
+from agentrl.core.stats import Interval
 from agentrl.judges.agreement import agreement
-from agentrl.judges.base import SIDES
 from agentrl.judges.cache import Entry, entries_of, open_cache
 from agentrl.judges.distilled import RECORD, RewardModelJudge, encode, pad
 from agentrl.models.places import checkpoint_path
-from agentrl.stats import Interval
 
 FEWEST_PROMPTS = 10
 

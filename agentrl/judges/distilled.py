@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from agentrl.config.judges import DistilledJudge
-from agentrl.errors import UserError, first_line
-from agentrl.judges.base import SIDES, JudgeRequest, Verdict
+from agentrl.core.errors import UserError, first_line
+from agentrl.core.judge import SIDES, JudgeRequest, Verdict
 
 RECORD = "distilled.json"  # settings and report, beside the model
 

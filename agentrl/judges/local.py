@@ -11,8 +11,8 @@ from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from agentrl.config.judges import LocalJudge
-from agentrl.errors import UserError, first_line
-from agentrl.judges.base import Verdict
+from agentrl.core.errors import UserError, first_line
+from agentrl.core.judge import Verdict
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics

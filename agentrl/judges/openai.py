@@ -14,9 +14,9 @@ from typing import Any
 import openai
 
 from agentrl.config.judges import OpenAIJudge
+from agentrl.core.judge import JudgeStopped, Verdict
 from agentrl.endpoint.answer import Answer, NoAnswer, read_answer
 from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after, within
-from agentrl.judges.base import JudgeStopped, Verdict
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.judges.base import JudgeRequest, Verdict
+from agentrl.core.judge import JudgeRequest, Verdict
 from agentrl.judges.cache import Entry, JudgeIdentity, Usage, VerdictCache, content_key
 from agentrl.judges.rubrics import Unparsable, messages, parse_reply
 

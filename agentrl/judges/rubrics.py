@@ -18,9 +18,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import UserError
-from agentrl.jsonl import UTF_8
-from agentrl.judges.base import SIDES, JudgeRequest
+from agentrl.core.errors import UserError
+from agentrl.core.jsonl import UTF_8
+from agentrl.core.judge import SIDES, JudgeRequest
 
 STEP = 0.05  # scores are snapped to it
 CRITERIA = ("correctness", "completeness", "actionability", "clarity")

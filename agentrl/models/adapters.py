@@ -16,7 +16,7 @@ from transformers.utils import find_adapter_config_file
 
 from agentrl.config.load import suggest
 from agentrl.config.schema import Model
-from agentrl.errors import UserError, first_line
+from agentrl.core.errors import UserError, first_line
 from agentrl.models.places import ADAPTER, checkpoint_path
 
 LORA_TARGETS = {

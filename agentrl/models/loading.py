@@ -22,10 +22,10 @@ from trl.chat_template_utils import (
     supports_tool_calling,
 )
 
-from agentrl.benches.base import Task
-from agentrl.chat import THINKING_ARGUMENTS, ChatFormat
+from agentrl.chat.format import THINKING_ARGUMENTS, ChatFormat
 from agentrl.config.schema import Model
-from agentrl.errors import UserError, first_line
+from agentrl.core.bench import Task
+from agentrl.core.errors import UserError, first_line
 from agentrl.models.adapters import adapter_base, merge_adapter
 from agentrl.models.places import checkpoint_path
 from agentrl.models.vocabulary import fit_vocabulary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 BUILTIN = {"builtin:tiny": "tiny", "builtin:tiny_hif": "tiny_hif"}
 ADAPTER = "adapter_config.json"
@@ -14,7 +14,7 @@ ADAPTER = "adapter_config.json"
 def checkpoint_path(path: str) -> str:
     """Hub id or directory to load from: `builtin:` names resolve to the package, local paths must exist."""
     if path in BUILTIN:
-        return str(files("agentrl.models") / BUILTIN[path])
+        return str(files("agentrl.tiny") / BUILTIN[path])
     if path.startswith("builtin:"):
         raise UserError(f"model.path={path}: no such built-in model; there is {', '.join(BUILTIN)}")
     local = Path(path).expanduser()

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from agentrl.config.schema import Model
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.models.adapters import network_config
 
 

@@ -1,6 +1,6 @@
 """CHORD (On-Policy RL Meets Off-Policy Experts, arXiv 2508.11408): SFT as a weighted term beside GRPO.
 
-L = (1 - mu) L_GRPO + mu L_SFT. CHORD-mu moves mu (`agentrl.schedules.warmup_cosine`); CHORD-phi holds it and weighs
+L = (1 - mu) L_GRPO + mu L_SFT. CHORD-mu moves mu (`schedules.warmup_cosine`); CHORD-phi holds it and weighs
 every expert token by phi = p (1 - p), which spares what the policy is sure of and what it finds absurd.
 Shape suffixes: S expert traces, L tokens of a trace.
 """

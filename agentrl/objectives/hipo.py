@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from agentrl.advantages import trajectory_advantage
+from agentrl.objectives.advantages import trajectory_advantage
 
 REPEATED = 3  # tokens in a row whose recurrence counts as repetition
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from agentrl.advantages import trajectory_advantage
+from agentrl.objectives.advantages import trajectory_advantage
 
 
 def shaped_ratio(logps: Tensor, gamma: float) -> Tensor:

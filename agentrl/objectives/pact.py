@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agentrl.traces.records import MAX_LEVEL
-from agentrl.trajectory import Component
+from agentrl.core.expert_trace import MAX_LEVEL
+from agentrl.core.trajectory import Component
 
 REASONING_SCHEDULES = ("segment", "token", "full_token", "fixed", "none")
 CALL_SCHEDULES = ("scale", "token", "fixed", "none")

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from agentrl.errors import UserError, first_line
+from agentrl.core.errors import UserError, first_line
+from agentrl.core.stats import ROUNDING, Interval, are_shares, paired_difference, seeds_interval, t_interval
 from agentrl.evaluation.results import LINEARISED, item_values, played
 from agentrl.report.lineage import lineage
-from agentrl.stats import ROUNDING, Interval, are_shares, paired_difference, seeds_interval, t_interval
 from agentrl.store.identity import flat, in_identity
 from agentrl.store.run import RunDirectory, find_runs
 

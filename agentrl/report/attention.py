@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from agentrl.core.stats import Interval
 from agentrl.report.plots import COLOURS
-from agentrl.stats import Interval
 
 MASSES = {
     "centroid": "centroid",

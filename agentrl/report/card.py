@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from agentrl.core.stats import Interval
+from agentrl.core.version import __version__
 from agentrl.report.markdown import cell, markdown_table
-from agentrl.stats import Interval
 from agentrl.store.run import RunDirectory
-from agentrl.version import __version__
 
 
 def model_card(run: RunDirectory, weights: Path, repository: str) -> str:

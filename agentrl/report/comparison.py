@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
+from agentrl.core.stats import Interval
 from agentrl.report.arms import Arm, RunRecord, arms_of, compared, compared_by_item, metrics_of, pooled
 from agentrl.report.page import Table, cell
-from agentrl.stats import Interval
 
 
 def compare_tables(first: list[RunRecord], second: list[RunRecord], name_a: str, name_b: str) -> list[Table]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.report.arms import RunRecord, arms_of, group_rank, metrics_of, pooled
 from agentrl.report.markdown import markdown_table
 from agentrl.report.page import Table

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.load import suggest
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.report.arms import read_settings
 from agentrl.store.run import RunDirectory, find_runs, is_gone
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from agentrl.interval import Interval
+from agentrl.core.interval import Interval
 
 TOO_FEW = "[too few]"  # in place of bounds, where too few items or runs are there for honest ones
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from agentrl.config.load import load_config
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
+from agentrl.core.version import __version__
 from agentrl.evaluation.estimate import estimate
 from agentrl.report.arms import (
     Arm,
@@ -29,7 +30,6 @@ from agentrl.report.curves import COLOURS, MAX_ARMS, arm_curves
 from agentrl.report.markdown import cell
 from agentrl.report.rollouts import View, first_and_last, view
 from agentrl.report.table import missing_text
-from agentrl.version import __version__
 
 SECTIONS = ("Results", "Differences", "Grid", "Compute", "Settings", "Runs")
 ROLLOUTS = 2  # of the first and of the last step, for each arm

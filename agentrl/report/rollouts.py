@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from agentrl.trajectory import Component
+from agentrl.core.trajectory import Component
 
 
 @dataclass(frozen=True)

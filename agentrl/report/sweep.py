@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agentrl.core.stats import Interval
 from agentrl.report.arms import Arm, arms_of, load_records, metrics_of, pooled
 from agentrl.report.curves import COLOURS
 from agentrl.report.markdown import cell
 from agentrl.report.page import build_report, render
-from agentrl.stats import Interval
 
 SHOWN = 5  # metrics in the table and as plots
 UTILITY, CONSTRAINED = "r_user", "r_sys"  # of the benches that grade a system's and a user's side

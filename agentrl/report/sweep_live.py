@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agentrl.console import on_a_terminal
+from agentrl.core.console import on_a_terminal
 from agentrl.store.durable import last_records
 from agentrl.store.run import RunDirectory
 from agentrl.store.sweeps import Job, Sweep, label, shared

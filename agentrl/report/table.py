@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentrl.interval import Interval
+from agentrl.core.interval import Interval
 from agentrl.report.markdown import cell
 
 COLUMNS = ("metric", "before", "after", "difference", "items")

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from agentrl.config.load import suggest
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.report.rollouts import View
 
 COLOURS = {"reasoning": "cyan", "tool_call": "yellow", "answer": "green", "observation": "dim", "delimiter": "dim"}

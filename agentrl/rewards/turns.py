@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrl.config import schema
+from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.answers import extract_answer, has_tag, token_f1
 from agentrl.rewards.ftrl import STRAY_TAGS, calls_reward, text_reward
 from agentrl.rewards.matching import call_rewards, transport_rewards
 from agentrl.rewards.toolrl import correctness, length_reward, limits
 from agentrl.rewards.verdicts import has_whole, solves
-from agentrl.trajectory import ToolCall, Trajectory
 
 KINDS = ("matching", "ot", "ftrl", "toolrl", "answer")
 COMPARING = ("matching", "ot", "toolrl")  # with reference calls

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agentrl.trajectory import ToolCall
+from agentrl.core.trajectory import ToolCall
 
 Messages = Sequence[Mapping[str, Any]]
 

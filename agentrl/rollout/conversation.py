@@ -14,12 +14,12 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from agentrl.benches.base import Conversation, Environment
-from agentrl.errors import UserError
+from agentrl.chat.reading import TokenReader
+from agentrl.core.bench import Conversation, Environment
+from agentrl.core.errors import UserError
+from agentrl.core.text import well_formed
+from agentrl.core.trajectory import ToolCall
 from agentrl.rollout.guard import call_tool
-from agentrl.rollout.reading import TokenReader
-from agentrl.text import well_formed
-from agentrl.trajectory import ToolCall
 
 Messages = list[dict[str, Any]]
 MARK = "the end of the assistant's turn"

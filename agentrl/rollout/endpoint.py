@@ -10,18 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from agentrl.chat.reading import read_turn
 from agentrl.config.algos import Endpoint
 from agentrl.config.schema import Config
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.endpoint.answer import Answer
 from agentrl.endpoint.client import ChatClient, Unanswered
 from agentrl.endpoint.messages import Dialogue
-from agentrl.errors import UserError
 from agentrl.rollout.conversation import react
-from agentrl.rollout.engine import Decoding, Episode
 from agentrl.rollout.guard import ToolsDied
-from agentrl.rollout.reading import read_turn
 from agentrl.rollout.trl_loop import turns_of_calls
-from agentrl.trajectory import ToolCall, Trajectory
 
 BYTES_A_TOKEN = 4  # where a server does not count
 

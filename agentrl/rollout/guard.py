@@ -10,9 +10,9 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from agentrl.benches.base import Environment
-from agentrl.text import well_formed
-from agentrl.trajectory import ToolCall
+from agentrl.core.bench import Environment
+from agentrl.core.text import well_formed
+from agentrl.core.trajectory import ToolCall
 
 UNAVAILABLE = "the tool is not available"
 

@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from accelerate import PartialState
 
-from agentrl.benches.base import Bench, Environment, Task
-from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
+from agentrl.core.bench import Bench, Environment, Task
+from agentrl.core.engine import Decoding, Episode, RolloutEngine
 
 Finished = Callable[[Task, Environment], None]
 Play = Callable[[list[Task], Finished], None]  # plays one episode of each task, calls `finished` for those played

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from agentrl.analysis.attention import split_softmax
-from agentrl.analysis.spans import prompt_spans
-from agentrl.chat import ChatFormat
-from agentrl.errors import UserError
-from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
-from agentrl.trajectory import Trajectory
+from agentrl.chat.format import ChatFormat
+from agentrl.core.engine import Decoding, Episode, RolloutEngine
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import Trajectory
+from agentrl.models.spans import prompt_spans
+from agentrl.objectives.attention import split_softmax
 
 KERNEL = "agentrl_split_softmax"
 

@@ -14,13 +14,13 @@ from typing import Any
 from transformers import GenerationConfig
 from trl import GRPOTrainer
 
-from agentrl.chat import CompletionLabeller
-from agentrl.errors import UserError
+from agentrl.chat.format import CompletionLabeller
+from agentrl.chat.reading import TokenReader
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rollout.conversation import Played
-from agentrl.rollout.engine import Decoding, Episode
 from agentrl.rollout.guard import ToolsDied
-from agentrl.rollout.reading import TokenReader
-from agentrl.trajectory import ToolCall, Trajectory
 
 
 class RowEnvironment:

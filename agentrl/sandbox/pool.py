@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.sandbox import child, compiler, tool
 
 PACKAGES = ("dateutil", "pytz", "six", "tzdata")  # what tool code may import beside the standard library

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import UserError
-from agentrl.jsonl import read_json
+from agentrl.core.errors import UserError
+from agentrl.core.jsonl import read_json
 from agentrl.store.redact import masker
 
 DISK_ADVICE = {

@@ -15,8 +15,8 @@ from typing import Any
 
 from agentrl.config.algos import CustomAlgo, Dpo
 from agentrl.config.schema import Config
-from agentrl.errors import UserError
-from agentrl.version import __version__
+from agentrl.core.errors import UserError
+from agentrl.core.version import __version__
 
 MAX_DIFF = 1_000_000  # characters of an uncommitted diff kept
 MAX_FILES = 1000  # of a directory named as data; IHEval has some 50

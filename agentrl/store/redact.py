@@ -14,7 +14,7 @@ from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from typing import Any, TextIO, cast
 
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 
 NAMES = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 FORMS = (

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.store import durable, provenance
 from agentrl.store.identity import changed_keys, run_path
 

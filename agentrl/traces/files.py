@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.base import Bench, Referenced, Task
-from agentrl.errors import UserError
-from agentrl.jsonl import UTF_8, numbered_lines, read_json
-from agentrl.traces.records import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
+from agentrl.core.bench import Bench, Referenced, Task
+from agentrl.core.errors import UserError
+from agentrl.core.expert_trace import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
+from agentrl.core.jsonl import UTF_8, numbered_lines, read_json
 
 FORM = (
     '{"task_id": str, "answer": str, "turns": [{"chunks": [{"type": str, "text": str}], '

@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from agentrl.core.expert_trace import MAX_LEVEL, ExpertTrace
 from agentrl.traces.files import read_traces
-from agentrl.traces.records import MAX_LEVEL, ExpertTrace
 
 EXAMPLES = 8
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from agentrl.traces.records import CHUNK_TYPES, Chunk
+from agentrl.core.expert_trace import CHUNK_TYPES, Chunk
 
 PREVIEW = "explicit_call_preview"
 Annotator = Callable[[list[str]], list[str] | None]  # sentences -> a chunk type for each, None where it cannot tell

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from agentrl.benches.base import Bench, Task
+from agentrl.core.bench import Bench, Task
+from agentrl.core.engine import Decoding, Episode, RolloutEngine
+from agentrl.core.expert_trace import ExpertTrace, TraceTurn
+from agentrl.core.trajectory import Trajectory
 from agentrl.endpoint.client import Unanswered
 from agentrl.rewards.answers import extract_answer
-from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
-from agentrl.traces.records import ExpertTrace, TraceTurn
 from agentrl.traces.segmentation import Annotator, segment
-from agentrl.trajectory import Trajectory
 
 # In our words; the paper's teacher prompt asks for the same four things.
 TEACHER_PROMPT = (

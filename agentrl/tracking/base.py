@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from transformers import Trainer
 
-from agentrl.errors import first_line
+from agentrl.core.errors import first_line
 
 
 class Tracker:

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from agentrl.config.algos import Evaluate, SplitSoftmax
 from agentrl.config.schema import Config
-from agentrl.errors import first_line
+from agentrl.core.errors import first_line
 from agentrl.store.run import RunDirectory
 from agentrl.tracking.base import Guard, Tracker, warn
 from agentrl.tracking.sections import OTHER, SECTIONS, sectioned

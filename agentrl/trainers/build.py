@@ -7,18 +7,18 @@ from typing import Any
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer_callback import TrainerCallback
 
-from agentrl.benches.base import Bench, Task, reference_calls
-from agentrl.chat import ChatFormat
+from agentrl.chat.format import ChatFormat
 from agentrl.config.algos import Chord, CustomAlgo, Dpo, FocalLora, Grpo, Hipo, Luffy, Pact, SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.config.schema import Trainer as Settings
-from agentrl.console import RunConsole
-from agentrl.custom import attribute_of
-from agentrl.errors import UserError
-from agentrl.judges.base import Judge
+from agentrl.core.bench import Bench, Task, reference_calls
+from agentrl.core.console import RunConsole
+from agentrl.core.custom import attribute_of
+from agentrl.core.engine import RolloutEngine
+from agentrl.core.errors import UserError
+from agentrl.core.judge import Judge
 from agentrl.models.adapters import lora_config
 from agentrl.rewards.turns import COMPARING
-from agentrl.rollout.engine import RolloutEngine
 from agentrl.rollout.split_softmax import SplitSoftmaxEngine
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments

@@ -11,8 +11,8 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from agentrl.config.schema import Trainer as TrainerConfig
-from agentrl.console import RunConsole
-from agentrl.errors import UserError
+from agentrl.core.console import RunConsole
+from agentrl.core.errors import UserError
 from agentrl.store import checkpoints
 from agentrl.store.run import RunDirectory
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from agentrl.objectives.chord import chord_sft_loss, mixed_loss
-from agentrl.schedules import warmup_cosine
+from agentrl.objectives.schedules import warmup_cosine
 from agentrl.trainers.traced import TracedTrainer
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from agentrl.config.schema import Faults
-from agentrl.errors import UserError
+from agentrl.core.errors import UserError
 from agentrl.trainers.callbacks import anywhere
 
 NO_SIGNAL = "no_signal"  # share of groups that teach nothing, by no reward that counts and by no expert trace

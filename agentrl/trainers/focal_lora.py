@@ -17,15 +17,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, set_seed
 
-from agentrl.analysis.onset import onset_attention
-from agentrl.analysis.spans import PromptSpans, prompt_spans
-from agentrl.benches.base import Bench, Task
-from agentrl.chat import ChatFormat
+from agentrl.chat.format import ChatFormat
 from agentrl.config.algos import FocalLora
 from agentrl.config.schema import Config, Lora
-from agentrl.errors import UserError
+from agentrl.core.bench import Bench, Task
+from agentrl.core.engine import Decoding, Episode, RolloutEngine
+from agentrl.core.errors import UserError
+from agentrl.models.onset import onset_attention
+from agentrl.models.spans import PromptSpans, prompt_spans
 from agentrl.objectives.focal import conflict_sensitivity, focal_loss, most_sensitive
-from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import focal_arguments
 from agentrl.trainers.preferences import needed

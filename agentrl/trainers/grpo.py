@@ -15,20 +15,20 @@ from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, 
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from agentrl.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
-from agentrl.benches.base import Bench, Task, reference_calls
-from agentrl.chat import ChatFormat
+from agentrl.chat.format import ChatFormat
 from agentrl.config.schema import Config
-from agentrl.console import RunConsole
+from agentrl.core.bench import Bench, Task, reference_calls
+from agentrl.core.console import RunConsole
+from agentrl.core.engine import Episode
+from agentrl.core.trajectory import Trajectory
+from agentrl.objectives.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
 from agentrl.rewards.turns import COMPARING, turn_rewards
 from agentrl.rollout.conversation import Played, conversation_loop
-from agentrl.rollout.engine import Episode
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
 from agentrl.trainers.callbacks import anywhere
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.reference import starting_policy, taken_as_reference
 from agentrl.trainers.rollout_log import RolloutLog
-from agentrl.trajectory import Trajectory
 
 
 class EpochSampler(RepeatSampler):

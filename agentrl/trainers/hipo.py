@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from agentrl.benches.base import Score, Task
 from agentrl.benches.hif.base import cut_in_thought
 from agentrl.config.algos import Constraint, Hipo
 from agentrl.config.schema import Config
-from agentrl.dual import DualVariables, Multiplier
-from agentrl.errors import UserError
-from agentrl.judges.base import Judge
+from agentrl.core.bench import Score, Task
+from agentrl.core.errors import UserError
+from agentrl.core.judge import Judge
+from agentrl.evaluation.grading import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, logged
+from agentrl.objectives.dual import DualVariables, Multiplier
 from agentrl.objectives.hipo import degenerate, lagrangian_advantage, old_logps_for_a_sum
-from agentrl.rewards.two_sided import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, logged
 from agentrl.trainers.grpo import AgentGRPOTrainer
 
 DUAL_FILE = "dual.pt"  # in every checkpoint

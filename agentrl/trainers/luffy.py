@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentrl.benches.base import Task
-from agentrl.chat import turn_messages
+from agentrl.chat.format import turn_messages
+from agentrl.core.bench import Task
+from agentrl.core.expert_trace import ExpertTrace
+from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.luffy import expert_loss, member_shares, mixed_advantages
-from agentrl.traces.records import ExpertTrace
 from agentrl.trainers.traced import TracedTrainer
-from agentrl.trajectory import Trajectory
 
 
 def expert_trajectory(trace: ExpertTrace, reasoning: str) -> Trajectory:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import pad
 
-from agentrl.benches.base import Task
-from agentrl.chat import TokenizedTrace, context_ids, tokenize_trace
+from agentrl.chat.format import TokenizedTrace, context_ids, tokenize_trace
+from agentrl.core.bench import Task
 from agentrl.objectives.pact import anchor_gates, sft_loss, sft_token_weights
-from agentrl.schedules import anneal_value, progress, reasoning_level
+from agentrl.objectives.schedules import anneal_value, progress, reasoning_level
 from agentrl.trainers.reference import start_of_adapters
 from agentrl.trainers.traced import TracedTrainer
 

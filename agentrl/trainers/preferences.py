@@ -13,17 +13,17 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, set_seed
 from trl import DPOTrainer
 
-from agentrl.benches.base import Task
 from agentrl.benches.hif.base import HifBench
-from agentrl.chat import ChatFormat
+from agentrl.chat.format import ChatFormat
 from agentrl.config.schema import Config, Model
-from agentrl.console import RunConsole
-from agentrl.errors import UserError
-from agentrl.jsonl import UTF_8, numbered_lines, read_json
-from agentrl.judges.base import Judge
+from agentrl.core.bench import Task
+from agentrl.core.console import RunConsole
+from agentrl.core.engine import Decoding, Episode, RolloutEngine
+from agentrl.core.errors import UserError
+from agentrl.core.jsonl import UTF_8, numbered_lines, read_json
+from agentrl.core.judge import Judge
+from agentrl.evaluation.grading import Rewards, grade_episodes
 from agentrl.models.adapters import lora_config
-from agentrl.rewards.two_sided import Rewards, grade_episodes
-from agentrl.rollout.engine import Decoding, Episode, RolloutEngine
 from agentrl.store.durable import write_text
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import dpo_arguments

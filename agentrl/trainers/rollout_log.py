@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from agentrl.benches.base import Score
+from agentrl.core.bench import Score
+from agentrl.core.trajectory import Trajectory
 from agentrl.store.run import RunDirectory
-from agentrl.trajectory import Trajectory
 
 
 class RolloutLog:

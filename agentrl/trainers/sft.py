@@ -7,11 +7,11 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTTrainer
 
-from agentrl.benches.base import Bench, Task
 from agentrl.benches.hif.base import SingleTurn
-from agentrl.chat import ChatFormat, TokenizedTrace, tokenize_trace
-from agentrl.errors import UserError
-from agentrl.trajectory import Component
+from agentrl.chat.format import ChatFormat, TokenizedTrace, tokenize_trace
+from agentrl.core.bench import Bench, Task
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import Component
 
 TARGETS = {"reasoning": Component.REASONING, "tool_call": Component.TOOL_CALL, "answer": Component.ANSWER}
 IGNORED = -100

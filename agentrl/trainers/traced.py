@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import pad
 
-from agentrl.benches.base import Task
-from agentrl.chat import TokenizedTrace, tokenize_trace
+from agentrl.chat.format import TokenizedTrace, tokenize_trace
+from agentrl.core.bench import Task
 from agentrl.objectives.pact import prompt_mean, sft_loss
 from agentrl.trainers.grpo import AgentGRPOTrainer
 from agentrl.trainers.sft import IGNORED, TARGETS, trace_labels

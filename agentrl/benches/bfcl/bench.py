@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl.benches.base import Environment, Score, Task
 from agentrl.benches.bfcl import memory, traces, verdicts
 from agentrl.benches.bfcl.data import (
     MEMORY,
@@ -32,9 +31,10 @@ from agentrl.benches.bfcl.records import entry_of_record, expanded
 from agentrl.benches.bfcl.simulator import INSTALL, MEMORY_BYTES, Simulator
 from agentrl.benches.bfcl.web import RecordedSearch
 from agentrl.config.benches import Bfcl
-from agentrl.errors import UserError
-from agentrl.traces.records import ExpertTrace
-from agentrl.trajectory import Trajectory
+from agentrl.core.bench import Environment, Score, Task
+from agentrl.core.errors import UserError
+from agentrl.core.expert_trace import ExpertTrace
+from agentrl.core.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from agentrl.rollout.preparation import Play

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from agentrl.text import too_deep, well_formed
+from agentrl.core.text import too_deep, well_formed
 
 _BLOCK = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 # Stands for a refused call: the official code finds no function of that name and goes on, as with any unknown name.

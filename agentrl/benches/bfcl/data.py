@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.benches.bfcl.simulator import package_dir
-from agentrl.errors import UserError
-from agentrl.jsonl import UTF_8, flaw, numbered_lines, read_json
+from agentrl.core.errors import UserError
+from agentrl.core.jsonl import UTF_8, flaw, numbered_lines, read_json
 
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 MEMORY = ("memory_kv", "memory_rec_sum", "memory_vector")

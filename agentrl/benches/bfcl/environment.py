@@ -10,8 +10,8 @@ from typing import Any
 from agentrl.benches.bfcl.calls import RefusedCall, call_string, decoded, read_turn
 from agentrl.benches.bfcl.data import Entry
 from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
-from agentrl.text import well_formed
-from agentrl.trajectory import ToolCall
+from agentrl.core.text import well_formed
+from agentrl.core.trajectory import ToolCall
 
 STEP_LIMIT = 20  # calls of one more assistant turn are executed, then the episode ends
 ERROR = "Error during execution: "

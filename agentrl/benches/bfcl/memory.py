@@ -16,11 +16,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentrl.benches.base import Environment, Task
 from agentrl.benches.bfcl.calls import call_string
 from agentrl.benches.bfcl.data import DataFiles, Entry, memory_config, official_prompts
 from agentrl.benches.bfcl.environment import BfclEnvironment, SimulatedApis
 from agentrl.benches.bfcl.simulator import Simulator
+from agentrl.core.bench import Environment, Task
 
 if TYPE_CHECKING:
     from agentrl.rollout.preparation import Play

@@ -18,8 +18,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import UserError
-from agentrl.install import install_line
+from agentrl.core.errors import UserError
+from agentrl.core.install import install_line
 
 VERSION = "2026.3.23"
 INSTALL = f"{install_line('bfcl')} && pip install --no-deps bfcl-eval=={VERSION}"

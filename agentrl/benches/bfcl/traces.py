@@ -10,13 +10,13 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agentrl.benches.base import Environment
 from agentrl.benches.bfcl.data import MULTI_TURN, Entry
 from agentrl.benches.bfcl.environment import STEP_LIMIT
 from agentrl.benches.bfcl.memory import evidence_keys
 from agentrl.benches.bfcl.simulator import Simulator
 from agentrl.benches.bfcl.verdicts import judge
-from agentrl.traces.records import Chunk, ExpertTrace, TraceTurn
+from agentrl.core.bench import Environment
+from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
 
 Call = tuple[str, dict[str, Any]]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from agentrl.benches.base import Bench, Environment, Score, Task
-from agentrl.benches.transcripts import BadTranscript
-from agentrl.errors import UserError
-from agentrl.traces.records import ExpertTrace
-from agentrl.trajectory import ToolCall, Trajectory
+from agentrl.chat.transcripts import BadTranscript
+from agentrl.core.bench import Bench, Environment, Score, Task
+from agentrl.core.errors import UserError
+from agentrl.core.expert_trace import ExpertTrace
+from agentrl.core.trajectory import ToolCall, Trajectory
 
 KINDS = ("conflict", "aligned", "reference", "mixed")  # task.data["kind"]; mixed: the file does not say
 SPLITS = ("train", "test")

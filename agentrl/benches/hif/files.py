@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from agentrl.errors import UserError
-from agentrl.jsonl import UTF_8, flaw, numbered_lines, read_json
+from agentrl.core.errors import UserError
+from agentrl.core.jsonl import UTF_8, flaw, numbered_lines, read_json
 
 SUFFIXES = (".json", ".jsonl")
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.base import Task
 from agentrl.benches.hif.base import Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, rows_of
 from agentrl.benches.hif.iheval_rules import TASKS
 from agentrl.benches.hif.sys_ifeval import arguments_of
 from agentrl.config.benches import IHEval
-from agentrl.errors import UserError
+from agentrl.core.bench import Task
+from agentrl.core.errors import UserError
 
 SETTINGS = ("reference", "aligned", "conflict")
 RULE_FOLLOWING = ("single-turn", "multi-turn")

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.base import Task
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, file_in, rows_of
 from agentrl.benches.rows import without_padding
 from agentrl.config.benches import Pairs, RealGuardrails, SystemCheck
-from agentrl.errors import UserError, first_line
+from agentrl.core.bench import Task
+from agentrl.core.errors import UserError, first_line
 
 JUDGED_KINDS = ("conflict", "aligned")
 REALGUARDRAILS = {"handwritten": "mixed", "distractors": "aligned"}  # suite -> kind of its rows

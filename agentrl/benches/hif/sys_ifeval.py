@@ -11,12 +11,12 @@ import inspect
 import json
 from typing import Any
 
-from agentrl.benches.base import Task
 from agentrl.benches.hif.base import Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, file_in, rows_of
 from agentrl.benches.hif.ifeval_rules import OFFICIAL, RELATIONS, loose, strict
 from agentrl.benches.hif.proxy import user_proxy
 from agentrl.config.benches import SysIFEval
+from agentrl.core.bench import Task
 
 LISTS = ("keywords", "forbidden_words")
 

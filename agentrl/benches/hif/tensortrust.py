@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.base import Task
 from agentrl.benches.hif.base import Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, file_in, rows_of
 from agentrl.config.benches import TensorTrust
-from agentrl.errors import UserError
+from agentrl.core.bench import Task
+from agentrl.core.errors import UserError
 
 SUITES = ("hijacking", "extraction", "helpful")
 GRANT = re.compile(r"\W*access granted\b", re.IGNORECASE)

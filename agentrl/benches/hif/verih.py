@@ -9,13 +9,13 @@ import inspect
 import json
 from typing import Any
 
-from agentrl.benches.base import Task
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn, answer_of
 from agentrl.benches.hif.files import Row, file_in, rows_of
 from agentrl.benches.hif.proxy import user_proxy
 from agentrl.benches.hif.verih_rules import OFFICIAL, check, reward
 from agentrl.config.benches import VerIH
-from agentrl.jsonl import flaw, read_json
+from agentrl.core.bench import Task
+from agentrl.core.jsonl import flaw, read_json
 
 NUMBERS = ("n", "i")
 LISTS = ("keyword_list", "forbidden_words")

@@ -1,1 +1,0 @@
-"""What a trained policy does inside, beside what it scores."""

@@ -1,0 +1,95 @@
+"""What a turn says and which calls it makes: every engine reads an assistant's text as its bench's official code does.
+
+The official readers read the format of Qwen and Hermes, a JSON object in `<tool_call>` tags. A policy whose template
+writes calls otherwise (Llama, Gemma, gpt-oss, GLM, ...) is read by the parser that TRL has for its template.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+from trl.chat_template_utils import parse_response
+
+from agentrl.chat.transcripts import CLOSE, OPEN, Calls, parse_text
+from agentrl.core.bench import Environment, Reading
+from agentrl.core.text import too_deep, well_formed
+from agentrl.schemas.plain import plain_tool
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+THOUGHT_OPENING = 16  # last tokens of a prompt, more than a template's opening of a think block and white space take
+KEPT = (OPEN, CLOSE, THINK_OPEN, THINK_CLOSE)  # part of what a turn says, also where a tokenizer calls them special
+
+
+def read_turn(text: str, environment: Environment | None = None, tools: bool = True) -> dict[str, Any]:
+    """The assistant message that a text is, as `environment` reads it; without tools it is graded as it stands."""
+    text = well_formed(text)
+    if not tools:
+        return {"role": "assistant", "content": text}
+    content, calls = environment.read(text) if isinstance(environment, Reading) else parse_text(text)
+    return assistant_message(content, calls)
+
+
+def assistant_message(content: str, calls: Calls) -> dict[str, Any]:
+    """Content and calls as a chat message."""
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls
+        ]
+    return message
+
+
+def opens_thought(prompt: str) -> bool:
+    """Whether the end of a prompt opens a think block for the policy, as some templates do."""
+    return prompt.rstrip().endswith(THINK_OPEN)
+
+
+class TokenReader:
+    """Reads the turns that a policy sampled as tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._parsing = copy.copy(tokenizer)  # keeps its response template while TRL is kept from parsing
+        fields = (tokenizer.response_template or {}).get("fields", {})
+        calls = fields.get("tool_calls", {})
+        opening = str(calls.get("open") or calls.get("open_pattern"))
+        self._official = not calls or (opening.startswith(OPEN) and calls.get("content") == "json")
+        added = tokenizer.added_tokens_decoder.items()
+        self._dropped = {number for number, token in added if token.special and token.content not in KEPT}
+        self._dropped |= {tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """TRL parses nothing meanwhile."""
+        template, self._tokenizer.response_template = self._tokenizer.response_template, None
+        try:
+            yield
+        finally:
+            self._tokenizer.response_template = template
+
+    def text(self, ids: list[int]) -> str:
+        """What the tokens spell, without end tokens and their like."""
+        spoken = [token for token in ids if token not in self._dropped]
+        return str(self._tokenizer.decode(spoken, skip_special_tokens=False))
+
+    def read(
+        self, environment: Environment, ids: list[int], context: list[int], tools: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The message of a sampled turn; `context` is what the policy was shown before it."""
+        if self._official or not tools:
+            text = self.text(ids)
+            if not tools and opens_thought(self.text(context[-THOUGHT_OPENING:])):
+                text = THINK_OPEN + text
+            return read_turn(text, environment, bool(tools))
+        try:
+            typed = [{**tool, "function": plain_tool(tool["function"])} for tool in tools]
+            parsed: dict[str, Any] = well_formed(parse_response(self._parsing, ids, prefix=context, tools=typed))
+        except RecursionError:
+            parsed = {}
+        if not parsed or too_deep(parsed):  # JSON nested too deeply is no call
+            return {"role": "assistant", "content": well_formed(self.text(ids))}
+        return parsed

@@ -1,0 +1,175 @@
+"""Transcripts made elsewhere: which row they belong to, and what their raw assistant texts say to the official parsers.
+
+Nothing of a transcript is executed. Calls are read from the assistant's texts as FTRL's or ToolHop's parser for Qwen
+reads them, quirks included, and each is paired with the tool output that follows in the transcript. Rollouts and
+endpoints read their turns with the same functions (`agentrl.chat.reading`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import json_repair
+
+from agentrl.core.text import too_deep, well_formed
+from agentrl.core.trajectory import ToolCall
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+# Upstream strips the opening tag with str.lstrip, which takes its argument for a set of characters.
+_TAG_CHARACTERS = "".join(sorted(set(OPEN)))
+ROLES = ("system", "user", "assistant", "tool")
+MAX_REPAIRED = 20_000  # characters; the time of a repair grows with the square of what is wrong
+Calls = list[tuple[str, Any]]  # name and arguments
+
+
+class BadTranscript(ValueError):
+    """What is wrong with a line of a transcripts file."""
+
+
+def find_row(record: Mapping[str, Any], count: int, ids: Mapping[str, int]) -> int:
+    """0-based row of the file that `record` names by "row" or else by "id". Raises BadTranscript."""
+    if "row" in record:
+        row = record["row"]
+        if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < count:
+            raise BadTranscript(f"row {row!r} is not in the file, which has rows 0 to {count - 1}")
+        return row
+    if "id" not in record:
+        raise BadTranscript('neither "row" nor "id" says which row of the file it belongs to')
+    if str(record["id"]) not in ids:
+        raise BadTranscript(f"id {record['id']!r} is not in the file")
+    return ids[str(record["id"])]
+
+
+def messages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The checked messages of `record`. Raises BadTranscript."""
+    messages = record.get("messages")
+    if not isinstance(messages, list):
+        raise BadTranscript('"messages" is missing or no list')
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise BadTranscript(f"message {number} has no role among {', '.join(ROLES)}")
+        for key in ("content", "parsed_content"):
+            if not isinstance(message.get(key), str | None):
+                raise BadTranscript(f"the {key} of message {number} is no string")
+    return messages
+
+
+def parse_text(text: str) -> tuple[str, Calls]:
+    """Content and calls (name, arguments) of an assistant's raw text, by FTRL's rule.
+
+    Blocks are the pieces between closing tags from the first opening tag on. A block counts if it begins with the tag
+    and holds a JSON object with a name and arguments; all others are dropped without a word. So text between two
+    blocks loses the second, an unclosed last block counts, and so does a call inside a think block. Arguments that
+    are no object must be a string of JSON. Without any call the whole text is content.
+    """
+    before, opening, rest = text.partition(OPEN)
+    blocks = (block.strip() for block in (opening + rest).split(CLOSE))
+    calls = _parsed(_after_tag(block) for block in blocks if block.startswith(OPEN))
+    return (before if calls else text).strip(), calls
+
+
+def parse_toolhop(text: str) -> tuple[str, Calls]:
+    """Content and calls of an assistant's raw text, by ToolHop's rule.
+
+    As FTRL's, but JSON is repaired, text before a later block is skipped, and a name may be anything. Content is what
+    stands before the first opening tag even where nothing there can be read.
+    """
+    _, opening, rest = text.partition(OPEN)
+    blocks = _after_tag(opening + rest).split(CLOSE) if opening else []
+    return toolhop_content(text) or "", _repaired(_after_tag(b.strip()) for b in blocks if b.strip())
+
+
+def _after_tag(block: str) -> str:
+    return block.lstrip(_TAG_CHARACTERS).strip() if block.startswith(OPEN) else block
+
+
+def _parsed(blocks: Iterable[str]) -> Calls:
+    calls: Calls = []
+    for block in blocks:
+        try:
+            call = json.loads(block)
+            if not isinstance(call, dict) or not call.get("name"):
+                continue
+            arguments = call["arguments"]
+            if not isinstance(arguments, dict):
+                arguments = json.loads(arguments)
+            calls.append(_call(call["name"], arguments))
+        except (ValueError, KeyError, TypeError, RecursionError):  # upstream: any failure drops the block
+            continue
+    return calls
+
+
+def _repaired(blocks: Iterable[str]) -> Calls:
+    calls: Calls = []
+    for block in blocks:
+        try:
+            call: Any = json_repair.loads(block) if len(block) <= MAX_REPAIRED else json.loads(block)
+            arguments = call["arguments"]
+            if not isinstance(arguments, dict):
+                arguments = json_repair.loads(arguments)
+            calls.append(_call(call["name"], arguments))
+        except Exception:  # upstream: any failure drops the block, whatever json_repair raises for what is no text
+            continue
+    return calls
+
+
+def _call(name: Any, arguments: Any) -> tuple[str, Any]:
+    """Arguments as the environments take them: an object, or JSON text, so a string stays within its quotes."""
+    if too_deep(arguments):
+        raise ValueError("nested too deeply")
+    arguments = well_formed(arguments)
+    return well_formed(str(name)), json.dumps(arguments) if isinstance(arguments, str) else arguments
+
+
+def toolhop_content(text: str) -> str | None:
+    """Content of an assistant's raw text by ToolHop's rule: what stands before the first call, parsable or not.
+
+    None where the text begins with the call, which ToolHop's code takes for no content at all.
+    """
+    before, opening, _ = text.partition(OPEN)
+    return None if opening and not before else before.strip()
+
+
+def message_calls(message: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Calls of an assistant message: its `tool_calls` where it has been parsed already, else those in its text."""
+    parsed = message.get("tool_calls")
+    if not parsed:
+        return parse_text(message.get("content") or "")[1]
+    try:
+        return [(str(call["function"]["name"]), call["function"]["arguments"]) for call in parsed]
+    except (TypeError, KeyError) as error:
+        raise BadTranscript("tool_calls must be a list of {'function': {'name', 'arguments'}}") from error
+
+
+def executed_calls(messages: Sequence[Mapping[str, Any]]) -> tuple[list[ToolCall], int]:
+    """Every call with the output that follows it, and how many calls of the last turn were never executed.
+
+    Raises BadTranscript where a turn has another number of outputs than calls, or ids that tell of another order.
+    """
+    calls: list[ToolCall] = []
+    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    unexecuted = 0
+    for turn, (start, end) in enumerate(zip(turns, [*turns, len(messages)][1:], strict=True)):
+        made = message_calls(messages[start])
+        outputs = [message for message in messages[start + 1 : end] if message["role"] == "tool"]
+        if not outputs and end == len(messages):
+            unexecuted = len(made)
+            break
+        if len(outputs) != len(made):
+            raise BadTranscript(f"message {start} makes {len(made)} calls, but {len(outputs)} tool outputs follow it")
+        for call, output in zip(messages[start].get("tool_calls") or [], outputs, strict=False):
+            called, answered = call.get("id"), output.get("tool_call_id")
+            if called is not None and answered is not None and called != answered:
+                raise BadTranscript(f"call {called!r} of message {start} is followed by the output of {answered!r}")
+        calls += [
+            ToolCall(turn, name, arguments, output.get("content") or "")
+            for (name, arguments), output in zip(made, outputs, strict=True)
+        ]
+    return calls, unexecuted
+
+
+def unsolving(count: int) -> list[ToolCall]:
+    """Calls without an output: they count as made and solve nothing, for no tool is called ''."""
+    return [ToolCall(0, "", None)] * count

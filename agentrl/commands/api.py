@@ -1,0 +1,111 @@
+"""agentrl from Python: train, evaluate, and read what a run left behind. `import agentrl` offers these names.
+
+Each call does what the command line does with the same words: runs lie in run directories, the same call goes on where
+it stopped, and a completed run is not repeated. Nothing heavy is imported: the work is done by a process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentrl.core.errors import UserError
+from agentrl.store.run import RunDirectory
+
+Overrides = Sequence[str] | Mapping[str, Any]
+
+
+def run(overrides: Overrides = ()) -> RunDirectory:
+    """Train and evaluate what `overrides` describe, e.g. `["algo=grpo", "trainer.max_steps=10"]`.
+
+    A mapping such as `{"algo": "grpo", "trainer.max_steps": 10}` means the same. With `dry_run=true` nothing is loaded
+    or trained.
+
+    Returns:
+        The run directory, complete.
+
+    Raises:
+        UserError: a value or combination that cannot work, or a run that failed; the message says why.
+        KeyboardInterrupt: the run was stopped by a signal; the same call goes on.
+    """
+    from agentrl.config.compose import compose
+
+    return _finish(compose(_as_words(overrides)))
+
+
+def evaluate(
+    model: str | Path = "tiny", bench: str = "minihop", *, endpoint: str | None = None, overrides: Overrides = ()
+) -> RunDirectory:
+    """Evaluate a model as it is, which `agentrl eval` does for every pair of model and bench.
+
+    `model` is a preset, a run directory, a checkpoint, an adapter or a hub id; with `endpoint`, the name under which an
+    OpenAI-compatible server at that address knows it. `overrides` are keys such as `eval.samples=4`.
+
+    Returns:
+        The run directory of the evaluation: `summary()["eval"]["after"]` has the metrics, `items("after")` the items.
+
+    Raises:
+        UserError: as `run`.
+    """
+    from agentrl.commands.eval import job, names_typed
+    from agentrl.config.typed import as_typed
+
+    if "," in bench:
+        raise UserError(f"bench={bench}: one bench a call; call agentrl.evaluate for each")
+    own, words = {} if endpoint is None else {"endpoint": endpoint}, _as_words(overrides)
+    try:
+        return _finish(job(str(model), bench, own, words, [bench]))
+    except UserError as error:
+        raise UserError(as_typed(str(error), names_typed(own, words, bench))) from error
+
+
+def load_run(path: str | Path) -> RunDirectory:
+    """The run directory at `path`. Raises UserError where there is none, or where it is damaged."""
+    from agentrl.commands.arguments import run_at
+
+    return run_at(str(path))
+
+
+def _as_words(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, str):
+        raise UserError(f"overrides is the text {overrides!r}; give a list of texts: [{overrides!r}]")
+    if not isinstance(overrides, Mapping | Sequence):
+        raise UserError(f"overrides is {overrides!r}; give a list of texts such as 'seed=1', or a mapping")
+    if not isinstance(overrides, Mapping):
+        for position, word in enumerate(overrides):
+            if not isinstance(word, str):
+                raise UserError(f"overrides[{position}] is {word!r}; give texts such as 'seed=1', or a mapping")
+        return list(overrides)
+    return [f"{key}={value if isinstance(value, str | Path) else _as_word(value)}" for key, value in overrides.items()]
+
+
+def _as_word(value: Any) -> str:
+    """A Python value as Hydra's grammar writes it; a text alone needs no quotes, for `compose` sets them."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_as_word, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_as_word(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, str | Path):
+        escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return str(value)
+
+
+def _finish(config: Any) -> RunDirectory:
+    from agentrl.runner.launch import COMPLETED, INTERRUPTED
+    from agentrl.runner.start import start
+    from agentrl.store.identity import run_path
+
+    code = start(config)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    found = RunDirectory(run_path(config))
+    if code != COMPLETED:
+        reason = str(found.status().get("error", "")).strip().splitlines()
+        raise UserError(f"the run failed: {reason[-1] if reason else f'exit code {code}'} ({found.path})")
+    return found

@@ -1,0 +1,281 @@
+"""The command `agentrl`: find the command that is meant, or compose one configuration or a sweep's, and start each.
+
+Hydra is used here, in config/compose.py and in sweeps.py alone; torch nowhere on this path: help, `--cfg job` and
+completion answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from agentrl.config.compose import composed, hydra_arguments, one_line, suggest_word
+from agentrl.config.load import typed_config
+from agentrl.config.schema import Config
+from agentrl.config.shipped import CONF
+from agentrl.config.typed import as_typed
+from agentrl.core.console import printer
+from agentrl.core.errors import UserError
+from agentrl.core.streams import keep_streams, lasting, lost_output
+from agentrl.core.version import __version__
+from agentrl.report.sweep_live import SweepView, job_table
+from agentrl.runner.launch import INTERRUPTED, USER_ERROR, stop_signals
+from agentrl.runner.start import check, make_paths_absolute, start
+from agentrl.store import sweeps
+from agentrl.store.identity import run_path
+from agentrl.store.redact import masked, refuse_secrets
+from agentrl.store.run import RunDirectory
+
+# Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
+COMMANDS: dict[str, str] = {
+    "ls": "agentrl.commands.ls",
+    "resume": "agentrl.commands.resume",
+    "compare": "agentrl.commands.compare",
+    "doctor": "agentrl.commands.doctor",
+    "score": "agentrl.commands.score",
+    "report": "agentrl.commands.report",
+    "judge": "agentrl.commands.judge",
+    "export": "agentrl.commands.export",
+    "show": "agentrl.commands.show",
+    "eval": "agentrl.commands.eval",
+    "traces": "agentrl.commands.traces",
+    "analyse": "agentrl.commands.analyse",
+    "merge": "agentrl.commands.merge",
+    "push": "agentrl.commands.push",
+    "wandb": "agentrl.commands.wandb",
+}
+
+_exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many
+_typed: dict[str, str] = {}  # keys that the person gave under another name, for messages
+
+
+def main() -> None:
+    """Entry point of the console script; always ends in SystemExit."""
+    keep_streams()
+    for number in stop_signals():  # while no worker runs, who is told to stop stops as by Ctrl-C, and notes it down
+        signal.signal(number, signal.default_int_handler)
+    try:
+        refuse_secrets(sys.argv[1:])  # before Hydra writes down what it was called with
+        code = _command(sys.argv[1:])
+    except UserError as error:
+        _complain(error)
+        code = USER_ERROR
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if cause := lost_output():
+        _complain(UserError(f"standard output could not be written: {cause}; send it elsewhere"))
+        if set(sys.argv[1:2]) & set(COMMANDS):  # what a command prints is its result; a run's is its directory
+            code = code or USER_ERROR
+    sys.exit(code)
+
+
+def _command(arguments: list[str]) -> int:
+    """A bare word is a command of its own; everything else is a run described by overrides."""
+    match arguments:
+        case [word, *rest] if word in COMMANDS:
+            command = importlib.import_module(COMMANDS[word])
+            if {"-h", "--help"} & set(rest):
+                print(command.HELP)
+                return 0
+            return int(command.main(rest))
+        case [word, *_] if re.fullmatch(r"[a-z][a-z_-]*", word):
+            raise UserError(
+                f"unknown command '{word}'{suggest_word(word, COMMANDS)} A run is described by key=value "
+                "(agentrl --help)"
+            )
+        case ["--version"]:  # Hydra would tell its own
+            print(f"agentrl {__version__}")
+            return 0
+        case _ if {"-h", "--help"} & set(arguments):
+            _help([argument for argument in arguments if argument not in ("-h", "--help")])
+            return 0
+        case _:
+            return _train(arguments)
+
+
+def _help(arguments: list[str]) -> None:
+    """Everything, or the keys of the groups that stand beside --help."""
+    from agentrl.config.help import help_all, help_text
+
+    if arguments == ["all"]:
+        print(help_all(CONF, COMMANDS))
+        return
+    chosen = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    try:
+        values = OmegaConf.to_container(composed(chosen), resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from error
+    assert isinstance(values, dict)
+    print(help_text(CONF, COMMANDS, {str(key): value for key, value in values.items()}, chosen))
+
+
+def _train(arguments: list[str]) -> int:
+    """Hydra composes one configuration, or those of a sweep, and calls `_job` with each."""
+    _exit_codes.clear()
+    _typed.clear()
+    if any(text.startswith("model=") for text in arguments) and not any("model.path=" in text for text in arguments):
+        _typed["model.path"] = "model"
+    wanted = os.environ.get("HYDRA_FULL_ERROR")
+    full_error = wanted not in (None, "", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise its errors instead of printing pages
+    try:
+        arguments = hydra_arguments(arguments)
+        sys.argv[1:] = sweeps.with_directory(arguments)
+        with ExitStack() as stack:
+            sweeps.Announcement.hear = lambda sweep, config: _begin(sweep, config, stack)
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if full_error:
+            raise
+        raise UserError(one_line(error)) from error
+    except ValueError as error:  # Hydra's word for `algo=null` and for flags at odds, which is no HydraException
+        if "Only one of --run" in str(error):
+            raise UserError("--cfg and -m exclude each other: --cfg shows one run's values; leave out -m") from error
+        if "Config group override" not in str(error):
+            raise
+        raise UserError(
+            "a group cannot be null; name one of the group's options (agentrl --help lists them)"
+        ) from error
+    except OSError as error:  # the directory of a sweep; a run's own directory is guarded where it is made
+        if error.filename is None:
+            raise
+        raise UserError(f"cannot write {error.filename}: {error.strerror}; choose a writable runs_dir=...") from error
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if wanted is not None:
+            os.environ["HYDRA_FULL_ERROR"] = wanted
+    return max(_exit_codes, default=0)
+
+
+def _begin(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
+    """Check every job, then watch them until `stack` closes. Nothing is begun where one of them cannot work."""
+    refused = 0
+    here = config.hydra.launcher._target_.endswith(("BasicLauncher", "JoblibLauncher"))
+    try:
+        jobs = list(sweeps.composed_jobs(sweep, config))
+    except (HydraException, OmegaConfBaseException):
+        return  # Hydra composes all jobs itself before the first begins, and raises this again
+    if jobs:
+        print(f"Checking {len(jobs)} jobs before the first begins.", flush=True)
+    for overrides, values in jobs:
+        try:
+            job = typed_config(values)
+            refuse_secrets(job)
+            check(job, here)
+        except UserError as error:
+            refused += 1
+            _complain(UserError(f"{error} [{' '.join(overrides)}]"))
+        except Exception:  # a fault of ours, which Hydra would swallow together with the sweep's exit code
+            traceback.print_exc()
+            sys.exit(1)
+    if refused:
+        print(f"{refused} of {len(sweep.expected or [])} jobs cannot work; none was started.", file=sys.stderr)
+        sys.exit(USER_ERROR)  # Hydra swallows what else a callback raises
+    stack.enter_context(_watched(sweep))
+
+
+@contextmanager
+def _watched(sweep: sweeps.Sweep) -> Iterator[None]:
+    """Show the jobs while they run, wherever; then say what came out, also of a sweep that was stopped."""
+    console = printer()
+    try:
+        with SweepView(sweep, console), sweeps.stopping_jobs(sweep):
+            yield
+    finally:
+        jobs = sweep.close()
+        _exit_codes.extend(job.code or 0 for job in jobs if job.began >= sweep.began)
+        if jobs:
+            undone = sum(job.state not in ("completed", "dry_run") for job in jobs)
+            rest = f"; the same command does the other {undone}" if undone else ""
+            console.print(job_table(jobs, f"{len(jobs) - undone} of {len(jobs)} completed{rest}. {sweep.folder}"))
+            for job in jobs:
+                if job.state == "failed" and job.error:
+                    _complain(UserError(f"{job.error.strip().splitlines()[-1]} [{job.log}]"))
+        runs = [Path(job.run) for job in jobs if job.run and job.state == "completed"]
+        if runs:
+            from agentrl.report.sweep import report_sweep  # draws, and so imports what takes seconds
+
+            report_sweep(sweep.folder, runs, console)
+
+
+def _job(values: DictConfig) -> float | None:
+    """One run, or one job of a sweep in whatever process the launcher does it; a search gets its objective."""
+    keep_streams()  # a parallel launcher calls this in a process of its own
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        sweep = sweeps.Sweep(Path(hydra_config.sweep.dir))
+        sweeps.begin_in_process(sweep)
+        job = sweep.start(hydra_config.overrides.task, hydra_config.job.num)
+        value = _swept(values, sweep, job)
+        if job.code == INTERRUPTED:
+            raise KeyboardInterrupt  # stops the rest of the sweep, too
+        return value
+    try:
+        config = typed_config(values)
+        refuse_secrets(config)  # e.g. key=${oc.env:HF_TOKEN}
+        code = start(config)
+    except UserError as error:
+        _complain(error)
+        code = USER_ERROR
+    _exit_codes.append(code)
+    return None
+
+
+def _swept(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | None:
+    """Do one job of a sweep; whatever goes wrong ends this one alone, and its record says so."""
+    value = None
+    try:
+        config = typed_config(values)
+        refuse_secrets(config)
+        config.tracker.group = config.tracker.group or sweep.folder.name  # one group for the runs of a sweep
+        make_paths_absolute(config)
+        job.run = str(run_path(config))
+        sweep.note(job)
+        with Path(str(job.log)).open("a", encoding="utf-8") as output:
+            job.code = start(config, lasting(output), beside_others=True)
+        status = RunDirectory(job.run).status()
+        job.state, job.error = str(status["status"]), status.get("error")
+        if job.state == "completed":
+            value = objective(config, RunDirectory(job.run))
+    except UserError as error:
+        job.state, job.code, job.error = "failed", USER_ERROR, str(error)
+    except KeyboardInterrupt:  # before its worker began
+        job.state, job.code = "interrupted", INTERRUPTED
+    except Exception:  # a fault of ours; the other jobs need not suffer
+        job.state, job.code, job.error = "failed", 1, traceback.format_exc()
+    job.ended = time.time()
+    sweep.note(job)
+    return value
+
+
+def objective(config: Config, run: RunDirectory) -> float | None:
+    """The number of summary.json that `objective` names; None where it names none. Raises UserError for no number."""
+    if config.objective is None:
+        return None
+    found: Any = json.loads(run.summary_path.read_text(encoding="utf-8"))
+    for part in config.objective.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise UserError(f"objective={config.objective} is no number of {run.summary_path}, e.g. eval.after.reward.mean")
+    return float(found)
+
+
+def _complain(error: UserError) -> None:
+    print(masked(f"agentrl: error: {as_typed(str(error), _typed)}"), file=sys.stderr, flush=True)

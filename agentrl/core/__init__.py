@@ -1,0 +1,1 @@
+"""The contracts of agentrl and what every floor may use."""

@@ -1,0 +1,132 @@
+"""The contract of a bench: tasks, an environment for each, a score, and an expert trace where one exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from agentrl.core.expert_trace import ExpertTrace
+from agentrl.core.text import well_formed
+from agentrl.core.trajectory import ToolCall, Trajectory
+
+
+@dataclass(frozen=True)
+class Task:
+    """One item of a bench. `data` is the bench's own; nothing outside the bench reads it."""
+
+    id: str
+    prompt: list[dict[str, str]]  # chat messages
+    tools: list[dict[str, Any]]  # JSON schemas: {"type": "function", "function": {...}}
+    answer: str  # the reference answer
+    cluster: str  # items that share a cluster are not independent (feeds clustered intervals)
+    data: dict[str, Any] = field(default_factory=dict)
+    golds: dict[str, list[str]] = field(default_factory=dict)  # tool name -> sub-answers its calls should return
+
+    def __post_init__(self) -> None:
+        for name in ("id", "prompt", "tools", "answer", "cluster"):  # no tokenizer and no file takes half a character
+            object.__setattr__(self, name, well_formed(getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics of one trajectory. One that is not about this task is absent, and left out of its mean; so is a solve
+    metric that the official rule leaves unset, and that counts 0. One that a judge failed to give is None.
+
+    `groups` names the breakdowns that the item belongs to, e.g. {"hops": "3"}: summary.json repeats the results of
+    each. They depend on the task alone.
+    """
+
+    metrics: Mapping[str, float | None]
+    cluster: str
+    groups: dict[str, str] = field(default_factory=dict)
+
+
+class Environment(Protocol):
+    """One episode's tools. Never shared between rollouts."""
+
+    def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
+        """Execute one call; an error is an observation, never an exception."""
+        ...
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """An environment that reads a turn as its bench's official code does; FTRL's rule reads those of the others."""
+
+    def read(self, text: str) -> tuple[str, list[tuple[str, Any]]]:
+        """Content and calls (name, arguments) of an assistant's raw text, whatever it holds."""
+        ...
+
+
+@runtime_checkable
+class Conversation(Environment, Protocol):
+    """An environment whose user speaks again: the episode goes on after an assistant turn without calls."""
+
+    def next_message(self) -> str | None:
+        """What the user says after an assistant turn without calls; None ends the episode."""
+        ...
+
+    def continue_episode(self) -> bool:
+        """Told after the calls of each assistant turn; False ends the episode at once (a step limit)."""
+        ...
+
+
+class Bench(Protocol):
+    """A benchmark that can be trained on and evaluated."""
+
+    name: str
+    solve_metric: str  # the metric shown as "solve rate" while training
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+        """Tasks of `split` ("train" or "test"); `limit` takes a seeded sample. Raises UserError on bad data."""
+        ...
+
+    def environment(self, task: Task) -> Environment:
+        """A fresh environment for one episode of `task`."""
+        ...
+
+    def score(self, task: Task, trajectory: Trajectory) -> Score:
+        """Official scoring of one finished episode."""
+        ...
+
+    def expert_trace(self, task: Task) -> ExpertTrace | None:
+        """h* of `task`, or None where the bench has none for it."""
+        ...
+
+
+@runtime_checkable
+class Referenced(Protocol):
+    """A bench that knows which calls solve a task, whether or not there is a trace of them."""
+
+    def reference_calls(self, task: Task) -> list[dict[str, Any]]:
+        """The ground truth, in order: {"name", "arguments"} of every call that a right solution makes.
+
+        {"name", "result"} stands for a call of which only the result is known.
+        """
+        ...
+
+
+@runtime_checkable
+class TranscriptBench(Protocol):
+    """A bench that can score what was made elsewhere (`agentrl score`)."""
+
+    name: str
+
+    def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Official metrics of one line of a transcripts file, and why they are what they are where that needs saying.
+
+        `record` names its row of the bench's file by "row" (0-based, whatever the splits) or "id". A metric is a
+        number, None where the official code gives no verdict, or a list with one entry per instruction. Returns {} and
+        what is wrong where the line cannot be scored. Never executes anything of the record; raises UserError where
+        the bench's own file is bad.
+        """
+        ...
+
+
+def reference_calls(bench: Bench, task: Task) -> list[dict[str, Any]]:
+    """What rewards compare calls with: the bench's ground truth, or else its own trace; never one of `traces=`."""
+    if isinstance(bench, Referenced):
+        return bench.reference_calls(task)
+    trace = bench.expert_trace(task)
+    return [] if trace is None else trace.calls

@@ -1,0 +1,30 @@
+"""How to install what is missing: lines that work in a checkout and beside an installed wheel alike."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from packaging.requirements import Requirement
+
+from agentrl.core.version import DISTRIBUTION
+
+
+def requirements(extra: str | None = None) -> list[Requirement]:
+    """What this package requires of others, or what one of its extras adds.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: it runs from a checkout that was never installed.
+    """
+    every = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
+    if extra is None:
+        return [one for one in every if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [one for one in every if one.marker is not None and one.marker.evaluate({"extra": extra})]
+
+
+def install_line(extra: str) -> str:
+    """The shell command that brings what `extra` stands for."""
+    try:
+        wanted = requirements(extra)
+    except importlib.metadata.PackageNotFoundError:
+        return f"pip install '.[{extra}]' in the checkout"
+    return "pip install " + " ".join(f"'{one.name}{one.specifier}'" if one.specifier else one.name for one in wanted)

@@ -1,0 +1,1 @@
+"""Expert traces made without a teacher: calls are searched for, run and checked."""

@@ -1,0 +1,219 @@
+"""From what a run compared to arguments that would compare otherwise: one change at a time.
+
+An event of `agentrl.mining.probe` says that the code saw `left` and wanted `right`. The change puts the wanted value
+where the seen one came from: into the parameters that flow there, at the part that still holds the seen value.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from agentrl.mining.grounding import Knowledge
+from agentrl.mining.instrument import Site
+from agentrl.mining.values import Path, at, convert, fit, items_schema, kinds, leaves, offers, replaced, schema_at
+
+Arguments = dict[str, Any]
+MAX_ALTERNATIVES = 40  # taken from one container
+_ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+class Mutator:
+    """Makes changes for one tool. Wanted values that no text and no schema holds are dropped if `grounded`."""
+
+    def __init__(self, parameters: Mapping[str, Any], knowledge: Knowledge, pool: list[Any], grounded: bool) -> None:
+        self.parameters, self.knowledge, self.pool, self.grounded = parameters, knowledge, pool, grounded
+        self._known: dict[tuple[str, str], bool] = {}
+        self._surfaces: dict[str, str] = {}
+
+    def changes(self, arguments: Arguments, event: list[Any], site: Site) -> Iterator[Arguments]:
+        """Arguments that differ from the given ones in what the event compared, likeliest first."""
+        _, kind, left, right, result, _ = event
+        if kind in ("==", "!=") and result != (kind == "=="):
+            yield from self._want(arguments, left, right, site.left)
+            yield from self._want(arguments, right, left, site.right)
+        elif kind in ("in", "not in") and result != (kind == "in"):
+            yield from self._member(arguments, left, right, site)
+        elif kind == "lookup" and not result:
+            for key in right[:MAX_ALTERNATIVES]:
+                yield from self._key(arguments, left, key, site)
+        elif kind == "truth":
+            yield from self._toggled(arguments, result, site.left)
+        elif kind in _ORDER and not (left is None or right is None):
+            yield from self._ordered(arguments, left, right, kind, result, site)
+        elif kind in ("startswith", "endswith") and not result:
+            fitting = [v for v in self.pool if isinstance(v, str) and getattr(v.lower(), kind)(str(right).lower())]
+            for wanted in [right, *fitting]:
+                yield from self._want(arguments, left, wanted, site.left)
+            yield from self._want(arguments, right, left, site.right)
+        elif kind in ("match", "fullmatch", "search", "strptime") and isinstance(left, str):
+            for wanted in self._formatted(kind, str(right)):
+                yield from self._want(arguments, left, wanted, site.left)
+
+    # -- one rule for each kind of comparison ------------------------------------------------------------------------
+
+    def _member(self, arguments: Arguments, left: Any, right: Any, site: Site) -> Iterator[Arguments]:
+        if isinstance(right, list):
+            for wanted in right[:MAX_ALTERNATIVES]:
+                yield from self._key(arguments, left, wanted, site)
+            if site.right:
+                yield from self._want(arguments, right, [*right, left], site.right)
+                yield from self._want(arguments, right, [left], site.right)
+                yield from self._containing(arguments, right, str(left), site.right)
+        elif isinstance(right, str):
+            if site.left or not site.right:
+                yield from self._want(arguments, left, right, site.left)
+                for piece in re.split(r"[,;]\s*", right)[:MAX_ALTERNATIVES]:
+                    yield from self._want(arguments, left, piece, site.left)
+            if site.right and isinstance(left, str):
+                yield from self._containing(arguments, right, left, site.right)
+
+    def _containing(self, arguments: Arguments, seen: Any, part: str, names: frozenset[str]) -> Iterator[Arguments]:
+        """Texts that contain a part: the part, the longest of the pool that has it, what is there and the part."""
+        holding = [v for v in self.pool if isinstance(v, str) and part.lower() in v.lower()]
+        for wanted in [part, *sorted(holding, key=len)]:
+            yield from self._want(arguments, seen, wanted, names)
+        for name in sorted(names & set(self.parameters)):
+            present = arguments.get(name)
+            if isinstance(present, str) and self._allowed(part, {}):
+                yield arguments | {name: f"{present} {self.surface(part)}"}
+
+    def _toggled(self, arguments: Arguments, result: bool, names: frozenset[str]) -> Iterator[Arguments]:
+        """A flag turned over, an absent choice made."""
+        for name in sorted(names & set(self.parameters)):
+            schema = self.parameters[name]
+            if "boolean" in kinds(schema):
+                yield arguments | {name: not result}
+            elif not result:
+                for value in fit([*offers(schema), *self.pool], schema, 6):
+                    if self._allowed(value, schema):
+                        yield arguments | {name: value}
+
+    def _key(self, arguments: Arguments, seen: Any, key: Any, site: Site) -> Iterator[Arguments]:
+        """A key, or for a tuple all of its items at once."""
+        names = site.left
+        if not (isinstance(key, list) and isinstance(seen, list) and len(key) == len(seen)):
+            yield from self._want(arguments, seen, key, names)
+            return
+        changed = arguments
+        parts = site.parts if len(site.parts) == len(key) else [names] * len(key)
+        for part, wanted, reaching in zip(seen, key, parts, strict=True):
+            if part != wanted:
+                option = next(self._want(changed, part, wanted, reaching), None)
+                if option is None:
+                    return
+                changed = option
+        if changed != arguments:
+            yield changed
+        yield from self._want(arguments, seen, key, names)
+
+    def _ordered(
+        self, arguments: Arguments, left: Any, right: Any, kind: str, result: bool, site: Site
+    ) -> Iterator[Arguments]:
+        """Values that turn the outcome of an order comparison round."""
+        for seen, bound, names, flipped in ((left, right, site.left, False), (right, left, site.right, True)):
+            if not names:
+                continue
+            fitting = []
+            for value in [bound, *self.pool]:
+                for form in convert(value, {"type": "number"}) if isinstance(bound, int | float) else [value]:
+                    if type(form) is not type(bound) and not isinstance(bound, int | float):
+                        continue
+                    sides = (bound, form) if flipped else (form, bound)
+                    if _ORDER[kind](*sides) != result:
+                        fitting.append(form)
+            for wanted in fitting[:6]:
+                yield from self._want(arguments, seen, wanted, names)
+
+    def _formatted(self, kind: str, pattern: str) -> Iterator[str]:
+        if kind == "strptime":
+            for day in self.knowledge.days():
+                yield day.strftime(pattern)
+            return
+        for value in self.pool:
+            try:
+                if isinstance(value, str) and len(value) < 200 and getattr(re, kind)(pattern, value):
+                    yield value
+            except re.error:  # the pattern is the tool's own, and none
+                return
+
+    # -- putting a value in place ------------------------------------------------------------------------------------
+
+    def _want(self, arguments: Arguments, seen: Any, wanted: Any, names: frozenset[str]) -> Iterator[Arguments]:
+        """Arguments in which `wanted` stands where `seen` came from."""
+        if wanted is None or wanted == seen:
+            return
+        places = sorted(names & set(self.parameters)) or [
+            str(path[0]) for path, value in leaves(arguments) if same(value, seen)
+        ]
+        for place in sorted(places, key=lambda name: not same(arguments.get(name), seen)):
+            for path in self._paths(arguments, (place,), seen):
+                yield from self._put(arguments, path, seen, wanted)
+
+    def _paths(self, arguments: Arguments, place: Path, seen: Any) -> list[Path]:
+        """Paths below a parameter that may have given `seen`: the equal ones, else all of them and the absent."""
+        value = at(arguments, place)
+        below = [((*place, *path), leaf) for path, leaf in leaves(value)] if isinstance(value, dict | list) else []
+        equal = [path for path, leaf in below if same(leaf, seen)]
+        if equal:
+            return equal
+        schema = schema_at(self.parameters, place)
+        absent = [(*place, key) for key in schema.get("properties") or {}] if "object" in kinds(schema) else []
+        return [place, *(path for path, _ in below), *(path for path in absent if at(arguments, path) is None)]
+
+    def _put(self, arguments: Arguments, path: Path, seen: Any, wanted: Any) -> Iterator[Arguments]:
+        schema = schema_at(self.parameters, path)
+        present = at(arguments, path)
+        if isinstance(present, str) and isinstance(wanted, str | int) and not isinstance(wanted, bool):
+            part = str(seen)
+            if 0 < len(part) < len(present) and part.lower() in present.lower():  # one part of a longer text
+                spliced = re.sub(re.escape(part), lambda _: str(wanted), present, count=1, flags=re.IGNORECASE)
+                if self._allowed(spliced, schema):
+                    yield replaced(arguments, path, spliced)
+        for form in self._forms(wanted, schema):
+            if self._allowed(form, schema) and form != present:
+                yield replaced(arguments, path, form)
+        if isinstance(present, list) and "array" in kinds(schema) and not isinstance(wanted, list):
+            for form in self._forms(wanted, items_schema(schema)):
+                if self._allowed(form, items_schema(schema)) and form not in present:
+                    yield replaced(arguments, path, [*present, form])
+
+    def _forms(self, wanted: Any, schema: Mapping[str, Any]) -> list[Any]:
+        options = [self.surface(wanted), wanted] if isinstance(wanted, str) else [wanted]
+        if isinstance(wanted, list):
+            options = [[self.surface(item) for item in wanted], wanted]
+        elif not schema:  # a part of an object that the schema does not describe
+            return options
+        fitted = [form for option in options for form in convert(option, schema)]
+        return [form for i, form in enumerate(fitted) if form not in fitted[:i]]
+
+    def surface(self, wanted: Any) -> Any:
+        """A text as the question or a result writes it, capitals included; as it is where they do not."""
+        if not isinstance(wanted, str) or not wanted.strip():
+            return wanted
+        if wanted not in self._surfaces:
+            pattern = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", re.IGNORECASE)
+            found = next(filter(None, (pattern.search(text) for _, text in self.knowledge.texts)), None)
+            squeezed = next((v for v in self.pool if isinstance(v, str) and not found and same(v, wanted)), wanted)
+            self._surfaces[wanted] = found.group() if found else squeezed
+        return self._surfaces[wanted]
+
+    def _allowed(self, value: Any, schema: Mapping[str, Any]) -> bool:
+        if not self.grounded:
+            return True
+        key = (repr(value), repr(schema))
+        if key not in self._known:
+            self._known[key] = self.knowledge.source(value, schema) is not None
+        return self._known[key]
+
+
+def same(value: Any, seen: Any) -> bool:
+    """Could the code have made one from the other by changing case, white space, punctuation or type?"""
+    if isinstance(value, bool) or isinstance(seen, bool) or value is None or seen is None:
+        return False
+    if isinstance(value, list | dict) or isinstance(seen, list | dict):
+        return bool(value == seen)
+    first, second = (re.sub(r"[\W_]+", "", str(side).lower()) for side in (value, seen))
+    return bool(first) and first == second

@@ -1,0 +1,71 @@
+"""Measuring a model's attention at the onset of its responses, prompt by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agentrl.core.errors import UserError
+from agentrl.core.stats import Interval, bootstrap_interval
+from agentrl.models.spans import PromptSpans
+from agentrl.objectives.attention import MEASURES, onset_measures, profile
+
+
+@dataclass(frozen=True)
+class OnsetTable:
+    """Measures (one dict a prompt) and the mean profile (BINS,) of one model."""
+
+    rows: list[dict[str, float]]
+    profile: list[float]
+
+
+@torch.no_grad()
+def onset_attention(model: Any, ids: Sequence[int]) -> Tensor:
+    """Attention (L, H, T) of the last of T prompt tokens, by an eager model: the others are only read.
+
+    Raises:
+        UserError: the model does not attend to the whole prompt (sliding windows, state-space layers).
+    """
+    device = model.device
+    past = model(torch.tensor([ids[:-1]], device=device), use_cache=True).past_key_values
+    last = torch.tensor([ids[-1:]], device=device)
+    layers = model(last, past_key_values=past, use_cache=True, output_attentions=True).attentions
+    if not layers or any(layer is None or layer.shape[-1] != len(ids) for layer in layers):
+        raise UserError("this model does not attend to its whole prompt in every layer, so the table has no meaning")
+    return torch.stack([layer[0, :, 0] for layer in layers]).float()
+
+
+def onset_table(model: Any, prompts: Sequence[PromptSpans], alpha: float) -> OnsetTable:
+    """Table 3 of one model over `prompts`."""
+    rows, mass = [], torch.zeros(())
+    for prompt in prompts:
+        attention = onset_attention(model, prompt.ids).cpu()
+        rows.append(onset_measures(attention, prompt.system, prompt.user, alpha))
+        mass = mass + profile(attention, alpha) / len(prompts)
+    return OnsetTable(rows, mass.tolist())
+
+
+def compare(base: OnsetTable, trained: OnsetTable, clusters: Sequence[str]) -> dict[str, dict[str, Interval]]:
+    """{measure: {base, trained, difference}}: means, and paired differences, with 95% bootstrap intervals by cluster.
+
+    Ratios are means of each prompt's ratio, as the paper's figures are (its FarMass / NearMass is not its Far/Near).
+    A prompt where either model's ratio is undefined is left out of that ratio.
+    """
+    compared = {}
+    for measure in MEASURES:
+        triples = [
+            (before[measure], after[measure], cluster)
+            for before, after, cluster in zip(base.rows, trained.rows, clusters, strict=True)
+            if before[measure] == before[measure] and after[measure] == after[measure]
+        ]
+        labels = [cluster for _, _, cluster in triples]
+        compared[measure] = {
+            "base": bootstrap_interval([b for b, _, _ in triples], labels),
+            "trained": bootstrap_interval([a for _, a, _ in triples], labels),
+            "difference": bootstrap_interval([a - b for b, a, _ in triples], labels),
+        }
+    return compared

@@ -1,0 +1,74 @@
+"""What changes as training proceeds is a pure function of progress, so that a resumed run needs no saved schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from agentrl.core.expert_trace import MAX_LEVEL
+
+KINDS = ("linear", "constant", "cosine", "steps")
+_SLACK = 1e-9  # a step that lands on a boundary has reached it, whatever the last bit of the division says
+
+
+def progress(step: int, total_steps: int, horizon: float = 1.0) -> float:
+    """min(s / S, 1) of eq. 11 with S = horizon * total_steps; `step` counts finished updates, 0 at the first one.
+
+    Raises ValueError unless step >= 0, total_steps > 0 and horizon > 0.
+    """
+    if step < 0 or total_steps <= 0 or horizon <= 0:
+        raise ValueError(f"step {step} must be >= 0, total_steps {total_steps} and horizon {horizon} above 0")
+    return min(step / (horizon * total_steps), 1.0)
+
+
+def anneal_value(kind: str, start: float, end: float, progress: float, num_steps: int = 2) -> float:
+    """A scalar going from `start` to `end` while `progress` goes from 0 to 1; eq. 11 for kind 'linear'.
+
+    constant: `start` throughout. cosine: half a cosine, flat at both ends. steps: `num_steps` plateaus of equal
+    length whose values are equally spaced, the first `start` and the last `end`.
+    Raises ValueError on an unknown kind, progress outside [0, 1], or fewer than 2 plateaus.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown anneal kind {kind!r}; choose from {', '.join(KINDS)}")
+    _check_progress(progress)
+    if kind == "constant":
+        return start
+    if kind == "linear":
+        share = progress
+    elif kind == "cosine":
+        share = (1 - math.cos(math.pi * progress)) / 2
+    else:
+        if num_steps < 2:
+            raise ValueError(f"kind 'steps' needs num_steps >= 2, not {num_steps}")
+        share = min(math.floor(progress * num_steps + _SLACK), num_steps - 1) / (num_steps - 1)
+    return start * (1 - share) + end * share  # exact at both ends
+
+
+def warmup_cosine(step: int, peak: float, valley: float, warmup_steps: int, decay_steps: int) -> float:
+    """CHORD's mu after `step` finished updates: 0 to `peak` in a line, half a cosine down to `valley`, then level.
+
+    Without warm-up the first update has `peak`; without decay `valley` follows the warm-up at once.
+    Raises ValueError on a negative number of steps.
+    """
+    if min(step, warmup_steps, decay_steps) < 0:
+        raise ValueError(f"step {step}, warmup_steps {warmup_steps} and decay_steps {decay_steps} must be >= 0")
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    done = step - warmup_steps
+    return anneal_value("cosine", peak, valley, done / decay_steps) if done < decay_steps else valley
+
+
+def reasoning_level(progress: float, switch_points: Sequence[float]) -> int:
+    """The active prefix level, L4 down to L0: how many of the four ascending switch points are not yet reached.
+
+    Raises ValueError unless there are exactly four ascending points and progress lies in [0, 1].
+    """
+    _check_progress(progress)
+    if len(switch_points) != MAX_LEVEL or list(switch_points) != sorted(switch_points):
+        raise ValueError(f"switch_points {list(switch_points)} must be {MAX_LEVEL} ascending fractions")
+    return sum(progress < point - _SLACK for point in switch_points)
+
+
+def _check_progress(value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"progress {value} is not in [0, 1]")

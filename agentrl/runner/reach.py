@@ -1,0 +1,203 @@
+"""What a run reaches for outside its own process: GPUs, the hub, a server. Asked within seconds, before anything waits.
+
+No torch here: importing it takes longer than all of these questions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from agentrl.config.algos import Evaluate
+from agentrl.config.judges import LocalJudge, OpenAIJudge
+from agentrl.config.schema import Config
+from agentrl.core.errors import UserError
+from agentrl.endpoint.waiting import within
+
+PATIENCE_S = 3.0  # for a name to be looked up and a connection to open
+PORTS = {"http": 80, "https": 443}
+
+
+def check_reach(config: Config) -> list[str]:
+    """Raise UserError, in one line, for what cannot be reached; return warnings about what may not be needed."""
+    endpoint = config.algo.endpoint.base_url if isinstance(config.algo, Evaluate) else None
+    if endpoint is not None:
+        check_server("algo.endpoint.base_url", endpoint)
+    elif config.hardware.device == "cuda":
+        _check_gpus(config)
+    for key, repository, kind, revision in _of_the_hub(config, endpoint is not None):
+        _check_hub(key, repository, kind, revision)
+    return _judge(config)
+
+
+def check_server(key: str, address: str) -> None:
+    """Raise UserError where nothing listens at an address. Behind a proxy nothing can be said."""
+    if (reason := _silence(address)) is not None:
+        raise UserError(f"{key}={address}: no server answers there ({reason}); start it, or correct the address")
+
+
+def reachable(address: str) -> bool:
+    """Whether something listens at the host and port of an address, or a proxy stands before it."""
+    return _silence(address) is None
+
+
+def hub_address() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def in_hub_cache(repository: str, kind: str = "model", revision: str | None = None) -> bool:
+    """Whether a repository lies in the hub's cache: a model by its configuration, a data set by anything."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    try:
+        for file in ("config.json", "adapter_config.json") if kind == "model" else ():
+            if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
+                return True
+    except ValueError:  # no name of a repository: the hub's own message comes when it is loaded
+        return False
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}" / "snapshots"
+    return kind != "model" and folder.is_dir()
+
+
+def driver_gpus() -> int | None:
+    """GPUs that the CUDA driver lets this process see, CUDA_VISIBLE_DEVICES obeyed; None where it is not NVIDIA's."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None if Path("/dev/kfd").exists() or Path("/dev/dxg").exists() else 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _check_gpus(config: Config) -> None:
+    hardware = config.hardware
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        raise UserError(
+            f"hardware={hardware.name} wants a GPU, and the PyTorch installed here is a build without CUDA; install "
+            "one with CUDA, or set hardware=cpu"
+        )
+    found = driver_gpus()
+    if found is not None and found < hardware.processes:
+        raise UserError(
+            f"hardware={hardware.name} wants {hardware.processes} GPU(s), the driver shows {found} (nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES tell which); lower hardware.processes, or set hardware=cpu"
+        )
+
+
+def _of_the_hub(config: Config, remote: bool) -> Iterator[tuple[str, str, str, str | None]]:
+    """Key, repository, kind and revision of everything that is loaded from the hub."""
+    model = config.model
+    if not remote and not model.path.startswith("builtin:"):
+        adapter = Path(model.path).expanduser() / "adapter_config.json"
+        if not Path(model.path).expanduser().exists():
+            yield "model.path", model.path, "model", model.revision
+        elif adapter.is_file() and (base := _base_of(adapter)) is not None:
+            yield f"model.path={model.path}: its base", base, "model", model.revision
+    if config.bench.path is None and getattr(config.bench, "hub_id", None):
+        yield "bench.hub_id", config.bench.hub_id, "dataset", None
+    judge = config.judge
+    if isinstance(judge, LocalJudge) and not (
+        judge.path.startswith("builtin:") or Path(judge.path).expanduser().exists()
+    ):
+        yield "judge.path", judge.path, "model", judge.revision
+
+
+def _base_of(adapter: Path) -> str | None:
+    """The hub id of an adapter's base; None where it lies on this disk, or where loading says what is wrong."""
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        return None
+    return str(base) if base and not Path(str(base)).exists() else None
+
+
+def _check_hub(key: str, repository: str, kind: str, revision: str | None) -> None:
+    if in_hub_cache(repository, kind, revision):
+        return
+    named = f"{key}={repository}" if "=" not in key else f"{key} {repository}"
+    advice = "name a local directory" if kind == "model" else "give the file as bench.path=..."
+    if any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE):
+        raise UserError(f"{named}: not in the hub's cache, and {' or '.join(OFFLINE)} is set; unset it, or {advice}")
+    print(f"Asking {hub_address()} for {repository}.", flush=True)
+    if (reason := _refused_by_hub(repository, kind)) is not None:
+        raise UserError(f"{named}: not in the hub's cache, and {reason}; {advice}, or mend that")
+
+
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+@cache
+def _refused_by_hub(repository: str, kind: str) -> str | None:
+    """Why the hub does not give a repository; None where it does, or where that is not certain."""
+    if (silence := _silence(hub_address())) is not None:
+        return f"{hub_address()} cannot be reached ({silence})"
+    request = urllib.request.Request(f"{hub_address()}/api/{kind}s/{repository}")
+    if token := _hub_token():
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S):
+            return None
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404):
+            return f"the hub has no {kind} of that name for you (HTTP {error.code}): a slip, or a gated one (HF_TOKEN)"
+    except OSError:  # a certificate that urllib does not know, a slow answer: the hub's own library may fare better
+        pass
+    return None
+
+
+def _hub_token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _judge(config: Config) -> list[str]:
+    judge = config.judge
+    if not isinstance(judge, OpenAIJudge) or (reason := _silence(judge.base_url)) is None:
+        return []
+    verdicts = Path(judge.cache or Path(config.runs_dir) / "judge.sqlite").expanduser()
+    if not verdicts.exists():
+        raise UserError(
+            f"judge.base_url={judge.base_url}: no server answers there ({reason}); start it, or correct the address"
+        )
+    return [f"judge.base_url={judge.base_url} does not answer ({reason}); only verdicts in {verdicts} can be had"]
+
+
+def _silence(address: str) -> str | None:
+    """Why no connection opens to an address, within seconds; None where one does, or where a proxy stands between."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return None
+    try:
+        port = parts.port or PORTS.get(parts.scheme, 80)
+    except ValueError:
+        return "the port is no number"
+    return _within(PATIENCE_S, lambda: _connect(host, port))
+
+
+def _connect(host: str, port: int) -> str | None:
+    try:
+        socket.create_connection((host, port), timeout=PATIENCE_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _within(seconds: float, question: Callable[[], str | None]) -> str | None:
+    """What `question` answers, or that it took too long: looking up a name heeds no timeout."""
+    try:
+        return within(seconds, question)
+    except TimeoutError:
+        return f"no answer in {seconds:g} s"

@@ -1,0 +1,140 @@
+"""What a configuration sets in motion: a new run, one that goes on, or the word that it is done. No Hydra here."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from agentrl.config.algos import CustomAlgo, Evaluate
+from agentrl.config.benches import Minihif, Minihop
+from agentrl.config.schema import Config
+from agentrl.config.validate import validate
+from agentrl.core.console import printer
+from agentrl.core.errors import UserError
+from agentrl.evaluation.estimate import estimate, print_estimate
+from agentrl.report.table import print_result
+from agentrl.runner.gpus import own_gpus
+from agentrl.runner.launch import COMPLETED, INTERRUPTED, launch
+from agentrl.runner.reach import check_reach
+from agentrl.runner.ready import check_ready
+from agentrl.store.identity import changed_keys, run_path
+from agentrl.store.run import RunDirectory
+
+LONG_UPDATES, LONG_TOKENS = 1000, 50_000_000  # days on a CPU
+
+
+def start(config: Config, output: TextIO | None = None, beside_others: bool = False) -> int:
+    """Begin, resume or report the run that `config` describes; the exit code. Output goes to the terminal or a file.
+
+    One of several jobs, `beside_others`, has its GPUs to itself.
+    """
+    console = printer(output)
+    for warning in [*check(config), *_unwise(config)]:
+        complaints = Console(file=output, stderr=output is None, soft_wrap=True)
+        complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
+    run = RunDirectory.create(config)
+    if run is None:
+        run = RunDirectory(run_path(config))
+        _same_run(run, config)
+    state = run.status()["status"]
+    if config.dry_run:
+        print_estimate(config, console)
+        console.print(f"Dry run: nothing was loaded or trained. {run.path}")
+        return COMPLETED
+    summary = json.loads(run.summary_path.read_text(encoding="utf-8")) if run.summary_path.exists() else {}
+    missing = summary.get("missing", {}).get("items", 0)  # an endpoint did not play them: they are tried again
+    if state == "completed" and not missing:
+        console.print(f"This run is complete: {run.path}")
+        if summary:
+            print_result(summary, console)
+        console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
+        return COMPLETED
+    if state == "completed":
+        console.print(f"{missing} items are missing and are tried again: {run.path}")
+    else:
+        known = state in ("running", "interrupted", "failed")
+        console.print(f"{'Resuming' if known else 'Run directory'}: {run.path}")
+    run.adopt(config)
+    console.print(
+        f"Starting a process for {config.algo.name} with {config.model.path}: its libraries load for some seconds."
+    )
+    gpus_apart = beside_others and config.hardware.device == "cuda"
+    with own_gpus(config.hardware.processes, console.print) if gpus_apart else nullcontext(None) as gpus:
+        code = launch(run, config, output, gpus)
+    if code == COMPLETED:
+        console.print(f"Results: {run.path}")
+    elif code == INTERRUPTED:
+        console.print(f"Interrupted. The same command resumes it: {run.path}")
+    else:
+        console.print(f"Not completed (see status.json). The same command resumes it: {run.path}")
+    return code
+
+
+def check(config: Config, here: bool = True) -> list[str]:
+    """Everything that can be held against a run before anything is made; paths become absolute. Returns warnings.
+
+    A dry run loads nothing, a complete run is only shown, and what a launcher sends elsewhere is not for this machine:
+    none of them needs it to be fit.
+    """
+    warnings = validate(config)
+    make_paths_absolute(config)
+    if here and not config.dry_run and not _is_complete(run_path(config)):
+        check_ready(config)
+        warnings += check_reach(config)
+    return warnings
+
+
+def _unwise(config: Config) -> list[str]:
+    """Warnings about training that will not pay: a network on a bench whose words it has never read, days on a CPU."""
+    if not isinstance(config.algo, Evaluate):
+        if config.model.path == "builtin:tiny" and isinstance(config.bench, Minihif):
+            return ["model=tiny has never read minihif's words and earns next to nothing there; model=tiny_hif has"]
+        if config.model.path == "builtin:tiny_hif" and isinstance(config.bench, Minihop):
+            return ["model=tiny_hif has never read minihop's words and earns next to nothing there; model=tiny has"]
+    if config.hardware.device != "cpu" or config.trainer.max_steps > 0 or isinstance(config.algo, Evaluate):
+        return []
+    planned = estimate(config)
+    if planned.updates <= LONG_UPDATES and planned.rollout_tokens <= LONG_TOKENS:
+        return []
+    return [
+        f"{planned.updates:,} updates and up to {planned.rollout_tokens:,} sampled tokens are planned, on a CPU: "
+        f"no file of conf/preset/ scales algo={config.algo.name} down for model={config.model.name}; "
+        "trainer.max_steps=... and trainer.prompts_per_batch=... shorten it"
+    ]
+
+
+def make_paths_absolute(config: Config) -> None:
+    """A run directory must mean the same from every working directory. Hub ids stay as they are."""
+    if config.bench.path is not None:
+        config.bench.path = str(Path(config.bench.path).expanduser().absolute())
+    if isinstance(config.algo, CustomAlgo):
+        config.algo.path = str(Path(config.algo.path).expanduser().absolute())
+    if Path(config.model.path).expanduser().is_dir():
+        config.model.path = str(Path(config.model.path).expanduser().absolute())
+    for key in ("cache", "path", "system_rubric", "user_rubric"):
+        named = getattr(config.judge, key, None)
+        if named is not None and (key == "cache" or Path(named).expanduser().exists()):
+            setattr(config.judge, key, str(Path(named).expanduser().absolute()))
+    if config.traces is not None:
+        config.traces = str(Path(config.traces).expanduser().absolute())
+    if config.hardware.accelerate_config is not None:
+        config.hardware.accelerate_config = str(Path(config.hardware.accelerate_config).expanduser().absolute())
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / "status.json").is_file() and RunDirectory(path).status()["status"] == "completed"
+
+
+def _same_run(run: RunDirectory, config: Config) -> None:
+    """An explicit run_id may name a directory that holds another run."""
+    run.status()  # refuses a directory that is none of ours
+    changed = changed_keys(run.config(), config)
+    if changed:
+        raise UserError(
+            f"{run.path} holds a run with other values of {', '.join(changed[:5])}"
+            f"{' and more' if len(changed) > 5 else ''}; choose another run_id=..., or leave it out"
+        )

@@ -1,0 +1,337 @@
+"""The worker: reads one run directory's configuration, trains, evaluates, and leaves a summary there.
+
+Started by `agentrl.runner.launch` as `python -m agentrl.runner.worker RUN_DIR`, on every rank where there are several.
+Exit status: 0 completed, 2 a mistake the user can mend, 130 interrupted, anything else a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from rich.console import Console
+from transformers import Trainer
+from transformers.trainer_callback import TrainerState
+from transformers.utils import logging as transformers_logging
+
+from agentrl.benches import load_bench
+from agentrl.config.algos import Evaluate, FocalLora, SplitSoftmax
+from agentrl.config.load import load_config
+from agentrl.config.schema import Config
+from agentrl.core.console import STOPPING, RunConsole
+from agentrl.core.engine import Decoding, RolloutEngine
+from agentrl.core.errors import UserError
+from agentrl.core.judge import Judge
+from agentrl.core.streams import keep_streams
+from agentrl.evaluation.evaluate import Interrupted, evaluate
+from agentrl.evaluation.results import Item, missing_of, summarise, summarise_groups
+from agentrl.judges.build import build_judge
+from agentrl.models.adapters import check_lora
+from agentrl.models.loading import load_chat, load_model, needs_of
+from agentrl.report.plots import plot_run
+from agentrl.report.table import print_result, sampling_text
+from agentrl.rollout.endpoint import EndpointEngine
+from agentrl.runner.launch import die_with_launcher, is_direct, stop_signals
+from agentrl.store import checkpoints
+from agentrl.store.redact import mask_streams
+from agentrl.store.run import RunDirectory
+from agentrl.store.trouble import trouble
+from agentrl.traces.files import read_traces, use_traces
+from agentrl.tracking.base import Tracker
+from agentrl.tracking.tracker import followed
+from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
+from agentrl.trainers.callbacks import StopRequest
+from agentrl.trainers.hipo import check_constraints
+
+# How long processes wait for each other: for the longest episode, a judge, a checkpoint. torch gives GPUs ten minutes.
+PATIENCE = timedelta(hours=12)
+
+
+def main(run_path: Path) -> int:
+    """Do the run; returns the exit status."""
+    run = RunDirectory(run_path)
+    stop = StopRequest()
+    _catch_signals(stop)
+    with run.lock() if is_leader() else nullcontext(), ExitStack() as ending:
+        try:
+            if is_leader():
+                run.set_status("running", pid=os.getpid(), host=socket.gethostname())
+            finished = _work(run, stop, ending)
+        except UserError as error:
+            return _fail(run, str(error), 2)
+        except (Exception, SystemExit) as error:  # the latter from a library, or from a file of the user's own
+            message = trouble(error, run.path)  # before room is made: how full the disk is tells what was wrong
+            if is_leader():  # room for the status
+                shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)
+            if message is None:
+                return _fail(run, traceback.format_exc(), 1)  # the traceback is the record; nothing is swallowed
+            return _fail(run, message, 2)
+        if not is_leader():
+            return 0
+        if not finished:
+            run.set_status("interrupted")
+            print(f"interrupted; the same command resumes from {run.path}", file=sys.stderr)
+            # torchrun would report a failure at length; the launcher reads the status.
+            return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130
+        run.set_status("completed")
+    return 0
+
+
+def is_leader() -> bool:
+    """Whether this process writes the run's files; true where there is only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _fail(run: RunDirectory, message: str, code: int) -> int:
+    print(f"agentrl: error: {message}" if code == 2 else message, file=sys.stderr)
+    try:
+        if run.status()["status"] != "failed":  # another process had a reason first, ours is only that it has gone
+            run.set_status("failed", error=message)
+    except UserError as error:
+        print(f"agentrl: error: {error}", file=sys.stderr)
+    return code
+
+
+def _warn(message: str) -> None:
+    print(f"agentrl: warning: {message}", file=sys.stderr)
+
+
+def _catch_signals(stop: StopRequest) -> None:
+    def request(number: int, _: FrameType | None) -> None:
+        stop.signal = number
+
+    for number in stop_signals():
+        signal.signal(number, request)
+
+
+def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
+    """Everything between configuration and summary; False if a signal ended it early.
+
+    What has to know how the run ended is put on `ending`.
+    """
+    started = time.perf_counter()
+    config = load_config(run.config_path)
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    set_seed(config.seed)
+    if not is_direct(config):
+        die_with_launcher()
+    _check_devices(config)
+    started_processes = PartialState(cpu=config.hardware.device == "cpu", timeout=PATIENCE).num_processes
+    if started_processes != config.hardware.processes:
+        raise UserError(
+            f"hardware.processes={config.hardware.processes}, but {started_processes} process(es) were started; let "
+            "hardware.accelerate_config agree with it"
+        )
+    tracker = ending.enter_context(followed(config, run))
+    stopping = lambda: STOPPING if stop.signal else ""  # noqa: E731
+    with RunConsole(None if is_leader() else Console(quiet=True), stopping) as console:
+        try:
+            work = _evaluate_only if isinstance(config.algo, Evaluate) else _train_and_evaluate
+            result = work(config, run, stop, console, tracker)
+        except Interrupted:
+            return False
+        if is_leader():
+            summary = summary_of(config, result, round(time.perf_counter() - started, 1))
+            run.write_json(run.summary_path, summary)
+            plot_run(run.read_metrics(), run.plots_dir)
+            print_result(summary, console.console)
+    return True
+
+
+def _check_devices(config: Config) -> None:
+    """Raise UserError where there are fewer GPUs than processes: transformers would fall back to the CPU or crash."""
+    hardware = config.hardware
+    remote = isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
+    if hardware.device == "cuda" and not remote and (found := torch.cuda.device_count()) < hardware.processes:
+        raise UserError(
+            f"hardware={hardware.name} wants {hardware.processes} GPU(s), PyTorch {torch.__version__} sees {found}; "
+            "lower hardware.processes, install a PyTorch that fits the driver, or set hardware=cpu"
+        )
+
+
+@dataclass
+class Result:
+    """What a run leaves behind besides its files."""
+
+    solve_metric: str
+    after: list[Item]
+    before: list[Item] = field(default_factory=list)
+    steps: int = 0
+    tokens: int = 0
+    judge: dict[str, Any] | None = None  # what a judge was asked, and what it cost
+    missing: dict[str, int] = field(default_factory=dict)  # items that an endpoint did not play, by reason
+    sampling: dict[str, Any] | None = None  # what an endpoint was told on sampling, and what it chose itself
+
+
+def counts_of(judge: Judge | None) -> dict[str, float] | None:
+    """What all processes together asked a judge, see `Judge.counts`; all must ask together."""
+    if judge is None:
+        return None
+    counts: list[dict[str, float]] = gather_object([judge.counts()])
+    return {name: sum(one[name] for one in counts) for name in counts[0]}
+
+
+def summary_of(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
+    """The content of summary.json."""
+    return {
+        "status": "completed",
+        "algo": config.algo.name,
+        "model": config.model.name,
+        "bench": config.bench.name,
+        "seed": config.seed,
+        "steps": result.steps,
+        "wall_s": wall_s,
+        "tokens": {"seen": result.tokens},
+        "solve_metric": result.solve_metric,
+        **({} if result.judge is None else {"judge": result.judge}),
+        **({} if result.sampling is None else {"sampling": result.sampling}),
+        **({"missing": {"items": sum(result.missing.values()), "reasons": result.missing}} if result.missing else {}),
+        "eval": summarise(result.before, result.after, result.solve_metric),
+        "by": summarise_groups(result.before, result.after, result.solve_metric),
+    }
+
+
+def _evaluate_only(
+    config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole, tracker: Tracker
+) -> Result:
+    """algo=eval: one evaluation of a model that nobody trains here, loaded or behind an endpoint."""
+    console.say(f"loading the tasks of {config.bench.name}")
+    bench = load_bench(config.bench, config.sandbox)
+    judge = build_judge(config, str(run.path), config.hardware.device)
+    tasks = bench.tasks("test", config.eval.limit, config.seed)
+    engine: RolloutEngine
+    endpoint: EndpointEngine | None = None
+    if config.algo.endpoint.base_url is not None:
+        engine = endpoint = EndpointEngine(config)
+        where = "behind an endpoint"
+    else:
+        chat = load_chat(config.model, needs_of(tasks))
+        tasks = fitting(chat, tasks, config, "test")
+        console.say(f"loading {config.model.path}")
+        model = load_model(config.model)
+        engine = evaluation_engine(config, run, bench, chat, model, tasks)
+        where = f"{model.num_parameters():,} parameters"
+    console.say(f"eval of {config.model.name} ({where}) on {bench.name}: {len(tasks)} tasks, {run.path}")
+    items = evaluate(engine, bench, tasks, config.eval, run, "after", console, stop, judge)
+    result = Result(bench.solve_metric, items, judge=counts_of(judge))
+    if endpoint is not None:
+        result.missing = missing_of(run.records(run.eval_dir / "after.jsonl"))
+        result.sampling = endpoint.sampling(Decoding(config.eval.temperature, config.eval.top_p))
+        if result.sampling is None and run.summary_path.exists():  # nothing new was had: what was said before stands
+            result.sampling = json.loads(run.summary_path.read_text(encoding="utf-8")).get("sampling")
+        if result.sampling is not None:
+            console.say(f"sampling: {sampling_text(result.sampling)}")
+    return result
+
+
+def _train_and_evaluate(
+    config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole, tracker: Tracker
+) -> Result:
+    """Everything between configuration and trained model. Raises Interrupted where a signal ended it early."""
+    if not isinstance(config.algo, FocalLora | SplitSoftmax):  # one chooses its modules itself, one trains none
+        check_lora(config.model)
+    console.say(f"loading the tasks of {config.bench.name}")
+    bench = load_bench(config.bench, config.sandbox)
+    if config.traces is not None:
+        use_traces(bench, read_traces(Path(config.traces)))
+    judge = build_judge(config, str(run.path), config.hardware.device)
+    trains = not isinstance(config.algo, SplitSoftmax)  # which two evaluations are all there is of
+    train_tasks = bench.tasks("train") if trains else []
+    test_tasks = bench.tasks("test", config.eval.limit, config.seed)
+    chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
+    train_tasks = fitting(chat, train_tasks, config, "training") if trains else []
+    test_tasks = fitting(chat, test_tasks, config, "test")
+    check_constraints(config, train_tasks)
+    console.say(f"loading {config.model.path}")
+    model = load_model(config.model)
+    console.say(
+        f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "
+        f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
+    )
+    trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks or test_tasks, stop, console, judge)
+    if trainer is not None:
+        tracker.attach(trainer)
+        if config.model.lora.enabled:
+            console.say(trained_share(trainer.model))
+    # One process looks, for it moves damaged ones aside; all use what it found.
+    found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
+    checkpoint = broadcast_object_list(found)[0]
+    result = Result(bench.solve_metric, after=[])
+    # A resumed run evaluated before it trained; its file is read back.
+    if config.eval.before:
+        result.before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop, judge)
+    if trainer is not None and not train(trainer, run, config, checkpoint, console):
+        raise Interrupted
+    if config.eval.after:
+        engine = final_engine(config, engine, model, chat)
+        result.after = evaluate(engine, bench, test_tasks, config.eval, run, "after", console, stop, judge)
+    if trainer is not None:
+        trainer.save_model(str(run.path / "model"))
+        if is_leader():
+            chat.save(run.path / "model")
+        result.steps, result.tokens = trainer.state.global_step, int(trainer.state.num_input_tokens_seen)
+    result.judge = counts_of(judge)
+    return result
+
+
+def trained_share(model: torch.nn.Module) -> str:
+    """How many parameters the adapters are, for the screen."""
+    every = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"adapters: {trained:,} of {every:,} parameters are trained ({trained / every:.2%})"
+
+
+def train(
+    trainer: Trainer,
+    run: RunDirectory,
+    config: Config,
+    checkpoint: Path | None,
+    console: RunConsole,
+) -> bool:
+    """Train from `checkpoint` or from the start; False if a signal stopped it. Equal seeds give equal metrics."""
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    if is_leader():
+        run.truncate_after(step)
+    if checkpoint:
+        console.say(f"resuming from {checkpoint}")
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= state.max_steps:  # transformers would make one more update before it noticed
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = state
+            return True
+    # What evaluation drew must not change training; a checkpoint restores its own states over this.
+    set_seed(config.seed, device_specific=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    console.finish("train")
+    return trainer.state.global_step >= trainer.state.max_steps
+
+
+def _quiet_libraries() -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    keep_streams()
+    mask_streams()
+    _quiet_libraries()
+    arguments: list[Any] = sys.argv[1:]
+    sys.exit(main(Path(arguments[0])))

@@ -1,0 +1,1 @@
+"""The packaged models: their recipes and their files."""
