@@ -21,7 +21,7 @@ from agentrl.benches.bfcl.verdicts import FORCE_TERMINATED, check, judge, turns_
 from agentrl.core.bench import Conversation
 from agentrl.core.engine import Decoding
 from agentrl.core.errors import UserError
-from agentrl.rollout.preparation import prepared
+from agentrl.rollout.preparation import prepare_tasks
 
 pytestmark = needs_bfcl
 
@@ -238,7 +238,7 @@ def test_a_conversation_that_is_not_held_leaves_its_questions_out(tmp_path):
                 SimpleNamespace(failure="HTTP 400: no" if episode.task.id == chain[1] else None) for episode in episodes
             ]
 
-    ready, unprepared = prepared(bench, tasks, Engine(), Decoding(0.0), 4, tmp_path)
+    ready, unprepared = prepare_tasks(bench, tasks, Engine(), Decoding(0.0), 4, tmp_path)
     assert ready == [] and asked == chain[:2]  # those that build on it are not held either
     assert unprepared == {tasks[0].id: "a conversation that it builds on was not held: HTTP 400: no"}
 

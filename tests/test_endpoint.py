@@ -23,13 +23,13 @@ from agentrl.core.bench import Score, Task
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.errors import UserError
+from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import ToolCall
 from agentrl.endpoint import client
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.evaluation.results import missing_of
 from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.store.run import RunDirectory
-from agentrl.trainers.callbacks import StopRequest
 
 ADD = {"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object"}}}
 GREEDY = Decoding(0.0)

@@ -17,10 +17,10 @@ from agentrl.core.bench import Score, Task
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.errors import UserError
+from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.store.run import RunDirectory
-from agentrl.trainers.callbacks import StopRequest
 
 HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda", "dpo", "split_softmax", "focal_lora")
 

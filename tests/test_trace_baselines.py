@@ -300,10 +300,10 @@ def test_the_expert_earns_what_a_rollout_that_follows_it_earns(tmp_path: Path, r
 def test_a_bench_without_traces_is_refused(tmp_path: Path, algo: str) -> None:
     from agentrl.benches import load_bench
     from agentrl.core.console import RunConsole
+    from agentrl.core.stop import StopRequest
     from agentrl.models.loading import load_chat, load_model, needs_of
     from agentrl.store.run import RunDirectory
     from agentrl.trainers.build import build_trainer
-    from agentrl.trainers.callbacks import StopRequest
 
     config = small(f"algo={algo}")
     bench = load_bench(config.bench)

@@ -33,10 +33,11 @@ from agentrl.config.shipped import CONF
 from agentrl.config.typed import as_typed
 from agentrl.core.console import printer
 from agentrl.core.errors import UserError
+from agentrl.core.signals import stop_signals
 from agentrl.core.streams import keep_streams, lasting, lost_output
 from agentrl.core.version import __version__
 from agentrl.report.sweep_live import SweepView, job_table
-from agentrl.runner.launch import INTERRUPTED, USER_ERROR, stop_signals
+from agentrl.runner.launch import INTERRUPTED, USER_ERROR
 from agentrl.runner.start import check, make_paths_absolute, start
 from agentrl.store import sweeps
 from agentrl.store.identity import run_path

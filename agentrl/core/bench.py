@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from agentrl.core.expert_trace import ExpertTrace
@@ -120,6 +121,22 @@ class TranscriptBench(Protocol):
         number, None where the official code gives no verdict, or a list with one entry per instruction. Returns {} and
         what is wrong where the line cannot be scored. Never executes anything of the record; raises UserError where
         the bench's own file is bad.
+        """
+        ...
+
+
+Finished = Callable[[Task, Environment], None]
+Play = Callable[[list[Task], Finished], None]  # plays one episode of each task, calls `finished` for those played
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A bench whose tasks need the policy to play something first."""
+
+    def prepare(self, tasks: list[Task], play: Play, directory: Path) -> list[Task]:
+        """The tasks as they are to be asked; what was played stays in `directory` and is not played again.
+
+        A task is left out where an endpoint did not play what it builds on.
         """
         ...
 

@@ -14,12 +14,12 @@ from agentrl.core.console import RunConsole
 from agentrl.core.engine import Decoding, Episode, RolloutEngine
 from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge
+from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.grading import missing_text, scores
 from agentrl.evaluation.results import Item, missing_of, played, verdicts_missing
-from agentrl.rollout.preparation import prepared
+from agentrl.rollout.preparation import prepare_tasks
 from agentrl.store.run import RunDirectory
-from agentrl.trainers.callbacks import StopRequest
 
 
 class Interrupted(Exception):
@@ -52,7 +52,7 @@ def evaluate(
     unprepared: dict[str, str] = {}
     if any(file.lacks(task.id, sample) for task, sample in every):
         directory = run.path / "memory" / phase
-        ready, unprepared = prepared(bench, tasks, engine, decoding, config.batch, directory)
+        ready, unprepared = prepare_tasks(bench, tasks, engine, decoding, config.batch, directory)
         by_id = {task.id: task for task in ready}
         every = [(by_id.get(task.id, task), sample) for task, sample in every]
     label = f"evaluate {phase}"

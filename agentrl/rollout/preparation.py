@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from accelerate import PartialState
 
-from agentrl.core.bench import Bench, Environment, Task
+from agentrl.core.bench import Bench, Finished, Preparing, Task
 from agentrl.core.engine import Decoding, Episode, RolloutEngine
 
-Finished = Callable[[Task, Environment], None]
-Play = Callable[[list[Task], Finished], None]  # plays one episode of each task, calls `finished` for those played
 
-
-@runtime_checkable
-class Preparing(Protocol):
-    """A bench whose tasks need the policy to play something first."""
-
-    def prepare(self, tasks: list[Task], play: Play, directory: Path) -> list[Task]:
-        """The tasks as they are to be asked; what was played stays in `directory` and is not played again.
-
-        A task is left out where an endpoint did not play what it builds on.
-        """
-        ...
-
-
-def prepared(
+def prepare_tasks(
     bench: Bench, tasks: list[Task], engine: RolloutEngine, decoding: Decoding, batch: int, directory: Path
 ) -> tuple[list[Task], dict[str, str]]:
     """The tasks after their bench has prepared them, if it wants to; `batch` episodes a process at a time.

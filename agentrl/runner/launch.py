@@ -20,13 +20,13 @@ from typing import IO
 from agentrl.config.schema import Config
 from agentrl.core.console import STOPPING
 from agentrl.core.errors import UserError
+from agentrl.core.signals import SWEPT_BY, stop_signals
 from agentrl.store.run import LOCK_HELD, RunDirectory
 
 COMPLETED, USER_ERROR, INTERRUPTED = 0, 2, 130  # exit codes of the worker; anything else is a crash
 ENDS = {"completed": COMPLETED, "interrupted": INTERRUPTED}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PR_SET_PDEATHSIG = 1
-SWEPT_BY = "AGENTRL_SWEPT_BY"  # set by a sweep's command for the processes that do its jobs: its own number
 
 
 def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpus: list[str] | None = None) -> int:
@@ -117,17 +117,6 @@ def worker_environment(run: RunDirectory, config: Config, gpus: list[str] | None
     if config.hardware.threads is not None:
         environment |= dict.fromkeys(THREAD_VARIABLES, str(config.hardware.threads))
     return environment
-
-
-def stop_signals() -> list[signal.Signals]:
-    """What asks to save and stop: Ctrl-C, a termination, a terminal that hangs up (unless nohup made that nothing).
-
-    In the process of a parallel launcher a termination alone: the sweep's command passes the others on as that.
-    """
-    if os.environ.get(SWEPT_BY, str(os.getpid())) != str(os.getpid()):
-        return [signal.SIGTERM]
-    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM] if nohup else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 def _say_killed() -> None:

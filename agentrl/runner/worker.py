@@ -38,6 +38,8 @@ from agentrl.core.console import STOPPING, RunConsole
 from agentrl.core.engine import Decoding, RolloutEngine
 from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge
+from agentrl.core.signals import stop_signals
+from agentrl.core.stop import StopRequest
 from agentrl.core.streams import keep_streams
 from agentrl.evaluation.evaluate import Interrupted, evaluate
 from agentrl.evaluation.results import Item, missing_of, summarise, summarise_groups
@@ -47,7 +49,7 @@ from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result, sampling_text
 from agentrl.rollout.endpoint import EndpointEngine
-from agentrl.runner.launch import die_with_launcher, is_direct, stop_signals
+from agentrl.runner.launch import die_with_launcher, is_direct
 from agentrl.store import checkpoints
 from agentrl.store.redact import mask_streams
 from agentrl.store.run import RunDirectory
@@ -56,7 +58,6 @@ from agentrl.traces.files import read_traces, use_traces
 from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import followed
 from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
-from agentrl.trainers.callbacks import StopRequest
 from agentrl.trainers.hipo import check_constraints
 
 # How long processes wait for each other: for the longest episode, a judge, a checkpoint. torch gives GPUs ten minutes.

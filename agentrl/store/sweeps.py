@@ -27,7 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, flag_override
 
-from agentrl.runner.launch import SWEPT_BY, stop_signals
+from agentrl.core.signals import SWEPT_BY, stop_signals
 from agentrl.store.durable import write_json
 from agentrl.store.run import RunDirectory, is_gone
 

@@ -17,12 +17,13 @@ from agentrl.core.custom import attribute_of
 from agentrl.core.engine import RolloutEngine
 from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge
+from agentrl.core.stop import StopRequest
 from agentrl.models.adapters import lora_config
 from agentrl.rewards.turns import COMPARING
 from agentrl.rollout.split_softmax import SplitSoftmaxEngine
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
-from agentrl.trainers.callbacks import Checkpoints, Record, StopRequest
+from agentrl.trainers.callbacks import Checkpoints, Record
 from agentrl.trainers.chord import ChordTrainer
 from agentrl.trainers.faults import Watch
 from agentrl.trainers.focal_lora import focal_trainer

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from agentrl.config.schema import Trainer as TrainerConfig
 from agentrl.core.console import RunConsole
 from agentrl.core.errors import UserError
+from agentrl.core.stop import StopRequest
 from agentrl.store import checkpoints
 from agentrl.store.run import RunDirectory
 
@@ -32,25 +31,6 @@ DROPPED = {
     *("completions/min_length", "completions/mean_terminated_length"),
     *("completions/min_terminated_length", "completions/max_terminated_length"),
 }
-
-
-class StopRequest:
-    """Set by a signal handler, read between updates and between batches of an evaluation."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def anywhere(self) -> bool:
-        """Whether any process was asked to stop; every process must ask at the same point, so that all agree."""
-        return anywhere(self.signal is not None)
-
-
-def anywhere(here: bool) -> bool:
-    """Whether something holds in any process; all must ask together."""
-    state = PartialState()
-    if state.num_processes == 1:
-        return here
-    return bool(reduce(torch.tensor([float(here)], device=state.device), reduction="sum").item())
 
 
 class Record(TrainerCallback):

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from agentrl.config.schema import Faults
 from agentrl.core.errors import UserError
-from agentrl.trainers.callbacks import anywhere
+from agentrl.core.stop import anywhere
 
 NO_SIGNAL = "no_signal"  # share of groups that teach nothing, by no reward that counts and by no expert trace
 

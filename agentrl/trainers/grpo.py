@@ -20,12 +20,12 @@ from agentrl.config.schema import Config
 from agentrl.core.bench import Bench, Task, reference_calls
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Episode
+from agentrl.core.stop import anywhere
 from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
 from agentrl.rewards.turns import COMPARING, turn_rewards
 from agentrl.rollout.conversation import Played, conversation_loop
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
-from agentrl.trainers.callbacks import anywhere
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.reference import starting_policy, taken_as_reference
 from agentrl.trainers.rollout_log import RolloutLog

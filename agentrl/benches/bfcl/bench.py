@@ -37,7 +37,7 @@ from agentrl.core.expert_trace import ExpertTrace
 from agentrl.core.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from agentrl.rollout.preparation import Play
+    from agentrl.core.bench import Play
 
 SECONDS = 10.0  # for one request to the simulated APIs
 KEY = "SERPAPI_API_KEY"

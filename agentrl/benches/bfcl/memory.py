@@ -23,7 +23,7 @@ from agentrl.benches.bfcl.simulator import Simulator
 from agentrl.core.bench import Environment, Task
 
 if TYPE_CHECKING:
-    from agentrl.rollout.preparation import Play
+    from agentrl.core.bench import Play
 
 
 def instruction(entry: Entry, shown: str) -> str:
