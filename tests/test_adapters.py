@@ -216,10 +216,10 @@ def test_an_adapter_on_tied_embeddings_says_the_same_merged_and_saved(tmp_path: 
     alone = logits(PeftModel.from_pretrained(load_model(model_of()), str(tmp_path / "adapter")))
     torch.testing.assert_close(alone, said, atol=1e-4, rtol=1e-4)
     merged = load_model(model_of("model=custom", f"model.path={tmp_path / 'adapter'}"))
-    torch.testing.assert_close(logits(merged), said, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(merged), said, atol=1e-3, rtol=1e-3)
     merged.save_pretrained(tmp_path / "merged")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    torch.testing.assert_close(logits(again), said, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(again), said, atol=1e-3, rtol=1e-3)
 
 
 def lora(targets: str, *more: str) -> Model:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,6 @@ from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
 from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
-
-FAST = 2.0  # seconds: the promise for help, --cfg job and completion
 
 
 def agentrl(where: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -67,14 +64,13 @@ def test_the_worker_never_sees_hydra() -> None:
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("-sc", "query=bash")])
 def test_fast_paths(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        result = agentrl(tmp_path, *arguments, COMP_LINE="agentrl algo=", COMP_POINT="13")
-        times.append(time.perf_counter() - begin)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout
-    assert min(times) < FAST  # the best of three: other work on the machine is not the command's fault
+    """What must answer at once imports none of the libraries that take seconds."""
+    result = agentrl(tmp_path, *arguments, COMP_LINE="agentrl algo=", COMP_POINT="13", PYTHONPROFILEIMPORTTIME="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in result.stderr.splitlines()}
+    assert "hydra" in imported
+    assert imported.isdisjoint({"torch", "transformers", "trl", "datasets", "wandb", "pandas", "matplotlib"})
     assert list(tmp_path.iterdir()) == []
 
 
