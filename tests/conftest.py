@@ -17,9 +17,8 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["COLUMNS"] = "200"
 
-from sandbox_calls import ADD, ADD_APART, TIMEOUT_S
-
 from agentrl.sandbox import Sandbox
+from tests.support.sandbox_calls import ADD, ADD_APART, TIMEOUT_S
 
 # Both are ignored under nohup or in a script's background, and the processes that tests start would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

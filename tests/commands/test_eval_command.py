@@ -1,0 +1,232 @@
+"""agentrl eval: what model= may name, several benches at once, and an endpoint against in-process decoding."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrl.commands.eval import job
+from agentrl.commands.eval import main as eval_command
+from agentrl.config.compose import compose
+from agentrl.config.target import model_named
+from agentrl.core.errors import UserError
+from agentrl.report.published import paper_table
+from tests.support.chat_server import ChatServer, Reply, completion, said
+from tests.support.servers import serving
+
+TINY = Path(str(files("agentrl.tiny") / "tiny"))
+SMALL = ("eval.limit=10", "rollout.max_turns=6", "hardware.threads=1")
+
+
+def agentrl(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "agentrl", "eval", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+# --- what model= means ----------------------------------------------------------------------------------------------
+
+
+def model_of(name: str) -> Any:
+    return compose([f"model={name}"]).model
+
+
+def test_presets_hub_ids_and_directories(tmp_path: Path) -> None:
+    assert model_named("qwen3-4b") == "qwen3-4b"
+    assert model_of("Qwen/Qwen3-4B") == model_of("qwen3-4b")  # a preset knows more of it than its id does
+    hub = model_of("someone/agent-7b")
+    assert (hub.name, hub.path, hub.family) == ("someone--agent-7b", "someone/agent-7b", "other")
+    shutil.copytree(TINY, tmp_path / "mine")
+    local = model_of(str(tmp_path / "mine"))
+    assert (local.name, local.path, local.family) == ("mine", str(tmp_path / "mine"), "qwen3")  # by its config.json
+
+
+def test_a_run_stands_for_its_model_and_says_what_its_checkpoints_are(tmp_path: Path) -> None:
+    run = tmp_path / "minihop-tiny-pact" / "s0-12345678"
+    for folder in ("model", "checkpoints/checkpoint-4"):
+        (run / folder).mkdir(parents=True)
+        (run / folder / "config.json").write_text("{}")
+    (run / "status.json").write_text("{}")
+    (run / "config.yaml").write_text(
+        "model: {family: tiny, reasoning: content, dtype: float32, attn_implementation: sdpa}"
+    )
+    trained = model_of(str(run))
+    assert (trained.path, trained.family) == (str(run / "model"), "tiny")
+    assert model_of(str(run / "model")) == trained
+    earlier = model_of(str(run / "checkpoints" / "checkpoint-4"))
+    assert (earlier.name, earlier.family) == ("minihop-tiny-pact-s0-12345678-checkpoint-4", "tiny")
+    shutil.rmtree(run / "model")
+    with pytest.raises(UserError, match="has no trained model yet"):
+        model_named(str(run))
+
+
+@pytest.mark.parametrize("name", ["qwen9", "./absent", "/absent/model", "runs/no/where", "owner/", "/"])
+def test_a_name_that_means_nothing_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"is no preset|config.json") as caught:
+        model_named(name)
+    assert name == "qwen9" or "qwen3-4b" not in str(caught.value)  # presets are no answer to a path
+
+
+def test_an_address_of_the_hub_is_no_id() -> None:
+    with pytest.raises(UserError, match=r"did you mean Qwen/Qwen3-4B\?"):
+        model_named("https://huggingface.co/Qwen/Qwen3-4B/")
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_of_one_bench_reaches_it_alone() -> None:
+    arguments = ["+custom.options.tasks=4", "minihop.test_tasks=7", "custom.path=mine.py", "seed=2"]
+    custom, minihop = (job("tiny", bench, {}, arguments, ["custom", "minihop"]) for bench in ("custom", "minihop"))
+    assert (custom.bench.path, custom.bench.options, custom.seed) == ("mine.py", {"tasks": 4}, 2)
+    assert (minihop.bench.test_tasks, minihop.seed) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["suite=ppo"], "suite=ppo is not a choice"),
+        (["suite=pact", "bench=ftrl"], "names the benches itself"),
+        (["bench=minihop", "toolhop.path=x"], "toolhop is not among the benches evaluated"),
+        *(
+            (["endpoint=" + url, "model=m"], "must begin with http")
+            for url in ("localhost:8000", "http://", "http://a:b/v1")
+        ),
+        (["eval.before=true"], "evaluates once"),
+        (["algo=pact"], "algo=pact trains"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], reason: str, tmp_path: Path, capsys: Any) -> None:
+    try:
+        code, text = eval_command([*arguments, f"runs_dir={tmp_path}"]), capsys.readouterr().err
+    except UserError as error:
+        code, text = 2, str(error)
+    assert code == 2 and reason in text
+    assert not list(tmp_path.glob("*/*/status.json"))
+
+
+def test_a_papers_table_puts_ours_below_the_published_rows(tmp_path: Path) -> None:
+    def summary(name: str, **content: Any) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(content))
+        return tmp_path / name
+
+    def cells(**means: float) -> dict[str, dict[str, float]]:
+        return {metric: {"mean": mean} for metric, mean in means.items()}
+
+    categories = {
+        "multi_turn_base": 0.2, "multi_turn_miss_func": 0.1, "web_search": 0.3, "memory_kv": 0.4, "memory_rec_sum": 0.2,
+    }  # fmt: skip
+    runs = {
+        "ftrl": summary("ftrl", eval={"after": cells(solve_r=0.4, solve_p=0.3, solve_f1=0.35)}),
+        "toolhop": summary("toolhop", eval={"after": cells(answer_correct=0.5)}),
+        "bfcl": summary("bfcl", by={"category": {k: {"after": cells(solved=v)} for k, v in categories.items()}}),
+    }
+    lines = paper_table("pact", "qwen3-4b", runs).splitlines()
+    # multi-turn (20 + 10) / 2, search 30, memory (40 + 20) / 2: average 25; overall (40 + 30 + 35 + 25 + 50) / 5
+    assert lines[-1].split("|")[2:-1] == [
+        f" {v} ".ljust(len(c)) for v, c in zip(
+            ("40.00", "30.00", "35.00", "15.00", "30.00", "30.00", "25.00", "50.00", "36.00"),
+            lines[-1].split("|")[2:-1], strict=True,
+        )
+    ]  # fmt: skip
+    assert "| PACT " in lines[-2] and "42.41" in lines[-2]
+    assert "–" in paper_table("pact", "tiny", {"ftrl": runs["ftrl"]}).splitlines()[-1]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The tiny model behind transformers' own server; its address."""
+    pytest.importorskip("fastapi")
+    command = [str(Path(sys.executable).parent / "transformers"), "serve", str(TINY)]
+    with serving([*command, "--device", "cpu", "--dtype", "float32"], tmp_path, patience=120) as url:
+        yield url
+
+
+def items(runs: Path, model: str) -> dict[str, Any]:
+    (file,) = runs.glob(f"minihop-{model}-eval/*/eval/after.jsonl")
+    return {item["id"]: item for item in map(json.loads, file.read_text().splitlines())}
+
+
+@pytest.mark.slow
+def test_an_endpoint_agrees_with_greedy_decoding_in_process(served: str, tmp_path: Path) -> None:
+    local = agentrl("model=tiny", f"runs_dir={tmp_path}", *SMALL)
+    limits = ("rollout.max_completion_tokens=512", "rollout.max_turn_tokens=64", "algo.endpoint.history=text")
+    remote = agentrl(f"endpoint={served}", f"model={TINY}", f"runs_dir={tmp_path}", *SMALL, *limits)
+    assert local.returncode == remote.returncode == 0, local.stderr + remote.stderr
+    here, there = items(tmp_path, "tiny"), items(tmp_path, "*models--tiny")
+    assert len(here) == 10 and here.keys() == there.keys()
+    assert any(item["calls"] for item in here.values())
+    for name, item in here.items():
+        for key in ("messages", "metrics", "calls", "tool_errors", "truncated", "turns", "tokens"):
+            assert item[key] == there[name][key], (name, key)
+
+
+@pytest.mark.slow
+def test_models_are_compared_item_by_item_and_items_are_not_played_twice(tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "copy")
+    arguments = (
+        f"model=tiny,{tmp_path / 'copy'}",
+        f"runs_dir={tmp_path / 'runs'}",
+        "samples=2",
+        "temperature=1",
+        *SMALL,
+    )
+    first = agentrl(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "| pass@2 " in first.stdout and "| metric" in first.stdout
+    (row,) = (line for line in first.stdout.splitlines() if line.startswith("| solve_rate"))
+    assert row.count("[") == 3  # two models and their difference
+    file = next((tmp_path / "runs").glob("minihop-tiny-eval/*/eval/after.jsonl"))
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 20
+    # As a kill would leave it: half the items, a torn line, no summary.
+    file.write_text("".join(lines[:9]) + lines[9][:50])
+    (file.parents[1] / "summary.json").unlink()
+    status = file.parents[1] / "status.json"
+    status.write_text(status.read_text().replace("completed", "running"))
+    again = agentrl(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert file.read_text().splitlines(keepends=True)[:9] == lines[:9]
+    assert len({(json.loads(line)["id"], json.loads(line)["sample"]) for line in file.read_text().splitlines()}) == 20
+
+
+@pytest.mark.slow
+def test_items_that_a_server_does_not_play_are_counted_and_tried_again(tmp_path: Path) -> None:
+    first: list[str] = []
+
+    def respond(body: dict[str, Any], _: int) -> Any:
+        question = next(message["content"] for message in body["messages"] if message["role"] == "user")
+        first.append(question)
+        if "min_p" in body:
+            return Reply({"error": {"message": "Unrecognized request argument supplied: min_p"}}, 400)
+        if question == first[0] and not well:
+            return Reply({"error": {"message": "This model's maximum context length is 9 tokens."}}, 400)
+        return completion(said("<answer>nobody</answer>"))
+
+    well = False
+    with ChatServer(respond) as server:
+        command = (f"endpoint={server.url}", "model=m", "bench=minihop", "eval.limit=4", f"runs_dir={tmp_path}")
+        done = agentrl(*command, f"out={tmp_path / 'table.md'}")
+        assert done.returncode == 0, done.stderr
+        assert (
+            "1 items are missing, and the same command tries them again. 1 times: HTTP 400: This model" in done.stdout
+        )
+        assert "it refuses and chooses itself: min_p" in done.stdout
+        assert (tmp_path / "table.md").read_text().startswith("minihop: 3 items, m lacks 1, mean")
+        (summary,) = tmp_path.glob("*/*/summary.json")
+        told = json.loads(summary.read_text())
+        assert told["missing"]["items"] == 1 and "context length" in next(iter(told["missing"]["reasons"]))
+        assert told["sampling"]["sent"] == {"temperature": 0, "top_p": 1, "top_k": -1, "repetition_penalty": 1}
+        well, asked = True, len(server.bodies)
+        again = agentrl(*command)
+        assert "1 items are missing and are tried again" in again.stdout and "minihop: 4 items, mean" in again.stdout
+        assert "missing" not in json.loads(summary.read_text()) and len(server.bodies) - asked <= 2
+        assert "This run is complete" in agentrl(*command).stdout

@@ -1,0 +1,263 @@
+"""Values and combinations that cannot work are refused in one line that names the key; unwise ones warn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentrl.config.validate import validate
+from agentrl.core.errors import UserError
+from tests.support.helpers import config_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        validate(config_of(*overrides))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+trainer.learning_rat=1", "did you mean learning_rate"),
+        ("+algo.beta=1", "unknown key algo.beta"),
+        ("+extra=1", "unknown key extra"),
+        ("seed=abc", "seed='abc' must be of type int"),
+        ("trainer.max_steps=1.5", "must be of type int"),
+        ("trainer.learning_rate=fast", "must be of type float"),
+        ("dry_run=perhaps", "must be of type bool"),
+        ("tracker.tags=one", "must be of type list of str"),
+        ("bench.train_hops=[a,b,c,d]", "must be of type list of float"),
+        ("seed=null", "must be of type int"),
+        ("algo.name=ppo", "algo.name='ppo' is not a known algo"),
+        ("algo.name=null", "algo.name=None is not a known algo"),
+        ("trainer=3", "is not a group of keys"),
+        ("model=custom", "model.path has no value"),
+        ("bench=ftrl", "bench.path has no value"),
+        ("name=${nope}", "name: Interpolation key 'nope' not found"),
+    ],
+)
+def test_unknown_keys_and_wrong_types(override: str, words: str) -> None:
+    assert words in refusal(override)
+
+
+IMPOSSIBLE = [
+    ("algo=hipo algo.tau=1.2", "algo.tau=1.2: rewards lie in [0, 1]"),
+    ("algo=hipo algo.tau=-0.1", "algo.tau"),
+    ("algo=hipo algo.user_weight=-1", "algo.user_weight"),
+    ("algo=user_only algo.user_weight=0", "nothing is left to learn from"),
+    ("algo=hipo algo.importance_level=turn", "algo.importance_level"),
+    ("algo=hipo algo.reference=4bit", "NF4 has kernels for CUDA alone; set algo.reference=copy"),
+    ("algo=hipo algo.max_repetition=2", "algo.max_repetition"),
+    ("algo=hipo dual.initial=30", "must lie in [0, dual.cap=20]"),
+    ("algo=hipo bench=minihop", "bench=minihop: has one reward"),
+    ("algo=grpo bench=minihif", "has no tools for algo=grpo"),
+    ("algo=hipo bench=systemcheck", "judge=program: no program grades bench=systemcheck"),
+    ("algo=hipo bench.path=x.jsonl", "minihif is generated"),
+    ("dual.kind=newton", "dual.kind=newton is not a choice"),
+    ("dual.cap=0", "dual.cap"),
+    ("dual.ema_decay=1", "dual.ema_decay"),
+    ("dual.patience=0", "dual.patience"),
+    ("dual=log dual.initial=0", "0 stays 0"),
+    ("dual.on_infeasible=halt", "dual.on_infeasible"),
+    ("algo.q=1.5", "algo.q=1.5"),
+    ("algo.q=-0.1", "algo.q"),
+    ("algo.q=nan", "algo.q=nan"),
+    ("algo.sft_coef=-1", "algo.sft_coef"),
+    ("algo.rl_coef=0 algo.sft_coef=0", "nothing is left to train on"),
+    ("algo.rl_coef=0 algo.q=1", "nothing is left to train on"),
+    ("algo.clip_eps=0", "algo.clip_eps"),
+    ("algo.kl_coef=-1", "algo.kl_coef"),
+    ("algo.entropy_coef=inf", "algo.entropy_coef"),
+    ("algo.kl_context=both", "algo.kl_context=both is not a choice"),
+    ("algo.loss_aggregation=tokens", "did you mean token?"),
+    ("algo.trace.drop=[tools]", "algo.trace.drop=tools"),
+    ("algo.trace.rendering=chat", "algo.trace.rendering"),
+    ("algo.trace.max_tokens=0", "algo.trace.max_tokens"),
+    ("algo.schedule.reasoning=segments", "did you mean segment?"),
+    ("sandbox=lax", "choose from auto, strict"),
+    ("algo.schedule.call=full", "algo.schedule.call"),
+    ("algo.schedule.switch_points=[0.2,0.4,0.6]", "four ascending"),
+    ("algo.schedule.switch_points=[0.2,0.6,0.4,0.8]", "four ascending"),
+    ("algo.schedule.switch_points=[0.2,0.4,0.6,1.8]", "four ascending"),
+    ("algo.advantage.kind=gae", "algo.advantage.kind"),
+    ("algo.advantage.gamma=1.1", "algo.advantage.gamma"),
+    ("algo.advantage.scale=0", "algo.advantage.scale"),
+    ("algo.advantage.eps=0", "algo.advantage.eps"),
+    ("algo=sft algo.components=[]", "algo.components"),
+    ("algo=sft algo.components=[thoughts]", "choose from reasoning"),
+    ("anneal.start=0.1", "at least anneal.end=0.2"),
+    ("anneal.start=1.1", "anneal.start"),
+    ("anneal.horizon=0", "anneal.horizon"),
+    ("anneal.horizon=1.01", "anneal.horizon"),
+    ("anneal=steps anneal.num_steps=1", "anneal.num_steps"),
+    ("anneal.kind=exponential", "anneal.kind"),
+    ("rollout.num_generations=1", "rollout.num_generations=1"),
+    ("rollout.temperature=0", "rollout.temperature=0"),
+    ("rollout.top_p=0", "rollout.top_p"),
+    ("rollout.max_turns=0", "rollout.max_turns"),
+    ("rollout.max_turn_tokens=99999", "rollout.max_turn_tokens"),
+    ("rollout.engine=sglang", "rollout.engine"),
+    ("reward.name=solve", "reward.name"),
+    ("reward.matching=optimal", "reward.matching"),
+    ("reward.unmatched_penalty=-1", "reward.unmatched_penalty"),
+    ("reward=ot reward.ot_reg=0", "reward.ot_reg=0.0: must be above 0"),
+    ("reward=ftrl reward.ftrl_variant=f2", "reward.ftrl_variant=f2 is not a choice; did you mean f1?"),
+    ("reward=toolrl reward.toolrl.schedule=fast", "reward.toolrl.schedule"),
+    ("algo=grpo reward=ftrl bench=bfcl", "reward=ftrl: bench=bfcl has no sub-answers"),
+    ("trainer.minibatch_prompts=3", "must divide trainer.prompts_per_batch=16; nearest is 2"),
+    ("trainer.micro_batch=7", "7 does not divide; nearest is 8"),
+    ("trainer.micro_batch=0", "trainer.micro_batch"),
+    ("trainer.max_steps=0", "trainer.max_steps"),
+    ("trainer.max_steps=-2", "trainer.max_steps"),
+    ("trainer.max_steps=-1 trainer.epochs=0", "trainer.epochs"),
+    ("trainer.learning_rate=0", "trainer.learning_rate"),
+    ("trainer.learning_rate=nan", "trainer.learning_rate"),
+    ("trainer.save_steps=-1", "trainer.save_steps"),
+    ("trainer.lr_schedule=cosin", "did you mean cosine?"),
+    ("eval.limit=0", "eval.limit"),
+    ("eval.samples=0", "eval.samples"),
+    ("eval.temperature=-1", "eval.temperature"),
+    ("bench.path=data.json", "minihop is generated"),
+    ("bench.train_tasks=0", "bench.train_tasks"),
+    ("bench.train_hops=[0.5,0.5,0.5,0.5]", "sum to 1"),
+    ("bench.test_hops=[1]", "sum to 1"),
+    ("bench=toolhop bench.path=/nowhere/ToolHop.json", "bench.path=/nowhere/ToolHop.json: no such file"),
+    ("bench=toolhop bench.test_fraction=1", "bench.test_fraction"),
+    ("bench=toolhop bench.rule=exact", "bench.rule"),
+    ("bench=toolhop bench.scenario=direct", "no expert traces"),
+    ("bench=toolhop bench.scenario=direct algo=sft", "no expert traces"),
+    ("bench=toolhop bench.scenario=direct algo=grpo", "set reward=answer"),
+    ("bench=ftrl bench.path=/nowhere", "bench.path=/nowhere: no such file or directory"),
+    (f"bench=ftrl bench.path={ROOT} bench.test_fraction=0", "bench.test_fraction=0"),
+    (f"bench=ftrl bench.path={ROOT} bench.answer_tag=test", "bench.answer_tag=test is not a choice"),
+    ("model.path=./nowhere", "model.path=./nowhere: no checkpoint there"),
+    ("model.dtype=int8", "model.dtype"),
+    ("model.dtype=float16", "set model.dtype=float32"),
+    ("model.attn_implementation=flash_attention_2", "set model.attn_implementation=sdpa"),
+    ("model.family=gpt2", "model.family"),
+    ("model.lora.r=0", "model.lora.r"),
+    ("model.lora.dropout=1", "model.lora.dropout"),
+    ("model/lora=on model.lora.target_modules=[]", "model.lora.target_modules"),
+    ("hardware.vllm=colocate", "vLLM rollouts need a GPU"),
+    ("hardware=gpu hardware.vllm=colocate rollout.top_p=0.9", "rollout.top_p=0.9: vLLM gives probabilities"),
+    ("algo=hipo hardware=gpu hardware.vllm=server rollout.top_p=0.9", "set rollout.top_p=1, or hardware.vllm=off"),
+    ("algo=grpo hardware=gpu hardware.vllm=colocate rollout.top_p=0.99", "every ratio of the two is biased"),
+    ("algo=luffy hardware=gpu hardware.vllm=colocate rollout.top_p=0.5", "every ratio of the two is biased"),
+    ("hardware=gpu hardware.vllm=server hardware.vllm_url=localhost:8000", "hardware.vllm_url=localhost:8000: must be"),
+    ("hardware=multi_gpu hardware.vllm=server", "set hardware.vllm=colocate"),
+    ("hardware.device=tpu", "hardware.device"),
+    ("hardware.processes=0", "hardware.processes"),
+    ("hardware.processes=3", "multiple of hardware.processes=3"),
+    ("hardware.threads=0", "hardware.threads"),
+    ("hardware.accelerate_config=/nowhere.yaml", "hardware.accelerate_config=/nowhere.yaml: no such file"),
+    ("tracker.name=mlflow", "tracker.name"),
+    ("name=a/b", "name='a/b'"),
+    ("run_id=..", "run_id='..'"),
+    ("runs_dir=''", "runs_dir"),
+    ("seed=-1", "seed=-1"),
+    ("judge=openai", "judge.model has no value"),
+    ("judge=openai judge.model=m judge.api_key_env=sk-0123", "never the key itself"),
+    ("judge=openai judge.model=m judge.base_url=ftp://host", "must be http(s)://"),
+    ("judge=openai judge.model=m judge.max_cost=1", "without prices nothing costs anything"),
+    ("judge=openai judge.model=m judge.user_rubric=/nowhere.md", "judge.user_rubric=/nowhere.md: no such file"),
+    ("judge=distilled judge.path=/nowhere", "make one with agentrl judge distill"),
+    ("algo=dpo algo.beta=0", "algo.beta"),
+    ("algo=dpo rollout.num_generations=1", "a pair is two replies"),
+    ("algo=dpo algo.pairs=/nowhere.jsonl", "algo.pairs"),
+    ("algo=split_softmax algo.k=0", "algo.k"),
+    ("algo=focal_lora algo.head_share=1.5", "algo.head_share"),
+    ("algo=chord algo.mu.peak=1.1", "algo.mu.peak=1.1: must lie in [0, 1]"),
+    ("algo=chord algo.mu.peak=0.01", "algo.mu.valley=0.05: must be at most algo.mu.peak=0.01"),
+    ("algo=chord algo.mu.decay_steps=-1", "algo.mu.decay_steps"),
+    ("algo=chord algo.token_weight=psi", "did you mean phi?"),
+    ("algo=luffy algo.shaping=0", "algo.shaping=0.0: must be above 0 (the paper: 0.1)"),
+    ("algo=luffy rollout.num_generations=1", "rollout.num_generations=1"),
+    ("algo=luffy algo.clip_eps=0.2", "algo.clip_eps"),
+    ("algo=chord bench=minihif", "has no tools for algo=chord"),
+    ("algo=chord bench=toolhop bench.scenario=direct", "no expert traces"),
+    ("algo=luffy bench=toolhop bench.scenario=direct", "no expert traces"),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"), IMPOSSIBLE, ids=[case[0].replace(str(ROOT), ".") for case in IMPOSSIBLE]
+)
+def test_impossible_combinations(overrides: str, words: str) -> None:
+    assert words in refusal(*overrides.split())
+
+
+ACCELERATE = [  # what the file says, what is chosen, what the refusal says; None where it goes through
+    (
+        "distributed_type: DEEPSPEED",
+        "hardware=cpu",
+        "=DEEPSPEED needs GPUs, on a CPU accelerate drops it",
+    ),
+    ("distributed_type: FSDP", "hardware=cpu", "distributed_type=FSDP needs GPUs"),
+    ("distributed_type: MULTI_GPU", "hardware=cpu", "distributed_type=MULTI_GPU needs GPUs"),
+    ("distributed_type: MEGATRON_LM", "hardware=cpu", "set hardware=gpu or multi_gpu"),
+    ("distributed_type: deepspeed", "hardware=cpu", "distributed_type=DEEPSPEED needs GPUs"),
+    ("use_cpu: true", "hardware=gpu", "keeps the processes on the CPU, but hardware=gpu"),
+    ("distributed_type: MULTI_CPU", "hardware=gpu", "keeps the processes on the CPU"),
+    ("num_machines: 2", "hardware=gpu", "num_machines=2: agentrl starts processes on one machine"),
+    ("num_processes: 8", "hardware=gpu", "num_processes=8 there; set hardware.processes=8"),
+    ("- a list", "hardware=gpu", "holds no keys"),
+    ("a: [", "hardware=gpu", "cannot be read as YAML"),
+    ("", "hardware=gpu", "holds no keys"),
+    ("distributed_type: DEEPSPEED\nnum_processes: 1\nnum_machines: 1", "hardware=gpu", None),
+    ("distributed_type: FSDP", "hardware=gpu", None),
+    ("distributed_type: MULTI_CPU\nuse_cpu: true", "hardware=cpu", None),
+    ("distributed_type: 'NO'", "hardware=cpu", None),
+]
+
+
+@pytest.mark.parametrize(("content", "hardware", "words"), ACCELERATE)
+def test_what_an_accelerate_file_asks_for_is_never_dropped(
+    content: str, hardware: str, words: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    overrides = (hardware, f"hardware.accelerate_config={file}")
+    if words is None:
+        validate(config_of(*overrides))
+    else:
+        assert words in refusal(*overrides) and f"hardware.accelerate_config={file}: " in refusal(*overrides)
+
+
+def test_top_p_is_free_where_vllm_plays_no_rollouts_that_are_trained_on() -> None:
+    for algo in ("algo=sft", "algo=eval"):
+        validate(config_of(algo, "hardware=gpu", "hardware.vllm=colocate", "rollout.top_p=0.9"))
+    validate(config_of("algo=grpo", "hardware=gpu", "hardware.vllm=colocate"))
+
+
+def test_constraints_are_a_list_of_checked_groups() -> None:
+    several = "algo.constraints=[{name: a, reward: sys, kind: conflict, threshold: 0.5, initial: 1}]"
+    assert config_of("algo=hipo", several).algo.constraints[0].kind == "conflict"
+    assert "unknown key algo.constraints.0.tau" in refusal("algo=hipo", "algo.constraints=[{name: a, tau: 1}]")
+    assert "threshold has no value" in refusal("algo=hipo", "algo.constraints=[{name: a, reward: sys, kind: null}]")
+    assert "not a list of groups" in refusal("algo=hipo", "algo.constraints=[sys]")
+    twice = "algo.constraints=[{name: a, reward: sys, kind: null, threshold: 0.5, initial: 1},"
+    twice += "{name: a, reward: user, kind: null, threshold: 0.5, initial: 1}]"
+    assert "share a name" in refusal("algo=hipo", twice)
+
+
+def test_every_method_starts_from_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    start = ("model=custom", f"model.path={tmp_path}", "model.family=tiny")
+    for algo in (("algo=grpo",), ("algo=pact",), ("algo=dpo", "bench=minihif"), ("algo=hipo", "bench=minihif")):
+        validate(config_of(*algo, *start))
+        validate(config_of(*algo, *start, "model/lora=on"))
+
+
+def test_direct_scenario_is_possible_without_traces() -> None:
+    assert validate(config_of("bench=toolhop", "bench.scenario=direct", "algo=grpo", "reward=answer")) == []
+
+
+def test_unwise_values_warn() -> None:
+    assert "bf16" in validate(config_of("hardware.bf16=true"))[0]
+    assert "lost to rounding" in validate(config_of("model=qwen3-1.7b", "model.dtype=bfloat16"))[0]
+    assert validate(config_of("model=qwen3-1.7b", "model.dtype=bfloat16", "model/lora=on")) == []

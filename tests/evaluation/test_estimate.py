@@ -1,0 +1,105 @@
+"""The estimate before a run: by hand for the paper's, and sizes of models that lie on this disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agentrl.benches import load_bench
+from agentrl.core.errors import UserError
+from agentrl.evaluation.estimate import count_parameters, count_tasks, estimate
+from tests.support.bench_files import bench_keys
+from tests.support.helpers import CONF, config_of
+
+
+def test_estimate_of_the_papers_run() -> None:
+    # 2000 tasks / 256 a batch = 7 whole batches, 3 epochs = 21 batches of 8 updates of 32 prompts x 8 rollouts.
+    result = estimate(config_of("algo=pact", "model=qwen3-4b", "hardware=gpu", "bench.train_tasks=2000"))
+    assert (result.rollout_batches, result.updates) == (21, 168)
+    assert result.sequences == 168 * 32 * 8
+    assert result.rollout_tokens == 21 * 256 * 8 * 23000
+    # float32 weights, gradients, two moments and a reference: 5 x 4 GB x (1e9 / 2**30)
+    assert result.memory_gb is not None
+    assert sum(result.memory_gb.values()) == pytest.approx(5 * 4 * 4.0e9 / 2**30)
+
+
+def test_estimate_counts_a_local_checkpoint(tmp_path: Path) -> None:
+    header = b'{"a": {"dtype": "F32", "shape": [3, 5], "data_offsets": [0, 60]}, "__metadata__": {}}'
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(60))
+    config = config_of(f"model.path={tmp_path}")
+    assert count_parameters(config) == 15
+    (tmp_path / "model.safetensors").write_bytes(b"\x05")
+    assert count_parameters(config) is None
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_hif"])
+def test_the_packaged_models_are_counted(model: str) -> None:
+    """By files that hold float32 weights and little else."""
+    size = (CONF.parent / f"agentrl/tiny/{model}/model.safetensors").stat().st_size
+    assert count_parameters(config_of(f"model.path=builtin:{model}")) == pytest.approx(size / 4, rel=0.05)
+
+
+def test_every_hub_model_has_a_known_size() -> None:
+    for file in (CONF / "model").glob("*.yaml"):
+        path: Any = yaml.safe_load(file.read_text())["path"]
+        if path != "???" and not path.startswith("builtin:"):
+            assert count_parameters(config_of(f"model={file.stem}")), file
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def episodes(*keys: str) -> int:
+    return estimate(config_of("algo=eval", "model=qwen3-1.7b", *keys)).eval_episodes
+
+
+@pytest.mark.parametrize(
+    ("categories", "train", "test"),
+    [
+        ("multi_turn", 640, 160),
+        ("multi_turn_base", 160, 40),
+        ("web_search", 160, 40),
+        ("multi_turn_base,web_search", 320, 80),
+    ],
+)
+@pytest.mark.parametrize("installed", [True, False])
+def test_bfcl_counts_the_chosen_categories(
+    categories: str, train: int, test: int, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installed:
+        pytest.importorskip("bfcl_eval")
+    else:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = config_of("model=qwen3-1.7b", "bench=bfcl", f"bench.categories=[{categories}]", "bench.web=replay")
+    assert count_tasks(config, ("train", "test")) == {"train": train, "test": test}
+
+
+def test_bfcl_leaves_out_what_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bfcl_eval")
+    monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
+    assert episodes("bench=bfcl", "bench.categories=[multi_turn_base,web_search]") == 40
+    with pytest.raises(UserError, match="none can run here"):
+        episodes("bench=bfcl", "bench.categories=[web_search]")
+
+
+@pytest.mark.slow
+def test_every_bench_is_counted_as_it_is_divided(tmp_path: Path) -> None:
+    """In training and in evaluation; a suite for evaluation alone has nothing to train on."""
+    for bench, keys in bench_keys(tmp_path).items():
+        own = [key.replace(f"{bench}.", "bench.", 1) for key in keys]
+        config = config_of(f"bench={bench}", "algo=eval", "model=qwen3-1.7b", *own)
+        loaded = load_bench(config.bench)
+        assert estimate(config).eval_episodes == len(loaded.tasks("test")) > 0, bench
+        whole = getattr(config.bench, "test_fraction", 0) == 1 or bench == "ftrl"
+        if not whole:
+            assert count_tasks(config, ("train",)) == {"train": len(loaded.tasks("train"))}, bench
+
+
+def test_an_evaluation_trains_nothing() -> None:
+    result = estimate(config_of("algo=eval", "eval.limit=7", "eval.samples=3"))
+    assert (result.train_tasks, result.updates, result.sequences, result.trained_tokens) == (0, 0, 0, 0)
+    assert result.eval_episodes == 21 and list(result.memory_gb or {}) == ["weights"]

@@ -1,0 +1,139 @@
+"""The two files of docs/extending.md: what the page shows is what runs, and a user needs no edit of the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agentrl.benches import load_bench
+from agentrl.config.benches import CustomBench
+from agentrl.core.custom import attribute_of
+from agentrl.core.errors import UserError
+from agentrl.core.trajectory import Component, Trajectory
+from agentrl.trainers.build import rl_trainer
+from tests.support.helpers import composed, make_trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH, ALGO = ROOT / "examples" / "bench_sums.py", ROOT / "examples" / "algo_rloo.py"
+CUSTOM = ("bench=custom", f"bench.path={BENCH}", "algo=custom", f"algo.path={ALGO}", "reward=answer")
+
+
+def test_the_page_shows_the_files() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    shown = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert shown == [BENCH.read_text(), ALGO.read_text()]
+    assert all(len(text.splitlines()) < 60 for text in shown)
+
+
+def test_the_bench_keeps_the_contract() -> None:
+    bench = load_bench(CustomBench("custom", str(BENCH), {"tasks": 12, "largest": 9}))
+    train, test = bench.tasks("train"), bench.tasks("test")
+    assert len(train) == 12 and train == bench.tasks("train")
+    assert not {task.cluster for task in train} & {task.cluster for task in test}
+    assert bench.tasks("test", limit=3, seed=1) == bench.tasks("test", limit=3, seed=1) != test[:3]
+    task = train[0]
+    tools = bench.environment(task)
+    called = tools.call("add", task.data, 0)
+    assert (called.observation, called.error) == (task.answer, False)
+    for name, arguments in (("add", {"a": 1}), ("add", "1 + 2"), ("subtract", {"a": 1, "b": 2})):
+        assert tools.call(name, arguments, 0).error
+    trace = bench.expert_trace(task)
+    assert trace is not None and trace.calls == [{"name": "add", "arguments": task.data}]
+    for text, correct in ((f"It is <answer>{task.answer}</answer>", 1.0), ("<answer>0</answer>", 0.0)):
+        messages = [{"role": "assistant", "content": text}]
+        assert bench.score(task, Trajectory(task.id, [0], [1], [1], [0], [Component.ANSWER], messages)).metrics == {
+            "correct": correct
+        }
+
+
+def test_leave_one_out_by_hand() -> None:
+    leave_one_out = attribute_of(str(ALGO), "leave_one_out")
+    # 1 - (2 + 6) / 2 = -3; 2 - (1 + 6) / 2 = -1.5; 6 - (1 + 2) / 2 = 4.5
+    expected = torch.tensor([[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]])
+    assert torch.equal(leave_one_out(torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]])), expected)
+
+
+def test_the_algorithm_trains_on_the_bench(tmp_path: Path) -> None:
+    """Of four scripted rollouts one calls the tool and answers: it gets A = 1 - 0, the others 0 - 1/3, doubled."""
+    config = composed(*CUSTOM, "+bench.options.tasks=4", "+algo.options.scale=2", "rollout.num_generations=4")
+
+    def script(task: Any, sample: int, turn: int) -> str:
+        if sample:
+            return "<answer>none</answer>"
+        call = json.dumps({"name": "add", "arguments": task.data})
+        return f"<answer>{task.answer}</answer>" if turn else f"<tool_call>\n{call}\n</tool_call>"
+
+    trainer = make_trainer(config, tmp_path, script)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    rows = [{"task": 0, "prompt": trainer.tasks[0].prompt} for _ in range(4)]
+    batch = trainer._generate_and_score_completions(rows)
+    assert trainer._turn_rewards == [[0.0, 1.0], [0.0], [0.0], [0.0]]
+    own = batch["completion_mask"].bool() & batch["tool_mask"].bool()
+    for row, advantage in enumerate((2.0, -2 / 3, -2 / 3, -2 / 3)):
+        assert batch["advantages"][row][own[row]].tolist() == pytest.approx([advantage] * int(own[row].sum()))
+    trainer._compute_loss(trainer.model, batch).backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in trainer.model.parameters())
+
+
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match=r"empty\.py has no load"):
+        load_bench(CustomBench("custom", str(tmp_path / "empty.py"), {}))
+    with pytest.raises(UserError, match=r"gone\.py is no Python file"):
+        attribute_of(str(tmp_path / "gone.py"), "load")
+    (tmp_path / "other.py").write_text("class Trainer: pass")
+    config = composed("algo=custom", f"algo.path={tmp_path / 'other.py'}")
+    with pytest.raises(UserError, match="must be a subclass"):
+        rl_trainer(config.algo)
+
+
+@pytest.mark.slow
+def test_a_file_with_keys_of_its_own_from_the_command_line(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "mine" / "bench").mkdir(parents=True)
+    (tmp_path / "mine" / "bench" / "sums.yaml").write_text(shown)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    small = ("trainer.max_steps=1", "trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "eval.before=false")
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "agentrl", "--config-dir", "mine", "bench=sums", "bench.options.largest=50"),
+            *("algo=custom", f"algo.path={ALGO}", "reward=answer", "eval.limit=2", "name=sums", *small),
+            *("rollout.max_completion_tokens=64", "rollout.max_turn_tokens=32", "rollout.max_turns=2"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (run,) = tmp_path.glob("runs/sums/s0-*")
+    assert json.loads((run / "summary.json").read_text())["eval"]["after"]["correct"]["n"] == 2
+    hashed = json.loads((run / "environment.json").read_text())
+    assert {"bench.path", "algo.path"} <= set(json.dumps(hashed).replace('"', " ").split())
+
+
+def test_a_file_of_ones_own_imports_those_beside_it_and_hides_no_library(tmp_path: Path) -> None:
+    """Workers do not search the current directory, where a folder may be named like a library."""
+    (tmp_path / "beside_it.py").write_text("LARGEST = 7")
+    (tmp_path / "yaml").mkdir()
+    (tmp_path / "yaml" / "__init__.py").write_text("raise SystemExit('the wrong yaml')")
+    (tmp_path / "mine.py").write_text(
+        "from beside_it import LARGEST\n\ndef largest():\n    import yaml\n    return LARGEST"
+    )
+    code = "from agentrl.core.custom import attribute_of; import sys; print(attribute_of(sys.argv[1], 'largest')())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "mine.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONSAFEPATH": "1"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("7\n", "")

@@ -1,0 +1,40 @@
+"""The comparison of HIPO with its baselines: one number a run, intervals over seeds, base from before training."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "compare_hipo.py"
+
+
+@pytest.fixture(scope="module")
+def compare():
+    spec = importlib.util.spec_from_file_location("compare_hipo", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def finished(folder: Path, r_sys: float, phases: tuple[str, ...] = ("after",)) -> None:
+    results = {phase: {"r_sys": {"mean": r_sys}, "r_user": {"mean": 0.5}} for phase in phases}
+    folder.mkdir(parents=True)
+    summary = {"status": "completed", "eval": results, "by": {"kind": {"conflict": results, "aligned": results}}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def test_rows_are_means_over_the_seeds_that_finished(compare, tmp_path: Path):
+    arm = next(iter(compare.ARMS))
+    finished(compare.folder(tmp_path, arm, 0), 0.6, ("before", "after"))
+    for seed, r_sys in enumerate((0.7, 0.8, 0.9)):
+        finished(compare.folder(tmp_path, "hipo tau=0.8", seed), r_sys)
+    header, _, base, first, hipo = compare.table(tmp_path, seeds=5)
+    assert header.startswith("| method | seeds | r_sys all | r_user all |")
+    assert base.startswith("| base | 1 | 0.600 |") and first.startswith(f"| {arm} | 1 | 0.600 |")
+    # mean .8, standard error .1 / sqrt(3), Student's t of 2 degrees of freedom at 97.5%: 4.303
+    assert hipo.startswith("| hipo tau=0.8 | 3 | 0.800 ± 0.248 | 0.500 ± 0.000 |")
+    compare.plot(tmp_path, 5, tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,205 @@
+"""What cannot work is said within seconds, in one line that names the key as typed, and before anything is made."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrl.commands.eval import main as eval_command
+from agentrl.commands.traces import main as traces_command
+from agentrl.config.compose import compose
+from agentrl.core.errors import UserError
+from agentrl.runner import reach
+from tests.config.test_typed import run_here
+
+NOBODY = "http://127.0.0.1:9/v1"  # the port for discarding: nothing listens there
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Knows one model; refuses another without a token."""
+
+    def do_GET(self) -> None:
+        known = {"/api/models/someone/agent": 200, "/api/models/someone/gated": 401}
+        self.send_response(known.get(self.path, 404))
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    listening = HTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{listening.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    for name in reach.OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+    reach._refused_by_hub.cache_clear()
+    yield address
+    listening.shutdown()
+    listening.server_close()
+    reach._refused_by_hub.cache_clear()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys: Any, *arguments: str) -> str:
+    """The one line by which a command line is refused, within five seconds and without a trace on the disk."""
+    began = time.perf_counter()
+    assert run_here(*arguments) == 2
+    assert time.perf_counter() - began < 5
+    said = capsys.readouterr()
+    assert "Run directory" not in said.out
+    assert not Path("runs").exists()
+    (line,) = said.err.splitlines()
+    return str(line)
+
+
+# --- models and data --------------------------------------------------------------------------------------------------
+
+
+def test_a_hub_id_that_is_not_there(here: Path, capsys: Any, hub: str) -> None:
+    line = refused(capsys, "model=someone/agnet")
+    assert line.startswith("agentrl: error: model=someone/agnet: not in the hub's cache, and the hub has no model")
+    assert "HTTP 401" in refused(capsys, "model=someone/gated")
+    assert reach.check_reach(compose(["model=someone/agent"])) == []
+
+
+def test_no_network(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = refused(capsys, "model=someone/offline")  # tests run with HF_HUB_OFFLINE=1
+    assert "model=someone/offline: not in the hub's cache, and HF_HUB_OFFLINE" in line
+    for name in reach.OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", NOBODY)
+    reach._refused_by_hub.cache_clear()
+    assert f"{NOBODY} cannot be reached (Connection refused)" in refused(capsys, "model=someone/agent")
+    assert "bench.hub_id=bytedance-research/ToolHop" in refused(capsys, "bench=toolhop")
+    assert "judge.path=some/judge" in refused(capsys, "algo=hipo", "judge=local", "judge.path=some/judge")
+    reach._refused_by_hub.cache_clear()
+
+
+def test_the_base_of_an_adapter_counts(here: Path, capsys: Any) -> None:
+    (here / "adapter").mkdir()
+    (here / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/base"}))
+    assert "its base someone/base: not in the hub's cache" in refused(capsys, "model=adapter", "model/lora=on")
+
+
+def test_what_lies_in_the_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "models--someone--agent"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert reach.in_hub_cache("someone/agent")
+    assert not reach.in_hub_cache("someone/agent", revision="other")
+    assert not reach.in_hub_cache("someone/else")
+    reach.check_reach(compose(["model=someone/agent"]))
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["model=weights.bin"], "model=weights.bin is a file"),
+        (["model=custom", "model.path=weights.bin"], "model.path=weights.bin: is a file"),
+        (["model=a/b/c"], "model=a/b/c is no preset, no directory"),
+        (["model=custom", "model.path=a/b/c"], "model.path=a/b/c: no checkpoint there"),
+        (["model=empty"], "model=empty: neither config.json nor adapter_config.json"),
+    ],
+)
+def test_a_path_that_is_no_checkpoint(here: Path, capsys: Any, typed: list[str], words: str) -> None:
+    (here / "weights.bin").touch()
+    (here / "empty").mkdir()
+    assert words in refused(capsys, *typed)
+
+
+# --- GPUs and servers -------------------------------------------------------------------------------------------------
+
+
+def test_no_gpu(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0+cu128")
+    monkeypatch.setattr(reach, "driver_gpus", lambda: 0)
+    assert "hardware=gpu wants 1 GPU(s), the driver shows 0" in refused(capsys, "hardware=gpu")
+    assert "wants 4 GPU(s), the driver shows 0" in refused(capsys, "hardware=multi_gpu", "model=qwen3-4b")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0+cpu")
+    assert "a build without CUDA" in refused(capsys, "hardware=gpu")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0")
+    monkeypatch.setattr(reach, "driver_gpus", lambda: None)  # another maker's: PyTorch will say
+    assert reach.check_reach(compose(["hardware=gpu"])) == []
+    assert run_here("hardware=gpu", "dry_run=true") == 0  # an estimate needs no GPU
+
+
+def test_a_dead_endpoint(here: Path, capsys: Any) -> None:
+    assert eval_command([f"endpoint={NOBODY}", "model=m", "bench=minihop"]) == 2
+    assert f"endpoint={NOBODY}: no server answers there (Connection refused)" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+    with pytest.raises(UserError, match=f"endpoint={NOBODY}: no server answers"):
+        traces_command(["build", "bench=minihop", "source=teacher", "teacher=m", f"endpoint={NOBODY}", "out=t.jsonl"])
+    judged = ("algo=hipo", "judge=openai", "judge.model=m", f"judge.base_url={NOBODY}")
+    assert f"judge.base_url={NOBODY}: no server answers there" in refused(capsys, *judged)
+    (here / "verdicts.sqlite").touch()
+    (warning,) = reach.check_reach(compose([*judged, "judge.cache=verdicts.sqlite"]))
+    assert "only verdicts in verdicts.sqlite can be had" in warning
+
+
+def test_a_name_that_takes_long_to_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(reach, "_connect", lambda host, port: time.sleep(2))
+    with pytest.raises(UserError, match=r"algo.endpoint.base_url=http://slow: no server answers there \(no answer in"):
+        reach.check_server("algo.endpoint.base_url", "http://slow")
+
+
+# --- the key that was typed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["bench=ftrl", "ftrl.path=absent"], "ftrl.path=absent"),
+        (["bench=ftrl", "bench.path=absent"], "bench.path=absent"),
+        (["samples=0"], "samples=0: must be at least 1"),
+        (["eval.samples=0"], "eval.samples=0: must be at least 1"),
+        (["samples=many"], "samples='many' must be of type int"),
+        (["temperature=-1"], "temperature=-1"),
+        (["endpoint=localhost:1", "model=m"], "endpoint=localhost:1: must begin with http"),
+        (["bench=minihop", "minihop.test_tasks=0"], "minihop.test_tasks=0"),
+        (["model=someone/offline"], "model=someone/offline: not in the hub's cache"),
+    ],
+)
+def test_errors_of_eval_name_the_key_as_typed(here: Path, capsys: Any, typed: list[str], words: str) -> None:
+    try:
+        code, text = eval_command(typed), capsys.readouterr().err
+    except UserError as error:
+        code, text = 2, f"agentrl: error: {error}"
+    assert code == 2
+    assert text.startswith("agentrl: error: ") and text.removeprefix("agentrl: error: ").startswith(words.split("=")[0])
+    assert words in text.replace(str(here) + "/", "") and len(text.strip().splitlines()) == 1
+    assert not (here / "runs").exists()
+
+
+def test_every_evaluation_is_checked_before_the_first_begins(here: Path, capsys: Any) -> None:
+    assert eval_command(["model=tiny", "bench=minihop,ftrl,toolhop", "ftrl.path=absent", "toolhop.path=nowhere"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[2].split("=")[0].strip() for line in lines] == ["ftrl.path", "toolhop.path"]
+    assert not (here / "runs").exists()
+
+
+def test_a_sweep_names_what_one_of_its_jobs_lacks(here: Path, capsys: Any) -> None:
+    assert run_here("-m", "model=tiny,someone/offline", "trainer.max_steps=1") == 2
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("agentrl: error: model=someone/offline: not in the hub's cache")
+    assert last == "1 of 2 jobs cannot work; none was started."
+    assert not (here / "runs").exists()

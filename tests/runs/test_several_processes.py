@@ -1,0 +1,56 @@
+"""Several processes of a CPU: the same training as in one, and sharded weights from the first rollout to the last."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentrl.store.run import RunDirectory
+from tests.support.helpers import small
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(processes: int, script: str, *arguments: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", f"tests.support.{script}", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algo", "terms"), [("pact", ("loss/sft",)), ("luffy", ("loss/expert", "expert/share"))])
+def test_two_processes_make_the_updates_of_one(algo: str, terms: tuple[str, ...], tmp_path: Path) -> None:
+    results = []
+    for processes in (1, 2):
+        start(processes, "scripted_training", str(processes), str(tmp_path), f"algo={algo}")
+        results.append(json.loads((tmp_path / f"{processes}.json").read_text()))
+    one, two = results
+    assert one["weights"] == pytest.approx(two["weights"], rel=1e-5)
+    for name in ("loss", "grad_norm", "loss/rl", "reward", "solve_rate", "tools/calls", *terms):
+        first, second = ([line[name] for line in result["log"][:2]] for result in results)
+        assert len(first) == 2 and first == pytest.approx(second, rel=1e-4, abs=1e-6), name
+    assert one["log"][0]["grad_norm"] > 0.01 and one["log"][0][terms[0]] != 0
+
+
+@pytest.mark.slow
+def test_a_run_with_sharded_weights(tmp_path: Path) -> None:
+    few = ("bench.train_tasks=12", "bench.test_tasks=3", "trainer.max_steps=2", "trainer.micro_batch=4")
+    config = small(f"runs_dir={tmp_path}", *few, "algo.kl_coef=0.01", "hardware.processes=2", "hardware.threads=1")
+    run = RunDirectory.create(config)
+    assert run is not None
+    start(2, "fsdp_on_cpu", str(run.path))
+    assert run.status()["status"] == "completed"
+    before, after = (run.records(run.eval_dir / f"{phase}.jsonl") for phase in ("before", "after"))
+    assert len(before) == len(after) == 3 and len(run.read_metrics()) == 2
+    assert (run.path / "model" / "model.safetensors").stat().st_size > 1_000_000

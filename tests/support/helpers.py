@@ -1,0 +1,138 @@
+"""Shared by the tests: composing configurations, and trainers whose sampler follows a script."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from agentrl.config.help import GROUPS
+from agentrl.config.load import typed_config
+from agentrl.config.schema import Config
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def composed(*overrides: str) -> Config:
+    """The typed configuration of a command line."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed_config(compose("config", overrides=list(overrides)))
+
+
+@cache
+def _composed_groups(groups: tuple[str, ...]) -> str:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_yaml(compose("config", overrides=list(groups)))
+
+
+def config_of(*overrides: str) -> Config:
+    """As `composed`; keys are set without Hydra, whose composition takes a third of a second."""
+    groups = tuple(override for override in overrides if override.split("=")[0] in GROUPS)
+    raw = OmegaConf.create(_composed_groups(groups))
+    for override in overrides:
+        if override not in groups:
+            key, value = override.lstrip("+").split("=", 1)
+            OmegaConf.update(raw, key, OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"])
+    return typed_config(raw)
+
+
+def small(*overrides: str) -> Config:
+    """The laptop default cut down to 2 prompts of 4 rollouts, without a reference model or an entropy term."""
+    return composed(
+        "trainer.prompts_per_batch=2",
+        "trainer.minibatch_prompts=2",
+        "trainer.micro_batch=8",
+        "trainer.max_steps=4",
+        "rollout.num_generations=4",
+        "bench.train_tasks=12",
+        "bench.test_tasks=4",
+        *overrides,
+    )
+
+
+def make_trainer(config: Config, out: Path, script: Any = None, **extra: Any) -> Any:
+    """The RL trainer of `config` on the packaged tokenizer and a freshly initialised tiny network.
+
+    `script(task, sample, turn) -> str` replaces sampling where given: the text of the turn, end token excluded.
+    `extra` goes to the trainer.
+    """
+    import torch
+
+    from agentrl.benches import load_bench
+    from agentrl.models.loading import load_chat, load_model, needs_of
+    from agentrl.trainers.arguments import grpo_arguments
+    from agentrl.trainers.build import rl_trainer
+
+    torch.manual_seed(0)
+    bench = load_bench(config.bench)
+    tasks = bench.tasks("train")
+    chat = load_chat(config.model, needs_of(tasks))
+    trainer_class = rl_trainer(config.algo)
+    assert trainer_class is not None
+    trainer = trainer_class(
+        **extra,
+        model=load_model(config.model),
+        chat=chat,
+        args=grpo_arguments(config, out, config.algo),
+        config=config,
+        bench=bench,
+        tasks=tasks,
+    )
+    trainer.state.max_steps = config.trainer.max_steps
+    if script is not None:
+        follow_script(trainer, script)
+    return trainer
+
+
+def follow_script(trainer: Any, script: Any) -> None:
+    """Replace TRL's sampler: every turn of every row is the script's text, tokenised, with the end token."""
+    tokenizer = trainer.processing_class
+    turns: dict[int, int] = {}
+
+    def generate(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+        out = []
+        rows = sorted(turns) if turns else range(len(prompt_ids))
+        if turns:  # TRL asks again only for the rows whose last turn made calls
+            rows = [row for row in rows if turns[row] >= 0]
+        for row in rows:
+            turn = turns.get(row, 0)
+            text = script(trainer._batch[row], row % trainer.num_generations, turn)
+            out.append(tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
+            turns[row] = turn + 1 if "<tool_call>" in text else -1
+        return out, None
+
+    def anew(prompts: list[Any]) -> Any:
+        turns.clear()
+        return type(trainer)._generate(trainer, prompts)
+
+    trainer._generate_single_turn, trainer._generate = generate, anew
+
+
+def rolled_batch(trainer: Any, prompts: int = 2) -> Any:
+    """The tensors of one batch, rolled out and rewarded: `prompts` tasks, a group each."""
+    group = trainer.num_generations
+    rows = [{"task": i, "prompt": trainer.tasks[i].prompt} for i in range(prompts) for _ in range(group)]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer._generate_and_score_completions(rows)
+
+
+def work_in_this_process(monkeypatch: Any) -> None:
+    """Commands do a worker's work here, without a child process, whose imports take longer than a small evaluation."""
+    from agentrl.runner import start, worker
+
+    monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
+    monkeypatch.setattr(worker, "die_with_launcher", lambda: None)
+    monkeypatch.setattr(start, "launch", lambda run, *_, **__: worker.main(run.path))
+
+
+def gradient(trainer: Any, loss: Any) -> Any:
+    """The gradient of `loss` over all parameters, flat."""
+    import torch
+
+    trainer.model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
