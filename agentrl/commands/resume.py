@@ -11,13 +11,13 @@ from agentrl.config.meanings import suggest_key
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError, first_line
 from agentrl.runner.start import start
-from agentrl.store.identity import NOT_IN_IDENTITY, in_identity
+from agentrl.store.identity import MAY_MOVE, NOT_IN_IDENTITY, in_identity
 
 HELP = """agentrl resume RUN [key=value ...]
 
 Trains on from the last checkpoint, or evaluates what is left; a completed run shows its result. It does what repeating
 the run's own command does. Only keys that make no other run can be changed on the way, e.g. trainer.save_steps=10 or
-judge.max_cost=5."""
+judge.max_cost=5, and the address of a server that has moved (judge.base_url, algo.endpoint.base_url)."""
 # The directory says them itself: it may have been moved.
 WHERE = ("runs_dir", "name", "run_id")
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     """Go on with the run; its exit code. Raises UserError for no run, or for a key that would make it another run."""
     match arguments:
         case [place, *changes] if all("=" in change for change in changes):
-            return start(config_of(place, changes))
+            return start(config_of(place, changes), may_move=MAY_MOVE)
         case _:
             raise UserError("name one run directory: agentrl resume RUN [key=value ...]")
 
@@ -38,8 +38,10 @@ def config_of(place: str, changes: list[str]) -> Config:
         key, known = change.partition("=")[0], [name for name, _, _ in all_keys()]
         if not any(name == key or name.startswith(f"{key}.") for name in known):
             raise UserError(f"unknown key {key}{suggest_key(key, known)}")
-        if key in WHERE or in_identity(key):
-            allowed = ", ".join(name for name in NOT_IN_IDENTITY if name not in (*WHERE, "objective", "dry_run"))
+        if key in WHERE or (in_identity(key) and key not in MAY_MOVE):
+            allowed = ", ".join(
+                name for name in (*NOT_IN_IDENTITY, *MAY_MOVE) if name not in (*WHERE, "objective", "dry_run")
+            )
             raise UserError(f"{change}: a run that goes on cannot change {key}; it can change {allowed}")
     try:
         values = OmegaConf.merge(OmegaConf.load(run.config_path), OmegaConf.from_dotlist(changes))

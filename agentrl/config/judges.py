@@ -91,7 +91,6 @@ JUDGES: dict[str, type] = {
 
 # How verdicts are fetched and paid for, not what they are: changing these resumes a run instead of making another.
 OPERATIONAL = (
-    "base_url",
     "api_key_env",
     "concurrency",
     "requests_per_minute",

@@ -21,16 +21,19 @@ from agentrl.runner.gpus import own_gpus
 from agentrl.runner.launch import COMPLETED, INTERRUPTED, launch
 from agentrl.runner.reach import check_reach
 from agentrl.runner.ready import check_ready
-from agentrl.store.identity import changed_keys, run_path
+from agentrl.store.identity import MAY_MOVE, changed_keys, run_path
 from agentrl.store.run import RunDirectory
 
 LONG_UPDATES, LONG_TOKENS = 1000, 50_000_000  # days on a CPU
 
 
-def start(config: Config, output: TextIO | None = None, beside_others: bool = False) -> int:
+def start(
+    config: Config, output: TextIO | None = None, beside_others: bool = False, may_move: tuple[str, ...] = ()
+) -> int:
     """Begin, resume or report the run that `config` describes; the exit code. Output goes to the terminal or a file.
 
-    One of several jobs, `beside_others`, has its GPUs to itself.
+    One of several jobs, `beside_others`, has its GPUs to itself. A run that goes on may have other values of the keys
+    `may_move`.
     """
     console = printer(output)
     for warning in [*check(config), *_unwise(config)]:
@@ -39,7 +42,7 @@ def start(config: Config, output: TextIO | None = None, beside_others: bool = Fa
     run = RunDirectory.create(config)
     if run is None:
         run = RunDirectory(run_path(config))
-        _same_run(run, config)
+        _same_run(run, config, may_move)
     state = run.status()["status"]
     if config.dry_run:
         print_estimate(config, console)
@@ -129,12 +132,15 @@ def _is_complete(path: Path) -> bool:
     return (path / "status.json").is_file() and RunDirectory(path).status()["status"] == "completed"
 
 
-def _same_run(run: RunDirectory, config: Config) -> None:
+def _same_run(run: RunDirectory, config: Config, may_move: tuple[str, ...]) -> None:
     """An explicit run_id may name a directory that holds another run."""
     run.status()  # refuses a directory that is none of ours
-    changed = changed_keys(run.config(), config)
+    changed = [key for key in changed_keys(run.config(), config) if key not in may_move]
     if changed:
+        moved = (
+            f"; agentrl resume {run.path} {changed[0]}=... where it has moved" if set(changed) <= {*MAY_MOVE} else ""
+        )
         raise UserError(
             f"{run.path} holds a run with other values of {', '.join(changed[:5])}"
-            f"{' and more' if len(changed) > 5 else ''}; choose another run_id=..., or leave it out"
+            f"{' and more' if len(changed) > 5 else ''}; choose another run_id=..., or leave it out{moved}"
         )

@@ -20,6 +20,8 @@ NOT_IN_IDENTITY = (
     *(f"judge.{key}" for key in OPERATIONAL),
     *(f"algo.endpoint.{key}" for key in ("api_key_env", "concurrency", "timeout", "retries")),
 )
+# A server elsewhere is another one, unless `agentrl resume` says that it moved.
+MAY_MOVE = ("judge.base_url", "algo.endpoint.base_url")
 # Raised when a generated bench draws other tasks than before: a run on the old ones is another run.
 DRAWS = {"minihif": 2}
 

@@ -28,7 +28,7 @@ from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.store import durable, provenance
-from agentrl.store.identity import changed_keys, run_path
+from agentrl.store.identity import MAY_MOVE, changed_keys, run_path
 
 State = Literal["created", "running", "completed", "failed", "interrupted", "dry_run"]
 LOCK_HELD = "AGENTRL_LOCK_HELD"  # set by the launcher for its worker: the run directory whose lock it holds for it
@@ -130,8 +130,8 @@ class RunDirectory:
         return load_config(self.config_path)
 
     def adopt(self, config: Config) -> None:
-        """Take over values outside a run's identity (a raised budget, another tracker) before it is resumed."""
-        if changed_keys(self.config(), config):
+        """Take over values outside a run's identity (a raised budget, a server's new address) before it is resumed."""
+        if set(changed_keys(self.config(), config)) - set(MAY_MOVE):
             raise ValueError("another run's configuration")
         if self.config() != config:
             self._write_config(config)

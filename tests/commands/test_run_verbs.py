@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,11 @@ import pytest
 
 from agentrl.commands import compare, ls, merge, report, resume, show
 from agentrl.commands import eval as eval_command
+from agentrl.config.compose import compose
+from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
+from agentrl.runner.start import start
+from agentrl.store.identity import flat, run_path
 from agentrl.store.run import RunDirectory
 from tests.report.test_report import fake_run
 
@@ -227,6 +233,29 @@ def test_resume_finds_the_run_where_it_lies(
     ):
         with pytest.raises(UserError, match=message):
             resume.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("judge.base_url", ["algo=hipo", "judge=openai", "judge.model=m", "judge.cache=verdicts"]),
+        ("algo.endpoint.base_url", ["algo=eval", "algo.endpoint.base_url=http://127.0.0.1:2/v1"]),
+    ],
+)
+def test_resume_alone_may_say_that_a_server_moved(
+    key: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentrl.runner.start.launch", lambda run, config, *_: started.append(config) or 0)
+    monkeypatch.setattr("agentrl.runner.start.check_reach", lambda config: [])
+    words, started = [*words, f"runs_dir={tmp_path}"], list[Config]()
+    moved = f"{key}=http://127.0.0.1:1/v1"
+    assert start(compose(words)) == 0
+    run = RunDirectory(run_path(started[0]))
+    with pytest.raises(UserError, match=f"other values of {re.escape(key)}.*; agentrl resume .* where it has moved"):
+        start(compose([*words, moved, f"run_id={run.path.name}"]))
+    assert resume.main([str(run.path), moved]) == 0
+    assert run_path(started[1]) == run.path and run.config() == started[1]
+    assert flat(asdict(run.config()))[key] == "http://127.0.0.1:1/v1"
 
 
 def test_resume_shows_a_completed_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,8 +70,11 @@ def test_how_verdicts_are_paid_for_is_no_part_of_the_identity_and_may_change(tmp
 
     first = RunDirectory.create(judged("judge.max_cost=1"))
     assert first is not None
-    raised = judged("judge.max_cost=2", "judge.base_url=http://127.0.0.1:1/v1", "judge.concurrency=2")
+    raised = judged("judge.max_cost=2", "judge.concurrency=2")
     assert run_path(raised) == first.path
+    second_server = judged("judge.base_url=http://127.0.0.1:1/v1")
+    assert run_path(second_server) != first.path  # its verdicts may be others: it is asked
+    assert changed_keys(raised, second_server) == ["judge.base_url"]
     first.adopt(raised)
     assert first.config() == raised
     other = judged("judge.temperature=0.5")
