@@ -14,7 +14,7 @@ from typing import Any
 from transformers import GenerationConfig
 from trl import GRPOTrainer
 
-from agentrl.chat.format import CompletionLabeller
+from agentrl.chat.labels import CompletionLabeller
 from agentrl.chat.reading import TokenReader
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.errors import UserError

@@ -22,7 +22,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl.chat_template_utils import qwen3_template
 
 from agentrl.benches import minihop
-from agentrl.chat.format import ChatFormat, context_messages, tokenize_trace
+from agentrl.chat.format import ChatFormat
+from agentrl.chat.trace_messages import context_messages
+from agentrl.chat.trace_tokens import tokenize_trace
 from agentrl.core.bench import Task
 from agentrl.core.trajectory import Component
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentrl.chat.format import turn_messages
+from agentrl.chat.trace_messages import turn_messages
 from agentrl.core.bench import Task
 from agentrl.core.expert_trace import ExpertTrace
 from agentrl.core.trajectory import Trajectory

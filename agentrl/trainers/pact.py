@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import pad
 
-from agentrl.chat.format import TokenizedTrace, context_ids, tokenize_trace
+from agentrl.chat.trace_messages import context_ids
+from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Task
 from agentrl.objectives.pact import anchor_gates, sft_loss, sft_token_weights
 from agentrl.objectives.schedules import anneal_value, progress, reasoning_level

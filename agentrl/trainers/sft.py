@@ -8,7 +8,8 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from agentrl.benches.hif.base import SingleTurn
-from agentrl.chat.format import ChatFormat, TokenizedTrace, tokenize_trace
+from agentrl.chat.format import ChatFormat
+from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Bench, Task
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component

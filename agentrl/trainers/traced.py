@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import pad
 
-from agentrl.chat.format import TokenizedTrace, tokenize_trace
+from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Task
 from agentrl.objectives.pact import prompt_mean, sft_loss
 from agentrl.trainers.grpo import AgentGRPOTrainer

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from agentrl.benches import load_bench
 from agentrl.benches.hif.base import cut_in_thought
-from agentrl.chat.format import turn_messages
 from agentrl.chat.reading import TokenReader
+from agentrl.chat.trace_messages import turn_messages
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
 from agentrl.config.schema import Model

@@ -10,7 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl import chat_template_utils as trl_templates
 
-from agentrl.chat.format import ChatFormat, CompletionLabeller, tokenize_trace
+from agentrl.chat.format import ChatFormat
+from agentrl.chat.labels import CompletionLabeller
+from agentrl.chat.trace_tokens import tokenize_trace
 from agentrl.core.bench import Task
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn

@@ -9,8 +9,9 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from agentrl.chat.format import tokenize_trace, trace_text, turn_messages
 from agentrl.chat.reading import read_turn
+from agentrl.chat.trace_messages import trace_text, turn_messages
+from agentrl.chat.trace_tokens import tokenize_trace
 from agentrl.core.bench import Conversation
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn

@@ -10,7 +10,8 @@ import torch
 from trl import GRPOTrainer
 
 from agentrl.benches.minihop import expert_trace
-from agentrl.chat.format import context_ids, tokenize_trace, trace_text, turn_messages
+from agentrl.chat.trace_messages import context_ids, trace_text, turn_messages
+from agentrl.chat.trace_tokens import tokenize_trace
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
 from agentrl.core.trajectory import Component
