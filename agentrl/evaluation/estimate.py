@@ -10,7 +10,7 @@ import importlib.util
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.benches import load_bench, toolhop_rows
-from agentrl.benches.ftrl_rows import load_parts
+from agentrl.benches.ftrl_rows import load_parts, refuse_contamination
 from agentrl.benches.hif import load_hif
 from agentrl.config.algos import ROLLOUT_FREE, Chord, Dpo, Evaluate, Luffy, Pact, SplitSoftmax
 from agentrl.config.benches import (
@@ -52,7 +52,6 @@ KNOWN_PARAMETERS = {
     "meta-llama/Llama-3.2-3B-Instruct": 3.21e9,
 }
 TOOLHOP_ROWS = 995  # the whole data set
-FTRL_ROWS = {"train": 2215, "test": 200}  # MatchTIR's files
 BFCL_ITEMS = {"multi_turn": 200, "memory": 155, "web_search": 100}  # of each category
 LORA_SHARE = 0.01  # of the weights, at the usual ranks
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -133,23 +132,49 @@ def count_tasks(config: Config, splits: Sequence[str]) -> dict[str, int]:
     if isinstance(bench, Minihop | Minihif):
         return {split: bench.train_tasks if split == "train" else bench.test_tasks for split in splits}
     if isinstance(bench, Ftrl):
-        return {split: _ftrl_rows(bench, split) for split in splits}
-    if isinstance(bench, HifConfig):
-        return {split: _hif_rows(bench, split) for split in splits}
+        return _sizes(load_parts(bench), splits)
     if isinstance(bench, CustomBench):
         return {split: len(load_bench(bench).tasks(split)) for split in splits}
-    return {split: _toolhop_rows(bench, split) for split in splits}
-
-
-def _toolhop_rows(bench: ToolHop, split: str) -> int:
-    try:
-        rows = None if bench.path is None else toolhop_rows.load_rows(Path(bench.path).expanduser())
-    except UserError:  # damaged: the bench says so in its own words when it loads the file
-        rows = None
-    if rows is None:  # nothing is downloaded for an estimate
+    if isinstance(bench, SystemCheck) and bench.path is None:  # nothing is downloaded for an estimate
+        return {split: bench.train_tasks if split == "train" else bench.test_tasks for split in splits}
+    if isinstance(bench, HifConfig):
+        return _sizes(load_hif(bench).divide(), splits)
+    if bench.path is None:  # nor here
         test = round(bench.test_fraction * TOOLHOP_ROWS)
-        return test if split == "test" else TOOLHOP_ROWS - test
-    return len(toolhop_rows.divide(rows, bench.test_fraction, bench.data_seed)[split])
+        return {split: test if split == "test" else TOOLHOP_ROWS - test for split in splits}
+    rows = toolhop_rows.load_rows(Path(bench.path).expanduser())
+    return _sizes(toolhop_rows.divide(rows, bench.test_fraction, bench.data_seed), splits)
+
+
+def _sizes(parts: Mapping[str, Sized], splits: Sequence[str]) -> dict[str, int]:
+    return {split: len(parts[split]) for split in splits}
+
+
+def check_tasks(config: Config) -> None:
+    """Raise UserError, in the bench's words, where its files cannot be read, where a split has no row, or where the
+    training tasks are too few for a batch.
+
+    The hub and a Python file of the user's are not asked: there the run finds out.
+    """
+    bench, algo = config.bench, config.algo
+    trains = not isinstance(algo, Evaluate | SplitSoftmax)
+    if isinstance(bench, CustomBench) or (isinstance(bench, ToolHop | SystemCheck) and bench.path is None):
+        return
+    if isinstance(bench, Ftrl) and trains and not bench.train_on_test:
+        refuse_contamination(load_parts(bench), bench.path)
+    splits = ("train", "test") if trains else ("test",)
+    counts = count_tasks(config, splits)
+    for split in splits:
+        if not counts[split]:
+            if isinstance(bench, HifConfig):
+                load_hif(bench).tasks(split)  # which says why
+            raise UserError(
+                f"bench.path={bench.path} leaves no row for the {split} split; give a file with more rows, or change "
+                "bench.test_fraction"
+            )
+    prompts = config.trainer.prompts_per_batch
+    if trains and not isinstance(algo, ROLLOUT_FREE) and counts["train"] < prompts:
+        raise UserError(f"trainer.prompts_per_batch={prompts}: there are {counts['train']} training tasks; lower it")
 
 
 def _bfcl_items(bench: Bfcl, splits: Sequence[str]) -> dict[str, int]:
@@ -164,19 +189,6 @@ def _bfcl_items(bench: Bfcl, splits: Sequence[str]) -> dict[str, int]:
     sizes = [next(size for kind, size in BFCL_ITEMS.items() if name.startswith(kind)) for name in names]
     test = sum(min(max(round(bench.test_fraction * size), 1), size) for size in sizes)
     return {split: test if split == "test" else sum(sizes) - test for split in splits}
-
-
-def _ftrl_rows(bench: Ftrl, split: str) -> int:
-    try:
-        return len(load_parts(bench)[split])
-    except UserError:  # damaged: see above
-        return FTRL_ROWS[split]
-
-
-def _hif_rows(bench: HifConfig, split: str) -> int:
-    if isinstance(bench, SystemCheck) and bench.path is None:  # nothing is downloaded for an estimate
-        return bench.train_tasks if split == "train" else bench.test_tasks
-    return len(load_hif(bench).divide()[split])
 
 
 def count_parameters(config: Config) -> float | None:

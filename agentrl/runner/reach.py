@@ -13,7 +13,9 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +26,7 @@ from agentrl.core.errors import UserError
 from agentrl.endpoint.waiting import within
 
 PATIENCE_S = 3.0  # for a name to be looked up and a connection to open
+ANSWER_S = 5.0  # for any answer over it
 PORTS = {"http": 80, "https": 443}
 
 
@@ -40,8 +43,8 @@ def check_reach(config: Config) -> list[str]:
 
 
 def check_server(key: str, address: str) -> None:
-    """Raise UserError where nothing listens at an address. Behind a proxy nothing can be said."""
-    if (reason := _silence(address)) is not None:
+    """Raise UserError where nothing listens at an address, or never answers. Behind a proxy nothing can be said."""
+    if (reason := _unanswered(address)) is not None:
         raise UserError(f"{key}={address}: no server answers there ({reason}); start it, or correct the address")
 
 
@@ -164,7 +167,7 @@ def _hub_token() -> str | None:
 
 def _judge(config: Config) -> list[str]:
     judge = config.judge
-    if not isinstance(judge, OpenAIJudge) or (reason := _silence(judge.base_url)) is None:
+    if not isinstance(judge, OpenAIJudge) or (reason := _unanswered(judge.base_url)) is None:
         return []
     verdicts = Path(judge.cache or Path(config.runs_dir) / "judge.sqlite").expanduser()
     if not verdicts.exists():
@@ -174,17 +177,37 @@ def _judge(config: Config) -> list[str]:
     return [f"judge.base_url={judge.base_url} does not answer ({reason}); only verdicts in {verdicts} can be had"]
 
 
+def _unanswered(address: str) -> str | None:
+    """Why a server of the OpenAI kind answers nothing, be it a refusal, within seconds; None where it does."""
+    if (reason := _silence(address)) is not None or _behind_proxy(address):
+        return reason
+
+    def ask() -> None:
+        with suppress(OSError, HTTPException, ValueError):  # an answer of some kind, or what the client words better
+            urllib.request.urlopen(f"{address.rstrip('/')}/models", timeout=2 * ANSWER_S).close()
+
+    try:
+        within(ANSWER_S, ask)
+    except TimeoutError:
+        return f"it takes connections and gives no answer in {ANSWER_S:g} s"
+    return None
+
+
+def _behind_proxy(address: str) -> bool:
+    parts = urlsplit(address)
+    return parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
+
+
 def _silence(address: str) -> str | None:
     """Why no connection opens to an address, within seconds; None where one does, or where a proxy stands between."""
     parts = urlsplit(address)
-    host = parts.hostname or ""
-    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+    if _behind_proxy(address):
         return None
     try:
         port = parts.port or PORTS.get(parts.scheme, 80)
     except ValueError:
         return "the port is no number"
-    return _within(PATIENCE_S, lambda: _connect(host, port))
+    return _within(PATIENCE_S, lambda: _connect(parts.hostname or "", port))
 
 
 def _connect(host: str, port: int) -> str | None:

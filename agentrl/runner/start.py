@@ -15,7 +15,7 @@ from agentrl.config.schema import Config
 from agentrl.config.validate import validate
 from agentrl.core.console import printer
 from agentrl.core.errors import UserError
-from agentrl.evaluation.estimate import estimate, print_estimate
+from agentrl.evaluation.estimate import check_tasks, estimate, print_estimate
 from agentrl.report.table import print_result
 from agentrl.runner.gpus import own_gpus
 from agentrl.runner.launch import COMPLETED, INTERRUPTED, launch
@@ -80,14 +80,16 @@ def start(
 def check(config: Config, here: bool = True) -> list[str]:
     """Everything that can be held against a run before anything is made; paths become absolute. Returns warnings.
 
-    A dry run loads nothing, a complete run is only shown, and what a launcher sends elsewhere is not for this machine:
-    none of them needs it to be fit.
+    A dry run only reads its data, a complete run is only shown, and what a launcher sends elsewhere is not for this
+    machine: none of them needs it to be fit.
     """
     warnings = validate(config)
     make_paths_absolute(config)
-    if here and not config.dry_run and not _is_complete(run_path(config)):
-        check_ready(config)
-        warnings += check_reach(config)
+    if here and not _is_complete(run_path(config)):
+        check_tasks(config)
+        if not config.dry_run:
+            check_ready(config)
+            warnings += check_reach(config)
     return warnings
 
 

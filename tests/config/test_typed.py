@@ -157,7 +157,7 @@ def test_what_builds_on_a_packaged_option_has_its_scaled_down_files(here: Path) 
     assert budget("bench=short", "model=mine", "algo=ours") == (512, 32)
     assert budget("bench=own") == (99, 32)
     assert budget("bench=short", "model=qwen3-4b") == (23000, -1)  # where there is none, there is none
-    assert run_here("--config-dir=mine", "dry_run=true", "bench=short") == 0
+    assert run_here("--config-dir=mine", "dry_run=true", "bench=short", "algo=sft") == 0
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ agentrl.commands.cli._job = pause
 
 
 def test_a_fault_of_ours_before_the_first_job_is_no_success(tmp_path: Path) -> None:
-    fails = "import agentrl.runner.start\nagentrl.start.check_reach = lambda config: 1 / 0\n"
+    fails = "import agentrl.runner.start\nagentrl.runner.start.check_reach = lambda config: 1 / 0\n"
     code, _, err = finish(start(tmp_path, COMPLETES, "-m", "seed=0,1", driver=fails + DRIVER))
     assert (code, "ZeroDivisionError" in err) == (1, True)
     assert list(tmp_path.glob("runs/*/*/status.json")) == []

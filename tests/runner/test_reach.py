@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from agentrl.runner import reach
 from tests.config.test_typed import run_here
+from tests.support.bench_files import bench_keys
 
 NOBODY = "http://127.0.0.1:9/v1"  # the port for discarding: nothing listens there
 
@@ -126,6 +128,42 @@ def test_a_path_that_is_no_checkpoint(here: Path, capsys: Any, typed: list[str],
     assert words in refused(capsys, *typed)
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["bench.train_tasks=3"], "trainer.prompts_per_batch=16: there are 3 training tasks; lower it"),
+        (
+            ["bench=toolhop", "bench.path=hop.json"],
+            "bench.path={here}/hop.json leaves no row for the train",
+        ),
+        (["bench=toolhop", "bench.path=damaged.json"], "damaged.json, row 0, id: missing"),
+        (["bench=ftrl", "bench.path=ftrl"], "ftrl holds test rows alone"),
+        (["bench=ftrl", "bench.path=ftrl", "dry_run=true"], "ftrl holds test rows alone"),
+        (
+            ["bench=ftrl", "bench.path=ftrl", "bench.train_on_test=true", "trainer.prompts_per_batch=4"],
+            "are 3 training tasks",
+        ),
+        (
+            ["algo=sft", "bench=verih", "bench.path=verih"],
+            "no row is left for the train split; all rows",
+        ),
+        (
+            ["algo=eval", "bench=pairs", "bench.path=broken.jsonl"],
+            "broken.jsonl, row 1 (counted from 0) is no",
+        ),
+    ],
+)
+def test_data_that_do_not_suffice(here: Path, capsys: Any, typed: list[str], words: str) -> None:
+    keys = bench_keys(here)
+    rows = json.loads((here / "ToolHop.json").read_text())
+    (here / "hop.json").write_text(json.dumps(rows[:1]))
+    (here / "damaged.json").write_text(json.dumps([{}]))
+    (here / "broken.jsonl").write_text((here / "pairs.jsonl").read_text().splitlines()[0] + "\n{")
+    verih = here / "verih" / "test.json"
+    verih.write_text(json.dumps([row | {"sys_prompt": "One."} for row in json.loads(verih.read_text())]))
+    assert keys and words.format(here=here) in refused(capsys, *typed)
+
+
 # --- GPUs and servers -------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +191,39 @@ def test_a_dead_endpoint(here: Path, capsys: Any) -> None:
     (here / "verdicts.sqlite").touch()
     (warning,) = reach.check_reach(compose([*judged, "judge.cache=verdicts.sqlite"]))
     assert "only verdicts in verdicts.sqlite can be had" in warning
+
+
+def test_a_server_that_takes_connections_and_never_answers(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "ANSWER_S", 0.3)
+    judged = ("algo=hipo", "judge=openai", "judge.model=m")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}/v1"
+        assert eval_command([f"endpoint={url}", "model=m", "bench=minihop"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"endpoint={url}: no server answers there (it takes connections and gives no answer in 0.3 s)" in line
+        assert f"judge.base_url={url}: no server answers there (it takes" in refused(
+            capsys, *judged, f"judge.base_url={url}"
+        )
+        with pytest.raises(UserError, match="gives no answer"):
+            traces_command(["build", "bench=minihop", "source=teacher", "teacher=m", f"endpoint={url}", "out=t.jsonl"])
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 500])
+def test_any_answer_is_one(here: Path, status: int) -> None:
+    class Anyone(Hub):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+    asked: list[str] = []
+    with HTTPServer(("127.0.0.1", 0), Anyone) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        reach.check_server("endpoint", f"http://127.0.0.1:{listening.server_port}/v1")
+        listening.shutdown()
+    assert asked == ["/v1/models"]
 
 
 def test_a_name_that_takes_long_to_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
