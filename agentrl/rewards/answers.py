@@ -12,16 +12,16 @@ _SPLIT = str.maketrans(string.punctuation, " " * len(string.punctuation))
 def extract_answer(text: str) -> str:
     """Content of the last <answer>...</answer>, or the whole text where there is none; stripped.
 
-    A closed think block is no part of the answer and is left out first.
+    A think block is no part of the answer and is left out first, with all that follows where it was never closed.
     """
-    text = text.rpartition("</think>")[2]
+    text = _said(text)
     found = _ANSWER.findall(text)
     return (found[-1] if found else text).strip()
 
 
 def has_tag(text: str) -> bool:
     """Whether `extract_answer` finds an answer in tags."""
-    return _ANSWER.search(text.rpartition("</think>")[2]) is not None
+    return _ANSWER.search(_said(text)) is not None
 
 
 def token_f1(prediction: str, reference: str) -> float:
@@ -32,6 +32,12 @@ def token_f1(prediction: str, reference: str) -> float:
     predicted, wanted = _words(prediction), _words(reference)
     common = len(predicted & wanted)
     return 2 * common / (len(predicted) + len(wanted)) if common else 0.0
+
+
+def _said(text: str) -> str:
+    """What stands after the think block; nothing where it was opened and never closed."""
+    after = text.rpartition("</think>")[2]
+    return "" if after.lstrip().startswith("<think>") else after
 
 
 def _words(text: str) -> set[str]:

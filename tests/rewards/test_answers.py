@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.rewards.answers import extract_answer, token_f1
+from agentrl.rewards.answers import extract_answer, has_tag, token_f1
 
 SHARED = Path(os.environ.get("AGENTRL_SHARED") or Path(__file__).parents[3] / "shared")
 
@@ -25,11 +25,19 @@ SHARED = Path(os.environ.get("AGENTRL_SHARED") or Path(__file__).parents[3] / "s
         ("<answer></answer>", ""),
         ("<answer>Paris", "<answer>Paris"),
         ("<think>maybe <answer>Rome</answer></think>\n\nParis", "Paris"),
+        ("<think>maybe Paris", ""),
+        ("\n<think>maybe <answer>Paris</answer>", ""),
+        ("the tag <think> is text here", "the tag <think> is text here"),
         ("", ""),
     ],
 )
 def test_extract_answer(text: str, answer: str) -> None:
     assert extract_answer(text) == answer
+
+
+def test_a_tag_inside_a_thought_is_no_answers() -> None:
+    assert has_tag("<think>no</think><answer>Paris</answer>")
+    assert not has_tag("<think><answer>Paris</answer></think>Paris") and not has_tag("<think><answer>Paris</answer>")
 
 
 @pytest.mark.parametrize(

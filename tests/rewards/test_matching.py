@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,11 @@ def test_parity_with_matchtir() -> None:
             assert sum(call_rewards(pred, gold)) == pytest.approx(case["optimal_matching_total"], abs=1e-9)
         cases, calls = cases + 1, calls + len(pred)
     assert cases > 150 and calls > 400
+
+
+@pytest.mark.parametrize("reward", ["matching", "ot", "answer"])
+def test_a_thought_that_the_budget_cut_earns_no_answers_reward(reward: str) -> None:
+    """As in evaluation, where such an episode has no answer: what was thought is not paid as one."""
+    cut = replace(episode("<think>Paris"), truncated=True)
+    assert turn_rewards(cut, [], "Paris", config(reward)) == [0.0]
+    assert turn_rewards(episode("<think>Rome?</think>Paris"), [], "Paris", config(reward)) == [1.0]
