@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from agentrl.config.benches import CustomBench
-from agentrl.core.bench import Score, Task
+from agentrl.core.bench import Bench, Score, Task
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
 from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.answers import extract_answer
@@ -26,7 +26,7 @@ class Calculator:
         return ToolCall(turn, name, arguments, "error: add takes two integers" if failed else result, error=failed)
 
 
-class Sums:
+class Sums(Bench):
     name = "sums"
     solve_metric = "correct"
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from agentrl.config.benches import Bfcl, CustomBench, Ftrl, HifConfig, Minihif, Minihop, ToolHop
 from agentrl.core.bench import Bench
+from agentrl.core.errors import UserError
+
+MEMBERS = ("name", "solve_metric", "tasks", "size", "environment", "score", "reward", "expert_trace")
 
 
 def load_bench(
@@ -35,10 +38,21 @@ def load_bench(
 
         return BfclBench(config)
     if isinstance(config, CustomBench):
-        from agentrl.core.custom import attribute_of
-
-        bench: Bench = attribute_of(config.path, "load")(config)
-        return bench
+        return _own(config)
     from agentrl.benches.toolhop import ToolHopBench
 
     return ToolHopBench(config, strict)
+
+
+def _own(config: CustomBench) -> Bench:
+    """The bench of a user's file. Raises UserError where it lacks a part of the contract."""
+    from agentrl.core.custom import attribute_of
+
+    bench: Bench = attribute_of(config.path, "load")(config)
+    lacking = [name for name in MEMBERS if not hasattr(bench, name)]
+    if lacking:
+        raise UserError(
+            f"bench.path={config.path}: the bench has no {', '.join(lacking)}; let its class inherit from "
+            "agentrl.core.bench.Bench, and write what is left (docs/extending.md)"
+        )
+    return bench

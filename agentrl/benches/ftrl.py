@@ -13,7 +13,7 @@ from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import QUESTION, Row, load_parts, load_rows, one_file, refuse_contamination
 from agentrl.chat.transcripts import BadTranscript, executed_calls, find_row, messages_of, unsolving
 from agentrl.config.benches import Ftrl
-from agentrl.core.bench import Environment, Score, Task
+from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.expert_trace import ExpertTrace, TraceTurn
 from agentrl.core.trajectory import Trajectory
 from agentrl.mining.grounding import Knowledge
@@ -30,7 +30,7 @@ ANSWER_TAG = (
 )  # goes before QUESTION in the training prompt of MatchTIR and PACT
 
 
-class FtrlBench:
+class FtrlBench(Bench):
     """The bench; see the module docstring."""
 
     name = "ftrl"
@@ -47,11 +47,7 @@ class FtrlBench:
         self._references: dict[str, ExpertTrace | None] = {}
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
-        if self._parts is None:
-            self._parts = load_parts(self.config)
-        if split == "train" and not self.config.train_on_test:
-            refuse_contamination(self._parts, self.config.path)
-        rows = self._parts[split]
+        rows = self._split(split)
         if limit is not None and limit < len(rows):
             rows = random.Random(seed).sample(rows, limit)
         tagged = self.config.answer_tag == "always" or (self.config.answer_tag == "train" and split == "train")
@@ -67,6 +63,16 @@ class FtrlBench:
             )
             for row in rows
         ]
+
+    def _split(self, split: str) -> list[Row]:
+        if self._parts is None:
+            self._parts = load_parts(self.config)
+        if split == "train" and not self.config.train_on_test:
+            refuse_contamination(self._parts, self.config.path)
+        return self._parts[split]
+
+    def size(self, split: str) -> int:
+        return len(self._split(split))
 
     def environment(self, task: Task) -> Environment:
         return ToolEnvironment(task.data["row"].sources, plain_text, self._sandbox)

@@ -17,7 +17,7 @@ from typing import Any
 
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.config.benches import Minihop
-from agentrl.core.bench import Environment, Score, Task
+from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
 from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.answers import extract_answer
@@ -197,7 +197,7 @@ def without_previews(trace: ExpertTrace) -> ExpertTrace:
     return ExpertTrace(trace.task_id, turns, trace.answer, trace.source)
 
 
-class MinihopBench:
+class MinihopBench(Bench):
     """The embedded bench; see the module docstring."""
 
     name = "minihop"
@@ -209,7 +209,7 @@ class MinihopBench:
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         shares = {"train": self.config.train_hops, "test": self.config.test_hops}[split]
-        count = {"train": self.config.train_tasks, "test": self.config.test_tasks}[split]
+        count = self.size(split)
         rng = random.Random(f"minihop/{self.config.data_seed}/{split}")
         pools = {
             hops: [chain for chain in chains(hops) if hops == 1 or held_out(chain) == (split == "test")]
@@ -222,6 +222,9 @@ class MinihopBench:
         if limit is not None and limit < count:
             tasks = random.Random(seed).sample(tasks, limit)
         return tasks
+
+    def size(self, split: str) -> int:
+        return {"train": self.config.train_tasks, "test": self.config.test_tasks}[split]
 
     def environment(self, task: Task) -> Environment:
         return ToolEnvironment(task.data["sources"], plain_text, self._sandbox)

@@ -14,7 +14,7 @@ from agentrl.benches.execution import ERROR_PREFIX, ToolEnvironment, json_text, 
 from agentrl.benches.toolhop_rows import Row, divide, find_file, load_rows
 from agentrl.chat.transcripts import BadTranscript, find_row, messages_of, parse_text, parse_toolhop, unsolving
 from agentrl.config.benches import ToolHop
-from agentrl.core.bench import Environment, Score, Task
+from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.expert_trace import ExpertTrace
 from agentrl.core.trajectory import Trajectory
 from agentrl.mining.mine import MinedTrace, Miner, Question, Rejection, references
@@ -56,8 +56,10 @@ PROMPTS = {"direct": _DIRECT, "mandatory": _MANDATORY, "free": _FREE}
 RULES = {"toolhop": toolhop_correct, "ftrl": ftrl_correct, "strict": strict_correct}
 READERS = {"toolhop": parse_toolhop, "ftrl": parse_text, "strict": parse_text}  # of the loop that goes with the rule
 
+PUBLISHED = 995  # rows of ToolHop.json
 
-class ToolHopBench:
+
+class ToolHopBench(Bench):
     """The bench; see the module docstring."""
 
     name = "toolhop"
@@ -71,10 +73,20 @@ class ToolHopBench:
         self._mined: dict[str, MinedTrace | Rejection] = {}
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
-        rows = divide(self._all_rows(), self.config.test_fraction, self.config.data_seed)[split]
+        rows = self._split(split)
         if limit is not None and limit < len(rows):
             rows = random.Random(seed).sample(rows, limit)
         return [self._task(row) for row in rows]
+
+    def size(self, split: str) -> int:
+        """Rows of the split; of the published file where it would have to be downloaded to be counted."""
+        if self.config.path is not None:
+            return len(self._split(split))
+        test = round(self.config.test_fraction * PUBLISHED)
+        return test if split == "test" else PUBLISHED - test
+
+    def _split(self, split: str) -> list[Row]:
+        return divide(self._all_rows(), self.config.test_fraction, self.config.data_seed)[split]
 
     def _all_rows(self) -> list[Row]:
         if self._rows is None:

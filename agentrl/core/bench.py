@@ -1,8 +1,8 @@
-"""The contract of a bench: tasks, an environment for each, a score, and an expert trace where one exists."""
+"""The contract of a bench: tasks, an environment for each, a score, a reward, and an expert trace where one exists."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -73,8 +73,20 @@ class Conversation(Environment, Protocol):
         ...
 
 
+class NoTools:
+    """An episode without tools: a call that the model makes up is answered with an error."""
+
+    def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
+        return ToolCall(turn, name, arguments, f"there is no tool {name!r}", error=True)
+
+
+# What an episode earns: one number for all of it, one for each assistant turn, or one for each side by its name.
+Reward = float | Sequence[float] | Mapping[str, float | None]
+
+
+@runtime_checkable
 class Bench(Protocol):
-    """A benchmark that can be trained on and evaluated."""
+    """A benchmark that can be trained on and evaluated. A class that inherits from it has defaults for the rest."""
 
     name: str
     solve_metric: str  # the metric shown as "solve rate" while training
@@ -82,6 +94,13 @@ class Bench(Protocol):
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         """Tasks of `split` ("train" or "test"); `limit` takes a seeded sample. Raises UserError on bad data."""
         ...
+
+    def size(self, split: str) -> int:
+        """Number of tasks in `split`, for checks and estimates; raises as `tasks` does. The default counts them.
+
+        A bench that would have to download its data gives the published number instead.
+        """
+        return len(self.tasks(split))
 
     def environment(self, task: Task) -> Environment:
         """A fresh environment for one episode of `task`."""
@@ -91,8 +110,36 @@ class Bench(Protocol):
         """Official scoring of one finished episode."""
         ...
 
+    def reward(self, task: Task, trajectory: Trajectory) -> Reward | None:
+        """What a trainer rewards a finished episode with. The default, None, leaves it to the configured `reward`.
+
+        One number is earned by the last assistant turn; a sequence has one number for each assistant turn. A bench with
+        two sides (`TwoSided`) gives a number for each.
+        """
+        return None
+
     def expert_trace(self, task: Task) -> ExpertTrace | None:
-        """h* of `task`, or None where the bench has none for it."""
+        """h* of `task`, the expert's solution; None, the default, where the bench has none."""
+        return None
+
+
+@runtime_checkable
+class TwoSided(Bench, Protocol):
+    """A bench whose replies earn one reward from the system's side and one from the user's.
+
+    Of `task.data`, trainers and evaluation may read `kind` ("conflict", "aligned", ...), and `system` and `user` (the
+    two prompts).
+    """
+
+    def reward(self, task: Task, trajectory: Trajectory) -> Mapping[str, float | None]:
+        """{"user": r_user, "sys": r_sys}, each in [0, 1]; None where no program can tell and a judge must.
+
+        A side that is left out has no reward, and no judge is asked: the reply was cut before there was an answer.
+        """
+        ...
+
+    def expert_response(self, task: Task) -> str | None:
+        """A reply worth imitating, or None where the bench has none."""
         ...
 
 
@@ -147,3 +194,8 @@ def reference_calls(bench: Bench, task: Task) -> list[dict[str, Any]]:
         return bench.reference_calls(task)
     trace = bench.expert_trace(task)
     return [] if trace is None else trace.calls
+
+
+def has_own_reward(bench: Bench) -> bool:
+    """Whether the bench rewards episodes by itself, in place of the configured reward."""
+    return type(bench).reward is not Bench.reward

@@ -6,32 +6,18 @@ KV cache are left out of the memory, since they depend on lengths that only the 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.benches import load_bench, toolhop_rows
-from agentrl.benches.ftrl_rows import load_parts, refuse_contamination
-from agentrl.benches.hif import load_hif
+from agentrl.benches import load_bench
 from agentrl.config.algos import ROLLOUT_FREE, Chord, Dpo, Evaluate, Luffy, Pact, SplitSoftmax
-from agentrl.config.benches import (
-    BFCL_GROUPS,
-    Bfcl,
-    CustomBench,
-    Ftrl,
-    HifConfig,
-    Minihif,
-    Minihop,
-    SystemCheck,
-    ToolHop,
-)
+from agentrl.config.benches import CustomBench
 from agentrl.config.schema import Config
 from agentrl.config.validate import group_size
 from agentrl.core.errors import UserError
@@ -51,8 +37,6 @@ KNOWN_PARAMETERS = {
     "meta-llama/Llama-3.2-1B-Instruct": 1.23e9,
     "meta-llama/Llama-3.2-3B-Instruct": 3.21e9,
 }
-TOOLHOP_ROWS = 995  # the whole data set
-BFCL_ITEMS = {"multi_turn": 200, "memory": 155, "web_search": 100}  # of each category
 LORA_SHARE = 0.01  # of the weights, at the usual ranks
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -76,8 +60,9 @@ def estimate(config: Config) -> Estimate:
     """The cost of `config`."""
     trainer, rollout, k = config.trainer, config.rollout, group_size(config)
     trains = not isinstance(config.algo, Evaluate | SplitSoftmax)
-    counts = count_tasks(config, ("train", "test") if trains else ("test",))
-    tasks = counts.get("train", 0)
+    bench = load_bench(config.bench)
+    tasks = bench.size("train") if trains else 0
+    size = bench.size("test")
     updates_per_batch = trainer.prompts_per_batch // trainer.minibatch_prompts
     if trainer.max_steps > 0:
         updates = trainer.max_steps
@@ -96,7 +81,7 @@ def estimate(config: Config) -> Estimate:
         updates = batches = sequences = trained = 0
     if isinstance(config.algo, Dpo) and config.algo.pairs is None:
         sampled = min(tasks, sequences) * rollout.num_generations
-    test = min(counts["test"], config.eval.limit or counts["test"])
+    test = min(size, config.eval.limit or size)
     parameters = count_parameters(config)
     return Estimate(
         train_tasks=tasks,
@@ -124,71 +109,26 @@ def memory(config: Config, parameters: float) -> dict[str, float]:
     return {"weights": weight, "gradients": trained, "optimizer": 2 * trained, "reference": reference}
 
 
-def count_tasks(config: Config, splits: Sequence[str]) -> dict[str, int]:
-    """Tasks of each split as the bench divides them; those that are too long or lack a trace are still among them."""
-    bench = config.bench
-    if isinstance(bench, Bfcl):
-        return _bfcl_items(bench, splits)
-    if isinstance(bench, Minihop | Minihif):
-        return {split: bench.train_tasks if split == "train" else bench.test_tasks for split in splits}
-    if isinstance(bench, Ftrl):
-        return _sizes(load_parts(bench), splits)
-    if isinstance(bench, CustomBench):
-        return {split: len(load_bench(bench).tasks(split)) for split in splits}
-    if isinstance(bench, SystemCheck) and bench.path is None:  # nothing is downloaded for an estimate
-        return {split: bench.train_tasks if split == "train" else bench.test_tasks for split in splits}
-    if isinstance(bench, HifConfig):
-        return _sizes(load_hif(bench).divide(), splits)
-    if bench.path is None:  # nor here
-        test = round(bench.test_fraction * TOOLHOP_ROWS)
-        return {split: test if split == "test" else TOOLHOP_ROWS - test for split in splits}
-    rows = toolhop_rows.load_rows(Path(bench.path).expanduser())
-    return _sizes(toolhop_rows.divide(rows, bench.test_fraction, bench.data_seed), splits)
-
-
-def _sizes(parts: Mapping[str, Sized], splits: Sequence[str]) -> dict[str, int]:
-    return {split: len(parts[split]) for split in splits}
-
-
 def check_tasks(config: Config) -> None:
     """Raise UserError, in the bench's words, where its files cannot be read, where a split has no row, or where the
     training tasks are too few for a batch.
 
-    The hub and a Python file of the user's are not asked: there the run finds out.
+    A Python file of the user's is not asked: there the run finds out.
     """
-    bench, algo = config.bench, config.algo
-    trains = not isinstance(algo, Evaluate | SplitSoftmax)
-    if isinstance(bench, CustomBench) or (isinstance(bench, ToolHop | SystemCheck) and bench.path is None):
+    if isinstance(config.bench, CustomBench):
         return
-    if isinstance(bench, Ftrl) and trains and not bench.train_on_test:
-        refuse_contamination(load_parts(bench), bench.path)
-    splits = ("train", "test") if trains else ("test",)
-    counts = count_tasks(config, splits)
-    for split in splits:
-        if not counts[split]:
-            if isinstance(bench, HifConfig):
-                load_hif(bench).tasks(split)  # which says why
+    bench, trains = load_bench(config.bench), not isinstance(config.algo, Evaluate | SplitSoftmax)
+    sizes = {split: bench.size(split) for split in (("train", "test") if trains else ("test",))}
+    for split, size in sizes.items():
+        if not size:
+            bench.tasks(split)  # which may say why
             raise UserError(
-                f"bench.path={bench.path} leaves no row for the {split} split; give a file with more rows, or change "
-                "bench.test_fraction"
+                f"bench.path={config.bench.path} leaves no row for the {split} split; give a file with more rows, or "
+                "change bench.test_fraction"
             )
     prompts = config.trainer.prompts_per_batch
-    if trains and not isinstance(algo, ROLLOUT_FREE) and counts["train"] < prompts:
-        raise UserError(f"trainer.prompts_per_batch={prompts}: there are {counts['train']} training tasks; lower it")
-
-
-def _bfcl_items(bench: Bfcl, splits: Sequence[str]) -> dict[str, int]:
-    """Items of the chosen categories that can run here; of all the chosen ones where bfcl-eval is not installed."""
-    if importlib.util.find_spec("bfcl_eval") is not None:
-        from agentrl.benches.bfcl.bench import BfclBench
-
-        loaded = BfclBench(bench)
-        parts = [loaded.divided(loaded.entries(category)) for category in loaded.usable_categories()]
-        return {split: sum(len(part[split]) for part in parts) for split in splits}
-    names = {name for word in bench.categories for name in BFCL_GROUPS.get(word, [word])}
-    sizes = [next(size for kind, size in BFCL_ITEMS.items() if name.startswith(kind)) for name in names]
-    test = sum(min(max(round(bench.test_fraction * size), 1), size) for size in sizes)
-    return {split: test if split == "test" else sum(sizes) - test for split in splits}
+    if trains and not isinstance(config.algo, ROLLOUT_FREE) and sizes["train"] < prompts:
+        raise UserError(f"trainer.prompts_per_batch={prompts}: there are {sizes['train']} training tasks; lower it")
 
 
 def count_parameters(config: Config) -> float | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from agentrl.benches.hif.base import HifBench, SingleTurn, answer_of, cut_in_thought, response_of
+from agentrl.benches.hif.base import answer_of, response_of
 from agentrl.benches.hif.proxy import user_proxy
-from agentrl.core.bench import Bench, Score, Task
+from agentrl.core.bench import Bench, Score, Task, TwoSided
 from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge, JudgeRequest
 from agentrl.core.trajectory import Trajectory
@@ -19,47 +19,35 @@ SIDES = {"sys": "system", "user": "user"}  # reward -> what the judge holds the 
 REWARD_NAMES = ("r_user", "user_proxy", "r_sys")  # in logs
 
 
-def grade(bench: HifBench, judge: Judge | None, tasks: Sequence[Task], responses: Sequence[str]) -> list[Rewards]:
-    """Rewards of every response to its task. What the program leaves open is put to the judge, all at once.
+def grade_episodes(
+    bench: TwoSided, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory]
+) -> list[Rewards]:
+    """Both rewards of every episode. What the bench leaves open is put to the judge, all at once.
 
     The two questions about a reply are separate requests: neither names the other side's prompt. Without a judge a
-    word-overlap stand-in takes the user's place (`user_proxy`, and is marked so); nothing can take the system's.
+    word-overlap stand-in takes the user's place (`user_proxy`, and is marked so); nothing can take the system's. Where
+    the token budget ended a reply inside its think block, both rewards are missing.
 
     Raises:
-        UserError: the program leaves r_sys open and there is no judge.
+        UserError: the bench leaves r_sys open and there is no judge.
         JudgeStopped: the judge cannot go on; its verdicts so far are in its cache.
     """
-    graded = [bench.rewards(task, response) for task, response in zip(tasks, responses, strict=True)]
-    opened = [(row, reward) for row, rewards in enumerate(graded) for reward in SIDES if rewards[reward] is None]
+    given = [bench.reward(task, trajectory) for task, trajectory in zip(tasks, trajectories, strict=True)]
+    opened = [(row, side) for row, own in enumerate(given) for side in SIDES if side in own and own[side] is None]
+    graded: list[Rewards] = [{side: own.get(side) for side in ("user", "sys")} for own in given]
+    answers = {row: answer_of(response_of(trajectories[row])) for row, _ in opened}
     if judge is None:
-        for row, reward in opened:
-            if reward == "sys":
+        for row, side in opened:
+            if side == "sys":
                 raise UserError(
                     f"bench={bench.name}: no program can tell r_sys of {tasks[row].id}; choose one, e.g. judge=openai"
                 )
-            proxy = user_proxy(tasks[row].data["user"], answer_of(responses[row]))
+            proxy = user_proxy(tasks[row].data["user"], answers[row])
             graded[row] |= {"user": proxy, "user_proxy": proxy}
         return graded
-    requests = [
-        JudgeRequest(SIDES[reward], tasks[row].data[SIDES[reward]], answer_of(responses[row])) for row, reward in opened
-    ]
-    for (row, reward), verdict in zip(opened, judge.score(requests) if requests else [], strict=True):
-        graded[row][reward] = verdict.score
-    return graded
-
-
-def grade_episodes(
-    bench: HifBench, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory]
-) -> list[Rewards]:
-    """`grade` of what episodes answered; raises as it does.
-
-    Both rewards are missing where the token budget ended a reply inside its think block.
-    """
-    whole = [row for row, trajectory in enumerate(trajectories) if not cut_in_thought(trajectory)]
-    graded: list[Rewards] = [{"user": None, "sys": None} for _ in trajectories]
-    responses = [response_of(trajectories[row]) for row in whole]
-    for row, rewards in zip(whole, grade(bench, judge, [tasks[row] for row in whole], responses), strict=True):
-        graded[row] = rewards
+    requests = [JudgeRequest(SIDES[side], tasks[row].data[SIDES[side]], answers[row]) for row, side in opened]
+    for (row, side), verdict in zip(opened, judge.score(requests) if requests else [], strict=True):
+        graded[row][side] = verdict.score
     return graded
 
 
@@ -103,7 +91,7 @@ def scores(bench: Bench, judge: Judge | None, tasks: Sequence[Task], trajectorie
     A missing verdict is None: whoever takes a mean leaves it out.
     """
     own = [bench.score(task, trajectory) for task, trajectory in zip(tasks, trajectories, strict=True)]
-    if judge is None or not isinstance(bench, SingleTurn):
+    if judge is None or not isinstance(bench, TwoSided):
         return own
     graded = grade_episodes(bench, judge, tasks, trajectories)
     joined = []

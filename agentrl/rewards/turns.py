@@ -1,4 +1,4 @@
-"""One reward per assistant turn of an episode, by the configured reward; docs/rewards.md has the definitions."""
+"""One reward for each assistant turn of an episode: the bench's own, or the configured one (docs/rewards.md)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrl.config import schema
+from agentrl.core.bench import Bench, Task, reference_calls
+from agentrl.core.errors import UserError
 from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.answers import extract_answer, has_tag, token_f1
 from agentrl.rewards.ftrl import STRAY_TAGS, calls_reward, text_reward
@@ -16,6 +18,31 @@ from agentrl.rewards.verdicts import has_whole, solves
 KINDS = ("matching", "ot", "ftrl", "toolrl", "answer")
 COMPARING = ("matching", "ot", "toolrl")  # with reference calls
 Call = Mapping[str, Any]
+
+
+def episode_rewards(
+    bench: Bench, task: Task, trajectory: Trajectory, config: schema.Reward, step: int = 0
+) -> list[float]:
+    """r_t for every assistant turn: what the bench gives, or the configured reward where it leaves that open.
+
+    `step` is the training step, for ToolRL's schedules.
+
+    Raises:
+        UserError: the bench gives neither one number nor one for each turn.
+    """
+    own = bench.reward(task, trajectory)
+    if own is None:
+        references = reference_calls(bench, task) if config.name in COMPARING else []
+        return turn_rewards(trajectory, references, task.answer, config, task.golds, step)
+    turns = trajectory.num_turns
+    if isinstance(own, int | float):
+        return [0.0] * (turns - 1) + [float(own)] * min(turns, 1)
+    if isinstance(own, Mapping) or len(own) != turns:
+        raise UserError(
+            f"bench={bench.name}: reward gave {len(own)} numbers for the {turns} turns of {task.id}; give one number, "
+            "or one for each turn"
+        )
+    return [float(value) for value in own]
 
 
 def turn_rewards(

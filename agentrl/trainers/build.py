@@ -11,7 +11,7 @@ from agentrl.chat.format import ChatFormat
 from agentrl.config.algos import Chord, CustomAlgo, Dpo, FocalLora, Grpo, Hipo, Luffy, Pact, SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.config.schema import Trainer as Settings
-from agentrl.core.bench import Bench, Task, reference_calls
+from agentrl.core.bench import Bench, Task, TwoSided, has_own_reward, reference_calls
 from agentrl.core.console import RunConsole
 from agentrl.core.custom import attribute_of
 from agentrl.core.engine import RolloutEngine
@@ -105,11 +105,13 @@ def usable(tasks: list[Task], bench: Bench, trainer_class: type[AgentGRPOTrainer
     return tasks
 
 
-def warn_without_references(config: Config, bench: Bench, tasks: list[Task], console: RunConsole) -> None:
-    """Say so where a reward compares calls with references, and none of the first tasks has any."""
+def tell_reward(config: Config, bench: Bench, tasks: list[Task], console: RunConsole) -> None:
+    """Say so where the configured reward is not read, or compares calls with references that no first task has."""
     first, reward = tasks[: config.trainer.prompts_per_batch], config.reward.name
-    graded = isinstance(config.algo, Hipo)
-    if not graded and reward in COMPARING and not any(reference_calls(bench, task) for task in first):
+    if has_own_reward(bench):
+        if not isinstance(bench, TwoSided):
+            console.say(f"bench={bench.name} rewards episodes itself: reward={reward} is not read")
+    elif reward in COMPARING and not any(reference_calls(bench, task) for task in first):
         console.say(
             f"warning: bench={bench.name} has no reference calls, so calls earn nothing under reward={reward}; set "
             "reward=answer, or give the bench reference_calls (docs/rewards.md)"
@@ -139,7 +141,7 @@ def build_trainer(
         if isinstance(config.algo, Hipo):
             extra = {"judge": judge, "quantization_config": reference_quantization(config.algo)}
         chosen = usable(tasks, bench, trainer_class, config.trainer)
-        warn_without_references(config, bench, chosen, console)
+        tell_reward(config, bench, chosen, console)
         trainer = trainer_class(
             **extra,
             model=model,

@@ -17,13 +17,13 @@ from trl.trainer.utils import RepeatSampler
 
 from agentrl.chat.format import ChatFormat
 from agentrl.config.schema import Config
-from agentrl.core.bench import Bench, Task, reference_calls
+from agentrl.core.bench import Bench, Task
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Episode
 from agentrl.core.stop import anywhere
 from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
-from agentrl.rewards.turns import COMPARING, turn_rewards
+from agentrl.rewards.turns import episode_rewards
 from agentrl.rollout.conversation import Played, conversation_loop
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
@@ -178,9 +178,7 @@ class AgentGRPOTrainer(GRPOTrainer):
 
     def rewards_of(self, task: Task, played: Trajectory) -> list[float]:
         """The rewards of an episode's turns."""
-        settings = self.config.reward
-        references = reference_calls(self.bench, task) if settings.name in COMPARING else []
-        return turn_rewards(played, references, task.answer, settings, task.golds, self.state.global_step)
+        return episode_rewards(self.bench, task, played, self.config.reward, self.state.global_step)
 
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
         """R = sum_t r_t of every trajectory, the reward that TRL logs."""

@@ -13,10 +13,9 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, set_seed
 from trl import DPOTrainer
 
-from agentrl.benches.hif.base import HifBench
 from agentrl.chat.format import ChatFormat
 from agentrl.config.schema import Config, Model
-from agentrl.core.bench import Task
+from agentrl.core.bench import Task, TwoSided
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Decoding, Episode, RolloutEngine
 from agentrl.core.errors import UserError
@@ -51,7 +50,7 @@ def best_and_worst(rewards: Sequence[Rewards], sys_weight: float) -> tuple[int, 
 
 def sampled_pairs(
     engine: RolloutEngine,
-    bench: HifBench,
+    bench: TwoSided,
     judge: Judge | None,
     tasks: Sequence[Task],
     config: Config,

@@ -7,10 +7,9 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTTrainer
 
-from agentrl.benches.hif.base import SingleTurn
 from agentrl.chat.format import ChatFormat
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
-from agentrl.core.bench import Bench, Task
+from agentrl.core.bench import Bench, Task, TwoSided
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component
 
@@ -58,7 +57,7 @@ def trace_dataset(chat: ChatFormat, bench: Bench, tasks: list[Task], components:
     return Dataset.from_list(rows)
 
 
-def reply_dataset(chat: ChatFormat, bench: SingleTurn, tasks: list[Task]) -> Dataset:
+def reply_dataset(chat: ChatFormat, bench: TwoSided, tasks: list[Task]) -> Dataset:
     """One row per task that has an expert reply: its tokens and the one that ends it are the targets.
 
     Raises:
@@ -86,7 +85,7 @@ def reply_dataset(chat: ChatFormat, bench: SingleTurn, tasks: list[Task]) -> Dat
 
 def expert_dataset(chat: ChatFormat, bench: Bench, tasks: list[Task], components: list[str]) -> Dataset:
     """What SFT imitates: whole replies where a bench has them, else the chosen components of its expert traces."""
-    if isinstance(bench, SingleTurn):
+    if isinstance(bench, TwoSided):
         return reply_dataset(chat, bench, tasks)
     return trace_dataset(chat, bench, tasks, components)
 

@@ -20,7 +20,6 @@ from agentrl.config.benches import Ftrl
 from agentrl.core.bench import Task
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import ToolCall, Trajectory
-from agentrl.evaluation.estimate import FTRL_ROWS, _ftrl_rows
 
 HEAD = (
     "Please call given tools to answer the question. Please note that all your information must be obtained by calling "
@@ -125,11 +124,11 @@ def test_a_directory_has_a_file_for_each_split(tmp_path: Path) -> None:
     assert [t.id for t in loaded.tasks("test")] == ["ftrl-test-0", "ftrl-test-1"]
     limited = loaded.tasks("train", limit=2, seed=1)
     assert len(limited) == 2 and limited == loaded.tasks("train", limit=2, seed=1)
-    assert _ftrl_rows(loaded.config, "train") == 3 and _ftrl_rows(loaded.config, "test") == 2
+    assert loaded.size("train") == 3 and bench(tmp_path).size("test") == 2
     (tmp_path / "train.parquet").touch()
-    with pytest.raises(UserError, match=r"holds train\.jsonl and train\.parquet; remove one"):
-        bench(tmp_path).tasks("train")
-    assert _ftrl_rows(loaded.config, "train") == FTRL_ROWS["train"]
+    for asked in (bench(tmp_path).tasks, bench(tmp_path).size):
+        with pytest.raises(UserError, match=r"holds train\.jsonl and train\.parquet; remove one"):
+            asked("train")
 
 
 def test_a_directory_with_one_of_the_files_is_that_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from agentrl.benches import load_bench
 from agentrl.core.errors import UserError
-from agentrl.evaluation.estimate import count_parameters, count_tasks, estimate
+from agentrl.evaluation.estimate import count_parameters, estimate
 from tests.support.bench_files import bench_keys
 from tests.support.helpers import CONF, config_of
 
@@ -75,7 +75,8 @@ def test_bfcl_counts_the_chosen_categories(
     else:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     config = config_of("model=qwen3-1.7b", "bench=bfcl", f"bench.categories=[{categories}]", "bench.web=replay")
-    assert count_tasks(config, ("train", "test")) == {"train": train, "test": test}
+    bench = load_bench(config.bench)
+    assert (bench.size("train"), bench.size("test")) == (train, test)
 
 
 def test_bfcl_leaves_out_what_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +97,7 @@ def test_every_bench_is_counted_as_it_is_divided(tmp_path: Path) -> None:
         assert estimate(config).eval_episodes == len(loaded.tasks("test")) > 0, bench
         whole = getattr(config.bench, "test_fraction", 0) == 1 or bench == "ftrl"
         if not whole:
-            assert count_tasks(config, ("train",)) == {"train": len(loaded.tasks("train"))}, bench
+            assert loaded.size("train") == len(loaded.tasks("train")), bench
 
 
 def test_an_evaluation_trains_nothing() -> None:

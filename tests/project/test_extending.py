@@ -1,4 +1,4 @@
-"""The two files of docs/extending.md: what the page shows is what runs, and a user needs no edit of the package."""
+"""The files of docs/extending.md: what the page shows is what runs, and a user needs no edit of the package."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,19 +19,19 @@ from agentrl.config.benches import CustomBench
 from agentrl.core.custom import attribute_of
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component, Trajectory
-from agentrl.trainers.build import rl_trainer
+from agentrl.trainers.build import rl_trainer, tell_reward
 from tests.support.helpers import composed, make_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
-BENCH, ALGO = ROOT / "examples" / "bench_sums.py", ROOT / "examples" / "algo_rloo.py"
+BENCH, OWN_SCORE, ALGO = (ROOT / "examples" / f"{name}.py" for name in ("bench_sums", "bench_words", "algo_rloo"))
 CUSTOM = ("bench=custom", f"bench.path={BENCH}", "algo=custom", f"algo.path={ALGO}", "reward=answer")
 
 
 def test_the_page_shows_the_files() -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
     shown = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert shown == [BENCH.read_text(), ALGO.read_text()]
-    assert all(len(text.splitlines()) < 60 for text in shown)
+    assert shown == [BENCH.read_text(), OWN_SCORE.read_text(), ALGO.read_text()]
+    assert all(len(text.splitlines()) < 60 for text in shown) and len(shown[1].splitlines()) < 40
 
 
 def test_the_bench_keeps_the_contract() -> None:
@@ -84,7 +85,45 @@ def test_the_algorithm_trains_on_the_bench(tmp_path: Path) -> None:
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in trainer.model.parameters())
 
 
+def test_a_bench_trains_on_its_own_score(tmp_path: Path) -> None:
+    """Two updates of real training: what TRL logs as the reward is the mean score, whatever `reward` says."""
+    keys = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.max_steps=2")
+    config = composed("bench=custom", f"bench.path={OWN_SCORE}", "algo=grpo", "rollout.num_generations=4", *keys)
+    assert config.reward.name == "matching"
+    replies = ("{0}", "{0} {1}", "cow cow cow cow", "{1}")  # of "{0} {1}": 1/2, 1, 0 or 1/4, 1/2
+    trainer = make_trainer(config, tmp_path, lambda task, sample, turn: replies[sample].format(*task.answer.split()))
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    logged = [line for line in trainer.state.log_history if "reward" in line]
+    assert len(logged) == 2
+    for line in logged:
+        assert line["reward"] == pytest.approx(line["solve_rate"]) and 2 / 4 <= line["reward"] <= 2.25 / 4
+    for task, earned in zip(trainer._batch, trainer._turn_rewards, strict=True):
+        assert len(earned) == 1 and earned[0] in (0.0, 0.25, 0.5, 1.0), task
+    assert any((old != new).any() for old, new in zip(before, trainer.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            ("bench=custom", f"bench.path={OWN_SCORE}"),
+            "bench=words rewards episodes itself: reward=matching is not read",
+        ),
+        ((), None),
+    ],
+)
+def test_the_run_says_that_the_configured_reward_is_not_read(keys: tuple[str, ...], expected: str | None) -> None:
+    config, said = composed("algo=grpo", *keys), []
+    bench = load_bench(config.bench)
+    tell_reward(config, bench, bench.tasks("train"), SimpleNamespace(say=said.append))  # type: ignore[arg-type]
+    assert said == ([] if expected is None else [expected])
+
+
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "bare.py").write_text("def load(config):\n    return object()")
+    with pytest.raises(UserError, match=r"has no name, solve_metric, .* expert_trace; let its class inherit from"):
+        load_bench(CustomBench(name="custom", path=str(tmp_path / "bare.py"), options={}))
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match=r"empty\.py has no load"):
         load_bench(CustomBench("custom", str(tmp_path / "empty.py"), {}))

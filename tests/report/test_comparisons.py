@@ -16,7 +16,7 @@ from agentrl.benches import load_bench
 from agentrl.core.errors import UserError
 from agentrl.objectives.pact import sft_loss
 from agentrl.rewards.turns import turn_rewards
-from agentrl.trainers.build import rl_trainer, usable, warn_without_references
+from agentrl.trainers.build import rl_trainer, tell_reward, usable
 from tests.rewards.test_matching import TRACE, config, episode
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import CONF, composed, gradient, make_trainer, rolled_batch, small
@@ -171,10 +171,10 @@ def test_a_bench_without_references_is_named_before_it_trains() -> None:
     for reward in ("matching", "ot", "toolrl", "answer"):
         chosen = small("algo=grpo", f"reward={reward}")
         bench = load_bench(chosen.bench)
-        warn_without_references(chosen, bench, bench.tasks("train"), Console())  # type: ignore[arg-type]
+        tell_reward(chosen, bench, bench.tasks("train"), Console())  # type: ignore[arg-type]
         assert not said
         bench.reference_calls = lambda task: []  # type: ignore[attr-defined]
-        warn_without_references(chosen, bench, bench.tasks("train"), Console())  # type: ignore[arg-type]
+        tell_reward(chosen, bench, bench.tasks("train"), Console())  # type: ignore[arg-type]
         assert bool(said) == (reward != "answer")
         said.clear()
 

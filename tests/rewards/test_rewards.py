@@ -11,21 +11,64 @@ import pytest
 
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import load_rows
+from agentrl.benches.minihop import MinihopBench
 from agentrl.chat.transcripts import parse_text
 from agentrl.config.schema import ToolRl
+from agentrl.core.bench import Bench, Task, has_own_reward
+from agentrl.core.errors import UserError
 from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.ftrl import VARIANTS, calls_reward, text_reward, without_end_markers
 from agentrl.rewards.matching import similarity, transport_rewards
 from agentrl.rewards.matchtir import closed_calls, text_answer_f1, text_toolrl, text_turn_rewards
 from agentrl.rewards.toolrl import correctness, limits, multiset_jaccard, score_response
-from agentrl.rewards.turns import turn_rewards
+from agentrl.rewards.turns import episode_rewards, turn_rewards
 from agentrl.rewards.verdicts import solves
 from agentrl.sandbox import Sandbox
 from tests.rewards.test_matching import TRACE, call, config, episode
+from tests.support.helpers import composed
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# -- the bench's own reward --------------------------------------------------------------------------------------------
+
+
+class Rewarding(Bench):
+    """Gives what it was made with."""
+
+    name, solve_metric = "rewarding", ""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+    def reward(self, task: Task, trajectory: Trajectory) -> Any:
+        return self.given
+
+
+def test_a_bench_rewards_an_episode_or_leaves_it_to_the_configuration() -> None:
+    task, rollout = Task("t", [], [], "Paris", "c"), episode([("f", {"a": 1})], "Paris")
+
+    def earned(given: Any, played: Trajectory = rollout) -> list[float]:
+        return episode_rewards(Rewarding(given), task, played, config("answer"))
+
+    assert earned(None) == turn_rewards(rollout, [], "Paris", config("answer")) == [0.0, 1.0]
+    assert earned(0.25) == [0.0, 0.25]  # the last turn earns the number
+    assert earned(True) == [0.0, 1.0] and earned(0) == [0.0, 0.0]
+    assert earned([0.5, 1]) == [0.5, 1.0]
+    assert earned(0.25, episode()) == []  # nobody is left to earn it
+    for wrong in ([1.0], [1.0] * 3, {"user": 1.0, "sys": 1.0}):
+        with pytest.raises(UserError, match=r"bench=rewarding: reward gave \d numbers for the 2 turns of t; give one"):
+            earned(wrong)
+
+
+def test_defaults_of_the_contract() -> None:
+    bench = Rewarding(None)
+    bench.tasks = lambda split: ["a task"] * {"train": 3, "test": 2}[split]  # type: ignore[method-assign, assignment, misc]
+    assert (bench.size("train"), bench.size("test")) == (3, 2)
+    assert bench.expert_trace(Task("t", [], [], "", "c")) is None
+    assert has_own_reward(bench) and not has_own_reward(MinihopBench(composed().bench))
 
 
 # -- optimal transport -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ an item fall on the same side.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import sys
@@ -31,7 +32,7 @@ from agentrl.benches.bfcl.records import entry_of_record, expanded
 from agentrl.benches.bfcl.simulator import INSTALL, MEMORY_BYTES, Simulator
 from agentrl.benches.bfcl.web import RecordedSearch
 from agentrl.config.benches import Bfcl
-from agentrl.core.bench import Environment, Score, Task
+from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import ExpertTrace
 from agentrl.core.trajectory import Trajectory
@@ -41,10 +42,11 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0  # for one request to the simulated APIs
 KEY = "SERPAPI_API_KEY"
+ITEMS = {"multi_turn": 200, "memory": 155, "web_search": 100}  # of each category
 WEB_SECONDS, ENCODER_SECONDS = 120.0, 600.0  # a page may take the official 20 s, an encoder is loaded when imported
 
 
-class BfclBench:
+class BfclBench(Bench):
     """The bench; see the module docstring. `solve_metric` is the official verdict of the categories chosen."""
 
     name = "bfcl"
@@ -75,6 +77,14 @@ class BfclBench:
             entries = random.Random(seed).sample(entries, limit)
         played = self.config.memory == "played" and split == "test"
         return [self.task(entry, None if played else self.evidence(entry)) for entry in entries]
+
+    def size(self, split: str) -> int:
+        """Items of the chosen categories that can run here; of all the chosen ones where bfcl-eval is not installed."""
+        if importlib.util.find_spec("bfcl_eval") is not None:
+            return sum(len(self.divided(self.entries(category))[split]) for category in self.usable_categories())
+        sizes = [next(size for kind, size in ITEMS.items() if name.startswith(kind)) for name in self.categories]
+        test = sum(min(max(round(self.config.test_fraction * size), 1), size) for size in sizes)
+        return test if split == "test" else sum(sizes) - test
 
     def task(self, entry: Entry, memory_dir: Path | None) -> Task:
         """The item as its first turn stands; a memory's content is read from the snapshots below `memory_dir`."""

@@ -76,7 +76,7 @@ class DataFiles:
     """The data of the installed package, or of a copy of its `data` directory."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        self._own, self._package = directory, package_dir() / "data"
+        self._own = directory
         self._docs: dict[str, tuple[dict[str, Any], ...]] = {}
 
     @classmethod
@@ -95,10 +95,11 @@ class DataFiles:
     def _file(self, *parts: str) -> Path:
         """A data file beside the user's, else the package's."""
         own = self._own.joinpath(*parts) if self._own else None
-        return own if own is not None and own.is_file() else self._package.joinpath(*parts)
+        return own if own is not None and own.is_file() else package_dir().joinpath("data", *parts)
 
     def entries(self, category: str) -> list[Entry]:
         """Items of one category in file order, without memory's earlier conversations."""
+        package_dir()  # whatever file the items are from, the package plays and checks them
         name = file_name(category)
         file, answers = self._file(name), self._file("possible_answer", name)
         rows, golds = read_lines(file), read_lines(answers)

@@ -1,6 +1,6 @@
 """Benches of hierarchical instruction following (HIF): a system prompt, a user prompt, one reply, two rewards.
 
-A suite says how its rows are read and graded (`SingleTurn`); trainers and evaluation read `HifBench`.
+A suite says how its rows are read and graded (`SingleTurn`); trainers and evaluation know it as `TwoSided`.
 """
 
 from __future__ import annotations
@@ -11,49 +11,16 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from agentrl.chat.transcripts import BadTranscript
-from agentrl.core.bench import Bench, Environment, Score, Task
+from agentrl.core.bench import Environment, NoTools, Score, Task, TwoSided
 from agentrl.core.errors import UserError
-from agentrl.core.expert_trace import ExpertTrace
-from agentrl.core.trajectory import ToolCall, Trajectory
+from agentrl.core.trajectory import Trajectory
 
 KINDS = ("conflict", "aligned", "reference", "mixed")  # task.data["kind"]; mixed: the file does not say
 SPLITS = ("train", "test")
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-
-
-class HifBench(Bench, Protocol):
-    """A bench whose replies earn one reward from the system's side and one from the user's.
-
-    Of `task.data`, trainers and evaluation may read `kind` (one of KINDS), `system` and `user` (the two prompts).
-    """
-
-    def rewards(self, task: Task, response: str) -> dict[str, float | None]:
-        """{"user": r_user, "sys": r_sys}, each in [0, 1]; None where no program can tell and a judge must.
-
-        `response` is the reply as it was sampled, think block included.
-        """
-        ...
-
-    def expert_response(self, task: Task) -> str | None:
-        """A reply worth imitating, or None where the bench has none."""
-        ...
-
-    def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """Official metrics of a reply made elsewhere, {"row": int, "response": str}; or {} and what is wrong with it.
-
-        `row` counts the rows of the suite's file from 0; in its place "id" may be the id of the row's task.
-        """
-        ...
-
-
-class NoTools:
-    """An episode without tools: a call that the model makes up is answered with an error."""
-
-    def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
-        return ToolCall(turn, name, arguments, f"there is no tool {name!r}", error=True)
 
 
 @dataclass(frozen=True)
@@ -81,7 +48,7 @@ class Pair:
         return hashlib.sha256((self.system or self.user).encode()).hexdigest()[:16]
 
 
-class SingleTurn(ABC):
+class SingleTurn(TwoSided, ABC):
     """What the suites share: splits, tasks, an environment without tools. Subclasses load rows and grade replies."""
 
     name: str
@@ -96,7 +63,7 @@ class SingleTurn(ABC):
 
     @abstractmethod
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:
-        """See HifBench."""
+        """Both rewards of a reply as it was sampled, think block included; see `TwoSided.reward`."""
 
     @abstractmethod
     def metrics(self, task: Task, response: str) -> dict[str, float]:
@@ -121,6 +88,9 @@ class SingleTurn(ABC):
         if limit is not None and limit < len(rows):
             rows = random.Random(seed).sample(rows, limit)
         return [self.task(row) for row in rows]
+
+    def size(self, split: str) -> int:
+        return len(self.divide()[split])
 
     def divide(self) -> dict[str, list[Pair]]:
         """Rows of each split: the share `test_fraction` of each kind is held out, and no system prompt is in both."""
@@ -147,6 +117,10 @@ class SingleTurn(ABC):
 
     def environment(self, task: Task) -> Environment:
         return NoTools()
+
+    def reward(self, task: Task, trajectory: Trajectory) -> dict[str, float | None]:
+        """`rewards` of the reply; none where the token budget ended it inside its think block."""
+        return {} if cut_in_thought(trajectory) else self.rewards(task, response_of(trajectory))
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         """The suite's metrics; all of them missing where the token budget ended the think block's text."""
@@ -194,9 +168,6 @@ class SingleTurn(ABC):
     @cached_property
     def _by_id(self) -> dict[str, Pair]:
         return {self.task(row).id: row for row in self.rows}
-
-    def expert_trace(self, task: Task) -> ExpertTrace | None:
-        return None
 
     def expert_response(self, task: Task) -> str | None:
         return None

@@ -73,6 +73,12 @@ class SystemCheckBench(Judged):
                 raise UserError(f"bench=systemcheck: there is no {kind} row; give a file that has both kinds")
         return pairs
 
+    def size(self, split: str) -> int:
+        """Rows of the split; as many as are asked for where they would have to be downloaded to be counted."""
+        if self.config.path is None:
+            return self.config.train_tasks if split == "train" else self.config.test_tasks
+        return super().size(split)
+
     def divide(self) -> dict[str, list[Pair]]:
         """Half of each split is of each kind; the test split's system prompts are in no training row.
 
