@@ -92,20 +92,21 @@ def _tasks(bench: Any, own: dict[str, str], seed: int) -> list[Any]:
 
 def _mined(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
     from agentrl.benches import load_bench
+    from agentrl.mining.mine import Mining
     from agentrl.traces.files import to_line
 
-    bench: Any = load_bench(config.bench, config.sandbox)
+    bench = load_bench(config.bench, config.sandbox)
     kept, reasons = [], Counter[str]()
     for task in _tasks(bench, own, config.seed):
         trace = bench.expert_trace(task)
         if trace is not None:
             kept.append(to_line(trace))
             continue
-        outcome = bench.mine(task) if hasattr(bench, "mine") else None
+        outcome = bench.mine(task) if isinstance(bench, Mining) else None
         reasons[getattr(outcome, "reason", "the bench has none for it")] += 1
     if kept:
         out.write_text("".join(kept), encoding="utf-8")
-    coverage = bench.miner.coverage.summary() if hasattr(bench, "miner") else {}
+    coverage = bench.miner.coverage.summary() if isinstance(bench, Mining) else {}
     coverage.pop("reasons", None)
     return len(kept), reasons, coverage
 

@@ -172,6 +172,7 @@ class TranscriptBench(Protocol):
         ...
 
 
+ExpertTraces = Callable[[Task], ExpertTrace | None]  # a bench's `expert_trace`, or what a caller takes in its place
 Finished = Callable[[Task, Environment], None]
 Play = Callable[[list[Task], Finished], None]  # plays one episode of each task, calls `finished` for those played
 
@@ -189,7 +190,7 @@ class Preparing(Protocol):
 
 
 def reference_calls(bench: Bench, task: Task) -> list[dict[str, Any]]:
-    """What rewards compare calls with: the bench's ground truth, or else its own trace; never one of `traces=`."""
+    """What rewards compare calls with: the bench's ground truth, or else its own trace, never one given in."""
     if isinstance(bench, Referenced):
         return bench.reference_calls(task)
     trace = bench.expert_trace(task)

@@ -10,9 +10,9 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from agentrl.core.bench import Environment
+from agentrl.core.bench import Environment, Task
 from agentrl.core.expert_trace import ExpertTrace, TraceTurn
 from agentrl.mining.grounding import Knowledge
 from agentrl.mining.search import Found, Hop, Search
@@ -241,3 +241,14 @@ def _knowledge(question: Question, steps: list[Step]) -> Knowledge:
     for number, step in enumerate(steps, 1):
         known.add(f"step {number}", step.found.observation if step.found else step.hop.answer)
     return known
+
+
+@runtime_checkable
+class Mining(Protocol):
+    """A bench whose expert traces are mined."""
+
+    miner: Miner
+
+    def mine(self, task: Task) -> MinedTrace | Rejection:
+        """The mined trace with its steps, or why there is none; `miner.coverage` counts."""
+        ...

@@ -54,7 +54,7 @@ from agentrl.store import checkpoints
 from agentrl.store.redact import mask_streams
 from agentrl.store.run import RunDirectory
 from agentrl.store.trouble import trouble
-from agentrl.traces.files import read_traces, use_traces
+from agentrl.traces.files import by_task, read_traces
 from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import followed
 from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
@@ -250,8 +250,7 @@ def _train_and_evaluate(
         check_lora(config.model)
     console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
-    if config.traces is not None:
-        use_traces(bench, read_traces(Path(config.traces)))
+    expert_trace = bench.expert_trace if config.traces is None else by_task(read_traces(Path(config.traces)))
     judge = build_judge(config, str(run.path), config.hardware.device)
     trains = not isinstance(config.algo, SplitSoftmax)  # which two evaluations are all there is of
     train_tasks = bench.tasks("train") if trains else []
@@ -266,7 +265,8 @@ def _train_and_evaluate(
         f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "
         f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"
     )
-    trainer, engine = build_trainer(config, run, bench, chat, model, train_tasks or test_tasks, stop, console, judge)
+    tasks = train_tasks or test_tasks
+    trainer, engine = build_trainer(config, run, bench, chat, model, tasks, stop, console, judge, expert_trace)
     if trainer is not None:
         tracker.attach(trainer)
         if config.model.lora.enabled:

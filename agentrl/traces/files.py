@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agentrl.core.bench import Bench, Referenced, Task
+from agentrl.core.bench import ExpertTraces
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
 from agentrl.core.jsonl import UTF_8, numbered_lines, read_json
@@ -45,21 +45,9 @@ def read_traces(path: Path) -> dict[str, ExpertTrace]:
     return traces
 
 
-def use_traces(bench: Bench, traces: Mapping[str, ExpertTrace]) -> None:
-    """Let `bench` give these traces in place of its own; a task without one has none. Its references stay its own."""
-    if not isinstance(bench, Referenced):
-        own = bench.expert_trace
-
-        def references(task: Task) -> list[dict[str, Any]]:
-            trace = own(task)
-            return [] if trace is None else trace.calls
-
-        bench.reference_calls = references  # type: ignore[attr-defined]
-
-    def given(task: Task) -> ExpertTrace | None:
-        return traces.get(task.id)
-
-    bench.expert_trace = given  # type: ignore[method-assign]  # this object's alone; its class is left as it is
+def by_task(traces: Mapping[str, ExpertTrace]) -> ExpertTraces:
+    """The trace of each task among `traces`, None where there is none: what trainers take in place of a bench's own."""
+    return lambda task: traces.get(task.id)
 
 
 def _trace(record: Any) -> ExpertTrace:

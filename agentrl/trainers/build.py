@@ -11,7 +11,7 @@ from agentrl.chat.format import ChatFormat
 from agentrl.config.algos import Chord, CustomAlgo, Dpo, FocalLora, Grpo, Hipo, Luffy, Pact, SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.config.schema import Trainer as Settings
-from agentrl.core.bench import Bench, Task, TwoSided, has_own_reward, reference_calls
+from agentrl.core.bench import Bench, ExpertTraces, Task, TwoSided, has_own_reward, reference_calls
 from agentrl.core.console import RunConsole
 from agentrl.core.custom import attribute_of
 from agentrl.core.engine import RolloutEngine
@@ -78,7 +78,13 @@ def fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> l
     return kept
 
 
-def usable(tasks: list[Task], bench: Bench, trainer_class: type[AgentGRPOTrainer], settings: Settings) -> list[Task]:
+def usable(
+    tasks: list[Task],
+    bench: Bench,
+    trainer_class: type[AgentGRPOTrainer],
+    settings: Settings,
+    expert_trace: ExpertTraces,
+) -> list[Task]:
     """Tasks that a trainer of groups gets: all, or with trainer.tasks=with_trace those with an expert trace.
 
     Raises:
@@ -86,7 +92,7 @@ def usable(tasks: list[Task], bench: Bench, trainer_class: type[AgentGRPOTrainer
     """
     traced = issubclass(trainer_class, TracedTrainer)
     if traced or settings.tasks == "with_trace":
-        with_trace = [task for task in tasks if bench.expert_trace(task) is not None]
+        with_trace = [task for task in tasks if expert_trace(task) is not None]
         if not with_trace:
             way_out = "use algo=grpo" if traced else "set trainer.tasks=all"
             raise UserError(f"bench={bench.name}: no training task has an expert trace; {way_out}")
@@ -128,11 +134,13 @@ def build_trainer(
     stop: StopRequest,
     console: RunConsole,
     judge: Judge | None = None,
+    expert_trace: ExpertTraces | None = None,
 ) -> tuple[Trainer | None, RolloutEngine]:
     """The trainer of `config.algo`, None where it only evaluates, and an engine that plays episodes with its policy.
 
-    `judge` grades what the bench leaves open while training.
+    `judge` grades what the bench leaves open while training; `expert_trace` gives traces in place of the bench's own.
     """
+    expert_trace = expert_trace or bench.expert_trace
     peft = lora_config(config.model)
     trainer: Trainer
     cycle = 1
@@ -140,7 +148,7 @@ def build_trainer(
         extra: dict[str, Any] = {}
         if isinstance(config.algo, Hipo):
             extra = {"judge": judge, "quantization_config": reference_quantization(config.algo)}
-        chosen = usable(tasks, bench, trainer_class, config.trainer)
+        chosen = usable(tasks, bench, trainer_class, config.trainer, expert_trace)
         tell_reward(config, bench, chosen, console)
         trainer = trainer_class(
             **extra,
@@ -150,6 +158,7 @@ def build_trainer(
             config=config,
             bench=bench,
             tasks=chosen,
+            expert_trace=expert_trace,
             peft_config=peft,
             rollout_log=RolloutLog(run, chat.tokenizer, config.trainer.log_rollouts),
             console=console,
@@ -171,7 +180,7 @@ def build_trainer(
                 model=model,
                 chat=chat,
                 args=sft_arguments(config, run.checkpoints_dir),
-                train_dataset=expert_dataset(chat, bench, tasks, config.algo.components),
+                train_dataset=expert_dataset(chat, bench, tasks, config.algo.components, expert_trace),
                 peft_config=peft,
             )
     callbacks: list[TrainerCallback] = [

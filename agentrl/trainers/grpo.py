@@ -17,7 +17,7 @@ from trl.trainer.utils import RepeatSampler
 
 from agentrl.chat.format import ChatFormat
 from agentrl.config.schema import Config
-from agentrl.core.bench import Bench, Task
+from agentrl.core.bench import Bench, ExpertTraces, Task
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Episode
 from agentrl.core.stop import anywhere
@@ -73,12 +73,14 @@ class AgentGRPOTrainer(GRPOTrainer):
         config: Config,
         bench: Bench,
         tasks: list[Task],
+        expert_trace: ExpertTraces | None = None,  # in place of the bench's own
         peft_config: PeftConfig | None = None,
         rollout_log: RolloutLog | None = None,
         console: RunConsole | None = None,
         quantization_config: BitsAndBytesConfig | None = None,  # of the reference
     ) -> None:
         self.config, self.bench, self.tasks, self.chat = config, bench, tasks, chat
+        self.expert_trace = expert_trace or bench.expert_trace
         self._rollout_log, self._console = rollout_log, console
         self._batch: list[Task] = []
         self._batch_rows: list[int] = []  # places of its tasks in `tasks`

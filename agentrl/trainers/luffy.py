@@ -44,7 +44,7 @@ class LuffyTrainer(TracedTrainer):
 
     def _expert_return(self, task: Task) -> float:
         """R of the trace by the reward of the rollouts; NaN without one."""
-        trace = self.bench.expert_trace(task)
+        trace = self.expert_trace(task)
         if trace is None:
             return math.nan
         return sum(self.rewards_of(task, expert_trajectory(trace, self.chat.reasoning)))

@@ -231,7 +231,7 @@ class PactTrainer(TracedTrainer):
     def _trace(self, task: Task) -> Privileged:
         """Context and SFT targets of a task, cut alike."""
         if task.id not in self._privileged:
-            trace, settings = self.bench.expert_trace(task), self.config.algo.trace
+            trace, settings = self.expert_trace(task), self.config.algo.trace
             if trace is None:
                 self._privileged[task.id] = Privileged(self.chat.prompt_ids(task.prompt, task.tools), None, "none")
                 return self._privileged[task.id]

@@ -9,7 +9,7 @@ from trl import SFTTrainer
 
 from agentrl.chat.format import ChatFormat
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
-from agentrl.core.bench import Bench, Task, TwoSided
+from agentrl.core.bench import Bench, ExpertTraces, Task, TwoSided
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component
 
@@ -39,7 +39,9 @@ def trace_labels(trace: TokenizedTrace, components: list[str]) -> list[int]:
     return labels
 
 
-def trace_dataset(chat: ChatFormat, bench: Bench, tasks: list[Task], components: list[str]) -> Dataset:
+def trace_dataset(
+    chat: ChatFormat, bench: Bench, tasks: list[Task], components: list[str], expert_trace: ExpertTraces
+) -> Dataset:
     """One row per task that has an expert trace: `input_ids` and `labels`.
 
     Raises:
@@ -47,7 +49,7 @@ def trace_dataset(chat: ChatFormat, bench: Bench, tasks: list[Task], components:
     """
     rows = []
     for task in tasks:
-        trace = bench.expert_trace(task)
+        trace = expert_trace(task)
         if trace is None:
             continue
         tokens = tokenize_trace(chat, task, trace, with_answer="answer" in components)
@@ -83,11 +85,20 @@ def reply_dataset(chat: ChatFormat, bench: TwoSided, tasks: list[Task]) -> Datas
     return Dataset.from_list(rows)
 
 
-def expert_dataset(chat: ChatFormat, bench: Bench, tasks: list[Task], components: list[str]) -> Dataset:
-    """What SFT imitates: whole replies where a bench has them, else the chosen components of its expert traces."""
+def expert_dataset(
+    chat: ChatFormat,
+    bench: Bench,
+    tasks: list[Task],
+    components: list[str],
+    expert_trace: ExpertTraces | None = None,
+) -> Dataset:
+    """What SFT imitates: whole replies where a bench has them, else the chosen components of expert traces.
+
+    The traces are the bench's own, or those of `expert_trace`.
+    """
     if isinstance(bench, TwoSided):
         return reply_dataset(chat, bench, tasks)
-    return trace_dataset(chat, bench, tasks, components)
+    return trace_dataset(chat, bench, tasks, components, expert_trace or bench.expert_trace)
 
 
 class TraceSFTTrainer(SFTTrainer):

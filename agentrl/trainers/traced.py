@@ -30,7 +30,7 @@ class TracedTrainer(AgentGRPOTrainer):
     def expert(self, task: Task) -> TokenizedTrace | None:
         """The expert's episode after the plain prompt, final answer included; None where the bench has no trace."""
         if task.id not in self._experts:
-            trace = self.bench.expert_trace(task)
+            trace = self.expert_trace(task)
             self._experts[task.id] = None if trace is None else tokenize_trace(self.chat, task, trace, with_answer=True)
         return self._experts[task.id]
 

@@ -14,7 +14,7 @@ from agentrl.benches import load_bench
 from agentrl.commands.traces import main as traces_command
 from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
-from agentrl.traces.files import read_traces, to_line, use_traces
+from agentrl.traces.files import by_task, read_traces, to_line
 from agentrl.traces.segmentation import PREVIEW, previews, segment, split_sentences
 from tests.support.chat_server import ChatServer, Reply, call, completion, said
 
@@ -82,9 +82,8 @@ def test_traces_survive_a_file_and_take_the_benchs_place(tmp_path: Path) -> None
     (tmp_path / "traces.jsonl").write_text(to_line(trace))
     traces = read_traces(tmp_path / "traces.jsonl")
     assert traces == {first.id: trace}
-    use_traces(bench, traces)
-    assert bench.expert_trace(first) == trace and bench.expert_trace(second) is None
-    assert load_bench(compose(["bench=minihop"]).bench).expert_trace(second) is not None  # other benches keep theirs
+    given = by_task(traces)
+    assert given(first) == trace and given(second) is None and bench.expert_trace(second) is not None
 
 
 GOOD = {"task_id": "t", "answer": "a", "turns": [{"chunks": [], "calls": [CALL], "observations": ["x"]}]}

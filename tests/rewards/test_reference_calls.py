@@ -15,7 +15,6 @@ from agentrl.core.bench import Bench, Task, reference_calls
 from agentrl.core.expert_trace import ExpertTrace, TraceTurn
 from agentrl.core.trajectory import ToolCall
 from agentrl.rewards.turns import known_calls, turn_rewards
-from agentrl.traces.files import use_traces
 from tests.benches.test_ftrl import bench as ftrl_bench
 from tests.benches.test_ftrl import row as ftrl_row
 from tests.benches.test_ftrl import write as write_ftrl
@@ -57,9 +56,6 @@ def test_a_teachers_detours_raise_no_reward(reward: str) -> None:
     right = expert_trace(task)
     detours = teacher(task, right)
     before = rewarded(loaded, task, right, reward), rewarded(loaded, task, detours, reward)
-    use_traces(loaded, {task.id: detours})
-    assert loaded.expert_trace(task) is detours and reference_calls(loaded, task) == right.calls
-    assert (rewarded(loaded, task, right, reward), rewarded(loaded, task, detours, reward)) == before
     assert before[0] > before[1]
     if reward == "matching":  # 1 a call and 1 for the answer; the repeats of a turn halve it
         assert before == (len(right.turns) + 1.0, len(right.turns) / 2 + 1.0)
@@ -69,10 +65,10 @@ def test_traces_of_a_file_change_no_rollouts_reward(tmp_path: Path) -> None:
     trainer = make_trainer(small("algo=grpo", "algo.kl_coef=0"), tmp_path, expert_script)
     rolled_batch(trainer)
     plain = trainer._turn_rewards
-    use_traces(trainer.bench, {task.id: teacher(task, expert_trace(task)) for task in trainer.tasks})
+    trainer.expert_trace = lambda task: teacher(task, expert_trace(task))
     rolled_batch(trainer)
     assert trainer._turn_rewards == plain
-    use_traces(trainer.bench, {})  # and neither does having none
+    trainer.expert_trace = lambda task: None  # and neither does having none
     rolled_batch(trainer)
     assert trainer._turn_rewards == plain and max(sum(rewards) for rewards in plain) >= 2
 
@@ -82,7 +78,7 @@ def test_luffys_expert_earns_nothing_for_what_its_teacher_repeated(tmp_path: Pat
     task = trainer.tasks[0]
     right = expert_trace(task)
     assert trainer._expert_return(task) == len(right.turns) + 1.0
-    use_traces(trainer.bench, {task.id: teacher(task, right)})
+    trainer.expert_trace = lambda task: teacher(task, right)
     assert trainer._expert_return(task) == len(right.turns) / 2 + 1.0
 
 
@@ -136,8 +132,6 @@ def test_ftrls_ground_truth_comes_before_what_is_mined(tmp_path: Path) -> None:
     loaded = ftrl_bench(write_ftrl(tmp_path / "test.jsonl", [ftrl_row(ground_truth=truth)]))
     [task] = loaded.tasks("test")
     assert reference_calls(loaded, task) == [call("people", {"city": "x"})]
-    use_traces(loaded, {})
-    assert loaded.expert_trace(task) is None and reference_calls(loaded, task) == [call("people", {"city": "x"})]
     assert task.id not in loaded._mined
     plain = ftrl_bench(write_ftrl(tmp_path / "plain.jsonl", [ftrl_row()]))
     [task] = plain.tasks("test")
@@ -149,8 +143,6 @@ def test_bfcls_references_are_its_gold_calls() -> None:
     loaded = bench_of("bench.categories=[multi_turn]")
     for task in loaded.tasks("train", limit=12, seed=1):
         gold = [call(name, given) for turn in gold_steps(task.data["entry"]) for name, given in turn]
-        assert reference_calls(loaded, task) == gold
-        use_traces(loaded, {})
         assert reference_calls(loaded, task) == gold
     memory = bench_of("bench.categories=[memory_kv]", "bench.memory=evidence")
     task = next(task for task in memory.tasks("test") if "finance" in task.id)
@@ -165,8 +157,5 @@ def test_a_bench_of_ones_own_keeps_its_own_references(tmp_path: Path) -> None:
     task = loaded.tasks("train")[0]
     own = loaded.expert_trace(task)
     assert reference_calls(loaded, task) == own.calls == [call("add", task.data)]
-    use_traces(loaded, {task.id: teacher(task, own)})
-    assert len(loaded.expert_trace(task).calls) == 3
-    assert reference_calls(loaded, task) == own.calls
     loaded.reference_calls = lambda task: [call("add", {"a": 1, "b": 2})]
     assert reference_calls(loaded, task) == [call("add", {"a": 1, "b": 2})]

@@ -170,7 +170,8 @@ def test_chord_at_mu_1_is_sft(tmp_path: Path) -> None:
     """The loss of algo=sft on the same prompt, which is one trace: TRL averages over the tokens of all."""
     ours = chord(tmp_path, *held(1), "trainer.prompts_per_batch=1", "trainer.minibatch_prompts=1")
     batch = rolled_batch(ours, prompts=1)
-    row = trace_dataset(ours.chat, ours.bench, ours.tasks[:1], ["reasoning", "tool_call", "answer"])[0]
+    components = ["reasoning", "tool_call", "answer"]
+    row = trace_dataset(ours.chat, ours.bench, ours.tasks[:1], components, ours.expert_trace)[0]
     labels = torch.tensor([row["labels"]])
     reference = ours.model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss
     loss = ours._compute_loss(ours.model, batch)
@@ -231,7 +232,7 @@ def unclipped(trainer, batch, advantages: Tensor) -> Tensor:
 def test_luffy_without_a_trace_is_grpo_without_clip_and_std(tmp_path: Path) -> None:
     several = ("trainer.minibatch_prompts=1", "trainer.micro_batch=4")  # so that old log-probs are kept
     ours = luffy(tmp_path, *several)
-    ours.bench.expert_trace = lambda task: None
+    ours.expert_trace = lambda task: None
     batch = rolled_batch(ours)
     with torch.no_grad():  # off the policy that sampled, so that ratios leave the clip's range
         for parameter in ours.model.parameters():
@@ -253,7 +254,7 @@ def test_luffys_loss_by_hand(tmp_path: Path) -> None:
         trace, task = batch["trace"][first], ours._batch[first]
         returns = torch.tensor([sum(rewards) for rewards in ours._turn_rewards[first : first + 4]])
         # The expert earns 1 a call and 1 for its answer, as the rollout that follows it does.
-        best = len(ours.bench.expert_trace(task).turns) + 1.0
+        best = len(ours.expert_trace(task).turns) + 1.0
         assert returns[0] == best
         mean = (returns.sum().item() + best) / 5
         ids = torch.tensor([trace.prompt_ids + trace.ids])
@@ -289,7 +290,7 @@ def test_the_expert_earns_what_a_rollout_that_follows_it_earns(tmp_path: Path, r
     ours = luffy(tmp_path, f"reward={reward}")
     rolled_batch(ours, prompts=1)
     task = ours._batch[0]
-    trace = ours.bench.expert_trace(task)
+    trace = ours.expert_trace(task)
     played = expert_trajectory(trace, ours.chat.reasoning)
     assert turn_rewards(played, trace.calls, task.answer, ours.config.reward, task.golds) == ours._turn_rewards[0]
     assert played.final_text == ours._trajectories[0].final_text
@@ -307,11 +308,13 @@ def test_a_bench_without_traces_is_refused(tmp_path: Path, algo: str) -> None:
 
     config = small(f"algo={algo}")
     bench = load_bench(config.bench)
-    bench.expert_trace = lambda task: None  # type: ignore[method-assign]
     tasks = bench.tasks("train")
     chat, model = load_chat(config.model, needs_of(tasks)), load_model(config.model)
     with pytest.raises(UserError, match="no training task has an expert trace; use algo=grpo"):
-        build_trainer(config, RunDirectory(tmp_path), bench, chat, model, tasks, StopRequest(), RunConsole())
+        build_trainer(
+            *(config, RunDirectory(tmp_path), bench, chat, model, tasks, StopRequest(), RunConsole()),
+            expert_trace=lambda task: None,
+        )
 
 
 @pytest.mark.slow
