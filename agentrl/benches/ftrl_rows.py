@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.rows import limit_row, without_padding
+from agentrl.benches.rows import checks_of, limit_row, without_padding
 from agentrl.config.benches import Ftrl
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8, flaw, read_json
@@ -150,10 +150,7 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
 
 def row_of(entry: Any, name: str, where: str) -> Row:
     """One row, checked."""
-
-    def need(condition: bool, field: str, reason: str) -> None:
-        if not condition:
-            raise UserError(f"{where}, {field}: {reason}; mend or remove the row")
+    need = checks_of(where)
 
     def decoded(field: str, value: Any) -> Any:
         try:

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from agentrl.benches.execution import ToolEnvironment, plain_text
+from agentrl.benches.rows import answers_by_tool
 from agentrl.config.benches import Minihop
 from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
@@ -153,16 +154,8 @@ def generate_task(task_id: str, chain: tuple[Relation, ...], rng: random.Random)
             "entities": entities,
             "sources": {relation.tool: tool_source(relation, tables[relation.tool]) for relation in relations},
         },
-        golds=sub_answers(chain, entities),
+        golds=answers_by_tool(zip((relation.tool for relation in chain), entities[1:], strict=True)),
     )
-
-
-def sub_answers(chain: tuple[Relation, ...], entities: list[str]) -> dict[str, list[str]]:
-    """Tool name to the entities that its calls should return."""
-    golds: dict[str, list[str]] = {}
-    for relation, target in zip(chain, entities[1:], strict=True):
-        golds.setdefault(relation.tool, []).append(target)
-    return golds
 
 
 def expert_turn(relation: Relation, entity: str, observation: str, with_preview: bool) -> TraceTurn:

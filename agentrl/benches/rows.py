@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from agentrl.core.errors import UserError
@@ -15,6 +16,24 @@ def limit_row(size: int, where: str) -> None:
         raise UserError(
             f"{where} has {size:,} bytes, more than {MAX_ROW_BYTES:,}; rows may have run together: mend or remove it"
         )
+
+
+def checks_of(where: str) -> Callable[[bool, str, str], None]:
+    """need(condition, field, reason) for the row at `where`: a UserError that names file, row and field."""
+
+    def need(condition: bool, field: str, reason: str) -> None:
+        if not condition:
+            raise UserError(f"{where}, {field}: {reason}; mend or remove the row")
+
+    return need
+
+
+def answers_by_tool(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The sub-answers that each tool's calls should give, from (tool name, sub-answer)."""
+    golds: dict[str, list[str]] = {}
+    for tool, answer in found:
+        golds.setdefault(tool, []).append(answer)
+    return golds
 
 
 def without_padding(value: Any) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.rows import MAX_ROW_BYTES, limit_row
+from agentrl.benches.rows import MAX_ROW_BYTES, answers_by_tool, checks_of, limit_row
 from agentrl.config.benches import ToolHop
 from agentrl.core.errors import UserError, first_line
 from agentrl.core.jsonl import UTF_8, flaw, read_json
@@ -34,10 +34,7 @@ class Row:
     @property
     def golds(self) -> dict[str, list[str]]:
         """Tool name to the sub-answers that its calls should give."""
-        golds: dict[str, list[str]] = {}
-        for tool, answer in zip(self.tools, self.sub_answers, strict=True):
-            golds.setdefault(tool["name"], []).append(answer)
-        return golds
+        return answers_by_tool(zip((tool["name"] for tool in self.tools), self.sub_answers, strict=True))
 
 
 def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, list[Row]]:
@@ -98,10 +95,7 @@ def load_rows(path: Path) -> list[Row]:
 
 def _row(entry: Any, where: str) -> Row:
     """Check one row; every complaint names file, row and field."""
-
-    def need(condition: bool, field: str, reason: str) -> None:
-        if not condition:
-            raise UserError(f"{where}, {field}: {reason}; mend or remove the row")
+    need = checks_of(where)
 
     need(isinstance(entry, dict), "whole row", "expected an object")
     for field in ("id", "question", "answer", "sub_task", "tools", "functions"):

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from agentrl.report.markdown import markdown_table
 from agentrl.report.page import Table
 
 SUITES = {"pact": ("ftrl", "bfcl", "toolhop"), "hipo": ("systemcheck",)}
@@ -19,12 +18,6 @@ COLUMNS = {
 }
 SOURCES = {"pact": "PACT, arXiv 2606.16215, Table 1, percent", "hipo": "HIPO, arXiv 2603.16152, Tables 1 and 7"}
 VERDICTS = ("valid", "correct", "solved")  # what BFCL's categories call their score
-
-
-def paper_table(suite: str, model: str, runs: dict[str, Path]) -> str:
-    """`published_table` as Markdown, its title above."""
-    table = published_table(suite, model, runs)
-    return f"{table.title}\n" + markdown_table(table.head, table.rows)
 
 
 def published_table(suite: str, model: str, runs: dict[str, Path]) -> Table:

@@ -34,10 +34,5 @@ def text_reward(content: str, answer: str, unsolved: int, solve_rate: float) -> 
     return SOLVED_WITHOUT_ANSWER if solve_rate == 1 else 0.0
 
 
-def without_end_markers(text: str) -> str:
-    """A sampled turn without its end-of-text and then end-of-turn marker, each taken off once."""
-    return text.strip().removesuffix("<|endoftext|>").strip().removesuffix("<|im_end|>").strip()
-
-
 def _plain(text: str) -> str:
     return text.lower().replace(",", "").strip()

@@ -24,7 +24,7 @@ from agentrl.core.install import install_line, requirements
 from agentrl.core.version import DISTRIBUTION
 from agentrl.evaluation.estimate import count_parameters, memory
 from agentrl.runner.reach import hub_address, in_hub_cache, reachable
-from agentrl.store.provenance import sha256
+from agentrl.store.durable import sha256
 
 Verdict = Literal["ok", "warn", "fail", "skip"]
 

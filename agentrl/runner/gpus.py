@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -11,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+
+from agentrl.store.durable import try_lock
 
 EVERY_S = 1.0  # between looks for a free GPU
 
@@ -60,17 +60,9 @@ def _taken(held: ExitStack, places: list[str], count: int) -> list[int]:
         found = []
         for position, place in enumerate(places):
             file = trial.enter_context((folder / f"{place}.lock").open("wb"))
-            if _locked(file):
+            if try_lock(file.fileno()):
                 found.append(position)
             if len(found) == count:
                 held.enter_context(trial.pop_all())
                 return found
     return []
-
-
-def _locked(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

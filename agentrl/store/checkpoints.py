@@ -7,7 +7,6 @@ checkpoint is whole, or something went wrong with the disk, which its manifest t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from agentrl.store.durable import sha256
 
 MANIFEST = "manifest.json"
 WRITING = ".writing"  # what a killed run leaves in here is removed when it resumes
@@ -35,7 +36,7 @@ def seal(checkpoints: Path, step: int, metrics: dict[str, float] | None = None) 
     files = {}
     for path in sorted(draft.rglob("*")):
         if path.is_file():
-            files[str(path.relative_to(draft))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[str(path.relative_to(draft))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
             _flush(path)
     manifest = {"step": step, "metrics": metrics or {}, "files": files}
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -76,7 +77,7 @@ def damage(checkpoint: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != known["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {known['bytes']}"
-            if _sha256(path) != known["sha256"]:
+            if sha256(path) != known["sha256"]:
                 return f"the content of {name} has changed"
     except FileNotFoundError:
         return f"no {MANIFEST}"
@@ -137,11 +138,6 @@ def _remove(path: Path) -> None:
     trash.parent.mkdir(exist_ok=True)
     os.rename(path, trash)
     shutil.rmtree(trash)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

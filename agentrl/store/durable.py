@@ -6,6 +6,8 @@ A line counts only with its newline, so half a line is no record. What the disk 
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import json
 import math
 import os
@@ -161,3 +163,18 @@ def _plain(value: Any, mask: Callable[[str], str]) -> Any:
     if hasattr(value, "item"):
         return _plain(value.item(), mask)
     return mask(str(value))
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file; False where another process holds it. It ends with the descriptor."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ from agentrl.config.algos import CustomAlgo, Dpo
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.core.version import __version__
+from agentrl.store.durable import sha256
 
 MAX_DIFF = 1_000_000  # characters of an uncommitted diff kept
 MAX_FILES = 1000  # of a directory named as data; IHEval has some 50
@@ -129,11 +129,6 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (
             file for name in sorted(names) if not name.startswith(".") and (file := Path(place, name)).is_file()
         )
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _output(*command: str) -> str | None:

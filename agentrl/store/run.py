@@ -8,7 +8,6 @@ No torch here: the command line creates run directories.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -73,7 +72,7 @@ class RunDirectory:
         if not self._is_dry():
             return None
         with (self.path / ".lock").open("ab") as lock:
-            if not _try_lock(lock.fileno()) or not self._is_dry():  # another has just taken it
+            if not durable.try_lock(lock.fileno()) or not self._is_dry():  # another has just taken it
                 return None
             self._begin(config, provenance.collect(config))
         return self
@@ -223,7 +222,7 @@ class RunDirectory:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             waiting = False
-            while not _try_lock(descriptor):
+            while not durable.try_lock(descriptor):
                 owner, _, host = os.pread(descriptor, 300, 0).decode(errors="replace").partition(" ")
                 if not is_gone(owner, host):
                     raise UserError(
@@ -253,14 +252,6 @@ def find_runs(place: Path) -> Iterator[Path]:
         for folder in sorted(place.iterdir()):
             if folder.is_dir() and not folder.name.startswith(".") and not folder.is_symlink():
                 yield from find_runs(folder)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def is_gone(pid: str, host: str) -> bool:

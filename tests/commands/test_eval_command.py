@@ -18,7 +18,8 @@ from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
 from agentrl.config.target import model_named
 from agentrl.core.errors import UserError
-from agentrl.report.published import paper_table
+from agentrl.report.markdown import markdown_table
+from agentrl.report.published import published_table
 from tests.support.chat_server import ChatServer, Reply, completion, said
 from tests.support.servers import serving
 
@@ -129,7 +130,8 @@ def test_a_papers_table_puts_ours_below_the_published_rows(tmp_path: Path) -> No
         "toolhop": summary("toolhop", eval={"after": cells(answer_correct=0.5)}),
         "bfcl": summary("bfcl", by={"category": {k: {"after": cells(solved=v)} for k, v in categories.items()}}),
     }
-    lines = paper_table("pact", "qwen3-4b", runs).splitlines()
+    table = published_table("pact", "qwen3-4b", runs)
+    lines = markdown_table(table.head, table.rows).splitlines()
     # multi-turn (20 + 10) / 2, search 30, memory (40 + 20) / 2: average 25; overall (40 + 30 + 35 + 25 + 50) / 5
     assert lines[-1].split("|")[2:-1] == [
         f" {v} ".ljust(len(c)) for v, c in zip(
@@ -138,7 +140,7 @@ def test_a_papers_table_puts_ours_below_the_published_rows(tmp_path: Path) -> No
         )
     ]  # fmt: skip
     assert "| PACT " in lines[-2] and "42.41" in lines[-2]
-    assert "–" in paper_table("pact", "tiny", {"ftrl": runs["ftrl"]}).splitlines()[-1]
+    assert "–" in published_table("pact", "tiny", {"ftrl": runs["ftrl"]}).rows[-1]
 
 
 @pytest.fixture

@@ -17,15 +17,22 @@ from agentrl.config.schema import ToolRl
 from agentrl.core.bench import Bench, Task, has_own_reward
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import ToolCall, Trajectory
-from agentrl.rewards.ftrl import VARIANTS, calls_reward, text_reward, without_end_markers
+from agentrl.rewards.ftrl import VARIANTS, calls_reward, text_reward
 from agentrl.rewards.matching import similarity, transport_rewards
-from agentrl.rewards.matchtir import closed_calls, text_answer_f1, text_toolrl, text_turn_rewards
-from agentrl.rewards.toolrl import correctness, limits, multiset_jaccard, score_response
+from agentrl.rewards.toolrl import correctness, limits, multiset_jaccard
 from agentrl.rewards.turns import episode_rewards, turn_rewards
 from agentrl.rewards.verdicts import solves
 from agentrl.sandbox import Sandbox
 from tests.rewards.test_matching import TRACE, call, config, episode
 from tests.support.helpers import composed
+from tests.support.matchtir_text import (
+    closed_calls,
+    text_answer_f1,
+    text_toolrl,
+    text_turn_rewards,
+    without_end_markers,
+)
+from tests.support.toolrl_text import score_response
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

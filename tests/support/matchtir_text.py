@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentrl.rewards.answers import token_f1
-from agentrl.rewards.ftrl import without_end_markers
 from agentrl.rewards.matching import call_rewards
 from agentrl.rewards.toolrl import share_of_best
 
@@ -20,6 +19,11 @@ Call = Mapping[str, Any]
 TURN = "\n<|im_start|>assistant\n"
 _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def without_end_markers(text: str) -> str:
+    """A sampled turn without its end-of-text and then end-of-turn marker, each taken off once."""
+    return text.strip().removesuffix("<|endoftext|>").strip().removesuffix("<|im_end|>").strip()
 
 
 def closed_calls(text: str) -> list[dict[str, Any]]:
