@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agentrl.objectives.pact import sft_loss
+from agentrl.objectives.supervised import weighted_nll
 
 TOKEN_WEIGHTS = ("uniform", "phi")
 
@@ -30,10 +30,10 @@ def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: str) -> tuple[Tens
     """
     if token_weight not in TOKEN_WEIGHTS:
         raise ValueError(f"unknown token weight {token_weight!r}; choose from {', '.join(TOKEN_WEIGHTS)}")
-    logps = logps.masked_fill(mask == 0, 0)  # what stands outside is never read
-    weight = phi(logps) if token_weight == "phi" else torch.ones_like(logps)
-    losses, z = sft_loss(weight * logps, mask)
-    return losses, weight.masked_fill(mask == 0, 0).sum() / z.sum()
+    targets = mask > 0
+    weight = (phi(logps) if token_weight == "phi" else torch.ones_like(logps)).masked_fill(~targets, 0)
+    count = targets.sum(1)
+    return weighted_nll(logps, weight, count), weight.sum() / count.sum()
 
 
 def mixed_loss(grpo: Tensor, sft: Tensor, mu: float) -> Tensor:

@@ -1,4 +1,8 @@
-"""HIPO (arXiv 2603.16152): the advantage of a Lagrangian, a reply's ratio, and which rollouts are too degenerate.
+"""HIPO (arXiv 2603.16152): the advantage of a Lagrangian, and which rollouts are too degenerate to learn from.
+
+steps 2, 3 of the algorithm    `lagrangian_advantage`
+step 4                         `policy.policy_loss`, the ratio at level 'sequence'
+step 5                         `dual.py`
 
 Shapes: P prompts, G rollouts of each, K constraints. NaN marks a reward that is missing; it never counts as 0.
 """
@@ -27,15 +31,6 @@ def lagrangian_advantage(
     for rewards, multiplier in zip(constraints, multipliers.to(total), strict=True):
         total = total + multiplier * trajectory_advantage(rewards, eps)
     return total
-
-
-def old_logps_for_a_sum(logps: Tensor, old: Tensor, mask: Tensor) -> Tensor:
-    """Old log-probs under which the mean of a reply's log-ratios is the sum of them under `old`.
-
-    A loss that takes exp(mean_n log r_n) for a reply's ratio then has pi(y) / pi_old(y), its gradient included.
-    logps, old, mask: (B, C). Returns logps - n (logps - old) (B, C), with n the reply's tokens; gradients flow through.
-    """
-    return logps - mask.sum(1, keepdim=True) * (logps - old)
 
 
 def repetition(ids: Sequence[int]) -> float:

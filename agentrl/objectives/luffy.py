@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agentrl.objectives.advantages import trajectory_advantage
+from agentrl.objectives.policy import row_means
 
 
 def shaped_ratio(logps: Tensor, gamma: float) -> Tensor:
@@ -37,9 +38,7 @@ def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float) -
         )
     targets = mask > 0
     ratio = shaped_ratio(logps.masked_fill(~targets, 0), gamma).masked_fill(~targets, 0)
-    count = targets.sum(1)
-    losses = -advantages.to(ratio.dtype) * ratio.sum(1) / count.clamp(min=1)
-    return losses, ratio.detach().sum() / count.sum()
+    return -advantages.to(ratio.dtype) * row_means(ratio, targets), ratio.detach().sum() / targets.sum()
 
 
 def mixed_advantages(returns: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:

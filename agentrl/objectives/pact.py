@@ -1,6 +1,17 @@
-"""PACT's own terms: who is anchored, which trace tokens are targets, and the SFT loss over them.
+"""PACT (arXiv 2606.16215): prompt-only rollouts, and an objective that also reads an expert trace h*.
 
-The clipped surrogates are TRL's; a gated-off prompt runs through it on inputs whose context is [x; h*] (eq. 7-8).
+    L = mean over prompts of (1 - z) (L^h + beta_SFT L_SFT) + z L^x      (eq. 12-14)
+
+eq. 4-5    L^x: `policy.policy_loss`, log-probs and old log-probs under the prompt x
+eq. 7-8    L^h: the same function with both under [x; h*], and the same advantages
+eq. 9      `sft_token_weights`
+eq. 10     `sft_loss`
+eq. 11     lambda_a(s): `schedules.anneal_value`
+eq. 12     `mixed_loss`
+eq. 13     z: `anchor_gates`. It chooses the context of a prompt's rows, and whether its trace is in L_SFT
+eq. 14     `policy.average` over rows, of which each prompt has K; `supervised.prompt_mean` over traces
+App. B     `advantages.hard_credit_advantage`
+
 Shape suffixes: N prompts, S expert traces, L tokens of a trace.
 """
 
@@ -15,6 +26,7 @@ from torch import Tensor
 
 from agentrl.core.expert_trace import MAX_LEVEL
 from agentrl.core.trajectory import Component
+from agentrl.objectives.supervised import weighted_nll
 
 REASONING_SCHEDULES = ("segment", "token", "full_token", "fixed", "none")
 CALL_SCHEDULES = ("scale", "token", "fixed", "none")
@@ -98,31 +110,22 @@ def sft_loss(logps: Tensor, weights: Tensor, norm: str = "weights") -> tuple[Ten
 
     norm: weights  Z = sum_n m_n (eq. 10). Where all targets weigh the same, that weight cancels
           tokens   Z = number of targets (m_n > 0), so that a falling weight makes the term smaller
-    logps, weights: (S, L), weights >= 0 and 0 on padding. Returns (loss (S,), Z (S,)). A trace with Z = 0 is skipped:
-    its loss and gradient are exactly 0. Log-probs of unweighted tokens are never read, so they may be -inf or NaN.
-    Raises ValueError on differing shapes or an unknown norm.
+    logps, weights: (S, L), as `supervised.weighted_nll` takes them. Returns (loss (S,), Z (S,)). A trace with Z = 0 is
+    skipped. Raises ValueError on differing shapes or an unknown norm.
     """
     if norm not in SFT_NORMS:
         raise ValueError(f"norm {norm!r} is none of {', '.join(SFT_NORMS)}")
-    if logps.dim() != 2 or logps.shape != weights.shape:
-        raise ValueError(f"logps {tuple(logps.shape)} and weights {tuple(weights.shape)} must both be (S, L)")
     weights = weights.to(logps.dtype)
     z = weights.sum(1) if norm == "weights" else (weights > 0).sum(1).to(weights)
-    total = -(weights * logps.masked_fill(weights == 0, 0)).sum(1)
-    return total / torch.where(z > 0, z, torch.ones_like(z)), z
+    return weighted_nll(logps, weights, z), z
 
 
-def prompt_mean(losses: Tensor, group_size: int, rows: int) -> Tensor:
-    """Mean over the prompts of a batch (eq. 14) of a loss that only some of them have: (K / rows) * sum.
+def mixed_loss(rl: Tensor, sft: Tensor, rl_coef: float, sft_coef: float) -> Tensor:
+    """Eq. 12: L_RL + beta_SFT L_SFT, scalars that are means over all prompts already (eq. 14).
 
-    losses: (S,), one entry per trace present (a prompt that is anchored or has none counts as 0). `rows` is the number
-    of rollout rows of this micro-batch, K of them per prompt, so that the mean over equal micro-batches is the
-    whole batch's value even where a group is split between them. Returns a scalar.
-    Raises ValueError unless group_size and rows are positive.
+    rl_coef is 1 in the paper, and 0 in its SFT-only ablation; sft_coef is beta_SFT.
     """
-    if group_size <= 0 or rows <= 0:
-        raise ValueError(f"group_size {group_size} and rows {rows} must be above 0")
-    return losses.sum() * (group_size / rows)
+    return rl_coef * rl + sft_coef * sft
 
 
 def _uniform(seed: int, step: int, key: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +78,6 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
             "vllm_server_timeout": 30.0,  # it answered when the run began (ready.py)
             "vllm_importance_sampling_mode": "token_truncate",
         }
-    # LUFFY removes the clip, and takes its mean over the members of a group.
-    clip, aggregation = (math.inf, "sequence") if isinstance(algo, Luffy) else (algo.clip_eps, algo.loss_aggregation)
     return GRPOConfig(
         **shared_arguments(config, checkpoints),
         **extra,
@@ -93,13 +90,7 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
         max_tool_calling_iterations=rollout.max_turns - 1,  # the last turn can only answer
         temperature=rollout.temperature,
         top_p=rollout.top_p,
-        epsilon=clip,
-        # TRL's "sequence" is the mean; HipoTrainer makes a sum of it where that is asked for.
-        importance_sampling_level=algo.importance_level.removesuffix("_mean") if isinstance(algo, Hipo) else "token",
-        beta=algo.kl_coef,
-        use_bias_correction_kl=algo.kl_ratio_correction,
-        entropy_coef=algo.entropy_coef,
-        loss_type={"sequence": "grpo", "token": "dapo"}[aggregation],
+        beta=algo.kl_coef,  # TRL scores the reference where it is above 0; the loss itself is ours (loss.py)
         remove_unused_columns=False,
     )
 

@@ -20,15 +20,14 @@ class ChordTrainer(TracedTrainer):
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
         losses, mean_weight = chord_sft_loss(logps, weights, self.config.algo.token_weight)
         if self.config.algo.token_weight == "phi":  # uniform ones are 1
-            self._record("expert/weight", mean_weight)
+            self.record("expert/weight", mean_weight)
         return losses
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        mu, steps = self.config.algo.mu, self.current_gradient_accumulation_steps
+        mu = self.config.algo.mu
         share = warmup_cosine(self.state.global_step, mu.peak, mu.valley, mu.warmup_steps, mu.decay_steps)
-        grpo = super()._compute_loss(model, inputs)  # TRL has divided it by `steps`
-        sft = self.trace_term(model, inputs)
-        self._record("loss/rl", grpo.detach() * steps)
-        self._record("loss/sft", sft.detach())
+        grpo, sft = self.policy_term(model, inputs), self.trace_term(model, inputs)
+        self.record("loss/rl", grpo.detach())
+        self.record("loss/sft", sft.detach())
         self._metrics["train" if self.model.training else "eval"]["anneal/mu"].append(share)
-        return mixed_loss(grpo, sft / steps, share)
+        return mixed_loss(grpo, sft, share) / self.current_gradient_accumulation_steps

@@ -12,7 +12,7 @@ from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 from trl.trainer.utils import RepeatSampler
 
 from agentrl.chat.format import ChatFormat
@@ -27,6 +27,7 @@ from agentrl.rewards.turns import episode_rewards
 from agentrl.rollout.conversation import Played, conversation_loop
 from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
+from agentrl.trainers.loss import LossTrainer
 from agentrl.trainers.reference import starting_policy, taken_as_reference
 from agentrl.trainers.rollout_log import RolloutLog
 
@@ -50,7 +51,7 @@ class SeedEpochs(TrainerCallback):
         self._sampler.set_epoch(int(state.epoch or 0))
 
 
-class AgentGRPOTrainer(GRPOTrainer):
+class AgentGRPOTrainer(LossTrainer):
     """GRPO whose rollouts come from a `RolloutEngine` and whose advantages may differ from turn to turn.
 
     Simplifications against TRL: one reward per trajectory (the sum of its turn rewards), whole groups on every
@@ -60,7 +61,6 @@ class AgentGRPOTrainer(GRPOTrainer):
     # TRL's own, read and set here.
     _buffered_inputs: Any
     beta: float
-    _entropy_bonus_enabled: bool
     generation_config: GenerationConfig
     played: Played  # the episodes being played; the engine sets it
 

@@ -1,6 +1,6 @@
 """HIPO (arXiv 2603.16152): GRPO rollouts of single replies with two rewards, one of them held above a threshold.
 
-The primal step is TRL's clipped loss on A = w A_user + sum_k lambda_k A_k; the dual step moves every lambda_k once per
+The primal step is the clipped loss on A = w A_user + sum_k lambda_k A_k; the dual step moves every lambda_k once per
 rollout batch, from rewards gathered over all processes. With the multipliers held it is the scalarised baseline, with
 one of the two weights at 0 a baseline that learns from one reward.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge
 from agentrl.evaluation.grading import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, logged
 from agentrl.objectives.dual import DualVariables, Multiplier
-from agentrl.objectives.hipo import degenerate, lagrangian_advantage, old_logps_for_a_sum
+from agentrl.objectives.hipo import degenerate, lagrangian_advantage
+from agentrl.objectives.policy import PolicySettings
 from agentrl.trainers.grpo import AgentGRPOTrainer
 
 DUAL_FILE = "dual.pt"  # in every checkpoint
@@ -79,7 +81,7 @@ def reference_quantization(algo: Hipo) -> BitsAndBytesConfig | None:
 
 
 class HipoTrainer(AgentGRPOTrainer):
-    """max E[r_user] subject to E[r_k] >= tau_k, by alternating TRL's update and one of the multipliers."""
+    """max E[r_user] subject to E[r_k] >= tau_k, by alternating an update of the policy and one of the multipliers."""
 
     def __init__(self, *, judge: Judge | None = None, **kwargs: Any) -> None:
         self.dual = dual_variables(kwargs["config"])
@@ -89,7 +91,6 @@ class HipoTrainer(AgentGRPOTrainer):
         self._cut: list[bool] = []  # by the token budget, inside the think block
         self._cut_told = False
         self._lacking = {reward: MissingVerdicts(f"r_{reward}") for reward in SIDES}
-        self._loss_inputs: dict[str, Any] | None = None
         super().__init__(**kwargs)
 
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
@@ -134,24 +135,8 @@ class HipoTrainer(AgentGRPOTrainer):
         width = batch["completion_ids"].shape[1]
         return advantage.reshape(-1, 1).expand(-1, width).float().to(batch["completion_ids"].device)
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if self.config.algo.importance_level != "sequence":
-            return super()._compute_loss(model, inputs)
-        self._loss_inputs = dict(inputs)
-        try:
-            return super()._compute_loss(model, self._loss_inputs)
-        finally:
-            self._loss_inputs = None
-
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's log-probs; where its loss asks, old ones are put beside them that make its mean of log-ratios a sum."""
-        scored = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if (inputs := self._loss_inputs) is not None:
-            logps, old = scored[0], inputs.get("old_per_token_logps")
-            mask = inputs["completion_mask"] * inputs["tool_mask"]
-            old = logps.detach() if old is None else old
-            inputs["old_per_token_logps"] = old_logps_for_a_sum(logps, old, mask)
-        return scored
+    def policy_settings(self) -> PolicySettings:
+        return replace(super().policy_settings(), level=self.config.algo.importance_level)
 
     def _column(self, reward: str, kind: str | None) -> Tensor:
         """One reward (B,) of the batch, NaN where it is missing, filtered or belongs to another kind of prompt."""

@@ -13,6 +13,7 @@ from agentrl.core.bench import Task
 from agentrl.core.expert_trace import ExpertTrace
 from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.luffy import expert_loss, member_shares, mixed_advantages
+from agentrl.objectives.policy import PolicySettings
 from agentrl.trainers.traced import TracedTrainer
 
 
@@ -33,6 +34,17 @@ class LuffyTrainer(TracedTrainer):
     """
 
     _expert_advantages: Tensor  # (N,) of the rollout batch, NaN where a prompt has no trace
+
+    def policy_settings(self) -> PolicySettings:
+        """No clip, and the mean over the members of a group."""
+        algo = self.config.algo
+        return PolicySettings(
+            clip_eps=math.inf,
+            aggregation="sequence",
+            kl_coef=algo.kl_coef,
+            kl_ratio_correction=algo.kl_ratio_correction,
+            entropy_coef=algo.entropy_coef,
+        )
 
     def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
         """(B, T) from rewards (B, T): the return against the mean of all members, the same for every turn."""
@@ -69,15 +81,14 @@ class LuffyTrainer(TracedTrainer):
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
         advantages = inputs["expert_advantage"][rows]
         losses, mean_ratio = expert_loss(logps, weights, advantages, self.config.algo.shaping)
-        self._record("expert/weight", mean_ratio)
+        self.record("expert/weight", mean_ratio)
         return losses / (self.num_generations + 1)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        steps = self.current_gradient_accumulation_steps
         # Without a clip the surrogate is linear in the advantages, which therefore carry the members' shares.
         shares = member_shares(inputs["expert_advantage"], self.num_generations)
-        rollouts = super()._compute_loss(model, {**inputs, "advantages": inputs["advantages"] * shares[:, None]})
+        rollouts = self.policy_term(model, {**inputs, "advantages": inputs["advantages"] * shares[:, None]})
         expert = self.trace_term(model, inputs)
-        self._record("loss/rl", rollouts.detach() * steps)
-        self._record("loss/expert", expert.detach())
-        return rollouts + expert / steps
+        self.record("loss/rl", rollouts.detach())
+        self.record("loss/expert", expert.detach())
+        return (rollouts + expert) / self.current_gradient_accumulation_steps

@@ -2,7 +2,7 @@
 
 Rollouts are prompt-only and never see h*. Per prompt and step a gate z decides: anchored prompts (z = 1) take the plain
 clipped loss L^x; the others take L^h, the same loss with both log-probs under [x; h*], plus beta_SFT * L_SFT on h*.
-Both surrogates are one call of TRL's loss, since a row's context is all that differs.
+Both surrogates are one call of `objectives.policy.policy_loss`: a row's context is all that differs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from trl.trainer.utils import pad
 from agentrl.chat.trace_messages import context_ids
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Task
-from agentrl.objectives.pact import anchor_gates, sft_loss, sft_token_weights
+from agentrl.objectives.pact import anchor_gates, mixed_loss, sft_loss, sft_token_weights
+from agentrl.objectives.policy import divergence_loss, policy_loss
 from agentrl.objectives.schedules import anneal_value, progress, reasoning_level
 from agentrl.trainers.reference import start_of_adapters
 from agentrl.trainers.traced import TracedTrainer
@@ -38,7 +39,6 @@ class PactTrainer(TracedTrainer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._privileged: dict[str, Privileged] = {}
-        self._scored: tuple[Tensor, Tensor] | None = None  # log-probs and entropies of the loss's last forward pass
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -134,77 +134,38 @@ class PactTrainer(TracedTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         algo = self.config.algo
-        in_context = {**inputs, "prompt_ids": inputs["context_ids"], "prompt_mask": inputs["context_mask"]}
-        loss = inputs["advantages"].new_zeros((), requires_grad=True)  # a micro-batch may have nothing to train on
+        rl = sft = inputs["advantages"].new_zeros((), requires_grad=True)  # there may be nothing to train on
         if algo.rl_coef > 0:
-            surrogate = self._surrogate(model, inputs, in_context)
-            loss = loss + algo.rl_coef * surrogate
-            self._record("loss/rl", surrogate.detach() * self.current_gradient_accumulation_steps)
+            rl = self.policy_term(model, inputs)
+            self.record("loss/rl", rl.detach())
         if algo.sft_coef > 0:
-            supervised = self.trace_term(model, inputs)
-            loss = loss + algo.sft_coef * supervised / self.current_gradient_accumulation_steps
-            self._record("loss/sft", supervised.detach())
-        return loss
+            sft = self.trace_term(model, inputs)
+            self.record("loss/sft", sft.detach())
+        return mixed_loss(rl, sft, algo.rl_coef, algo.sft_coef) / self.current_gradient_accumulation_steps
 
-    def _surrogate(self, model: Any, inputs: dict[str, Any], in_context: dict[str, Any]) -> Tensor:
-        """L^h for conditioned rows and L^x for the others, KL and entropy terms included."""
-        if self.beta == 0 or self.config.algo.kl_context == "ratio":
-            loss = super()._compute_loss(model, in_context)
-            self._log_contexts(in_context)
-            return loss
-        # TRL's loss with zero advantages is its KL term: once under x for that, once under c^h without.
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        logged = {name: len(values) for name, values in metrics.items()}
-        beta, entropy = self.beta, self._entropy_bonus_enabled
-        try:
-            self._entropy_bonus_enabled = False
-            no_advantage = torch.zeros_like(inputs["advantages"])
-            under_x = {"advantages": no_advantage, "old_per_token_logps": inputs.get("prompt_old_logps")}
-            divergence = super()._compute_loss(model, {**inputs, **under_x})
-            for name, values in metrics.items():  # of this call only the KL means anything
-                if name != "kl":
-                    del values[logged.get(name, 0) :]
-            metrics["kl/prompt"].append(metrics["kl"][-1])
-            self.beta, self._entropy_bonus_enabled = 0.0, entropy
-            loss = super()._compute_loss(model, in_context) + divergence
-            self._log_contexts(in_context)
-            return loss
-        finally:
-            self.beta, self._entropy_bonus_enabled = beta, entropy
+    def policy_term(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """L^h for conditioned rows and L^x for the others: one loss, each row under its own context."""
+        settings, tokens = self.policy_settings(), self.tokens_a_micro_batch(inputs)
+        divergence: Tensor | float = 0.0
+        if settings.kl_coef > 0 and self.config.algo.kl_context == "prompt":
+            under_x, _ = self.policy_batch(model, {**inputs, "old_per_token_logps": inputs.get("prompt_old_logps")})
+            divergence, metrics = divergence_loss(under_x, settings, tokens)
+            self.record_means(dict.fromkeys(("kl", "kl/prompt"), (metrics["kl"], under_x.mask)))
+            settings = replace(settings, kl_coef=0.0)
+        context = {"prompt_ids": inputs["context_ids"], "prompt_mask": inputs["context_mask"]}
+        batch, router = self.policy_batch(model, {**inputs, **context})
+        loss, metrics = policy_loss(batch, settings, tokens)
+        self._log_policy(metrics, batch.mask, settings)
+        self._log_contexts(metrics, batch.mask, inputs["conditioned"])
+        return loss + divergence + router
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's log-probs and entropies, kept for the log where they are those of the loss."""
-        scored = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if scored[1] is not None:
-            self._scored = scored[0].detach(), scored[1].detach()
-        return scored
-
-    def _log_contexts(self, inputs: dict[str, Any]) -> None:
-        """Entropy, share of clipped tokens and KL of TRL's log, for rows under x and under c^h apart."""
-        assert self._scored is not None
-        (logps, entropies), self._scored = self._scored, None
-        advantages, old, beside = inputs["advantages"], inputs.get("old_per_token_logps"), inputs["conditioned"]
-        ratio = torch.ones_like(logps) if old is None else torch.exp(logps - old)
-        low, high = (
-            (ratio < 1 - self.epsilon_low) & (advantages < 0),
-            (ratio > 1 + self.epsilon_high) & (advantages > 0),
-        )
-        values = {"entropy": entropies, "clip_ratio": (low | high).float()}
-        if self.beta > 0:
-            delta = inputs["ref_per_token_logps"] - logps
-            corrected = ratio if self.config.algo.kl_ratio_correction else 1.0
-            values["kl"] = (torch.exp(delta) - delta - 1) * corrected
-        mask = inputs["completion_mask"] * inputs["tool_mask"]
-        sums: dict[str, list[Tensor]] = {}
-        for context, rows in (("prompt", ~beside), ("trace", beside)):
-            chosen = mask * rows[:, None]
-            for name, value in values.items():
-                sums[f"{name}/{context}"] = [value.masked_fill(chosen == 0, 0).sum(), chosen.sum().to(value)]
-        totals = self.accelerator.reduce(torch.stack([torch.stack(one) for one in sums.values()]), reduction="sum")
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, (total, count) in zip(sums, totals.tolist(), strict=True):
-            if count:
-                metrics[name].append(total / count)
+    def _log_contexts(self, metrics: dict[str, Tensor], mask: Tensor, conditioned: Tensor) -> None:
+        """Entropy, share of clipped tokens and KL, for rows under x and under c^h apart."""
+        values = {"entropy": metrics["entropy"], "clip_ratio": metrics["clip_low"] + metrics["clip_high"]}
+        if "kl" in metrics:
+            values["kl"] = metrics["kl"]
+        for context, rows in (("prompt", ~conditioned), ("trace", conditioned)):
+            self.record_means({f"{name}/{context}": (value, mask * rows[:, None]) for name, value in values.items()})
 
     def trace_weights(self, trace: TokenizedTrace) -> Tensor:
         """m_n(s) of eq. 9 at the current update."""

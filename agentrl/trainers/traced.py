@@ -10,7 +10,7 @@ from trl.trainer.utils import pad
 
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Task
-from agentrl.objectives.pact import prompt_mean, sft_loss
+from agentrl.objectives.supervised import prompt_mean, weighted_nll
 from agentrl.trainers.grpo import AgentGRPOTrainer
 from agentrl.trainers.sft import IGNORED, TARGETS, trace_labels
 
@@ -53,7 +53,7 @@ class TracedTrainer(AgentGRPOTrainer):
 
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
         """Loss (S,) of the traces beside `rows` of the micro-batch, from log-probs and weights (S, L)."""
-        return sft_loss(logps, weights)[0]
+        return weighted_nll(logps, weights, weights.sum(1))
 
     def trace_term(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Mean of `trace_losses` over the micro-batch's prompts; 0 where none has a trace in it."""
@@ -90,8 +90,3 @@ class TracedTrainer(AgentGRPOTrainer):
         group = self.num_generations
         batch["trace"] = [None if row % group else self.trace_beside(row) for row in range(len(inputs))]
         return batch
-
-    def _record(self, name: str, value: Tensor) -> None:
-        """Add a micro-batch's value to the log, as the mean over processes; NaN counts for nothing."""
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode][name].append(self.accelerator.gather(value).nanmean().item())

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agentrl.core.trajectory import Component
-from agentrl.objectives.pact import anchor_gates, prompt_mean, sft_loss, sft_token_weights
+from agentrl.objectives.pact import anchor_gates, mixed_loss, sft_loss, sft_token_weights
+from agentrl.objectives.policy import PolicyBatch, PolicySettings, policy_loss
+from agentrl.objectives.supervised import prompt_mean
 
 # One trace of two turns. Letters: R safe reasoning (digit: its chunk), P a preview of the call, C call, O observation,
 # D delimiter. Turn 0: R0 R0 R1 R2 P C C C D O, turn 1: R0 R1 C C D.
@@ -151,19 +153,37 @@ def test_scaling_all_weights_changes_nothing() -> None:
     torch.testing.assert_close(sft_loss(logps, m)[0], sft_loss(logps, 0.2 * m)[0])
 
 
-def test_prompt_mean_by_hand_and_micro_batch_split() -> None:
-    # 4 prompts, K = 2, traces of prompts 0, 1 and 3 (prompt 2 is anchored): (1 + 2 + 6) / 4
-    losses = {0: 1.0, 2: 2.0, 6: 6.0}  # by the row that carries the trace
-    whole = prompt_mean(torch.tensor(list(losses.values())), group_size=2, rows=8)
-    assert whole.item() == pytest.approx(2.25)
-    for size in (1, 2, 4):  # even micro-batches of half a group
-        parts: list[Tensor] = []
-        for start in range(0, 8, size):
-            present = [value for row, value in losses.items() if start <= row < start + size]
-            parts.append(prompt_mean(torch.tensor(present), group_size=2, rows=size))
-        torch.testing.assert_close(torch.stack(parts).mean(), whole)
-    with pytest.raises(ValueError, match="above 0"):
-        prompt_mean(torch.zeros(1), group_size=0, rows=8)
+def test_the_objective_is_eq_12_to_14_prompt_by_prompt() -> None:
+    """(1 - z) (L^h + beta L_SFT) + z L^x written out for 4 prompts of 3 rollouts, prompts 1 and 2 anchored."""
+    rng = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    prompts, k, width, anchored = 4, 3, 5, [False, True, True, False]
+    under_x, under_h, old_x, old_h = (-drawn(prompts, k, width).abs() for _ in range(4))
+    advantages, mask = drawn(prompts, k, width), torch.rand(prompts, k, width, generator=rng) < 0.7
+    trace, m = -drawn(prompts, 6).abs(), torch.rand(prompts, 6, generator=rng, dtype=torch.float64)
+
+    def surrogate(i: int, now: Tensor, old: Tensor) -> Tensor:  # eq. 5 and 8
+        r, a = torch.exp(now - old)[i], advantages[i]
+        values = torch.minimum(r * a, r.clamp(0.8, 1.2) * a) * mask[i]
+        return -(values.sum(1) / mask[i].sum(1).clamp(min=1)).mean()
+
+    def one_prompt(i: int) -> Tensor:
+        if anchored[i]:
+            return surrogate(i, under_x, old_x)
+        sft = -(m[i] * trace[i]).sum() / m[i].sum()  # eq. 10
+        return surrogate(i, under_h, old_h) + 0.1 * sft
+
+    expected = torch.stack([one_prompt(i) for i in range(prompts)]).mean()
+    z = torch.tensor(anchored)[:, None, None]  # chooses the context of the rows
+    rows = [torch.where(z, x, h).flatten(0, 1) for x, h in ((under_x, under_h), (old_x, old_h))]
+    batch = PolicyBatch(rows[0], advantages.flatten(0, 1), mask.flatten(0, 1), -rows[0], old=rows[1])
+    rl, _ = policy_loss(batch, PolicySettings(clip_eps=0.2))
+    beside = [i for i in range(prompts) if not anchored[i]]
+    sft = prompt_mean(sft_loss(trace[beside], m[beside])[0], k, prompts * k)
+    torch.testing.assert_close(mixed_loss(rl, sft, 1.0, 0.1), expected, rtol=1e-12, atol=0)
 
 
 def test_shapes_are_checked() -> None:

@@ -136,3 +136,17 @@ def gradient(trainer: Any, loss: Any) -> Any:
     trainer.model.zero_grad()
     loss.backward()
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+def trl_loss(trainer: Any, inputs: Any) -> Any:
+    """TRL's own loss of a micro-batch, with the settings that `trainer` has for ours."""
+    from trl import GRPOTrainer
+
+    settings = trainer.policy_settings()
+    assert settings.level != "sequence", "TRL has no product of a row's ratios"
+    trainer.importance_sampling_level = settings.level.removesuffix("_mean")
+    trainer.loss_type = {"sequence": "grpo", "token": "dapo"}[settings.aggregation]
+    trainer.epsilon_low = trainer.epsilon_high = settings.clip_eps
+    trainer.beta, trainer.args.use_bias_correction_kl = settings.kl_coef, settings.kl_ratio_correction
+    trainer.entropy_coef, trainer._entropy_bonus_enabled = settings.entropy_coef, settings.entropy_coef != 0
+    return GRPOTrainer._compute_loss(trainer, trainer.model, inputs)

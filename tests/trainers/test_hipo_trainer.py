@@ -22,7 +22,7 @@ from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import Record
 from agentrl.trainers.faults import NO_SIGNAL
 from agentrl.trainers.hipo import StopWhereInfeasible, check_constraints
-from tests.support.helpers import composed, gradient, make_trainer, rolled_batch
+from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, trl_loss
 
 SMALL = (
     *("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.micro_batch=8", "trainer.max_steps=4"),
@@ -94,7 +94,7 @@ def test_a_multiplier_of_zero_is_grpo_on_the_users_reward(tmp_path: Path):
         GRPOTrainer._generate_and_score_completions = original
     assert torch.allclose(batch["advantages"][:, 0], seen["advantages"], atol=1e-6)
     ours = trainer._compute_loss(trainer.model, batch)
-    theirs = GRPOTrainer._compute_loss(trainer, trainer.model, {**batch, "advantages": seen["advantages"]})
+    theirs = trl_loss(trainer, {**batch, "advantages": seen["advantages"]})
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     assert torch.allclose(gradient(trainer, ours), gradient(trainer, theirs), atol=1e-6)
     rolled_batch(trainer)

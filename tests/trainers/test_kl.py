@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentrl.objectives.hipo import old_logps_for_a_sum
-from agentrl.trainers.arguments import grpo_arguments
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, small
 from tests.trainers.test_hipo_trainer import SMALL, reply
@@ -61,21 +59,17 @@ def test_the_kl_term_by_hand(tmp_path: Path, method: str) -> None:
         config, script = composed(*METHODS[method], *SMALL[:-1], *TWO_UPDATES, *keys), reply
     else:
         config, script = small(*METHODS[method], *TWO_UPDATES, *keys), expert_script
-    config.algo.kl_ratio_correction = True
-    switches = {True: grpo_arguments(config, tmp_path, config.algo).use_bias_correction_kl}
-    config.algo.kl_ratio_correction = False
     trainer = make_trainer(config, tmp_path, script)
-    switches[False] = trainer.args.use_bias_correction_kl
     batch, context = rolled_batch(trainer), "context" if method == "pact" else "prompt"
     mask = batch["completion_mask"] * batch["tool_mask"]
     sampled = log_probs(trainer, batch, context).detach()
     move(trainer, 0.02 if method == "hipo" else 0.005)
     share = 0.75 if method == "chord" else 1.0  # 1 - mu
-    trainer.beta = 0.0
+    config.algo.kl_coef = 0.0
     without = trainer._compute_loss(trainer.model, batch)
-    value, slope, trainer.beta = without.item(), gradient(trainer, without), KL
+    value, slope, config.algo.kl_coef = without.item(), gradient(trainer, without), KL
     for corrected in (False, True):
-        trainer.args.use_bias_correction_kl = switches[corrected]
+        config.algo.kl_ratio_correction = corrected
         now = log_probs(trainer, batch, context)
         delta, ratio = batch["ref_per_token_logps"] - now, torch.exp(now - sampled)
         assert ratio[mask.bool()].min() < 0.7 and ratio[mask.bool()].max() > 1.3
@@ -122,7 +116,7 @@ def test_the_kl_term_keeps_its_own_log_probs_beside_a_reply_s_ratio(tmp_path: Pa
     delta = batch["ref_per_token_logps"] - log_probs(trainer, batch)
     by_hand = KL * row_means(torch.exp(delta) - delta - 1, batch["completion_mask"] * batch["tool_mask"]).mean()
     with_kl = trainer._compute_loss(trainer.model, batch)
-    trainer.beta = 0.0
+    trainer.config.algo.kl_coef = 0.0
     assert (with_kl - trainer._compute_loss(trainer.model, batch)).item() == pytest.approx(by_hand.item(), abs=2e-5)
 
 
@@ -136,13 +130,3 @@ def test_where_old_log_probs_are_the_policy_s_own_a_reply_weighs_by_its_length(t
     loss = trainer._compute_loss(trainer.model, batch)
     assert loss.item() == pytest.approx(-batch["advantages"][:, 0].mean().item(), abs=1e-5)
     assert torch.allclose(gradient(trainer, loss), gradient(trainer, by_hand), atol=1e-4)
-
-
-def test_a_mean_of_log_ratios_becomes_their_sum() -> None:
-    logps = torch.tensor([[-1.0, -2.0, -9.0]], requires_grad=True)
-    old, mask = torch.tensor([[-1.5, -1.0, -4.0]]), torch.tensor([[1, 1, 0]])
-    moved_old = old_logps_for_a_sum(logps, old, mask)
-    mean = ((logps - moved_old) * mask).sum(1) / mask.sum(1)
-    assert mean.item() == pytest.approx(0.5 - 1.0)
-    mean.sum().backward()
-    assert logps.grad.tolist() == [[1.0, 1.0, 0.0]]

@@ -13,10 +13,10 @@ from agentrl.benches import load_bench
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.objectives.advantages import trajectory_advantage
 from agentrl.trainers.arguments import sft_arguments
-from agentrl.trainers.grpo import AgentGRPOTrainer, EpochSampler, cropped, in_row_order
+from agentrl.trainers.grpo import EpochSampler, cropped, in_row_order
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset, trace_labels
 from tests.rollout.test_rollout import expert_script
-from tests.support.helpers import gradient, make_trainer, rolled_batch, small
+from tests.support.helpers import gradient, make_trainer, rolled_batch, small, trl_loss
 
 LOOSE = ("algo.entropy_coef=0", "algo.kl_coef=0")
 
@@ -30,11 +30,10 @@ def test_grpo_agrees_with_trl(tmp_path: Path):
     returns = torch.tensor([sum(rewards) for rewards in trainer._turn_rewards])
     grouped = returns.view(-1, 4)
     theirs = ((grouped - grouped.mean(1, keepdim=True)) / (grouped.std(1, keepdim=True) + 1e-4)).flatten()
-    ours = AgentGRPOTrainer._compute_loss(trainer, trainer.model, batch)
-    trl = GRPOTrainer._compute_loss(trainer, trainer.model, {**batch, "advantages": theirs})
+    ours, trl = trainer._compute_loss(trainer.model, batch), trl_loss(trainer, {**batch, "advantages": theirs})
     assert ours.item() == pytest.approx(trl.item(), abs=1e-6)
     assert torch.allclose(gradient(trainer, ours), gradient(trainer, trl), atol=1e-6)
-    assert gradient(trainer, AgentGRPOTrainer._compute_loss(trainer, trainer.model, batch)).abs().max() > 1e-3
+    assert gradient(trainer, trainer._compute_loss(trainer.model, batch)).abs().max() > 1e-3
 
 
 def test_the_baselines_rewards_reach_the_rollouts(tmp_path: Path):
@@ -162,7 +161,7 @@ def test_kl_starts_at_zero_in_either_context(tmp_path: Path):
         batch = rolled_batch(trainer)
         with_kl = trainer._compute_loss(trainer.model, batch)
         assert trainer._metrics["train"]["kl"][-1] == pytest.approx(0, abs=1e-6)
-        trainer.beta = 0.0
+        trainer.config.algo.kl_coef = 0.0
         assert with_kl.item() == pytest.approx(trainer._compute_loss(trainer.model, batch).item(), abs=1e-6)
 
 
@@ -181,7 +180,7 @@ def test_kl_in_the_prompt_context_adds_exactly_beta_times_kl(tmp_path: Path):
     delta = batch["ref_per_token_logps"] - trainer._logps_in_context(trainer.model, plain, list(range(8)))
     mask = batch["completion_mask"] * batch["tool_mask"]
     kl = ((torch.exp(delta) - delta - 1) * mask).sum(1) / mask.sum(1)
-    trainer.config.algo.kl_context, trainer.beta = "ratio", 0.0
+    trainer.config.algo.kl_context, trainer.config.algo.kl_coef = "ratio", 0.0
     without = trainer._compute_loss(trainer.model, batch)
     assert kl.mean() > 1e-4
     assert loss.item() == pytest.approx(without.item() + 0.1 * kl.mean().item(), abs=1e-5)

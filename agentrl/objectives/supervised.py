@@ -1,0 +1,47 @@
+"""The supervised stream: the loss on tokens that an expert wrote.
+
+    L = mean over prompts of -(1/Z) sum_n w_n log pi(h*_n | x, h*_<n)
+
+A method chooses the weights w and the denominator Z, one for each trace, so that a term never rescales another:
+
+SFT      w = 1 on targets, Z their number (aggregated over the tokens of all traces by TRL, see trainers/sft.py)
+PACT     w = m_n(s) of eq. 9, Z = sum_n m_n (eq. 10) or the number of targets (`objectives/pact.py`)
+CHORD    w = 1 or p (1 - p), Z the number of targets (`objectives/chord.py`)
+LUFFY is no member: its expert tokens have an advantage and a shaped ratio (`objectives/luffy.py`).
+
+Shape suffixes: S expert traces, L tokens of a trace.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def weighted_nll(logps: Tensor, weights: Tensor, z: Tensor) -> Tensor:
+    """-(1/Z) sum_n w_n log pi(h*_n | x, h*_<n) of each trace (S,); exactly 0, its gradient too, where Z = 0.
+
+    logps, weights: (S, L), weights >= 0 and 0 on padding, held in the gradient; z: (S,), Z >= 0. Log-probs of
+    unweighted tokens are never read, so they may be -inf or NaN. Raises ValueError on differing shapes.
+    """
+    if logps.dim() != 2 or logps.shape != weights.shape or z.shape != logps.shape[:1]:
+        raise ValueError(
+            f"logps {tuple(logps.shape)} and weights {tuple(weights.shape)} must both be (S, L), "
+            f"z {tuple(z.shape)} (S,)"
+        )
+    weights, z = weights.detach().to(logps.dtype), z.to(logps.dtype)
+    total = -(weights * logps.masked_fill(weights == 0, 0)).sum(1)
+    return total / torch.where(z > 0, z, torch.ones_like(z))
+
+
+def prompt_mean(losses: Tensor, group_size: int, rows: int) -> Tensor:
+    """Mean over the prompts of a batch (PACT, eq. 14) of a loss that only some of them have: (K / rows) * sum.
+
+    losses: (S,), one entry per trace present (a prompt that is anchored or has none counts as 0). `rows` is the number
+    of rollout rows of this micro-batch, K of them per prompt, so that the mean over equal micro-batches is the
+    whole batch's value even where a group is split between them. Returns a scalar.
+    Raises ValueError unless group_size and rows are positive.
+    """
+    if group_size <= 0 or rows <= 0:
+        raise ValueError(f"group_size {group_size} and rows {rows} must be above 0")
+    return losses.sum() * (group_size / rows)
