@@ -1,6 +1,6 @@
 """HIPO against its baselines on minihif with the tiny model: runs what is missing, prints tables, draws the front.
 
-    python benchmarks/compare_hipo.py runs/hipo_minihif --jobs 2 --plot docs/hipo_minihif.png > table.md
+    python benchmarks/compare_hipo.py runs/hipo_minihif --jobs 2 --plot docs/images/hipo_minihif.png > table.md
 
 Every run contributes one number a metric (its mean over the test items, two samples each, at temperature 1); intervals
 are Student's t over the seeds. An interrupted command goes on where it stopped: finished runs are not repeated.
