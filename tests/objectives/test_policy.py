@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from trl import GRPOTrainer
 
 from agentrl.objectives.policy import (
     AGGREGATIONS,
@@ -300,6 +301,21 @@ def test_loss_gradients_and_metrics_are_trl_s(level: str, aggregation: str, beta
         if aggregation == "token" and entropy:  # TRL divides this one by the micro-batches of the update, too
             their_metrics["policy_loss"] *= steps
         assert our_metrics == pytest.approx(their_metrics, rel=1e-6, abs=1e-9)
+
+
+def test_the_weights_of_a_rollout_batch_are_trl_s_token_truncate(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = random_batch(7)
+    trainer, _ = bare_trainer(batch, PolicySettings(), 1)
+    sampled = batch.old + 2 * torch.randn(batch.old.shape, generator=torch.Generator().manual_seed(8))
+    sampled[1, 2] = math.nan
+    theirs = torch.exp(torch.nan_to_num((batch.old - sampled) * batch.mask, nan=0.0)).clamp(max=3.0)  # TRL's lines
+    rolled = {"importance_sampling_ratio": None, "old_per_token_logps": batch.old, "sampling_per_token_logps": sampled}
+    masks = {"completion_mask": torch.ones_like(batch.mask), "tool_mask": batch.mask}
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda self, inputs: {**rolled, **masks})
+    trainer.vllm_importance_sampling_clip_max = 3.0
+    ours = trainer._generate_and_score_completions([])["importance_sampling_ratio"]
+    torch.testing.assert_close(ours, theirs)
+    assert ours.max() == 3.0 and ours.min() < 0.5
 
 
 class _Lists(dict[str, list[float]]):
