@@ -12,8 +12,6 @@ from torch import Tensor
 
 from agentrl.objectives.supervised import weighted_nll
 
-TOKEN_WEIGHTS = ("uniform", "phi")
-
 
 def phi(logps: Tensor) -> Tensor:
     """p (1 - p) of tokens with log-probs `logps`, any shape; in [0, 1/4] and without a gradient."""
@@ -28,8 +26,8 @@ def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: str) -> tuple[Tens
     (S,) and the mean weight of the targets, a scalar without a gradient, NaN where there is no target.
     Raises ValueError on an unknown weight or differing shapes.
     """
-    if token_weight not in TOKEN_WEIGHTS:
-        raise ValueError(f"unknown token weight {token_weight!r}; choose from {', '.join(TOKEN_WEIGHTS)}")
+    if token_weight not in ("uniform", "phi"):
+        raise ValueError(f"unknown token weight {token_weight!r}")
     targets = mask > 0
     weight = (phi(logps) if token_weight == "phi" else torch.ones_like(logps)).masked_fill(~targets, 0)
     count = targets.sum(1)

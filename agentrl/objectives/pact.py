@@ -28,10 +28,6 @@ from agentrl.core.expert_trace import MAX_LEVEL
 from agentrl.core.trajectory import Component
 from agentrl.objectives.supervised import weighted_nll
 
-REASONING_SCHEDULES = ("segment", "token", "full_token", "fixed", "none")
-CALL_SCHEDULES = ("scale", "token", "fixed", "none")
-SFT_NORMS = ("weights", "tokens")
-
 
 def anchor_gates(q: float, seed: int, step: int, prompt_keys: Sequence[int]) -> Tensor:
     """z ~ Bernoulli(q) per prompt and step (eq. 13); True anchors the prompt to L^x.
@@ -72,11 +68,6 @@ def sft_token_weights(
     Prompt, observations, delimiters and answers are never targets.
     Raises ValueError on an unknown schedule, differing lengths, or level, kept or a call weight out of range.
     """
-    if reasoning not in REASONING_SCHEDULES or call not in CALL_SCHEDULES:
-        raise ValueError(
-            f"schedule {reasoning!r} + {call!r}: reasoning is one of {', '.join(REASONING_SCHEDULES)}, "
-            f"call one of {', '.join(CALL_SCHEDULES)}"
-        )
     if component.dim() != 1 or component.shape != turn.shape or component.shape != chunk.shape:
         raise ValueError("component, turn and chunk must be one-dimensional and equally long")
     if not 0 <= level <= MAX_LEVEL or not 0 <= kept <= 1 or not 0 <= call_scale <= 1 or not 0 <= call_start <= 1:
@@ -93,15 +84,19 @@ def sft_token_weights(
         active = safe if level == MAX_LEVEL else safe & (chunk < level)
     elif reasoning == "token":
         active = _first_share_per_turn(safe, turn, kept)
-    else:
+    elif reasoning in ("fixed", "none"):
         active = safe if reasoning == "fixed" else torch.zeros_like(safe)
+    else:
+        raise ValueError(f"unknown schedule {reasoning!r} of reasoning")
 
     if call == "scale":
         call_weight = call_scale * calls.float()
     elif call == "token":
         call_weight = _first_share_per_turn(calls, turn, call_scale).float()
-    else:
+    elif call in ("fixed", "none"):
         call_weight = (call_start if call == "fixed" else 0.0) * calls.float()
+    else:
+        raise ValueError(f"unknown schedule {call!r} of tool calls")
     return active.float() + call_weight  # disjoint: a token has one component
 
 
@@ -113,8 +108,8 @@ def sft_loss(logps: Tensor, weights: Tensor, norm: str = "weights") -> tuple[Ten
     logps, weights: (S, L), as `supervised.weighted_nll` takes them. Returns (loss (S,), Z (S,)). A trace with Z = 0 is
     skipped. Raises ValueError on differing shapes or an unknown norm.
     """
-    if norm not in SFT_NORMS:
-        raise ValueError(f"norm {norm!r} is none of {', '.join(SFT_NORMS)}")
+    if norm not in ("weights", "tokens"):
+        raise ValueError(f"unknown norm {norm!r}")
     weights = weights.to(logps.dtype)
     z = weights.sum(1) if norm == "weights" else (weights > 0).sum(1).to(weights)
     return weighted_nll(logps, weights, z), z

@@ -22,9 +22,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEVELS = ("token", "sequence_mean", "sequence")
-AGGREGATIONS = ("sequence", "token")
-
 
 @dataclass(frozen=True)
 class PolicyBatch:
@@ -44,8 +41,8 @@ class PolicySettings:
     """Which variant of the loss."""
 
     clip_eps: float = 0.2  # eps; infinity removes the clip
-    level: str = "token"  # of the ratio, one of LEVELS
-    aggregation: str = "sequence"  # how tokens are averaged, one of AGGREGATIONS
+    level: str = "token"  # of the ratio, see `importance_ratio`
+    aggregation: str = "sequence"  # how tokens are averaged, see `average`
     kl_coef: float = 0.0  # beta
     kl_ratio_correction: bool = False  # multiply kl by r
     entropy_coef: float = 0.0  # c
@@ -100,13 +97,13 @@ def importance_ratio(log_ratio: Tensor, mask: Tensor, level: str) -> Tensor:
     sequence       the product over the row's tokens, pi(y|x) / pi_old(y|x) (HIPO)
     Raises ValueError on another level.
     """
-    if level not in LEVELS:
-        raise ValueError(f"level {level!r} is none of {', '.join(LEVELS)}")
     if level == "token":
         return log_ratio.exp()
     total = (log_ratio * mask).sum(1, keepdim=True)
     if level == "sequence_mean":
         total = total / mask.sum(1, keepdim=True).clamp(min=1)
+    elif level != "sequence":
+        raise ValueError(f"unknown level {level!r} of the importance ratio")
     return total.exp()
 
 
@@ -143,10 +140,10 @@ def average(values: Tensor, mask: Tensor, aggregation: str, tokens: Tensor | flo
               tokens, `tokens` must be the number that an average micro-batch of the update has, not this one's own
     Raises ValueError on another aggregation, or where 'token' comes without `tokens`.
     """
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation {aggregation!r} is none of {', '.join(AGGREGATIONS)}")
     if aggregation == "sequence":
         return row_means(values, mask).mean()
+    if aggregation != "token":
+        raise ValueError(f"unknown aggregation {aggregation!r}")
     if tokens is None:
         raise ValueError("aggregation 'token' needs `tokens`, the denominator of the sum")
     return _masked(values, mask).sum() / tokens

@@ -7,7 +7,7 @@ A method chooses the weights w and the denominator Z, one for each trace, so tha
 SFT      w = 1 on targets, Z their number (aggregated over the tokens of all traces by TRL, see trainers/sft.py)
 PACT     w = m_n(s) of eq. 9, Z = sum_n m_n (eq. 10) or the number of targets (`objectives/pact.py`)
 CHORD    w = 1 or p (1 - p), Z the number of targets (`objectives/chord.py`)
-LUFFY is no member: its expert tokens have an advantage and a shaped ratio (`objectives/luffy.py`).
+LUFFY's expert tokens have an advantage and a shaped ratio instead (`objectives/luffy.py`).
 
 Shape suffixes: S expert traces, L tokens of a trace.
 """

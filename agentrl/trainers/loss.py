@@ -61,10 +61,10 @@ class LossTrainer(GRPOTrainer):
         batch, router = self.policy_batch(model, inputs)
         loss, metrics = policy_loss(batch, settings, self.tokens_a_micro_batch(inputs))
         self._log_policy(metrics, batch.mask, settings)
-        return loss + router
+        return loss + self.router_term(router)
 
-    def policy_batch(self, model: Any, inputs: Inputs) -> tuple[PolicyBatch, Tensor | float]:
-        """Run the model. Returns what the loss reads, and the router loss of a mixture of experts, else 0."""
+    def policy_batch(self, model: Any, inputs: Inputs) -> tuple[PolicyBatch, Tensor | None]:
+        """Run the model. Returns what the loss reads, and the router loss of a mixture of experts, else None."""
         logps, entropies, router = self._get_per_token_logps_and_entropies(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
@@ -82,10 +82,14 @@ class LossTrainer(GRPOTrainer):
             reference=inputs.get("ref_per_token_logps"),
             sampler_weights=inputs.get("importance_sampling_ratio"),
         )
+        return batch, router
+
+    def router_term(self, router: Tensor | None) -> Tensor | float:
+        """What a mixture of experts adds to the loss, so that its experts get tokens alike; 0 for other models."""
         if router is None:
-            return batch, 0.0
+            return 0.0
         self.record("aux_loss", router.detach())
-        return batch, self.router_aux_loss_coef * router
+        return self.router_aux_loss_coef * router
 
     def tokens_a_micro_batch(self, inputs: Inputs) -> Tensor:
         """Tokens trained on in an average micro-batch of the rollout batch, on one process."""

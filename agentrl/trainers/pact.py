@@ -157,7 +157,7 @@ class PactTrainer(TracedTrainer):
         loss, metrics = policy_loss(batch, settings, tokens)
         self._log_policy(metrics, batch.mask, settings)
         self._log_contexts(metrics, batch.mask, inputs["conditioned"])
-        return loss + divergence + router
+        return loss + divergence + self.router_term(router)
 
     def _log_contexts(self, metrics: dict[str, Tensor], mask: Tensor, conditioned: Tensor) -> None:
         """Entropy, share of clipped tokens and KL, for rows under x and under c^h apart."""

@@ -14,8 +14,6 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from agentrl.objectives.policy import (
-    AGGREGATIONS,
-    LEVELS,
     PolicyBatch,
     PolicySettings,
     average,
@@ -28,6 +26,7 @@ from agentrl.objectives.policy import (
 from agentrl.trainers.loss import LossTrainer
 from tests.support.helpers import trl_loss
 
+LEVELS, AGGREGATIONS = ("token", "sequence_mean", "sequence"), ("sequence", "token")
 # Two rows: pi = .6, .2 against pi_old = .5, .4 and pi_ref = .3, .2, and one token of .8 against 1.0 and .4.
 LOGPS = torch.tensor([[0.6, 0.2], [0.8, 0.1]], dtype=torch.float64).log()
 OLD = torch.tensor([[0.5, 0.4], [1.0, 0.7]], dtype=torch.float64).log()
@@ -235,8 +234,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"old": OLD[:1]}, PolicySettings(), "old has shape"),
         ({"advantages": ADVANTAGES[:, 0]}, PolicySettings(), "advantages have shape"),
         ({"reference": None}, PolicySettings(kl_coef=1.0), "needs the reference"),
-        ({}, PolicySettings(level="turn"), "'turn' is none of token"),
-        ({}, PolicySettings(aggregation="rows"), "'rows' is none of sequence"),
+        ({}, PolicySettings(level="turn"), "unknown level 'turn'"),
+        ({}, PolicySettings(aggregation="rows"), "unknown aggregation 'rows'"),
         ({}, PolicySettings(aggregation="token"), "needs `tokens`"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -252,7 +251,7 @@ def bare_trainer(batch: PolicyBatch, settings: PolicySettings, steps: int) -> tu
     trainer: Any = LossTrainer.__new__(LossTrainer)
     trainer.policy_settings = lambda: settings
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (batch.logps, batch.entropies, None)
-    trainer.model, trainer._metrics = SimpleNamespace(training=True), {"train": {}}
+    trainer.model, trainer._metrics = SimpleNamespace(training=True), {"train": _Lists()}
     trainer.accelerator = SimpleNamespace(
         num_processes=2, sync_gradients=True, gather=lambda x: x, reduce=lambda x, reduction: x
     )
@@ -301,6 +300,20 @@ def test_loss_gradients_and_metrics_are_trl_s(level: str, aggregation: str, beta
         if aggregation == "token" and entropy:  # TRL divides this one by the micro-batches of the update, too
             their_metrics["policy_loss"] *= steps
         assert our_metrics == pytest.approx(their_metrics, rel=1e-6, abs=1e-9)
+
+
+def test_the_router_loss_of_a_mixture_of_experts_is_added_as_trl_does() -> None:
+    trainer, inputs = bare_trainer(random_batch(9), PolicySettings(), 3)
+    without = trainer._compute_loss(None, inputs)
+    logps, entropies, _ = trainer._get_per_token_logps_and_entropies()
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logps, entropies, torch.tensor(1.5))
+    trainer.aux_loss_enabled, trainer.router_aux_loss_coef = True, 0.1
+    trainer.accelerator.gather_for_metrics = trainer.accelerator.gather
+    ours, theirs = trainer._compute_loss(None, inputs), trl_loss(trainer, inputs)
+    torch.testing.assert_close(ours, theirs)
+    assert (ours - without).item() == pytest.approx(0.1 * 1.5 / 3) and trainer._metrics["train"]["aux_loss"] == [
+        1.5
+    ] * 2
 
 
 def test_the_weights_of_a_rollout_batch_are_trl_s_token_truncate(monkeypatch: pytest.MonkeyPatch) -> None:
