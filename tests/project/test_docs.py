@@ -41,6 +41,13 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(listed) == sorted(file.name for file in (ROOT / "docs").glob("*.md"))
 
 
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 150
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (ROOT / target).is_file(), target
+
+
 WIDE = 84  # columns of code that a page of the site shows at 1280 px; longer lines wrap
 
 
