@@ -55,7 +55,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 # Where a worker is killed: owner and name of the function that a phase is the duration of.
 PHASES: dict[str, tuple[Any, str]] = {
     "evaluation": (worker, "evaluate"),
-    "rollout": (AgentGRPOTrainer, "_generate"),
+    "rollout": (AgentGRPOTrainer, "_roll_out"),
     "update": (Trainer, "training_step"),
     "checkpoint": (Trainer, "_save_checkpoint"),
     "seal": (checkpoints, "seal"),

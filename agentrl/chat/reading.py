@@ -7,8 +7,6 @@ writes calls otherwise (Llama, Gemma, gpt-oss, GLM, ...) is read by the parser t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -53,7 +51,7 @@ class TokenReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._parsing = copy.copy(tokenizer)  # keeps its response template while TRL is kept from parsing
+        self._parsing = copy.copy(tokenizer)  # keeps its response template, which trainers take away from TRL
         fields = (tokenizer.response_template or {}).get("fields", {})
         calls = fields.get("tool_calls", {})
         opening = str(calls.get("open") or calls.get("open_pattern"))
@@ -61,15 +59,6 @@ class TokenReader:
         added = tokenizer.added_tokens_decoder.items()
         self._dropped = {number for number, token in added if token.special and token.content not in KEPT}
         self._dropped |= {tokenizer.eos_token_id, tokenizer.pad_token_id}
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """TRL parses nothing meanwhile."""
-        template, self._tokenizer.response_template = self._tokenizer.response_template, None
-        try:
-            yield
-        finally:
-            self._tokenizer.response_template = template
 
     def text(self, ids: list[int]) -> str:
         """What the tokens spell, without end tokens and their like."""

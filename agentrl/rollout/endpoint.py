@@ -7,21 +7,20 @@ server does not play to its end says why, and the others go on.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from agentrl.chat.reading import read_turn
 from agentrl.config.algos import Endpoint
-from agentrl.config.schema import Config
+from agentrl.config.schema import Config, Rollout
 from agentrl.core.engine import Decoding, Episode
-from agentrl.core.errors import UserError
 from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.endpoint.answer import Answer
 from agentrl.endpoint.client import ChatClient, Unanswered
 from agentrl.endpoint.messages import Dialogue
-from agentrl.rollout.conversation import react
-from agentrl.rollout.guard import ToolsDied
-from agentrl.rollout.trl_loop import turns_of_calls
+from agentrl.rollout.guard import ToolsDied, broken_tools
+from agentrl.rollout.loop import Messages, Rules, answered_calls, begin, go_on, play_episode
 
 BYTES_A_TOKEN = 4  # where a server does not count
 
@@ -31,7 +30,8 @@ class EndpointEngine:
 
     def __init__(self, config: Config) -> None:
         self._endpoint: Endpoint = config.algo.endpoint
-        self._rollout, self._dead_tools, self._bench = config.rollout, config.faults.dead_tools, config.bench.name
+        self._rollout, self._bench = config.rollout, config.bench.name
+        self._rules = Rules(config.rollout.max_turns, config.faults.dead_tools)
         thinking = None if config.model.thinking is None else config.model.thinking == "on"
         self._client = ChatClient(self._endpoint, config.model.path, thinking)
 
@@ -44,10 +44,7 @@ class EndpointEngine:
                 return [future.result() for future in futures]
             except ToolsDied as death:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise UserError(
-                    f"the tools of bench={self._bench} broke ({death}); mend them and give the same command, or let "
-                    "faults.dead_tools=continue count such calls as errors"
-                ) from death
+                raise broken_tools(self._bench, death) from death
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -62,57 +59,97 @@ class EndpointEngine:
         return self._client.sampling(decoding)
 
     def _play(self, episode: Episode, decoding: Decoding) -> Trajectory:
-        """Turns as the token loop takes them: the last one allowed can only answer, the budget covers observations."""
-        limits, task = self._rollout, episode.task
-        read = partial(read_turn, environment=episode.environment, tools=bool(task.tools))
-        dialogue = Dialogue(self._endpoint.history, read)
-        calls: list[ToolCall] = []
-        count = TokenCount()
-        truncated, failure = False, None
-        room = 1  # tokens left for a turn
-        for turn in range(limits.max_turns):
-            left = room = limits.max_completion_tokens - count.used
-            if left < 1:
-                break
-            budget = min(limits.max_turn_tokens or left, left)
-            context = [*task.prompt, *dialogue.sent]
-            try:
-                answer = self._client.complete(context, task.tools, budget, decoding)
-                room = limits.max_completion_tokens - count.before(answer)  # only now are observations counted
-                if 0 < room < min(budget, written(answer)):
-                    budget = left = room
-                    answer = self._client.complete(context, task.tools, budget, decoding)
-            except Unanswered as unanswered:
-                failure = str(unanswered)
-                break
-            if room < 1:
-                break
-            message = dialogue.answered(answer)
-            count.add(answer)
-            truncated = answer.finish == "length"  # a call that can be read in a cut turn is made all the same
-            if turn == limits.max_turns - 1 or (truncated and budget == left):
-                break
-            said, over = react(episode.environment, message, calls, self._dead_tools)
-            dialogue.heard(said)
-            count.hear(said)
-            if over or not said:
-                break
-        truncated = truncated or room < 1
-        if room < 0:  # as in process: what the environment said last was too long, the policy never sees it
-            dialogue.unheard()
-        answered = sum(message["role"] == "tool" for message in dialogue.said)
+        player = ChatPlayer(episode, self._rollout, self._endpoint.history)
+        play = play_episode(episode, player, self._rules)
+        asked = begin(play)
+        while asked is not None:
+            asked = go_on(play, self._answer(asked, decoding))
+        return player.trajectory()
+
+    def _answer(self, asked: Asked, decoding: Decoding) -> Answer | Unanswered:
+        try:
+            return self._client.complete(asked.messages, asked.tools, asked.budget, decoding)
+        except Unanswered as unanswered:
+            return unanswered
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One turn to ask for."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    budget: int  # tokens of the answer at most
+
+
+class ChatPlayer:
+    """The record of one episode, message by message. The budget covers observations, as where tokens are known.
+
+    Only the next answer tells how many tokens an observation had: an answer that then turns out too long is asked
+    for again with what is left.
+    """
+
+    def __init__(self, episode: Episode, limits: Rollout, history: str) -> None:
+        self.calls: list[ToolCall] = []
+        self.spent = False
+        self._task, self._limits = episode.task, limits
+        read = partial(read_turn, environment=episode.environment, tools=bool(episode.task.tools))
+        self._dialogue, self._count = Dialogue(history, read), TokenCount()
+        self._room = limits.max_completion_tokens  # tokens left for a turn
+        self._budget = 0
+        self._again = self._over = self._cut = False
+        self._failure: str | None = None
+
+    def request(self) -> Asked | None:
+        """The dialogue so far; None where the budget is used up or the endpoint failed."""
+        if not self._over and not self._again:
+            self._room = self._limits.max_completion_tokens - self._count.used
+        if self._over or self._room < 1:
+            return None
+        self._budget = min(self._limits.max_turn_tokens or self._room, self._room)
+        return Asked([*self._task.prompt, *self._dialogue.sent], self._task.tools, self._budget)
+
+    def take(self, said: Answer | Unanswered) -> dict[str, Any] | None:
+        """Record an answer, unless the observations before it left less room than it takes."""
+        if isinstance(said, Unanswered):
+            self._failure, self._over = str(said), True
+            return None
+        left = self._room
+        if not self._again:
+            self._room = self._limits.max_completion_tokens - self._count.before(said)
+            self._over = self._room < 1
+            self._again = self._room < min(self._budget, written(said))
+            if self._over or self._again:
+                return None
+        self._again = False
+        message = self._dialogue.answered(said)
+        self._count.add(said)
+        self._cut = said.finish == "length"  # a call that can be read in a cut turn is made all the same
+        self.spent = self._cut and self._budget == left
+        return message
+
+    def hear(self, said: Messages, over: bool) -> None:
+        """Record what the environment said."""
+        self._dialogue.heard(said)
+        self._count.hear(said)
+
+    def trajectory(self) -> Trajectory:
+        """The episode as it was played, without token ids; `failure` says why it was not played to its end."""
+        if self._room < 0:  # as in process: what the environment said last was too long, the policy never sees it
+            self._dialogue.unheard()
+        messages = self._dialogue.said
         return Trajectory(
-            task_id=task.id,
+            task_id=self._task.id,
             prompt_ids=[],
             completion_ids=[],
             policy_mask=[],
             turn=[],
             component=[],
-            messages=dialogue.said,
-            calls=turns_of_calls(calls[:answered], dialogue.said),
-            truncated=truncated,
-            reported_tokens=count.sampled,
-            failure=failure,
+            messages=messages,
+            calls=answered_calls(self.calls, messages),
+            truncated=self._cut or self._room < 1,
+            reported_tokens=self._count.sampled,
+            failure=self._failure,
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from agentrl.core.bench import Environment
+from agentrl.core.errors import UserError
 from agentrl.core.text import well_formed
 from agentrl.core.trajectory import ToolCall
 
@@ -32,3 +33,11 @@ def call_tool(environment: Environment, name: str, arguments: Any, dead_tools: s
             raise ToolsDied(reason) from failure
         warnings.warn(f"the environment of tool {name} failed ({reason}); the call counts as an error", stacklevel=2)
         return ToolCall(0, name, arguments, UNAVAILABLE, error=True)
+
+
+def broken_tools(bench: str, death: ToolsDied) -> UserError:
+    """What the user reads where the tools of `bench` died."""
+    return UserError(
+        f"the tools of bench={bench} broke ({death}); mend them and give the same command, or let "
+        "faults.dead_tools=continue count such calls as errors"
+    )

@@ -31,9 +31,8 @@ Verdict = Literal["ok", "warn", "fail", "skip"]
 # Private methods of TRL that our trainers override or call: they move between releases.
 TRL_SEAMS: dict[str, tuple[str, ...]] = {
     "GRPOTrainer": (
-        *("_calculate_rewards", "_compute_loss", "_generate", "_generate_and_score_completions"),
-        *("_generate_single_turn", "_get_per_token_logps_and_entropies", "_get_train_sampler", "_prepare_inputs"),
-        *("_get_tool_suffix_ids", "_tool_call_loop"),
+        *("_calculate_rewards", "_compute_loss", "_generate_and_score_completions"),
+        *("_get_per_token_logps_and_entropies", "_get_train_sampler", "_prepare_inputs"),
     ),
     "SFTTrainer": ("compute_loss",),
 }

@@ -49,6 +49,7 @@ from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result, sampling_text
 from agentrl.rollout.endpoint import EndpointEngine
+from agentrl.rollout.tokens import local_engine
 from agentrl.runner.launch import die_with_launcher, is_direct
 from agentrl.store import checkpoints
 from agentrl.store.redact import mask_streams
@@ -57,7 +58,7 @@ from agentrl.store.trouble import trouble
 from agentrl.traces.files import by_task, read_traces
 from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import followed
-from agentrl.trainers.build import build_trainer, evaluation_engine, final_engine, fitting
+from agentrl.trainers.build import build_trainer, final_engine, fitting
 from agentrl.trainers.hipo import check_constraints
 
 # How long processes wait for each other: for the longest episode, a judge, a checkpoint. torch gives GPUs ten minutes.
@@ -227,7 +228,7 @@ def _evaluate_only(
         tasks = fitting(chat, tasks, config, "test")
         console.say(f"loading {config.model.path}")
         model = load_model(config.model)
-        engine = evaluation_engine(config, run, bench, chat, model, tasks)
+        engine = local_engine(config, chat, model)
         where = f"{model.num_parameters():,} parameters"
     console.say(f"eval of {config.model.name} ({where}) on {bench.name}: {len(tasks)} tasks, {run.path}")
     items = evaluate(engine, bench, tasks, config.eval, run, "after", console, stop, judge)

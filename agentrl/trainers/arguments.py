@@ -87,25 +87,9 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
         num_generations=rollout.num_generations,
         max_completion_length=rollout.max_completion_tokens,
         generation_kwargs={length: rollout.max_turn_tokens or rollout.max_completion_tokens},
-        max_tool_calling_iterations=rollout.max_turns - 1,  # the last turn can only answer
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         beta=algo.kl_coef,  # TRL scores the reference where it is above 0; the loss itself is ours (loss.py)
-        remove_unused_columns=False,
-    )
-
-
-def evaluation_arguments(config: Config, checkpoints: Path) -> GRPOConfig:
-    """TRL's GRPO arguments for a trainer that only rolls out."""
-    rollout = config.rollout
-    shared = shared_arguments(config, checkpoints) | {"max_steps": 1}
-    return GRPOConfig(
-        **shared,
-        per_device_train_batch_size=2,
-        num_generations=2,
-        max_completion_length=rollout.max_completion_tokens,
-        generation_kwargs={"max_new_tokens": rollout.max_turn_tokens or rollout.max_completion_tokens},
-        max_tool_calling_iterations=rollout.max_turns - 1,
         remove_unused_columns=False,
     )
 

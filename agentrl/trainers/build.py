@@ -21,8 +21,9 @@ from agentrl.core.stop import StopRequest
 from agentrl.models.adapters import lora_config
 from agentrl.rewards.turns import COMPARING
 from agentrl.rollout.split_softmax import SplitSoftmaxEngine
+from agentrl.rollout.tokens import local_engine
 from agentrl.store.run import RunDirectory
-from agentrl.trainers.arguments import evaluation_arguments, grpo_arguments, plan_batches, sft_arguments
+from agentrl.trainers.arguments import grpo_arguments, plan_batches, sft_arguments
 from agentrl.trainers.callbacks import Checkpoints, Record
 from agentrl.trainers.chord import ChordTrainer
 from agentrl.trainers.faults import Watch
@@ -165,10 +166,10 @@ def build_trainer(
         )
         engine = trainer.engine
         if config.eval.before:
-            engine.place()
+            trainer.place()
         cycle = plan_batches(config).updates_per_rollout
     else:
-        engine = evaluation_engine(config, run, bench, chat, model, tasks)
+        engine = local_engine(config, chat, model)
         if isinstance(config.algo, SplitSoftmax):
             return None, engine
         if isinstance(config.algo, Dpo):
@@ -194,22 +195,6 @@ def build_trainer(
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer, engine
-
-
-def evaluation_engine(
-    config: Config, run: RunDirectory, bench: Bench, chat: ChatFormat, model: PreTrainedModel, tasks: list[Task]
-) -> RolloutEngine:
-    """An engine whose policy nobody trains here. TRL's loop needs a trainer of its own; it shares the weights."""
-    engine = AgentGRPOTrainer(
-        model=model,
-        chat=chat,
-        args=evaluation_arguments(config, run.checkpoints_dir),
-        config=config,
-        bench=bench,
-        tasks=tasks,
-    ).engine
-    engine.place()
-    return engine
 
 
 def final_engine(config: Config, engine: RolloutEngine, model: PreTrainedModel, chat: ChatFormat) -> RolloutEngine:

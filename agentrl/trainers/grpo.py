@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
-from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, TrainerCallback
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig
 from trl.trainer.utils import RepeatSampler
 
@@ -20,12 +20,13 @@ from agentrl.config.schema import Config
 from agentrl.core.bench import Bench, ExpertTraces, Task
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Episode
-from agentrl.core.stop import anywhere
 from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
 from agentrl.rewards.turns import episode_rewards
-from agentrl.rollout.conversation import Played, conversation_loop
-from agentrl.rollout.trl_loop import RowEnvironment, TrlToolLoop
+from agentrl.rollout.sampler import Sampler
+from agentrl.rollout.tokens import TokenEngine
+from agentrl.rollout.transformers_sampler import TransformersSampler
+from agentrl.rollout.vllm_sampler import VllmSampler
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.loss import LossTrainer
 from agentrl.trainers.reference import starting_policy, taken_as_reference
@@ -61,8 +62,7 @@ class AgentGRPOTrainer(LossTrainer):
     # TRL's own, read and set here.
     _buffered_inputs: Any
     beta: float
-    generation_config: GenerationConfig
-    played: Played  # the episodes being played; the engine sets it
+    _last_loaded_step: int  # the update after which vLLM got the weights
 
     def __init__(
         self,
@@ -101,10 +101,9 @@ class AgentGRPOTrainer(LossTrainer):
                 train_dataset=Dataset.from_list([{"prompt": task.prompt, "task": i} for i, task in enumerate(tasks)]),
                 processing_class=chat.tokenizer,
                 peft_config=peft_config,
-                environment_factory=RowEnvironment if any(task.tools for task in tasks) else None,
+                rollout_func=self._roll_out,
             )
-        self.chat_template, self.chat_template_kwargs = chat.template, chat.arguments
-        self.engine = TrlToolLoop(self)
+        self.engine = TokenEngine(self._sampler(config), chat, config, self._show_rollout)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         sampler = EpochSampler(
@@ -118,51 +117,43 @@ class AgentGRPOTrainer(LossTrainer):
         self.add_callback(SeedEpochs(sampler))
         return sampler
 
-    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        """TRL's hook for sampling, answered by the engine; keeps the trajectories of the batch."""
-        episodes = [Episode(task, self.bench.environment(task)) for task in self._batch]
-        trajectories = self._trajectories = self.engine.rollout(episodes)
-        logprobs = [t.logprobs for t in trajectories] if trajectories[0].logprobs is not None else None
-        return (
-            [t.prompt_ids for t in trajectories],
-            [t.completion_ids for t in trajectories],
-            [t.policy_mask for t in trajectories],
-            [t.messages for t in trajectories],
-            logprobs,
-            {},
-            None,
-            [],
+    def _roll_out(self, prompts: list[Any], _: Any) -> dict[str, Any]:
+        """TRL's `rollout_func`: plays the episodes of the batch, whose trajectories are kept."""
+        trajectories = self._trajectories = self.engine.rollout(
+            [Episode(task, self.bench.environment(task)) for task in self._batch]
         )
+        return {
+            "prompt_ids": [one.prompt_ids for one in trajectories],
+            "completion_ids": [one.completion_ids for one in trajectories],
+            "logprobs": [one.logprobs for one in trajectories] if trajectories[0].logprobs is not None else None,
+            "env_mask": [one.policy_mask for one in trajectories],
+        }
 
-    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's sampler, with the rollout bar moved on: episodes not sampled in this turn have ended."""
+    def place(self) -> None:
+        """Put the model on the device: transformers leaves it to FSDP and DeepSpeed, which only begin with training."""
+        if not self.place_model_on_device:
+            self._move_model_to_device(self.model, self.args.device)
+
+    def _sampler(self, config: Config) -> Sampler:
+        """Samples from the policy as it is when a turn begins."""
+        if not self.use_vllm:
+            checkpointing = self.args.gradient_checkpointing_kwargs
+            return TransformersSampler(
+                lambda: self.model_wrapped, self.accelerator, self._tokenizer, config, checkpointing
+            )
+        context = int(self.model.config.max_position_embeddings)
+        return VllmSampler(self.vllm_generation, self._refresh_vllm, self.eos_token_ids, context, self.num_generations)
+
+    def _refresh_vllm(self) -> None:
+        """Bring vLLM the weights of the last update; TRL's own check, which evaluation does not pass."""
+        if self.state.global_step != self._last_loaded_step:
+            self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+
+    def _show_rollout(self, waiting: int) -> None:
+        """Move the rollout bar on: episodes that wait for no turn have ended."""
         if self._console is not None and self.model.training:
-            self._console.update("rollout", len(self._batch) - len(prompt_ids), f"{len(prompt_ids)} sampling")
-        if self._sharded:
-            anywhere(True)
-        return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-
-    def _tool_call_loop(self, prompts: Any, *state: Any) -> tuple[Any, ...]:
-        """Our loop in the place of TRL's; ends when the episodes of every process have."""
-        prompt_ids, completion_ids, _, logprobs, *_ = state
-        result = conversation_loop(self, self.played, prompt_ids, completion_ids, logprobs)
-        while self._sharded and anywhere(False):
-            self._lend_weights()
-        return result
-
-    @property
-    def _sharded(self) -> bool:
-        """Whether sampling needs all processes at every token, because each holds a part of the weights."""
-        return self.accelerator.num_processes > 1 and not self.use_vllm and (self._dist.is_fsdp or self._dist.is_zero3)
-
-    def _lend_weights(self) -> None:
-        """Take part in a turn of other processes, after the last one here: a token that nobody reads."""
-        usual, self.generation_config = self.generation_config, copy.copy(self.generation_config)
-        self.generation_config.max_new_tokens = 1
-        try:
-            super()._generate_single_turn([[self._tokenizer.eos_token_id]], None, {}, num_generations=1)
-        finally:
-            self.generation_config = usual
+            self._console.update("rollout", len(self._batch) - waiting, f"{waiting} sampling")
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's step, with the update bar moved on by one forward and backward pass."""
@@ -193,7 +184,8 @@ class AgentGRPOTrainer(LossTrainer):
         self._batch = [self.tasks[row] for row in self._batch_rows]
         if self._console is not None:
             self._console.start("rollout", len(self._batch))
-        batch = super()._generate_and_score_completions(inputs)
+        with unparsed(self._tokenizer):
+            batch = super()._generate_and_score_completions(inputs)
         batch["advantages"] = self._token_advantages(batch)
         batch["row"] = torch.arange(len(inputs), device=batch["advantages"].device)
         self._log_rollouts(batch["advantages"])
@@ -256,7 +248,7 @@ class AgentGRPOTrainer(LossTrainer):
         scores = [self.bench.score(task, t) for task, t in zip(self._batch, self._trajectories, strict=True)]
         solved = [score.metrics.get(self.bench.solve_metric, 0.0) for score in scores]
         self._metrics[mode]["solve_rate"].append(self._global_mean([one for one in solved if one is not None]))
-        if self.tools:
+        if any(task.tools for task in self.tasks):
             calls = [call for trajectory in self._trajectories for call in trajectory.calls]
             self._metrics[mode]["tools/error_rate"].append(self._global_mean([float(call.error) for call in calls]))
             self._metrics[mode]["tools/calls"].append(self._global_mean([len(t.calls) for t in self._trajectories]))
@@ -280,6 +272,16 @@ class AgentGRPOTrainer(LossTrainer):
         local = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(local, reduction="sum").tolist()
         return total / count if count else 0.0
+
+
+@contextmanager
+def unparsed(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
+    """TRL parses nothing meanwhile: the messages of a rollout are read already."""
+    template, tokenizer.response_template = tokenizer.response_template, None
+    try:
+        yield
+    finally:
+        tokenizer.response_template = template
 
 
 def in_row_order(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:

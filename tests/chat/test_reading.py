@@ -24,12 +24,13 @@ from agentrl.endpoint.answer import read_answer
 from agentrl.models.loading import checkpoint_path
 from agentrl.rewards.turns import turn_rewards
 from agentrl.rollout.endpoint import EndpointEngine
+from agentrl.trainers.grpo import unparsed
 from tests.benches.test_ftrl import bench as ftrl_bench
 from tests.benches.test_ftrl import row as ftrl_row
 from tests.benches.test_ftrl import write
 from tests.support import toolhop_rows
 from tests.support.bfcl_play import bench_of, needs_bfcl
-from tests.support.helpers import config_of, make_trainer, small
+from tests.support.helpers import config_of, make_trainer, say, small
 
 GOOD = '{"name": "capital", "arguments": {"country": "Norland"}}'
 CALL = [("capital", {"country": "Norland"})]
@@ -141,14 +142,12 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def in_process(trainer: Any, bench: Any, task: Any, texts: list[str]) -> Any:
-    left = list(texts)
     tokenizer = trainer.processing_class
 
-    def generate(prompt_ids: Any, *_: Any, **__: Any) -> Any:
-        assert len(prompt_ids) == 1
-        return [[*tokenizer(left.pop(0), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]], None
+    def speak(request: Any, turn: int) -> list[int]:
+        return [*tokenizer(texts[turn], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
-    trainer._generate_single_turn = generate
+    say(trainer, speak)
     return trainer.engine.rollout([Episode(task, bench.environment(task))])[0]
 
 
@@ -356,7 +355,7 @@ def test_another_familys_calls_are_read_by_its_own_parser() -> None:
     call = '{"name": "capital", "parameters": {"country": "Norland"}}<|eot_id|>'
     ids, context = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (call, head))
     reader = TokenReader(tokenizer)
-    with reader.alone():
+    with unparsed(tokenizer):
         assert tokenizer.response_template is None
         read = reader.read(SimpleNamespace(read=parse_text), ids, context, [tool])  # type: ignore[arg-type]
     assert tokenizer.response_template is not None

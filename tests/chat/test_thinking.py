@@ -27,7 +27,7 @@ from agentrl.evaluation.evaluate import item_record, progress
 from agentrl.evaluation.grading import scores
 from agentrl.evaluation.results import item_values
 from agentrl.models.loading import load_chat, needs_of, thinking_arguments
-from tests.support.helpers import composed, config_of, make_trainer, rolled_batch, work_in_this_process
+from tests.support.helpers import composed, config_of, make_trainer, rolled_batch, say, work_in_this_process
 from tests.support.judge_server import JudgeServer
 
 MODELS = Path(str(files("agentrl.tiny")))
@@ -197,13 +197,13 @@ def test_hipo_learns_nothing_from_it_and_counts_it_apart(tmp_path: Path) -> None
     config = composed("algo=hipo", *keys, "trainer.micro_batch=8", "bench.train_tasks=4", "algo.kl_coef=0")
     texts = ("sure ant", "<think>I wonder", "well bat", "okay cat")
     trainer = make_trainer(config, tmp_path, lambda task, sample, turn: texts[sample])
-    scripted, end = trainer._generate_single_turn, trainer.processing_class.eos_token_id
+    scripted, end = trainer.engine.sampler, trainer.processing_class.eos_token_id
 
-    def cut(*arguments: Any, **kwargs: Any) -> Any:
-        ids, logprobs = scripted(*arguments, **kwargs)
-        return [[t for t in row if t != end] if index % 4 == 1 else row for index, row in enumerate(ids)], logprobs
+    def cut(request: Any, turn: int) -> list[int]:
+        ids = scripted.sample([request])[request.episode].ids
+        return [token for token in ids if token != end] if request.episode % 4 == 1 else ids
 
-    trainer._generate_single_turn = cut
+    say(trainer, cut)
     batch = rolled_batch(trainer)
     for row, rewards in enumerate(trainer._rewards):
         assert (rewards == {"user": None, "sys": None}) == (row % 4 == 1)

@@ -20,8 +20,8 @@ from agentrl.core.judge import JudgeRequest
 from agentrl.core.text import well_formed
 from agentrl.core.trajectory import ToolCall
 from agentrl.models.loading import checkpoint_path
-from agentrl.rollout.conversation import react
 from agentrl.rollout.guard import call_tool
+from agentrl.rollout.loop import react
 from agentrl.store.durable import read_records
 from agentrl.traces.files import read_traces, to_line
 from agentrl.trainers.preferences import file_pairs

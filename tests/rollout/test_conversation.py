@@ -6,17 +6,20 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from agentrl.chat.reading import read_turn
+from agentrl.chat.reading import TokenReader, read_turn
 from agentrl.chat.trace_messages import trace_text, turn_messages
 from agentrl.chat.trace_tokens import tokenize_trace
 from agentrl.core.bench import Conversation
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
 from agentrl.core.trajectory import Component, ToolCall
-from tests.support.helpers import make_trainer, small
+from agentrl.models.loading import load_model
+from agentrl.trainers.arguments import grpo_arguments
+from tests.support.helpers import make_trainer, say, small
 
 
 class Talk:
@@ -42,37 +45,54 @@ def call(name):
 
 
 def play(trainer, scripts, environments):
-    """Rows follow their scripts, one text a turn; None in a text cuts the turn before its end token."""
+    """Rows follow their scripts, one text a turn; ~ at the end of a text cuts the turn before its end token."""
     tokenizer = trainer.processing_class
-    left = [list(script) for script in scripts]
-    seen: list[list[str]] = [[] for _ in scripts]
 
-    def generate(prompt_ids, *_, **__):
-        out = []
-        texts = [tokenizer.decode(ids) for ids in prompt_ids]
-        rows = [
-            r for r in range(len(left)) if left[r] and (not seen[r] or any(t.startswith(seen[r][-1]) for t in texts))
-        ]
-        for row, text in zip(rows, texts, strict=True):
-            said = left[row].pop(0)
-            cut = said.endswith("~")
-            out.append(tokenizer(said.rstrip("~"), add_special_tokens=False)["input_ids"])
-            if not cut:
-                out[-1].append(tokenizer.eos_token_id)
-            seen[row].append(text + said.rstrip("~"))
-        return out, None
+    def speak(request, turn):
+        said = scripts[request.episode][turn]
+        ids = tokenizer(said.rstrip("~"), add_special_tokens=False)["input_ids"]
+        return ids if said.endswith("~") else [*ids, tokenizer.eos_token_id]
 
-    trainer._generate_single_turn = generate
+    usual = trainer.engine.sampler
+    say(trainer, speak)
     tasks = [trainer.tasks[row] for row in range(len(scripts))]
     episodes = [Episode(task, environment) for task, environment in zip(tasks, environments, strict=True)]
-    return tasks, trainer.engine.rollout(episodes)
+    try:
+        return tasks, trainer.engine.rollout(episodes)
+    finally:
+        trainer.engine.sampler = usual
 
 
-def trls_own(trainer, monkeypatch):
-    """TRL's tool loop in the place of ours, with our reader."""
+class RowEnvironment:
+    """What TRL insists on when tools vary by row."""
 
-    def read(_, ids, **__):
-        return read_turn(trainer.played.reader.text(ids))
+    def reset(self, **row):
+        pass
+
+    def placeholder(self):
+        """Never offered to the model; TRL looks for at least one public method.
+
+        Returns:
+            Nothing.
+        """
+
+
+def trls_own(config, chat, tasks, environments, out, monkeypatch):
+    """What TRL's own loop makes of the episodes, with our reader: ids, mask and messages of every row."""
+    args = grpo_arguments(config, out, config.algo)
+    args.max_tool_calling_iterations = config.rollout.max_turns - 1
+    rows = Dataset.from_list([{"prompt": task.prompt} for task in tasks])
+    stock = GRPOTrainer(
+        model=load_model(config.model),
+        reward_funcs=[lambda completions, **_: [0.0] * len(completions)],
+        args=args,
+        train_dataset=rows,
+        processing_class=chat.tokenizer,
+        environment_factory=RowEnvironment,
+    )
+    stock.chat_template = chat.template
+    reader = TokenReader(chat.tokenizer)
+    monkeypatch.setattr(grpo_trainer, "parse_response", lambda _, ids, **__: read_turn(reader.text(ids)))
 
     class Tools(dict):
         def __init__(self, row):
@@ -82,16 +102,15 @@ def trls_own(trainer, monkeypatch):
             return True
 
         def __getitem__(self, name):
-            return lambda **arguments: trainer.played.environments[self.row].call(name, arguments, 0).observation
+            return lambda **arguments: environments[self.row].call(name, arguments, 0).observation
 
-    def play_all(prompts, prompt_ids, completion_ids, _, *state):
-        trainer._sync_tool_dicts = [Tools(row) for row in range(len(prompts))]
-        trainer._async_tool_dicts = [{} for _ in prompts]
-        completions = [[read(None, ids)] for ids in completion_ids]
-        return GRPOTrainer._tool_call_loop(trainer, prompts, prompt_ids, completion_ids, completions, *state)
-
-    monkeypatch.setattr(grpo_trainer, "parse_response", read)
-    return play_all
+    stock._batch_environments = list(range(len(tasks)))
+    stock._env_tools = {row: task.tools for row, task in enumerate(tasks)}
+    stock._sync_tool_dicts = [Tools(row) for row in range(len(tasks))]
+    stock._async_tool_dicts = [{} for _ in tasks]
+    torch.manual_seed(3)
+    _, ids, masks, messages, *_ = stock._generate([task.prompt for task in tasks])
+    return ids, masks, messages
 
 
 @pytest.fixture(scope="module")
@@ -102,21 +121,15 @@ def trainer(tmp_path_factory):
 def test_the_loop_agrees_with_trls_where_nobody_speaks(tmp_path, monkeypatch):
     config = small("algo=grpo", "rollout.max_completion_tokens=200", "rollout.max_turns=4")
     trainer = make_trainer(config, tmp_path)
-    episodes = [trainer.tasks[row // 2] for row in range(8)]
-    results = []
-    for ours in (False, True):
-        torch.manual_seed(3)
-        made = [Episode(task, trainer.bench.environment(task)) for task in episodes]
-        if ours:
-            del trainer._tool_call_loop
-        else:
-            trainer._tool_call_loop = trls_own(trainer, monkeypatch)
-        results.append(trainer.engine.rollout(made))
-    for trl, own in zip(*results, strict=True):
-        assert own.completion_ids == trl.completion_ids
-        assert own.policy_mask == trl.policy_mask
-        assert own.messages == trl.messages
-    assert any(0 in trajectory.policy_mask for trajectory in results[0]), "no tool was called: nothing was compared"
+    tasks = [trainer.tasks[row // 2] for row in range(8)]
+    torch.manual_seed(3)
+    played = trainer.engine.rollout([Episode(task, trainer.bench.environment(task)) for task in tasks])
+    fresh = [trainer.bench.environment(task) for task in tasks]
+    ids, masks, messages = trls_own(config, trainer.chat, tasks, fresh, tmp_path, monkeypatch)
+    assert [own.completion_ids for own in played] == ids
+    assert [own.policy_mask for own in played] == masks
+    assert [own.messages for own in played] == messages
+    assert any(0 in mask for mask in masks), "no tool was called: nothing was compared"
 
 
 def test_the_user_speaks_after_a_turn_without_calls(trainer):
@@ -171,7 +184,6 @@ def test_only_environments_that_speak_are_conversations(trainer):
 
 
 def test_greedy_evaluation_plays_conversations_too(trainer):
-    trainer.__dict__.pop("_generate_single_turn", None)
     task = trainer.tasks[0]
     runs = [trainer.engine.rollout([Episode(task, Talk(steps=20))], Decoding(0.0))[0] for _ in range(2)]
     assert runs[0].completion_ids == runs[1].completion_ids

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from trl import GRPOTrainer
 
 from agentrl.benches.minihop import expert_trace
 from agentrl.chat.trace_messages import context_ids, trace_text, turn_messages
@@ -15,8 +14,10 @@ from agentrl.chat.trace_tokens import tokenize_trace
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
 from agentrl.core.trajectory import Component
-from agentrl.trainers import grpo
-from agentrl.trainers.grpo import AgentGRPOTrainer
+from agentrl.models.loading import load_model
+from agentrl.rollout import transformers_sampler
+from agentrl.rollout.tokens import local_engine
+from agentrl.rollout.transformers_sampler import TransformersSampler
 from tests.support.helpers import make_trainer, small
 
 
@@ -117,16 +118,31 @@ def test_environments_are_not_shared(rolled):
     )
 
 
-def test_greedy_decoding_repeats_itself_and_restores_the_training_setting(tmp_path: Path):
-    trainer = make_trainer(small("algo=grpo", "rollout.max_completion_tokens=40"), tmp_path)
-    trainer.model.eval()
+def test_greedy_decoding_repeats_itself_and_leaves_the_training_setting(tmp_path: Path):
+    trainer = make_trainer(small("algo=grpo", "rollout.max_completion_tokens=40", "rollout.temperature=0.9"), tmp_path)
     task = trainer.tasks[0]
-    before = trainer.generation_config
+    told = []
+    generate = trainer.model.generate
+    trainer.model.generate = lambda **given: (told.append(given["generation_config"]), generate(**given))[1]
     first, second = (
         trainer.engine.rollout([Episode(task, trainer.bench.environment(task))], Decoding(0.0))[0] for _ in range(2)
     )
-    assert first.completion_ids == second.completion_ids
-    assert trainer.generation_config is before and before.do_sample
+    assert first.completion_ids == second.completion_ids and not any(one.do_sample for one in told)
+    told.clear()
+    trainer.engine.rollout([Episode(task, trainer.bench.environment(task))])
+    assert {(one.do_sample, one.temperature, one.top_p, one.top_k) for one in told} == {(True, 0.9, 1.0, 0)}
+
+
+def test_an_untrained_model_is_sampled_without_a_trainer_as_with_one(tmp_path: Path):
+    config = small("algo=grpo", "rollout.max_completion_tokens=80")
+    trainer = make_trainer(config, tmp_path)
+    engine = local_engine(config, trainer.chat, load_model(config.model))
+    played = []
+    for one in (trainer.engine, engine):
+        torch.manual_seed(5)
+        episodes = [Episode(task, trainer.bench.environment(task)) for task in trainer.tasks[:3]]
+        played.append(one.rollout(episodes, Decoding(1.0)))
+    assert played[0] == played[1] and len({tuple(one.completion_ids) for one in played[0]}) == 3
 
 
 def test_base_and_trained_model_are_evaluated_in_the_precision_of_training(tmp_path: Path):
@@ -138,29 +154,26 @@ def test_base_and_trained_model_are_evaluated_in_the_precision_of_training(tmp_p
 
 
 def test_with_sharded_weights_the_first_to_end_takes_part_until_all_have_ended(tmp_path: Path, monkeypatch):
-    trainer = make_trainer(small("algo=grpo"), tmp_path, expert_script)
-    asked: list[bool] = []
+    trainer = make_trainer(small("algo=grpo", "rollout.max_turns=3"), tmp_path)
+    asked: list[bool | int] = []
     others = iter([True, True, False])  # two turns more elsewhere than here
 
     def anywhere(here: bool) -> bool:
         asked.append(here)
         return here or next(others)
 
-    def sample(prompt_ids, *_, **__):
-        assert trainer.generation_config.max_new_tokens == 1
-        asked.append(prompt_ids)
-        return [[0]], None
+    def generate(self, prompts, generation):
+        asked.append(generation.max_new_tokens)
+        call = json.dumps(expert_trace(trainer.tasks[0]).turns[0].calls[0])
+        text = f"<tool_call>\n{call}\n</tool_call>"
+        return [[*trainer.chat.ids(text), trainer.processing_class.eos_token_id] for _ in prompts]
 
-    monkeypatch.setattr(grpo, "anywhere", anywhere)
-    monkeypatch.setattr(AgentGRPOTrainer, "_sharded", True)
-    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda self, *a, **k: sample(*a, **k))
-    played = trainer._generate_single_turn
-    trainer._generate_single_turn = lambda *a, **k: (anywhere(True), played(*a, **k))[1]
-    config = trainer.generation_config
+    monkeypatch.setattr(transformers_sampler, "anywhere", anywhere)
+    monkeypatch.setattr(TransformersSampler, "sharded", True)
+    monkeypatch.setattr(TransformersSampler, "generate", generate)
     trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt} for _ in range(4)])
-    nothing = [[trainer.processing_class.eos_token_id]]
-    assert asked == [True] * trainer.config.rollout.max_turns + [False, nothing, False, nothing, False]
-    assert trainer.generation_config is config
+    limit = trainer.config.rollout.max_turn_tokens
+    assert asked == [True, limit] * 3 + [False, 1, False, 1, False]
 
 
 def test_expert_trace_tokens_carry_components_turns_and_chunks(rolled):
@@ -251,12 +264,11 @@ def test_a_result_that_the_budget_dropped_was_not_obtained(tmp_path: Path):
 def test_evaluation_runs_in_evaluation_mode_and_gives_training_mode_back(tmp_path: Path):
     trainer = make_trainer(small("algo=grpo", "rollout.max_completion_tokens=8", "rollout.max_turn_tokens=8"), tmp_path)
     seen = []
-    original = trainer._generate_single_turn
-    trainer._generate_single_turn = lambda *a, **k: (seen.append(trainer.model.training), original(*a, **k))[1]
+    trainer.model.model.register_forward_pre_hook(lambda module, *_: seen.append(module.training))
     task = trainer.tasks[0]
     trainer.model.train()
     trainer.engine.rollout([Episode(task, trainer.bench.environment(task))], Decoding(0.0))
-    assert seen == [False] and trainer.model.training
+    assert set(seen) == {False} and trainer.model.training
 
 
 def test_a_template_that_drops_reasoning_is_refused_not_mislabelled(rolled):

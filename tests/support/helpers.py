@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,28 +88,43 @@ def make_trainer(config: Config, out: Path, script: Any = None, **extra: Any) ->
     return trainer
 
 
+class Scripted:
+    """A sampler whose turns are made up: `say(request, turn)` gives the ids of an episode's turn, counted from 0."""
+
+    def __init__(self, like: Any, say: Any) -> None:
+        self.ends, self.context, self._say = like.ends, like.context, say
+        self._turns: dict[int, int] = {}
+
+    @contextmanager
+    def session(self, decoding: Any) -> Any:
+        self._turns.clear()
+        yield self
+
+    def sample(self, requests: Any) -> Any:
+        from agentrl.rollout.sampler import cut_turn
+
+        turns = {}
+        for request in requests:
+            turn = self._turns[request.episode] = self._turns.get(request.episode, -1) + 1
+            turns[request.episode] = cut_turn(request, self._say(request, turn), None, self.ends, self.context)
+        return turns
+
+
+def say(trainer: Any, speak: Any) -> None:
+    """Replace the trainer's sampler by one that says `speak(request, turn)`."""
+    trainer.engine.sampler = Scripted(trainer.engine.sampler, speak)
+
+
 def follow_script(trainer: Any, script: Any) -> None:
-    """Replace TRL's sampler: every turn of every row is the script's text, tokenised, with the end token."""
+    """Every turn of every row is the script's text, tokenised, with the end token."""
     tokenizer = trainer.processing_class
-    turns: dict[int, int] = {}
 
-    def generate(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
-        out = []
-        rows = sorted(turns) if turns else range(len(prompt_ids))
-        if turns:  # TRL asks again only for the rows whose last turn made calls
-            rows = [row for row in rows if turns[row] >= 0]
-        for row in rows:
-            turn = turns.get(row, 0)
-            text = script(trainer._batch[row], row % trainer.num_generations, turn)
-            out.append(tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
-            turns[row] = turn + 1 if "<tool_call>" in text else -1
-        return out, None
+    def speak(request: Any, turn: int) -> list[int]:
+        row = request.episode
+        text = script(trainer._batch[row], row % trainer.num_generations, turn)
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
-    def anew(prompts: list[Any]) -> Any:
-        turns.clear()
-        return type(trainer)._generate(trainer, prompts)
-
-    trainer._generate_single_turn, trainer._generate = generate, anew
+    say(trainer, speak)
 
 
 def rolled_batch(trainer: Any, prompts: int = 2) -> Any:

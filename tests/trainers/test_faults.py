@@ -25,7 +25,7 @@ from agentrl.store.run import RunDirectory
 from agentrl.store.trouble import trouble
 from agentrl.trainers import grpo
 from agentrl.trainers.faults import NO_SIGNAL, Watch, finite_rewards
-from tests.support.helpers import composed, make_trainer, rolled_batch, small
+from tests.support.helpers import composed, make_trainer, rolled_batch, say, small
 
 
 def faults(**changes: Any) -> Faults:
@@ -158,13 +158,13 @@ class Broken:
 def play(config: Any, out: Path) -> Any:
     trainer = make_trainer(config, out)
     task = trainer.tasks[0]
-    texts = iter([CALL, "I do not know."])
+    texts = [CALL, "I do not know."]
 
-    def sample(prompt_ids: list[Any], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
-        ids = trainer.processing_class(next(texts), add_special_tokens=False)["input_ids"]
-        return [[*ids, trainer.processing_class.eos_token_id] for _ in prompt_ids], None
+    def speak(request: Any, turn: int) -> list[int]:
+        ids = trainer.processing_class(texts[turn], add_special_tokens=False)["input_ids"]
+        return [*ids, trainer.processing_class.eos_token_id]
 
-    trainer._generate_single_turn = sample
+    say(trainer, speak)
     return trainer.engine.rollout([Episode(task, Broken())], Decoding(0.0))[0]
 
 

@@ -70,7 +70,9 @@ def from_start(trainer: Any, context: str = "prompt") -> None:
     with torch.no_grad():
         now = log_probs(trainer, batch, context)
     assert torch.allclose(now[mask], batch["ref_per_token_logps"][mask], atol=1e-4)
-    base = load_model(replace(trainer.config.model, path="builtin:tiny" if trainer.tools else "builtin:tiny_hif"))
+    base = load_model(
+        replace(trainer.config.model, path="builtin:tiny" if trainer.tasks[0].tools else "builtin:tiny_hif")
+    )
     policy, trainer.model = trainer.model, base
     with torch.no_grad():
         other = log_probs(trainer, batch, context)

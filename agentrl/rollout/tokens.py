@@ -1,0 +1,158 @@
+"""Episodes as tokens: every turn is sampled by a `Sampler` and kept as the ids that it returned.
+
+Results of tools and words of the user are observations: their tokens are appended as the chat template writes them,
+and never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel
+
+from agentrl.chat.format import ChatFormat
+from agentrl.chat.labels import CompletionLabeller
+from agentrl.chat.reading import TokenReader
+from agentrl.config.schema import Config
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.trajectory import Trajectory
+from agentrl.rollout.guard import ToolsDied, broken_tools
+from agentrl.rollout.loop import Messages, Rules, answered_calls, begin, go_on, play_episode
+from agentrl.rollout.observations import observation_ids
+from agentrl.rollout.sampler import Request, Sampler, Session, Stop, Turn
+from agentrl.rollout.transformers_sampler import TransformersSampler
+
+
+class TokenEngine:
+    """Plays episodes with a sampler; implements `RolloutEngine`.
+
+    `progress` is told before each round how many episodes are waiting for a turn.
+    """
+
+    def __init__(
+        self, sampler: Sampler, chat: ChatFormat, config: Config, progress: Callable[[int], None] | None = None
+    ) -> None:
+        self.sampler = sampler
+        self._chat, self._bench, self._progress = chat, config.bench.name, progress
+        self._rules = Rules(config.rollout.max_turns, config.faults.dead_tools)
+        self._budget = config.rollout.max_completion_tokens
+        self._reader = TokenReader(chat.tokenizer)
+        self._label = CompletionLabeller(chat.tokenizer, sampler.ends)
+
+    def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
+        """See `RolloutEngine.rollout`. Raises UserError where tools die and `faults.dead_tools` says stop."""
+        players = [
+            TokenPlayer(number, episode, self._chat, self._reader, self.sampler, self._budget)
+            for number, episode in enumerate(episodes)
+        ]
+        plays = [play_episode(episode, player, self._rules) for episode, player in zip(episodes, players, strict=True)]
+        try:
+            with self.sampler.session(decoding) as session:
+                play_together(plays, session, self._progress)
+        except ToolsDied as death:
+            raise broken_tools(self._bench, death) from death
+        return [player.trajectory(self._label) for player in players]
+
+
+def play_together(
+    plays: list[Generator[Request, Turn]], session: Session, progress: Callable[[int], None] | None = None
+) -> None:
+    """Play a batch of episodes to their ends; those whose turns come back at once are asked together again."""
+    requests = [request for play in plays if (request := begin(play)) is not None]
+    waiting = 0
+    while requests or waiting:
+        waiting += len(requests)
+        if progress is not None:
+            progress(waiting)
+        turns = session.sample(requests)
+        waiting -= len(turns)
+        asked = [go_on(plays[episode], turn) for episode, turn in turns.items()]
+        requests = [request for request in asked if request is not None]
+
+
+class TokenPlayer:
+    """The record of one episode, token by token. C, tokens since the prompt ended."""
+
+    spent = False  # what a turn that took everything says is still read: its calls are made, unseen by the policy
+
+    def __init__(
+        self, number: int, episode: Episode, chat: ChatFormat, reader: TokenReader, sampler: Sampler, budget: int
+    ) -> None:
+        self.calls: list[Any] = []
+        self._number, self._episode, self._chat, self._reader = number, episode, chat, reader
+        self._ends, self._context, self._budget = sampler.ends, sampler.context, budget
+        self._prompt = chat.prompt_ids(episode.task.prompt, episode.task.tools)
+        self._ids: list[int] = []  # (C,)
+        self._mask: list[int] = []  # (C,) 1 where the policy wrote
+        self._logprobs: list[float] | None = []  # (C,)
+        self._messages: Messages = []
+        self._truncated = self._over = False
+
+    def request(self) -> Request | None:
+        """The whole context; the turn may take what is left of the budget."""
+        if self._over:
+            return None
+        return Request(self._number, self._prompt + self._ids, self._budget - len(self._ids))
+
+    def take(self, said: Turn) -> dict[str, Any] | None:
+        """Append the ids as they were sampled. A turn without any ends the episode: the budget is used up."""
+        context = self._prompt + self._ids
+        self._append(said.ids, 1, said.logprobs)
+        if not said.ids:
+            self._truncated = self._over = True
+            return None
+        self._truncated = said.stop is not Stop.END
+        message = self._reader.read(self._episode.environment, said.ids, context, self._episode.task.tools)
+        self._messages.append(message)
+        return message
+
+    def hear(self, said: Messages, over: bool) -> None:
+        """Append an observation. What exceeds the budget or the context was executed, but the policy never sees it."""
+        if not over:
+            ids = observation_ids(self._chat, said, self._ids, self._ends)
+            used = len(self._ids) + len(ids)
+            if used > self._budget or len(self._prompt) + used >= self._context:
+                self._truncated = self._over = True
+                return
+            self._append(ids, 0, [0.0] * len(ids))
+        self._messages += said
+
+    def _append(self, ids: list[int], own: int, logprobs: list[float] | None) -> None:
+        self._ids += ids
+        self._mask += [own] * len(ids)
+        if logprobs is None or self._logprobs is None:
+            self._logprobs = None
+        else:
+            self._logprobs += logprobs
+
+    def trajectory(self, label: CompletionLabeller) -> Trajectory:
+        """The episode as it was played."""
+        turn, component = label(self._ids, self._mask, self._messages)
+        return Trajectory(
+            task_id=self._episode.task.id,
+            prompt_ids=self._prompt,
+            completion_ids=self._ids,
+            policy_mask=self._mask,
+            turn=turn,
+            component=component,
+            messages=self._messages,
+            calls=answered_calls(self.calls, self._messages),
+            truncated=self._truncated,
+            logprobs=self._logprobs,
+        )
+
+
+def local_engine(config: Config, chat: ChatFormat, model: PreTrainedModel) -> TokenEngine:
+    """An engine over a model that no trainer of groups owns; its weights may change between two rollouts.
+
+    The model moves to the device of the run, and what is drawn begins at the seed of the run.
+    """
+    accelerator = Accelerator(cpu=config.hardware.device == "cpu")
+    if getattr(model, "hf_device_map", None) is None:  # else it lies on several devices already
+        model.to(accelerator.device)
+    set_seed(config.seed, device_specific=True)
+    sampler = TransformersSampler(lambda: model, accelerator, chat.tokenizer, config)
+    return TokenEngine(sampler, chat, config)
