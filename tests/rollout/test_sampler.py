@@ -1,0 +1,116 @@
+"""What the loop asks of a sampler, and what each sampler makes of it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agentrl.core.engine import Decoding, Episode
+from agentrl.rollout.sampler import Request, Stop, cut_turn
+from agentrl.rollout.vllm_sampler import VllmSampler
+from tests.rollout.test_rollout import expert_script
+from tests.support.helpers import Scripted, make_trainer, small
+
+END = 7
+
+
+@pytest.mark.parametrize(
+    ("sampled", "limit", "context", "kept", "stop"),
+    [
+        ([5, END], 4, 99, [5, END], Stop.END),
+        ([5, 6, 5, 6], 4, 99, [5, 6, 5, 6], Stop.LIMIT),
+        ([5, 6, END], 2, 99, [5, 6], Stop.LIMIT),  # the end that was cut away is none
+        ([5, 6], 4, 5, [5, 6], Stop.CONTEXT),
+        ([5, END], 4, 5, [5, END], Stop.END),
+        ([5], 0, 99, [], Stop.LIMIT),
+    ],
+)
+def test_a_turn_says_why_it_ended(sampled: Any, limit: int, context: int, kept: Any, stop: Stop) -> None:
+    turn = cut_turn(Request(0, [1, 2, 3], limit), sampled, [-0.5] * len(sampled), [END], context)
+    assert (turn.ids, turn.logprobs, turn.stop) == (kept, [-0.5] * len(kept), stop)
+
+
+class OneByOne(Scripted):
+    """Answers the request that came last first, and one request at a time."""
+
+    @contextmanager
+    def session(self, decoding: Any) -> Any:
+        self.waiting: list[Request] = []
+        self.together = 0
+        with super().session(decoding):
+            yield self
+
+    def sample(self, requests: Any) -> Any:
+        self.waiting += requests
+        self.together = max(self.together, len(self.waiting))
+        return super().sample([self.waiting.pop()])
+
+
+def test_turns_may_come_back_one_by_one_and_in_any_order(tmp_path: Path) -> None:
+    trainer = make_trainer(small("algo=grpo"), tmp_path)
+    tasks = [trainer.tasks[row // 4] for row in range(8)]
+
+    def speak(request: Request, turn: int) -> list[int]:
+        text = expert_script(tasks[request.episode], request.episode % 4, turn)
+        return [*trainer.chat.ids(text), trainer.processing_class.eos_token_id]
+
+    played = []
+    for kind in (Scripted, OneByOne):
+        trainer.engine.sampler = kind(trainer.engine.sampler, speak)
+        episodes = [Episode(task, trainer.bench.environment(task)) for task in tasks]
+        played.append(trainer.engine.rollout(episodes))
+    assert trainer.engine.sampler.together == 8
+    assert played[0] == played[1]
+    assert len({one.num_turns for one in played[0]}) > 1
+
+
+class Backend:
+    """What TRL's VLLMGeneration is to the sampler."""
+
+    mode, temperature, top_p = "colocate", 1.0, 0.9
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=SimpleNamespace(max_model_len=12)))
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def generate(self, prompts: Any, images: Any, num_generations: int) -> Any:
+        self.asked.append((len(prompts), num_generations, self.temperature, self.top_p))
+        ids = [[5, 6, END] for _ in prompts]
+        return prompts, ids, [[[-0.1], [-0.2], [None]] for _ in prompts], None
+
+
+def test_vllm_samples_a_groups_first_turn_in_one_request_and_takes_the_setting_of_an_evaluation() -> None:
+    backend, fresh = Backend(), []
+    sampler = VllmSampler(backend, lambda: fresh.append(True), [END], 4096, group=4)
+    requests = [Request(row, [1, 2, 3], 2 if row else 9) for row in range(4)]
+    with sampler.session(None) as session:
+        turns = session.sample(requests)
+        session.sample(requests[:1])
+    with sampler.session(Decoding(0.0, 1.0)) as session:
+        session.sample(requests)
+    assert backend.asked == [(4, 4, 1.0, 0.9), (1, 1, 1.0, 0.9), (4, 1, 0.0, 1.0)]
+    assert (backend.temperature, backend.top_p, len(fresh)) == (1.0, 0.9, 3)
+    assert (turns[0].ids, turns[0].logprobs, turns[0].stop) == ([5, 6, END], [-0.1, -0.2, None], Stop.END)
+    assert (turns[1].ids, turns[1].logprobs, turns[1].stop) == ([5, 6], [-0.1, -0.2], Stop.LIMIT)
+    assert sampler.context == 12  # of vLLM, which may have less room than the model
+
+
+def test_log_probs_stand_beside_their_tokens_and_are_zero_on_observations(tmp_path: Path) -> None:
+    trainer = make_trainer(small("algo=grpo"), tmp_path, expert_script)
+    sampler = trainer.engine.sampler
+    without = sampler.sample
+
+    def sample(requests: Any) -> Any:
+        turns = without(requests)
+        return {row: turn.__class__(turn.ids, [-1.0] * len(turn.ids), turn.stop) for row, turn in turns.items()}
+
+    sampler.sample = sample
+    rows = [{"task": 0, "prompt": trainer.tasks[0].prompt} for _ in range(4)]
+    trainer._generate_and_score_completions(rows)
+    for one in trainer._trajectories:
+        assert one.logprobs == [-1.0 if own else 0.0 for own in one.policy_mask]
+    assert any(0 in one.policy_mask for one in trainer._trajectories)
