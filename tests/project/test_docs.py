@@ -48,6 +48,42 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
         assert (ROOT / target).is_file(), target
 
 
+OWN = [file for folder in ("agentrl", "benchmarks", "examples", "tests") for file in (ROOT / folder).rglob("*.py")]
+NAMED = re.compile(r"`((?:\w+/)*\w+\.py)(?:: ([\w., ]+))?`|`((?:agentrl|conf|tests|benchmarks|examples)/[\w./{},-]*)`")
+
+
+def missing_names(text: str) -> list[str]:
+    """Files and folders of the repository that a page names and that are not there; functions not in their file."""
+    missing = []
+    for file, names, place in NAMED.findall(text):
+        if place:
+            missing += [one for one in alternatives(place) if not (ROOT / one).exists()]
+            continue
+        code = "".join(one.read_text() for one in OWN if f"/{one.relative_to(ROOT)}".endswith(f"/{file}"))
+        missing += [] if code else [file]
+        words = [name.rpartition(".")[2] for name in names.split(", ") if name] if code else []
+        missing += [f"{file}: {name}" for name in words if not re.search(rf"(?:def|class) {name}\b", code)]
+    return missing
+
+
+def alternatives(place: str) -> list[str]:
+    """`a/{b,c}.py` -> `a/b.py` and `a/c.py`."""
+    head, opened, rest = place.partition("{")
+    inside, _, tail = rest.partition("}")
+    return [head + one + tail for one in inside.split(",")] if opened else [place]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_files_and_functions_that_a_page_names_exist(page: Path) -> None:
+    own = {"mine/bench/sums.yaml"}  # the reader's
+    assert [name for name in missing_names(page.read_text()) if name not in own] == []
+
+
+def test_a_name_that_is_not_there_is_found() -> None:
+    text = "`agentrl/core/bench.py: Task, Gone` `pact.py: anchor_gates` `agentrl/gone/` `agentrl/{core,none}/` `no.py`"
+    assert missing_names(text) == ["agentrl/core/bench.py: Gone", "agentrl/gone/", "agentrl/none/", "no.py"]
+
+
 WIDE = 84  # columns of code that a page of the site shows at 1280 px; longer lines wrap
 
 
