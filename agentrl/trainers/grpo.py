@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from trl import GRPOConfig
-from trl.trainer.utils import RepeatSampler
 
 from agentrl.chat.format import ChatFormat
 from agentrl.config.schema import Config
@@ -23,33 +21,13 @@ from agentrl.core.engine import Episode
 from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
 from agentrl.rewards.turns import episode_rewards
-from agentrl.rollout.sampler import Sampler
 from agentrl.rollout.tokens import TokenEngine
-from agentrl.rollout.transformers_sampler import TransformersSampler
-from agentrl.rollout.vllm_sampler import VllmSampler
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.loss import LossTrainer
 from agentrl.trainers.reference import starting_policy, taken_as_reference
 from agentrl.trainers.rollout_log import RolloutLog
-
-
-class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on seed and epoch alone, so that a resumed run sees the same one."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called at the start of every epoch, a resumed one included."""
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + epoch)
-
-
-class SeedEpochs(TrainerCallback):
-    """Tells the sampler which epoch begins; accelerate's own way does not reach it in every resumed run."""
-
-    def __init__(self, sampler: EpochSampler) -> None:
-        self._sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._sampler.set_epoch(int(state.epoch or 0))
+from agentrl.trainers.row_order import EpochSampler, SeedEpochs, crop_padding, in_row_order
+from agentrl.trainers.samplers import policy_sampler, unparsed
 
 
 class AgentGRPOTrainer(LossTrainer):
@@ -62,7 +40,6 @@ class AgentGRPOTrainer(LossTrainer):
     # TRL's own, read and set here.
     _buffered_inputs: Any
     beta: float
-    _last_loaded_step: int  # the update after which vLLM got the weights
 
     def __init__(
         self,
@@ -103,7 +80,7 @@ class AgentGRPOTrainer(LossTrainer):
                 peft_config=peft_config,
                 rollout_func=self._roll_out,
             )
-        self.engine = TokenEngine(self._sampler(config), chat, config, self._show_rollout)
+        self.engine = TokenEngine(policy_sampler(self), chat, config, self._show_rollout)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         sampler = EpochSampler(
@@ -133,22 +110,6 @@ class AgentGRPOTrainer(LossTrainer):
         """Put the model on the device: transformers leaves it to FSDP and DeepSpeed, which only begin with training."""
         if not self.place_model_on_device:
             self._move_model_to_device(self.model, self.args.device)
-
-    def _sampler(self, config: Config) -> Sampler:
-        """Samples from the policy as it is when a turn begins."""
-        if not self.use_vllm:
-            checkpointing = self.args.gradient_checkpointing_kwargs
-            return TransformersSampler(
-                lambda: self.model_wrapped, self.accelerator, self._tokenizer, config, checkpointing
-            )
-        context = int(self.model.config.max_position_embeddings)
-        return VllmSampler(self.vllm_generation, self._refresh_vllm, self.eos_token_ids, context, self.num_generations)
-
-    def _refresh_vllm(self) -> None:
-        """Bring vLLM the weights of the last update; TRL's own check, which evaluation does not pass."""
-        if self.state.global_step != self._last_loaded_step:
-            self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
 
     def _show_rollout(self, waiting: int) -> None:
         """Move the rollout bar on: episodes that wait for no turn have ended."""
@@ -239,7 +200,7 @@ class AgentGRPOTrainer(LossTrainer):
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self.model.training and self._buffered_inputs is not before:
-            self._buffered_inputs = [cropped(chunk) for chunk in in_row_order(self._buffered_inputs)]
+            self._buffered_inputs = [crop_padding(chunk) for chunk in in_row_order(self._buffered_inputs)]
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 
@@ -272,54 +233,3 @@ class AgentGRPOTrainer(LossTrainer):
         local = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(local, reduction="sum").tolist()
         return total / count if count else 0.0
-
-
-@contextmanager
-def unparsed(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
-    """TRL parses nothing meanwhile: the messages of a rollout are read already."""
-    template, tokenizer.response_template = tokenizer.response_template, None
-    try:
-        yield
-    finally:
-        tokenizer.response_template = template
-
-
-def in_row_order(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Undo TRL's shuffle: the rows of all `chunks` sorted by their `row` entry and cut again as before."""
-    size = len(chunks[0]["row"])
-    order = torch.argsort(torch.cat([chunk["row"] for chunk in chunks]))
-    ordered: list[dict[str, Any]] = [{} for _ in chunks]
-    for name, first in chunks[0].items():
-        if first is None or (isinstance(first, Tensor) and first.dim() == 0):
-            columns = [chunk[name] for chunk in chunks]
-        elif isinstance(first, Tensor):
-            columns = list(torch.cat([chunk[name] for chunk in chunks])[order].split(size))
-        else:
-            flat = [value for chunk in chunks for value in chunk[name]]
-            values = [flat[i] for i in order.tolist()]
-            columns = [values[start : start + size] for start in range(0, len(values), size)]
-        for chunk, column in zip(ordered, columns, strict=True):
-            chunk[name] = column
-    return ordered
-
-
-PER_TOKEN = (
-    *("completion_mask", "completion_ids", "tool_mask", "advantages"),
-    *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio"),
-    "prompt_old_logps",
-)
-
-
-def cropped(chunk: dict[str, Any]) -> dict[str, Any]:
-    """A micro-batch without the padding that only longer rows of the rollout batch need."""
-    width, used = chunk["completion_ids"].shape[1], int(chunk["completion_mask"].sum(1).max())
-    shorter = dict(chunk)
-    for name in PER_TOKEN:
-        value = chunk.get(name)
-        if value is not None and value.dim() == 2 and value.shape[1] == width:
-            shorter[name] = value[:, :used]
-    for ids, mask in (("prompt_ids", "prompt_mask"), ("context_ids", "context_mask")):
-        if ids in chunk:
-            kept = int(chunk[mask].sum(1).max())
-            shorter[ids], shorter[mask] = chunk[ids][:, -kept:], chunk[mask][:, -kept:]
-    return shorter

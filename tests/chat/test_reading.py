@@ -24,7 +24,7 @@ from agentrl.endpoint.answer import read_answer
 from agentrl.models.loading import checkpoint_path
 from agentrl.rewards.turns import turn_rewards
 from agentrl.rollout.endpoint import EndpointEngine
-from agentrl.trainers.grpo import unparsed
+from agentrl.trainers.samplers import unparsed
 from tests.benches.test_ftrl import bench as ftrl_bench
 from tests.benches.test_ftrl import row as ftrl_row
 from tests.benches.test_ftrl import write

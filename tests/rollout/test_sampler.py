@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trl.generation.vllm_generation import VLLMGeneration
 
 from agentrl.core.engine import Decoding, Episode
 from agentrl.rollout.sampler import Request, Stop, cut_turn
@@ -66,6 +68,13 @@ def test_turns_may_come_back_one_by_one_and_in_any_order(tmp_path: Path) -> None
     assert trainer.engine.sampler.together == 8
     assert played[0] == played[1]
     assert len({one.num_turns for one in played[0]}) > 1
+
+
+def test_the_backend_is_asked_as_trl_asks_it() -> None:
+    asked = inspect.signature(VLLMGeneration.generate).parameters
+    assert {"prompts", "images", "num_generations"} <= set(asked) and asked["profiler"].default is None
+    made = set(inspect.signature(VLLMGeneration.__init__).parameters)
+    assert {"mode", "temperature", "top_p"} <= made and hasattr(VLLMGeneration, "sync_weights")
 
 
 class Backend:

@@ -13,7 +13,7 @@ from agentrl.benches import load_bench
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.objectives.advantages import trajectory_advantage
 from agentrl.trainers.arguments import sft_arguments
-from agentrl.trainers.grpo import EpochSampler, cropped, in_row_order
+from agentrl.trainers.row_order import EpochSampler, crop_padding, in_row_order
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset, trace_labels
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import gradient, make_trainer, rolled_batch, small, trl_loss
@@ -229,7 +229,7 @@ def test_cropping_changes_no_loss(tmp_path: Path):
     )
     batch = rolled_batch(trainer)
     rows = {k: v[1:3] if isinstance(v, list) or (v is not None and v.dim()) else v for k, v in batch.items()}
-    shorter = cropped(rows)
+    shorter = crop_padding(rows)
     assert shorter["completion_ids"].shape[1] < rows["completion_ids"].shape[1]
     loss, other = (trainer._compute_loss(trainer.model, inputs) for inputs in (rows, shorter))
     assert loss.item() == pytest.approx(other.item(), abs=1e-6)

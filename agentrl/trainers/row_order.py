@@ -1,0 +1,70 @@
+"""The order of prompts over epochs and of rows over micro-batches, where it is not TRL's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from trl.trainer.utils import RepeatSampler
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that depends on seed and epoch alone, so that a resumed run sees the same one."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called at the start of every epoch, a resumed one included."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)
+
+
+class SeedEpochs(TrainerCallback):
+    """Tells the sampler which epoch begins; accelerate's own way does not reach it in every resumed run."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._sampler.set_epoch(int(state.epoch or 0))
+
+
+def in_row_order(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Undo TRL's shuffle: the rows of all `chunks` sorted by their `row` entry and cut again as before."""
+    size = len(chunks[0]["row"])
+    order = torch.argsort(torch.cat([chunk["row"] for chunk in chunks]))
+    ordered: list[dict[str, Any]] = [{} for _ in chunks]
+    for name, first in chunks[0].items():
+        if first is None or (isinstance(first, Tensor) and first.dim() == 0):
+            columns = [chunk[name] for chunk in chunks]
+        elif isinstance(first, Tensor):
+            columns = list(torch.cat([chunk[name] for chunk in chunks])[order].split(size))
+        else:
+            flat = [value for chunk in chunks for value in chunk[name]]
+            values = [flat[i] for i in order.tolist()]
+            columns = [values[start : start + size] for start in range(0, len(values), size)]
+        for chunk, column in zip(ordered, columns, strict=True):
+            chunk[name] = column
+    return ordered
+
+
+PER_TOKEN = (
+    *("completion_mask", "completion_ids", "tool_mask", "advantages"),
+    *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio"),
+    "prompt_old_logps",
+)
+
+
+def crop_padding(chunk: dict[str, Any]) -> dict[str, Any]:
+    """A micro-batch without the padding that only longer rows of the rollout batch need."""
+    width, used = chunk["completion_ids"].shape[1], int(chunk["completion_mask"].sum(1).max())
+    shorter = dict(chunk)
+    for name in PER_TOKEN:
+        value = chunk.get(name)
+        if value is not None and value.dim() == 2 and value.shape[1] == width:
+            shorter[name] = value[:, :used]
+    for ids, mask in (("prompt_ids", "prompt_mask"), ("context_ids", "context_mask")):
+        if ids in chunk:
+            kept = int(chunk[mask].sum(1).max())
+            shorter[ids], shorter[mask] = chunk[ids][:, -kept:], chunk[mask][:, -kept:]
+    return shorter
