@@ -30,7 +30,7 @@ from tests.benches.test_ftrl import row as ftrl_row
 from tests.benches.test_ftrl import write
 from tests.support import toolhop_rows
 from tests.support.bfcl_play import bench_of, needs_bfcl
-from tests.support.helpers import config_of, make_trainer, say, small
+from tests.support.helpers import composed, make_trainer, say, small
 
 GOOD = '{"name": "capital", "arguments": {"country": "Norland"}}'
 CALL = [("capital", {"country": "Norland"})]
@@ -153,14 +153,14 @@ def in_process(trainer: Any, bench: Any, task: Any, texts: list[str]) -> Any:
 
 @cache
 def endpoint_engine() -> EndpointEngine:
-    config = config_of("algo=eval", "algo.endpoint.base_url=http://localhost:1/v1", "rollout.max_turns=4")
+    config = composed("algo=eval", "algo.endpoint.base_url=http://localhost:1/v1", "rollout.max_turns=4")
     config.rollout.max_completion_tokens, config.rollout.max_turn_tokens = 6000, None
     return EndpointEngine(config)
 
 
 @cache
 def reward_of(name: str) -> Any:
-    return config_of(f"reward={name}").reward
+    return composed(f"reward={name}").reward
 
 
 def at_endpoint(bench: Any, task: Any, texts: list[str]) -> Any:
@@ -234,7 +234,7 @@ def toolhop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, An
     file = tmp_path_factory.mktemp("toolhop") / "ToolHop.json"
     file.write_text(json.dumps(toolhop_rows.rows()), encoding="utf-8")
     loaded = {
-        rule: load_bench(config_of("bench=toolhop", f"bench.path={file}", f"bench.rule={rule}").bench)
+        rule: load_bench(composed("bench=toolhop", f"bench.path={file}", f"bench.rule={rule}").bench)
         for rule in ("toolhop", "ftrl")
     }
     return {rule: (bench, bench._task(bench._all_rows()[0])) for rule, bench in loaded.items()}
@@ -267,7 +267,7 @@ def test_toolhop_without_tools_judges_a_text_as_it_stands(rule: str, tmp_path: P
     file = tmp_path / "ToolHop.json"
     file.write_text(json.dumps(toolhop_rows.rows()), encoding="utf-8")
     keys = ("bench=toolhop", f"bench.path={file}", f"bench.rule={rule}", "bench.scenario=direct")
-    bench: Any = load_bench(config_of(*keys).bench)
+    bench: Any = load_bench(composed(*keys).bench)
     task = bench.tasks("test")[0]
     for text in [CASES[case][0] + end for case in CASES for end in ("", f"<answer>{task.answer}</answer>")]:
         played = at_endpoint(bench, task, [text])

@@ -27,7 +27,7 @@ from agentrl.evaluation.evaluate import item_record, progress
 from agentrl.evaluation.grading import scores
 from agentrl.evaluation.results import item_values
 from agentrl.models.loading import load_chat, needs_of, thinking_arguments
-from tests.support.helpers import composed, config_of, make_trainer, rolled_batch, say, work_in_this_process
+from tests.support.helpers import composed, make_trainer, rolled_batch, say, work_in_this_process
 from tests.support.judge_server import JudgeServer
 
 MODELS = Path(str(files("agentrl.tiny")))
@@ -38,7 +38,7 @@ CLOSED = "<think>\n\n</think>\n\n"  # what Qwen3's template writes for a policy 
 
 
 def model_of(thinking: str | None) -> Model:
-    return replace(config_of("bench=minihif").model, thinking=thinking, path="some/model")
+    return replace(composed("bench=minihif").model, thinking=thinking, path="some/model")
 
 
 def with_template(folder: Path, base: str, template: str) -> str:
@@ -85,11 +85,11 @@ def test_every_template_follows_the_switch_or_is_refused(file: Path, tokenizer: 
 
 
 def test_the_key_is_a_word_however_yaml_reads_it() -> None:
-    assert config_of("model.thinking=off").model.thinking == "off"  # YAML's own: False
+    assert composed("model.thinking=off").model.thinking == "off"  # YAML's own: False
     assert compose(["model.thinking=on"]).model.thinking == "on"
     assert compose([]).model.thinking is None
     with pytest.raises(UserError, match=r"model\.thinking=maybe is not a choice"):
-        validate(config_of("model.thinking=maybe"))
+        validate(composed("model.thinking=maybe"))
 
 
 def test_rollouts_and_traces_are_rendered_without_thinking(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_rollouts_and_traces_are_rendered_without_thinking(tmp_path: Path) -> No
         prompt = trainer.processing_class.decode(trainer._trajectories[0].prompt_ids)
         assert prompt.endswith(end) and (CLOSED in prompt) == (thinking == "off")
     # A tool policy: the expert's reasoning stands in the content, behind the empty block of every turn.
-    config = config_of("bench.train_tasks=2", "model.reasoning=think", "model.thinking=off")
+    config = composed("bench.train_tasks=2", "model.reasoning=think", "model.thinking=off")
     config.model.path = with_template(tmp_path / "tools", "tiny", "qwen3.jinja")
     bench = load_bench(config.bench)
     (task, *_) = tasks = bench.tasks("train")
@@ -117,7 +117,7 @@ def test_rollouts_and_traces_are_rendered_without_thinking(tmp_path: Path) -> No
 
 
 def test_a_model_without_the_switch_is_refused_when_its_template_is_read() -> None:
-    config = config_of("bench=minihif", "model.thinking=off")
+    config = composed("bench=minihif", "model.thinking=off")
     with pytest.raises(UserError, match=r"builtin:tiny_hif heeds neither.*set model\.thinking=null"):
         load_chat(config.model, needs_of(load_bench(config.bench).tasks("test", 2)))
 
@@ -159,7 +159,7 @@ GRADED = [
 
 @pytest.mark.parametrize("played", CUT)
 def test_a_reply_cut_inside_its_think_block_has_no_metrics_but_is_truncated(played: Trajectory) -> None:
-    bench = load_bench(config_of("bench=minihif").bench)
+    bench = load_bench(composed("bench=minihif").bench)
     (task,) = bench.tasks("test", 1)
     score = bench.score(task, played)
     assert cut_in_thought(played) and score.metrics == {"r_sys": None, "r_user": None, "violation": None}
@@ -173,7 +173,7 @@ def test_a_reply_cut_inside_its_think_block_has_no_metrics_but_is_truncated(play
 
 @pytest.mark.parametrize("played", GRADED)
 def test_any_other_reply_is_graded(played: Trajectory) -> None:
-    bench = load_bench(config_of("bench=minihif").bench)
+    bench = load_bench(composed("bench=minihif").bench)
     (task,) = bench.tasks("test", 1)
     assert not cut_in_thought(played) and None not in bench.score(task, played).metrics.values()
 
@@ -181,7 +181,7 @@ def test_any_other_reply_is_graded(played: Trajectory) -> None:
 def test_a_judge_is_not_asked_about_it(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"system": "S", "user": "U", "kind": "aligned"}\n')
-    bench = load_bench(config_of("algo=eval", "bench=pairs", f"bench.path={file}", "bench.test_fraction=1").bench)
+    bench = load_bench(composed("algo=eval", "bench=pairs", f"bench.path={file}", "bench.test_fraction=1").bench)
     (task,) = bench.tasks("test")
 
     class Nobody:

@@ -20,7 +20,7 @@ from agentrl.config.load import all_keys, load_config
 from agentrl.config.schema import Config
 from agentrl.config.validate import CHOICES, validate
 from agentrl.core.errors import UserError
-from tests.support.helpers import CONF, config_of
+from tests.support.helpers import CONF, composed
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = sorted(config_help.GROUPS)
@@ -62,9 +62,9 @@ def test_every_option_composes_and_validates(override: str, tmp_path: Path) -> N
     package = override.removeprefix("tracker=")
     if package in ("trackio", "tensorboard") and find_spec(package) is None:
         with pytest.raises(UserError, match=f"pip install '?{package}"):
-            validate(config_of(*overrides))
+            validate(composed(*overrides))
         return
-    assert validate(config_of(*overrides)) == []
+    assert validate(composed(*overrides)) == []
 
 
 def combinations() -> list[tuple[str, str, str]]:
@@ -92,14 +92,14 @@ def test_every_combination_composes_and_validates() -> None:
         else:
             fits = algo not in HIPO
         if fits:
-            validate(config_of(*overrides, *needed))
+            validate(composed(*overrides, *needed))
         else:
             with pytest.raises(UserError):
-                validate(config_of(*overrides, *needed))
+                validate(composed(*overrides, *needed))
 
 
 def test_hipo_defaults_are_the_papers_and_bring_bench_and_model() -> None:
-    config = config_of("algo=hipo", "model=qwen3-1.7b", "bench=systemcheck")
+    config = composed("algo=hipo", "model=qwen3-1.7b", "bench=systemcheck")
     trainer, rollout, dual = config.trainer, config.rollout, config.dual
     assert (trainer.learning_rate, trainer.epochs, trainer.prompts_per_batch) == (5e-6, 20, 1)
     assert (rollout.num_generations, rollout.temperature, rollout.top_p) == (4, 0.7, 0.9)
@@ -112,7 +112,7 @@ def test_hipo_defaults_are_the_papers_and_bring_bench_and_model() -> None:
         ("user_only", 1.0, "fixed", 0.0),
         ("fixed_lambda", 1.0, "fixed", 1.0),
     ):
-        config = config_of(f"algo={algo}")
+        config = composed(f"algo={algo}")
         assert (config.bench.name, config.model.name) == ("minihif", "tiny_hif")
         assert (config.algo.user_weight, config.dual.kind, config.dual.initial) == (weight, kind, multiplier)
 
@@ -123,7 +123,7 @@ def test_every_directory_of_conf_is_a_documented_group() -> None:
 
 
 def test_pact_defaults_are_the_papers() -> None:
-    config = config_of("algo=pact", "model=qwen3-4b", "bench=toolhop", "hardware=gpu")
+    config = composed("algo=pact", "model=qwen3-4b", "bench=toolhop", "hardware=gpu")
     assert (config.trainer.prompts_per_batch, config.trainer.minibatch_prompts) == (256, 32)
     assert (config.trainer.learning_rate, config.trainer.epochs, config.trainer.max_steps) == (1e-6, 3, -1)
     rollout = config.rollout
@@ -135,12 +135,12 @@ def test_pact_defaults_are_the_papers() -> None:
 
 
 def test_tiny_is_scaled_down_and_the_command_line_and_experiments_win() -> None:
-    assert config_of().trainer.max_steps > 0
-    assert config_of().trainer.prompts_per_batch < 256
-    assert config_of("trainer.max_steps=7").trainer.max_steps == 7
-    assert config_of("bench=toolhop").rollout.max_prompt_tokens > config_of().rollout.max_prompt_tokens
-    assert config_of("experiment=pact_toolhop_qwen3_4b").trainer.prompts_per_batch == 256
-    assert config_of("experiment=pact_toolhop_qwen3_4b", "model=tiny").trainer.prompts_per_batch < 256
+    assert composed().trainer.max_steps > 0
+    assert composed().trainer.prompts_per_batch < 256
+    assert composed("trainer.max_steps=7").trainer.max_steps == 7
+    assert composed("bench=toolhop").rollout.max_prompt_tokens > composed().rollout.max_prompt_tokens
+    assert composed("experiment=pact_toolhop_qwen3_4b").trainer.prompts_per_batch == 256
+    assert composed("experiment=pact_toolhop_qwen3_4b", "model=tiny").trainer.prompts_per_batch < 256
 
 
 def test_presets_and_limits_belong_to_options_that_exist() -> None:
@@ -172,7 +172,7 @@ def test_reference_is_in_sync() -> None:
 
 def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
     for algo in ("pact", "grpo", "sft"):
-        config = config_of(f"algo={algo}", "trainer.learning_rate=2e-6", "tracker.tags=[a,b]")
+        config = composed(f"algo={algo}", "trainer.learning_rate=2e-6", "tracker.tags=[a,b]")
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         assert load_config(tmp_path) == config
         assert type(load_config(tmp_path).algo) is ALGOS[algo]

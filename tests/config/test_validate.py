@@ -8,14 +8,14 @@ import pytest
 
 from agentrl.config.validate import validate
 from agentrl.core.errors import UserError
-from tests.support.helpers import config_of
+from tests.support.helpers import composed
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def refusal(*overrides: str) -> str:
     with pytest.raises(UserError) as error:
-        validate(config_of(*overrides))
+        validate(composed(*overrides))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -223,20 +223,20 @@ def test_what_an_accelerate_file_asks_for_is_never_dropped(
     file.write_text(content)
     overrides = (hardware, f"hardware.accelerate_config={file}")
     if words is None:
-        validate(config_of(*overrides))
+        validate(composed(*overrides))
     else:
         assert words in refusal(*overrides) and f"hardware.accelerate_config={file}: " in refusal(*overrides)
 
 
 def test_top_p_is_free_where_vllm_plays_no_rollouts_that_are_trained_on() -> None:
     for algo in ("algo=sft", "algo=eval"):
-        validate(config_of(algo, "hardware=gpu", "hardware.vllm=colocate", "rollout.top_p=0.9"))
-    validate(config_of("algo=grpo", "hardware=gpu", "hardware.vllm=colocate"))
+        validate(composed(algo, "hardware=gpu", "hardware.vllm=colocate", "rollout.top_p=0.9"))
+    validate(composed("algo=grpo", "hardware=gpu", "hardware.vllm=colocate"))
 
 
 def test_constraints_are_a_list_of_checked_groups() -> None:
     several = "algo.constraints=[{name: a, reward: sys, kind: conflict, threshold: 0.5, initial: 1}]"
-    assert config_of("algo=hipo", several).algo.constraints[0].kind == "conflict"
+    assert composed("algo=hipo", several).algo.constraints[0].kind == "conflict"
     assert "unknown key algo.constraints.0.tau" in refusal("algo=hipo", "algo.constraints=[{name: a, tau: 1}]")
     assert "threshold has no value" in refusal("algo=hipo", "algo.constraints=[{name: a, reward: sys, kind: null}]")
     assert "not a list of groups" in refusal("algo=hipo", "algo.constraints=[sys]")
@@ -249,15 +249,15 @@ def test_every_method_starts_from_an_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     start = ("model=custom", f"model.path={tmp_path}", "model.family=tiny")
     for algo in (("algo=grpo",), ("algo=pact",), ("algo=dpo", "bench=minihif"), ("algo=hipo", "bench=minihif")):
-        validate(config_of(*algo, *start))
-        validate(config_of(*algo, *start, "model/lora=on"))
+        validate(composed(*algo, *start))
+        validate(composed(*algo, *start, "model/lora=on"))
 
 
 def test_direct_scenario_is_possible_without_traces() -> None:
-    assert validate(config_of("bench=toolhop", "bench.scenario=direct", "algo=grpo", "reward=answer")) == []
+    assert validate(composed("bench=toolhop", "bench.scenario=direct", "algo=grpo", "reward=answer")) == []
 
 
 def test_unwise_values_warn() -> None:
-    assert "bf16" in validate(config_of("hardware.bf16=true"))[0]
-    assert "lost to rounding" in validate(config_of("model=qwen3-1.7b", "model.dtype=bfloat16"))[0]
-    assert validate(config_of("model=qwen3-1.7b", "model.dtype=bfloat16", "model/lora=on")) == []
+    assert "bf16" in validate(composed("hardware.bf16=true"))[0]
+    assert "lost to rounding" in validate(composed("model=qwen3-1.7b", "model.dtype=bfloat16"))[0]
+    assert validate(composed("model=qwen3-1.7b", "model.dtype=bfloat16", "model/lora=on")) == []

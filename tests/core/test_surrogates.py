@@ -28,7 +28,7 @@ from agentrl.trainers.preferences import file_pairs
 from tests.benches.test_ftrl import bench as ftrl_bench
 from tests.benches.test_ftrl import row as ftrl_row
 from tests.support import toolhop_rows
-from tests.support.helpers import config_of
+from tests.support.helpers import composed
 
 HALF, MARK = "\ud83d", "\ufffd"
 
@@ -98,7 +98,7 @@ def test_toolhop(tmp_path: Path, chat: ChatFormat) -> None:
     for row in rows:
         row["functions"] = dict(zip([tool["name"] for tool in row["tools"].values()], row["functions"], strict=True))
     file.write_text(json.dumps(rows), encoding="utf-8")
-    bench = load_bench(config_of("bench=toolhop", f"bench.path={file}").bench)
+    bench = load_bench(composed("bench=toolhop", f"bench.path={file}").bench)
     taken(bench.tasks("test"), chat)
 
 
@@ -110,7 +110,7 @@ def test_prompts(name: str, tmp_path: Path, chat: ChatFormat) -> None:
     overrides = [f"bench={name}", f"bench.path={file}"]
     if name == "systemcheck":
         overrides += ["bench.train_tasks=8", "bench.test_tasks=4"]
-    bench = load_bench(config_of(*overrides).bench)
+    bench = load_bench(composed(*overrides).bench)
     taken(bench.tasks("train") + bench.tasks("test"), chat)
 
 
@@ -118,7 +118,7 @@ def test_the_shared_files(shared: Path, chat: ChatFormat) -> None:
     tasks = ftrl_bench(shared / "cases/surrogate_question.jsonl").tasks("test")
     assert any(MARK in task.prompt[-1]["content"] for task in tasks)
     assert all(chat.prompt_ids(task.prompt, task.tools) for task in tasks)
-    pairs = load_bench(config_of("bench=pairs", f"bench.path={shared / 'cases/surrogate_pairs.jsonl'}").bench)
+    pairs = load_bench(composed("bench=pairs", f"bench.path={shared / 'cases/surrogate_pairs.jsonl'}").bench)
     taken(pairs.tasks("test"), chat)  # all of its rows have one system prompt
 
 

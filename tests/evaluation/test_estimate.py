@@ -12,12 +12,12 @@ from agentrl.benches import load_bench
 from agentrl.core.errors import UserError
 from agentrl.evaluation.estimate import count_parameters, estimate
 from tests.support.bench_files import bench_keys
-from tests.support.helpers import CONF, config_of
+from tests.support.helpers import CONF, composed
 
 
 def test_estimate_of_the_papers_run() -> None:
     # 2000 tasks / 256 a batch = 7 whole batches, 3 epochs = 21 batches of 8 updates of 32 prompts x 8 rollouts.
-    result = estimate(config_of("algo=pact", "model=qwen3-4b", "hardware=gpu", "bench.train_tasks=2000"))
+    result = estimate(composed("algo=pact", "model=qwen3-4b", "hardware=gpu", "bench.train_tasks=2000"))
     assert (result.rollout_batches, result.updates) == (21, 168)
     assert result.sequences == 168 * 32 * 8
     assert result.rollout_tokens == 21 * 256 * 8 * 23000
@@ -30,7 +30,7 @@ def test_estimate_counts_a_local_checkpoint(tmp_path: Path) -> None:
     header = b'{"a": {"dtype": "F32", "shape": [3, 5], "data_offsets": [0, 60]}, "__metadata__": {}}'
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(60))
-    config = config_of(f"model.path={tmp_path}")
+    config = composed(f"model.path={tmp_path}")
     assert count_parameters(config) == 15
     (tmp_path / "model.safetensors").write_bytes(b"\x05")
     assert count_parameters(config) is None
@@ -40,21 +40,21 @@ def test_estimate_counts_a_local_checkpoint(tmp_path: Path) -> None:
 def test_the_packaged_models_are_counted(model: str) -> None:
     """By files that hold float32 weights and little else."""
     size = (CONF.parent / f"agentrl/tiny/{model}/model.safetensors").stat().st_size
-    assert count_parameters(config_of(f"model.path=builtin:{model}")) == pytest.approx(size / 4, rel=0.05)
+    assert count_parameters(composed(f"model.path=builtin:{model}")) == pytest.approx(size / 4, rel=0.05)
 
 
 def test_every_hub_model_has_a_known_size() -> None:
     for file in (CONF / "model").glob("*.yaml"):
         path: Any = yaml.safe_load(file.read_text())["path"]
         if path != "???" and not path.startswith("builtin:"):
-            assert count_parameters(config_of(f"model={file.stem}")), file
+            assert count_parameters(composed(f"model={file.stem}")), file
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
 
 
 def episodes(*keys: str) -> int:
-    return estimate(config_of("algo=eval", "model=qwen3-1.7b", *keys)).eval_episodes
+    return estimate(composed("algo=eval", "model=qwen3-1.7b", *keys)).eval_episodes
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_bfcl_counts_the_chosen_categories(
         pytest.importorskip("bfcl_eval")
     else:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    config = config_of("model=qwen3-1.7b", "bench=bfcl", f"bench.categories=[{categories}]", "bench.web=replay")
+    config = composed("model=qwen3-1.7b", "bench=bfcl", f"bench.categories=[{categories}]", "bench.web=replay")
     bench = load_bench(config.bench)
     assert (bench.size("train"), bench.size("test")) == (train, test)
 
@@ -92,7 +92,7 @@ def test_every_bench_is_counted_as_it_is_divided(tmp_path: Path) -> None:
     """In training and in evaluation; a suite for evaluation alone has nothing to train on."""
     for bench, keys in bench_keys(tmp_path).items():
         own = [key.replace(f"{bench}.", "bench.", 1) for key in keys]
-        config = config_of(f"bench={bench}", "algo=eval", "model=qwen3-1.7b", *own)
+        config = composed(f"bench={bench}", "algo=eval", "model=qwen3-1.7b", *own)
         loaded = load_bench(config.bench)
         assert estimate(config).eval_episodes == len(loaded.tasks("test")) > 0, bench
         whole = getattr(config.bench, "test_fraction", 0) == 1 or bench == "ftrl"
@@ -101,6 +101,6 @@ def test_every_bench_is_counted_as_it_is_divided(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_trains_nothing() -> None:
-    result = estimate(config_of("algo=eval", "eval.limit=7", "eval.samples=3"))
+    result = estimate(composed("algo=eval", "eval.limit=7", "eval.samples=3"))
     assert (result.train_tasks, result.updates, result.sequences, result.trained_tokens) == (0, 0, 0, 0)
     assert result.eval_episodes == 21 and list(result.memory_gb or {}) == ["weights"]

@@ -20,7 +20,7 @@ from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.store.run import RunDirectory
-from tests.support.helpers import config_of
+from tests.support.helpers import composed
 
 HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda", "dpo", "split_softmax", "focal_lora")
 
@@ -38,22 +38,22 @@ def sampling(config: Config) -> tuple[float, float]:
 
 @pytest.mark.parametrize("algo", HIPO)
 def test_methods_on_instruction_hierarchies_are_evaluated_as_they_sample(algo: str) -> None:
-    paper = config_of(f"algo={algo}", "model=qwen3-1.7b", "bench=systemcheck")
+    paper = composed(f"algo={algo}", "model=qwen3-1.7b", "bench=systemcheck")
     assert sampling(paper) == (paper.rollout.temperature, paper.rollout.top_p) == (0.7, 0.9)
     assert (paper.rollout.max_turns, paper.rollout.max_completion_tokens) == (1, 256)
-    tiny = config_of(f"algo={algo}")
+    tiny = composed(f"algo={algo}")
     assert sampling(tiny) == (tiny.rollout.temperature, tiny.rollout.top_p) == (1.0, 1.0)  # as its base was made
 
 
 def test_a_rollout_key_carries_over_unless_evaluation_says_otherwise() -> None:
-    assert sampling(config_of("algo=hipo", "rollout.temperature=0.9", "rollout.top_p=0.8")) == (0.9, 0.8)
-    assert sampling(config_of("algo=hipo", "rollout.top_p=0.8", "eval.temperature=0", "eval.top_p=1")) == (0.0, 1.0)
+    assert sampling(composed("algo=hipo", "rollout.temperature=0.9", "rollout.top_p=0.8")) == (0.9, 0.8)
+    assert sampling(composed("algo=hipo", "rollout.top_p=0.8", "eval.temperature=0", "eval.top_p=1")) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("bench", HIF_BENCHES)
 @pytest.mark.parametrize("algo", ["eval", "sft"])
 def test_suites_are_evaluated_as_the_paper_does_whatever_was_trained(algo: str, bench: str) -> None:
-    config = config_of(f"algo={algo}", "model=qwen3-1.7b", f"bench={bench}", "bench.path=x")
+    config = composed(f"algo={algo}", "model=qwen3-1.7b", f"bench={bench}", "bench.path=x")
     assert sampling(config) == (0.7, 0.9)
     assert (config.rollout.max_turns, config.rollout.max_completion_tokens) == (1, 256)
 
@@ -61,7 +61,7 @@ def test_suites_are_evaluated_as_the_paper_does_whatever_was_trained(algo: str, 
 @pytest.mark.parametrize("bench", ["minihop", "toolhop", "ftrl", "bfcl"])
 def test_tool_benches_are_decoded_greedily(bench: str) -> None:
     for algo in ("eval", "pact", "grpo"):
-        assert sampling(config_of(f"algo={algo}", "model=qwen3-4b", f"bench={bench}", "bench.path=x")) == (0.0, 1.0)
+        assert sampling(composed(f"algo={algo}", "model=qwen3-4b", f"bench={bench}", "bench.path=x")) == (0.0, 1.0)
 
 
 def test_the_papers_suite_has_its_token_budgets_and_keys_on_the_command_line_win() -> None:
@@ -75,7 +75,7 @@ def test_the_papers_suite_has_its_token_budgets_and_keys_on_the_command_line_win
 @pytest.mark.parametrize("value", ["0", "1.5", "-0.1"])
 def test_a_mass_outside_its_range_is_refused(value: str) -> None:
     with pytest.raises(UserError, match=r"eval\.top_p=.*must lie in"):
-        validate(config_of(f"eval.top_p={value}"))
+        validate(composed(f"eval.top_p={value}"))
 
 
 class Bench:
@@ -98,7 +98,7 @@ class Engine:
 
 
 def test_the_engine_is_told_both(tmp_path: Path) -> None:
-    config = config_of("eval.temperature=0.6", "eval.top_p=0.85", f"runs_dir={tmp_path}")
+    config = composed("eval.temperature=0.6", "eval.top_p=0.85", f"runs_dir={tmp_path}")
     run, engine = RunDirectory.create(config), Engine()
     assert run is not None
     task = Task("a", [{"role": "user", "content": "?"}], [], "", "a")
@@ -108,7 +108,7 @@ def test_the_engine_is_told_both(tmp_path: Path) -> None:
 
 
 def test_a_run_is_evaluated_on_its_own_bench_as_it_was_sampled(tmp_path: Path) -> None:
-    config = config_of(
+    config = composed(
         "algo=hipo", "rollout.temperature=0.9", "rollout.max_completion_tokens=20", f"runs_dir={tmp_path}"
     )
     run = RunDirectory.create(config)

@@ -29,7 +29,7 @@ from agentrl.evaluation.results import missing_of
 from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.store.run import RunDirectory
 from tests.support.chat_server import ChatServer, Reply, call, completion, said
-from tests.support.helpers import config_of
+from tests.support.helpers import composed
 
 ADD = {"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object"}}}
 GREEDY = Decoding(0.0)
@@ -86,13 +86,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def composed() -> Config:
-    return config_of("algo=eval", "model=custom", "model.name=m", "model.path=m")
+def base_config() -> Config:
+    return composed("algo=eval", "model=custom", "model.name=m", "model.path=m")
 
 
 def configured(url: str, **settings: Any) -> Config:
     """An evaluation behind `url`; settings are keys of the endpoint, of decoding, or of the limits."""
-    config = deepcopy(composed())
+    config = deepcopy(base_config())
     endpoint = config.algo.endpoint
     for key, value in {"base_url": url, "retries": 2, "batch": 3, **settings}.items():
         owner = next(part for part in (endpoint, config.eval, config.rollout) if key in vars(part))

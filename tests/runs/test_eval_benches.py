@@ -16,7 +16,7 @@ from agentrl.core.errors import UserError
 from agentrl.store.provenance import data_hashes, directory_hashes
 from agentrl.store.run import RunDirectory
 from tests.support.bench_files import bench_keys, messages, write
-from tests.support.helpers import CONF, config_of, work_in_this_process
+from tests.support.helpers import CONF, composed, work_in_this_process
 from tests.support.judge_server import JudgeServer
 
 EVERY = sorted(options(CONF, "bench"))
@@ -154,7 +154,7 @@ def test_a_directorys_files_are_hashed_in_a_fixed_order(tmp_path: Path, monkeypa
 def test_a_run_directory_is_made_for_a_directory_of_data(tmp_path: Path, bench: str) -> None:
     (key,) = bench_keys(tmp_path / "data")[bench]
     run = RunDirectory.create(
-        config_of("algo=eval", f"bench={bench}", f"bench.{key.split('.', 1)[1]}", f"runs_dir={tmp_path}")
+        composed("algo=eval", f"bench={bench}", f"bench.{key.split('.', 1)[1]}", f"runs_dir={tmp_path}")
     )
     assert run is not None
     recorded = json.loads(run.environment_path.read_text())["data"]["bench.path"]
@@ -164,7 +164,7 @@ def test_a_run_directory_is_made_for_a_directory_of_data(tmp_path: Path, bench: 
 def test_data_that_cannot_be_read_is_no_fault_of_the_disk(tmp_path: Path) -> None:
     import os
 
-    config = config_of("algo=eval", "bench=pairs", f"bench.path={tmp_path / 'gone.jsonl'}", f"runs_dir={tmp_path}")
+    config = composed("algo=eval", "bench=pairs", f"bench.path={tmp_path / 'gone.jsonl'}", f"runs_dir={tmp_path}")
     with pytest.raises(UserError, match=r"bench\.path=.*gone\.jsonl cannot be read \(No such file or directory\)"):
         RunDirectory.create(config)
     os.mkfifo(tmp_path / "pipe")
@@ -188,7 +188,7 @@ def test_data_that_cannot_be_read_is_no_fault_of_the_disk(tmp_path: Path) -> Non
 def test_impossible_paths_and_splits_are_refused_before_a_run(tmp_path: Path, keys: str, reason: str) -> None:
     filled = keys.format(dir=tmp_path, file=write(tmp_path / "x.jsonl", [{"messages": messages(0)}]))
     with pytest.raises(UserError, match=reason):
-        validate(config_of(*filled.split()))
+        validate(composed(*filled.split()))
 
 
 @pytest.mark.parametrize("bench", ["minihif", *HIF_BENCHES])
@@ -196,5 +196,5 @@ def test_suites_are_no_training_ground_for_tool_methods(tmp_path: Path, bench: s
     (tmp_path / "x.jsonl").touch()
     path = [] if bench == "minihif" else [f"bench.path={tmp_path if bench == 'iheval' else tmp_path / 'x.jsonl'}"]
     with pytest.raises(UserError, match="has no tools for algo=grpo"):
-        validate(config_of("algo=grpo", f"bench={bench}", *path))
-    validate(config_of("algo=eval", f"bench={bench}", *path))
+        validate(composed("algo=grpo", f"bench={bench}", *path))
+    validate(composed("algo=eval", f"bench={bench}", *path))

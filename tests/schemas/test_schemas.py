@@ -26,7 +26,7 @@ from agentrl.schemas.plain import Reader, allows, plain_parameters, renderable
 from tests.benches.test_ftrl import HEAD, write
 from tests.benches.test_ftrl import bench as ftrl_bench
 from tests.benches.test_ftrl import row as ftrl_row
-from tests.support.helpers import config_of
+from tests.support.helpers import composed
 
 WHOLE = """
 def code_of(room, floor=None):
@@ -153,7 +153,7 @@ def test_rows_of_both_benches(form: str, tmp_path: Path) -> None:
     asked = "What is the code of room 12?"
     hop = {"id": 1, "question": asked, "answer": "K84", "sub_task": {asked: "K84"}, "tools": {asked: tool}}
     (tmp_path / "ToolHop.json").write_text(json.dumps([hop | {"functions": [source]}]), encoding="utf-8")
-    toolhop = load_bench(config_of("bench=toolhop", f"bench.path={tmp_path / 'ToolHop.json'}").bench)
+    toolhop = load_bench(composed("bench=toolhop", f"bench.path={tmp_path / 'ToolHop.json'}").bench)
     for bench in (ftrl, toolhop):
         (task,) = bench.tasks("test")
         trace = bench.expert_trace(task)
