@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from agentrl.core.engine import Decoding, Episode
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
 from agentrl.core.trajectory import Component, ToolCall
 from agentrl.models.loading import load_model
+from agentrl.rollout.tokens import TokenEngine
 from agentrl.trainers.arguments import grpo_arguments
-from tests.support.helpers import make_trainer, say, small
+from tests.support.helpers import Scripted, composed, make_trainer, say, small
 
 
 class Talk:
@@ -212,3 +214,26 @@ def test_a_trace_with_replies_reads_as_the_conversation_it_is(trainer):
     )
     assert "User: And now?" in trace_text(trace)
     assert trace.without(("reasoning",)).turns[1].reply == "And now?"
+
+
+def test_a_bench_without_tools_is_played_by_the_same_loop(tmp_path):
+    """The user speaks again, and a block that the template opened belongs to the reply."""
+    keys = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.micro_batch=8")
+    keys = (*keys, "rollout.max_turns=3", "rollout.max_completion_tokens=100")
+    config = composed("algo=hipo", *keys, "bench.train_tasks=4", "algo.kl_coef=0")
+    trainer = make_trainer(config, tmp_path)
+    template = trainer.processing_class.chat_template + "{% if add_generation_prompt %}<think>\n{% endif %}"
+    chat = replace(trainer.chat, template=template)
+
+    def speak(request, turn):
+        return [*chat.ids("sure ant"), trainer.processing_class.eos_token_id]
+
+    engine = TokenEngine(Scripted(trainer.engine.sampler, speak), chat, config)
+    (played,) = engine.rollout([Episode(trainer.tasks[0], Talk(later=["And then?"]))])
+    assert [(message["role"], message["content"]) for message in played.messages] == [
+        ("assistant", "<think>sure ant"),
+        ("user", "And then?"),
+        ("assistant", "<think>sure ant"),
+    ]
+    own = [i for i, own in zip(played.completion_ids, played.policy_mask, strict=True) if own]
+    assert own == speak(None, 0) * 2 and not played.truncated
