@@ -112,6 +112,20 @@ def test_mathematics_imports_torch_and_nothing_else() -> None:
             assert strange <= {"__future__", "collections", "dataclasses", "hashlib", "math", "torch"}, name
 
 
+def trainers_named(source: str) -> set[str]:
+    """Names in a source that are those of trainers, TRL's and transformers' too."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [str(getattr(node, "id", getattr(node, "attr", ""))) for node in nodes]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
+    return {name for name in names if name.endswith("Trainer")}
+
+
+def test_rollouts_and_evaluation_know_no_trainer() -> None:
+    files = [file for floor in ("rollout", "evaluation") for file in (PACKAGE / floor).rglob("*.py")]
+    assert {file.name: found for file in files if (found := trainers_named(file.read_text(encoding="utf-8")))} == {}
+    assert trainers_named("from trl import GRPOTrainer as G\ntrl.SFTTrainer(x)\n") == {"GRPOTrainer", "SFTTrainer"}
+
+
 def test_hydra_is_known_where_the_command_line_composes_alone() -> None:
     knowing = {name for name, used in imports().items() if "hydra" in used}
     assert knowing == {"agentrl.commands.cli", "agentrl.config.compose", "agentrl.store.sweeps"}
