@@ -3,21 +3,25 @@
     python benchmarks/compare_hipo.py runs/hipo_minihif --jobs 2 --plot docs/images/hipo_minihif.png > table.md
 
 Every run contributes one number a metric (its mean over the test items, two samples each, at temperature 1); intervals
-are Student's t over the seeds. An interrupted command goes on where it stopped: finished runs are not repeated.
+are Student's t over the seeds, within [0, 1]. An interrupted command goes on where it stopped: finished runs are not
+repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from agentrl.core.stats import Interval, t_interval
+from agentrl.core.stats import ROUNDING, Interval, seeds_interval
+from agentrl.report.markdown import cell
 
 TAUS = (0.7, 0.8, 0.85, 0.9)
 LAMBDAS = (0.5, 1.0, 2.0, 4.0)
@@ -57,14 +61,10 @@ def summaries(runs: Path, arm: str, seeds: int) -> list[dict]:
 
 
 def over_seeds(found: list[dict], phase: str, kind: str, metric: str) -> Interval:
+    """Student's t over the seeds, within [0, 1]; no bounds where they agree, which does not show that all would."""
     parts = [summary["eval"] if kind == "all" else summary["by"]["kind"][kind] for summary in found]
-    return t_interval([part[phase][metric]["mean"] for part in parts])
-
-
-def cell(interval: Interval) -> str:
-    """`0.512 ± 0.032`: mean and half of the 95% interval; the mean alone for a single seed."""
-    half = interval.hi - interval.mean
-    return f"{interval.mean:.3f}" + (f" ± {half:.3f}" if half == half else "")
+    interval = seeds_interval([part[phase][metric]["mean"] for part in parts])
+    return interval if interval.hi - interval.lo > ROUNDING else replace(interval, lo=math.nan, hi=math.nan)
 
 
 def table(runs: Path, seeds: int) -> list[str]:
@@ -94,7 +94,7 @@ def plot(runs: Path, seeds: int, path: Path) -> None:
         marker, colour = styles.get(method, ("^", "#555555"))
         for name, phase in ([("base", "before")] if number == 0 else []) + [(value or arm, "after")]:
             x, y = (over_seeds(found, phase, "all", metric) for metric in ("r_sys", "r_user"))
-            bars = {"xerr": x.hi - x.mean, "yerr": y.hi - y.mean} if len(found) > 1 else {}
+            bars = {f"{axis}err": [[i.mean - i.lo], [i.hi - i.mean]] for axis, i in (("x", x), ("y", y)) if i.known}
             ax.errorbar(x.mean, y.mean, **bars, fmt=marker, color=colour, markersize=6, capsize=2, linewidth=1)
             label, offset = (f"lambda={name}", (-8, -12)) if method == "fixed_lambda" else (name, (6, 5))
             side = "right" if method == "fixed_lambda" else "left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 
@@ -130,5 +131,7 @@ def _table(title: str, measured: Mapping[str, Interval]) -> None:
         table.add_column(column, justify="right")
     for name, label in MEASURES.items():
         interval = measured[name]
-        table.add_row(label, *(f"{value:.3f}" for value in (interval.mean, interval.lo, interval.hi)))
+        if not math.isnan(interval.mean):
+            bounds = [f"{interval.lo:.3f}", f"{interval.hi:.3f}"] if interval.known else ["too few", "prompts"]
+            table.add_row(label, f"{interval.mean:.3f}", *bounds)
     printer().print(table)

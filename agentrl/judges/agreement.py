@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from agentrl.core.stats import Interval
+from agentrl.core.stats import ROUNDING, Interval
 
 Scores = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -99,7 +99,10 @@ def agreement(
 
 
 def _bootstrap(measure: Callable[[Indices], float], groups: int, n: int, seed: int, draws: int) -> Interval:
-    """`measure` of all groups, with bounds from drawing groups; draws that show nothing (NaN) are left out."""
+    """`measure` of all groups, with bounds from drawing groups; draws that show nothing (NaN) are left out.
+
+    Where all draws show the same, they say nothing about other prompts: no bounds.
+    """
     value = measure(np.arange(groups, dtype=np.intp)) if groups else math.nan
     if groups < 2:
         return Interval(value, math.nan, math.nan, n)
@@ -107,4 +110,6 @@ def _bootstrap(measure: Callable[[Indices], float], groups: int, n: int, seed: i
     drawn = [measure(rng.integers(groups, size=groups)) for _ in range(draws)]
     known = [value for value in drawn if not math.isnan(value)]
     lo, hi = np.quantile(known, [0.025, 0.975]) if known else (math.nan, math.nan)
+    if hi - lo <= ROUNDING:
+        lo = hi = math.nan
     return Interval(value, float(lo), float(hi), n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
+from agentrl.core.stats import seeds_interval, t_interval
 from agentrl.report.arms import Arm
 from agentrl.report.plots import Panel, curve, panels
 
@@ -31,7 +30,7 @@ def arm_curves(arms: list[Arm]) -> list[tuple[str, str]]:
     for panel in panels(rows):
         keys = [key for key in (*panel.keys, panel.right) if key is not None]
         for key in keys:
-            series = [(arm, band([curve(run, key) for run in metrics[id(arm)]])) for arm in shown]
+            series = [(arm, band([curve(run, key) for run in metrics[id(arm)]], panel.shares)) for arm in shown]
             present = [(arm, found) for arm, found in series if len(found[0])]
             if present:
                 title = panel.title if len(keys) == 1 else f"{panel.title}: {key}"
@@ -39,37 +38,33 @@ def arm_curves(arms: list[Arm]) -> list[tuple[str, str]]:
     return drawn
 
 
-def band(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, mean over the curves that have the step, and half width of its 95% t-interval (NaN for one curve)."""
+def band(curves: list[tuple[np.ndarray, np.ndarray]], shares: bool) -> tuple[np.ndarray, ...]:
+    """Steps, and at each the mean over the curves that have it with the bounds of its 95% interval (NaN for one curve).
+
+    The interval is Student's t, cut to [0, 1] for `shares`.
+    """
     at: dict[float, list[float]] = {}
     for x, y in curves:
         for step, value in zip(x, y, strict=True):
             at.setdefault(float(step), []).append(float(value))
     steps = sorted(at)
-    mean = [sum(at[step]) / len(at[step]) for step in steps]
-    half = [_half_width(at[step]) for step in steps]
-    return np.array(steps), np.array(mean), np.array(half)
-
-
-def _half_width(values: list[float]) -> float:
-    if len(values) < 2:
-        return math.nan
-    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    found = [(seeds_interval if shares else t_interval)(at[step]) for step in steps]
+    return np.array(steps), *(np.array([getattr(one, name) for one in found]) for name in ("mean", "lo", "hi"))
 
 
 def _svg(panel: Panel, key: str, series: list[tuple[Arm, Any]], order: list[str]) -> str:
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     ax: Axes = figure.subplots()
-    for arm, (x, mean, half) in series:
+    for arm, (x, mean, low, high) in series:
         colour = COLOURS[order.index(arm.label)]
         ax.plot(x, mean, color=colour, linewidth=1.8, label=arm.label, marker="o" if len(x) == 1 else "")
-        if np.isfinite(half).any():
-            ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+        if np.isfinite(low).any():
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     # Two seeds give bands many times as wide as the curves: the axis shows the curves, and cuts the bands.
-    values = np.concatenate([mean for _, (_, mean, _) in series])
-    width = [np.nanmax(half) if np.isfinite(half).any() else 0.0 for _, (_, _, half) in series]
+    values = np.concatenate([mean for _, (_, mean, _, _) in series])
+    width = [np.nanmax([high - mean, mean - low]) for _, (_, mean, low, high) in series if np.isfinite(low).any()]
     room = max(float(np.ptp(values)), 1e-3)
-    margin = min(room, max(width)) + 0.05 * room
+    margin = min(room, max(width, default=0.0)) + 0.05 * room
     ax.set_ylim(float(values.min()) - margin, float(values.max()) + margin)
     ax.set_xlabel("step")
     ax.set_ylabel(panel.label if key != panel.right else "level")

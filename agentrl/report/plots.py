@@ -31,31 +31,47 @@ class Panel:
     keys: tuple[str, ...]
     right: str | None = None
     smooth: bool = True
+    shares: bool = False  # values in [0, 1], and so are the bounds of their means
 
 
 PANELS = (
     Panel("reward", "Reward", "mean reward of a rollout", ("reward",)),
-    Panel("solve_rate", "Solve rate (training rollouts)", "share solved", ("solve_rate",)),
-    Panel("r_sys", "Reward of the system's side", "mean r_sys", ("r_sys", "r_sys/conflict", "r_sys/aligned")),
-    Panel("r_user", "Reward of the user's side", "mean r_user", ("r_user", "r_user/conflict", "r_user/aligned")),
+    Panel("solve_rate", "Solve rate (training rollouts)", "share solved", ("solve_rate",), shares=True),
+    Panel(
+        "r_sys", "Reward of the system's side", "mean r_sys", ("r_sys", "r_sys/conflict", "r_sys/aligned"), shares=True
+    ),
+    Panel(
+        "r_user",
+        "Reward of the user's side",
+        "mean r_user",
+        ("r_user", "r_user/conflict", "r_user/aligned"),
+        shares=True,
+    ),
     Panel(
         "user_proxy",
         "Stand-in for r_user",
         "mean word overlap",
         ("user_proxy", "user_proxy/conflict", "user_proxy/aligned"),
+        shares=True,
     ),
-    Panel("violation_rate", "Replies below a threshold", "share of replies", ("violation_rate",)),
-    Panel("filtered", "Degenerate replies left out", "share of replies", ("filtered",)),
+    Panel("violation_rate", "Replies below a threshold", "share of replies", ("violation_rate",), shares=True),
+    Panel("filtered", "Degenerate replies left out", "share of replies", ("filtered",), shares=True),
     Panel("anneal", "Annealing", "fraction", ("anneal/call_scale", "anneal/kept"), right="anneal/level", smooth=False),
     Panel("mu", "Weight of the SFT term", "mu", ("anneal/mu",), smooth=False),
     Panel("expert_weight", "Shaped weight of an expert token", "mean weight", ("expert/weight",)),
-    Panel("expert_share", "The expert's part of the tokens trained on", "share of tokens", ("expert/share",)),
+    Panel(
+        "expert_share", "The expert's part of the tokens trained on", "share of tokens", ("expert/share",), shares=True
+    ),
     Panel("expert_advantage", "Advantage of the expert", "mean advantage", ("expert/advantage",)),
     Panel("kl", "KL to the reference policy", "nats per token", ("kl", "kl/prompt", "kl/trace")),
     Panel(
-        "clip_ratio", "Ratio clip fraction", "share of tokens", ("clip_ratio", "clip_ratio/prompt", "clip_ratio/trace")
+        "clip_ratio",
+        "Ratio clip fraction",
+        "share of tokens",
+        ("clip_ratio", "clip_ratio/prompt", "clip_ratio/trace"),
+        shares=True,
     ),
-    Panel("tools_error_rate", "Tool errors", "share of calls", ("tools/error_rate",)),
+    Panel("tools_error_rate", "Tool errors", "share of calls", ("tools/error_rate",), shares=True),
     Panel("entropy", "Policy entropy", "nats per token", ("entropy", "entropy/prompt", "entropy/trace")),
     Panel("completion_mean_tokens", "Completion length", "tokens", ("completion/mean_tokens",)),
     Panel("grad_norm", "Gradient norm", "before clipping", ("grad_norm",)),

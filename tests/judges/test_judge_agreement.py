@@ -47,9 +47,20 @@ def test_all_measures_with_intervals() -> None:
     assert found["shift"].mean == pytest.approx(0.1)
     assert found["mae"].mean == pytest.approx((0.1 + 0.1 + 0.3 + 0.1) / 4)
     assert (found["concordance_within"].lo, found["concordance_within"].hi) == (0, 1)  # either prompt, drawn twice
-    assert all(interval.lo <= interval.mean <= interval.hi and interval.n == 4 for interval in found.values())
+    assert all(interval.n == 4 for interval in found.values())
+    assert not found["shift"].known  # 0.1 in either prompt: drawing them again says nothing of others
+    bounded = [interval for interval in found.values() if interval.known]
+    assert len(bounded) >= 3 and all(interval.lo <= interval.mean <= interval.hi for interval in bounded)
     single = agreement([0.2, 0.8], [0.3, 0.9], ["p", "p"])["mae"]
     assert math.isnan(single.lo) and single.mean == pytest.approx(0.1)
+
+
+def test_judges_that_differ_nowhere_have_no_interval_of_width_0() -> None:
+    """Drawing prompts again shows nothing new where all are alike: that is no proof that all others would be."""
+    scores = [0.2, 0.8, 0.4, 0.6]
+    found = agreement(scores, scores, ["p", "p", "q", "q"])
+    assert [found[name].mean for name in ("concordance", "concordance_within", "mae", "shift")] == [1, 1, 0, 0]
+    assert not any(interval.known for interval in found.values())
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:

@@ -30,6 +30,7 @@ from agentrl.report.arms import (
 )
 from agentrl.report.curves import band
 from agentrl.report.page import build_report, render
+from agentrl.report.plots import PANELS
 from agentrl.report.rollouts import first_and_last, stretches, view
 from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
@@ -184,10 +185,19 @@ def test_a_folder_is_the_same_base_however_it_is_named(tmp_path: Path, monkeypat
 
 
 def test_a_band_is_the_t_interval_at_each_step() -> None:
-    steps, mean, half = band([(np.array([1.0, 2.0]), np.array([0.0, 4.0])), (np.array([1.0]), np.array([2.0]))])
+    curves = [(np.array([1.0, 2.0]), np.array([0.0, 4.0])), (np.array([1.0]), np.array([2.0]))]
+    steps, mean, low, high = band(curves, shares=False)
     assert steps.tolist() == [1, 2] and mean.tolist() == [1, 4]
-    assert half[0] == pytest.approx(12.706205 * math.sqrt(2) / math.sqrt(2), abs=1e-5)  # t(0.975, 1) * sd / sqrt(2)
-    assert math.isnan(half[1])
+    half = 12.706205 * math.sqrt(2) / math.sqrt(2)  # t(0.975, 1) * sd / sqrt(2)
+    assert (low[0], high[0]) == pytest.approx((1 - half, 1 + half), abs=1e-5)
+    assert math.isnan(low[1]) and math.isnan(high[1])
+
+
+def test_a_band_of_shares_stays_among_them() -> None:
+    curves = [(np.array([1.0]), np.array([0.2])), (np.array([1.0]), np.array([0.9]))]
+    assert [edge.tolist() for edge in band(curves, shares=True)] == [[1], [0.55], [0], [1]]
+    shares = {panel.name for panel in PANELS if panel.shares}
+    assert {"solve_rate", "r_sys", "r_user", "violation_rate", "clip_ratio"} <= shares and not {"reward", "kl"} & shares
 
 
 def test_stretches_lose_no_token(runs: Path) -> None:
