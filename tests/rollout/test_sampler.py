@@ -14,6 +14,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from agentrl.core.engine import Decoding, Episode
 from agentrl.rollout.sampler import Request, Stop, cut_turn
 from agentrl.rollout.vllm_sampler import VllmSampler
+from agentrl.trainers.samplers import policy_sampler
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import Scripted, make_trainer, small
 
@@ -106,6 +107,20 @@ def test_vllm_samples_a_groups_first_turn_in_one_request_and_takes_the_setting_o
     assert (turns[0].ids, turns[0].logprobs, turns[0].stop) == ([5, 6, END], [-0.1, -0.2, None], Stop.END)
     assert (turns[1].ids, turns[1].logprobs, turns[1].stop) == ([5, 6], [-0.1, -0.2], Stop.LIMIT)
     assert sampler.context == 12  # of vLLM, which may have less room than the model
+
+
+def test_vllm_gets_the_weights_of_every_update_once() -> None:
+    backend, synced = Backend(), []
+    backend.sync_weights = lambda: synced.append(trainer.state.global_step)  # type: ignore[attr-defined]
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=4096))
+    trainer = SimpleNamespace(use_vllm=True, vllm_generation=backend, model=model, eos_token_ids=[END])
+    trainer.state, trainer._last_loaded_step, trainer.num_generations = SimpleNamespace(global_step=0), -1, 4
+    sampler = policy_sampler(trainer)
+    for step in (0, 0, 2):
+        trainer.state.global_step = step
+        with sampler.session(Decoding(0.0)) as session:
+            session.sample([Request(0, [1], 9)])
+    assert synced == [0, 2] and trainer._last_loaded_step == 2
 
 
 def test_log_probs_stand_beside_their_tokens_and_are_zero_on_observations(tmp_path: Path) -> None:
