@@ -96,7 +96,7 @@ def test_a_reward_that_is_no_number_is_no_tie(bad: float) -> None:
 
 
 def test_such_a_reward_ends_a_run_at_its_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpo, "turn_rewards", lambda trajectory, *_: [math.inf] * max(trajectory.num_turns, 1))
+    monkeypatch.setattr(grpo, "episode_rewards", lambda bench, task, one, *_: [math.inf] * max(one.num_turns, 1))
     trainer = make_trainer(small("algo=grpo", "rollout.max_turns=1", "rollout.max_completion_tokens=64"), tmp_path)
     with pytest.raises(UserError, match="has the reward inf"):
         trainer.train()
