@@ -115,11 +115,13 @@ def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: f
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = replace(config.model, attn_implementation="eager")
-    chat = load_chat(replace(model, path=base), needs_of(tasks))
+    model = config.model.model_copy(update={"attn_implementation": "eager"})
+    chat = load_chat(model.model_copy(update={"path": base}), needs_of(tasks))
     prompts = [prompt_spans(chat, task.prompt, extent) for task in tasks]
     tables = [
-        onset_table(load_model(replace(model, path=path)).to(config.hardware.device).eval(), prompts, alpha)
+        onset_table(
+            load_model(model.model_copy(update={"path": path})).to(config.hardware.device).eval(), prompts, alpha
+        )
         for path in (base, trained)
     ]
     groups = {"all": list(range(len(tasks)))}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agentrl.config.checks import require
-from agentrl.config.load import suggest
+from agentrl.config.meanings import suggest
 from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 

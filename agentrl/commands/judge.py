@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
 
 from agentrl.commands.arguments import key_lines, places_and_keys, say
 from agentrl.config.judges import Distillation
-from agentrl.config.load import suggest
+from agentrl.config.key import sentence
+from agentrl.config.load import checked
+from agentrl.config.meanings import suggest
 from agentrl.core.console import printer
 from agentrl.core.errors import UserError
 from agentrl.core.stats import Interval
@@ -22,8 +21,8 @@ COMPARE_KEYS = {
     "model_b": "Judge of the second cache, where it holds several: the model's name, or MODEL#DIGITS as shown.",
 }
 DISTILL_KEYS = {
-    item.name: item.metadata["doc"] + ("" if item.default in (MISSING, None) else f" (default {item.default})")
-    for item in fields(Distillation)
+    name: sentence(item) + ("" if item.is_required() or item.default is None else f" (default {item.default})")
+    for name, item in Distillation.model_fields.items()
 }
 HELP = f"""agentrl judge compare CACHE_A CACHE_B [model_a=NAME] [model_b=NAME]
 
@@ -89,7 +88,7 @@ def distill(arguments: list[str]) -> int:
     places, own = places_and_keys(arguments, DISTILL_KEYS)
     if places:
         raise UserError(f"'{places[0]}' is not key=value: agentrl judge distill cache=FILE out=DIR [key=value ...]")
-    settings = _distillation(own)
+    settings = checked(Distillation, {name: None if value == "null" else value for name, value in own.items() if value})
     say(f"loading {settings.base} and the verdicts of {settings.cache}")
     from agentrl.judges.distill import distill as fit
 
@@ -98,30 +97,6 @@ def distill(arguments: list[str]) -> int:
         _table(f"{title}; always giving the mean would be off by {report.mae_of_mean:.3f}", report.agreement)
     print(f"Use it with judge=distilled judge.path={settings.out}")
     return 0
-
-
-def _distillation(own: Mapping[str, str]) -> Distillation:
-    """Typed settings. Raises UserError for a value of the wrong type or out of range."""
-    for item in fields(Distillation):
-        if item.default is MISSING and not own.get(item.name):
-            raise UserError(f"{item.name}=... is missing. {DISTILL_KEYS[item.name]}")
-    node = OmegaConf.structured(Distillation)
-    for name, value in own.items():
-        try:
-            node[name] = None if value == "null" else value
-        except OmegaConfBaseException as error:
-            raise UserError(f"{name}={value!r} is of the wrong type. {DISTILL_KEYS[name]}") from error
-    settings: Distillation = OmegaConf.to_object(node)  # type: ignore[assignment]
-    for name in ("epochs", "learning_rate", "batch"):
-        if not getattr(settings, name) > 0:
-            raise UserError(f"{name}={getattr(settings, name)}: must be above 0")
-    if not 0 < settings.held_out < 1:
-        raise UserError(f"held_out={settings.held_out}: must lie in (0, 1)")
-    if settings.max_tokens < 16:
-        raise UserError(f"max_tokens={settings.max_tokens}: must be at least 16")
-    if settings.device not in ("cpu", "cuda"):
-        raise UserError(f"device={settings.device}: must be cpu or cuda")
-    return settings
 
 
 def _table(title: str, measured: Mapping[str, Interval]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from agentrl.commands.arguments import key_lines, places_and_keys, run_at, say
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
     from agentrl.models.loading import load_model
 
-    model = load_model(replace(run.config().model, path=str(adapter)))
+    model = load_model(run.config().model.model_copy(update={"path": str(adapter)}))
     draft = out.with_name(f".{out.name}-writing")
     try:
         shutil.rmtree(draft, ignore_errors=True)  # of a merge that was killed

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agentrl.commands.arguments import run_at
-from agentrl.config.load import all_keys, typed_config
+from agentrl.config.load import all_keys, saved_values, typed_config
 from agentrl.config.meanings import suggest_key
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError, first_line
@@ -44,7 +44,7 @@ def config_of(place: str, changes: list[str]) -> Config:
             )
             raise UserError(f"{change}: a run that goes on cannot change {key}; it can change {allowed}")
     try:
-        values = OmegaConf.merge(OmegaConf.load(run.config_path), OmegaConf.from_dotlist(changes))
+        values = OmegaConf.merge(saved_values(run.config_path), OmegaConf.from_dotlist(changes))
     except OmegaConfBaseException as error:
         raise UserError(f"{' '.join(changes)}: {first_line(error)}") from error
     config = typed_config(values)  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from agentrl.commands.arguments import command_keys, file_to_write, flag, key_lines, whole
 from agentrl.config.compose import compose
+from agentrl.config.rules.files import check_bench_files
 from agentrl.config.schema import Config
-from agentrl.config.validate_bench import validate_data
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import CHUNK_TYPES, ExpertTrace
 from agentrl.core.jsonl import numbered_lines
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("source=teacher needs endpoint=http://... and teacher=<model there>")
     out = file_to_write(own["out"], new=source == "mined")
     config = _configuration(own, overrides)
-    validate_data(config.bench)
+    check_bench_files(config.bench)
     if source == "teacher":
         check_server("endpoint", own["endpoint"])
     kept, reasons, coverage = (_mined if source == "mined" else _taught)(config, own, out)

@@ -1,98 +1,128 @@
-"""Types and documentation of the keys of each algorithm (group `algo`)."""
+"""The keys of each algorithm (group `algo`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Optional  # omegaconf reads Optional, not X | None
+from typing import Annotated, Any, Literal
 
-from agentrl.config.key import key
+from agentrl.config.checks import is_web_address
+from agentrl.config.key import Group, Holds, key
+from agentrl.core.expert_trace import TracePart
+
+Aggregation = Literal["sequence", "token"]
+KL = "Coefficient of the KL term to the reference model; 0 loads no reference."
+KL_CORRECTION = "Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here."
+GROUP_EPS = "Added to the standard deviation of a group before dividing by it."
 
 
-@dataclass
-class Advantage:
-    kind: str = key(
-        "'hard_credit': turn-level plus trajectory-level (PACT App. B); 'trajectory': GRPO's group z-score."
+class Advantage(Group):
+    kind: Literal["hard_credit", "trajectory"] = key(
+        "How rewards are compared.",
+        means=("turn-level plus trajectory-level (PACT App. B)", "GRPO's group z-score"),
     )
-    gamma: float = key("Discount of the turn-level return, in [0, 1]; not reported by PACT, MatchTIR's code uses 0.9.")
-    scale: float = key("Factor on the sum A^g + A^l: 1 as the papers write it, 0.5 as MatchTIR's code does.")
-    eps: float = key("Added to the standard deviation of a group before dividing by it.")
+    gamma: float = key("Discount of the turn-level return; not reported by PACT, MatchTIR's code uses 0.9.", ge=0, le=1)
+    scale: float = key("Factor on the sum A^g + A^l: 1 as the papers write it, 0.5 as MatchTIR's code does.", gt=0)
+    eps: float = key(GROUP_EPS, gt=0)
     lone_raw: bool = key(
         "For hard_credit: a turn that one rollout alone reached keeps its return, as in MatchTIR's code."
     )
 
 
-@dataclass
-class Trace:
-    drop: list[str] = key("Parts of h* to remove (Table 3): any of reasoning, tool_call, tool_response.")
-    rendering: str = key("How [x; h*] is built: 'message' appends text to the user's message, 'turns' adds chat turns.")
-    max_tokens: int = key("Longest rendered trace in tokens; later turns of a longer one are dropped whole.")
-
-
-@dataclass
-class Schedule:
-    reasoning: str = key("Reasoning in L_SFT: segment (levels L4..L0), token, full_token, fixed or none (Table 4).")
-    call: str = key("Tool calls in L_SFT: scale (weight anneals), token (span is cut), fixed or none (Table 4).")
-    switch_points: list[float] = key("Fractions of the horizon at which the level drops L4>L3>L2>L1>L0; ascending.")
-
-
-@dataclass
-class Pact:
-    name: str = key("Algorithm.")
-    rl_coef: float = key("Weight of the clipped surrogate; 0 leaves the SFT term alone.")
-    condition_on_trace: bool = key("True: gated-off prompts use L^h (ratios under [x; h*]); False: L^x (Table 2).")
-    sft_coef: float = key("beta_SFT of eq. 12, the weight of the component-aware SFT term; 0 removes it.")
-    sft_norm: str = key(
-        "Z of eq. 10: 'weights' (their sum, as printed) or 'tokens' (their count: lambda_a then fades L_SFT)."
+class Trace(Group):
+    drop: list[TracePart] = key("Parts of h* to remove (Table 3).")
+    rendering: Literal["message", "turns"] = key(
+        "How [x; h*] is built.", means=("as text behind the user's message", "as chat turns")
     )
-    q: float = key("Probability of prompt-only anchoring per prompt and step (eq. 13), in [0, 1].")
-    clip_eps: float = key("PPO clip range eps of eq. 5; not reported by PACT, MatchTIR uses 0.2.")
-    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
-    kl_ratio_correction: bool = key("Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here.")
-    kl_context: str = key("Context of the KL term: 'ratio' (that of the row's ratio) or 'prompt' (always x).")
-    entropy_coef: float = key("Coefficient of the entropy bonus; not reported by PACT, MatchTIR uses 0.001.")
-    loss_aggregation: str = key("'sequence': mean over tokens, then sequences (MatchTIR); 'token': mean over tokens.")
+    max_tokens: int = key("Longest rendered trace in tokens; later turns of a longer one are dropped whole.", ge=1)
+
+
+class Schedule(Group):
+    reasoning: Literal["segment", "token", "full_token", "fixed", "none"] = key(
+        "Reasoning in L_SFT (Table 4).",
+        means=(
+            "levels L4..L0",
+            "the first part of each turn's",
+            "the first part of the trace, calls too",
+            "all",
+            "none",
+        ),
+    )
+    call: Literal["scale", "token", "fixed", "none"] = key(
+        "Tool calls in L_SFT (Table 4).",
+        means=("their weight anneals", "their span is cut", "all at the first weight", "none"),
+    )
+    switch_points: Annotated[
+        list[float],
+        Holds(
+            lambda points: len(points) == 4 and all(0 <= p <= 1 for p in points) and points == sorted(points),
+            "must be four ascending fractions in [0, 1], one per drop L4>L3>L2>L1>L0",
+        ),
+    ] = key("Fractions of the horizon at which the level drops.")
+
+
+class Pact(Group):
+    name: str = key("Algorithm.")
+    rl_coef: float = key("Weight of the clipped surrogate; 0 leaves the SFT term alone.", ge=0)
+    condition_on_trace: bool = key("True: gated-off prompts use L^h (ratios under [x; h*]); False: L^x (Table 2).")
+    sft_coef: float = key("beta_SFT of eq. 12, the weight of the component-aware SFT term; 0 removes it.", ge=0)
+    sft_norm: Literal["weights", "tokens"] = key(
+        "Z of eq. 10.", means=("their sum, as printed", "their count: lambda_a then fades L_SFT")
+    )
+    q: float = key(
+        "Probability of prompt-only anchoring per prompt and step (eq. 13).", ge=0, le=1, hint=" (the paper: 0.4)"
+    )
+    clip_eps: float = key("PPO clip range eps of eq. 5; not reported by PACT, MatchTIR uses 0.2.", gt=0, lt=1)
+    kl_coef: float = key(KL, ge=0)
+    kl_ratio_correction: bool = key(KL_CORRECTION)
+    kl_context: Literal["ratio", "prompt"] = key(
+        "Context of the KL term.", means=("that of the row's ratio", "always x")
+    )
+    entropy_coef: float = key("Coefficient of the entropy bonus; not reported by PACT, MatchTIR uses 0.001.", ge=0)
+    loss_aggregation: Aggregation = key(
+        "How the losses of tokens are averaged.", means=("over tokens, then sequences (MatchTIR)", "over tokens")
+    )
     advantage: Advantage = key("How rewards become token advantages.")
     trace: Trace = key("How expert traces are rendered.")
     schedule: Schedule = key("What L_SFT trains on as training proceeds.")
 
 
-@dataclass
-class Grpo:
+class Grpo(Group):
     name: str = key("Algorithm.")
-    clip_eps: float = key("PPO clip range.")
-    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
-    kl_ratio_correction: bool = key("Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here.")
-    entropy_coef: float = key("Coefficient of the entropy bonus.")
-    loss_aggregation: str = key("'sequence': mean over tokens, then sequences; 'token': mean over tokens.")
+    clip_eps: float = key("PPO clip range.", gt=0, lt=1)
+    kl_coef: float = key(KL, ge=0)
+    kl_ratio_correction: bool = key(KL_CORRECTION)
+    entropy_coef: float = key("Coefficient of the entropy bonus.", ge=0)
+    loss_aggregation: Aggregation = key(
+        "How the losses of tokens are averaged.", means=("over tokens, then sequences", "over tokens")
+    )
     advantage: Advantage = key("How rewards become token advantages.")
 
 
-@dataclass
-class Mu:
-    peak: float = key("mu once warmed up, in [0, 1].")
-    valley: float = key("mu once decayed; at most `peak`.")
-    warmup_steps: int = key("Updates over which mu rises from 0 to `peak` in a line.")
-    decay_steps: int = key("Updates after that over which it falls to `valley` by half a cosine.")
+class Mu(Group):
+    peak: float = key("mu once warmed up.", ge=0, le=1)
+    valley: float = key("mu once decayed; at most `peak`.", ge=0, le=1)
+    warmup_steps: int = key("Updates over which mu rises from 0 to `peak` in a line.", ge=0)
+    decay_steps: int = key("Updates after that over which it falls to `valley` by half a cosine.", ge=0)
 
 
-@dataclass
 class Chord(Grpo):
     """GRPO's keys, and those of the SFT term beside it."""
 
     mu: Mu = key("Weight of the SFT term; GRPO's loss has 1 - mu.")
-    token_weight: str = key("Weight of an expert token in the SFT term: 'uniform', or 'phi', p (1 - p) (CHORD-phi).")
+    token_weight: Literal["uniform", "phi"] = key(
+        "Weight of an expert token of probability p in the SFT term.", means=("1", "p (1 - p), CHORD-phi")
+    )
 
 
-@dataclass
-class Luffy:
+class Luffy(Group):
     name: str = key("Algorithm.")
-    shaping: float = key("gamma of p / (p + gamma), above 0, in place of an expert token's ratio p.")
-    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
-    kl_ratio_correction: bool = key("Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here.")
-    entropy_coef: float = key("Coefficient of the entropy bonus.")
+    shaping: float = key(
+        "gamma of p / (p + gamma), in place of an expert token's ratio p.", gt=0, hint=" (the paper: 0.1)"
+    )
+    kl_coef: float = key(KL, ge=0)
+    kl_ratio_correction: bool = key(KL_CORRECTION)
+    entropy_coef: float = key("Coefficient of the entropy bonus.", ge=0)
 
 
-@dataclass
 class CustomAlgo(Grpo):
     """An algorithm of the user's own on top of GRPO, in a file outside this package."""
 
@@ -100,80 +130,108 @@ class CustomAlgo(Grpo):
     options: dict[str, Any] = key("Keys of your own for that file; nothing else checks them.")
 
 
-@dataclass
-class Sft:
+class Sft(Group):
     name: str = key("Algorithm.")
-    components: list[str] = key("Components of the expert trace that are targets: reasoning, tool_call, answer.")
-
-
-@dataclass
-class Constraint:
-    name: str = key("Name in logs and checkpoints.")
-    reward: str = key("Reward that is bounded from below: sys or user.")
-    kind: Optional[str] = key("Prompts whose replies count: conflict or aligned; null counts all.")
-    threshold: float = key("tau, in [0, 1]: the mean reward to be reached.")
-    initial: float = key("lambda before the first update, in [0, dual.cap].")
-
-
-@dataclass
-class Hipo:
-    name: str = key("Algorithm.")
-    user_weight: float = key("w of A = w A_user + sum_k lambda_k A_k: 1, or 0 to learn from the constraints alone.")
-    tau: float = key("Threshold of the default constraint, E[r_sys] >= tau, in [0, 1].")
-    constraints: list[Constraint] = key("Constraints, each with a multiplier of its own; quote the list to set it.")
-    clip_eps: float = key("PPO clip range; not reported by HIPO.")
-    importance_level: str = key(
-        "Clipped ratio: 'sequence' (pi / pi_old of the whole reply, as HIPO writes it), 'sequence_mean' (its geometric "
-        "mean over tokens, GSPO's) or 'token'."
+    components: list[Literal["reasoning", "tool_call", "answer"]] = key(
+        "Components of the expert trace that are targets.", min_length=1, hint="; name at least one component"
     )
-    kl_coef: float = key("Coefficient of the KL term to the reference model; 0 loads no reference.")
-    kl_ratio_correction: bool = key("Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here.")
-    reference: str = key("Reference model: 'copy', or '4bit' (NF4, CUDA only); adapters need none and ignore this.")
-    entropy_coef: float = key("Coefficient of the entropy bonus; HIPO has none.")
-    loss_aggregation: str = key("'sequence': mean over tokens, then sequences; 'token': mean over tokens.")
-    advantage_eps: float = key("Added to the standard deviation of a group before dividing by it.")
-    min_tokens: int = key("Shorter replies are left out of rewards and loss, and counted; not reported by HIPO.")
-    max_repetition: float = key("So are replies with a larger share of repeated runs of 3 tokens, in [0, 1]; likewise.")
 
 
-@dataclass
-class Dpo:
+class Constraint(Group):
+    name: str = key("Name in logs and checkpoints.")
+    reward: Literal["sys", "user"] = key("Reward that is bounded from below.")
+    kind: Literal["conflict", "aligned"] | None = key("Prompts whose replies count; null counts all.")
+    threshold: float = key("tau: the mean reward to be reached.", ge=0, le=1, hint=", as rewards do")
+    initial: float = key("lambda before the first update, at most dual.cap.", ge=0)
+
+
+class Hipo(Group):
     name: str = key("Algorithm.")
-    beta: float = key("Strength of DPO's pull to the reference model.")
-    pairs: Optional[str] = key(
+    user_weight: float = key(
+        "w of A = w A_user + sum_k lambda_k A_k: 1, or 0 to learn from the constraints alone.", ge=0
+    )
+    tau: float = key(
+        "Threshold of the default constraint, E[r_sys] >= tau.",
+        ge=0,
+        le=1,
+        hint=", as rewards do (the paper: 0.7)",
+    )
+    constraints: list[Constraint] = key("Constraints, each with a multiplier of its own; quote the list to set it.")
+    clip_eps: float = key("PPO clip range; not reported by HIPO.", gt=0, lt=1)
+    importance_level: Literal["sequence", "sequence_mean", "token"] = key(
+        "What the clipped ratio is of.",
+        means=(
+            "pi / pi_old of the whole reply, as HIPO writes it",
+            "its geometric mean over tokens, GSPO's",
+            "each token",
+        ),
+    )
+    kl_coef: float = key(KL, ge=0)
+    kl_ratio_correction: bool = key(KL_CORRECTION)
+    reference: Literal["copy", "4bit"] = key(
+        "Reference model; adapters need none and ignore this.", means=("the model at the start", "NF4, CUDA only")
+    )
+    entropy_coef: float = key("Coefficient of the entropy bonus; HIPO has none.", ge=0)
+    loss_aggregation: Aggregation = key(
+        "How the losses of tokens are averaged.", means=("over tokens, then sequences", "over tokens")
+    )
+    advantage_eps: float = key(GROUP_EPS, gt=0)
+    min_tokens: int = key("Shorter replies are left out of rewards and loss, and counted; not reported by HIPO.", ge=0)
+    max_repetition: float = key(
+        "So are replies with a larger share of repeated runs of 3 tokens; likewise.", ge=0, le=1, hint="; 1 keeps all"
+    )
+
+
+class Dpo(Group):
+    name: str = key("Algorithm.")
+    beta: float = key("Strength of DPO's pull to the reference model.", gt=0)
+    pairs: str | None = key(
         "File of {system, user, chosen, rejected}; null samples K replies a task and ranks them by reward."
     )
-    sys_weight: float = key("w of r_user + w r_sys, by which sampled replies are ranked.")
+    sys_weight: float = key("w of r_user + w r_sys, by which sampled replies are ranked.", ge=0)
 
 
-@dataclass
-class SplitSoftmax:
+class SplitSoftmax(Group):
     name: str = key("Algorithm.")
-    k: float = key("Attention mass p on the system's messages becomes p^k while a reply is sampled, in (0, 1].")
-
-
-@dataclass
-class FocalLora:
-    name: str = key("Algorithm.")
-    head_share: float = key("Share of all heads that get an adapter: those that conflicts disturb most, in (0, 1].")
-    probe_prompts: int = key("Training prompts of each kind on which heads are compared.")
-    onset_tokens: int = key("First tokens of a reply whose attention to the system's messages is raised.")
-
-
-@dataclass
-class Endpoint:
-    base_url: Optional[str] = key("OpenAI-compatible endpoint that plays the episodes; null loads model.path here.")
-    api_key_env: str = key("Environment variable that holds the endpoint's key; a server on this machine needs none.")
-    concurrency: int = key("Episodes played at once.")
-    timeout: float = key("Seconds that the server may take for one turn.")
-    retries: int = key("Further tries where the server is busy or away (429, 5xx, no connection), waiting ever longer.")
-    history: str = key(
-        "How earlier calls go back: 'structured' (tool_calls) or 'text' (as Qwen's template writes them)."
+    k: float = key(
+        "Attention mass p on the system's messages becomes p^k while a reply is sampled.",
+        gt=0,
+        le=1,
+        hint="; 1 changes nothing, smaller looks harder",
     )
 
 
-@dataclass
-class Evaluate:
+class FocalLora(Group):
+    name: str = key("Algorithm.")
+    head_share: float = key("Share of all heads that get an adapter: those that conflicts disturb most.", gt=0, le=1)
+    probe_prompts: int = key("Training prompts of each kind on which heads are compared.", ge=1)
+    onset_tokens: int = key("First tokens of a reply whose attention to the system's messages is raised.", ge=1)
+
+
+class Endpoint(Group):
+    base_url: Annotated[
+        str | None,
+        Holds(
+            lambda url: url is None or is_web_address(url),
+            "must begin with http:// or https:// and name a host, e.g. http://localhost:8000/v1",
+        ),
+    ] = key("OpenAI-compatible endpoint that plays the episodes; null loads model.path here.")
+    api_key_env: str = key(
+        "Environment variable that holds the endpoint's key; a server on this machine needs none.", operational=True
+    )
+    concurrency: int = key("Episodes played at once.", ge=1, operational=True)
+    timeout: float = key("Seconds that the server may take for one turn.", gt=0, operational=True)
+    retries: int = key(
+        "Further tries where the server is busy or away (429, 5xx, no connection), waiting ever longer.",
+        ge=0,
+        operational=True,
+    )
+    history: Literal["structured", "text"] = key(
+        "How earlier calls go back.", means=("tool_calls", "as Qwen's template writes them")
+    )
+
+
+class Evaluate(Group):
     name: str = key("Algorithm.")
     endpoint: Endpoint = key("Where the model is, if not in this process.")
 
@@ -188,7 +246,7 @@ ROLLOUT_FREE = (
 
 TRACED = (Pact, Chord, Luffy)  # an update also reads the expert traces of its prompts
 
-ALGOS: dict[str, type] = {
+ALGOS: dict[str, type[Group]] = {
     "pact": Pact,
     "grpo": Grpo,
     "chord": Chord,

@@ -1,67 +1,73 @@
-"""Types and documentation of the keys of each bench (group `bench`)."""
+"""The keys of each bench (group `bench`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Optional  # omegaconf reads Optional, not X | None
+from typing import Annotated, Any, Literal
 
-from agentrl.config.key import key
+from agentrl.config.key import Among, Group, Holds, key
 
-HELD_OUT = "Share of each kind of row held out for evaluation, in (0, 1]; 1 leaves no training rows."
+HELD_OUT = "Share of each kind of row held out for evaluation; 1 leaves no training rows."
+DIVISION = "Seed of the train/test division."
+CONFLICTING = ", half of them conflicting"
+GENERATED = "Seed of the generator; apart from `seed` so that seeds share one dataset."
+Rules = Literal["official", "mended"]
+CALL_RULES = ("docs/benches.md", "ours: whole words, no credit for failed calls")
+Shares = Annotated[
+    list[float],
+    Holds(
+        lambda shares: len(shares) == 4 and all(share >= 0 for share in shares) and abs(sum(shares) - 1) < 1e-6,
+        "must be four shares (1 to 4 hops), none negative, that sum to 1",
+    ),
+]
 
 
-@dataclass
-class Minihop:
+def even(least: int) -> Holds:
+    return Holds(
+        lambda rows: rows >= least and rows % 2 == 0, f"must be even and at least {least}: half of them conflict"
+    )
+
+
+class Minihop(Group):
     name: str = key("Bench.")
-    path: Optional[str] = key("Unused: minihop is generated; must be null.")
-    data_seed: int = key("Seed of the generator; apart from `seed` so that seeds share one dataset.")
-    train_tasks: int = key("Tasks in the training split.")
-    test_tasks: int = key("Tasks in the held-out split.")
-    train_hops: list[float] = key("Share of 1, 2, 3 and 4-hop tasks in the training split; sums to 1.")
-    test_hops: list[float] = key("Share of 1, 2, 3 and 4-hop tasks in the test split; sums to 1.")
+    data_seed: int = key(GENERATED)
+    train_tasks: int = key("Tasks in the training split.", ge=1)
+    test_tasks: int = key("Tasks in the held-out split.", ge=1)
+    train_hops: Shares = key("Share of 1, 2, 3 and 4-hop tasks in the training split.")
+    test_hops: Shares = key("Share of 1, 2, 3 and 4-hop tasks in the test split.")
 
 
-@dataclass
-class Minihif:
+class Minihif(Group):
     name: str = key("Bench.")
-    path: Optional[str] = key("Unused: minihif is generated; must be null.")
-    data_seed: int = key("Seed of the generator; apart from `seed` so that seeds share one dataset.")
-    train_tasks: int = key("Tasks in the training split, half of them conflicting.")
-    test_tasks: int = key("Tasks in the held-out split, half of them conflicting.")
+    data_seed: int = key(GENERATED)
+    train_tasks: int = key(f"Tasks in the training split{CONFLICTING}.", ge=1)
+    test_tasks: int = key(f"Tasks in the held-out split{CONFLICTING}.", ge=1)
 
 
-@dataclass
-class ToolHop:
+class ToolHop(Group):
     name: str = key("Bench.")
-    path: Optional[str] = key("ToolHop.json (list or dict form); null downloads `hub_id`.")
+    path: str | None = key("ToolHop.json (list or dict form); null downloads `hub_id`.")
     hub_id: str = key("Dataset repository on the hub.")
-    scenario: str = key("Prompt: direct (no tools), mandatory (tools at every step) or free.")
-    rule: str = key("Answer correctness: 'toolhop' (official), 'ftrl' (FTRL, MatchTIR, PACT) or 'strict' (exact tag).")
-    rules: str = key("'official', or 'mended' (ours: whole words, no credit for failed calls); docs/benches.md.")
-    test_fraction: float = key("Share of rows held out for evaluation, in (0, 1); ToolHop ships no training split.")
-    data_seed: int = key("Seed of the train/test division.")
+    scenario: Literal["direct", "mandatory", "free"] = key(
+        "Prompt.", means=("no tools", "tools at every step", "tools where the model wants them")
+    )
+    rule: Literal["toolhop", "ftrl", "strict"] = key(
+        "Answer correctness.", means=("official", "FTRL, MatchTIR, PACT", "exact tag")
+    )
+    rules: Rules = key("Rules of scoring.", means=CALL_RULES)
+    test_fraction: float = key("Share of rows held out for evaluation; ToolHop ships no training split.", gt=0, lt=1)
+    data_seed: int = key(DIVISION)
 
 
-@dataclass
-class Ftrl:
+class Ftrl(Group):
     name: str = key("Bench.")
     path: str = key("A directory with FTRL's train and test files (.jsonl, or MatchTIR's .parquet), or one such file.")
-    rules: str = key("'official', or 'mended' (ours: whole words, no credit for failed calls); docs/benches.md.")
-    answer_tag: str = key("Prompts that ask for <answer> tags: 'train' (as in MatchTIR and PACT), 'always' or 'never'.")
+    rules: Rules = key("Rules of scoring.", means=CALL_RULES)
+    answer_tag: Literal["train", "always", "never"] = key(
+        "Prompts that ask for <answer> tags.", means=("those of training, as in MatchTIR and PACT", "all", "none")
+    )
     train_on_test: bool = key("Allow test rows in training; a file of test rows alone is divided then.")
-    test_fraction: float = key("Share of rows held out where a file holds one split alone, in (0, 1).")
+    test_fraction: float = key("Share of rows held out where a file holds one split alone.", gt=0, lt=1)
     data_seed: int = key("Seed of that division.")
-
-
-@dataclass
-class Bfcl:
-    name: str = key("Bench.")
-    path: Optional[str] = key("A copy of bfcl-eval's data directory, or one data file in it; null takes the package's.")
-    categories: list[str] = key("Categories, or the groups multi_turn, memory, web_search, all; see docs/bfcl.md.")
-    memory: str = key("Test memories: 'played' by the model beforehand (official) or 'evidence' sentences (ours).")
-    web: str = key("Web search: 'serpapi' (official, needs SERPAPI_API_KEY) or 'replay' (recorded hops, not official).")
-    test_fraction: float = key("Share of items held out for evaluation, in (0, 1]; 1 leaves no training items.")
-    data_seed: int = key("Seed of the train/test division.")
 
 
 _MULTI_TURN = ["multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context"]
@@ -76,16 +82,36 @@ BFCL_GROUPS: dict[str, list[str]] = {
 }
 
 
-@dataclass
-class HifSuite:
+class Bfcl(Group):
+    name: str = key("Bench.")
+    path: str | None = key("A copy of bfcl-eval's data directory, or one data file in it; null takes the package's.")
+    categories: list[Annotated[str, Among((*BFCL_GROUPS, *BFCL_GROUPS["all"]))]] = key(
+        "Categories, or groups of them; see docs/bfcl.md.", min_length=1
+    )
+    memory: Literal["played", "evidence"] = key(
+        "Where test memories come from.",
+        means=("the model plays beforehand (official)", "sentences that are the evidence (ours)"),
+    )
+    web: Literal["serpapi", "replay"] = key(
+        "Web search.", means=("official, needs SERPAPI_API_KEY", "recorded hops, not official")
+    )
+    test_fraction: float = key("Share of items held out for evaluation; 1 leaves no training items.", gt=0, le=1)
+    data_seed: int = key(DIVISION)
+
+
+class HifSuite(Group):
     """What the suites of hierarchical instruction following that a program grades have in common."""
 
     name: str = key("Bench.")
     path: str = key("The suite's file or directory (docs/hif.md says which).")
-    rules: str = key("Rules of evaluation and of `agentrl score`: 'official' or 'mended' (docs/hif.md lists both).")
-    reward_rules: str = key("Rules of the training reward: 'mended' (an empty answer never passes) or 'official'.")
-    test_fraction: float = key(HELD_OUT)
-    data_seed: int = key("Seed of the train/test division.")
+    rules: Rules = key(
+        "Rules of evaluation and of `agentrl score`.", means=("the suite's own", "ours; docs/hif.md lists both")
+    )
+    reward_rules: Rules = key(
+        "Rules of the training reward.", means=("the suite's own", "an empty answer never passes")
+    )
+    test_fraction: float = key(HELD_OUT, gt=0, le=1)
+    data_seed: int = key(DIVISION)
 
 
 class VerIH(HifSuite):
@@ -100,46 +126,41 @@ class TensorTrust(HifSuite):
     """Keys as in HifSuite."""
 
 
-@dataclass
-class IHEval:
+class IHEval(Group):
     name: str = key("Bench.")
     path: str = key("The directory benchmark/ of your own copy of IHEval, whose licence forbids shipping it.")
-    test_fraction: float = key(HELD_OUT)
-    data_seed: int = key("Seed of the train/test division.")
+    test_fraction: float = key(HELD_OUT, gt=0, le=1)
+    data_seed: int = key(DIVISION)
 
 
-@dataclass
-class RealGuardrails:
+class RealGuardrails(Group):
     name: str = key("Bench.")
     path: str = key("The directory with handwritten.jsonl and distractors.jsonl, or one of the two.")
-    test_fraction: float = key(HELD_OUT)
-    data_seed: int = key("Seed of the train/test division.")
+    test_fraction: float = key(HELD_OUT, gt=0, le=1)
+    data_seed: int = key(DIVISION)
 
 
-@dataclass
-class Pairs:
+class Pairs(Group):
     name: str = key("Bench.")
     path: str = key('A jsonl file of {"system", "user", "kind": "conflict" or "aligned"}; kind may be left out.')
-    test_fraction: float = key(HELD_OUT)
-    data_seed: int = key("Seed of the train/test division.")
+    test_fraction: float = key(HELD_OUT, gt=0, le=1)
+    data_seed: int = key(DIVISION)
 
 
-@dataclass
-class SystemCheck:
+class SystemCheck(Group):
     name: str = key("Bench.")
-    path: Optional[str] = key("A jsonl file as in bench=pairs, with kinds; null downloads `hub_id`.")
+    path: str | None = key("A jsonl file as in bench=pairs, with kinds; null downloads `hub_id`.")
     hub_id: str = key("Dataset repository on the hub.")
-    train_tasks: int = key(
-        "Rows of the training split, half of them conflicting; fewer where the data holds fewer, 0 to evaluate alone."
+    train_tasks: Annotated[int, even(0)] = key(
+        f"Rows of the training split{CONFLICTING}; fewer where the data holds fewer, 0 to evaluate alone."
     )
-    test_tasks: int = key(
-        "Rows of the test split, half of them conflicting; its system prompts are in no training row."
+    test_tasks: Annotated[int, even(2)] = key(
+        f"Rows of the test split{CONFLICTING}; its system prompts are in no training row."
     )
     data_seed: int = key("Seed of the draw and of the division.")
 
 
-@dataclass
-class CustomBench:
+class CustomBench(Group):
     """A bench of the user's own, in a file outside this package."""
 
     name: str = key("Bench.")
@@ -148,7 +169,7 @@ class CustomBench:
 
 
 HifConfig = VerIH | SysIFEval | TensorTrust | IHEval | SystemCheck | RealGuardrails | Pairs
-HIF_BENCHES: dict[str, type] = {
+HIF_BENCHES: dict[str, type[Group]] = {
     "verih": VerIH,
     "sys_ifeval": SysIFEval,
     "tensortrust": TensorTrust,
@@ -157,7 +178,7 @@ HIF_BENCHES: dict[str, type] = {
     "realguardrails": RealGuardrails,
     "pairs": Pairs,
 }
-BENCHES: dict[str, type] = {
+BENCHES: dict[str, type[Group]] = {
     "minihop": Minihop,
     "toolhop": ToolHop,
     "ftrl": Ftrl,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from agentrl.core.errors import UserError
 
@@ -27,5 +29,18 @@ def python_file(key: str, path: str) -> None:
     require(file.suffix == ".py" and file.is_file(), key, path, "no such Python file (docs/extending.md has examples)")
 
 
+def is_web_address(url: str) -> bool:
+    """Whether a text is http(s)://host[:port][/path]."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
+    except ValueError:  # a port that is no number, half a bracket
+        return False
+
+
 def show(value: Any) -> str:
-    return "null" if value is None else str(value)
+    """A value in a refusal: on one line, and without the password that an address may carry."""
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    plain = re.sub(r"(?<=://)[^/\s]*@", "***@", value)
+    return plain if plain.isprintable() and plain else repr(plain)

@@ -18,8 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from agentrl.config.load import all_keys, suggest, typed_config
-from agentrl.config.meanings import likely, suggest_key, suggest_verb
+from agentrl.config.load import all_keys, typed_config
+from agentrl.config.meanings import likely, suggest, suggest_key, suggest_verb
 from agentrl.config.schema import Config
 from agentrl.config.shipped import CONF, lineage, option_files
 from agentrl.config.target import model_named

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import yaml
 
-from agentrl.config.load import VARIANTS, all_keys, keys_of, type_name
-from agentrl.config.schema import Config
+from agentrl.config.key import type_name
+from agentrl.config.load import all_keys, keys_of
+from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import CONF, option_files, read_option
 
 SCALES = ("algo", "bench", "model", "hardware", "judge", "tracker", "reward", "anneal", "dual", "model/lora")
@@ -36,18 +37,18 @@ def keys() -> list[Key]:
     """Every key, once for each meaning that it has among the variants of its group."""
     found: list[Key] = []
     everything = list(all_keys())
-    for item in fields(Config):
-        if item.name not in VARIANTS:
-            shared = [entry for entry in everything if _of(entry[0], item.name)]
+    for section in Config.model_fields:
+        if section not in VARIANTS:
+            shared = [entry for entry in everything if _of(entry[0], section)]
             found += [Key(name, type_name(kind), doc, ()) for name, kind, doc in shared]
             continue
         owners: dict[tuple[str, str, str], list[str]] = {}
-        for option, cls in VARIANTS[item.name].items():
-            for name, kind, doc in keys_of(cls, f"{item.name}."):
+        for option, cls in VARIANTS[section].items():
+            for name, kind, doc in keys_of(cls, f"{section}."):
                 owners.setdefault((name, type_name(kind), doc), []).append(option)
         order = list(dict.fromkeys(name for name, _, _ in owners))
         merged = sorted(owners.items(), key=lambda entry: order.index(entry[0][0]))
-        found += [Key(*key, () if len(names) == len(VARIANTS[item.name]) else tuple(names)) for key, names in merged]
+        found += [Key(*key, () if len(names) == len(VARIANTS[section]) else tuple(names)) for key, names in merged]
     return found
 
 

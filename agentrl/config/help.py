@@ -6,14 +6,12 @@ import ast
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from agentrl.config.algos import ALGOS, Chord, Grpo, Hipo, Luffy, Pact, Sft
 from agentrl.config.defaults import chosen_options, default_of, keys, show
-from agentrl.config.load import VARIANTS
-from agentrl.config.schema import Config
+from agentrl.config.schema import VARIANTS, Config
 
 GROUPS = {
     "algo": "how to train",
@@ -50,6 +48,7 @@ USES = {  # sections that some methods alone read
     "reward": (Grpo, Pact, Luffy),
     "traces": (Pact, Luffy, Chord, Sft),
 }
+TITLES = {"": "Run"} | {name: str(item.description) for name, item in Config.model_fields.items()}
 WIDTH = 120  # of lines where no terminal says how wide it is
 
 
@@ -118,7 +117,7 @@ def sections() -> list[str]:
 def _section(section: str, values: Mapping[str, Any]) -> list[str]:
     """The keys of one group that the chosen option has, each with its value."""
     name = _name(values, section) if section in VARIANTS else None
-    title = next((item.metadata["doc"] for item in fields(Config) if item.name == section), "Run.")
+    title = TITLES[section]
     chosen = _name(values, section)
     lines = ["", f"{section}={chosen}: {title}" if chosen else f"{section}: {title}" if section else title]
     for key in keys():
@@ -166,7 +165,6 @@ def options(conf: Path, group: str) -> list[str]:
 
 def reference() -> str:
     """docs/config.md: every key, who has it, its type, its default and its sentence."""
-    titles = {"": "Run"} | {item.name: item.metadata["doc"] for item in fields(Config)}
     lines = [
         "# Configuration keys",
         "",
@@ -177,7 +175,7 @@ def reference() -> str:
     ]
     for section in sections():
         owned = section in VARIANTS
-        title = f"`{section}`: {titles[section]}" if section else titles[section]
+        title = f"`{section}`: {TITLES[section]}" if section else TITLES[section]
         head = ["key", *(["of"] if owned else []), "type", "default", "meaning"]
         lines += ["", f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         for key in keys():

@@ -1,106 +1,117 @@
-"""Types and documentation of the keys of each judge (group `judge`)."""
+"""The keys of each judge (group `judge`), and those of `agentrl judge distill`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Optional  # omegaconf reads Optional, not X | None
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from agentrl.config.key import key
+from agentrl.config.checks import is_web_address
+from agentrl.config.key import Group, Holds, key
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+MAX_TOKENS = "Longest reply in tokens; reasoning judges need room to think."
+SYSTEM_RUBRIC = "File with the rubric behind r_sys; null takes the packaged one."
+USER_RUBRIC = "File with the rubric behind r_user; null takes the packaged one."
+PARSE_RETRIES = "Further tries for a reply that cannot be read; then the verdict is missing, never 0."
+CACHE = "File of verdicts, shared by runs; null is judge.sqlite in runs_dir."
 
 
-@dataclass
-class ProgramJudge:
+class ProgramJudge(Group):
     name: str = key("Judge.")
 
 
-@dataclass
-class OpenAIJudge:
+class OpenAIJudge(Group):
     name: str = key("Judge.")
-    base_url: str = key("Address of an OpenAI-compatible server, up to and including /v1.")
+    base_url: Annotated[
+        str,
+        Holds(
+            lambda url: is_web_address(url) and not urlsplit(url).query and "@" not in urlsplit(url).netloc,
+            "must be http(s)://host[:port]/path, without a password or a query",
+        ),
+    ] = key("Address of an OpenAI-compatible server, up to and including /v1.")
     model: str = key("Model name as the server knows it.")
-    api_key_env: Optional[str] = key("Environment variable that holds the key; null for servers that want none.")
-    temperature: Optional[float] = key("Sampling temperature of the judge; null leaves it to the server.")
-    max_tokens: int = key("Longest reply in tokens; reasoning judges need room to think.")
-    system_rubric: Optional[str] = key("File with the rubric behind r_sys; null takes the packaged one.")
-    user_rubric: Optional[str] = key("File with the rubric behind r_user; null takes the packaged one.")
-    parse_retries: int = key("Further tries for a reply that cannot be read; then the verdict is missing, never 0.")
-    concurrency: int = key("Calls on the wire at once.")
-    requests_per_minute: Optional[float] = key("Rate limit of one process; null is none.")
-    timeout: float = key("Seconds a call may take.")
-    retries: int = key("Further tries of a call that failed (429, 5xx, timeout, cut off), waiting twice as long each.")
-    down_after: int = key("Calls in a row that fail for good before the run stops: the judge is down.")
-    cache: Optional[str] = key("File of verdicts, shared by runs; null is judge.sqlite in runs_dir.")
-    price_prompt: float = key("Price of a million prompt tokens, for the cost in logs and max_cost.")
-    price_completion: float = key("Price of a million completion tokens.")
-    max_cost: Optional[float] = key("Budget of a run in the currency of the prices; null is none.")
-    max_total_tokens: Optional[int] = key("Budget of a run in tokens, prompt and completion; null is none.")
-    max_requests: Optional[int] = key("Budget of a run in answered calls; null is none.")
+    api_key_env: Annotated[
+        str | None,
+        Holds(
+            lambda name: name is None or re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) is not None,
+            "must be the name of an environment variable in capitals, never the key itself",
+        ),
+    ] = key(  # whoever pastes a key here must not find it in a log
+        "Environment variable that holds the key; null for servers that want none.", hidden=True, operational=True
+    )
+    temperature: float | None = key("Sampling temperature of the judge; null leaves it to the server.", ge=0)
+    max_tokens: int = key(MAX_TOKENS, ge=1)
+    system_rubric: str | None = key(SYSTEM_RUBRIC)
+    user_rubric: str | None = key(USER_RUBRIC)
+    parse_retries: int = key(PARSE_RETRIES, ge=0)
+    concurrency: int = key("Calls on the wire at once.", ge=1, operational=True)
+    requests_per_minute: float | None = key("Rate limit of one process; null is none.", gt=0, operational=True)
+    timeout: float = key("Seconds a call may take.", gt=0, operational=True)
+    retries: int = key(
+        "Further tries of a call that failed (429, 5xx, timeout, cut off), waiting twice as long each.",
+        ge=0,
+        operational=True,
+    )
+    down_after: int = key(
+        "Calls in a row that fail for good before the run stops: the judge is down.", ge=1, operational=True
+    )
+    cache: str | None = key(CACHE, operational=True)
+    price_prompt: float = key(
+        "Price of a million prompt tokens, for the cost in logs and max_cost.", ge=0, operational=True
+    )
+    price_completion: float = key("Price of a million completion tokens.", ge=0, operational=True)
+    max_cost: float | None = key(
+        "Budget of a run in the currency of the prices; null is none.", gt=0, hint=" for no limit", operational=True
+    )
+    max_total_tokens: int | None = key(
+        "Budget of a run in tokens, prompt and completion; null is none.", gt=0, hint=" for no limit", operational=True
+    )
+    max_requests: int | None = key(
+        "Budget of a run in answered calls; null is none.", gt=0, hint=" for no limit", operational=True
+    )
 
 
-@dataclass
-class LocalJudge:
+class LocalJudge(Group):
     name: str = key("Judge.")
     path: str = key("Hub id or directory of an instruct model that judges in the worker's own process.")
-    revision: Optional[str] = key("Hub revision; null takes the default branch.")
-    dtype: str = key("Weights: float32, bfloat16 or float16.")
-    batch: int = key("Responses judged together.")
-    max_tokens: int = key("Longest reply in tokens.")
-    system_rubric: Optional[str] = key("File with the rubric behind r_sys; null takes the packaged one.")
-    user_rubric: Optional[str] = key("File with the rubric behind r_user; null takes the packaged one.")
-    parse_retries: int = key("Further tries for a reply that cannot be read; then the verdict is missing, never 0.")
-    cache: Optional[str] = key("File of verdicts, shared by runs; null is judge.sqlite in runs_dir.")
+    revision: str | None = key("Hub revision; null takes the default branch.")
+    dtype: Dtype = key("Type of the weights.")
+    batch: int = key("Responses judged together.", ge=1)
+    max_tokens: int = key("Longest reply in tokens.", ge=1)
+    system_rubric: str | None = key(SYSTEM_RUBRIC)
+    user_rubric: str | None = key(USER_RUBRIC)
+    parse_retries: int = key(PARSE_RETRIES, ge=0)
+    cache: str | None = key(CACHE, operational=True)
 
 
-@dataclass
-class DistilledJudge:
+class DistilledJudge(Group):
     name: str = key("Judge.")
     path: str = key("Directory that `agentrl judge distill` wrote.")
-    batch: int = key("Responses scored together.")
+    batch: int = key("Responses scored together.", ge=1)
 
 
-@dataclass
-class Distillation:
+class Distillation(Group):
     """Keys of `agentrl judge distill`: a command of its own, so its values stand here and not in conf/."""
 
     cache: str = key("File of verdicts to learn from: the judge.cache of a run.")
     out: str = key("Directory to write the reward model to; must not exist yet.")
-    judge_model: Optional[str] = field(
-        default=None,
-        metadata={
-            "doc": "Judge to learn from, where the cache holds several: its model's name, or MODEL#DIGITS as shown."
-        },
+    judge_model: str | None = key(
+        "Judge to learn from, where the cache holds several: its model's name, or MODEL#DIGITS as shown.", default=None
     )
-    base: str = field(
-        default="builtin:tiny", metadata={"doc": "Network to start from: whatever model= of a run may be."}
-    )
-    held_out: float = field(default=0.2, metadata={"doc": "Share of prompts on which agreement is measured."})
-    epochs: float = field(default=5.0, metadata={"doc": "Passes over the training verdicts."})
-    learning_rate: float = field(default=1e-4, metadata={"doc": "Peak learning rate of AdamW."})
-    batch: int = field(default=16, metadata={"doc": "Verdicts of one update."})
-    max_tokens: int = field(default=1024, metadata={"doc": "Longest input; prompts are cut before responses."})
-    seed: int = field(default=0, metadata={"doc": "Seed of the division, the head and the order."})
-    device: str = field(default="cpu", metadata={"doc": "cpu or cuda."})
+    base: str = key("Network to start from: whatever model= of a run may be.", default="builtin:tiny")
+    held_out: float = key("Share of prompts on which agreement is measured.", default=0.2, gt=0, lt=1)
+    epochs: float = key("Passes over the training verdicts.", default=5.0, gt=0)
+    learning_rate: float = key("Peak learning rate of AdamW.", default=1e-4, gt=0)
+    batch: int = key("Verdicts of one update.", default=16, gt=0)
+    max_tokens: int = key("Longest input; prompts are cut before responses.", default=1024, ge=16)
+    seed: int = key("Seed of the division, the head and the order.", default=0)
+    device: Literal["cpu", "cuda"] = key("Where the network computes.", default="cpu")
 
 
-JUDGES: dict[str, type] = {
+JUDGES: dict[str, type[Group]] = {
     "program": ProgramJudge,
     "openai": OpenAIJudge,
     "local": LocalJudge,
     "distilled": DistilledJudge,
 }
-
-# How verdicts are fetched and paid for, not what they are: changing these resumes a run instead of making another.
-OPERATIONAL = (
-    "api_key_env",
-    "concurrency",
-    "requests_per_minute",
-    "timeout",
-    "retries",
-    "down_after",
-    "cache",
-    "price_prompt",
-    "price_completion",
-    "max_cost",
-    "max_total_tokens",
-    "max_requests",
-)

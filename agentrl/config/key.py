@@ -1,11 +1,209 @@
-"""How a key of the configuration is declared."""
+"""How a key of the configuration is declared: its type, choices, range and sentence stand in one place, its class.
+
+    q: float = key("Probability of prompt-only anchoring (eq. 13).", ge=0, le=1, hint=" (the paper: 0.4)")
+
+Values stand in conf/. What help, reference and refusals say of choices and ranges is made from the declaration.
+"""
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
-def key(doc: str) -> Any:
-    """A required key with its one-sentence documentation; its value stands in conf/."""
-    return field(metadata={"doc": doc})
+def key(
+    sentence: str,
+    *,
+    means: tuple[str, ...] = (),
+    hint: str = "",
+    hidden: bool = False,
+    operational: bool = False,
+    record: bool = False,
+    **how: Any,
+) -> Any:
+    """A key with its one-sentence documentation; without `default=` its value must be given, in conf/ or by the user.
+
+    Args:
+        sentence: what the key is; choices and range are not repeated in it.
+        means: what each choice of a Literal means, in the order of the Literal.
+        hint: what else a refusal says behind the range, e.g. " (the paper: 0.4)".
+        hidden: a refusal does not repeat the value, which may be a secret.
+        operational: the value says where or how a run is made, not what: another value resumes the same run.
+        record: agentrl writes the value; nobody sets it, and no list of keys shows it.
+        how: ge, gt, le, lt, min_length and default, as in pydantic.Field.
+    """
+    extra = {"means": means, "hint": hint, "hidden": hidden, "operational": operational, "record": record}
+    return Field(description=sentence, json_schema_extra=extra, **how)  # type: ignore[arg-type]
+
+
+class Group(BaseModel):
+    """A group of keys, with values of the declared types.
+
+    Text becomes a number where the key holds one ("3" is an int) and a number a text; an int is a float, 1.5 is no int.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, defer_build=True, protected_namespaces=()
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads on and off as truth values where they are not quoted: in a text they are words, never numbers."""
+        assert info.field_name is not None
+        kind = type_name(cls.model_fields[info.field_name].annotation)
+        return [_word(one, kind) for one in value] if isinstance(value, list) else _word(value, kind)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, item in cls.model_fields.items():
+            if (means := extra(item)["means"]) and len(means) != len(choices(item.annotation)):
+                raise TypeError(
+                    f"{cls.__name__}.{name}: {len(means)} meanings, {len(choices(item.annotation))} choices"
+                )
+
+
+def _word(value: Any, kind: str) -> Any:
+    if isinstance(value, bool) and "str" in kind:
+        return "on" if value else "off"
+    if isinstance(value, bool) and ("int" in kind or "float" in kind):
+        raise PydanticCustomError("no_number", "a truth value is no number")
+    return value
+
+
+@dataclass(frozen=True)
+class Holds:
+    """A condition on one value that no range expresses, e.g. `Annotated[list[float], Holds(ascending, "ascending")]`.
+
+    `rule` says what the value must be, in refusals and in the reference.
+    """
+
+    condition: Callable[[Any], bool]
+    rule: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: Any) -> Any:
+        if not self.condition(value):
+            raise PydanticCustomError("rule", "{rule}", {"rule": self.rule})
+        return value
+
+
+@dataclass(frozen=True)
+class Among:
+    """The words that a text may be, where a table elsewhere lists them: `Annotated[str, Among(tuple(TABLE))]`."""
+
+    words: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(list(self.words))
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The classes that a group chooses from by its key `name`: `Annotated[Any, OneOf(ALGOS)]`."""
+
+    classes: Mapping[str, type[Group]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {name: handler.generate_schema(cls) for name, cls in self.classes.items()}
+        return core_schema.tagged_union_schema(choices, discriminator="name")
+
+
+# --- what a declaration says ------------------------------------------------------------------------------------------
+
+
+def extra(item: FieldInfo) -> dict[str, Any]:
+    """What `key` was given beside the sentence and the range."""
+    assert isinstance(item.json_schema_extra, dict), "a key of the configuration is declared by key()"
+    return item.json_schema_extra
+
+
+def sentence(item: FieldInfo) -> str:
+    """What help and reference say of a key: its sentence, then its choices, its range or its rule."""
+    allowed, means = choices(item.annotation), extra(item)["means"]
+    if means:
+        tail = "; ".join(f"'{choice}': {meaning}" for choice, meaning in zip(allowed, means, strict=True))
+    elif allowed:
+        tail = ("Any of " if type_name(item.annotation).startswith("list") else "One of ") + ", ".join(allowed)
+    else:
+        tail = "; ".join(part for part in (_range(item), *_rules(item)) if part).removeprefix("must ")
+        tail = tail.removeprefix("be ").removeprefix("lie ")
+    return f"{item.description} {tail[:1].upper()}{tail[1:]}." if tail else str(item.description)
+
+
+def limits(item: FieldInfo) -> str:
+    """What the value of a key must be, as a refusal says it; empty where every value of the type will do."""
+    empty = "must not be empty" if any(part.get("min_length") for part in _bounds(item)) else ""
+    text = "; ".join(part for part in (empty, _range(item), *_rules(item)) if part)
+    null = ", or null" if text and type_name(item.annotation).endswith(" or null") else ""
+    hint = extra(item)["hint"]
+    return f"{text}{null}{hint}"
+
+
+def _range(item: FieldInfo) -> str:
+    bound = {name: value for part in _bounds(item) for name, value in part.items()}
+    low = f"[{bound['ge']}" if "ge" in bound else f"({bound['gt']}" if "gt" in bound else ""
+    high = f"{bound['le']}]" if "le" in bound else f"{bound['lt']})" if "lt" in bound else ""
+    if low and high:
+        return f"must lie in {low}, {high}"
+    if "gt" in bound:
+        return f"must be above {bound['gt']}"
+    if "ge" in bound:
+        return "must be 0 or more" if bound["ge"] == 0 else f"must be at least {bound['ge']}"
+    return ""
+
+
+def _bounds(item: FieldInfo) -> list[dict[str, Any]]:
+    names = ("ge", "gt", "le", "lt", "min_length")
+    return [{name: getattr(part, name) for name in names if hasattr(part, name)} for part in item.metadata]
+
+
+def _rules(item: FieldInfo) -> list[str]:
+    return [part.rule for part in item.metadata if isinstance(part, Holds)]
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The words that a type allows, itself or in a list; none where it is a free text or no text."""
+    if isinstance(kind, Among):
+        return kind.words
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return next((found for part in get_args(kind) if (found := choices(part))), ())
+
+
+def group_in(kind: Any) -> type[Group] | None:
+    """The class of the group that a type is, or that a list holds."""
+    if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Group):
+        return kind
+    return next((found for part in get_args(kind) if (found := group_in(part)) is not None), None)
+
+
+def variants(item: FieldInfo) -> Mapping[str, type[Group]]:
+    """The classes that a group chooses from by name; none for any other key."""
+    return next((part.classes for part in item.metadata if isinstance(part, OneOf)), {})
+
+
+def type_name(kind: Any) -> str:
+    """A declared type in words: `int`, `list of float`, `mapping`, `str or null`."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return type_name(arguments[0])
+    if origin is Literal:
+        return "str"
+    if origin is dict:
+        return "mapping"
+    if origin is list:
+        return f"list of {type_name(arguments[0])}"
+    if origin in (Union, types.UnionType):
+        named = [type_name(argument) for argument in arguments if argument is not type(None)]
+        return " or ".join([*dict.fromkeys(named), *(["null"] if type(None) in arguments else [])])
+    return str(getattr(kind, "__name__", kind))

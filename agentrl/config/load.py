@@ -1,4 +1,4 @@
-"""From plain values to the typed `Config`: unknown keys, wrong types and missing keys are refused by name.
+"""From plain values to the typed `Config`: unknown keys, wrong types, missing keys and impossible values are refused.
 
 The command line hands over what Hydra composed; the worker reads `config.yaml` of its run directory. Neither this
 module nor anything it imports knows Hydra or torch.
@@ -6,24 +6,23 @@ module nor anything it imports knows Hydra or torch.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+from pydantic import ValidationError
 
-from agentrl.config.algos import ALGOS
-from agentrl.config.benches import BENCHES
-from agentrl.config.judges import JUDGES
-from agentrl.config.meanings import OPTIONS, likely, suggest_key
+from agentrl.config.key import Group, extra, group_in, sentence, variants
+from agentrl.config.meanings import REMOVED
+from agentrl.config.refusals import refusal
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 
-VARIANTS: dict[str, dict[str, type]] = {"algo": ALGOS, "bench": BENCHES, "judge": JUDGES}
+GENERATED = ("minihop", "minihif")  # benches that older versions gave an unused `path`
+AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
 def typed_config(raw: DictConfig | Mapping[str, Any]) -> Config:
@@ -35,12 +34,31 @@ def typed_config(raw: DictConfig | Mapping[str, Any]) -> Config:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise UserError("the configuration is not a mapping of keys to values")
-    config: Config = _build(Config, {str(key): value for key, value in values.items()}, "")
-    return config
+    return checked(Config, {str(key): value for key, value in values.items()})
+
+
+def checked(cls: type[AnyGroup], values: Mapping[str, Any]) -> AnyGroup:
+    """A group of keys with `values`, converted to the declared types. Raises UserError for the first that is wrong."""
+    try:
+        return cls.model_validate(_given(values))
+    except ValidationError as error:
+        raise refusal(error, cls, [key for key, _, _ in all_keys()] if cls is Config else []) from error
+
+
+def _given(values: Any) -> Any:
+    """The values without the keys that have none yet (`path: ???`)."""
+    if isinstance(values, Mapping):
+        return {key: _given(value) for key, value in values.items() if value != "???"}
+    return [_given(value) for value in values] if isinstance(values, list) else values
 
 
 def load_config(path: str | Path) -> Config:
-    """The configuration of a run directory, or of a `config.yaml` itself."""
+    """The configuration of a run directory, or of a `config.yaml` itself. Raises UserError."""
+    return typed_config(saved_values(path))
+
+
+def saved_values(path: str | Path) -> DictConfig:
+    """The values that such a file holds, without keys that older versions had. Raises UserError."""
     file = Path(path)
     file = file / "config.yaml" if file.is_dir() else file
     try:
@@ -51,7 +69,12 @@ def load_config(path: str | Path) -> Config:
         raise UserError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(raw, DictConfig):
         raise UserError(f"{file} does not hold a configuration")
-    return typed_config(raw)
+    generated = OmegaConf.select(raw, "bench.name") in GENERATED
+    for key in (*REMOVED, *(["bench.path"] if generated else [])):
+        group, _, name = key.rpartition(".")
+        if isinstance(node := OmegaConf.select(raw, group), DictConfig):
+            node.pop(name, None)
+    return raw
 
 
 def all_keys() -> Iterator[tuple[str, Any, str]]:
@@ -59,94 +82,31 @@ def all_keys() -> Iterator[tuple[str, Any, str]]:
     yield from keys_of(Config)
 
 
-def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+def operational_keys(cls: type[Group] = Config, prefix: str = "") -> list[str]:
+    """Keys, and whole groups of keys, that say where or how a run is made, not what."""
+    found: list[str] = []
+    for name, item in cls.model_fields.items():
+        path, below = f"{prefix}{name}", group_in(item.annotation)
+        if extra(item)["operational"]:
+            found.append(path)
+            continue
+        for group in dict.fromkeys(variants(item).values()) or ([below] if below else []):
+            found += operational_keys(group, f"{path}.")
+    return list(dict.fromkeys(found))
+
+
+def keys_of(cls: type[Group], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """The same for one class, below `prefix`."""
-    hints = get_type_hints(cls)
-    for item in fields(cls):
-        path, kind = f"{prefix}{item.name}", hints[item.name]
-        if not prefix and item.name in VARIANTS:
-            for variant in dict.fromkeys(VARIANTS[item.name].values()):
+    for name, item in cls.model_fields.items():
+        path, kind = f"{prefix}{name}", item.annotation
+        if extra(item)["record"]:
+            continue
+        if found := variants(item):
+            for variant in dict.fromkeys(found.values()):
                 yield from keys_of(variant, f"{path}.")
-        elif is_dataclass(kind):
-            yield from keys_of(kind, f"{path}.")  # type: ignore[arg-type]
-        elif (entry := _entry(kind)) is not None:
-            yield path, kind, item.metadata["doc"]
-            yield from keys_of(entry, f"{path}.N.")
-        else:
-            yield path, kind, item.metadata["doc"]
-
-
-def suggest(word: str, known: list[str]) -> str:
-    """' (did you mean X?)' for a close match among `known`, else what there is to choose from."""
-    meant = [OPTIONS[word.lower()]] if OPTIONS.get(word.lower()) in known else None
-    close = meant or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(known)}"
-
-
-def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
-    """An instance of dataclass `cls` from `values`, whose keys must be exactly its fields."""
-    hints = get_type_hints(cls)
-    for name in values:
-        if name not in hints:
-            if prefix and likely(str(name)) is None:
-                raise UserError(f"unknown key {prefix}{name}{suggest(str(name), list(hints))}")
-            known = [key for key, _, _ in all_keys()]
-            raise UserError(f"unknown key {prefix}{name}{suggest_key(f'{prefix}{name}', known)}")
-    built: dict[str, Any] = {}
-    for item in fields(cls):
-        path, kind = f"{prefix}{item.name}", hints[item.name]
-        value = values.get(item.name, "???")
-        if value == "???":
-            raise UserError(f"{path} has no value; set {path}=... ({item.metadata['doc']})")
-        if not prefix and item.name in VARIANTS:
-            kind = _variant(path, value)
-        if is_dataclass(kind):
-            if not isinstance(value, dict):
-                raise UserError(f"{path}={value!r} is not a group of keys; set the keys below it, e.g. {path}.name=...")
-            built[item.name] = _build(kind, value, f"{path}.")
-        elif (entry := _entry(kind)) is not None:
-            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-                raise UserError(f"{path}={value!r} is not a list of groups of keys. {item.metadata['doc']}")
-            built[item.name] = [_build(entry, one, f"{path}.{index}.") for index, one in enumerate(value)]
-        else:
-            built[item.name] = _leaf(cls, item.name, kind, value, path, item.metadata["doc"])
-    return cls(**built)
-
-
-def _entry(kind: Any) -> Any:
-    """The dataclass that a list holds, where it holds one."""
-    first = next(iter(getattr(kind, "__args__", ())), None)
-    return first if getattr(kind, "__origin__", None) is list and is_dataclass(first) else None
-
-
-def _variant(path: str, value: Any) -> type:
-    name = value.get("name") if isinstance(value, dict) else value
-    if name not in VARIANTS[path]:
-        raise UserError(f"{path}.name={name!r} is not a known {path}{suggest(str(name), list(VARIANTS[path]))}")
-    return VARIANTS[path][str(name)]
-
-
-def _leaf(cls: Any, name: str, kind: Any, value: Any, path: str, doc: str) -> Any:
-    """`value` as OmegaConf converts it to the declared type (an int is a float, "3" is an int, 1.5 is not)."""
-    node = OmegaConf.structured(cls)
-    if isinstance(value, bool) and type_name(kind).startswith("str"):
-        value = "on" if value else "off"  # which YAML reads as truth values where they are not quoted
-    try:
-        node[name] = value
-        converted = node[name]
-        composite = isinstance(converted, ListConfig | DictConfig)
-        return OmegaConf.to_container(converted) if composite else converted
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}={value!r} must be of type {type_name(kind)}. {doc}") from error
-
-
-def type_name(kind: Any) -> str:
-    """A declared type in words: `int`, `list of float`, `mapping`, `str or null`."""
-    if getattr(kind, "__origin__", None) is dict:
-        return "mapping"
-    arguments = [argument for argument in getattr(kind, "__args__", ()) if argument is not type(None)]
-    if arguments and len(arguments) < len(kind.__args__):  # Optional
-        return f"{type_name(arguments[0])} or null"
-    if arguments:
-        return f"list of {type_name(arguments[0])}"
-    return getattr(kind, "__name__", str(kind))
+        elif kind is not (below := group_in(kind)):  # a value, or a list of groups
+            yield path, kind, sentence(item)
+            if below is not None:
+                yield from keys_of(below, f"{path}.N.")
+        elif below is not None:
+            yield from keys_of(below, f"{path}.")

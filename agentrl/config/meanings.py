@@ -124,6 +124,10 @@ OPTIONS = {
     **dict.fromkeys(("true", "yes"), "on"),
     **dict.fromkeys(("false", "no"), "off"),
 }
+# Keys of older versions: files of older runs are read without them, the command line refuses them with this.
+REMOVED = {
+    "rollout.engine": "is gone: transformers samples, or vLLM with hardware.vllm=colocate or server; leave it out",
+}
 GROUPS = ("algo", "model", "bench", "hardware", "reward", "judge", "tracker", "experiment", "sweep", "anneal", "dual")
 VERBS = {
     **dict.fromkeys(("train", "run", "start", "fit"), "agentrl algo=... model=... bench=... trains"),
@@ -143,8 +147,17 @@ def likely(word: str) -> str | None:
     return MEANINGS.get(plain) or MEANINGS.get(plain.rsplit(".", 1)[-1])
 
 
+def suggest(word: str, known: list[str]) -> str:
+    """'; did you mean X?' for a close match among `known`, else what there is to choose from."""
+    meant = [OPTIONS[word.lower()]] if OPTIONS.get(word.lower()) in known else None
+    close = meant or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(known)}"
+
+
 def suggest_key(word: str, known: list[str]) -> str:
     """'; did you mean X?' for an unknown key: another tool's word, a slip of the pen, or a key that ends alike."""
+    if word in REMOVED:
+        return f"; it {REMOVED[word]}"
     if (inside := _in_group(word, known)) is not None:
         return f"; did you mean {inside}?"
     if (lower := word.lower()) != word and lower in (*known, *GROUPS):

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from agentrl.config.checks import home
-from agentrl.config.load import suggest
+from agentrl.config.meanings import suggest
 from agentrl.config.shipped import option_files, read_option
 from agentrl.core.errors import UserError
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.checks import home
-from agentrl.config.load import all_keys, type_name
+from agentrl.config.key import type_name
+from agentrl.config.load import all_keys
 from agentrl.config.meanings import likely, suggest_key
 from agentrl.core.errors import UserError
 

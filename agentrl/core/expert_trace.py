@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from agentrl.core.trajectory import ToolCall
 
@@ -22,7 +22,8 @@ CHUNK_TYPES = (
     "other",
 )  # PACT, App. C
 MAX_LEVEL = 4
-TRACE_PARTS = ("reasoning", "tool_call", "tool_response")
+TracePart = Literal["reasoning", "tool_call", "tool_response"]
+TRACE_PARTS: tuple[str, ...] = get_args(TracePart)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from rich.table import Table
 from agentrl.benches import load_bench
 from agentrl.config.algos import ROLLOUT_FREE, Chord, Dpo, Evaluate, Luffy, Pact, SplitSoftmax
 from agentrl.config.benches import CustomBench
+from agentrl.config.rules.batches import group_size
 from agentrl.config.schema import Config
-from agentrl.config.validate import group_size
 from agentrl.core.errors import UserError
 
 # Parameters by hub id, from the model cards.

@@ -120,8 +120,10 @@ def distill(settings: Distillation) -> dict[str, SideReport]:
     tokenizer.save_pretrained(out)
     record: dict[str, Any] = {"max_tokens": settings.max_tokens, "sides": sorted({e.request.side for e in train})}
     (out / RECORD).write_text(json.dumps(record), encoding="utf-8")
-    report = _report(train, held_out, RewardModelJudge(DistilledJudge("distilled", str(out), 32), settings.device))
-    record |= {"settings": asdict(settings), "report": {side: entry.as_dict() for side, entry in report.items()}}
+    report = _report(
+        train, held_out, RewardModelJudge(DistilledJudge(name="distilled", path=str(out), batch=32), settings.device)
+    )
+    record |= {"settings": settings.model_dump(), "report": {side: entry.as_dict() for side, entry in report.items()}}
     (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return report
 

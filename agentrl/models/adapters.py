@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from agentrl.config.load import suggest
+from agentrl.config.meanings import suggest
 from agentrl.config.schema import Model
 from agentrl.core.errors import UserError, first_line
 from agentrl.models.places import ADAPTER, checkpoint_path
@@ -129,7 +128,8 @@ def adapter_base(config: Model) -> Model | None:
             f"model.path={config.path}: {ADAPTER} names no base checkpoint (base_model_name_or_path={base})"
         )
     # Adapters of other tools may lack it; model.revision then says which revision of the base is meant.
-    return replace(config, path=base, revision=saved.get("revision") or (config.revision if local else None))
+    revision = saved.get("revision") or (config.revision if local else None)
+    return config.model_copy(update={"path": base, "revision": revision})
 
 
 def network_config(model: Model) -> PreTrainedConfig | None:

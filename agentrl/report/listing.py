@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.load import suggest
+from agentrl.config.meanings import suggest
 from agentrl.core.errors import UserError
 from agentrl.report.arms import read_settings
 from agentrl.store.run import RunDirectory, find_runs, is_gone

@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from agentrl.config.load import suggest
+from agentrl.config.meanings import suggest
 from agentrl.core.errors import UserError
 from agentrl.report.rollouts import View
 

@@ -17,8 +17,8 @@ from packaging.specifiers import SpecifierSet
 
 from agentrl.benches.bfcl.simulator import INSTALL, REQUIRED, VERSION, package_dir
 from agentrl.config.benches import Bfcl, HifConfig, Minihif
+from agentrl.config.rules import validate
 from agentrl.config.schema import Config
-from agentrl.config.validate import validate
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line, requirements
 from agentrl.core.version import DISTRIBUTION
@@ -196,7 +196,7 @@ def chat_template(config: Config) -> Iterator[Finding]:
 
 
 def data(config: Config) -> Iterator[Finding]:
-    path = config.bench.path
+    path = getattr(config.bench, "path", None)
     if path is None:
         hub = getattr(config.bench, "hub_id", None)
         if isinstance(config.bench, Bfcl):

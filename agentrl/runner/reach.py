@@ -107,7 +107,7 @@ def _of_the_hub(config: Config, remote: bool) -> Iterator[tuple[str, str, str, s
             yield "model.path", model.path, "model", model.revision
         elif adapter.is_file() and (base := _base_of(adapter)) is not None:
             yield f"model.path={model.path}: its base", base, "model", model.revision
-    if config.bench.path is None and getattr(config.bench, "hub_id", None):
+    if getattr(config.bench, "hub_id", None) and config.bench.path is None:
         yield "bench.hub_id", config.bench.hub_id, "dataset", None
     judge = config.judge
     if isinstance(judge, LocalJudge) and not (

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
+from agentrl.config.rules.machine import samples_with_vllm
 from agentrl.config.schema import Config
-from agentrl.config.validate_hardware import samples_with_vllm
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line
 

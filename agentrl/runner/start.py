@@ -11,8 +11,8 @@ from rich.console import Console
 
 from agentrl.config.algos import CustomAlgo, Evaluate
 from agentrl.config.benches import Minihif, Minihop
+from agentrl.config.rules import validate
 from agentrl.config.schema import Config
-from agentrl.config.validate import validate
 from agentrl.core.console import printer
 from agentrl.core.errors import UserError
 from agentrl.evaluation.estimate import check_tasks, estimate, print_estimate
@@ -114,7 +114,7 @@ def _unwise(config: Config) -> list[str]:
 
 def make_paths_absolute(config: Config) -> None:
     """A run directory must mean the same from every working directory. Hub ids stay as they are."""
-    if config.bench.path is not None:
+    if getattr(config.bench, "path", None) is not None:
         config.bench.path = str(Path(config.bench.path).expanduser().absolute())
     if isinstance(config.algo, CustomAlgo):
         config.algo.path = str(Path(config.algo.path).expanduser().absolute())

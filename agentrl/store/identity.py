@@ -5,21 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.judges import OPERATIONAL
+from agentrl.config.load import operational_keys
 from agentrl.config.schema import Config
 
-# They change where and how, not what.
-NOT_IN_IDENTITY = (
-    *("runs_dir", "name", "run_id", "dry_run", "objective", "tracker", "faults"),
-    "hardware.vllm_url",
-    *("trainer.save_steps", "trainer.keep_checkpoints", "trainer.keep_best"),
-    *(f"judge.{key}" for key in OPERATIONAL),
-    *(f"algo.endpoint.{key}" for key in ("api_key_env", "concurrency", "timeout", "retries")),
-)
+NOT_IN_IDENTITY = tuple(operational_keys())  # keys and groups that change where and how, not what
 # A server elsewhere is another one, unless `agentrl resume` says that it moved.
 MAY_MOVE = ("judge.base_url", "algo.endpoint.base_url")
 # Raised when a generated bench draws other tasks than before: a run on the old ones is another run.
@@ -28,7 +20,7 @@ DRAWS = {"minihif": 2}
 
 def config_hash(config: Config) -> str:
     """Eight hexadecimal digits of what determines the result: equal for the same run, wherever it is stored."""
-    values = {key: value for key, value in flat(asdict(config)).items() if in_identity(key)}
+    values = {key: value for key, value in flat(config.model_dump()).items() if in_identity(key)}
     if config.bench.name in DRAWS:
         values["draw"] = DRAWS[config.bench.name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -42,7 +34,7 @@ def run_path(config: Config) -> Path:
 
 def changed_keys(first: Config, second: Config) -> list[str]:
     """Dotted keys that make two configurations different runs, for a message."""
-    left, right = flat(asdict(first)), flat(asdict(second))
+    left, right = flat(first.model_dump()), flat(second.model_dump())
     keys = [key for key in {**left, **right} if left.get(key, "absent") != right.get(key, "absent")]
     return [key for key in keys if in_identity(key)]
 

@@ -73,7 +73,7 @@ def data_hashes(config: Config) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     named = {
-        "bench.path": config.bench.path,
+        "bench.path": getattr(config.bench, "path", None),
         "traces": config.traces,
         "algo.path": config.algo.path if isinstance(config.algo, CustomAlgo) else None,
         "algo.pairs": config.algo.pairs if isinstance(config.algo, Dpo) else None,

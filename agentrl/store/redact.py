@@ -10,9 +10,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from typing import Any, TextIO, cast
+
+from pydantic import BaseModel
 
 from agentrl.core.errors import UserError
 
@@ -48,9 +49,9 @@ def masked(text: str) -> str:
 
 
 def refuse_secrets(values: Any, where: str = "") -> None:
-    """Raise UserError if a text among `values` (of a dataclass, mapping or list) holds a secret; it is not repeated."""
-    if is_dataclass(values) and not isinstance(values, type):
-        values = asdict(values)
+    """Raise UserError if a text in a configuration, mapping or list holds a secret; it is not repeated."""
+    if isinstance(values, BaseModel):
+        values = values.model_dump()
     if isinstance(values, Mapping):
         for key, value in values.items():
             refuse_secrets(value, f"{where}.{key}" if where else str(key))

@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -241,7 +240,7 @@ class RunDirectory:
             os.close(descriptor)
 
     def _write_config(self, config: Config) -> None:
-        durable.write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+        durable.write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
 
 
 def find_runs(place: Path) -> Iterator[Path]:

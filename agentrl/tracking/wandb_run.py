@@ -13,7 +13,6 @@ import secrets
 import shlex
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ class WandbTracker(Tracker):
             resume="allow" if mode == "online" else None,
             mode=mode,
             dir=str(self._run.path),
-            config=asdict(config) | {"commit": commit(self._run)},
+            config=config.model_dump() | {"commit": commit(self._run)},
             settings=wandb.Settings(
                 init_timeout=INIT_SECONDS,
                 login_timeout=INIT_SECONDS,

@@ -38,7 +38,7 @@ def verih_row(index: int, kind: str = "conflict", **gt: Any) -> dict[str, Any]:
 
 
 def verih(path: Path) -> Any:
-    return load_bench(VerIH("verih", str(path), **RULES, **SPLIT))
+    return load_bench(VerIH(name="verih", path=str(path), **RULES, **SPLIT))
 
 
 def ifeval_row(index: int, **changes: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def ifeval_row(index: int, **changes: Any) -> dict[str, Any]:
 
 
 def sys_ifeval(path: Path) -> Any:
-    return load_bench(SysIFEval("sys_ifeval", str(path), **RULES, **SPLIT))
+    return load_bench(SysIFEval(name="sys_ifeval", path=str(path), **RULES, **SPLIT))
 
 
 def trust_row(index: int, post: bool = True, **changes: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def trust_row(index: int, post: bool = True, **changes: Any) -> dict[str, Any]:
 def trust(tmp_path: Path) -> Any:
     for suite, count in (("hijacking", 8), ("extraction", 4), ("helpful", 12)):
         write(tmp_path / "tt" / f"{suite}.jsonl", [trust_row(index, index % 4 > 0) for index in range(count)])
-    return load_bench(TensorTrust("tensortrust", str(tmp_path / "tt"), **RULES, **SPLIT))
+    return load_bench(TensorTrust(name="tensortrust", path=str(tmp_path / "tt"), **RULES, **SPLIT))
 
 
 def trajectory(task: Task, text: str) -> Trajectory:
@@ -144,7 +144,7 @@ def test_bad_files(tmp_path: Path) -> None:
     assert "cannot read" in complaint(verih(tmp_path / "absent.json"))
     (tmp_path / "a.jsonl").write_text('{"system": "S", "user": "U"}\n\n{"b": \n', encoding="utf-8")
     assert "row 1 (counted from 0) is no whole JSON" in complaint(
-        load_bench(Pairs("pairs", str(tmp_path / "a.jsonl"), **SPLIT))
+        load_bench(Pairs(name="pairs", path=str(tmp_path / "a.jsonl"), **SPLIT))
     )
     (tmp_path / "b.json").write_text("[1", encoding="utf-8")
     assert "no whole JSON list" in complaint(verih(tmp_path / "b.json"))
@@ -155,7 +155,7 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_bytes(b"\xff")
     assert "not UTF-8" in complaint(verih(tmp_path / "e.json"))
     unnamed = write(tmp_path / "rows.jsonl", [trust_row(0)])
-    assert "says none of" in complaint(load_bench(TensorTrust("tensortrust", str(unnamed), **RULES, **SPLIT)))
+    assert "says none of" in complaint(load_bench(TensorTrust(name="tensortrust", path=str(unnamed), **RULES, **SPLIT)))
     one = verih(write(tmp_path / "one.json", [verih_row(0)]))
     assert "no row is left for the test split" in complaint(one)
 
@@ -179,8 +179,8 @@ def test_bad_transcripts(tmp_path: Path, trust: Any) -> None:
     assert 'add "suite"' in trust.score_transcript({"row": 0, "response": ""})[1]
     blank = load_bench(
         TensorTrust(
-            "tensortrust",
-            str(write(tmp_path / "extraction.jsonl", [trust_row(0, access_code="\u3000")])),
+            name="tensortrust",
+            path=str(write(tmp_path / "extraction.jsonl", [trust_row(0, access_code="\u3000")])),
             **RULES,
             **SPLIT,
         )
@@ -281,7 +281,7 @@ def test_the_reply_is_read_with_its_reasoning() -> None:
 
 
 def iheval(path: Path) -> Any:
-    return load_bench(IHEval("iheval", str(path), test_fraction=1.0, data_seed=0))
+    return load_bench(IHEval(name="iheval", path=str(path), test_fraction=1.0, data_seed=0))
 
 
 def test_iheval_reads_a_directory(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_bad_iheval_rows(tmp_path: Path, task: str, change: dict[str, Any], reas
 def test_rows_under_one_system_prompt_are_all_in_one_split(tmp_path: Path) -> None:
     same = [{"system": "Be brief.", "user": f"Name {n}.", "kind": "aligned"} for n in range(4)]
     path = str(write(tmp_path / "same.jsonl", same))
-    bench = load_bench(Pairs("pairs", path, **SPLIT))
+    bench = load_bench(Pairs(name="pairs", path=path, **SPLIT))
     with pytest.raises(UserError, match=r"left for the train split; all rows have one system prompt.*add rows with"):
         bench.tasks("train")
     assert len(bench.tasks("test")) == 4
@@ -338,21 +338,29 @@ def test_rows_under_one_system_prompt_are_all_in_one_split(tmp_path: Path) -> No
 def test_pairs(tmp_path: Path) -> None:
     rows: list[Any] = [{"system": f"S{i}", "user": "U", "kind": ("conflict", "aligned")[i % 2]} for i in range(8)]
     rows += [{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "V"}]}]
-    bench: Any = load_bench(Pairs("pairs", str(write(tmp_path / "p.jsonl", rows)), **SPLIT))
+    bench: Any = load_bench(Pairs(name="pairs", path=str(write(tmp_path / "p.jsonl", rows)), **SPLIT))
     tasks = bench.tasks("train") + bench.tasks("test")
     assert Counter(task.data["kind"] for task in tasks) == {"conflict": 4, "aligned": 4, "mixed": 1}
     assert bench.rewards(tasks[0], "yes") == {"user": None, "sys": None}
     assert bench.rewards(tasks[0], "<think>yes") == {"user": 0.0, "sys": 0.0}
     assert "need a judge" in bench.score_transcript({"row": 0, "response": "x"})[1]
     bad: Any = load_bench(
-        Pairs("pairs", str(write(tmp_path / "q.jsonl", [*rows, {"system": "S", "user": "U", "kind": "?"}])), **SPLIT)
+        Pairs(
+            name="pairs",
+            path=str(write(tmp_path / "q.jsonl", [*rows, {"system": "S", "user": "U", "kind": "?"}])),
+            **SPLIT,
+        )
     )
     with pytest.raises(UserError, match=r"row 9 \(counted from 0\), kind: expected conflict or aligned, got '\?'"):
         bad.tasks("train")
 
 
+def configured(path: str | None, hub_id: str, train: int, test: int, seed: int = 0) -> SystemCheck:
+    return SystemCheck(name="systemcheck", path=path, hub_id=hub_id, train_tasks=train, test_tasks=test, data_seed=seed)
+
+
 def systemcheck(path: Path, train: int = 12, test: int = 4, seed: int = 0) -> Any:
-    return load_bench(SystemCheck("systemcheck", str(path), "no/where", train, test, data_seed=seed))
+    return load_bench(configured(str(path), "no/where", train, test, seed))
 
 
 def test_systemcheck_draws_as_many_of_each_kind(tmp_path: Path) -> None:
@@ -390,7 +398,7 @@ def test_rows_of_the_hub_hold_what_they_had(monkeypatch: pytest.MonkeyPatch, tmp
     ]
     columns = {key: None for row in rows for key in row}
     monkeypatch.setattr("datasets.load_dataset", lambda _: {"train": Dataset.from_list([columns | r for r in rows])})
-    bench: Any = load_bench(SystemCheck("systemcheck", None, "some/where", 4, 2, 0))
+    bench: Any = load_bench(configured(None, "some/where", 4, 2))
     with pytest.raises(UserError, match=r"where\[train\], row 3 .* kind: expected conflict or aligned, got None"):
         bench.tasks("train")
     rows[3]["user_messages"][0]["is_conflicting"] = False
@@ -400,13 +408,15 @@ def test_rows_of_the_hub_hold_what_they_had(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_systemcheck_without_a_network_says_what_to_give() -> None:
-    bench: Any = load_bench(SystemCheck("systemcheck", None, "no/where", 2, 2, 0))
+    bench: Any = load_bench(configured(None, "no/where", 2, 2))
     with pytest.raises(UserError, match="cannot load dataset no/where"):
         bench.tasks("train")
 
 
 def test_realguardrails(shared: Path) -> None:
-    bench: Any = load_bench(RealGuardrails("realguardrails", str(shared / "data/realguardrails"), 1.0, 0))
+    bench: Any = load_bench(
+        RealGuardrails(name="realguardrails", path=str(shared / "data/realguardrails"), test_fraction=1, data_seed=0)
+    )
     tasks = bench.tasks("test")
     assert Counter(task.data["suite"] for task in tasks) == {"handwritten": 239, "distractors": 504}
     banned = next(task for task in tasks if "care" in task.data["banlist"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def bench(path: Path, **changes: Any) -> ToolHopBench:
-    return ToolHopBench(replace(CONFIG, path=str(path), **changes))
+    return ToolHopBench(CONFIG.model_copy(update={"path": str(path), **changes}))
 
 
 def all_tasks(loaded: ToolHopBench) -> dict[str, Any]:

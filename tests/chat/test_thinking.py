@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from agentrl.chat.reading import TokenReader
 from agentrl.chat.trace_messages import turn_messages
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
+from agentrl.config.rules import validate
 from agentrl.config.schema import Model
-from agentrl.config.validate import validate
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.evaluate import item_record, progress
@@ -38,7 +37,7 @@ CLOSED = "<think>\n\n</think>\n\n"  # what Qwen3's template writes for a policy 
 
 
 def model_of(thinking: str | None) -> Model:
-    return replace(composed("bench=minihif").model, thinking=thinking, path="some/model")
+    return composed("bench=minihif").model.model_copy(update={"thinking": thinking, "path": "some/model"})
 
 
 def with_template(folder: Path, base: str, template: str) -> str:

@@ -176,7 +176,7 @@ def test_distilled_from_verdicts_and_used(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(UserError, match="learned from system verdicts alone"):
         judge.score([JudgeRequest("user", "a", "b")])
     with pytest.raises(UserError, match=r"judge\.path=.* cannot be loaded"):
-        RewardModelJudge(DistilledJudge("distilled", str(tmp_path), 1), "cpu")
+        RewardModelJudge(DistilledJudge(name="distilled", path=str(tmp_path), batch=1), "cpu")
 
 
 def test_too_few_verdicts_to_learn_from(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +254,7 @@ def test_resume_alone_may_say_that_a_server_moved(
         start(compose([*words, moved, f"run_id={run.path.name}"]))
     assert resume.main([str(run.path), moved]) == 0
     assert run_path(started[1]) == run.path and run.config() == started[1]
-    assert flat(asdict(run.config()))[key] == "http://127.0.0.1:1/v1"
+    assert flat(run.config().model_dump())[key] == "http://127.0.0.1:1/v1"
 
 
 def test_resume_shows_a_completed_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

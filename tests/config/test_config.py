@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, fields, is_dataclass
+import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_type_hints
+from typing import Annotated, Literal
 
 import pytest
 from omegaconf import OmegaConf
+from pydantic.fields import FieldInfo
 
-from agentrl.config import algos, benches, schema
 from agentrl.config import help as config_help
 from agentrl.config.algos import ALGOS
-from agentrl.config.benches import BENCHES, HIF_BENCHES
+from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.compose import compose as compose_command
-from agentrl.config.load import all_keys, load_config
+from agentrl.config.key import Group, Holds, choices, extra, group_in, key, limits, type_name, variants
+from agentrl.config.load import all_keys, checked, keys_of, load_config
+from agentrl.config.rules import validate
 from agentrl.config.schema import Config
-from agentrl.config.validate import CHOICES, validate
 from agentrl.core.errors import UserError
 from tests.support.helpers import CONF, composed
 
@@ -153,17 +155,90 @@ def test_presets_and_limits_belong_to_options_that_exist() -> None:
             assert file.stem == model or file.stem.removeprefix(f"{model}_") in config_help.options(CONF, group), file
 
 
-def test_every_key_of_the_schema_has_a_sentence_and_no_default() -> None:
-    for _, _, doc in all_keys():
-        assert doc.endswith("."), doc
-    for cls in [*vars(schema).values(), *vars(algos).values(), *vars(benches).values()]:
-        if isinstance(cls, type) and is_dataclass(cls):
-            for item in fields(cls):
-                assert item.metadata.get("doc"), (cls, item.name)
+# --- a key is declared in one place -----------------------------------------------------------------------------------
 
 
-def test_every_choice_belongs_to_a_key() -> None:
-    assert set(CHOICES) <= {key for key, _, _ in all_keys()}
+def groups(cls: type[Group] = Config) -> Iterator[type[Group]]:
+    """The class of every group of keys, each once."""
+    found = [cls]
+    for one in found:
+        yield one
+        for item in one.model_fields.values():
+            below = [*variants(item).values(), *([inner] if (inner := group_in(item.annotation)) else [])]
+            found += [group for group in below if group not in found]
+
+
+def declared() -> list[tuple[str, FieldInfo]]:
+    return [(f"{cls.__name__}.{name}", item) for cls in groups() for name, item in cls.model_fields.items()]
+
+
+@pytest.mark.parametrize(("place", "item"), declared(), ids=[place for place, _ in declared()])
+def test_every_key_has_a_sentence_without_its_range_and_no_default(place: str, item: FieldInfo) -> None:
+    assert re.fullmatch(r"[^\n]+\.", str(item.description))
+    assert item.is_required() or extra(item)["record"]
+    words = choices(item.annotation)
+    typed = [word for word in words if re.search(rf"'{re.escape(word)}'", str(item.description))]
+    assert not typed, "choices are named in the type"
+    if limits(item):
+        assert not re.search(r"[\[(][01], ?[01][\])]|above 0|at least 1", str(item.description)), (
+            "key() states the range"
+        )
+
+
+def test_choices_ranges_and_defaults_reach_reference_help_and_refusals_from_the_class() -> None:
+    """The whole of a new key: one line of a class, and its value in a YAML file."""
+
+    class Made(Group):
+        shape: Literal["round", "flat"] = key("Shape.", means=("like a ball", "like a plate"))
+        share: float = key("Share.", gt=0, le=1, hint=" (the paper: 0.3)")
+        parts: list[Literal["a", "b"]] = key("Parts.")
+        pair: Annotated[list[int], Holds(lambda pair: len(pair) == 2, "must be two numbers")] = key("Pair.")
+        steps: int | None = key("Steps; null is endless.", ge=1)
+
+    assert list(keys_of(Made, "made.")) == [
+        ("made.shape", Made.model_fields["shape"].annotation, "Shape. 'round': like a ball; 'flat': like a plate."),
+        ("made.share", float, "Share. In (0, 1]."),
+        ("made.parts", Made.model_fields["parts"].annotation, "Parts. Any of a, b."),
+        ("made.pair", list[int], "Pair. Two numbers."),
+        ("made.steps", Made.model_fields["steps"].annotation, "Steps; null is endless. At least 1."),
+    ]
+    assert [type_name(kind) for _, kind, _ in keys_of(Made)] == [
+        "str",
+        "float",
+        "list of str",
+        "list of int",
+        "int or null",
+    ]
+    good = {"shape": "flat", "share": "1", "parts": ["b"], "pair": ["1", 2], "steps": None}
+    assert checked(Made, good).model_dump() == good | {"share": 1.0, "pair": [1, 2]}
+    for wrong, words in (
+        ({"shape": "flet"}, "shape=flet is not a choice; did you mean flat?"),
+        ({"share": 0}, "share=0: must lie in (0, 1] (the paper: 0.3)"),
+        ({"share": "much"}, "share='much' must be of type float. Share. In (0, 1]."),
+        ({"share": True}, "share=True must be of type float. Share. In (0, 1]."),
+        ({"parts": ["c"]}, "parts=c is not a choice; choose from a, b"),
+        ({"pair": [1]}, "pair=[1]: must be two numbers"),
+        ({"steps": 0}, "steps=0: must be at least 1, or null"),
+        ({"step": 1}, "unknown key step; did you mean steps?"),
+    ):
+        with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+            checked(Made, good | wrong)
+    with pytest.raises(UserError, match=re.escape("pair has no value; set pair=... (Pair. Two numbers.)")):
+        checked(Made, good | {"pair": "???"})
+
+
+def test_every_choice_and_range_stands_in_the_reference() -> None:
+    reference = (ROOT / "docs" / "config.md").read_text()
+    for _, kind, doc in all_keys():
+        assert doc.replace("|", "\\|") in reference
+        assert all(word in doc for word in choices(kind))
+
+
+def test_as_many_meanings_as_choices() -> None:
+    with pytest.raises(TypeError, match=r"Odd.one: 1 meanings, 2 choices"):
+
+        class Odd(Group):
+            one: Literal["a", "b"] = key("One.", means=("first",))
 
 
 def test_reference_is_in_sync() -> None:
@@ -173,7 +248,7 @@ def test_reference_is_in_sync() -> None:
 def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
     for algo in ("pact", "grpo", "sft"):
         config = composed(f"algo={algo}", "trainer.learning_rate=2e-6", "tracker.tags=[a,b]")
-        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
         assert load_config(tmp_path) == config
         assert type(load_config(tmp_path).algo) is ALGOS[algo]
 
@@ -186,11 +261,6 @@ def test_damaged_configuration_files(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(UserError):
             load_config(tmp_path)
-
-
-def test_types_of_the_schema_resolve() -> None:
-    for cls in (*ALGOS.values(), *BENCHES.values(), Config):
-        assert get_type_hints(cls)
 
 
 # --- commands beside runs -----------------------------------------------------------------------------------------

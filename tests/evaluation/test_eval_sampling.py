@@ -10,8 +10,8 @@ import pytest
 from agentrl.commands.arguments import command_keys
 from agentrl.commands.eval import KEYS, _benches, job
 from agentrl.config.benches import HIF_BENCHES
+from agentrl.config.rules import validate
 from agentrl.config.schema import Config
-from agentrl.config.validate import validate
 from agentrl.core.bench import Score, Task
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Decoding, Episode

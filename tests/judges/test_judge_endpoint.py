@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tests.support.judge_server import JudgeServer, expected
 
 CONFIG = OpenAIJudge(
     name="openai",
-    base_url="",
+    base_url="http://localhost/v1",
     model="m",
     api_key_env="JUDGE_TEST_KEY",
     temperature=0.0,
@@ -66,7 +65,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge_of(server: JudgeServer, folder: Path, payer: str = "run", **changes: object) -> EndpointJudge:
-    config = replace(CONFIG, base_url=server.url, **changes)  # type: ignore[arg-type]
+    config = CONFIG.model_copy(update={"base_url": server.url, **changes})
     return EndpointJudge(config, VerdictCache(folder / "judge.sqlite"), payer)
 
 
@@ -107,9 +106,8 @@ SCRIPT = """
     import sys
     sys.path.insert(0, {tests!r})
     from pathlib import Path
-    from dataclasses import replace
     from tests.judges.test_judge_endpoint import CONFIG, REQUESTS, EndpointJudge, VerdictCache
-    config = replace(CONFIG, base_url=sys.argv[1], concurrency=4)
+    config = CONFIG.model_copy(update={"base_url": sys.argv[1], "concurrency": 4})
     judge = EndpointJudge(config, VerdictCache(sys.argv[2]), "run")
     assert len(judge.score(REQUESTS)) == 200
     print(judge.counts()["missing"])
@@ -349,7 +347,7 @@ def test_what_is_no_answer_is_a_missing_verdict_with_its_reason(
     answer: Any, note: str, quick: None, tmp_path: Path
 ) -> None:
     with ChatServer(lambda body, number: answer) as server:
-        config = replace(CONFIG, base_url=server.url, retries=1)
+        config = CONFIG.model_copy(update={"base_url": server.url, "retries": 1})
         judge = EndpointJudge(config, VerdictCache(tmp_path / "judge.sqlite"), "run")
         (verdict,) = judge.score(REQUESTS[:1])
     assert verdict.score is None and note in verdict.note
@@ -359,7 +357,7 @@ def test_a_reply_that_dribbles_in_is_a_missing_verdict_within_the_time_of_a_call
     answer = completion(said('{"score": 1}'))
     with ChatServer(lambda body, number: Reply(answer, dribble=4.0)) as server:
         judge = EndpointJudge(
-            replace(CONFIG, base_url=server.url, timeout=0.3, retries=1, down_after=3),
+            CONFIG.model_copy(update={"base_url": server.url, "timeout": 0.3, "retries": 1, "down_after": 3}),
             VerdictCache(tmp_path / "judge.sqlite"),
             "run",
         )

@@ -145,7 +145,7 @@ def test_templates_that_trim_or_rewrite(chat: ChatFormat) -> None:
 
 
 def test_the_cached_pass_reads_the_same_attention_as_a_whole_one() -> None:
-    model = load_model(replace(composed().model, attn_implementation="eager")).eval()
+    model = load_model(composed().model.model_copy(update={"attn_implementation": "eager"})).eval()
     ids = list(range(20, 60))
     with torch.no_grad():
         whole = model(torch.tensor([ids]), output_attentions=True).attentions
@@ -202,7 +202,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert sum(record["profiles"]["base"]) == pytest.approx(1, abs=1e-5)
     assert (tmp_path / "out" / "attention.png").read_bytes()[:4] == b"\x89PNG"
     assert "SysMass" in capsys.readouterr().out
-    merged = load_model(replace(composed().model, path=str(tmp_path / "adapter")))
+    merged = load_model(composed().model.model_copy(update={"path": str(tmp_path / "adapter")}))
     assert not torch.equal(
         merged.model.layers[0].self_attn.q_proj.weight,
         load_model(composed().model).model.layers[0].self_attn.q_proj.weight,

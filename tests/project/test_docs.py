@@ -21,7 +21,7 @@ from agentrl.commands.arguments import command_keys, places_and_keys
 from agentrl.commands.cli import COMMANDS
 from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
-from agentrl.config.validate import validate
+from agentrl.config.rules import validate
 from agentrl.store.identity import MAY_MOVE, in_identity
 
 ROOT = Path(__file__).resolve().parents[2]

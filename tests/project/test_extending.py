@@ -35,7 +35,7 @@ def test_the_page_shows_the_files() -> None:
 
 
 def test_the_bench_keeps_the_contract() -> None:
-    bench = load_bench(CustomBench("custom", str(BENCH), {"tasks": 12, "largest": 9}))
+    bench = load_bench(CustomBench(name="custom", path=str(BENCH), options={"tasks": 12, "largest": 9}))
     train, test = bench.tasks("train"), bench.tasks("test")
     assert len(train) == 12 and train == bench.tasks("train")
     assert not {task.cluster for task in train} & {task.cluster for task in test}
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         load_bench(CustomBench(name="custom", path=str(tmp_path / "bare.py"), options={}))
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match=r"empty\.py has no load"):
-        load_bench(CustomBench("custom", str(tmp_path / "empty.py"), {}))
+        load_bench(CustomBench(name="custom", path=str(tmp_path / "empty.py"), options={}))
     with pytest.raises(UserError, match=r"gone\.py is no Python file"):
         attribute_of(str(tmp_path / "gone.py"), "load")
     (tmp_path / "other.py").write_text("class Trainer: pass")

@@ -153,7 +153,7 @@ def test_bfcls_references_are_its_gold_calls() -> None:
 
 
 def test_a_bench_of_ones_own_keeps_its_own_references(tmp_path: Path) -> None:
-    loaded = load_bench(CustomBench("custom", str(SUMS), {"tasks": 4}))
+    loaded = load_bench(CustomBench(name="custom", path=str(SUMS), options={"tasks": 4}))
     task = loaded.tasks("train")[0]
     own = loaded.expert_trace(task)
     assert reference_calls(loaded, task) == own.calls == [call("add", task.data)]

@@ -189,9 +189,13 @@ def test_toolrl_correctness_by_hand() -> None:
     assert multiset_jaccard("aab", "ab") == 2 / 3 and multiset_jaccard([], []) == 1 and multiset_jaccard([], "a") == 0
 
 
+def switches(correct_max1: bool = False, with_length: bool = False, schedule: Any = "none") -> ToolRl:
+    return ToolRl(correct_max1=correct_max1, with_length=with_length, schedule=schedule)
+
+
 def test_toolrl_schedules() -> None:
-    none, smooth, staged = (ToolRl(False, False, schedule) for schedule in ("none", "smooth", "two_stage"))
-    assert limits(none, 99) == ((0, 1), (-3, 3)) and limits(ToolRl(True, False, "none"), 0) == ((0, 1), (-1, 1))
+    none, smooth, staged = (switches(schedule=schedule) for schedule in ("none", "smooth", "two_stage"))
+    assert limits(none, 99) == ((0, 1), (-3, 3)) and limits(switches(correct_max1=True), 0) == ((0, 1), (-1, 1))
     assert limits(smooth, 0) == ((-2, 2), (-2, 2)) and limits(smooth, 300) == ((-1, 1), (-3, 3))
     assert limits(staged, 29) == ((0, 1), (-1, 1)) and limits(staged, 30) == ((0, 0.5), (-3, 3))
 
@@ -219,8 +223,8 @@ def test_every_recorded_toolrl_reward(shared: Path) -> None:
     for record in lines(shared / "parity/toolrl_reward.jsonl"):
         env = record["env"]
         schedule = next((value for key, value in SCHEDULES.items() if env.get(key) == "1"), "none")
-        switches = ToolRl(env.get("CORRECTMAX1") == "1", env.get("WITHLENGTH") == "1", schedule)
-        score = score_response(record["response"], record["ground_truth"], switches, record["step"])
+        chosen = switches(env.get("CORRECTMAX1") == "1", env.get("WITHLENGTH") == "1", schedule)
+        score = score_response(record["response"], record["ground_truth"], chosen, record["step"])
         assert score == pytest.approx(record["official"], abs=1e-12), record["case"]
 
 

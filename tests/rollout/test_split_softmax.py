@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from tests.support.helpers import composed
 
 @pytest.fixture
 def model() -> Any:
-    return load_model(replace(composed().model, attn_implementation="eager")).eval()
+    return load_model(composed().model.model_copy(update={"attn_implementation": "eager"})).eval()
 
 
 IDS = torch.arange(20, 52).view(2, 16)

@@ -11,7 +11,7 @@ import pytest
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.help import options
-from agentrl.config.validate import validate
+from agentrl.config.rules import validate
 from agentrl.core.errors import UserError
 from agentrl.store.provenance import data_hashes, directory_hashes
 from agentrl.store.run import RunDirectory

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.store.identity import changed_keys, config_hash, run_path
 from agentrl.store.run import LOCK_HELD, RunDirectory
-from tests.support.helpers import composed
+from tests.support.helpers import changed, composed
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -38,7 +37,7 @@ def base() -> Config:
 
 @pytest.fixture
 def config(base: Config, tmp_path: Path) -> Config:
-    return replace(base, runs_dir=str(tmp_path / "runs"))
+    return changed(base, runs_dir=str(tmp_path / "runs"))
 
 
 @pytest.fixture
@@ -52,16 +51,16 @@ def run(config: Config) -> RunDirectory:
 
 
 def test_identity_is_what_determines_the_result(base: Config) -> None:
-    elsewhere = replace(
-        base, runs_dir="/x", name="y", run_id="z", dry_run=True, tracker=replace(base.tracker, tags=["t"])
+    elsewhere = changed(
+        base, runs_dir="/x", name="y", run_id="z", dry_run=True, tracker=changed(base.tracker, tags=["t"])
     )
     assert config_hash(elsewhere) == config_hash(base)
     assert changed_keys(base, elsewhere) == []
-    other = replace(base, trainer=replace(base.trainer, learning_rate=1.0))
+    other = changed(base, trainer=changed(base.trainer, learning_rate=1.0))
     assert config_hash(other) != config_hash(base)
     assert changed_keys(base, other) == ["trainer.learning_rate"]
-    assert run_path(replace(base, seed=3)).name.startswith("s3-")
-    assert run_path(replace(base, runs_dir="r", run_id="mine")) == Path.cwd() / "r" / base.name / "mine"
+    assert run_path(changed(base, seed=3)).name.startswith("s3-")
+    assert run_path(changed(base, runs_dir="r", run_id="mine")) == Path.cwd() / "r" / base.name / "mine"
 
 
 def test_how_verdicts_are_paid_for_is_no_part_of_the_identity_and_may_change(tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def test_a_crash_while_creating_leaves_no_run(config: Config, monkeypatch: pytes
 def test_data_files_are_hashed(config: Config, tmp_path: Path) -> None:
     data = tmp_path / "data.json"
     data.write_bytes(b"abc")
-    created = RunDirectory.create(replace(config, bench=replace(config.bench, path=str(data))))
+    created = RunDirectory.create(changed(config, bench=changed(composed("bench=toolhop").bench, path=str(data))))
     assert created is not None
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     assert json.loads(created.environment_path.read_text())["data"]["bench.path"] == known
@@ -155,7 +154,7 @@ def refusal(action: Callable[[], Any]) -> str:
 
 def test_a_path_below_a_file(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    message = refusal(lambda: RunDirectory.create(replace(config, runs_dir=str(tmp_path / "file"))))
+    message = refusal(lambda: RunDirectory.create(changed(config, runs_dir=str(tmp_path / "file"))))
     assert "a part of the path is a file" in message
 
 
@@ -164,7 +163,7 @@ def test_a_directory_that_is_not_writable(config: Config, tmp_path: Path) -> Non
         pytest.skip("root may write everywhere; the read-only mount below covers it")
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o500)
-    assert "you may not write there" in refusal(lambda: RunDirectory.create(replace(config, runs_dir=str(folder))))
+    assert "you may not write there" in refusal(lambda: RunDirectory.create(changed(config, runs_dir=str(folder))))
 
 
 @contextmanager
@@ -189,14 +188,14 @@ def fill(file: Path) -> None:
 
 def test_a_read_only_file_system(config: Config, tmp_path: Path) -> None:
     with mounted(tmp_path / "ro", "ro,size=64k"):
-        message = refusal(lambda: RunDirectory.create(replace(config, runs_dir=str(tmp_path / "ro"))))
+        message = refusal(lambda: RunDirectory.create(changed(config, runs_dir=str(tmp_path / "ro"))))
     assert "read-only" in message
     assert "runs_dir=" in message
 
 
 def test_a_full_disk(config: Config, tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=256k"):
-        here = replace(config, runs_dir=str(tmp_path / "small"))
+        here = changed(config, runs_dir=str(tmp_path / "small"))
         filler = tmp_path / "small" / "filler"
         fill(filler)
         assert "free some space" in refusal(lambda: RunDirectory.create(here))

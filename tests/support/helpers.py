@@ -37,6 +37,11 @@ def _composed_groups(groups: tuple[str, ...]) -> Any:
         return OmegaConf.to_container(compose("config", overrides=list(groups)))
 
 
+def changed(group: Any, **values: Any) -> Any:
+    """A copy of a group of keys with other values, which are not checked."""
+    return group.model_copy(update=values)
+
+
 def small(*overrides: str) -> Config:
     """The laptop default cut down to 2 prompts of 4 rollouts, without a reference model or an entropy term."""
     return composed(

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from agentrl.config.rules import validate
 from agentrl.config.schema import Config
-from agentrl.config.validate import validate
 from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 from agentrl.tracking import tracker as trackers
@@ -224,7 +224,7 @@ def test_tensorboard_holds_the_metrics_by_their_names_in_the_files(make_run: Any
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentrl.config.validate.find_spec", lambda name: None)
+    monkeypatch.setattr("agentrl.config.rules.machine.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"tracker=tensorboard: .*pip install 'tensorboard"):
         validate(composed("tracker=tensorboard"))
 

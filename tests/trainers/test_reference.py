@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def make_adapter(base: str, folder: Path) -> Path:
     """An adapter of a packaged checkpoint that changes what it says."""
     torch.manual_seed(0)
     targets = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(load_model(replace(composed().model, path=base)), targets).save_pretrained(folder)
+    get_peft_model(load_model(composed().model.model_copy(update={"path": base})), targets).save_pretrained(folder)
     AutoTokenizer.from_pretrained(checkpoint_path(base)).save_pretrained(folder)
     return folder
 
@@ -70,9 +69,8 @@ def from_start(trainer: Any, context: str = "prompt") -> None:
     with torch.no_grad():
         now = log_probs(trainer, batch, context)
     assert torch.allclose(now[mask], batch["ref_per_token_logps"][mask], atol=1e-4)
-    base = load_model(
-        replace(trainer.config.model, path="builtin:tiny" if trainer.tasks[0].tools else "builtin:tiny_hif")
-    )
+    untrained = "builtin:tiny" if trainer.tasks[0].tools else "builtin:tiny_hif"
+    base = load_model(trainer.config.model.model_copy(update={"path": untrained}))
     policy, trainer.model = trainer.model, base
     with torch.no_grad():
         other = log_probs(trainer, batch, context)
@@ -101,7 +99,7 @@ def test_kl_starts_at_0_where_the_adapter_itself_is_trained_on(
     """A PEFT model handed to a trainer, as a script of one's own may do."""
 
     def attached(config: Any) -> Any:
-        base = load_model(replace(config, path="builtin:tiny"))
+        base = load_model(config.model_copy(update={"path": "builtin:tiny"}))
         return PeftModel.from_pretrained(base, str(adapters["tiny"]), is_trainable=True)
 
     monkeypatch.setattr("agentrl.models.loading.load_model", attached)
@@ -152,7 +150,7 @@ def dpo(adapter: Path, out: Path, **extra: Any) -> tuple[Any, Callable[[], float
         save_strategy="no",
         disable_tqdm=True,
     )
-    start = replace(composed().model, path=str(adapter))
+    start = composed().model.model_copy(update={"path": str(adapter)})
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     trainer = PairTrainer(
         model=load_model(start),

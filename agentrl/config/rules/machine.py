@@ -1,28 +1,58 @@
-"""What the chosen hardware cannot do is refused, never dropped: vLLM rollouts, and accelerate's own configuration."""
+"""Can this machine do it? What it cannot do is refused, never dropped: kernels, vLLM, accelerate's file, packages."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
-from agentrl.config.algos import ROLLOUT_FREE
+from agentrl.config.algos import ROLLOUT_FREE, Hipo
 from agentrl.config.checks import require
 from agentrl.config.schema import Config, Hardware
 from agentrl.core.errors import UserError
+from agentrl.core.install import install_line
 
-HARDWARE_CHOICES: dict[str, tuple[str, ...]] = {
-    "hardware.device": ("cpu", "cuda"),
-    "hardware.vllm": ("off", "colocate", "server"),
-}
 ON_A_CPU = ("NO", "MULTI_CPU")  # of accelerate's distributed_type; it drops all others there without a word
 
 
-def validate_hardware(config: Config) -> None:
+def check_machine(config: Config) -> list[str]:
+    """What the chosen hardware and the installed packages cannot do; warnings. Raises UserError."""
     if config.hardware.vllm != "off":
         _vllm(config)
     if config.hardware.accelerate_config is not None:
         _accelerate(config.hardware)
+    _packages(config)
+    return _kernels(config)
+
+
+def _packages(config: Config) -> None:
+    tracker, algo = config.tracker.name, config.algo
+    if tracker in ("trackio", "tensorboard") and find_spec(tracker) is None:
+        raise UserError(f"tracker={tracker}: the package is not installed; {install_line(tracker)}, or tracker=none")
+    if isinstance(algo, Hipo) and algo.reference == "4bit" and algo.kl_coef > 0:
+        quantised_rule = "NF4 has kernels for CUDA alone; set algo.reference=copy, or hardware=gpu"
+        require(config.hardware.device == "cuda", "algo.reference", algo.reference, quantised_rule)
+        found = find_spec("bitsandbytes") is not None
+        require(found, "algo.reference", algo.reference, "needs bitsandbytes: pip install bitsandbytes, or set copy")
+
+
+def _kernels(config: Config) -> list[str]:
+    """What the CPU has no kernels for is refused; what is slow there, or rounds updates away, warns."""
+    hardware, model, warnings = config.hardware, config.model, []
+    if hardware.device == "cpu":
+        flash = model.attn_implementation != "flash_attention_2"
+        flash_rule = "needs a GPU; set model.attn_implementation=sdpa, or hardware=gpu"
+        require(flash, "model.attn_implementation", model.attn_implementation, flash_rule)
+        require(model.dtype != "float16", "model.dtype", model.dtype, "has no CPU kernels; set model.dtype=float32")
+        if hardware.bf16:
+            warnings.append("hardware.bf16=true on a CPU is several times slower than float32 unless it has AMX")
+    if model.dtype != "float32" and not model.lora.enabled and config.trainer.learning_rate < 1e-5:
+        warnings.append(
+            f"model.dtype={model.dtype}: updates of size {config.trainer.learning_rate:g} are lost to rounding; "
+            "keep model.dtype=float32 (hardware.bf16 still computes in bfloat16), or train adapters (model/lora=on)"
+        )
+    return warnings
 
 
 def samples_with_vllm(config: Config) -> bool:

@@ -1,0 +1,81 @@
+"""What pydantic finds wrong in values becomes one line: the key, what it holds, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from agentrl.config.checks import show
+from agentrl.config.key import Group, choices, extra, group_in, limits, sentence, type_name, variants
+from agentrl.config.meanings import REMOVED, likely, suggest, suggest_key
+from agentrl.core.errors import UserError
+
+# What is told first: a key that does not exist, then one that is missing or no value of its type, then a value that is.
+LATER = ("literal_error", "too_short", "string_too_short", "finite_number", "rule", "greater_than", "less_than")
+
+
+def refusal(error: ValidationError, cls: type[Group], known: list[str]) -> UserError:
+    """The first fault of `error`, which values of `cls` raised; `known` are all keys of a run, if it is one."""
+    first = min(error.errors(), key=lambda found: (found["type"] != "extra_forbidden", found["type"].startswith(LATER)))
+    return UserError(" ".join(_line(first, cls, known).split()))
+
+
+def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
+    kind, value = found["type"], found["input"]
+    path, item, group = _place(cls, found["loc"])
+    if kind == "extra_forbidden":
+        above, _, name = path.rpartition(".")
+        slip = not known or (above and path not in REMOVED and likely(name) is None)
+        return f"unknown key {path}{suggest(name, list(group.model_fields)) if slip else suggest_key(path, known)}"
+    assert item is not None
+    if kind == "missing":
+        return f"{path} has no value; set {path}=... ({sentence(item)})"
+    if kind.startswith("union_tag"):
+        chosen = value.get("name") if isinstance(value, dict) else value
+        return f"{path}.name={chosen!r} is not a known {path}{suggest(str(chosen), list(variants(item)))}"
+    if variants(item) or group_in(item.annotation):
+        if item.annotation is not group_in(item.annotation) and not variants(item):
+            return f"{path}={value!r} is not a list of groups of keys. {sentence(item)}"
+        return f"{path}={value!r} is not a group of keys; set the keys below it, e.g. {path}.name=..."
+    shown = "***" if extra(item)["hidden"] else show(value)
+    if kind == "literal_error":
+        return f"{path}={shown} is not a choice{suggest(str(value), list(choices(item.annotation)))}"
+    if kind == "too_short" and choices(item.annotation):
+        return f"{path}={shown}: name one or more of {', '.join(choices(item.annotation))}"
+    if kind.startswith(LATER) and limits(item):
+        return f"{path}={shown}: {limits(item)}"
+    if kind == "finite_number":
+        return f"{path}={shown}: must be a finite number"
+    typed = "***" if extra(item)["hidden"] else repr(value)
+    return f"{path}={typed} must be of type {type_name(item.annotation)}. {sentence(item)}"
+
+
+def _place(cls: type[Group], loc: Sequence[int | str]) -> tuple[str, FieldInfo | None, type[Group]]:
+    """The dotted key that pydantic's `loc` means, its declaration (None: no such key) and the class that it is in.
+
+    A loc also names the option of a group, the branch of a union and the place in a list; of these the place among
+    groups alone is part of a key.
+    """
+    path: list[str] = []
+    item: FieldInfo | None = None
+    group, tagged = cls, False
+    for position, step in enumerate(loc):
+        inner = group_in(item.annotation) if item is not None else None
+        if tagged and item is not None:  # the option, which picks the class
+            group, tagged, item = variants(item)[str(step)], False, None
+        elif item is None or inner is not None:
+            if isinstance(step, int):
+                path.append(str(step))
+                continue
+            group = inner or group
+            path.append(str(step))
+            item = group.model_fields.get(str(step))
+            tagged = item is not None and bool(variants(item))
+            if item is None and position == len(loc) - 1:
+                break
+        else:  # within a value
+            break
+    return ".".join(path), item, group

@@ -1,0 +1,29 @@
+"""What concerns several keys, a file or the machine is refused here, before anything is loaded, with what to change.
+
+What one key may hold is declared with the key (config/key.py). Each file answers one question:
+
+    fit        do algorithm, bench, reward and judge go together?
+    learning   is there anything to learn from?
+    batches    does everything divide?
+    files      is what a key names there?
+    machine    can this machine do it?
+"""
+
+from __future__ import annotations
+
+from agentrl.config.rules.batches import check_batches
+from agentrl.config.rules.files import check_files
+from agentrl.config.rules.fit import check_fit
+from agentrl.config.rules.learning import check_learning
+from agentrl.config.rules.machine import check_machine
+from agentrl.config.schema import Config
+
+
+def validate(config: Config) -> list[str]:
+    """Raise UserError for the first impossible combination; return sentences about what is merely unwise."""
+    check_files(config)
+    check_learning(config)
+    warnings = check_fit(config)
+    warnings += check_machine(config)
+    check_batches(config)
+    return warnings

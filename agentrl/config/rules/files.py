@@ -1,0 +1,71 @@
+"""Is what a key names there? Hub ids are not asked for here (runner/reach.py does)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from agentrl.config.algos import CustomAlgo, Dpo, Evaluate
+from agentrl.config.benches import Bfcl, CustomBench, Ftrl, HifConfig, IHEval, Pairs, SystemCheck, ToolHop
+from agentrl.config.checks import python_file, require
+from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
+from agentrl.config.schema import Config
+
+
+def check_files(config: Config) -> None:
+    """Raise UserError for a path that leads nowhere, or to the wrong kind of thing."""
+    _file("traces", config.traces, "no such file; make it with agentrl traces build, or set null")
+    if isinstance(config.algo, CustomAlgo):
+        python_file("algo.path", config.algo.path)
+    if isinstance(config.algo, Dpo):
+        _file("algo.pairs", config.algo.pairs, "no such file; null samples pairs")
+    check_bench_files(config.bench)
+    judge = config.judge
+    if isinstance(judge, OpenAIJudge | LocalJudge):
+        packaged = "no such file; set null for the packaged rubric"
+        _file("judge.system_rubric", judge.system_rubric, packaged)
+        _file("judge.user_rubric", judge.user_rubric, packaged)
+    if isinstance(judge, DistilledJudge):
+        made = (Path(judge.path).expanduser() / "distilled.json").is_file()
+        require(made, "judge.path", judge.path, "holds no distilled.json; make one with agentrl judge distill")
+    _checkpoint(config)
+
+
+def _file(key: str, path: str | None, rule: str) -> None:
+    require(path is None or Path(path).expanduser().is_file(), key, path, rule)
+
+
+def check_bench_files(bench: Any) -> None:
+    """The files of a bench, whatever is done with it. Raises UserError."""
+    if isinstance(bench, ToolHop):
+        rule = "no such file; give the path of ToolHop.json, or null to download it from the hub"
+        _file("bench.path", bench.path, rule)
+    elif isinstance(bench, Ftrl):
+        _place(bench.path, "no such file or directory; give FTRL's")
+    elif isinstance(bench, Bfcl):
+        _place(bench.path, "no such file or directory; give bfcl-eval's data, or null to take the installed package's")
+    elif isinstance(bench, HifConfig):
+        _place(bench.path, f"no such file or directory; docs/hif.md says what bench={bench.name} reads")
+        place = Path(bench.path or "").expanduser()
+        folder = bench.path is not None and isinstance(bench, Pairs | SystemCheck) and place.is_dir()
+        require(not folder, "bench.path", bench.path, "is a directory; give the jsonl file in it")
+        file = isinstance(bench, IHEval) and place.is_file()
+        require(not file, "bench.path", bench.path, "is a file; give the directory benchmark/ of IHEval")
+    elif isinstance(bench, CustomBench):
+        python_file("bench.path", bench.path)
+
+
+def _place(path: str | None, rule: str) -> None:
+    require(path is None or Path(path).expanduser().exists(), "bench.path", path, rule)
+
+
+def _checkpoint(config: Config) -> None:
+    """A local model, unless a server plays the episodes."""
+    path, folder = config.model.path, Path(config.model.path).expanduser()
+    local = path.startswith(("/", "./", "../", "~")) or folder.exists() or path.count("/") > 1
+    if not local or (isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None):
+        return
+    require(not folder.is_file(), "model.path", path, "is a file; name the directory that holds config.json")
+    found = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+    path_rule = "no checkpoint there (config.json is missing); give a directory made by save_pretrained, or a hub id"
+    require(found, "model.path", path, path_rule)
