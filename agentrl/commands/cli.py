@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from agentrl.config.compose import composed, hydra_arguments, one_line, suggest_word
+from agentrl.config.compose import composed, hydra_arguments, one_line, scaling_files, suggest_word
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.config.shipped import CONF
@@ -229,7 +229,7 @@ def _job(values: DictConfig) -> float | None:
             raise KeyboardInterrupt  # stops the rest of the sweep, too
         return value
     try:
-        config = typed_config(values)
+        config = _configured(values)
         refuse_secrets(config)  # e.g. key=${oc.env:HF_TOKEN}
         code = start(config)
     except UserError as error:
@@ -239,11 +239,18 @@ def _job(values: DictConfig) -> float | None:
     return None
 
 
+def _configured(values: DictConfig) -> Config:
+    """The typed values of the run that Hydra has composed, with the files that scaled them down."""
+    config = typed_config(values)
+    config.scaled_by = scaling_files(HydraConfig.get().runtime)
+    return config
+
+
 def _swept(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | None:
     """Do one job of a sweep; whatever goes wrong ends this one alone, and its record says so."""
     value = None
     try:
-        config = typed_config(values)
+        config = _configured(values)
         refuse_secrets(config)
         config.tracker.group = config.tracker.group or sweep.folder.name  # one group for the runs of a sweep
         make_paths_absolute(config)

@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from agentrl.config.load import all_keys, typed_config
@@ -46,13 +47,28 @@ def compose(overrides: list[str]) -> Config:
     `--config-dir DIR` may stand among them, as it may before a run.
     """
     try:
-        return typed_config(composed(overrides))
+        values = _composed(overrides)
+        config = typed_config(without_hydra(values))
+        config.scaled_by = scaling_files(values.hydra.runtime)
+        return config
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from error
 
 
 def composed(overrides: list[str]) -> DictConfig:
     """The values that Hydra composes, before types and missing keys are checked."""
+    return without_hydra(_composed(overrides))
+
+
+def without_hydra(values: DictConfig) -> DictConfig:
+    """The same values without Hydra's own."""
+    with flag_override(values, ["struct", "readonly"], [False, False]):
+        own = values.copy()
+        del own["hydra"]
+    return own
+
+
+def _composed(overrides: list[str]) -> DictConfig:
     folders = config_folders(overrides)
     arguments = hydra_arguments(overrides)
     if folders:
@@ -60,7 +76,7 @@ def composed(overrides: list[str]) -> DictConfig:
         arguments = [*without_folders(arguments), f"hydra.searchpath=[{','.join(places)}]"]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("config", overrides=arguments)
+        return hydra.compose("config", overrides=arguments, return_hydra_config=True)
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
@@ -123,6 +139,25 @@ def _scale_down(group: str, other: str, named: Mapping[str, str | None], folders
         if found not in (None, f"{model}_{option}"):
             node = OmegaConf.create({"defaults": [found]})
             ConfigStore.instance().store(f"{model}_{option}", node, group=group, package="_global_")
+
+
+def scaling_files(runtime: Any) -> list[str]:
+    """The files of preset/ and limits/ that were taken, in the order in which they apply, of Hydra's `runtime`.
+
+    Packaged ones are named from conf/, those of --config-dir in full.
+    """
+    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    taken = []
+    for place in ("preset", "limits@_global_", "limits"):
+        group, name = place.partition("@")[0], runtime.choices.get(place)
+        files = option_files(group, folders)
+        if name not in files:  # one that stands in, or none
+            made = ConfigStore.instance().repo.get(group, {}).get(f"{name}.yaml")
+            name = made.node.defaults[0] if made is not None else None
+        if name in files:
+            file = files[name]
+            taken.append(str(file.relative_to(CONF.parent) if file.is_relative_to(CONF) else file))
+    return taken
 
 
 def one_line(error: Exception) -> str:

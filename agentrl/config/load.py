@@ -6,7 +6,7 @@ module nor anything it imports knows Hydra or torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,12 +69,18 @@ def saved_values(path: str | Path) -> DictConfig:
         raise UserError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(raw, DictConfig):
         raise UserError(f"{file} does not hold a configuration")
-    generated = OmegaConf.select(raw, "bench.name") in GENERATED
+    drop_removed(raw)
+    return raw
+
+
+def drop_removed(values: MutableMapping[Any, Any]) -> None:
+    """Take out the keys that older versions had."""
+    bench = values.get("bench")
+    generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):
         group, _, name = key.rpartition(".")
-        if isinstance(node := OmegaConf.select(raw, group), DictConfig):
+        if isinstance(node := values.get(group), MutableMapping):
             node.pop(name, None)
-    return raw
 
 
 def all_keys() -> Iterator[tuple[str, Any, str]]:

@@ -249,6 +249,12 @@ class Config(Group):
     hardware: Hardware = key("Where it runs.")
     judge: Annotated[Any, OneOf(JUDGES)] = key("Who grades a response where no program can.")
     tracker: Tracker = key("Live tracking.", operational=True)
+    scaled_by: list[str] = key(
+        "Files of conf/preset/ and conf/limits/ that scaled the values down for the model.",
+        default=[],
+        operational=True,
+        record=True,
+    )
 
 
 VARIANTS = {"algo": ALGOS, "bench": BENCHES, "judge": JUDGES}

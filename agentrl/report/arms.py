@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from agentrl.config.load import drop_removed
 from agentrl.core.errors import UserError, first_line
 from agentrl.core.stats import ROUNDING, Interval, are_shares, paired_difference, seeds_interval, t_interval
 from agentrl.evaluation.results import LINEARISED, item_values, played
@@ -273,5 +274,6 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read as YAML: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} does not hold a configuration")
+    drop_removed(values)
     named = {str(key): value for key, value in values.items()}
     return {key: value for key, value in flat(named).items() if in_identity(key)}

@@ -44,6 +44,8 @@ def start(
         run = RunDirectory(run_path(config))
         _same_run(run, config, may_move)
     state = run.status()["status"]
+    if config.scaled_by and (state != "completed" or config.dry_run):
+        console.print(f"Scaled down for model={config.model.name} by {', '.join(config.scaled_by)}")
     if config.dry_run:
         print_estimate(config, console)
         console.print(f"Dry run: nothing was loaded or trained. {run.path}")

@@ -212,6 +212,10 @@ def test_dry_run_writes_the_directory_and_nothing_else(tmp_path: Path) -> None:
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert (saved["seed"], saved["algo"]["q"]) == (5, 0.4)
     assert statuses(tmp_path) == ["dry_run"]
+    assert saved["scaled_by"] == [
+        f"conf/{name}.yaml" for name in ("preset/tiny_pact", "limits/tiny", "limits/tiny_minihop")
+    ]
+    assert f"Scaled down for model=tiny by {', '.join(saved['scaled_by'])}" in result.stdout
     assert "optimizer updates" in result.stdout
     assert str(run) in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # no outputs/, no logs
@@ -258,9 +262,10 @@ def test_sweeps_have_a_directory_for_each_job(tmp_path: Path, arguments: tuple[s
     assert result.returncode == 0, result.stderr
     runs = sorted(path.name.split("-")[0] for path in tmp_path.glob("runs/minihop-tiny-pact/*"))
     assert runs == ["s0", "s1", "s2"]
-    groups = {yaml.safe_load(file.read_text())["tracker"]["group"] for file in tmp_path.glob("runs/*/*/config.yaml")}
-    assert len(groups) == 1
-    assert None not in groups
+    saved = [yaml.safe_load(file.read_text()) for file in tmp_path.glob("runs/*/*/config.yaml")]
+    groups = {config["tracker"]["group"] for config in saved}
+    assert len(groups) == 1 and None not in groups
+    assert {len(config["scaled_by"]) for config in saved} == {3}
 
 
 def test_every_job_of_a_sweep_is_checked_before_the_first_begins(tmp_path: Path) -> None:

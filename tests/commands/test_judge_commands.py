@@ -133,10 +133,10 @@ def test_nothing_is_left_to_learn_from() -> None:
         (["compair"], "did you mean compare"),
         (["compare", "one"], "needs two caches, not 1"),
         (["compare", "/nowhere", "/nowhere"], "/nowhere: no such file"),
-        (["distill", "out=x"], r"cache=\.\.\. is missing"),
+        (["distill", "out=x"], r"cache has no value; set cache=\.\.\. \(File of verdicts"),
         (["distill", "cache=x", "out=y", "epoch=3"], "did you mean epochs"),
-        (["distill", "cache=x", "out=y", "epochs=many"], "epochs='many' is of the wrong type"),
-        (["distill", "cache=x", "out=y", "held_out=1"], r"held_out=1\.0: must lie in \(0, 1\)"),
+        (["distill", "cache=x", "out=y", "epochs=many"], "epochs='many' must be of type float"),
+        (["distill", "cache=x", "out=y", "held_out=1"], r"held_out=1: must lie in \(0, 1\)"),
         (["distill", "cache=x", "out=/tmp"], "out=/tmp exists already"),
     ],
 )

@@ -22,6 +22,7 @@ from agentrl.config.load import all_keys, checked, keys_of, load_config
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
+from agentrl.store.identity import in_identity
 from tests.support.helpers import CONF, composed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,6 +252,57 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
         assert load_config(tmp_path) == config
         assert type(load_config(tmp_path).algo) is ALGOS[algo]
+
+
+def test_the_file_of_an_older_run_is_read_without_keys_that_are_gone(tmp_path: Path) -> None:
+    config = composed()
+    values = config.model_dump(exclude={"scaled_by"})
+    values["rollout"]["engine"], values["bench"]["path"] = "trl", None
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    assert load_config(tmp_path) == config
+    values["rollout"]["motor"] = "trl"
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    with pytest.raises(UserError, match=r"unknown key rollout\.motor"):
+        load_config(tmp_path)
+
+
+def test_a_key_that_is_gone_is_refused_with_what_took_its_place() -> None:
+    for typed in ("rollout.engine=trl", "+rollout.engine=trl"):
+        with pytest.raises(UserError, match=r"unknown key rollout\.engine; it is gone: .* hardware\.vllm=colocate"):
+            compose_command([typed])
+    with pytest.raises(UserError, match=r"bench\.path belongs to another bench than the one chosen"):
+        compose_command(["bench.path=tasks.json"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "files"),
+    [
+        ([], ["preset/tiny_pact", "limits/tiny", "limits/tiny_minihop"]),
+        (["model=tiny_hif"], ["preset/tiny_pact", "limits/tiny_hif", "limits/tiny_minihop"]),  # some stand in
+        (["bench=pairs", "bench.path=x", "algo=hipo"], ["preset/tiny_hif_hipo", "limits/tiny_hif"]),
+        (["model=qwen3-4b"], []),
+    ],
+)
+def test_a_run_knows_the_files_that_scaled_it_down(overrides: list[str], files: list[str]) -> None:
+    config = compose_command(overrides)
+    assert config.scaled_by == [f"conf/{file}.yaml" for file in files]
+    assert not in_identity("scaled_by") and "scaled_by" not in {key for key, _, _ in all_keys()}
+
+
+def test_files_of_the_users_that_scale_down_are_named_in_full(tmp_path: Path) -> None:
+    for name, text in {
+        "bench/own.yaml": "defaults: [minihop]\n",
+        "limits/tiny_own.yaml": "# @package _global_\nrollout: {max_turns: 3}\n",
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    config = compose_command(["--config-dir", str(tmp_path), "bench=own"])
+    assert config.rollout.max_turns == 3
+    assert config.scaled_by == [
+        "conf/preset/tiny_pact.yaml",
+        "conf/limits/tiny.yaml",
+        f"{tmp_path}/limits/tiny_own.yaml",
+    ]
 
 
 def test_damaged_configuration_files(tmp_path: Path) -> None:
