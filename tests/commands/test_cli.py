@@ -169,7 +169,7 @@ MISTAKES = [
     ("algo=pcat", "algo=pcat is not a choice; did you mean pact?"),
     ("algo=null", "name one of the group's options"),
     ("seed=abc", "seed='abc' must be of type int"),
-    ("algo.q=2", "algo.q=2.0"),
+    ("algo.q=2", "algo.q=2: must lie in [0, 1]"),
     ("algo.q=0.1,0.2", "a comma sweeps: add -m"),
     ("bench.train_hops=[1", "overrides look like key=value"),
     ("name=${nope}", "Interpolation key 'nope' not found"),
