@@ -19,9 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from agentrl.config.load import all_keys, typed_config
+from agentrl.config.key import Group
+from agentrl.config.load import all_keys, keys_of, typed_config
 from agentrl.config.meanings import likely, suggest, suggest_key, suggest_verb
-from agentrl.config.schema import Config
+from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import CONF, lineage, option_files
 from agentrl.config.target import model_named
 from agentrl.config.typed import (
@@ -167,7 +168,9 @@ def one_line(error: Exception) -> str:
         known = sorted({key for key, _, _ in all_keys()})
         if found[1] in known:
             group = found[1].split(".")[0]
-            return f"{found[1]} belongs to another {group} than the one chosen; agentrl --help lists the keys of each"
+            owners = [option for option, cls in VARIANTS.get(group, {}).items() if found[1] in _names(cls, group)]
+            place = f"; it is a key of {group}={', '.join(owners)}" if owners else ""
+            return f"{found[1]} belongs to another {group} than the one chosen{place}"
         return f"unknown key {found[1]}{suggest_key(found[1], known)}"
     if found := re.search(r"Could not find '([\w./-]+)/([^/']*)'", text):
         options = re.findall(r"^\t([^\s=]+)$", text, re.MULTILINE)  # those of --config-dir too
@@ -184,6 +187,10 @@ def one_line(error: Exception) -> str:
         return f"{key}={value}: a comma sweeps: add -m; a list is written '{key}=[{value}]', a text {key}=\"'{value}'\""
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
     return " ".join(line.strip() for line in text.splitlines()[:2]) + cause
+
+
+def _names(cls: type[Group], group: str) -> list[str]:
+    return [name for name, _, _ in keys_of(cls, f"{group}.")]
 
 
 def _unreadable(typed: str, text: str) -> str:

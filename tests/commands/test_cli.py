@@ -175,7 +175,10 @@ MISTAKES = [
     ("name=${nope}", "Interpolation key 'nope' not found"),
     ("evaluate", "unknown command 'evaluate'"),
     ("runs_dir=/dev/null/runs", "a part of the path is a file"),
-    ("bench.path=x.json", "minihop is generated"),
+    (
+        "bench.path=x.json",
+        "bench.path belongs to another bench than the one chosen; it is a key of bench=toolhop, ftrl",
+    ),
 ]
 
 
@@ -272,7 +275,7 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_begins(tmp_path: Path)
     result = agentrl(tmp_path, "-m", "dry_run=true", "algo.q=0.1,7,0.2,8", "seed=0")
     assert result.returncode == 2
     first, second, last = result.stderr.splitlines()
-    assert first.startswith("agentrl: error: algo.q=7.0: a probability") and first.endswith("algo.q=7 seed=0]")
-    assert second.startswith("agentrl: error: algo.q=8.0: a probability")
+    assert first.startswith("agentrl: error: algo.q=7: must lie in [0, 1]") and first.endswith("algo.q=7 seed=0]")
+    assert second.startswith("agentrl: error: algo.q=8: must lie in [0, 1]")
     assert last == "2 of 4 jobs cannot work; none was started."
     assert list(tmp_path.iterdir()) == []

@@ -128,7 +128,7 @@ def test_a_choice_that_does_not_exist_is_refused_before_the_first_job(tmp_path: 
 def test_a_bad_value_is_refused_before_the_first_job(tmp_path: Path) -> None:
     done = sweep(tmp_path, "-m", "algo.q=0.1,7", "dry_run=true", driver=False)
     assert done.returncode == 2
-    assert "algo.q=7.0: a probability" in done.stderr and "1 of 2 jobs cannot work; none was started" in done.stderr
+    assert "algo.q=7: must lie in [0, 1]" in done.stderr and "1 of 2 jobs cannot work; none was started" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
