@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from agentrl.objectives.policy import PolicySettings
 from tests.rollout.test_rollout import expert_script
-from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, small
+from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, small, trl_loss
 from tests.trainers.test_hipo_trainer import SMALL, reply
 
 KL = 0.3
@@ -84,6 +86,25 @@ def test_the_kl_term_by_hand(tmp_path: Path, method: str) -> None:
 def test_the_plain_estimator_is_the_default() -> None:
     for algo in ("pact", "grpo", "chord", "luffy", "hipo", "sys_only", "user_only", "fixed_lambda"):
         assert composed(f"algo={algo}").algo.kl_ratio_correction is False
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "token"])
+def test_loss_and_gradients_of_a_network_are_trl_s(tmp_path: Path, aggregation: str) -> None:
+    """Away from the policy that sampled, at every setting that TRL has, to 1e-6."""
+    config = small("algo=grpo", *TWO_UPDATES, f"algo.kl_coef={KL}", "algo.clip_eps=0.2")
+    trainer = make_trainer(config, tmp_path, expert_script)
+    batch = rolled_batch(trainer)
+    move(trainer, 0.005)
+    for level, beta, corrected, entropy in product(("token", "sequence_mean"), (0.0, KL), (False, True), (0.0, 0.01)):
+        settings = PolicySettings(0.2, level, aggregation, beta, corrected, entropy)
+        trainer.policy_settings = lambda settings=settings: settings
+        ours = trainer._compute_loss(trainer.model, batch)
+        slope, clipped = gradient(trainer, ours), trainer._metrics["train"]["clip_ratio/region_mean"][-1]
+        theirs = trl_loss(trainer, batch)
+        expected = gradient(trainer, theirs)
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+        assert (slope - expected).norm() <= 1e-6 * expected.norm() and expected.norm() > 1e-3
+        assert clipped > 0.01 or level != "token"
 
 
 def hipo(level: str, out: Path, *overrides: str) -> Any:
