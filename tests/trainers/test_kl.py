@@ -90,13 +90,13 @@ def test_the_plain_estimator_is_the_default() -> None:
 
 @pytest.mark.parametrize("aggregation", ["sequence", "token"])
 def test_loss_and_gradients_of_a_network_are_trl_s(tmp_path: Path, aggregation: str) -> None:
-    """Away from the policy that sampled, at every setting that TRL has, to 1e-6."""
+    """Away from the policy that sampled, to 1e-6. The tests of policy.py have every setting, without a network."""
     config = small("algo=grpo", *TWO_UPDATES, f"algo.kl_coef={KL}", "algo.clip_eps=0.2")
     trainer = make_trainer(config, tmp_path, expert_script)
     batch = rolled_batch(trainer)
     move(trainer, 0.005)
-    for level, beta, corrected, entropy in product(("token", "sequence_mean"), (0.0, KL), (False, True), (0.0, 0.01)):
-        settings = PolicySettings(0.2, level, aggregation, beta, corrected, entropy)
+    for level, rest in product(("token", "sequence_mean"), ((0.0, False, 0.0), (KL, False, 0.01), (KL, True, 0.0))):
+        settings = PolicySettings(0.2, level, aggregation, *rest)  # beta, corrected, entropy
         trainer.policy_settings = lambda settings=settings: settings
         ours = trainer._compute_loss(trainer.model, batch)
         slope, clipped = gradient(trainer, ours), trainer._metrics["train"]["clip_ratio/region_mean"][-1]
