@@ -14,8 +14,8 @@ from agentrl.objectives.supervised import weighted_nll
 
 
 def phi(logps: Tensor) -> Tensor:
-    """p (1 - p) of tokens with log-probs `logps`, any shape; in [0, 1/4] and without a gradient."""
-    p = logps.detach().exp()
+    """p (1 - p) of tokens with log-probs `logps`, any shape; in [0, 1/4]. `weighted_nll` holds it in the gradient."""
+    p = logps.exp()
     return p * (1 - p)
 
 
@@ -31,7 +31,7 @@ def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: str) -> tuple[Tens
     targets = mask > 0
     weight = (phi(logps) if token_weight == "phi" else torch.ones_like(logps)).masked_fill(~targets, 0)
     count = targets.sum(1)
-    return weighted_nll(logps, weight, count), weight.sum() / count.sum()
+    return weighted_nll(logps, weight, count), weight.detach().sum() / count.sum()
 
 
 def mixed_loss(grpo: Tensor, sft: Tensor, mu: float) -> Tensor:

@@ -100,14 +100,12 @@ class LossTrainer(GRPOTrainer):
         """Add a micro-batch's value to the log, as the mean over processes; NaN counts for nothing."""
         self._log_lists()[name].append(self.accelerator.gather(value).nanmean().item())
 
-    def record_means(self, values: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Log the mean, over all processes, of values (B, C) where their mask (B, C) is on; nothing where none is."""
-        sums = [[value.masked_fill(mask == 0, 0).sum(), mask.sum()] for value, mask in values.values()]
-        local = torch.stack([torch.stack([total.float(), count.float()]) for total, count in sums])
-        totals, counts = self.accelerator.reduce(local, reduction="sum").unbind(1)
-        means = (totals / counts.clamp(min=1)).tolist()
-        for name, mean, count in zip(values, means, counts.tolist(), strict=True):
-            if count:
+    def record_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
+        """Log the mean, over all processes, of values (B, C) where `mask` (B, C) is on; nothing without any."""
+        sums = [value.masked_fill(mask == 0, 0).sum().float() for value in values.values()]
+        totals = self.accelerator.reduce(torch.stack([*sums, mask.sum().float()]), reduction="sum")
+        if totals[-1] > 0:
+            for name, mean in zip(values, (totals[:-1] / totals[-1]).tolist(), strict=True):
                 self._log_lists()[name].append(mean)
 
     def _log_policy(self, metrics: dict[str, Tensor], mask: Tensor, settings: PolicySettings) -> None:
@@ -126,7 +124,7 @@ class LossTrainer(GRPOTrainer):
         }
         if "kl" in metrics:
             means["kl"] = metrics["kl"]
-        self.record_means({name: (value, mask) for name, value in means.items()})
+        self.record_means(means, mask)
         for name, clipped, extreme in (("low_min", low, nanmin), ("high_max", high, nanmax)):
             rows = (clipped * mask).sum(1) / mask.sum(1)  # NaN for a row that nothing is trained on of
             log[f"clip_ratio/{name}"].append(extreme(self.accelerator.gather(rows)).item())

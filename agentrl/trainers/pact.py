@@ -150,7 +150,7 @@ class PactTrainer(TracedTrainer):
         if settings.kl_coef > 0 and self.config.algo.kl_context == "prompt":
             under_x, _ = self.policy_batch(model, {**inputs, "old_per_token_logps": inputs.get("prompt_old_logps")})
             divergence, metrics = divergence_loss(under_x, settings, tokens)
-            self.record_means(dict.fromkeys(("kl", "kl/prompt"), (metrics["kl"], under_x.mask)))
+            self.record_means(dict.fromkeys(("kl", "kl/prompt"), metrics["kl"]), under_x.mask)
             settings = replace(settings, kl_coef=0.0)
         context = {"prompt_ids": inputs["context_ids"], "prompt_mask": inputs["context_mask"]}
         batch, router = self.policy_batch(model, {**inputs, **context})
@@ -165,7 +165,7 @@ class PactTrainer(TracedTrainer):
         if "kl" in metrics:
             values["kl"] = metrics["kl"]
         for context, rows in (("prompt", ~conditioned), ("trace", conditioned)):
-            self.record_means({f"{name}/{context}": (value, mask * rows[:, None]) for name, value in values.items()})
+            self.record_means({f"{name}/{context}": value for name, value in values.items()}, mask * rows[:, None])
 
     def trace_weights(self, trace: TokenizedTrace) -> Tensor:
         """m_n(s) of eq. 9 at the current update."""

@@ -10,7 +10,7 @@ from trl.trainer.utils import pad
 
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Task
-from agentrl.objectives.supervised import prompt_mean, weighted_nll
+from agentrl.objectives.supervised import prompt_mean
 from agentrl.trainers.grpo import AgentGRPOTrainer
 from agentrl.trainers.sft import IGNORED, TARGETS, trace_labels
 
@@ -18,7 +18,7 @@ NO_TRACE = TokenizedTrace([0], [0], [0], [0], [-1])
 
 
 class TracedTrainer(AgentGRPOTrainer):
-    """GRPO with a term on the expert trace of each prompt. As it stands, the term is SFT's loss on the whole episode.
+    """GRPO with a term on the expert trace of each prompt; a method says in `trace_losses` which.
 
     L, tokens of a trace; S, traces of a micro-batch. A trace travels with the first rollout of its group.
     """
@@ -53,7 +53,7 @@ class TracedTrainer(AgentGRPOTrainer):
 
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
         """Loss (S,) of the traces beside `rows` of the micro-batch, from log-probs and weights (S, L)."""
-        return weighted_nll(logps, weights, weights.sum(1))
+        raise NotImplementedError
 
     def trace_term(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Mean of `trace_losses` over the micro-batch's prompts; 0 where none has a trace in it."""
