@@ -23,6 +23,7 @@ from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
 from agentrl.config.rules import validate
 from agentrl.store.identity import MAY_MOVE, in_identity
+from tests.project.test_structure import FLOORS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,6 +83,11 @@ def test_files_and_functions_that_a_page_names_exist(page: Path) -> None:
 def test_a_name_that_is_not_there_is_found() -> None:
     text = "`agentrl/core/bench.py: Task, Gone` `pact.py: anchor_gates` `agentrl/gone/` `agentrl/{core,none}/` `no.py`"
     assert missing_names(text) == ["agentrl/core/bench.py: Gone", "agentrl/gone/", "agentrl/none/", "no.py"]
+
+
+def test_the_floor_plan_drawn_in_contributing_is_the_one_that_holds() -> None:
+    drawing = re.findall(r"```\n( commands.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)[0]
+    assert [line.split()[0] for line in reversed(drawing.splitlines())] == list(FLOORS)
 
 
 WIDE = 84  # columns of code that a page of the site shows at 1280 px; longer lines wrap
