@@ -20,6 +20,7 @@ from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
 from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
+from tests.support.toolhop_rows import rows
 
 
 def agentrl(where: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -227,9 +228,13 @@ def test_dry_run_writes_the_directory_and_nothing_else(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("runs/*/*"))) == 1
 
 
+ONE = ("trainer.prompts_per_batch=1", "trainer.minibatch_prompts=1", "bench.test_fraction=0.4")  # of three rows
+
+
 def test_paths_are_kept_absolute(tmp_path: Path) -> None:
-    (tmp_path / "ToolHop.json").write_text("[]")
-    assert agentrl(tmp_path, "dry_run=true", "bench=toolhop", "bench.path=ToolHop.json").returncode == 0
+    (tmp_path / "ToolHop.json").write_text(json.dumps(rows()))
+    result = agentrl(tmp_path, "dry_run=true", "bench=toolhop", "bench.path=ToolHop.json", *ONE)
+    assert result.returncode == 0, result.stderr
     (config,) = tmp_path.glob("runs/*/*/config.yaml")
     assert yaml.safe_load(config.read_text())["bench"]["path"] == str(tmp_path / "ToolHop.json")
 
