@@ -144,7 +144,7 @@ def limits(item: FieldInfo) -> str:
     """What the value of a key must be, as a refusal says it; empty where every value of the type will do."""
     empty = "must not be empty" if any(part.get("min_length") for part in _bounds(item)) else ""
     text = "; ".join(part for part in (empty, _range(item), *_rules(item)) if part)
-    null = ", or null" if text and type_name(item.annotation).endswith(" or null") else ""
+    null = ", or null" if text and "null" not in text and type_name(item.annotation).endswith(" or null") else ""
     hint = extra(item)["hint"]
     return f"{text}{null}{hint}"
 

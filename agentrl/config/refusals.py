@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -40,17 +41,23 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
         if item.annotation is not group_in(item.annotation) and not variants(item):
             return f"{path}={value!r} is not a list of groups of keys. {sentence(item)}"
         return f"{path}={value!r} is not a group of keys; set the keys below it, e.g. {path}.name=..."
+    return _of_value(kind, value, path, item, isinstance(found["loc"][-1], int))
+
+
+def _of_value(kind: str, value: Any, path: str, item: FieldInfo, in_list: bool) -> str:
+    """What is wrong with the value of a key, or with one entry of a list."""
     shown = "***" if extra(item)["hidden"] else show(value)
     if kind == "literal_error":
         return f"{path}={shown} is not a choice{suggest(str(value), list(choices(item.annotation)))}"
     if kind == "too_short" and choices(item.annotation):
         return f"{path}={shown}: name one or more of {', '.join(choices(item.annotation))}"
-    if kind.startswith(LATER) and limits(item):
-        return f"{path}={shown}: {limits(item)}"
     if kind == "finite_number":
-        return f"{path}={shown}: must be a finite number"
+        return f"{path}={shown}: {'; '.join(filter(None, ('must be a finite number', limits(item))))}"
+    if kind.startswith(LATER):
+        return f"{path}={shown}: {limits(item)}"
     typed = "***" if extra(item)["hidden"] else repr(value)
-    return f"{path}={typed} must be of type {type_name(item.annotation)}. {sentence(item)}"
+    held = f" holds {typed} but" if in_list else f"={typed}"
+    return f"{path}{held} must be of type {type_name(item.annotation)}. {sentence(item)}"
 
 
 def _place(cls: type[Group], loc: Sequence[int | str]) -> tuple[str, FieldInfo | None, type[Group]]:

@@ -428,7 +428,7 @@ def test_realguardrails(shared: Path) -> None:
 @pytest.mark.parametrize("suite", ["verih", "sys_ifeval", "tensortrust"])
 def test_the_shared_rows_load(shared: Path, suite: str) -> None:
     kinds = {"verih": VerIH, "sys_ifeval": SysIFEval, "tensortrust": TensorTrust}
-    bench: Any = load_bench(kinds[suite](suite, str(shared / "data" / suite), **RULES, **SPLIT))
+    bench: Any = load_bench(kinds[suite](name=suite, path=str(shared / "data" / suite), **RULES, **SPLIT))
     train, test = bench.tasks("train"), bench.tasks("test")
     assert len(train) + len(test) == {"verih": 560, "sys_ifeval": 378, "tensortrust": 1684}[suite]
     assert 0.2 < len(test) / (len(train) + len(test)) < 0.3

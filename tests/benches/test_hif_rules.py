@@ -24,7 +24,7 @@ def records(file: Path) -> list[dict[str, Any]]:
 
 
 def config(kind: type, name: str, path: Path) -> Any:
-    return kind(name, str(path), rules="official", reward_rules="mended", test_fraction=0.2, data_seed=0)
+    return kind(name=name, path=str(path), rules="official", reward_rules="mended", test_fraction=0.2, data_seed=0)
 
 
 # -- official verdicts -----------------------------------------------------------------------------------------------

@@ -219,6 +219,8 @@ def test_choices_ranges_and_defaults_reach_reference_help_and_refusals_from_the_
         ({"share": True}, "share=True must be of type float. Share. In (0, 1]."),
         ({"parts": ["c"]}, "parts=c is not a choice; choose from a, b"),
         ({"pair": [1]}, "pair=[1]: must be two numbers"),
+        ({"pair": [1, "x"]}, "pair holds 'x' but must be of type list of int. Pair. Two numbers."),
+        ({"share": "inf"}, "share=inf: must be a finite number; must lie in (0, 1] (the paper: 0.3)"),
         ({"steps": 0}, "steps=0: must be at least 1, or null"),
         ({"step": 1}, "unknown key step; did you mean steps?"),
     ):
