@@ -1,8 +1,8 @@
 """Make the pictures of docs/gallery.md and README.md from real runs.
 
     agentrl seed=0 hardware.threads=1
-    agentrl algo=sft,grpo -m seed=0 hardware.threads=1 tracker=tensorboard
-    agentrl algo=hipo algo.tau=0.8 seed=0 hardware.threads=1
+    agentrl -m algo=sft,grpo seed=0 hardware.threads=1 tracker=tensorboard
+    agentrl algo=hipo algo.tau=0.8 seed=0 hardware.threads=1 tracker=tensorboard
     python benchmarks/gallery.py runs docs/images
 
 Runs that are absent leave their pictures out. Pages become pictures through a headless Chromium (`apt-get install
@@ -128,10 +128,11 @@ def report(runs: list[Path], out: Path, title: str) -> None:
 
 
 def only_section(html: str, name: str) -> str:
-    """The page with one section alone, since a picture shows the top of a page."""
+    """The page with one section alone, its first part unfolded, since a picture shows the top of a page."""
     head, body = html[: html.index("<body")], html[html.index(f'<h2 id="{name}"') :]
     end = body.find("<h2", 4)
-    return f"{head}<body>{body[:end] if end > 0 else body}"
+    opened = body[: end if end > 0 else None].replace("<details>", "<details open>", 1)
+    return f"{head}<body>{opened}"
 
 
 def photograph(address: str, out: Path, width: int, height: int, wait: float = 4) -> None:
