@@ -71,9 +71,9 @@ class Group(BaseModel):
 
 
 def _word(value: Any, kind: str) -> Any:
-    if isinstance(value, bool) and "str" in kind:
+    if isinstance(value, bool) and "str" in kind.split():
         return "on" if value else "off"
-    if isinstance(value, bool) and ("int" in kind or "float" in kind):
+    if isinstance(value, bool) and {"int", "float"} & set(kind.split()):
         raise PydanticCustomError("no_number", "a truth value is no number")
     return value
 
