@@ -11,7 +11,7 @@ from typing import Any
 
 from agentrl.benches.execution import ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import QUESTION, Row, load_parts, load_rows, one_file, refuse_contamination
-from agentrl.chat.transcripts import BadTranscript, executed_calls, find_row, messages_of, unsolving
+from agentrl.chat.transcripts import BadTranscript, calls_without_output, find_row, messages_of, pair_calls_with_outputs
 from agentrl.config.benches import Ftrl
 from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.expert_trace import ExpertTrace, TraceTurn
@@ -19,7 +19,7 @@ from agentrl.core.trajectory import Trajectory
 from agentrl.mining.grounding import Knowledge
 from agentrl.mining.mine import MinedTrace, Miner, Question, Rejection, references
 from agentrl.mining.search import Hop
-from agentrl.mining.templates import reasoning
+from agentrl.mining.templates import write_reasoning
 from agentrl.rewards.verdicts import solve_scores
 from agentrl.sandbox import Sandbox
 from agentrl.schemas.plain import renderable
@@ -38,7 +38,7 @@ class FtrlBench(Bench):
 
     def __init__(self, config: Ftrl, strict: bool = False) -> None:
         self.config = config
-        self._mended = config.rules == "mended"
+        self._corrected = config.rules == "corrected"
         self._sandbox = Sandbox(strict=strict)
         self._parts: dict[str, list[Row]] | None = None
         self._file: list[Row] | None = None  # every row, for transcripts
@@ -79,8 +79,8 @@ class FtrlBench(Bench):
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         """Solve-P, Solve-R and Solve-F1, whose means over rows are the official results."""
-        made = [*trajectory.calls, *unsolving(trajectory.unexecuted)]
-        precision, recall, f1 = solve_scores(made, task.data["row"].golds, mended=self._mended)
+        made = [*trajectory.calls, *calls_without_output(trajectory.unexecuted)]
+        precision, recall, f1 = solve_scores(made, task.data["row"].golds, corrected=self._corrected)
         return Score({"solve_p": precision, "solve_r": recall, "solve_f1": f1}, task.cluster, {"source": task.cluster})
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -89,10 +89,12 @@ class FtrlBench(Bench):
             self._file = load_rows(one_file(self.config.path))
         try:
             row = self._file[find_row(record, len(self._file), {row.id: i for i, row in enumerate(self._file)})]
-            calls, unexecuted = executed_calls(messages_of(record))
+            calls, unexecuted = pair_calls_with_outputs(messages_of(record))
         except BadTranscript as error:
             return {}, str(error)
-        precision, recall, f1 = solve_scores([*calls, *unsolving(unexecuted)], row.golds, mended=self._mended)
+        precision, recall, f1 = solve_scores(
+            [*calls, *calls_without_output(unexecuted)], row.golds, corrected=self._corrected
+        )
         reason = f"{unexecuted} calls of the last turn have no output; they count as unsolved" if unexecuted else None
         return {"solve_p": precision, "solve_r": recall, "solve_f1": f1}, reason
 
@@ -129,7 +131,7 @@ class FtrlBench(Bench):
             call = environment.call(name, arguments, turn=len(turns))
             if call.error:
                 return None
-            thought = reasoning(row.question, row.functions[name], arguments, known)
+            thought = write_reasoning(row.question, row.functions[name], arguments, known)
             turns.append(TraceTurn(thought, ({"name": name, "arguments": arguments},), (call.observation,)))
             known.add(f"step {len(turns)}", call.observation)
         trace = ExpertTrace(row.id, tuple(turns), row.answer, source="path")
@@ -138,7 +140,7 @@ class FtrlBench(Bench):
 
 def full_marks(trace: ExpertTrace, row: Row) -> bool:
     """Would a rollout that makes the calls of the trace score 1 in all three?"""
-    return solve_scores(trace.executed(), row.golds) == (1.0, 1.0, 1.0)
+    return solve_scores(trace.executed_calls(), row.golds) == (1.0, 1.0, 1.0)
 
 
 def prompt(messages: tuple[dict[str, str], ...], tagged: bool) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from agentrl.benches.rows import checks_of, limit_row, without_padding
 from agentrl.config.benches import Ftrl
 from agentrl.core.errors import UserError
-from agentrl.core.jsonl import UTF_8, flaw, read_json
+from agentrl.core.jsonl import UTF_8, explain_json, read_json
 from agentrl.schemas.plain import plain_tool
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -129,7 +129,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 (byte {error.start}); convert or download the file again") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is no whole JSON ({flaw(error)}); download the file again") from error
+            raise UserError(f"{where} is no whole JSON ({explain_json(error)}); download the file again") from error
         yield row, where, entry
         row += 1
 
@@ -156,7 +156,7 @@ def row_of(entry: Any, name: str, where: str) -> Row:
         try:
             return read_json(value) if isinstance(value, str) else value
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}, {field}: bad JSON ({flaw(error)}); mend or remove the row") from error
+            raise UserError(f"{where}, {field}: bad JSON ({explain_json(error)}); mend or remove the row") from error
 
     need(isinstance(entry, dict), "whole row", "expected an object")
     for field in ("messages", "tools", "codes", "unsolved_set", "answer"):

@@ -105,7 +105,7 @@ def request_text(items: tuple[str, ...]) -> str:
     return f"Please name {' '.join(items)}."
 
 
-def permitted(rule: Rule, items: tuple[str, ...]) -> tuple[str, ...]:
+def permitted_words(rule: Rule, items: tuple[str, ...]) -> tuple[str, ...]:
     """As many of the requested words as the rule allows, in the order of the request."""
     return items[: rule.limit - 1] if rule.limit else tuple(item for item in items if item not in rule.banned)
 
@@ -167,4 +167,4 @@ class MinihifBench(SingleTurn):
     def expert_response(self, task: Task) -> str:
         """A reply that keeps the rule and otherwise serves the user."""
         rule = task.data["rule"]
-        return " ".join((rule.opener, *permitted(rule, task.data["items"])))
+        return " ".join((rule.opener, *permitted_words(rule, task.data["items"])))

@@ -12,7 +12,14 @@ from typing import Any
 
 from agentrl.benches.execution import ERROR_PREFIX, ToolEnvironment, json_text, name_error
 from agentrl.benches.toolhop_rows import Row, divide, find_file, load_rows
-from agentrl.chat.transcripts import BadTranscript, find_row, messages_of, parse_text, parse_toolhop, unsolving
+from agentrl.chat.transcripts import (
+    BadTranscript,
+    calls_without_output,
+    find_row,
+    messages_of,
+    parse_text,
+    parse_toolhop,
+)
 from agentrl.config.benches import ToolHop
 from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.expert_trace import ExpertTrace
@@ -22,7 +29,7 @@ from agentrl.mining.search import Hop
 from agentrl.rewards.verdicts import (
     answer_verify,
     ftrl_correct,
-    mended_correct,
+    judge_corrected,
     solve_scores,
     strict_correct,
     toolhop_correct,
@@ -119,15 +126,15 @@ class ToolHopBench(Bench):
         correct = self._verdict(trajectory.messages, row.answer)
         metrics = {} if correct is None else {"answer_correct": correct}
         if task.tools:
-            mended = self.config.rules == "mended"
-            made = [*trajectory.calls, *unsolving(trajectory.unexecuted)]
-            precision, recall, f1 = solve_scores(made, row.golds, mended=mended)
+            corrected = self.config.rules == "corrected"
+            made = [*trajectory.calls, *calls_without_output(trajectory.unexecuted)]
+            precision, recall, f1 = solve_scores(made, row.golds, corrected=corrected)
             metrics |= {"solve_p": precision, "solve_r": recall, "solve_f1": f1}
         return Score(metrics, task.cluster, {"hops": str(len(row.tools)), "answer_type": row.answer_type or "unknown"})
 
     def _verdict(self, messages: Sequence[Mapping[str, Any]], answer: str) -> float | None:
-        mended = self.config.rules == "mended" and self.config.rule != "strict"
-        return mended_correct(messages, answer) if mended else RULES[self.config.rule](messages, answer)
+        corrected = self.config.rules == "corrected" and self.config.rule != "strict"
+        return judge_corrected(messages, answer) if corrected else RULES[self.config.rule](messages, answer)
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """Official verdict of the episode {"row" or "id", "messages"}, or {} and what is wrong with it.

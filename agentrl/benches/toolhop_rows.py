@@ -12,7 +12,7 @@ from typing import Any
 from agentrl.benches.rows import MAX_ROW_BYTES, answers_by_tool, checks_of, limit_row
 from agentrl.config.benches import ToolHop
 from agentrl.core.errors import UserError, first_line
-from agentrl.core.jsonl import UTF_8, flaw, read_json
+from agentrl.core.jsonl import UTF_8, explain_json, read_json
 
 HUB_FILE = "data/ToolHop.json"
 _FIRST_DEF = re.compile(r"def\s+(\w+)")
@@ -75,7 +75,9 @@ def load_rows(path: Path) -> list[Row]:
             f"bench.path: {path} is not UTF-8 (byte {error.start}); convert or download it again"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"bench.path: {path} is no whole JSON file ({flaw(error)}); download it again") from error
+        raise UserError(
+            f"bench.path: {path} is no whole JSON file ({explain_json(error)}); download it again"
+        ) from error
     entries = [{"id": key, **row} if isinstance(row, dict) else row for key, row in data.items()] \
         if isinstance(data, dict) else data  # fmt: skip
     if not isinstance(entries, list) or not entries:

@@ -85,7 +85,7 @@ class _Conversation:
     def others(self, messages: list[dict[str, Any]], turn: int) -> None:
         """Tools or the user answer, and the assistant is asked to go on."""
         start = len(self.text)
-        self.text = self._extended(messages, True)
+        self.text = self._extend(messages, True)
         self._messages += messages
         self.spans.append((start, len(self.text), Component.OBSERVATION, turn, -1))
 
@@ -93,8 +93,8 @@ class _Conversation:
         """The assistant says `message`: an expert's turn, or the final answer where there is none."""
         start, reader = len(self.text), self._chat.turns
         words, calls = words_of(message), list(turn.calls) if turn else []
-        text = self._extended([message], False)
-        framed = text if not words.strip() else self._extended([with_words(message, MARK)], False)
+        text = self._extend([message], False)
+        framed = text if not words.strip() else self._extend([with_words(message, MARK)], False)
         # Later spans win a token that touches two: what is said wins over what stands around it.
         stretches = sorted(reader.divide(text[start:], framed[start:], words, calls), key=lambda s: ORDER.index(s.part))
         self.starts.append(start)
@@ -115,10 +115,10 @@ class _Conversation:
             if stretch.part is Part.WORDS:
                 self.spans += _chunk_spans(turn, text[begin:end], begin, number)
 
-    def _extended(self, new: list[dict[str, Any]], generation_prompt: bool) -> str:
+    def _extend(self, new: list[dict[str, Any]], generation_prompt: bool) -> str:
         longer = self._chat.training_text([*self._messages, *new], self._tools, generation_prompt)
         if not longer.startswith(self.text):
-            raise self._chat.turns.diverging(self.text, longer)
+            raise self._chat.turns.divergence_error(self.text, longer)
         return longer
 
 

@@ -66,7 +66,7 @@ def parse_text(text: str) -> tuple[str, Calls]:
     """
     before, opening, rest = text.partition(OPEN)
     blocks = (block.strip() for block in (opening + rest).split(CLOSE))
-    calls = _parsed(_after_tag(block) for block in blocks if block.startswith(OPEN))
+    calls = _parse_blocks(_after_tag(block) for block in blocks if block.startswith(OPEN))
     return (before if calls else text).strip(), calls
 
 
@@ -78,14 +78,14 @@ def parse_toolhop(text: str) -> tuple[str, Calls]:
     """
     _, opening, rest = text.partition(OPEN)
     blocks = _after_tag(opening + rest).split(CLOSE) if opening else []
-    return toolhop_content(text) or "", _repaired(_after_tag(b.strip()) for b in blocks if b.strip())
+    return toolhop_content(text) or "", _repair_blocks(_after_tag(b.strip()) for b in blocks if b.strip())
 
 
 def _after_tag(block: str) -> str:
     return block.lstrip(_TAG_CHARACTERS).strip() if block.startswith(OPEN) else block
 
 
-def _parsed(blocks: Iterable[str]) -> Calls:
+def _parse_blocks(blocks: Iterable[str]) -> Calls:
     calls: Calls = []
     for block in blocks:
         try:
@@ -101,7 +101,7 @@ def _parsed(blocks: Iterable[str]) -> Calls:
     return calls
 
 
-def _repaired(blocks: Iterable[str]) -> Calls:
+def _repair_blocks(blocks: Iterable[str]) -> Calls:
     calls: Calls = []
     for block in blocks:
         try:
@@ -143,7 +143,7 @@ def message_calls(message: Mapping[str, Any]) -> list[tuple[str, Any]]:
         raise BadTranscript("tool_calls must be a list of {'function': {'name', 'arguments'}}") from error
 
 
-def executed_calls(messages: Sequence[Mapping[str, Any]]) -> tuple[list[ToolCall], int]:
+def pair_calls_with_outputs(messages: Sequence[Mapping[str, Any]]) -> tuple[list[ToolCall], int]:
     """Every call with the output that follows it, and how many calls of the last turn were never executed.
 
     Raises BadTranscript where a turn has another number of outputs than calls, or ids that tell of another order.
@@ -170,6 +170,6 @@ def executed_calls(messages: Sequence[Mapping[str, Any]]) -> tuple[list[ToolCall
     return calls, unexecuted
 
 
-def unsolving(count: int) -> list[ToolCall]:
+def calls_without_output(count: int) -> list[ToolCall]:
     """Calls without an output: they count as made and solve nothing, for no tool is called ''."""
     return [ToolCall(0, "", None)] * count

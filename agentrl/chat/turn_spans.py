@@ -211,9 +211,9 @@ class TurnReader:
             text = self._render([USER, one], False)
             if text.startswith(self._asked):
                 return text[len(self._asked) :]
-        raise self.diverging(self._asked, text)
+        raise self.divergence_error(self._asked, text)
 
-    def diverging(self, asked: str, text: str) -> UserError:
+    def divergence_error(self, asked: str, text: str) -> UserError:
         """The refusal of a turn that does not go on from where the prompt asks for it."""
         same = next(
             (i for i, (a, b) in enumerate(zip(asked, text, strict=False)) if a != b), min(len(asked), len(text))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from agentrl.commands.arguments import command_keys, key_lines, say, whole
+from agentrl.commands.arguments import command_keys, key_lines, read_whole_number, say
 from agentrl.config.checks import require
 from agentrl.config.compose import compose
 from agentrl.config.load import load_config
@@ -70,7 +70,7 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     base = own.get("base") or (load_config(run).model.path if is_run else None)
     if base is None:
         raise UserError("base=... is missing: the checkpoint to compare with, e.g. --base Qwen/Qwen3-1.7B")
-    alpha, limit = _share(own, "alpha", 0.25), whole(own, "limit", 200, least=2)
+    alpha, limit = _share(own, "alpha", 0.25), read_whole_number(own, "limit", 200, least=2)
     extent = own.get("extent", "message")
     if extent not in ("message", "content"):
         raise UserError(f"extent={extent}: must be message or content")

@@ -74,7 +74,7 @@ def flag(own: Mapping[str, str], name: str, default: bool = False) -> bool:
     return value == "true"
 
 
-def whole(own: Mapping[str, str], name: str, default: int, least: int = 0) -> int:
+def read_whole_number(own: Mapping[str, str], name: str, default: int, least: int = 0) -> int:
     """The value of a key that is a whole number of at least `least`. Raises UserError for anything else."""
     value = own.get(name, str(default))
     good = value.isascii() and value.isdigit() and int(value) >= least

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from agentrl.config.compose import composed, hydra_arguments, one_line, scaling_files, suggest_word
+from agentrl.config.compose import compose_values, hydra_arguments, one_line, scaling_files, suggest_word
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.config.shipped import CONF
@@ -34,14 +34,14 @@ from agentrl.config.typed import as_typed
 from agentrl.core.console import printer
 from agentrl.core.errors import UserError
 from agentrl.core.signals import stop_signals
-from agentrl.core.streams import keep_streams, lasting, lost_output
+from agentrl.core.streams import keep_streams, lost_output, wrap_stream
 from agentrl.core.version import __version__
 from agentrl.report.sweep_live import SweepView, job_table
 from agentrl.runner.launch import INTERRUPTED, USER_ERROR
 from agentrl.runner.start import check, make_paths_absolute, start
 from agentrl.store import sweeps
 from agentrl.store.identity import run_path
-from agentrl.store.redact import masked, refuse_secrets
+from agentrl.store.redact import mask_secrets, refuse_secrets
 from agentrl.store.run import RunDirectory
 
 # Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
@@ -120,7 +120,7 @@ def _help(arguments: list[str]) -> None:
         return
     chosen = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     try:
-        values = OmegaConf.to_container(composed(chosen), resolve=False)
+        values = OmegaConf.to_container(compose_values(chosen), resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from error
     assert isinstance(values, dict)
@@ -189,11 +189,11 @@ def _begin(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
     if refused:
         print(f"{refused} of {len(sweep.expected or [])} jobs cannot work; none was started.", file=sys.stderr)
         sys.exit(USER_ERROR)  # Hydra swallows what else a callback raises
-    stack.enter_context(_watched(sweep))
+    stack.enter_context(_watch_jobs(sweep))
 
 
 @contextmanager
-def _watched(sweep: sweeps.Sweep) -> Iterator[None]:
+def _watch_jobs(sweep: sweeps.Sweep) -> Iterator[None]:
     """Show the jobs while they run, wherever; then say what came out, also of a sweep that was stopped."""
     console = printer()
     try:
@@ -257,7 +257,7 @@ def _swept(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | 
         job.run = str(run_path(config))
         sweep.note(job)
         with Path(str(job.log)).open("a", encoding="utf-8") as output:
-            job.code = start(config, lasting(output), beside_others=True)
+            job.code = start(config, wrap_stream(output), beside_others=True)
         status = RunDirectory(job.run).status()
         job.state, job.error = str(status["status"]), status.get("error")
         if job.state == "completed":
@@ -286,4 +286,4 @@ def objective(config: Config, run: RunDirectory) -> float | None:
 
 
 def _complain(error: UserError) -> None:
-    print(masked(f"agentrl: error: {as_typed(str(error), _typed)}"), file=sys.stderr, flush=True)
+    print(mask_secrets(f"agentrl: error: {as_typed(str(error), _typed)}"), file=sys.stderr, flush=True)

@@ -13,12 +13,12 @@ from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.target import sampling_of
-from agentrl.config.typed import as_typed, divided
+from agentrl.config.typed import as_typed, split_names
 from agentrl.core.errors import UserError
 from agentrl.runner.launch import INTERRUPTED, USER_ERROR
 from agentrl.runner.start import check, start
 from agentrl.store.identity import run_path
-from agentrl.store.redact import masked
+from agentrl.store.redact import mask_secrets
 
 KEYS = {
     "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     own, overrides = command_keys(arguments, KEYS)
     out = file_to_write(own["out"]) if "out" in own else None
     benches, suite = _benches(own)
-    models = divided(own.get("model", "tiny"))
+    models = split_names(own.get("model", "tiny"))
     jobs = [job(model, bench, own, overrides, benches) for model in models for bench in benches]
     if suite == "hipo" and jobs and jobs[0].judge.name == "program":
         raise UserError("suite=hipo: its table is made of a judge's verdicts; choose judge=openai, local or distilled")
@@ -91,7 +91,7 @@ def _is_good(config: Config, typed: dict[str, str]) -> bool:
 
 
 def _complain(error: UserError, typed: dict[str, str]) -> None:
-    message = masked(f"agentrl: error: {as_typed(str(error), typed)}")
+    message = mask_secrets(f"agentrl: error: {as_typed(str(error), typed)}")
     Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
 
 

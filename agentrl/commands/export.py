@@ -7,7 +7,7 @@ from pathlib import Path
 from agentrl.benches.bfcl.results import MODEL, write_results
 from agentrl.commands.arguments import key_lines, places_and_keys, run_at
 from agentrl.core.errors import UserError
-from agentrl.evaluation.results import played
+from agentrl.evaluation.results import played_items
 
 KEYS = {
     "phase": "The evaluation: before or after.",
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     bench = run.config().bench.name
     if bench != "bfcl":
         raise UserError(f"{run.path} is a run on bench={bench}, not bfcl; give a run of bench=bfcl")
-    items = played(run.records(run.eval_dir / f"{phase}.jsonl"))
+    items = played_items(run.records(run.eval_dir / f"{phase}.jsonl"))
     if not items:
         raise UserError(f"{run.path} holds no evaluation called {phase}; give phase=before or phase=after")
     out = Path(own["out"]).expanduser() if own.get("out") else run.path / "bfcl"

@@ -21,7 +21,7 @@ from agentrl.config.compose import compose
 from agentrl.config.rules.files import check_bench_files
 from agentrl.core.bench import TranscriptBench
 from agentrl.core.errors import UserError
-from agentrl.core.jsonl import UTF_8, flaw
+from agentrl.core.jsonl import UTF_8, explain_json
 from agentrl.core.stats import mean_interval
 from agentrl.core.text import well_formed
 
@@ -89,7 +89,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
         except UnicodeDecodeError as error:
             yield number, {}, f"not UTF-8 (byte {error.start})"
         except (ValueError, RecursionError) as error:
-            yield number, {}, f"no whole JSON ({flaw(error)})"
+            yield number, {}, f"no whole JSON ({explain_json(error)})"
         else:
             yield (number, record, None) if isinstance(record, dict) else (number, {}, "no JSON object")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at, whole
+from agentrl.commands.arguments import flag, key_lines, places_and_keys, read_whole_number, run_at
 from agentrl.core.console import WIDE, on_a_terminal
 from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     if len(places) != 1:
         raise UserError("name one run directory: agentrl show RUN [key=value ...]")
     run = run_at(places[0])
-    source, limit = own.get("source") or _source(run), whole(own, "limit", 6)
+    source, limit = own.get("source") or _source(run), read_whole_number(own, "limit", 6)
     console = Console(highlight=False, markup=False)
     if not on_a_terminal(console):
         console = Console(highlight=False, markup=False, width=WIDE)
@@ -71,17 +71,17 @@ def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: 
 
 
 def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
-    from agentrl.evaluation.results import played
-    from agentrl.report.terminal import compared_items, item_facts, parse_filter, refuse_unknown, tasks_named
+    from agentrl.evaluation.results import played_items
+    from agentrl.report.terminal import compare_items, item_facts, parse_filter, refuse_unknown, tasks_named
 
     keep = parse_filter(own.get("where", ""))
-    before, after = (played(run.items(phase)) for phase in ("before", "after"))
+    before, after = (played_items(run.items(phase)) for phase in ("before", "after"))
     if not before and not after:
         raise UserError(f"{run.path} has evaluated nothing yet; source=rollouts shows what was sampled while training")
     refuse_unknown(own.get("where", ""), {name for item in after or before for name in item_facts(item)})
     meant = tasks_named(own.get("task", ""), {item["id"] for item in after or before})
     kept = [item for item in after or before if item["id"] in meant and keep(item_facts(item))]
-    for renderable in compared_items(
+    for renderable in compare_items(
         before if after else [], kept[:limit], console.width if on_a_terminal(console) else 0
     ):
         console.print(renderable)

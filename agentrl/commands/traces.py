@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agentrl.commands.arguments import command_keys, file_to_write, flag, key_lines, whole
+from agentrl.commands.arguments import command_keys, file_to_write, flag, key_lines, read_whole_number
 from agentrl.config.compose import compose
 from agentrl.config.rules.files import check_bench_files
 from agentrl.config.schema import Config
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     check_bench_files(config.bench)
     if source == "teacher":
         check_server("endpoint", own["endpoint"])
-    kept, reasons, coverage = (_mined if source == "mined" else _taught)(config, own, out)
+    kept, reasons, coverage = (_mine if source == "mined" else _taught)(config, own, out)
     if kept:
         from agentrl.traces.page import render_traces
 
@@ -87,10 +87,10 @@ def _tasks(bench: Any, own: dict[str, str], seed: int) -> list[Any]:
     if split not in ("train", "test", "all"):
         raise UserError(f"split={split} is not a choice; choose train, test or all")
     tasks = [task for one in (("train", "test") if split == "all" else (split,)) for task in bench.tasks(one)]
-    return tasks[: whole(own, "limit", len(tasks))]
+    return tasks[: read_whole_number(own, "limit", len(tasks))]
 
 
-def _mined(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
+def _mine(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
     from agentrl.benches import load_bench
     from agentrl.mining.mine import Mining
     from agentrl.traces.files import to_line
@@ -122,7 +122,7 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
     from agentrl.traces.files import to_line
     from agentrl.traces.teacher import endpoint_annotator, taught
 
-    tries = whole(own, "tries", 4, least=1)
+    tries = read_whole_number(own, "tries", 4, least=1)
     rejected = out.with_suffix(".rejected.jsonl")
     if out.exists():
         drop_torn_tail(out)

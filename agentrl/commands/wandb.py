@@ -43,13 +43,13 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"the library wandb-workspaces is not installed; {install_line('dashboard')}")
     import wandb
 
-    entity = own.get("entity") or _asked(lambda: str(wandb.Api(timeout=20).default_entity))
+    entity = own.get("entity") or _ask(lambda: str(wandb.Api(timeout=20).default_entity))
     for view in [workspace(name, entity, own.get("project", "agentrl")) for name in names]:
-        print(_asked(view.save).url)
+        print(_ask(view.save).url)
     return 0
 
 
-def _asked(call: Callable[[], Any]) -> Any:
+def _ask(call: Callable[[], Any]) -> Any:
     """What a call of W&B returns."""
     try:
         return call()

@@ -10,7 +10,7 @@ HELD_OUT = "Share of each kind of row held out for evaluation; 1 leaves no train
 DIVISION = "Seed of the train/test division."
 CONFLICTING = ", half of them conflicting"
 GENERATED = "Seed of the generator; apart from `seed` so that seeds share one dataset."
-Rules = Literal["official", "mended"]
+Rules = Literal["official", "corrected"]
 CALL_RULES = ("docs/benches.md", "ours: whole words, no credit for failed calls")
 Shares = Annotated[
     list[float],

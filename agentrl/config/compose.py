@@ -28,11 +28,11 @@ from agentrl.config.target import model_named
 from agentrl.config.typed import (
     SWEEPS,
     config_folders,
-    divided,
     flags_first,
     is_sweep,
     literal,
-    spelled,
+    quote_override,
+    split_names,
     without_folders,
 )
 from agentrl.core.errors import UserError
@@ -56,7 +56,7 @@ def compose(overrides: list[str]) -> Config:
         raise UserError(one_line(error)) from error
 
 
-def composed(overrides: list[str]) -> DictConfig:
+def compose_values(overrides: list[str]) -> DictConfig:
     """The values that Hydra composes, before types and missing keys are checked."""
     return without_hydra(_composed(overrides))
 
@@ -73,7 +73,7 @@ def _composed(overrides: list[str]) -> DictConfig:
     folders = config_folders(overrides)
     arguments = hydra_arguments(overrides)
     if folders:
-        places = [spelled(f"path=file://{folder.absolute()}", False).partition("=")[2] for folder in folders]
+        places = [quote_override(f"path=file://{folder.absolute()}", False).partition("=")[2] for folder in folders]
         arguments = [*without_folders(arguments), f"hydra.searchpath=[{','.join(places)}]"]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -95,10 +95,10 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     for argument in without_folders(flags_first(arguments)):
         key, _, value = argument.partition("=")
         if key == "model" and value not in (*presets, "", "null") and not SWEEPS.fullmatch(value):
-            options = dict(_option_of(name, folders) for name in (divided(value) if sweep else [value]))
+            options = dict(_option_of(name, folders) for name in (split_names(value) if sweep else [value]))
             named |= options
             argument = f"model={','.join(options)}"
-        typed.append(spelled(argument, sweep))
+        typed.append(quote_override(argument, sweep))
     for group, other in SCALED.items():
         _scale_down(group, other, named, folders)
     return [*(text for folder in folders for text in ("--config-dir", str(folder))), *typed]

@@ -22,6 +22,7 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 
 GENERATED = ("minihop", "minihif")  # benches that older versions gave an unused `path`
+RENAMED = {"mended": "corrected"}  # what bench.rules and bench.reward_rules were called
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
@@ -58,7 +59,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def saved_values(path: str | Path) -> DictConfig:
-    """The values that such a file holds, without keys that older versions had. Raises UserError."""
+    """The values that such a file holds, brought up to date where an older version wrote them. Raises UserError."""
     file = Path(path)
     file = file / "config.yaml" if file.is_dir() else file
     try:
@@ -69,18 +70,22 @@ def saved_values(path: str | Path) -> DictConfig:
         raise UserError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(raw, DictConfig):
         raise UserError(f"{file} does not hold a configuration")
-    drop_removed(raw)
+    update_old_values(raw)
     return raw
 
 
-def drop_removed(values: MutableMapping[Any, Any]) -> None:
-    """Take out the keys that older versions had."""
+def update_old_values(values: MutableMapping[Any, Any]) -> None:
+    """Take out the keys that older versions had, and rename the choices that they called otherwise."""
     bench = values.get("bench")
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):
         group, _, name = key.rpartition(".")
         if isinstance(node := values.get(group), MutableMapping):
             node.pop(name, None)
+    if isinstance(bench, MutableMapping):
+        for name in ("rules", "reward_rules"):
+            if (old := bench.get(name)) in RENAMED:
+                bench[name] = RENAMED[old]
 
 
 def all_keys() -> Iterator[tuple[str, Any, str]]:

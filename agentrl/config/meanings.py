@@ -123,6 +123,7 @@ OPTIONS = {
     **dict.fromkeys(("ppo", "rloo", "dapo", "gspo", "rl", "matchtir"), "grpo"),
     **dict.fromkeys(("true", "yes"), "on"),
     **dict.fromkeys(("false", "no"), "off"),
+    "mended": "corrected",  # what older versions called it
 }
 # Keys of older versions: files of older runs are read without them, the command line refuses them with this.
 REMOVED = {

@@ -101,7 +101,7 @@ def _of_directory(folder: Path, name: str) -> Named:
         inherited = {key: saved[key] for key in INHERITED if saved.get(key) is not None}
         if adapter.is_file() and saved.get("revision"):  # the base of an adapter is that of the run
             inherited["revision"] = saved.revision
-        return Named({"name": f"{run.parent.name}-{place}", "path": str(folder), **inherited}, _scaled_as(saved))
+        return Named({"name": f"{run.parent.name}-{place}", "path": str(folder), **inherited}, _preset_of(saved))
     family = "other"
     if not adapter.is_file():
         try:
@@ -112,7 +112,7 @@ def _of_directory(folder: Path, name: str) -> Named:
     return Named({"name": folder.name, "path": str(folder), "family": family})
 
 
-def _scaled_as(saved: Any) -> str | None:
+def _preset_of(saved: Any) -> str | None:
     """The preset that a run's model goes back to, through the runs in between; None where it goes back to none."""
     name, path = saved.get("name"), str(saved.get("path", ""))
     if name in option_files("model") and name != "custom":

@@ -73,7 +73,7 @@ def is_sweep(arguments: list[str]) -> bool:
     return chosen or bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
 
 
-def spelled(override: str, sweep: bool) -> str:
+def quote_override(override: str, sweep: bool) -> str:
     """An override with its value quoted where Hydra would not read the text that stands there."""
     found = OVERRIDE.fullmatch(override)
     if found is None or found["key"].startswith("hydra"):
@@ -89,15 +89,15 @@ def spelled(override: str, sweep: bool) -> str:
     if place and value.startswith("~") and "," not in value:
         value = home(value)
     if "," not in value or last in WRITTEN:
-        return f"{key}={_quoted(value)}"
-    parts = divided(value)
+        return f"{key}={_quote(value)}"
+    parts = split_names(value)
     if sweep:
-        return f"{key}={','.join(map(_quoted, parts))}"
+        return f"{key}={','.join(map(_quote, parts))}"
     meant_as_sweep = not place or (len(parts) > 1 and all(Path(home(part)).exists() for part in parts))
-    return override if meant_as_sweep else f"{key}={_quoted(value)}"
+    return override if meant_as_sweep else f"{key}={_quote(value)}"
 
 
-def divided(value: str) -> list[str]:
+def split_names(value: str) -> list[str]:
     """Names separated by commas; where several together name something on the disk, its commas are its own."""
     parts, names = value.split(","), []
     while parts:
@@ -150,7 +150,7 @@ def _is_quoted(value: str) -> bool:
     return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
 
 
-def _quoted(value: str) -> str:
+def _quote(value: str) -> str:
     """`value` in Hydra's single quotes, or as it is where it needs none."""
     if PLAIN.fullmatch(value) or _is_quoted(value):
         return value

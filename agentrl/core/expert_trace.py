@@ -76,7 +76,7 @@ class ExpertTrace:
         """All reference calls in order: the gold side of hard-credit matching."""
         return [call for turn in self.turns for call in turn.calls]
 
-    def executed(self) -> list[ToolCall]:
+    def executed_calls(self) -> list[ToolCall]:
         """All calls with their turns and observations: what a rollout that makes them has to be scored by."""
         return [
             ToolCall(index, call["name"], call["arguments"], observation)

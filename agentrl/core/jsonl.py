@@ -29,7 +29,7 @@ def read_json(text: str) -> Any:
     return well_formed(content) if _HALF.search(text) else content
 
 
-def flaw(error: ValueError | RecursionError) -> str:
+def explain_json(error: ValueError | RecursionError) -> str:
     """Why json.loads takes a text for no JSON, in a few words."""
     if isinstance(error, json.JSONDecodeError):
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"

@@ -66,10 +66,10 @@ def keep_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for good)
         if not hasattr(stream, "lost"):
-            setattr(sys, name, lasting(stream))
+            setattr(sys, name, wrap_stream(stream))
 
 
-def lasting(stream: TextIO) -> TextIO:
+def wrap_stream(stream: TextIO) -> TextIO:
     """`stream` as one that cannot fail any more."""
     return cast(TextIO, LastingStream(stream))
 

@@ -17,13 +17,13 @@ def well_formed(value: Any) -> Any:
         holder = holders.pop()
         for key, item in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
             if isinstance(item, dict):
-                holder[key] = {_mended(name): inner for name, inner in item.items()}
+                holder[key] = {_replace_surrogates(name): inner for name, inner in item.items()}
                 holders.append(holder[key])
             elif isinstance(item, list):
                 holder[key] = list(item)
                 holders.append(holder[key])
             elif isinstance(item, str):
-                holder[key] = _mended(item)
+                holder[key] = _replace_surrogates(item)
     return whole[0]
 
 
@@ -38,5 +38,5 @@ def too_deep(value: Any) -> bool:
     return True
 
 
-def _mended(text: Any) -> Any:
+def _replace_surrogates(text: Any) -> Any:
     return _HALVES.sub("\ufffd", text) if isinstance(text, str) and not text.isascii() else text

@@ -24,7 +24,7 @@ from agentrl.core.text import well_formed
 from agentrl.endpoint.answer import Answer, NoAnswer, read_answer, refusal_words, short
 from agentrl.endpoint.form import SAMPLING, Form, Messages
 from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after, within
-from agentrl.store.redact import masked
+from agentrl.store.redact import mask_secrets
 
 LONGEST_WAIT = 16.0  # seconds between tries
 HINT_WAIT = 10.0  # for the names of a server's models, which only make a reason clearer
@@ -68,7 +68,7 @@ class ChatClient:
         messages, tools = well_formed(messages), well_formed(tools)
         known = self._form
         try:
-            answer, form = self._negotiated(known, (messages, tools, budget, decoding), tried={known})
+            answer, form = self._negotiate(known, (messages, tools, budget, decoding), tried={known})
         except Unanswered as failure:
             self._note(failure)
             raise
@@ -90,7 +90,7 @@ class ChatClient:
         sent = self._form.sampling(decoding)
         return {"sent": sent, "chosen_by_server": [name for name in SAMPLING if name not in sent]}
 
-    def _negotiated(self, form: Form, request: Any, tried: set[Form]) -> tuple[Answer, Form]:
+    def _negotiate(self, form: Form, request: Any, tried: set[Form]) -> tuple[Answer, Form]:
         """The answer, and the form that the server took; a refused request is tried in milder forms."""
         body = form.body(*request)
         try:
@@ -104,11 +104,11 @@ class ChatClient:
                     continue
                 tried.add(milder)
                 try:
-                    return self._negotiated(milder, request, tried)
+                    return self._negotiate(milder, request, tried)
                 except Unanswered as again:
                     if again.kind != "refused":
                         raise
-                    if not form.named(str(again), body):  # what was wrong with the form was mended
+                    if not form.parameters_named_in(str(again), body):  # what was wrong with the form was mended
                         told = again
             raise told from None
 
@@ -146,13 +146,13 @@ class ChatClient:
                 raise self._unreadable(what, response) from what
         except openai.APIStatusError as error:
             self._met = True
-            raise self._refused(error) from None  # the original may quote the key
+            raise self._refusal(error) from None  # the original may quote the key
         except (openai.APITimeoutError, TimeoutError) as error:
             raise Unanswered("slow", f"no answer within {self._timeout:g} s") from error
         except openai.APIConnectionError as error:
             raise Unanswered("away", f"{self._url} cannot be reached ({self._cause(error)})") from error
 
-    def _refused(self, error: openai.APIStatusError) -> Unanswered:
+    def _refusal(self, error: openai.APIStatusError) -> Unanswered:
         response = error.response
         words = refusal_words(response.text, response.headers.get("content-type", ""))
         return self._failure(error.status_code, words, response)
@@ -188,10 +188,10 @@ class ChatClient:
             return "; give the address without /chat/completions"
         if not re.search(r"/v\d+\w*(/|$)", path):
             return f"; does the address end in /v1? {self._url.rstrip('/')}/v1"
-        served = self._served() if response.status_code == 404 else []
+        served = self._list_models() if response.status_code == 404 else []
         return f"; it serves {', '.join(served[:8])}" if served and self._model not in served else ""
 
-    def _served(self) -> list[str]:
+    def _list_models(self) -> list[str]:
         """Names of the server's models; none where it lists none."""
         try:
             text = within(HINT_WAIT, self._client.models.with_raw_response.list).http_response.text
@@ -224,7 +224,7 @@ class ChatClient:
     def _clean(self, text: str) -> str:
         """One line, without the key, which some servers repeat."""
         key = self._client.api_key
-        return masked(short(text.replace(key, "***") if key and key != NO_KEY else text))
+        return mask_secrets(short(text.replace(key, "***") if key and key != NO_KEY else text))
 
 
 NO_KEY = "none"  # the client insists on one

@@ -65,7 +65,7 @@ class Form:
 
         It has taken the parameters `proven` before.
         """
-        named = self.named(words, body)
+        named = self.parameters_named_in(words, body)
         if self.limit in named:
             if TOO_LARGE.search(words):  # the context has less room: the server's own limit is what is left of it
                 yield replace(self, limit=None)
@@ -74,25 +74,25 @@ class Form:
         if "top_k" in named and self.top_k_off == -1:
             yield replace(self, top_k_off=0)
         if refused := named & set(EXTRAS):
-            yield self._dropping(*refused)
+            yield self._without(*refused)
         if "temperature" in named and body["temperature"] == 0 and POSITIVE.search(words):
             yield replace(self, coldest=COLDEST)
         for name in ("top_p", "temperature"):  # where both are named, one of them alone may do
             if name in named:
-                yield self._dropping(name)
+                yield self._without(name)
         if "reasoning" in words and any(key in one for one in body["messages"] for key in REASONING):
-            yield self._dropping(*REASONING)
+            yield self._without(*REASONING)
         if self.system == "system" and re.search(r"\b(system|developer)\b", words) and _has_system(body):
             yield replace(self, system="developer")
         if not named and any(name in body and name not in proven for name in EXTRAS):  # not every server names it
-            yield self._dropping(*EXTRAS)
+            yield self._without(*EXTRAS)
 
-    def named(self, words: str, body: dict[str, Any]) -> set[str]:
+    def parameters_named_in(self, words: str, body: dict[str, Any]) -> set[str]:
         """The parameters of `body` that a refusal speaks of."""
         names = (*SAMPLING, self.limit or "")
         return {name for name in names if name in body and re.search(rf"\b{name}\b", words)}
 
-    def _dropping(self, *names: str) -> Form:
+    def _without(self, *names: str) -> Form:
         return replace(self, without=self.without | set(names))
 
 

@@ -64,7 +64,7 @@ class Dialogue:
         self._history, self._read = history, read
         self._open: list[str] = []  # ids of the calls whose results are to come
 
-    def answered(self, answer: Answer) -> Message:
+    def add_answer(self, answer: Answer) -> Message:
         """Take a turn of the model; returns its record."""
         message = read_message(answer, self._read)
         calls = [call["function"] for call in message.get("tool_calls") or []]

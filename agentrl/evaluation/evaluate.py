@@ -17,7 +17,7 @@ from agentrl.core.judge import Judge
 from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.grading import missing_text, scores
-from agentrl.evaluation.results import Item, missing_of, played, verdicts_missing
+from agentrl.evaluation.results import Item, missing_of, played_items, verdicts_missing
 from agentrl.rollout.preparation import prepare_tasks
 from agentrl.store.run import RunDirectory
 
@@ -99,7 +99,7 @@ class ItemFile:
 
     @property
     def played(self) -> list[Item]:
-        return played(self.lines.values())
+        return played_items(self.lines.values())
 
     def lacks(self, name: str, sample: int) -> bool:
         """Whether an item is still to be had."""

@@ -51,7 +51,7 @@ def grade_episodes(
     return graded
 
 
-def logged(rewards: Rewards) -> Rewards:
+def rewards_to_log(rewards: Rewards) -> Rewards:
     """Both rewards by the names that logs give them: r_user is never a stand-in."""
     user = "user_proxy" if "user_proxy" in rewards else "r_user"
     return {user: rewards["user"], "r_sys": rewards["sys"]}

@@ -23,7 +23,7 @@ LINEARISED = ("call_error", "macro")  # metrics whose mean is one, and whose val
 Summary = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> interval
 
 
-def played(lines: Iterable[Item]) -> list[Item]:
+def played_items(lines: Iterable[Item]) -> list[Item]:
     """The items that count: those that were played to their end."""
     return [line for line in lines if "missing" not in line]
 

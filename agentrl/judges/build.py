@@ -33,15 +33,15 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
 
         endpoint = EndpointJudge(judge, cache_of(judge, config.runs_dir), payer)
         endpoint.check()
-        return _logged(endpoint, payer)
+        return _log_to(endpoint, payer)
     if isinstance(judge, LocalJudge):
         from agentrl.judges.local import InProcessJudge
 
-        return _logged(InProcessJudge(judge, cache_of(judge, config.runs_dir), payer, device), payer)
+        return _log_to(InProcessJudge(judge, cache_of(judge, config.runs_dir), payer, device), payer)
     return None
 
 
-def _logged(judge: RubricJudge, payer: str) -> RubricJudge:
+def _log_to(judge: RubricJudge, payer: str) -> RubricJudge:
     if Path(payer).is_dir() and os.environ.get("RANK", "0") == "0":  # one process writes
         judge.log = Path(payer) / LOG
     return judge

@@ -147,7 +147,7 @@ def divide(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list[E
             "least (and hundreds to be of use): judge more first"
         )
     wanted = max(2, round(fraction * len(prompts)))
-    groups = _joined_prompts(scored, prompts)
+    groups = _join_prompts(scored, prompts)
     if max(map(len, groups)) > max(1, len(prompts) - wanted) // 2:
         groups = [[prompt] for prompt in prompts]
     random.Random(seed).shuffle(groups)
@@ -174,7 +174,7 @@ def _other(side: str) -> str:
     return SIDES[1 - SIDES.index(side)]
 
 
-def _joined_prompts(entries: Sequence[Entry], prompts: list[str]) -> list[list[str]]:
+def _join_prompts(entries: Sequence[Entry], prompts: list[str]) -> list[list[str]]:
     """Prompts in groups: a system prompt and a user's message belong together if one response was judged under both."""
     sides: dict[str, dict[str, set[str]]] = {}
     for entry in entries:

@@ -20,7 +20,7 @@ from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, re
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics
-from agentrl.store.redact import masked
+from agentrl.store.redact import mask_secrets
 
 LONGEST_WAIT = 30.0  # seconds between tries
 
@@ -62,7 +62,7 @@ class EndpointJudge(RubricJudge):
                 within(self.config.timeout, self._client.models.list)
                 return
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-                raise self._refused(error) from None
+                raise self._refusal(error) from None
             except (openai.APIConnectionError, TimeoutError) as error:
                 if attempt == 2:
                     raise self._down(self._describe(error)) from None
@@ -93,7 +93,7 @@ class EndpointJudge(RubricJudge):
             try:
                 reply, usage = self._call(asked)
             except GaveUp as error:
-                return self._failed(str(error))
+                return self._count_failure(str(error))
             try:
                 verdict, asked = self._read(question, reply, usage, last=attempt == self.config.parse_retries)
             finally:
@@ -104,7 +104,7 @@ class EndpointJudge(RubricJudge):
                 return verdict
         raise AssertionError("the last attempt always gives a verdict")
 
-    def _failed(self, reason: str) -> Verdict:
+    def _count_failure(self, reason: str) -> Verdict:
         with self._lock:
             self._failures_in_a_row += 1
             down = self._failures_in_a_row >= self.config.down_after
@@ -126,15 +126,15 @@ class EndpointJudge(RubricJudge):
             pause = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * (0.5 + self._random.random() / 2)
             try:
                 answer = self._send(messages, json_mode)
-                self._json.answered(json_mode)
+                self._json.note_answer(json_mode)
                 return answer
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise self._refused(error) from None
+                raise self._refusal(error) from None
             except openai.APIStatusError as error:
                 reason = self._describe(error)
                 if error.status_code in (400, 422) and json_mode:
                     json_mode = False  # some servers know no response_format; others refuse this very request
-                    self._json.refused(reason)
+                    self._json.note_refusal(reason)
                     self._count(retries=1)
                     continue
                 if not passes(error.status_code):
@@ -221,7 +221,7 @@ class EndpointJudge(RubricJudge):
             f"give the same command: verdicts so far are kept in {self.cache.path}"
         )
 
-    def _refused(self, error: openai.APIStatusError) -> JudgeStopped:
+    def _refusal(self, error: openai.APIStatusError) -> JudgeStopped:
         knob = f"judge.api_key_env={self.config.api_key_env}"
         if isinstance(error, openai.NotFoundError):
             knob = f"judge.model={self.config.model} or judge.base_url={self.config.base_url}"
@@ -230,7 +230,7 @@ class EndpointJudge(RubricJudge):
     def _describe(self, error: Exception) -> str:
         """One line, without the key, which some servers repeat."""
         text = " ".join(str(error).split())[:300] or type(error).__name__
-        return masked(text.replace(self._key, "***"))
+        return mask_secrets(text.replace(self._key, "***"))
 
 
 class JsonMode:
@@ -247,14 +247,14 @@ class JsonMode:
         self._worked = False
         self._refused = 0
 
-    def answered(self, json_mode: bool) -> None:
+    def note_answer(self, json_mode: bool) -> None:
         """A question was answered, with JSON mode or, after a refusal, without."""
         self._worked |= json_mode
         self._refused = 0 if json_mode else self._refused + 1
         if self._refused >= self.ENOUGH and not self._worked:
             self.on = False
 
-    def refused(self, reason: str) -> None:
+    def note_refusal(self, reason: str) -> None:
         """A question was refused with JSON mode, for `reason` in the server's words."""
         if not self._worked and re.search(r"response_format|json_object|json mode", reason, re.IGNORECASE):
             self.on = False

@@ -111,7 +111,7 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
-def related(token: str, known: set[str]) -> bool:
+def is_related(token: str, known: set[str]) -> bool:
     """Is a word, or a form of it (Serbia and Serbian, election and elected), among the known ones?"""
     if token in known or stem(token) in known:
         return True
@@ -150,17 +150,17 @@ class Knowledge:
             return "schema"
         if isinstance(value, dict):
             properties = schema.get("properties") or {}
-            return _joined(self.source(item, properties.get(key)) for key, item in value.items())
+            return _join_sources(self.source(item, properties.get(key)) for key, item in value.items())
         if isinstance(value, list):
             if "default" in schema and schema["default"] == value:
                 return "schema"
             items = schema.get("items")
-            return _joined(self.source(item, items if isinstance(items, dict) else None) for item in value)
+            return _join_sources(self.source(item, items if isinstance(items, dict) else None) for item in value)
         if str(schema.get("format", "")).startswith("date") and not dates(str(value)):
             return None  # a word of the question does not make a day
-        return self._said(value) or ("schema" if offered(value, schema) else None)
+        return self._find_source(value) or ("schema" if is_offered(value, schema) else None)
 
-    def _said(self, value: str | int | float) -> str | None:
+    def _find_source(self, value: str | int | float) -> str | None:
         if isinstance(value, int | float):
             spelt: set[str] = set()
             if value in range(13):
@@ -173,8 +173,8 @@ class Knowledge:
         if not needed:  # punctuation, such as a delimiter
             return next((label for label, text in self.texts if value in text), None)
         needed = needed - STOPWORDS or needed
-        found = self._holder(lambda known: all(related(token, known) for token in needed))
-        return found or ("several texts" if self._dated(value) else None)
+        found = self._holder(lambda known: all(is_related(token, known) for token in needed))
+        return found or ("several texts" if self._is_all_dates(value) else None)
 
     def _holder(self, holds: Any) -> str | None:
         for (label, _), known in zip(self.texts, self._words, strict=True):
@@ -182,7 +182,7 @@ class Knowledge:
                 return label
         return "several texts" if self._words and holds(set().union(*self._words)) else None
 
-    def _dated(self, value: str) -> bool:
+    def _is_all_dates(self, value: str) -> bool:
         """A value that is nothing but dates that follow from the texts: stated ones, or the ends of a stated period."""
         stated = dates(value)
         rest = value
@@ -213,7 +213,7 @@ class Knowledge:
         return list(exact | ends)
 
 
-def offered(value: Any, schema: Mapping[str, Any]) -> bool:
+def is_offered(value: Any, schema: Mapping[str, Any]) -> bool:
     """Does the parameter's own schema offer the value: in an enum, as the default, or as an example in words?"""
     if value in (schema.get("enum") or []) or ("default" in schema and schema["default"] == value):
         return True
@@ -222,7 +222,7 @@ def offered(value: Any, schema: Mapping[str, Any]) -> bool:
     return False
 
 
-def _joined(sources: Iterable[str | None]) -> str | None:
+def _join_sources(sources: Iterable[str | None]) -> str | None:
     """The source of a whole from those of its parts."""
     known = list(dict.fromkeys(sources))
     if None in known:

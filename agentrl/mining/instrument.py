@@ -85,11 +85,11 @@ class _Rewriter(ast.NodeTransformer):
         items = left.elts if isinstance(left, ast.Tuple) else ()
         if isinstance(left, ast.Name) and left.id in self.tuples:
             items = self.tuples[left.id].elts
-        parts = tuple(map(self._reaching, items))
-        self.sites.append(Site(self._reaching(left), self._reaching(right), self.guards_gold, parts))
+        parts = tuple(map(self._parameters_in, items))
+        self.sites.append(Site(self._parameters_in(left), self._parameters_in(right), self.guards_gold, parts))
         return ast.Constant(len(self.sites) - 1)
 
-    def _reaching(self, side: ast.AST | None) -> frozenset[str]:
+    def _parameters_in(self, side: ast.AST | None) -> frozenset[str]:
         """The parameters that flow into an expression."""
         names = _names(side) if side is not None else set()
         return frozenset().union(*(self.reach.get(name, frozenset()) for name in names))

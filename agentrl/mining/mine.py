@@ -16,7 +16,7 @@ from agentrl.core.bench import Environment, Task
 from agentrl.core.expert_trace import ExpertTrace, TraceTurn
 from agentrl.mining.grounding import Knowledge
 from agentrl.mining.search import Found, Hop, Search
-from agentrl.mining.templates import reasoning
+from agentrl.mining.templates import write_reasoning
 from agentrl.mining.values import leaves
 from agentrl.sandbox import Sandbox
 
@@ -139,7 +139,7 @@ class Miner:
     ) -> MinedTrace | Rejection:
         """The trace of `question`, or why there is none. `full_marks` is the bench's official verdict on a trace."""
         steps = (self._in_order if question.ordered else self._in_any_order)(question, environment)
-        outcome = _judged(question, steps, full_marks)
+        outcome = _judge(question, steps, full_marks)
         self.coverage.add(outcome)
         return outcome
 
@@ -150,12 +150,12 @@ class Miner:
         for hop in question.hops:
             known = _knowledge(question, steps)
             found = self._find(hop, question, known, environment)
-            if found is not None and self._bridged(steps, found, question, environment):
+            if found is not None and self._bridge(steps, found, question, environment):
                 found = self._find(hop, question, _knowledge(question, steps), environment)
             steps.append(Step(hop, found))
         return steps
 
-    def _bridged(self, steps: list[Step], needed: Found, question: Question, environment: Environment) -> bool:
+    def _bridge(self, steps: list[Step], needed: Found, question: Question, environment: Environment) -> bool:
         """Could an earlier step that has no call give what `needed` lacks? Some rows name the wrong answer for it."""
         lacking = [
             leaf
@@ -188,7 +188,7 @@ class Miner:
         steps: list[Step] = []
         while waiting:
             known = _knowledge(question, steps)
-            regrounded = [_regrounded(step, known) for step in waiting]
+            regrounded = [_reground(step, known) for step in waiting]
             hopeless = (i for i, step in enumerate(waiting) if step.problem is not None)
             ready = (i for i, step in enumerate(regrounded) if step.problem is None)
             steps.append(regrounded[chosen := next(itertools.chain(ready, hopeless), 0)])
@@ -202,7 +202,7 @@ class Miner:
         return found or Search(hop, source, known, self._sandbox, grounded=False).find(environment)
 
 
-def _judged(question: Question, steps: list[Step], full_marks: Callable[[ExpertTrace], bool]) -> MinedTrace | Rejection:
+def _judge(question: Question, steps: list[Step], full_marks: Callable[[ExpertTrace], bool]) -> MinedTrace | Rejection:
     problems = [step.problem for step in steps if step.problem is not None]
     if problems or not steps:
         return Rejection(question.task_id, problems[0] if problems else UNVERIFIED, tuple(steps))
@@ -211,7 +211,7 @@ def _judged(question: Question, steps: list[Step], full_marks: Callable[[ExpertT
     for step in steps:
         assert step.found is not None
         call = {"name": step.hop.tool["name"], "arguments": step.found.arguments}
-        thought = reasoning(step.hop.need, step.hop.tool, step.found.arguments, known)
+        thought = write_reasoning(step.hop.need, step.hop.tool, step.found.arguments, known)
         turns.append(TraceTurn(thought, (call,), (step.found.observation,)))
         known.add(f"step {len(turns)}", step.found.observation)
     trace = ExpertTrace(question.task_id, tuple(turns), question.answer, source="mined")
@@ -220,7 +220,7 @@ def _judged(question: Question, steps: list[Step], full_marks: Callable[[ExpertT
     return MinedTrace(trace, tuple(steps))
 
 
-def _regrounded(step: Step, known: Knowledge) -> Step:
+def _reground(step: Step, known: Knowledge) -> Step:
     """The step with its arguments' sources among what is really known."""
     if step.found is None:
         return step

@@ -13,7 +13,7 @@ from typing import Any
 
 from agentrl.mining.grounding import Knowledge
 from agentrl.mining.instrument import Site
-from agentrl.mining.values import Path, at, convert, fit, items_schema, kinds, leaves, offers, replaced, schema_at
+from agentrl.mining.values import Path, at, convert, fit, items_schema, kinds, leaves, offers, replace_at, schema_at
 
 Arguments = dict[str, Any]
 MAX_ALTERNATIVES = 40  # taken from one container
@@ -40,16 +40,16 @@ class Mutator:
             for key in right[:MAX_ALTERNATIVES]:
                 yield from self._key(arguments, left, key, site)
         elif kind == "truth":
-            yield from self._toggled(arguments, result, site.left)
+            yield from self._toggle(arguments, result, site.left)
         elif kind in _ORDER and not (left is None or right is None):
-            yield from self._ordered(arguments, left, right, kind, result, site)
+            yield from self._reorder(arguments, left, right, kind, result, site)
         elif kind in ("startswith", "endswith") and not result:
             fitting = [v for v in self.pool if isinstance(v, str) and getattr(v.lower(), kind)(str(right).lower())]
             for wanted in [right, *fitting]:
                 yield from self._want(arguments, left, wanted, site.left)
             yield from self._want(arguments, right, left, site.right)
         elif kind in ("match", "fullmatch", "search", "strptime") and isinstance(left, str):
-            for wanted in self._formatted(kind, str(right)):
+            for wanted in self._format(kind, str(right)):
                 yield from self._want(arguments, left, wanted, site.left)
 
     # -- one rule for each kind of comparison ------------------------------------------------------------------------
@@ -61,26 +61,26 @@ class Mutator:
             if site.right:
                 yield from self._want(arguments, right, [*right, left], site.right)
                 yield from self._want(arguments, right, [left], site.right)
-                yield from self._containing(arguments, right, str(left), site.right)
+                yield from self._contain(arguments, right, str(left), site.right)
         elif isinstance(right, str):
             if site.left or not site.right:
                 yield from self._want(arguments, left, right, site.left)
                 for piece in re.split(r"[,;]\s*", right)[:MAX_ALTERNATIVES]:
                     yield from self._want(arguments, left, piece, site.left)
             if site.right and isinstance(left, str):
-                yield from self._containing(arguments, right, left, site.right)
+                yield from self._contain(arguments, right, left, site.right)
 
-    def _containing(self, arguments: Arguments, seen: Any, part: str, names: frozenset[str]) -> Iterator[Arguments]:
+    def _contain(self, arguments: Arguments, seen: Any, part: str, names: frozenset[str]) -> Iterator[Arguments]:
         """Texts that contain a part: the part, the longest of the pool that has it, what is there and the part."""
         holding = [v for v in self.pool if isinstance(v, str) and part.lower() in v.lower()]
         for wanted in [part, *sorted(holding, key=len)]:
             yield from self._want(arguments, seen, wanted, names)
         for name in sorted(names & set(self.parameters)):
             present = arguments.get(name)
-            if isinstance(present, str) and self._allowed(part, {}):
+            if isinstance(present, str) and self._is_allowed(part, {}):
                 yield arguments | {name: f"{present} {self.surface(part)}"}
 
-    def _toggled(self, arguments: Arguments, result: bool, names: frozenset[str]) -> Iterator[Arguments]:
+    def _toggle(self, arguments: Arguments, result: bool, names: frozenset[str]) -> Iterator[Arguments]:
         """A flag turned over, an absent choice made."""
         for name in sorted(names & set(self.parameters)):
             schema = self.parameters[name]
@@ -88,7 +88,7 @@ class Mutator:
                 yield arguments | {name: not result}
             elif not result:
                 for value in fit([*offers(schema), *self.pool], schema, 6):
-                    if self._allowed(value, schema):
+                    if self._is_allowed(value, schema):
                         yield arguments | {name: value}
 
     def _key(self, arguments: Arguments, seen: Any, key: Any, site: Site) -> Iterator[Arguments]:
@@ -109,7 +109,7 @@ class Mutator:
             yield changed
         yield from self._want(arguments, seen, key, names)
 
-    def _ordered(
+    def _reorder(
         self, arguments: Arguments, left: Any, right: Any, kind: str, result: bool, site: Site
     ) -> Iterator[Arguments]:
         """Values that turn the outcome of an order comparison round."""
@@ -127,7 +127,7 @@ class Mutator:
             for wanted in fitting[:6]:
                 yield from self._want(arguments, seen, wanted, names)
 
-    def _formatted(self, kind: str, pattern: str) -> Iterator[str]:
+    def _format(self, kind: str, pattern: str) -> Iterator[str]:
         if kind == "strptime":
             for day in self.knowledge.days():
                 yield day.strftime(pattern)
@@ -170,15 +170,15 @@ class Mutator:
             part = str(seen)
             if 0 < len(part) < len(present) and part.lower() in present.lower():  # one part of a longer text
                 spliced = re.sub(re.escape(part), lambda _: str(wanted), present, count=1, flags=re.IGNORECASE)
-                if self._allowed(spliced, schema):
-                    yield replaced(arguments, path, spliced)
+                if self._is_allowed(spliced, schema):
+                    yield replace_at(arguments, path, spliced)
         for form in self._forms(wanted, schema):
-            if self._allowed(form, schema) and form != present:
-                yield replaced(arguments, path, form)
+            if self._is_allowed(form, schema) and form != present:
+                yield replace_at(arguments, path, form)
         if isinstance(present, list) and "array" in kinds(schema) and not isinstance(wanted, list):
             for form in self._forms(wanted, items_schema(schema)):
-                if self._allowed(form, items_schema(schema)) and form not in present:
-                    yield replaced(arguments, path, [*present, form])
+                if self._is_allowed(form, items_schema(schema)) and form not in present:
+                    yield replace_at(arguments, path, [*present, form])
 
     def _forms(self, wanted: Any, schema: Mapping[str, Any]) -> list[Any]:
         options = [self.surface(wanted), wanted] if isinstance(wanted, str) else [wanted]
@@ -200,7 +200,7 @@ class Mutator:
             self._surfaces[wanted] = found.group() if found else squeezed
         return self._surfaces[wanted]
 
-    def _allowed(self, value: Any, schema: Mapping[str, Any]) -> bool:
+    def _is_allowed(self, value: Any, schema: Mapping[str, Any]) -> bool:
         if not self.grounded:
             return True
         key = (repr(value), repr(schema))

@@ -20,7 +20,7 @@ from typing import Any
 from agentrl.core.bench import Environment
 from agentrl.mining import probe
 from agentrl.mining.examples import example_calls
-from agentrl.mining.grounding import Knowledge, offered, words
+from agentrl.mining.grounding import Knowledge, is_offered, words
 from agentrl.mining.instrument import Site, instrument
 from agentrl.mining.mutations import Arguments, Mutator
 from agentrl.mining.values import (
@@ -34,7 +34,7 @@ from agentrl.mining.values import (
     leaves,
     offers,
     pool,
-    replaced,
+    replace_at,
     schema_at,
     without,
 )
@@ -102,12 +102,12 @@ class Search:
     def find(self, environment: Environment) -> Found | None:
         """The first verified call that is grounded, else the first verified one, else None."""
         ungrounded = None
-        for arguments in self._verifying():
+        for arguments in self._find_verified():
             if ungrounded is not None and None in self._sources(arguments).values():
                 continue
             found = self.check(arguments, environment)
             if found is not None and found.grounded:
-                simpler = self._simplified(arguments)
+                simpler = self._simplify(arguments)
                 return (self.check(simpler, environment) if simpler != arguments else None) or found
             ungrounded = ungrounded or found
         return ungrounded
@@ -124,7 +124,7 @@ class Search:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def _verifying(self) -> Iterator[Arguments]:
+    def _find_verified(self) -> Iterator[Arguments]:
         """Arguments whose instrumented run states the answer."""
         try:
             with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # odd escapes in the sources
@@ -197,9 +197,9 @@ class Search:
 
     def _values(self, name: str) -> list[Any]:
         """Values for one parameter: a closed list is what the schema says, else the texts' values come first."""
-        return self._fitting(name, self.parameters[name])
+        return self._fitting_values(name, self.parameters[name])
 
-    def _fitting(self, name: str, schema: Mapping[str, Any]) -> list[Any]:
+    def _fitting_values(self, name: str, schema: Mapping[str, Any]) -> list[Any]:
         if schema.get("properties") and kinds(schema)[0] == "object":
             needed = schema.get("required") or []
             whole = {key: self._likeliest(key, inner) for key, inner in schema["properties"].items()}
@@ -210,7 +210,7 @@ class Search:
         texts = fit([*first, *self.pool], schema, MAX_VALUES)
         found = fit([*offered, *(() if closed else (*texts, *examples_of(schema)))], schema, MAX_VALUES + 4)
         if not found and "array" in kinds(schema) and items_schema(schema).get("properties"):  # no text is an object
-            return [[value] for value in self._fitting(name, items_schema(schema))]
+            return [[value] for value in self._fitting_values(name, items_schema(schema))]
         return found
 
     def _days(self, name: str) -> list[str]:
@@ -219,7 +219,7 @@ class Search:
         return sorted(days, reverse=True) if "end" in name else sorted(days) if "start" in name else days
 
     def _likeliest(self, name: str, schema: Mapping[str, Any]) -> Any:
-        values = self._fitting(name, schema)
+        values = self._fitting_values(name, schema)
         placeholders = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}
         return values[0] if values else placeholders.get(kinds(schema)[0], "?")
 
@@ -262,25 +262,25 @@ class Search:
                     schema = schema_at(self.parameters, path)
                     if self.knowledge.source(leaf, schema) is None:
                         for other in fit(self.pool, schema, MAX_VALUES):
-                            self._push(18.0, replaced(arguments, path, other))
+                            self._push(18.0, replace_at(arguments, path, other))
 
-    def _simplified(self, arguments: Arguments) -> Arguments:
+    def _simplify(self, arguments: Arguments) -> Arguments:
         """Without optional arguments that change nothing, names as the texts write them, the schema's examples where
         the code does not care.
         """
         for path, _ in [((name,), None) for name in arguments] + list(leaves(arguments)):
-            if not self._needed(path):
+            if not self._is_needed(path):
                 arguments = self._prefer(without(arguments, path), arguments)
         for path, leaf in list(leaves(arguments)):
             schema = schema_at(self.parameters, path)
-            if not isinstance(leaf, str) or offered(leaf, schema):
+            if not isinstance(leaf, str) or is_offered(leaf, schema):
                 continue
-            examples = examples_of(schema)[:1] if self._works(replaced(arguments, path, "?")) else []
+            examples = examples_of(schema)[:1] if self._works(replace_at(arguments, path, "?")) else []
             for better in [*examples, self.mutator.surface(leaf)]:
-                arguments = self._prefer(replaced(arguments, path, better), arguments)
+                arguments = self._prefer(replace_at(arguments, path, better), arguments)
         return arguments
 
-    def _needed(self, path: Path) -> bool:
+    def _is_needed(self, path: Path) -> bool:
         """Is what lies at a path required by the schema or the code, or one of several in a list?"""
         if len(path) == 1:
             return path[0] in self.required

@@ -10,7 +10,7 @@ from agentrl.core.expert_trace import Chunk
 from agentrl.mining.grounding import Knowledge
 
 
-def reasoning(
+def write_reasoning(
     need: str, tool: Mapping[str, Any], arguments: Mapping[str, Any], knowledge: Knowledge
 ) -> tuple[Chunk, ...]:
     """Chunks of one turn; `knowledge` is what is known before its call."""

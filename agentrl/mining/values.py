@@ -150,10 +150,10 @@ def kinds(schema: Mapping[str, Any]) -> list[str]:
 
 def convert(value: Any, schema: Mapping[str, Any]) -> list[Any]:
     """The value in each form that the schema's type allows; none if there is none."""
-    return [form for kind in kinds(schema) for form in _converted(value, kind, schema)]
+    return [form for kind in kinds(schema) for form in _convert(value, kind, schema)]
 
 
-def _converted(value: Any, kind: str, schema: Mapping[str, Any]) -> list[Any]:
+def _convert(value: Any, kind: str, schema: Mapping[str, Any]) -> list[Any]:
     if kind == "array":
         items = items_schema(schema)
         if not isinstance(value, list):
@@ -182,16 +182,16 @@ def by_rank(lists: list[list[Any]]) -> Iterator[tuple[Any, ...]]:
     if not all(lists):
         return
     for total in range(sum(len(values) - 1 for values in lists) + 1):
-        yield from _ranked(lists, total)
+        yield from _rank(lists, total)
 
 
-def _ranked(lists: list[list[Any]], total: int) -> Iterator[tuple[Any, ...]]:
+def _rank(lists: list[list[Any]], total: int) -> Iterator[tuple[Any, ...]]:
     if not lists:
         if total == 0:
             yield ()
         return
     for rank, value in enumerate(lists[0][: total + 1]):
-        for rest in _ranked(lists[1:], total - rank):
+        for rest in _rank(lists[1:], total - rank):
             yield (value, *rest)
 
 
@@ -217,7 +217,7 @@ def at(value: Any, path: Path) -> Any:
     return value
 
 
-def replaced(value: Any, path: Path, new: Any) -> Any:
+def replace_at(value: Any, path: Path, new: Any) -> Any:
     """A copy with another value at a path, which is made if its last part is missing."""
     if not path:
         return new
@@ -225,9 +225,9 @@ def replaced(value: Any, path: Path, new: Any) -> Any:
     inner = at(copy, path[:1])
     part = path[0]
     if isinstance(copy, list):
-        copy[int(part)] = replaced(inner, path[1:], new)
+        copy[int(part)] = replace_at(inner, path[1:], new)
     else:
-        copy[part] = replaced(inner, path[1:], new)
+        copy[part] = replace_at(inner, path[1:], new)
     return copy
 
 
@@ -235,4 +235,4 @@ def without(value: Any, path: Path) -> Any:
     """A copy without what lies at a path, which must exist."""
     if len(path) == 1:
         return {key: item for key, item in value.items() if key != path[0]}
-    return replaced(value, path[:1], without(at(value, path[:1]), path[1:]))
+    return replace_at(value, path[:1], without(at(value, path[:1]), path[1:]))

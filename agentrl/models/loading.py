@@ -88,7 +88,7 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
     tokenizer = _tokenizer(config)
     variants = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
     if variants is not None:
-        tokenizer.chat_template = _named_template(config, variants, needs)
+        tokenizer.chat_template = _choose_template(config, variants, needs)
     fit_vocabulary(config, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -144,7 +144,7 @@ def _tokenizer(config: Model) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _named_template(config: Model, variants: dict[str, str], needs: Needs) -> str:
+def _choose_template(config: Model, variants: dict[str, str], needs: Needs) -> str:
     """Of the templates that a tokenizer carries by name: `tool_use` for tasks with tools, `default` elsewhere."""
     for name in ("tool_use", "default") if needs.tools else ("default",):
         if name in variants:

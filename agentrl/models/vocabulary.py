@@ -29,7 +29,7 @@ def fit_vocabulary(config: Model, tokenizer: PreTrainedTokenizerFast) -> None:
         return
     beyond = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
     written = [(index, token) for index, token in beyond if not _unwritten(tokenizer, index, token)]
-    if beyond and not written and not _taken_out(tokenizer, [token for _, token in beyond]):
+    if beyond and not written and not _remove_tokens(tokenizer, [token for _, token in beyond]):
         written = beyond
     if written:
         index, token = written[0]
@@ -57,7 +57,7 @@ def _unwritten(tokenizer: PreTrainedTokenizerFast, index: int, token: str) -> bo
     return token not in ends and not any(token in template for template in templates)
 
 
-def _taken_out(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> bool:
+def _remove_tokens(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> bool:
     """Make special tokens unknown to the tokenizer, for which transformers has no call.
 
     False, and nothing is done, where another token would change its id by it.

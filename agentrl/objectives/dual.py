@@ -81,10 +81,10 @@ class Multiplier(nn.Module):
         if self.updates <= self.warmup or self.kind == "fixed":
             return
         violation = self.threshold - self.ema
-        self.value.copy_(self._stepped(violation, before).clamp(LOG_FLOOR if self.kind == "log" else 0.0, self.cap))
+        self.value.copy_(self._step(violation, before).clamp(LOG_FLOOR if self.kind == "log" else 0.0, self.cap))
         self.at_cap.copy_(self.at_cap + 1 if self.value >= self.cap else torch.zeros_like(self.at_cap))
 
-    def _stepped(self, violation: Tensor, before: Tensor) -> Tensor:
+    def _step(self, violation: Tensor, before: Tensor) -> Tensor:
         """lambda after the step and before the projection."""
         if self.kind == "log":
             return self.value * torch.exp(self.learning_rate * violation)

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from agentrl.config.load import drop_removed
+from agentrl.config.load import update_old_values
 from agentrl.core.errors import UserError, first_line
 from agentrl.core.stats import ROUNDING, Interval, are_shares, paired_difference, seeds_interval, t_interval
-from agentrl.evaluation.results import LINEARISED, item_values, played
+from agentrl.evaluation.results import LINEARISED, item_values, played_items
 from agentrl.report.lineage import lineage
 from agentrl.store.identity import flat, in_identity
 from agentrl.store.run import RunDirectory, find_runs
@@ -137,7 +137,7 @@ def distinguishing_keys(settings: list[dict[str, Any]]) -> list[str]:
     return chosen
 
 
-def pooled(arm: Arm, phase: str, metric: str, part: tuple[str, str] | None = None) -> Interval | None:
+def pool_metric(arm: Arm, phase: str, metric: str, part: tuple[str, str] | None = None) -> Interval | None:
     """A metric of an arm in "before", "after" or "difference"; None where no run has it.
 
     `part` restricts it to a group of items, e.g. ("hops", "3").
@@ -163,16 +163,16 @@ def difference_pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
     first, and of two arms of which neither was, the earlier one.
     """
     pairs = [(one, other) for i, one in enumerate(arms) for other in arms[i + 1 :]]
-    return [(other, one) if _trained_from(one, other) else (one, other) for one, other in pairs]
+    return [(other, one) if _descends_from(one, other) else (one, other) for one, other in pairs]
 
 
-def _trained_from(one: Arm, other: Arm) -> bool:
+def _descends_from(one: Arm, other: Arm) -> bool:
     """Whether the model of `one` descends from that of `other`."""
     first, second = (lineage(arm.runs[0].path, arm.runs[0].settings) for arm in (one, other))
     return second[0] in first[1:]
 
 
-def compared(one: Arm, other: Arm, metric: str) -> Interval | None:
+def compare_arms(one: Arm, other: Arm, metric: str) -> Interval | None:
     """`other` - `one` after training: paired by seed where seeds differ, else by item, over the common seeds."""
     left, right = ({run.seed: run for run in arm.completed} for arm in (one, other))
     found = {}
@@ -189,12 +189,12 @@ def compared(one: Arm, other: Arm, metric: str) -> Interval | None:
     return _by_item([left[seed] for seed in found], [right[seed] for seed in found], metric)
 
 
-def missing(arm: Arm) -> int:
+def count_missing(arm: Arm) -> int:
     """How many items endpoints did not play."""
     return sum(run.summary.get("missing", {}).get("items", 0) for run in arm.runs if run.summary)
 
 
-def compared_by_item(one: RunRecord, other: RunRecord, metric: str) -> Interval | None:
+def compare_by_item(one: RunRecord, other: RunRecord, metric: str) -> Interval | None:
     """`other` - `one` after training, paired by item, whatever their seeds; None without an item in common."""
     return _by_item([one], [other], metric)
 
@@ -217,7 +217,11 @@ def metrics_of(arms: list[Arm]) -> list[str]:
             for phase in ("after", "before"):
                 names |= dict.fromkeys(run.evaluation.get(phase, {}))
     ordered = [*(name for name in HEADLINES if name in names), *(name for name in names if name not in HEADLINES)]
-    return [name for name in ordered if any(pooled(arm, "after", name) or pooled(arm, "before", name) for arm in arms)]
+    return [
+        name
+        for name in ordered
+        if any(pool_metric(arm, "after", name) or pool_metric(arm, "before", name) for arm in arms)
+    ]
 
 
 def _items(runs: list[RunRecord], metric: str) -> tuple[dict[str, float], dict[str, str]]:
@@ -225,7 +229,7 @@ def _items(runs: list[RunRecord], metric: str) -> tuple[dict[str, float], dict[s
     values: dict[str, list[float]] = {}
     clusters: dict[str, str] = {}
     for run in runs:
-        items = played(run.directory.records(run.directory.eval_dir / "after.jsonl"))
+        items = played_items(run.directory.records(run.directory.eval_dir / "after.jsonl"))
         clusters |= {item["id"]: item["cluster"] for item in items}
         own = item_values(items, str((run.summary or {}).get("solve_metric", ""))).get(metric, {})
         for name, value in own.items():
@@ -274,6 +278,6 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read as YAML: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} does not hold a configuration")
-    drop_removed(values)
+    update_old_values(values)
     named = {str(key): value for key, value in values.items()}
     return {key: value for key, value in flat(named).items() if in_identity(key)}

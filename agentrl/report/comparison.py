@@ -7,7 +7,7 @@ from typing import Any
 
 from agentrl.core.errors import UserError
 from agentrl.core.stats import Interval
-from agentrl.report.arms import Arm, RunRecord, arms_of, compared, compared_by_item, metrics_of, pooled
+from agentrl.report.arms import Arm, RunRecord, arms_of, compare_arms, compare_by_item, metrics_of, pool_metric
 from agentrl.report.page import Table, cell
 
 
@@ -47,8 +47,8 @@ def _results(a: Arm, b: Arm, name_a: str, name_b: str) -> Table:
         rows.append(
             [
                 metric,
-                cell(pooled(a, "after", metric)),
-                cell(pooled(b, "after", metric)),
+                cell(pool_metric(a, "after", metric)),
+                cell(pool_metric(b, "after", metric)),
                 cell(gap, signed=True),
                 str(gap.n) if gap else "–",
             ]
@@ -63,8 +63,8 @@ def _results(a: Arm, b: Arm, name_a: str, name_b: str) -> Table:
 
 def _gap(a: Arm, b: Arm, metric: str) -> Interval | None:
     if _single(a, b):
-        return compared_by_item(a.completed[0], b.completed[0], metric)
-    return compared(a, b, metric)
+        return compare_by_item(a.completed[0], b.completed[0], metric)
+    return compare_arms(a, b, metric)
 
 
 def _single(a: Arm, b: Arm) -> bool:
@@ -76,7 +76,7 @@ def _settings(a: Arm, b: Arm) -> Table:
     left, right = ({**arm.runs[0].settings, **_code(arm.runs[0])} for arm in (a, b))
     several = len(a.runs) > 1 or len(b.runs) > 1
     keys = [key for key in sorted({**left, **right}) if left.get(key) != right.get(key)]
-    rows = [[key, _shown(left, key), _shown(right, key)] for key in keys if not (several and key == "seed")]
+    rows = [[key, _show(left, key), _show(right, key)] for key in keys if not (several and key == "seed")]
     return Table("What differs" if rows else "Their settings are the same.", ["key", "A", "B"], rows)
 
 
@@ -89,5 +89,5 @@ def _code(run: RunRecord) -> dict[str, Any]:
     return {"(agentrl)": found.get("agentrl"), "(git commit)": (found.get("git") or {}).get("commit", "")[:10]}
 
 
-def _shown(values: dict[str, Any], key: str) -> str:
+def _show(values: dict[str, Any], key: str) -> str:
     return "–" if key not in values else "null" if values[key] is None else str(values[key])

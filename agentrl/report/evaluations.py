@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agentrl.config.schema import Config
-from agentrl.report.arms import Arm, arms_of, compared, difference_pairs, load_records, metrics_of, missing, pooled
+from agentrl.report.arms import (
+    Arm,
+    arms_of,
+    compare_arms,
+    count_missing,
+    difference_pairs,
+    load_records,
+    metrics_of,
+    pool_metric,
+)
 from agentrl.report.markdown import cell, markdown_table
 from agentrl.report.page import Table
 from agentrl.report.published import published_table
@@ -32,17 +41,19 @@ def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) 
         rows = [
             [
                 metric,
-                *(cell(pooled(arm, "after", metric)) for arm in arms),
-                *(cell(compared(base, trained, metric), signed=True) for base, trained in pairs),
+                *(cell(pool_metric(arm, "after", metric)) for arm in arms),
+                *(cell(compare_arms(base, trained, metric), signed=True) for base, trained in pairs),
             ]
             for metric in metrics
         ]
         # A metric may be about some rows alone; one of them is about all.
         items = max(int(cell["n"]) for arm in arms for cell in arm.runs[0].evaluation["after"].values())
-        lacking = [f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := missing(arm))]
+        lacking = [
+            f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := count_missing(arm))
+        ]
         note = ", ".join([*lacking, "mean [95% interval, clustered; differences paired by item]"])
         head = ["metric", *labels, *(f"{trained.label} - {base.label}" for base, trained in pairs)]
-        yield Table(f"{bench}: {items} items, {note}", head, rows, _sampled(arms))
+        yield Table(f"{bench}: {items} items, {note}", head, rows, _sampling_note(arms))
     if suite is not None:
         for position, model in enumerate(models):
             own = jobs[position * (len(jobs) // len(models)) :][: len(jobs) // len(models)]
@@ -56,7 +67,7 @@ def plain_text(table: Table) -> str:
     return f"{table.title}\n{markdown_table(table.head, table.rows)}{note}"
 
 
-def _sampled(arms: list[Arm]) -> str:
+def _sampling_note(arms: list[Arm]) -> str:
     """A line below a table whose models were not sampled alike; else nothing."""
     keys = ("eval.temperature", "eval.top_p", "rollout.max_turns", "rollout.max_completion_tokens")
     values = [[arm.runs[0].settings.get(key) for arm in arms] for key in keys]

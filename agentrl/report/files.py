@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas
 
 from agentrl.core.errors import UserError
-from agentrl.report.arms import RunRecord, arms_of, group_rank, metrics_of, pooled
+from agentrl.report.arms import RunRecord, arms_of, group_rank, metrics_of, pool_metric
 from agentrl.report.markdown import markdown_table
 from agentrl.report.page import Table
 
@@ -64,7 +64,7 @@ def results_frame(records: list[RunRecord]) -> pandas.DataFrame:
             for part in (None, *sorted(parts, key=lambda part: (part[0], group_rank(part[1])))):
                 for phase in PHASES:
                     for metric in metrics_of(arms):
-                        cell = pooled(arm, phase, metric, part)
+                        cell = pool_metric(arm, phase, metric, part)
                         if cell is not None:
                             group, value = part or ("", "")
                             numbers = (cell.mean, cell.lo, cell.hi, cell.n, len(arm.completed))

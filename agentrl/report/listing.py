@@ -66,7 +66,7 @@ def list_runs(places: list[Path], filters: dict[str, str]) -> list[Listed]:
     for place in places:
         if not place.exists():
             raise UserError(f"{place} does not exist; name directories that hold runs")
-        found += [listed(path.absolute()) for path in find_runs(place)]
+        found += [list_run(path.absolute()) for path in find_runs(place)]
     unique = {run.path: (run, settings) for run, settings in found}.values()
     known = {"status", "name", "algo", "model", "bench", *(key for _, settings in unique for key in settings)}
     for name in filters:
@@ -76,7 +76,7 @@ def list_runs(places: list[Path], filters: dict[str, str]) -> list[Listed]:
     return sorted(kept, key=lambda run: run.age_s)
 
 
-def listed(path: Path) -> tuple[Listed, dict[str, Any]]:
+def list_run(path: Path) -> tuple[Listed, dict[str, Any]]:
     """One run and its flat settings. A run whose files are damaged is listed as that."""
     run = RunDirectory(path)
     try:

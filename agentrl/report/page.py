@@ -19,11 +19,11 @@ from agentrl.report.arms import (
     Arm,
     RunRecord,
     arms_of,
-    compared,
+    compare_arms,
     difference_pairs,
     group_rank,
     metrics_of,
-    pooled,
+    pool_metric,
     rank,
 )
 from agentrl.report.curves import COLOURS, MAX_ARMS, arm_curves
@@ -115,7 +115,7 @@ def _runs(arms: list[Arm]) -> Table:
 def _results(arms: list[Arm], metrics: list[str]) -> Table:
     head, phases = _columns(arms, metrics)
     rows = [
-        [arm.label, str(len(arm.completed)), *(cell(pooled(arm, phase, metric)) for metric, phase in phases)]
+        [arm.label, str(len(arm.completed)), *(cell(pool_metric(arm, phase, metric)) for metric, phase in phases)]
         for arm in arms
     ]
     return Table(_title(phases), ["arm", "seeds", *head], rows, _interval_note(arms))
@@ -123,7 +123,7 @@ def _results(arms: list[Arm], metrics: list[str]) -> Table:
 
 def _columns(arms: list[Arm], metrics: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Heads of columns, and the metric and phase of each: before beside after, where anything was evaluated before."""
-    twice = any(pooled(arm, "before", metric) for arm in arms for metric in metrics)
+    twice = any(pool_metric(arm, "before", metric) for arm in arms for metric in metrics)
     phases = [(metric, phase) for metric in metrics for phase in (("before", "after") if twice else ("after",))]
     return [f"{metric} {phase}" if twice else metric for metric, phase in phases], phases
 
@@ -143,7 +143,7 @@ def _splits(arms: list[Arm], metrics: list[str]) -> list[Table]:
     tables = []
     for group, values in found.items():
         rows = [
-            [arm.label, value, *(cell(pooled(arm, phase, metric, (group, value))) for metric, phase in phases)]
+            [arm.label, value, *(cell(pool_metric(arm, phase, metric, (group, value))) for metric, phase in phases)]
             for arm in arms
             for value in sorted(values, key=group_rank)
         ]
@@ -153,7 +153,7 @@ def _splits(arms: list[Arm], metrics: list[str]) -> list[Table]:
 
 def _differences(arms: list[Arm], metrics: list[str]) -> list[Table]:
     note = "Paired by item within a run; runs of several seeds are pooled."
-    gains = [[arm.label, *(cell(pooled(arm, "difference", m), signed=True) for m in metrics)] for arm in arms]
+    gains = [[arm.label, *(cell(pool_metric(arm, "difference", m), signed=True) for m in metrics)] for arm in arms]
     tables = [
         Table(
             "After against before",
@@ -166,7 +166,7 @@ def _differences(arms: list[Arm], metrics: list[str]) -> list[Table]:
     if len(pairs) > MAX_DIFFERENCES:
         pairs = [pair for pair in pairs if arms[0] in pair]
     rows = [
-        [f"{other.label} - {one.label}", *(cell(compared(one, other, m), signed=True) for m in metrics)]
+        [f"{other.label} - {one.label}", *(cell(compare_arms(one, other, m), signed=True) for m in metrics)]
         for one, other in pairs
     ]
     if rows:
@@ -185,7 +185,7 @@ def _grids(keys: list[str], arms: list[Arm], metrics: list[str]) -> list[Table]:
     rows = []
     for first in down:
         cells = [at.get(repr((first, second))) for second in across]
-        rows.append([str(first), *(cell(pooled(arm, "after", metrics[0])) if arm else "–" for arm in cells)])
+        rows.append([str(first), *(cell(pool_metric(arm, "after", metrics[0])) if arm else "–" for arm in cells)])
     return [Table(f"{metrics[0]} after training", [f"{keys[0]} \\ {keys[1]}", *map(str, across)], rows)]
 
 

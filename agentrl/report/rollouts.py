@@ -73,14 +73,14 @@ def view(record: dict[str, Any]) -> View:
 def stretches(record: dict[str, Any]) -> Iterator[Stretch]:
     """The completion of a line of rollouts.jsonl, cut where anything but the text changes."""
     marks = zip(*(record[name] for name in ("component", "turn", "policy_mask", "advantages")), strict=True)
-    for text, (component, turn, trained, advantage) in _joined(record["tokens"], marks):
+    for text, (component, turn, trained, advantage) in _join(record["tokens"], marks):
         yield Stretch(text, _component_name(component), turn, bool(trained), advantage)
 
 
 def trace_stretches(sft: dict[str, Any]) -> Iterator[TraceStretch]:
     """The expert trace of a line of rollouts.jsonl, cut where component or weight change."""
     marks = zip(sft["component"], sft["weight"], strict=True)
-    for text, (component, weight) in _joined(sft["tokens"], marks):
+    for text, (component, weight) in _join(sft["tokens"], marks):
         yield TraceStretch(text, _component_name(component), weight)
 
 
@@ -98,7 +98,7 @@ def first_and_last(views: list[View], each: int) -> list[View]:
     return chosen
 
 
-def _joined(tokens: Iterable[str], marks: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _join(tokens: Iterable[str], marks: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Texts of consecutive tokens with equal marks, joined."""
     for mark, group in groupby(zip(tokens, marks, strict=True), key=lambda pair: pair[1]):
         yield "".join(token for token, _ in group), mark

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.core.stats import Interval
-from agentrl.report.arms import Arm, arms_of, load_records, metrics_of, pooled
+from agentrl.report.arms import Arm, arms_of, load_records, metrics_of, pool_metric
 from agentrl.report.curves import COLOURS
 from agentrl.report.markdown import cell
 from agentrl.report.page import build_report, render
@@ -51,7 +51,7 @@ def result_table(arms: list[Arm], metrics: list[str]) -> Table:
         table.add_row(
             Text(arm.label),
             str(len(arm.completed)),
-            *(Text(cell(pooled(arm, "after", m), absent="-")) for m in metrics),
+            *(Text(cell(pool_metric(arm, "after", m), absent="-")) for m in metrics),
         )
     return table
 
@@ -71,7 +71,7 @@ def plot_axes(keys: list[str], arms: list[Arm], metric: str) -> Figure:
     ax = figure.subplots()
     ticks = list(dict.fromkeys(str(arm.values[axis]) for arm in arms))
     for number, (name, members) in enumerate(series.items()):
-        found = [(arm.values[axis], pooled(arm, "after", metric)) for arm in members]
+        found = [(arm.values[axis], pool_metric(arm, "after", metric)) for arm in members]
         points = [(value, cell) for value, cell in found if cell is not None]
         if _numeric(arms, axis):
             xs = [float(value) for value, _ in points]
@@ -101,7 +101,7 @@ def plot_front(arms: list[Arm], metrics: list[str]) -> Figure | None:
     ax = figure.subplots()
     points: list[tuple[float, float]] = []
     for number, arm in enumerate(arms):
-        utility, missed = pooled(arm, "after", UTILITY), violation(arm)
+        utility, missed = pool_metric(arm, "after", UTILITY), violation(arm)
         if utility is None or missed is None:
             continue
         points.append((missed.mean, utility.mean))
@@ -129,7 +129,7 @@ def violation(arm: Arm) -> Interval | None:
         {"reward": "sys", "kind": None, "threshold": 1.0}
     ]:
         part = None if constraint["kind"] is None else ("kind", constraint["kind"])
-        kept, tau = pooled(arm, "after", f"r_{constraint['reward']}", part), float(constraint["threshold"])
+        kept, tau = pool_metric(arm, "after", f"r_{constraint['reward']}", part), float(constraint["threshold"])
         if kept is not None:
             found.append(Interval(max(tau - kept.mean, 0.0), max(tau - kept.hi, 0.0), max(tau - kept.lo, 0.0), kept.n))
     return max(found, key=lambda missed: missed.mean, default=None)

@@ -15,7 +15,7 @@ from rich.text import Text
 from agentrl.core.console import on_a_terminal
 from agentrl.store.durable import last_records
 from agentrl.store.run import RunDirectory
-from agentrl.store.sweeps import Job, Sweep, label, shared
+from agentrl.store.sweeps import Job, Sweep, label, split_overrides
 
 EVERY = 1.0  # seconds between looks
 COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}
@@ -64,7 +64,7 @@ class SweepView:
 
     def _changes(self) -> None:
         jobs = self._sweep.jobs()
-        common, _ = shared(jobs)
+        common, _ = split_overrides(jobs)
         for job in jobs:
             name = label(job, common)
             if job.state != "pending" and self._known.get(name) != job.state:
@@ -76,7 +76,7 @@ class SweepView:
 
 def job_table(jobs: list[Job], caption: str) -> Table:
     """One row a job; beyond twenty only the most telling."""
-    common, _ = shared(jobs)
+    common, _ = split_overrides(jobs)
     urgency = ("running", "failed", "interrupted", "completed", "dry_run", "pending")
     rows = sorted(jobs, key=lambda job: urgency.index(job.state))[:SHOWN]
     title = Text(" ".join(common)) if common else None  # Text, not markup: brackets of a path would be read as a style

@@ -20,7 +20,7 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     """`summary["eval"]` (the form of summary.json) as a table; a difference whose interval excludes 0 is coloured."""
     table = Table(title=_title(summary), caption=CAPTION, title_justify="left")
     rows = _rows(summary)
-    shown = _shown(rows)
+    shown = _shown_columns(rows)
     for column in shown:
         table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
     for name, cells in rows:
@@ -41,7 +41,7 @@ def result_text(summary: Mapping[str, Any]) -> str:
     for name, cells in rows:
         mark = "*" if _verdict(_difference(summary, name)) else ""
         lines.append([name, cells[0], cells[1], cells[2] + mark, cells[3]])
-    shown = _shown(rows)
+    shown = _shown_columns(rows)
     lines = [[cell for column, cell in zip(COLUMNS, line, strict=True) if column in shown] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -79,7 +79,7 @@ def print_result(summary: Mapping[str, Any], console: Console | None = None) -> 
         console.print(missing, markup=False, highlight=False, soft_wrap=True)
 
 
-def _shown(rows: list[tuple[str, tuple[str, str, str, str]]]) -> list[str]:
+def _shown_columns(rows: list[tuple[str, tuple[str, str, str, str]]]) -> list[str]:
     """Columns that hold anything: a run that only evaluates has no before, and so no difference."""
     filled = [any(cells[i] != "-" for _, cells in rows) for i in range(len(COLUMNS) - 1)]
     return [COLUMNS[0], *(column for column, full in zip(COLUMNS[1:], filled, strict=True) if full)]

@@ -113,7 +113,7 @@ def item_panel(item: dict[str, Any], title: str) -> Panel:
     return Panel(text, title=Text(f"{title}: {_numbers(item['metrics'])}"), title_align="left", expand=False)
 
 
-def compared_items(before: list[dict[str, Any]], after: list[dict[str, Any]], width: int) -> Iterator[RenderableType]:
+def compare_items(before: list[dict[str, Any]], after: list[dict[str, Any]], width: int) -> Iterator[RenderableType]:
     """The items of `after`, each with its like of `before`, side by side where the terminal is wide enough."""
     first = {(item["id"], item["sample"]): item for item in before}
     for item in after:

@@ -102,7 +102,7 @@ def credit_rewards(
             else call_rewards(flat, gold, config.matching, config.unmatched_penalty)
         )
         rewards = [sum(next(earned) for _ in turn) / len(turn) if turn else 0.0 for turn in calls]
-    if calls and not calls[-1] and not _made_calls(_assistant(trajectory)[-1]):  # text beside a call is no answer
+    if calls and not calls[-1] and not _has_calls(_assistant(trajectory)[-1]):  # text beside a call is no answer
         text = trajectory.final_text
         rewards[-1] = 0.0 if config.answer_tag and not has_tag(text) else token_f1(extract_answer(text), answer)
     return rewards
@@ -138,7 +138,7 @@ def toolrl_rewards(
     messages = _assistant(trajectory)
     if not messages:
         return []
-    made = [bool(calls) or _made_calls(m) for m, calls in zip(messages, trajectory.calls_by_turn(), strict=True)]
+    made = [bool(calls) or _has_calls(m) for m, calls in zip(messages, trajectory.calls_by_turn(), strict=True)]
     formed = all(made[:-1]) and not made[-1] and bool(_text(messages[-1]).strip())
     formed = formed and not any(tag in _text(message) for message in messages for tag in STRAY_TAGS)
     format_bounds, bounds = limits(switches, step)
@@ -157,7 +157,7 @@ def _assistant(trajectory: Trajectory) -> list[dict[str, Any]]:
     return [message for message in trajectory.messages if message["role"] == "assistant"]
 
 
-def _made_calls(message: Mapping[str, Any]) -> bool:
+def _has_calls(message: Mapping[str, Any]) -> bool:
     return bool(message.get("tool_calls"))
 
 

@@ -30,13 +30,13 @@ def toolhop_contains(text: str, answer: str) -> bool:
 
 def toolhop_correct(messages: Messages, answer: str) -> float | None:
     """ToolHop's rule on the final text, else on a tool output just before it. None where it sets no verdict."""
-    texts = _judged_texts(messages)
+    texts = _texts_to_judge(messages)
     return float(any(toolhop_contains(text, answer) for text in texts)) if texts else None
 
 
 def ftrl_correct(messages: Messages, answer: str) -> float:
     """The rule of FTRL, MatchTIR and PACT, on the same texts."""
-    return float(any(answer_verify(text, answer) for text in _judged_texts(messages)))
+    return float(any(answer_verify(text, answer) for text in _texts_to_judge(messages)))
 
 
 def strict_correct(messages: Messages, answer: str) -> float:
@@ -45,8 +45,8 @@ def strict_correct(messages: Messages, answer: str) -> float:
     return float(bool(found) and found[-1].strip().lower() == answer.strip().lower())
 
 
-def mended_correct(messages: Messages, answer: str) -> float:
-    """Ours, for rules=mended: the last <answer> of the final text, or else that text, has the answer as whole words.
+def judge_corrected(messages: Messages, answer: str) -> float:
+    """Ours, for rules=corrected: the last <answer> of the final text, or else that text, has the answer as whole words.
 
     Tool outputs are no answer, and no text is a wrong one.
     """
@@ -57,20 +57,20 @@ def mended_correct(messages: Messages, answer: str) -> float:
 
 def has_whole(text: str, part: str) -> bool:
     """Do the words of `part` stand in `text`, not within longer words or numbers? Case, commas and a final .0 aside."""
-    wanted = _normalised(part)
-    return bool(wanted) and re.search(rf"(?<![\w.]){re.escape(wanted)}(?!\w|\.\d)", _normalised(text)) is not None
+    wanted = _normalise(part)
+    return bool(wanted) and re.search(rf"(?<![\w.]){re.escape(wanted)}(?!\w|\.\d)", _normalise(text)) is not None
 
 
-def _normalised(text: str) -> str:
+def _normalise(text: str) -> str:
     return re.sub(r"(\d)\.0+(?!\d)", r"\1", " ".join(text.lower().replace(",", "").split()))
 
 
 def solve_scores(
-    calls: Iterable[ToolCall], golds: Mapping[str, Sequence[str]], *, mended: bool = False
+    calls: Iterable[ToolCall], golds: Mapping[str, Sequence[str]], *, corrected: bool = False
 ) -> tuple[float, float, float]:
     """FTRL's Solve-P, Solve-R and Solve-F1: a call solves the first open gold of its tool that its output verifies.
 
-    Error texts count like any output, and a trajectory without calls has precision 1. `mended`: a failed call solves
+    Error texts count like any output, and a trajectory without calls has precision 1. `corrected`: a failed call solves
     nothing, golds must occur as whole words, and no calls are precision 0.
     """
     remaining = {name: list(answers) for name, answers in golds.items()}
@@ -78,21 +78,21 @@ def solve_scores(
     made = solved = 0
     for call in calls:
         made += 1
-        solved += solves(call, remaining, mended=mended)
-    return (solved / made if made else float(not mended)), solved / total, 2 * solved / (made + total)
+        solved += solves(call, remaining, corrected=corrected)
+    return (solved / made if made else float(not corrected)), solved / total, 2 * solved / (made + total)
 
 
-def solves(call: ToolCall, remaining: dict[str, list[str]], *, mended: bool = False) -> bool:
+def solves(call: ToolCall, remaining: dict[str, list[str]], *, corrected: bool = False) -> bool:
     """Does the call solve an open gold of its tool? If so, the first that it does is taken out of `remaining`."""
-    answers = [] if mended and call.error else remaining.get(call.name, [])
-    verify = has_whole if mended else answer_verify
+    answers = [] if corrected and call.error else remaining.get(call.name, [])
+    verify = has_whole if corrected else answer_verify
     hit = next((i for i, gold in enumerate(answers) if verify(call.observation, gold)), None)
     if hit is not None:
         answers.pop(hit)
     return hit is not None
 
 
-def _judged_texts(messages: Messages) -> list[str]:
+def _texts_to_judge(messages: Messages) -> list[str]:
     """The final assistant text (none if empty), and the tool output if one comes right before it."""
     final = _final_text(messages)
     if not final:

@@ -118,11 +118,11 @@ class ChatPlayer:
         if not self._again:
             self._room = self._limits.max_completion_tokens - self._count.before(said)
             self._over = self._room < 1
-            self._again = self._room < min(self._budget, written(said))
+            self._again = self._room < min(self._budget, count_tokens(said))
             if self._over or self._again:
                 return None
         self._again = False
-        message = self._dialogue.answered(said)
+        message = self._dialogue.add_answer(said)
         self._count.add(said)
         self._cut = said.finish == "length"  # a call that can be read in a cut turn is made all the same
         self.spent = self._cut and self._budget == left
@@ -171,8 +171,8 @@ class TokenCount:
 
     def add(self, answer: Answer) -> None:
         """Take another turn."""
-        self.used = self.before(answer) + written(answer)
-        self.sampled += written(answer)
+        self.used = self.before(answer) + count_tokens(answer)
+        self.sampled += count_tokens(answer)
 
     def hear(self, said: list[dict[str, Any]]) -> None:
         """Take what the environment says; a server that counts does so when it answers."""
@@ -180,7 +180,7 @@ class TokenCount:
             self.used += sum(tokens_of(message["content"]) for message in said)
 
 
-def written(answer: Answer) -> int:
+def count_tokens(answer: Answer) -> int:
     """Tokens of an answer."""
     text = answer.content + answer.reasoning + "".join(f"{name}{arguments}" for name, arguments in answer.calls)
     return answer.usage.get("completion_tokens", tokens_of(text))

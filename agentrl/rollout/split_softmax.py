@@ -72,7 +72,7 @@ AttentionMaskInterface.register(KERNEL, eager_mask)
 
 
 @contextmanager
-def raised(model: PreTrainedModel, system: Tensor, k: float) -> Iterator[None]:
+def raise_system_attention(model: PreTrainedModel, system: Tensor, k: float) -> Iterator[None]:
     """While it lasts, `model` raises mass on the `system` keys (B, P) of its left-padded prompts from p to p^k."""
     usual = model.config._attn_implementation
     model.set_attn_implementation(KERNEL)
@@ -100,5 +100,5 @@ class SplitSoftmaxEngine:
         spans = [prompt_spans(self._chat, episode.task.prompt, "message").system for episode in episodes]
         width = max(len(span) for span in spans)
         system = torch.stack([torch.nn.functional.pad(span, (width - len(span), 0)) for span in spans])
-        with raised(self._model, system, self._k):
+        with raise_system_attention(self._model, system, self._k):
             return self._inner.rollout(episodes, decoding)

@@ -41,7 +41,7 @@ def own_gpus(count: int, say: Callable[[str], None]) -> Iterator[list[str]]:
         found: list[int] = []
         waiting = False
         while len(found) < min(count, len(visible)):
-            found = _taken(held, places, min(count, len(visible)))
+            found = _take(held, places, min(count, len(visible)))
             if not found:
                 if not waiting:
                     say(f"All of the GPUs {', '.join(visible)} are used by other jobs; waiting for {count}.")
@@ -50,7 +50,7 @@ def own_gpus(count: int, say: Callable[[str], None]) -> Iterator[list[str]]:
         yield [visible[position] for position in found]
 
 
-def _taken(held: ExitStack, places: list[str], count: int) -> list[int]:
+def _take(held: ExitStack, places: list[str], count: int) -> list[int]:
     """Positions of `count` free places, locked until `held` closes; none where fewer are free."""
     # A cluster's manager shows each of its jobs other GPUs under the same numbers.
     scope = f"agentrl-gpus-{os.getuid()}-{os.environ.get('SLURM_JOB_ID', 'here')}"

@@ -133,7 +133,7 @@ def _check_hub(key: str, repository: str, kind: str, revision: str | None) -> No
     if any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE):
         raise UserError(f"{named}: not in the hub's cache, and {' or '.join(OFFLINE)} is set; unset it, or {advice}")
     print(f"Asking {hub_address()} for {repository}.", flush=True)
-    if (reason := _refused_by_hub(repository, kind)) is not None:
+    if (reason := _hub_refusal(repository, kind)) is not None:
         raise UserError(f"{named}: not in the hub's cache, and {reason}; {advice}, or mend that")
 
 
@@ -141,7 +141,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 @cache
-def _refused_by_hub(repository: str, kind: str) -> str | None:
+def _hub_refusal(repository: str, kind: str) -> str | None:
     """Why the hub does not give a repository; None where it does, or where that is not certain."""
     if (silence := _silence(hub_address())) is not None:
         return f"{hub_address()} cannot be reached ({silence})"

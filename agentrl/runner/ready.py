@@ -53,16 +53,16 @@ def _check_vllm_server(config: Config) -> None:
     url = config.hardware.vllm_url.rstrip("/")
     start = f"start it with: {SERVE.format(model=config.model.path)}"
     where = f"hardware.vllm_url={config.hardware.vllm_url}"
-    _asked(f"{url}/health", f"{where}: no vLLM server answers there", f"{start}; or set hardware.vllm=colocate")
+    _ask(f"{url}/health", f"{where}: no vLLM server answers there", f"{start}; or set hardware.vllm=colocate")
     query = f"{url}/server_info?config_format=json"
-    settings = _asked(query, f"{where}: that server does not take part in training", start).get("vllm_config")
+    settings = _ask(query, f"{where}: that server does not take part in training", start).get("vllm_config")
     if not isinstance(settings, dict) or settings.get("weight_transfer_config") is None:
         raise UserError(f"{where}: that server cannot take new weights; {start}")
     if settings.get("model_config", {}).get("logprobs_mode") != "processed_logprobs":
         raise UserError(f"{where}: that server gives probabilities before the temperature, which bias ratios; {start}")
 
 
-def _asked(url: str, trouble: str, advice: str) -> dict[str, Any]:
+def _ask(url: str, trouble: str, advice: str) -> dict[str, Any]:
     """The JSON object at `url`, empty for an empty reply; a UserError that says why there is none."""
     cause = "its answer is not vLLM's"
     try:

@@ -57,8 +57,8 @@ from agentrl.store.run import RunDirectory
 from agentrl.store.trouble import trouble
 from agentrl.traces.files import by_task, read_traces
 from agentrl.tracking.base import Tracker
-from agentrl.tracking.tracker import followed
-from agentrl.trainers.build import build_trainer, final_engine, fitting
+from agentrl.tracking.tracker import track_run
+from agentrl.trainers.build import build_trainer, final_engine, keep_fitting
 from agentrl.trainers.hipo import check_constraints
 
 # How long processes wait for each other: for the longest episode, a judge, a checkpoint. torch gives GPUs ten minutes.
@@ -141,7 +141,7 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
             f"hardware.processes={config.hardware.processes}, but {started_processes} process(es) were started; let "
             "hardware.accelerate_config agree with it"
         )
-    tracker = ending.enter_context(followed(config, run))
+    tracker = ending.enter_context(track_run(config, run))
     stopping = lambda: STOPPING if stop.signal else ""  # noqa: E731
     with RunConsole(None if is_leader() else Console(quiet=True), stopping) as console:
         try:
@@ -225,7 +225,7 @@ def _evaluate_only(
         where = "behind an endpoint"
     else:
         chat = load_chat(config.model, needs_of(tasks))
-        tasks = fitting(chat, tasks, config, "test")
+        tasks = keep_fitting(chat, tasks, config, "test")
         console.say(f"loading {config.model.path}")
         model = load_model(config.model)
         engine = local_engine(config, chat, model)
@@ -257,8 +257,8 @@ def _train_and_evaluate(
     train_tasks = bench.tasks("train") if trains else []
     test_tasks = bench.tasks("test", config.eval.limit, config.seed)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
-    train_tasks = fitting(chat, train_tasks, config, "training") if trains else []
-    test_tasks = fitting(chat, test_tasks, config, "test")
+    train_tasks = keep_fitting(chat, train_tasks, config, "training") if trains else []
+    test_tasks = keep_fitting(chat, test_tasks, config, "test")
     check_constraints(config, train_tasks)
     console.say(f"loading {config.model.path}")
     model = load_model(config.model)

@@ -115,7 +115,7 @@ def is_simple(module: ast.Module) -> bool:
         return False  # where one scope binds such a name, another may still mean the interpreter's
     apart = {id(part) for node in nodes for part in _checked_with(node, modules)}
     known = bound | NAMES
-    return all(id(node) in apart or _allowed(node, known, modules) for node in nodes)
+    return all(id(node) in apart or _is_allowed(node, known, modules) for node in nodes)
 
 
 _FORBIDDEN = set(dir(builtins)) - NAMES
@@ -142,7 +142,7 @@ def _plain_fields(text: str) -> bool:
     return all((not name or name.isalnum()) and "{" not in (spec or "") for name, spec in fields)
 
 
-def _allowed(node: ast.AST, known: set[str], modules: dict[str, str]) -> Any:
+def _is_allowed(node: ast.AST, known: set[str], modules: dict[str, str]) -> Any:
     match node:
         case ast.Attribute(attr=attribute):
             return attribute in ATTRIBUTES and isinstance(node.ctx, ast.Load)  # nothing is set on an object

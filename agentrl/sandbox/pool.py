@@ -201,7 +201,7 @@ class Sandbox:
         slot = self._take()
         try:
             slot = slot or self._start()
-            outcome, code = self._compiled(source, slot)
+            outcome, code = self._compile(source, slot)
             simple, code = code[:1] == compiler.SIMPLE, code[1:]
             if outcome != "timeout":
                 if not code:  # it does not compile; the tool process says why
@@ -227,7 +227,7 @@ class Sandbox:
             self._simple = next(_episodes)
         return result
 
-    def _compiled(self, source: str, worker: _Worker) -> tuple[str, bytes]:
+    def _compile(self, source: str, worker: _Worker) -> tuple[str, bytes]:
         """(why there is none, the source as code): compiled at its first call, in a process that never runs any."""
         with self._lock:
             code = self._code.pop(source, None)

@@ -21,11 +21,11 @@ TYPES = {name: kind for kind, names in NAMES.items() for name in names}
 DAYS = ("date", "datetime", "date-time", "time")
 
 
-def typed(name: Any) -> Schema:
+def schema_of_type(name: Any) -> Schema:
     """The plain form of a `type`: a name, or a list of names; empty where none is known."""
     if not isinstance(name, list):
-        return named(name) if isinstance(name, str) else {}
-    read = [named(one) if isinstance(one, str) else {} for one in name]
+        return schema_of_name(name) if isinstance(name, str) else {}
+    read = [schema_of_name(one) if isinstance(one, str) else {} for one in name]
     known = [one for one in read if "type" in one]
     kinds = merged_types(*(as_list(one["type"]) for one in known))
     if not kinds:
@@ -33,7 +33,7 @@ def typed(name: Any) -> Schema:
     return {**either(known), "type": kinds}
 
 
-def named(name: str) -> Schema:
+def schema_of_name(name: str) -> Schema:
     """The plain form of the name of a type: JSON Schema's, Python's with its parts, or another language's."""
     word = name.strip().lower()
     if word in DAYS:
@@ -41,7 +41,7 @@ def named(name: str) -> Schema:
     if word in TYPES:
         return {"type": TYPES[word]}
     if of := re.fullmatch(r"(?:array|list)s? of (\w+?)s?", word):
-        return {"type": "array"} | ({"items": inner} if (inner := named(of[1])) else {})
+        return {"type": "array"} | ({"items": inner} if (inner := schema_of_name(of[1])) else {})
     try:
         return annotation(ast.parse(name.strip().removesuffix("?"), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # some other words

@@ -16,7 +16,7 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from agentrl.schemas.algebra import CONSTRAINTS, Schema, as_list, both, either, kind_of, merged_types, simplest
-from agentrl.schemas.names import named, typed
+from agentrl.schemas.names import schema_of_name, schema_of_type
 
 MERGED = ("$ref", "allOf", "anyOf", "oneOf", "const", "nullable", "prefixItems")
 KEYWORDS = frozenset(
@@ -49,17 +49,17 @@ def renderable(tool: Mapping[str, Any]) -> dict[str, Any]:
     templates could not iterate over it.
     """
     function = tool["function"]
-    return {**tool, "function": dict(function) if framed(function.get("parameters")) else plain_tool(function)}
+    return {**tool, "function": dict(function) if is_well_formed(function.get("parameters")) else plain_tool(function)}
 
 
-def framed(schema: Any) -> bool:
+def is_well_formed(schema: Any) -> bool:
     """Are properties objects and requirements lists, at every depth of properties and items?"""
     if not isinstance(schema, Mapping):
         return True
     properties = schema.get("properties", {})
     if not isinstance(properties, Mapping) or not isinstance(schema.get("required", []), list):
         return False
-    return all(framed(value) for value in [*properties.values(), schema.get("items")])
+    return all(is_well_formed(value) for value in [*properties.values(), schema.get("items")])
 
 
 def allows(schema: Mapping[str, Any], value: Any) -> bool:
@@ -92,7 +92,7 @@ class Reader:
         if isinstance(schema, list):  # ["integer", "null"], or a choice of schemas
             schema = {"anyOf": schema} if any(isinstance(one, Mapping) for one in schema) else {"type": schema}
         elif isinstance(schema, str):  # the name of a type, or else a description
-            schema = named(schema) or {"description": schema}
+            schema = schema_of_name(schema) or {"description": schema}
         if not isinstance(schema, Mapping):  # true, null: nothing is said
             return {}
         seen = (*seen, "")
@@ -111,7 +111,7 @@ class Reader:
     def _own(self, read: Schema, seen: tuple[str, ...]) -> None:
         """Put what a schema says itself into its plain form."""
         if "type" in read:
-            kinds = typed(read.pop("type"))
+            kinds = schema_of_type(read.pop("type"))
             for key, value in kinds.items():
                 read.setdefault(key, value)
         if "enum" in read and not isinstance(read["enum"], list):
@@ -127,7 +127,7 @@ class Reader:
             )
         if "properties" in read or "required" in read:
             given = by_name(read.get("properties"))
-            needed = required(read.get("required"), given)
+            needed = required_names(read.get("required"), given)
             if "properties" in read:
                 read["properties"] = {
                     name: self._property(value, seen) for name, value in given.items() if value is not False
@@ -180,7 +180,7 @@ def by_name(properties: Any) -> dict[str, Any]:
     return found
 
 
-def required(needed: Any, properties: Mapping[str, Any]) -> list[str]:
+def required_names(needed: Any, properties: Mapping[str, Any]) -> list[str]:
     """Names of the required properties: as listed, all for `true`, and those that say so themselves."""
     if needed is True:
         listed = list(properties)

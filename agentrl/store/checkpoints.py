@@ -55,7 +55,7 @@ def latest(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
     A damaged one is renamed to `checkpoint-N.damaged`, with a warning, and the one before it is tried.
     """
     shutil.rmtree(writing_folder(checkpoints), ignore_errors=True)
-    for path in reversed(_sealed(checkpoints)):
+    for path in reversed(_sealed_checkpoints(checkpoints)):
         fault = damage(path)
         if fault is None:
             return path
@@ -93,7 +93,7 @@ def prune(checkpoints: Path, keep: int, best: str | None = None) -> None:
 
     Of equals the newest is best. Checkpoints without the metric, or with one that is no number, are never best.
     """
-    paths = _sealed(checkpoints)
+    paths = _sealed_checkpoints(checkpoints)
     kept = set(paths[-keep:])
     if best is not None:
         kept |= {path for path in [best_checkpoint(checkpoints, best)] if path is not None}
@@ -106,7 +106,7 @@ def best_checkpoint(checkpoints: Path, best: str) -> Path | None:
     """The checkpoint whose manifest holds the best value of `best`, as `prune` understands it."""
     name, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
     values = {}
-    for path in _sealed(checkpoints):
+    for path in _sealed_checkpoints(checkpoints):
         try:
             value = manifest(path)["metrics"].get(name)
         except (OSError, ValueError, KeyError, AttributeError):  # damaged: `latest` says so when it matters
@@ -126,7 +126,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _sealed(checkpoints: Path) -> list[Path]:
+def _sealed_checkpoints(checkpoints: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     found = [path for path in checkpoints.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=step_of)

@@ -43,7 +43,7 @@ def _masker(secrets: tuple[tuple[str, str], ...]) -> Callable[[str], str]:
     return lambda text: pattern.sub(lambda found: f"<{names.get(found[0], 'secret')}>", text)
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """`text` without secrets."""
     return masker()(text)
 
@@ -58,7 +58,7 @@ def refuse_secrets(values: Any, where: str = "") -> None:
     elif isinstance(values, list | tuple):
         for value in values:
             refuse_secrets(value, where)
-    elif isinstance(values, str) and masked(values) != values:
+    elif isinstance(values, str) and mask_secrets(values) != values:
         raise UserError(
             f"{where or 'the command line'} holds a secret, and values are written to files; export it as an "
             "environment variable, and name that variable where a key asks for it (judge.api_key_env=OPENAI_API_KEY)"
@@ -73,7 +73,7 @@ class MaskedStream:
 
     def write(self, text: str) -> int:
         """A secret is recognised where it arrives in one piece, as lines and tracebacks do."""
-        self._stream.write(masked(text))
+        self._stream.write(mask_secrets(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -47,7 +47,7 @@ class RunDirectory:
         final = run_path(config)
         with durable.disk_errors(final):
             if final.exists():
-                return cls(final)._taken_over(config)
+                return cls(final)._take_over(config)
         provided = provenance.collect(config)  # what cannot be read here is no fault of the disk that is written
         with durable.disk_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class RunDirectory:
                 shutil.rmtree(draft.path, ignore_errors=True)  # nothing is left there after the rename
         return cls(final)
 
-    def _taken_over(self, config: Config) -> RunDirectory | None:
+    def _take_over(self, config: Config) -> RunDirectory | None:
         """This directory for another run, if it is a dry run's that nobody works on; else None."""
         if not self._is_dry():
             return None

@@ -32,7 +32,7 @@ from agentrl.store.durable import write_json
 from agentrl.store.run import RunDirectory, is_gone
 
 STOPPING = "stopping"  # a file in the sweep's folder while it is being stopped
-PLACELESS = ("runs_dir", "dry_run")  # values that make no other sweep
+IDENTITY_FREE_KEYS = ("runs_dir", "dry_run")  # values that make no other sweep
 
 
 class Announcement(Callback):
@@ -122,7 +122,7 @@ class Sweep:
                 else:
                     job.state, job.code, job.error = "failed", 1, "ended without a record"
                 self.note(job)
-        common, axes = shared(jobs)
+        common, axes = split_overrides(jobs)
         record = {"fixed": common, "swept": axes, "jobs": [asdict(job) for job in jobs]}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "sweep.json", record)
@@ -215,11 +215,11 @@ def _saves(job: Job) -> bool:
 
 def digest(overrides: Sequence[str]) -> str:
     """Name of a job's files: ten hexadecimal digits of its overrides, in whatever order."""
-    plain = sorted(text for text in overrides if text.split("=")[0] not in PLACELESS)
+    plain = sorted(text for text in overrides if text.split("=")[0] not in IDENTITY_FREE_KEYS)
     return hashlib.sha256("\n".join(plain).encode()).hexdigest()[:10]
 
 
-def shared(jobs: list[Job]) -> tuple[list[str], list[str]]:
+def split_overrides(jobs: list[Job]) -> tuple[list[str], list[str]]:
     """Overrides that all jobs have in common, and the keys in which they differ."""
     common = [text for text in jobs[0].overrides if all(text in job.overrides for job in jobs)] if jobs else []
     keys = dict.fromkeys(text.split("=")[0] for job in jobs for text in job.overrides if text not in common)
@@ -242,7 +242,7 @@ def with_directory(arguments: list[str]) -> list[str]:
     swept = [
         item.get_key_element() for item in OverridesParser.create().parse_overrides(own) if item.is_sweep_override()
     ]
-    fixed = sorted(text for text in own if text.split("=")[0] not in (*swept, *PLACELESS))
+    fixed = sorted(text for text in own if text.split("=")[0] not in (*swept, *IDENTITY_FREE_KEYS))
     name = "+".join(chosen or [key.rsplit(".", 1)[-1].replace("/", "_") for key in swept]) or "jobs"
     identity = [*sorted(swept if not chosen else []), "", *fixed]
     number = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:6]

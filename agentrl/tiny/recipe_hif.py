@@ -32,7 +32,7 @@ CHATTER = 0.7  # chance that a careless writer goes on with words of his own
 def lesson_reply(rule: minihif.Rule, items: tuple[str, ...], rng: random.Random) -> str:
     """A reply that keeps the whole rule or serves the whole request: what the words mean is learned from these."""
     if rng.random() < 0.5:
-        return " ".join((rule.opener, *minihif.permitted(rule, items)))
+        return " ".join((rule.opener, *minihif.permitted_words(rule, items)))
     return " ".join(items)
 
 

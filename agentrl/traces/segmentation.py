@@ -75,13 +75,13 @@ def previews(sentence: str, calls: Sequence[Mapping[str, Any]]) -> bool:
         name = str(call["name"])
         if f"{name}(" in sentence or f'"{name}"' in sentence or '"arguments"' in sentence:
             return True
-        values = [_shown(value) for value in dict(call["arguments"]).values()]
+        values = [_show(value) for value in dict(call["arguments"]).values()]
         if name in sentence and any(value and value in sentence for value in values):
             return True
     return False
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -39,7 +39,7 @@ def for_teacher(task: Task) -> Task:
     return replace(task, prompt=[system, *task.prompt])
 
 
-def judged(
+def judge_rollout(
     bench: Bench, task: Task, trajectory: Trajectory, annotate: Annotator | None = None
 ) -> tuple[ExpertTrace | None, str | None]:
     """The trace of a teacher's rollout, or the reason why it is none."""
@@ -55,7 +55,7 @@ def judged(
         return None, "a malformed call"
     if any(STRAY.search(message.get("content") or "") for message in assistant):
         return None, "role text or call tags in a message"
-    if not verified(bench, task, trajectory):
+    if not is_verified(bench, task, trajectory):
         return None, "neither the answer nor the last observation verifies"
     turns = []
     for message, calls in zip(assistant, trajectory.calls_by_turn(), strict=True):
@@ -89,7 +89,7 @@ def taught(
                 missing[task.id] = trajectory.failure
                 continue
             try:
-                trace, reason = judged(bench, task, trajectory, annotate)
+                trace, reason = judge_rollout(bench, task, trajectory, annotate)
             except Unanswered as failure:  # the annotator asks the same server
                 missing[task.id] = str(failure)
                 continue
@@ -105,7 +105,7 @@ def taught(
             yield {"task_id": name, "reasons": dropped[name]}
 
 
-def verified(bench: Bench, task: Task, trajectory: Trajectory) -> bool:
+def is_verified(bench: Bench, task: Task, trajectory: Trajectory) -> bool:
     """Whether the bench gives full marks, or the reference answer stands in the last observation."""
     if (bench.score(task, trajectory).metrics.get(bench.solve_metric) or 0.0) >= 1:
         return True

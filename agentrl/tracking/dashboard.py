@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentrl.tracking.sections import sectioned
+from agentrl.tracking.sections import add_section
 
 # algorithm -> heading -> panel title -> metrics of metrics.jsonl (timing.jsonl for the throughput)
 Headings = dict[str, dict[str, tuple[str, ...]]]
@@ -73,7 +73,7 @@ def workspace(algo: str, entity: str, project: str) -> Any:
         workspaces.Section(
             name=heading,
             panels=[
-                reports.LinePlot(title=title, x="step", y=[sectioned(metric) for metric in metrics])
+                reports.LinePlot(title=title, x="step", y=[add_section(metric) for metric in metrics])
                 for title, metrics in panels.items()
             ],
             is_open=True,

@@ -21,6 +21,6 @@ OTHER = "other"
 _SECTION_OF = {head: section for section, heads in SECTIONS.items() for head in heads}
 
 
-def sectioned(name: str) -> str:
+def add_section(name: str) -> str:
     """`lambda/sys` -> `constraint/lambda/sys`; a metric that no section names goes under `other`."""
     return f"{_SECTION_OF.get(name.split('/')[0], OTHER)}/{name}"

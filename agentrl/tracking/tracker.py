@@ -17,7 +17,7 @@ from agentrl.trainers.callbacks import RENAMED
 
 
 @contextmanager
-def followed(config: Config, run: RunDirectory) -> Iterator[Tracker]:
+def track_run(config: Config, run: RunDirectory) -> Iterator[Tracker]:
     """The chosen tracker, closed when the block ends; it reads how the run ended from status.json."""
     tracker = _tracker(config, run)
     try:

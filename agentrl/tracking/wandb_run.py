@@ -24,7 +24,7 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import first_line
 from agentrl.store.run import RunDirectory
 from agentrl.tracking.base import Guard, Tracker, warn
-from agentrl.tracking.sections import OTHER, SECTIONS, sectioned
+from agentrl.tracking.sections import OTHER, SECTIONS, add_section
 
 INIT_SECONDS = 20  # for the server to answer at the start
 FINISH_SECONDS = 60  # for uploads that are left at the end; what is not sent stays on disk
@@ -152,7 +152,7 @@ class _Follow(TrainerCallback):
             for tail in self._numbers:
                 for record in tail.read():
                     step = int(record.pop("step"))
-                    numbers = {sectioned(name): value for name, value in record.items() if value is not None}
+                    numbers = {add_section(name): value for name, value in record.items() if value is not None}
                     updates.setdefault(step, {}).update(numbers)
             for step, values in sorted(updates.items()):
                 self._session.log({"step": step, **values})

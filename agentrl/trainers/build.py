@@ -60,7 +60,7 @@ def rl_trainer(algo: Any) -> type[AgentGRPOTrainer] | None:
     return found
 
 
-def fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> list[Task]:
+def keep_fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> list[Task]:
     """Tasks whose prompt fits `rollout.max_prompt_tokens`.
 
     Raises:

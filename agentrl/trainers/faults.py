@@ -39,7 +39,10 @@ class Watch(TrainerCallback):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not anywhere(bool(gradients) and not bool(torch.stack([g.isfinite().all() for g in gradients]).all())):
             return
-        step, before = state.global_step + 1, _trailing(state, "grad_norm", lambda value: not math.isfinite(value))
+        step, before = (
+            state.global_step + 1,
+            _count_trailing(state, "grad_norm", lambda value: not math.isfinite(value)),
+        )
         found = f"the gradient of update {step} is not finite"
         if self._config.nonfinite == "stop":
             raise UserError(
@@ -60,7 +63,7 @@ class Watch(TrainerCallback):
         patience = self._config.patience
         if NO_SIGNAL not in state.log_history[-1]:
             return
-        silent = _trailing(state, NO_SIGNAL, lambda value: value == 1)
+        silent = _count_trailing(state, NO_SIGNAL, lambda value: value == 1)
         if silent == 0 or silent % patience != 0:
             return
         text = (
@@ -92,7 +95,7 @@ def finite_rewards(rewards: list[list[float]], tasks: list[str], nonfinite: str)
     return checked
 
 
-def _trailing(state: TrainerState, name: str, bad: Callable[[float], bool]) -> int:
+def _count_trailing(state: TrainerState, name: str, bad: Callable[[float], bool]) -> int:
     """How many of the latest log entries that have a value of `name` are bad, back to the last good one."""
     count = 0
     for entry in reversed(state.log_history):

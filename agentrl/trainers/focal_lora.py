@@ -28,7 +28,7 @@ from agentrl.models.spans import PromptSpans, prompt_spans
 from agentrl.objectives.focal import conflict_sensitivity, focal_loss, most_sensitive
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import focal_arguments
-from agentrl.trainers.preferences import needed
+from agentrl.trainers.preferences import draw_needed
 
 HEADS = "heads.json"  # in the run directory
 FUSED = "qkv_proj"  # Phi's: the queries' rows come first
@@ -169,7 +169,7 @@ def focal_trainer(
     model.train(training)
     chosen = {str(layer): row.nonzero().flatten().tolist() for layer, row in enumerate(heads) if row.any()}
     run.write_json(run.path / HEADS, {"heads": chosen, "of": list(heads.shape)})
-    rows = focal_rows(engine, bench, chat, needed(tasks, config), algo, config.eval.batch)
+    rows = focal_rows(engine, bench, chat, draw_needed(tasks, config), algo, config.eval.batch)
     adapter = focal_config(model, heads, config.model.lora)
     adapted = get_peft_model(model, adapter, revision=config.model.revision)
     size = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads

@@ -24,7 +24,7 @@ from agentrl.rewards.turns import episode_rewards
 from agentrl.rollout.tokens import TokenEngine
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.loss import LossTrainer
-from agentrl.trainers.reference import starting_policy, taken_as_reference
+from agentrl.trainers.reference import starting_policy, use_as_reference
 from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trainers.row_order import EpochSampler, SeedEpochs, crop_padding, in_row_order
 from agentrl.trainers.samplers import policy_sampler, unparsed
@@ -70,7 +70,7 @@ class AgentGRPOTrainer(LossTrainer):
             args.vllm_max_model_length = min(longest, model.config.max_position_embeddings)
         measured = args.beta > 0
         reference = starting_policy(model, config.model, peft_config, quantization_config) if measured else None
-        with taken_as_reference(reference):
+        with use_as_reference(reference):
             super().__init__(
                 model=model,
                 reward_funcs=[self._trajectory_return],

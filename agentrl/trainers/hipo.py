@@ -24,7 +24,7 @@ from agentrl.config.schema import Config
 from agentrl.core.bench import Score, Task
 from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge
-from agentrl.evaluation.grading import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, logged
+from agentrl.evaluation.grading import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, rewards_to_log
 from agentrl.objectives.dual import DualVariables, Multiplier
 from agentrl.objectives.hipo import degenerate, lagrangian_advantage
 from agentrl.objectives.policy import PolicySettings
@@ -182,7 +182,7 @@ class HipoTrainer(AgentGRPOTrainer):
         return total, count
 
     def _log_rollouts(self, advantages: Tensor) -> None:
-        values = {**self._logged_rewards(), **self._logged_constraints()}
+        values = {**self._rewards_to_log(), **self._constraints_to_log()}
         for reward, lacking in self._lacking.items():
             missing = [
                 math.nan if filtered or cut else float(rewards[reward] is None)
@@ -214,7 +214,7 @@ class HipoTrainer(AgentGRPOTrainer):
             rows = [[] if rewards["user"] is None else [rewards["user"]] for rewards in self._rewards]
             self._rollout_log.write(self.state.global_step, self._trajectories, rows, scores, advantages, notes)
 
-    def _logged_rewards(self) -> dict[str, float | None]:
+    def _rewards_to_log(self) -> dict[str, float | None]:
         """Means of the rewards, over all prompts and by kind; a stand-in for r_user goes by its own name."""
         stands_in = torch.tensor(["user_proxy" in rewards for rewards in self._rewards])
         user = self._column("user", None)
@@ -226,7 +226,7 @@ class HipoTrainer(AgentGRPOTrainer):
             values[f"r_sys{suffix}"] = self._mean(self._column("sys", kind))
         return values
 
-    def _logged_constraints(self) -> dict[str, float | None]:
+    def _constraints_to_log(self) -> dict[str, float | None]:
         """Share of replies below a threshold, of each constraint and of any, and where each multiplier stands."""
         values: dict[str, float | None] = {}
         kinds = [task.data["kind"] for task in self._batch]
@@ -251,7 +251,7 @@ class HipoTrainer(AgentGRPOTrainer):
 
     def _rollout_notes(self) -> list[dict[str, Any]]:
         return [
-            {**logged(rewards), "filtered": filtered, "kind": task.data["kind"]}
+            {**rewards_to_log(rewards), "filtered": filtered, "kind": task.data["kind"]}
             for rewards, filtered, task in zip(self._rewards, self._filtered, self._batch, strict=True)
         ]
 

@@ -24,7 +24,7 @@ def expert_trajectory(trace: ExpertTrace, reasoning: str) -> Trajectory:
     """
     messages = [message for turn in trace.turns for message in turn_messages(turn, reasoning)]
     messages.append({"role": "assistant", "content": f"<answer>{trace.answer}</answer>"})
-    return Trajectory(trace.task_id, [], [], [], [], [], messages, trace.executed())
+    return Trajectory(trace.task_id, [], [], [], [], [], messages, trace.executed_calls())
 
 
 class LuffyTrainer(TracedTrainer):

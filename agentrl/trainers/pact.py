@@ -43,29 +43,29 @@ class PactTrainer(TracedTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
         rows = range(len(inputs))
-        conditioned = [self._conditioned(row) for row in rows]
+        conditioned = [self._is_conditioned(row) for row in rows]
         self._add_contexts(batch, [row for row in rows if conditioned[row]])
         batch["conditioned"] = torch.tensor(conditioned, device=batch["advantages"].device)
         metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["anneal/anchored"].append(self._global_mean([float(self._anchored(row)) for row in rows]))
+        metrics["anneal/anchored"].append(self._global_mean([float(self._is_anchored(row)) for row in rows]))
         shown = [self._trace(task).shown for task in self._batch]
         for kind in ("cut", "none"):
             metrics[f"trace/{kind}"].append(self._global_mean([float(one == kind) for one in shown]))
         return batch
 
-    def _conditioned(self, row: int) -> bool:
+    def _is_conditioned(self, row: int) -> bool:
         """Whether a row's surrogate is L^h: its prompt is not anchored and has a trace of which something is shown."""
-        asked = self.config.algo.condition_on_trace and not self._anchored(row)
+        asked = self.config.algo.condition_on_trace and not self._is_anchored(row)
         return asked and self._trace(self._batch[row]).trace is not None
 
-    def _anchored(self, row: int) -> bool:
+    def _is_anchored(self, row: int) -> bool:
         """z of eq. 13 for the prompt of a row of the rollout batch, the same for all rollouts of its group."""
         keys = self._batch_rows[row : row + 1]
         return bool(anchor_gates(self.config.algo.q, self.config.seed, self.state.global_step, keys))
 
     def trace_beside(self, row: int) -> TokenizedTrace | None:
         """h* without its answer, as the schedules show it; None for an anchored prompt."""
-        hidden = self._anchored(row) or self.config.algo.sft_coef == 0
+        hidden = self._is_anchored(row) or self.config.algo.sft_coef == 0
         return None if hidden else self._trace(self._batch[row]).trace
 
     def teaches(self, row: int, advantages: Tensor) -> bool:
@@ -77,7 +77,7 @@ class PactTrainer(TracedTrainer):
         """Which surrogate a rollout goes into, and the tokens of h* beside it with their weights in L_SFT."""
         notes: list[dict[str, Any]] = []
         for row, task in enumerate(self._batch):
-            surrogate = "L^h" if self._conditioned(row) else "L^x"
+            surrogate = "L^h" if self._is_conditioned(row) else "L^x"
             note: dict[str, Any] = {"surrogate": surrogate, "trace": self._trace(task).shown}
             trace = self.trace_beside(row)
             if trace is not None:

@@ -117,7 +117,7 @@ def file_pairs(path: str, chat: ChatFormat) -> Iterator[dict[str, Any]]:
         yield {"prompt_ids": prompt_ids, **ids}
 
 
-def kept(pairs: Iterator[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+def keep_pairs(pairs: Iterator[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     """The pairs of `path` if it is there, else `pairs`, written there whole or not at all."""
     if not path.is_file():
         write_text(path, "".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -171,8 +171,8 @@ def dpo_trainer(
     if config.algo.pairs is not None:
         pairs = list(file_pairs(config.algo.pairs, chat))
     else:
-        asked = needed(tasks, config)
-        pairs = kept(sampled_pairs(engine, bench, judge, asked, config, console), run.path / PAIRS)
+        asked = draw_needed(tasks, config)
+        pairs = keep_pairs(sampled_pairs(engine, bench, judge, asked, config, console), run.path / PAIRS)
         console.say(f"{len(pairs)} of {len(asked)} tasks have replies that differ in reward: a pair each")
         set_seed(config.seed)  # whether pairs were sampled or read back, what follows draws the same
     return PairTrainer(
@@ -185,7 +185,7 @@ def dpo_trainer(
     )
 
 
-def needed(tasks: Sequence[Task], config: Config) -> list[Task]:
+def draw_needed(tasks: Sequence[Task], config: Config) -> list[Task]:
     """A seeded draw of as many tasks as the updates read, at most all."""
     drawn = random.Random(config.seed).sample(list(tasks), len(tasks))
     steps = config.trainer.max_steps

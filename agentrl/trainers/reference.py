@@ -42,7 +42,7 @@ def starting_policy(
 
 
 @contextmanager
-def taken_as_reference(reference: PreTrainedModel | None) -> Iterator[None]:
+def use_as_reference(reference: PreTrainedModel | None) -> Iterator[None]:
     """While GRPOTrainer is constructed: it takes `reference` where it would load one by the policy's name."""
     by_name = grpo_trainer.create_model_from_path
     grpo_trainer.create_model_from_path = lambda *_, **__: reference

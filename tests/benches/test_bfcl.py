@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.benches.bfcl.calls import REFUSED, RefusedCall, call_string, decode_text, decoded, safe_string
+from agentrl.benches.bfcl.calls import REFUSED, RefusedCall, call_string, decode_calls, decode_text, safe_string
 from agentrl.benches.bfcl.data import DataFiles, tool_schema
 from agentrl.benches.bfcl.simulator import package_dir
 from agentrl.benches.bfcl.verdicts import FORCE_TERMINATED
@@ -158,7 +158,7 @@ def test_model_text_is_never_evaluated(bench, tmp_path):
 
 
 def test_steps_that_do_not_decode():
-    assert decoded([{"name": "ls", "arguments": "{}"}]) == [("ls", {})]
+    assert decode_calls([{"name": "ls", "arguments": "{}"}]) == [("ls", {})]
     for calls in (
         [{"name": "ls"}],
         [["ls"]],
@@ -167,8 +167,8 @@ def test_steps_that_do_not_decode():
         [{"name": ["ls"], "arguments": {}}],
         [{"name": {"ls": 1}, "arguments": {}}],
     ):
-        assert decoded(calls) is None
-    assert decoded([{"name": 5, "arguments": {}}]) == [("5", {})]  # decodes, and fails when executed
+        assert decode_calls(calls) is None
+    assert decode_calls([{"name": 5, "arguments": {}}]) == [("5", {})]  # decodes, and fails when executed
 
 
 def test_function_docs_become_json_schemas():

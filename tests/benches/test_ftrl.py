@@ -338,7 +338,7 @@ def test_score(tmp_path: Path) -> None:
 
 def test_mended_rules(tmp_path: Path) -> None:
     file = write(tmp_path / "test.jsonl", [row()])
-    loaded = bench(file, rules="mended")
+    loaded = bench(file, rules="corrected")
     [task] = loaded.tasks("test")
     echo = ToolCall(0, "people", {}, f"{ERROR_PREFIX} people: 1200", error=True)
     within = ToolCall(0, "capital", {}, "Brondalen")

@@ -21,7 +21,7 @@ from agentrl.evaluation.evaluate import item_record
 from agentrl.evaluation.results import summarise, summarise_groups
 
 WORDS = {"instruction_id_list": ["length_constraints:number_words"]}
-RULES = {"rules": "official", "reward_rules": "mended"}
+RULES = {"rules": "official", "reward_rules": "corrected"}
 SPLIT = {"test_fraction": 0.25, "data_seed": 0}
 
 

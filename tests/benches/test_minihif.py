@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from agentrl.benches import load_bench
-from agentrl.benches.minihif import Rule, held_out, permitted, system_reward, user_reward
+from agentrl.benches.minihif import Rule, held_out, permitted_words, system_reward, user_reward
 from tests.support.helpers import composed
 
 BAN = Rule("sure", ("dog", "hen"), 0)
@@ -93,8 +93,8 @@ def test_a_conflict_costs_and_an_aligned_request_does_not(bench):
         else:
             assert best["user"] < 1.0 and servile["sys"] == pytest.approx(0.3)
         # Every word beyond what is permitted buys r_user and costs r_sys more than the one before.
-        beyond = [item for item in items if item not in permitted(rule, items)]
-        replies = [" ".join((rule.opener, *permitted(rule, items), *beyond[:n])) for n in range(len(beyond) + 1)]
+        beyond = [item for item in items if item not in permitted_words(rule, items)]
+        replies = [" ".join((rule.opener, *permitted_words(rule, items), *beyond[:n])) for n in range(len(beyond) + 1)]
         user = [bench.rewards(task, reply)["user"] for reply in replies]
         system = [bench.rewards(task, reply)["sys"] for reply in replies]
         assert all(after > before for before, after in itertools.pairwise(user))

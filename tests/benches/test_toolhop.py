@@ -284,11 +284,11 @@ def test_score(path: Path) -> None:
 
 
 def test_mended_rules(path: Path) -> None:
-    loaded = bench(path, rule="ftrl", rules="mended")
+    loaded = bench(path, rule="ftrl", rules="corrected")
     task = all_tasks(loaded)["toolhop-1"]
     for text, right in (("<answer>18.0</answer>", 1), ("<answer>180</answer>", 0), (None, 0)):
         assert loaded.score(task, trajectory(text)).metrics["answer_correct"] == right
-    strict = bench(path, rule="strict", rules="mended")
+    strict = bench(path, rule="strict", rules="corrected")
     assert strict.score(task, trajectory("18")).metrics["answer_correct"] == 0
 
 

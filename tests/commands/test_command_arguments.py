@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.commands.arguments import command_keys, file_to_write, flag, places_and_keys, run_at, whole
+from agentrl.commands.arguments import command_keys, file_to_write, flag, places_and_keys, read_whole_number, run_at
 from agentrl.commands.cli import COMMANDS
 from agentrl.core.errors import UserError
 
@@ -36,12 +36,12 @@ def test_a_command_divides_places_from_keys() -> None:
 def test_values_of_a_type() -> None:
     own = {"yes": "true", "word": "yes", "count": "3", "minus": "-1", "digit": "²"}
     assert (flag(own, "yes"), flag(own, "absent"), flag(own, "absent", default=True)) == (True, False, True)
-    assert (whole(own, "count", 5), whole(own, "absent", 5)) == (3, 5)
+    assert (read_whole_number(own, "count", 5), read_whole_number(own, "absent", 5)) == (3, 5)
     for name in ("word", "minus", "digit"):
         with pytest.raises(UserError, match=f"{name}=.*: must be a whole number of at least 0"):
-            whole(own, name, 5)
+            read_whole_number(own, name, 5)
     with pytest.raises(UserError, match="count=3: must be a whole number of at least 4"):
-        whole(own, "count", 5, least=4)
+        read_whole_number(own, "count", 5, least=4)
     with pytest.raises(UserError, match="word=yes: must be true or false"):
         flag(own, "word")
 

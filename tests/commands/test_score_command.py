@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentrl.chat.transcripts import executed_calls, parse_text, toolhop_content
+from agentrl.chat.transcripts import pair_calls_with_outputs, parse_text, toolhop_content
 from agentrl.commands.score import main
 from agentrl.core.errors import UserError
 from tests.support.toolhop_rows import rows
@@ -127,20 +127,20 @@ def test_toolhop_content() -> None:
 def test_calls_are_paired_with_outputs() -> None:
     twice = {"role": "assistant", "content": block("f") + block("g", {"a": 1})}
     outputs = [{"role": "tool", "content": "1"}, {"role": "tool", "content": None}]
-    calls, unexecuted = executed_calls([twice, *outputs, {"role": "assistant", "content": "done"}])
+    calls, unexecuted = pair_calls_with_outputs([twice, *outputs, {"role": "assistant", "content": "done"}])
     assert [(c.name, c.arguments, c.observation, c.turn) for c in calls] == [("f", {}, "1", 0), ("g", {"a": 1}, "", 0)]
-    assert unexecuted == 0 and executed_calls([twice]) == ([], 2)
+    assert unexecuted == 0 and pair_calls_with_outputs([twice]) == ([], 2)
     parsed = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "h", "arguments": "{}"}}]}
-    assert executed_calls([parsed, outputs[0]])[0][0].name == "h"
+    assert pair_calls_with_outputs([parsed, outputs[0]])[0][0].name == "h"
     with pytest.raises(ValueError, match="message 0 makes 2 calls, but 1 tool outputs"):
-        executed_calls([twice, outputs[0]])
+        pair_calls_with_outputs([twice, outputs[0]])
     two = [{"id": name, "function": {"name": name, "arguments": "{}"}} for name in "ab"]
     said = [{"role": "tool", "tool_call_id": name, "content": name.upper()} for name in "ab"]
-    in_order = executed_calls([{"role": "assistant", "tool_calls": two}, *said])[0]
+    in_order = pair_calls_with_outputs([{"role": "assistant", "tool_calls": two}, *said])[0]
     assert [(c.name, c.observation) for c in in_order] == [("a", "A"), ("b", "B")]
     with pytest.raises(ValueError, match="call 'a' of message 0 is followed by the output of 'b'"):
-        executed_calls([{"role": "assistant", "tool_calls": two}, *said[::-1]])  # upstream asserts it
-    assert executed_calls([]) == executed_calls([{"role": "user", "content": "?"}]) == ([], 0)
+        pair_calls_with_outputs([{"role": "assistant", "tool_calls": two}, *said[::-1]])  # upstream asserts it
+    assert pair_calls_with_outputs([]) == pair_calls_with_outputs([{"role": "user", "content": "?"}]) == ([], 0)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

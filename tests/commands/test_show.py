@@ -13,7 +13,7 @@ from agentrl.commands import show
 from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from agentrl.report.rollouts import view
-from agentrl.report.terminal import compared_items, facts, parse_filter, rollout_panel
+from agentrl.report.terminal import compare_items, facts, parse_filter, rollout_panel
 from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
 
@@ -111,7 +111,7 @@ def test_the_same_item_before_and_after(run: RunDirectory, capsys: pytest.Captur
     code, text = shown(capsys, str(run.path), "source=eval")
     assert code == 0 and text.index("old answer") < text.index("new answer")
     assert "[bold]found[/bold]" in text  # what a tool returned is no markup of ours
-    side_by_side = styled(next(compared_items([item("q", "old", 0)], [item("q", "new", 1)], 160)), width=160)
+    side_by_side = styled(next(compare_items([item("q", "old", 0)], [item("q", "new", 1)], 160)), width=160)
     assert any("old" in row and "new" in row for row in side_by_side.splitlines())
     assert shown(capsys, str(run.path), "source=eval", "where=solve_rate<1")[0] == 1
 

@@ -268,6 +268,16 @@ def test_the_file_of_an_older_run_is_read_without_keys_that_are_gone(tmp_path: P
         load_config(tmp_path)
 
 
+def test_a_choice_that_has_another_name_now_is_read_and_suggested(tmp_path: Path) -> None:
+    config = composed("bench=ftrl", "bench.path=x.jsonl", "bench.rules=corrected")
+    values = config.model_dump(exclude={"scaled_by"})
+    values["bench"]["rules"] = "mended"
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    assert load_config(tmp_path).bench.rules == "corrected"
+    with pytest.raises(UserError, match=r"bench\.rules=mended is not a choice; did you mean corrected\?"):
+        composed("bench=ftrl", "bench.path=x.jsonl", "bench.rules=mended")
+
+
 def test_a_key_that_is_gone_is_refused_with_what_took_its_place() -> None:
     for typed in ("rollout.engine=trl", "+rollout.engine=trl"):
         with pytest.raises(UserError, match=r"unknown key rollout\.engine; it is gone: .* hardware\.vllm=colocate"):

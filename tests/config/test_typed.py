@@ -18,7 +18,7 @@ from agentrl.commands.cli import main
 from agentrl.commands.doctor import main as doctor
 from agentrl.config.compose import compose
 from agentrl.config.target import weights_of
-from agentrl.config.typed import divided, spelled
+from agentrl.config.typed import quote_override, split_names
 from agentrl.core.errors import UserError
 from agentrl.runner.doctor import Finding
 
@@ -208,16 +208,16 @@ def test_commands_tell_places_with_an_equals_sign_from_keys(here: Path) -> None:
 
 def test_commas_divide_only_what_is_not_one_place(here: Path) -> None:
     (here / "a,b").mkdir()
-    assert divided("tiny,a,b,c") == ["tiny", "a,b", "c"]
-    assert spelled("bench.path=a,b", sweep=True) == "bench.path='a,b'"
-    assert spelled("seed=0,1", sweep=True) == "seed=0,1"
+    assert split_names("tiny,a,b,c") == ["tiny", "a,b", "c"]
+    assert quote_override("bench.path=a,b", sweep=True) == "bench.path='a,b'"
+    assert quote_override("seed=0,1", sweep=True) == "seed=0,1"
     for name in ("c", "d"):
         (here / name).touch()
-    assert spelled("bench.path=c,d", sweep=False) == "bench.path=c,d"  # Hydra says that -m is missing
+    assert quote_override("bench.path=c,d", sweep=False) == "bench.path=c,d"  # Hydra says that -m is missing
     with pytest.raises(UserError, match=r"a comma sweeps: add -m"):
         compose(["bench.path=c,d"])
     for untouched in ("algo.q=choice(0.1,0.2)", "tracker.tags=[a,b]", "name=${bench.name}-x", "traces=null", "a"):
-        assert spelled(untouched, sweep=True) == untouched
+        assert quote_override(untouched, sweep=True) == untouched
 
 
 # --- words of other tools ---------------------------------------------------------------------------------------------

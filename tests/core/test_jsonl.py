@@ -17,7 +17,7 @@ from agentrl.commands.score import read_lines as transcripts
 from agentrl.config.compose import compose
 from agentrl.core.errors import first_line
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
-from agentrl.core.jsonl import flaw, numbered_lines
+from agentrl.core.jsonl import explain_json, numbered_lines
 from agentrl.endpoint.messages import read_arguments
 from agentrl.judges.rubrics import Unparsable, load_rubrics, parse_reply
 from agentrl.traces.files import read_traces, to_line
@@ -46,7 +46,7 @@ def test_a_line_ends_at_a_line_feed_alone() -> None:
 def test_what_is_wrong_with_a_text(text: str, reason: str) -> None:
     with pytest.raises((ValueError, RecursionError)) as caught:
         json.loads(text)
-    assert reason in flaw(caught.value)
+    assert reason in explain_json(caught.value)
 
 
 def test_traces_hold_whatever_a_tool_returned(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from agentrl.core.stats import (
     seeds_interval,
     share_interval,
 )
-from agentrl.report.arms import Arm, RunRecord, pooled
+from agentrl.report.arms import Arm, RunRecord, pool_metric
 
 
 def test_unclustered_interval_is_the_textbook_one() -> None:
@@ -145,7 +145,7 @@ def coverage(kind: str, trials: int) -> float:
             rates = rng.beta(2, 3, size=5)
             means = (rng.binomial(100, rates) / 100).tolist()
             cells = [{"eval": {"after": {"solved": {"mean": mean, "n": 100}}}} for mean in means]
-            out = pooled(Arm((), "", [RunRecord(Path(), {}, {}, cell) for cell in cells]), "after", "solved")
+            out = pool_metric(Arm((), "", [RunRecord(Path(), {}, {}, cell) for cell in cells]), "after", "solved")
         else:
             count = 80 if kind == "bootstrap" else 40
             clusters = np.repeat(np.arange(count), rng.integers(1, 9, size=count))

@@ -158,7 +158,7 @@ def test_calls_are_read_wherever_the_server_left_them() -> None:
 @pytest.mark.parametrize("history", ["structured", "text"])
 def test_results_name_the_call_they_answer(history: str) -> None:
     dialogue = Dialogue(history)
-    dialogue.answered(answered(said("two", call("a", '{"x": "\u00e9"}', id="same"), call("b", "", id="same"))))
+    dialogue.add_answer(answered(said("two", call("a", '{"x": "\u00e9"}', id="same"), call("b", "", id="same"))))
     dialogue.heard([{"role": "tool", "name": name, "content": name} for name in "ab"])
     first, *results = dialogue.sent
     ids = [result["tool_call_id"] for result in results]
@@ -178,7 +178,7 @@ def test_results_name_the_call_they_answer(history: str) -> None:
 )
 def test_what_a_model_wrote_badly_goes_back_as_an_object(written: Any) -> None:
     dialogue = Dialogue("structured")
-    dialogue.answered(answered(said("", call(None, written))))
+    dialogue.add_answer(answered(said("", call(None, written))))
     (back,) = dialogue.sent[0]["tool_calls"]
     strict = json.loads(back["function"]["arguments"], parse_constant=lambda name: pytest.fail(name))
     assert isinstance(strict, dict) and back["function"]["name"]
@@ -211,7 +211,7 @@ def test_what_goes_back_renders_to_the_text_that_was_sampled(sampled: str, parse
         thought, _, rest = message["content"].removeprefix("<think>").partition("</think>")
         message |= {"content": rest, "reasoning_content": thought}
     dialogue = Dialogue(history)
-    dialogue.answered(answered(message))
+    dialogue.add_answer(answered(message))
     (back,) = dialogue.sent
     if "tool_calls" in back:  # as vLLM hands them to the template
         functions = [made["function"] for made in back["tool_calls"]]

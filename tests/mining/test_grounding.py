@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from agentrl.mining.examples import example_calls
-from agentrl.mining.grounding import Knowledge, dates, offered, words
+from agentrl.mining.grounding import Knowledge, dates, is_offered, words
 from agentrl.mining.instrument import flows, instrument
 from agentrl.mining.mutations import Mutator, same
 from agentrl.mining.probe import probe
-from agentrl.mining.values import convert, entities, fit, pool, replaced, schema_at, without
+from agentrl.mining.values import convert, entities, fit, pool, replace_at, schema_at, without
 
 TEXT = "In May 2021, Ann-Lee O'Neil had three cats, 1,250 fish and the second prize, on 2 days of the Serbian election"
 
@@ -47,7 +47,7 @@ def test_the_ends_of_a_stated_period_follow_from_it(known: Knowledge) -> None:
 def test_what_the_schema_offers(known: Knowledge) -> None:
     schema = {"type": "string", "enum": ["metric", "imperial"], "description": "Such as 'old style'."}
     assert [known.source(v, schema) for v in ("metric", "old style", "new style")] == ["schema", "schema", None]
-    assert known.source("x", {"default": "x"}) == "schema" and not offered("cat", {"description": "a category"})
+    assert known.source("x", {"default": "x"}) == "schema" and not is_offered("cat", {"description": "a category"})
     for value in (None, True, "", [], {}):
         assert known.source(value) == "schema"
     nested = {"properties": {"a": {"enum": ["zz"]}, "b": {"type": "string"}}}
@@ -78,8 +78,8 @@ def test_values_take_the_form_of_the_schema() -> None:
     assert fit([], {"type": "boolean"}) == [False, True]
     parameters = {"a": {"properties": {"b": {"items": {"type": "integer"}}}}}
     assert schema_at(parameters, ("a", "b", 0)) == {"type": "integer"} and schema_at(parameters, ("x",)) == {}
-    assert replaced({"a": {"b": [1, 2]}}, ("a", "b", 1), 3) == {"a": {"b": [1, 3]}}
-    assert replaced({}, ("a", "b"), 1) == {"a": {"b": 1}} and without({"a": {"b": 1, "c": 2}}, ("a", "b")) == {
+    assert replace_at({"a": {"b": [1, 2]}}, ("a", "b", 1), 3) == {"a": {"b": [1, 3]}}
+    assert replace_at({}, ("a", "b"), 1) == {"a": {"b": 1}} and without({"a": {"b": 1, "c": 2}}, ("a", "b")) == {
         "a": {"c": 2}
     }
 

@@ -21,12 +21,12 @@ from agentrl.core.errors import UserError
 from agentrl.report.arms import (
     Arm,
     arms_of,
-    compared,
+    compare_arms,
     difference_pairs,
     distinguishing_keys,
     load_records,
     metrics_of,
-    pooled,
+    pool_metric,
 )
 from agentrl.report.curves import band
 from agentrl.report.page import build_report, render
@@ -98,15 +98,15 @@ def test_keys_that_follow_from_others_are_left_out() -> None:
 def test_seeds_are_pooled_by_hand_computed_t_intervals(runs: Path) -> None:
     _, (grpo, pact) = arms_of(load_records([runs]))
     assert metrics_of([grpo, pact]) == ["solve_rate"]
-    found = pooled(grpo, "after", "solve_rate")
+    found = pool_metric(grpo, "after", "solve_rate")
     # mean 0.5, sd 0.1, t(0.975, 2) = 4.302653: half width 4.302653 * 0.1 / sqrt(3) = 0.248414
     assert found is not None and found.mean == pytest.approx(0.5)
     assert found.hi - found.mean == pytest.approx(0.248414, abs=1e-5)
     # differences by seed 0.1, 0.2, 0.0: mean 0.1, sd 0.1
-    gap = compared(grpo, pact, "solve_rate")
+    gap = compare_arms(grpo, pact, "solve_rate")
     assert gap is not None and (gap.mean, gap.n) == (pytest.approx(0.1), 3)
     assert gap.lo == pytest.approx(0.1 - 0.248414, abs=1e-5)
-    split = pooled(grpo, "after", "solve_rate", ("hops", "3"))
+    split = pool_metric(grpo, "after", "solve_rate", ("hops", "3"))
     assert split is not None and split.mean == pytest.approx(0.25)
 
 
@@ -114,10 +114,10 @@ def test_one_seed_keeps_the_interval_over_items(tmp_path: Path) -> None:
     fake_run(tmp_path, 0.4, "algo=grpo")
     fake_run(tmp_path, 0.6, "algo=pact")
     _, (grpo, pact) = arms_of(load_records([tmp_path]))
-    one = pooled(grpo, "after", "solve_rate")
+    one = pool_metric(grpo, "after", "solve_rate")
     assert one is not None and (one.mean, one.lo, one.hi, one.n) == pytest.approx((0.4, 0.3, 0.5, 4))
     # paired by item: 0.2 on a, 0 on b
-    gap = compared(grpo, pact, "solve_rate")
+    gap = compare_arms(grpo, pact, "solve_rate")
     assert gap is not None and (gap.mean, gap.n) == (pytest.approx(0.1), 2)
 
 
@@ -127,9 +127,9 @@ def test_seeds_that_agree_keep_the_interval_over_items(tmp_path: Path) -> None:
         fake_run(tmp_path, 0.5, "algo=grpo", f"seed={seed}")
         fake_run(tmp_path, 0.5, "algo=pact", f"seed={seed}")
     _, (grpo, pact) = arms_of(load_records([tmp_path]))
-    found = pooled(grpo, "after", "solve_rate")
+    found = pool_metric(grpo, "after", "solve_rate")
     assert found is not None and (found.mean, found.lo, found.hi, found.n) == pytest.approx((0.5, 0.4, 0.6, 4))
-    gap = compared(grpo, pact, "solve_rate")
+    gap = compare_arms(grpo, pact, "solve_rate")
     assert gap is not None and (gap.mean, gap.n) == (0.0, 2) and not gap.known  # of two items: too few
     assert "+0.000 [too few]" in render(build_report(load_records([tmp_path]), ""), "md")
 
@@ -138,7 +138,7 @@ def test_intervals_over_seeds_stay_in_range(tmp_path: Path) -> None:
     for seed, after in enumerate((0.9, 1.0, 1.0)):
         fake_run(tmp_path, after, "algo=grpo", f"seed={seed}")
     _, (grpo,) = arms_of(load_records([tmp_path]))
-    found = pooled(grpo, "after", "solve_rate")
+    found = pool_metric(grpo, "after", "solve_rate")
     assert found is not None and found.hi == 1.0 and found.lo == pytest.approx(0.823242, abs=1e-5)
 
 

@@ -41,7 +41,7 @@ def teacher(task: Task, own: ExpertTrace) -> ExpertTrace:
 def played(trace: ExpertTrace) -> Any:
     """The episode that makes the calls of a trace and answers."""
     turns = [[(one["name"], one["arguments"]) for one in turn.calls] for turn in trace.turns]
-    return replace(episode(*turns, f"<answer>{trace.answer}</answer>"), calls=trace.executed())
+    return replace(episode(*turns, f"<answer>{trace.answer}</answer>"), calls=trace.executed_calls())
 
 
 def rewarded(loaded: Bench, task: Task, trace: ExpertTrace, reward: str = "matching") -> float:

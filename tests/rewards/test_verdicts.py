@@ -13,7 +13,7 @@ from agentrl.rewards.verdicts import (
     answer_verify,
     ftrl_correct,
     has_whole,
-    mended_correct,
+    judge_corrected,
     solve_scores,
     strict_correct,
     toolhop_contains,
@@ -68,8 +68,8 @@ def test_mended() -> None:
         ("0", "0", 1), ("10", "0", 0), ("<answer>Bob</answer> or Ann", "Ann", 0), ("Bobby", "bob", 0), ("x", "", 0),
         ("New  York", "new york", 1), ("", "x", 0), (None, "x", 0),
     ]:  # fmt: skip
-        assert mended_correct(ends(text), answer) == right, (text, answer)
-    assert mended_correct(ends("wrong", "Bob"), "bob") == 0 and has_whole("a b-c", "b")
+        assert judge_corrected(ends(text), answer) == right, (text, answer)
+    assert judge_corrected(ends("wrong", "Bob"), "bob") == 0 and has_whole("a b-c", "b")
 
 
 def call(name: str, observation: str) -> ToolCall:

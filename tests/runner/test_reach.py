@@ -45,11 +45,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     monkeypatch.setenv("HF_ENDPOINT", address)
     for name in reach.OFFLINE:
         monkeypatch.delenv(name, raising=False)
-    reach._refused_by_hub.cache_clear()
+    reach._hub_refusal.cache_clear()
     yield address
     listening.shutdown()
     listening.server_close()
-    reach._refused_by_hub.cache_clear()
+    reach._hub_refusal.cache_clear()
 
 
 @pytest.fixture
@@ -86,11 +86,11 @@ def test_no_network(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) ->
     for name in reach.OFFLINE:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", NOBODY)
-    reach._refused_by_hub.cache_clear()
+    reach._hub_refusal.cache_clear()
     assert f"{NOBODY} cannot be reached (Connection refused)" in refused(capsys, "model=someone/agent")
     assert "bench.hub_id=bytedance-research/ToolHop" in refused(capsys, "bench=toolhop")
     assert "judge.path=some/judge" in refused(capsys, "algo=hipo", "judge=local", "judge.path=some/judge")
-    reach._refused_by_hub.cache_clear()
+    reach._hub_refusal.cache_clear()
 
 
 def test_the_base_of_an_adapter_counts(here: Path, capsys: Any) -> None:

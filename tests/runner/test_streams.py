@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.progress import BarColumn, Progress
 
-from agentrl.core.streams import lasting
+from agentrl.core.streams import wrap_stream
 from agentrl.store.run import RunDirectory
 from tests.runner.test_launch import COMPLETES, CRASHES, DRIVER, PRELUDE, REFUSES, the_run, wait_for
 
@@ -128,7 +128,7 @@ def test_a_terminal_that_lacks_letters_changes_no_record(tmp_path: Path, locale:
 
 def test_what_an_encoding_lacks_is_written_in_what_it_has() -> None:
     raw = io.BytesIO()
-    stream = lasting(io.TextIOWrapper(raw, encoding="ascii"))
+    stream = wrap_stream(io.TextIOWrapper(raw, encoding="ascii"))
     stream.write("0.3 ± 0.1 → é … 名 \udcff\n")
     console = Console(file=stream, force_terminal=True, legacy_windows=False)
     with Progress(BarColumn(), console=console, redirect_stdout=False, redirect_stderr=False) as bars:
@@ -136,7 +136,7 @@ def test_what_an_encoding_lacks_is_written_in_what_it_has() -> None:
     stream.flush()
     assert raw.getvalue().decode("ascii").startswith("0.3 +- 0.1 -> e ... ? ?\n")
     latin = io.BytesIO()
-    stream = lasting(io.TextIOWrapper(latin, encoding="latin-1"))
+    stream = wrap_stream(io.TextIOWrapper(latin, encoding="latin-1"))
     stream.write("± é …")
     stream.flush()
     assert latin.getvalue().decode("latin-1") == "± é ..."

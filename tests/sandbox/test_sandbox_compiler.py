@@ -29,7 +29,7 @@ def test_a_source_is_compiled_once_and_code_is_dropped_beyond_its_room(monkeypat
         assert sandbox.call(sources[2], "f", {"x": 1}).value == 3
         assert list(sandbox._code) == [sources[0], sources[2]] and sandbox._code_bytes == 2 * size
         monkeypatch.setattr(_Worker, "call", lambda *_: pytest.fail("compiled again"))
-        assert sandbox._compiled(sources[0], sandbox._slots.queue[0]) == ("", sandbox._code[sources[0]])
+        assert sandbox._compile(sources[0], sandbox._slots.queue[0]) == ("", sandbox._code[sources[0]])
 
 
 def test_code_is_compiled_where_no_tool_has_run(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.core.errors import UserError
-from agentrl.store.redact import masked, refuse_secrets
+from agentrl.store.redact import mask_secrets, refuse_secrets
 from agentrl.store.run import RunDirectory
 from tests.support.helpers import composed
 
@@ -25,19 +25,20 @@ def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_masking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert masked(f"a {SECRET} b {SECRET}") == "a <MY_API_KEY> b <MY_API_KEY>"
+    assert mask_secrets(f"a {SECRET} b {SECRET}") == "a <MY_API_KEY> b <MY_API_KEY>"
     for key in FORMS:
-        assert masked(f"key={key};") == "key=<secret>;"
+        assert mask_secrets(f"key={key};") == "key=<secret>;"
     assert (
-        masked("https://me:pass@host/v1 and https://host:80/a@b") == "https://<secret>@host/v1 and https://host:80/a@b"
+        mask_secrets("https://me:pass@host/v1 and https://host:80/a@b")
+        == "https://<secret>@host/v1 and https://host:80/a@b"
     )
     monkeypatch.setenv("DB_PASSWORD", SECRET + "-longer")
-    assert masked(SECRET + "-longer") == "<DB_PASSWORD>", "the longer of two that begin alike"
+    assert mask_secrets(SECRET + "-longer") == "<DB_PASSWORD>", "the longer of two that begin alike"
     for name, value in (("SHORT_KEY", "true"), ("TOKENIZERS_PARALLELISM", "parallel!"), ("SSH_KEY", str(tmp_path))):
         monkeypatch.setenv(name, value)
-        assert masked(value) == value
+        assert mask_secrets(value) == value
     plain = "seed=1 model=qwen2.5-0.5b ${oc.env:MY_API_KEY} risk-of-sk-ill base_url=http://localhost:8000/v1"
-    assert masked(plain) == plain
+    assert mask_secrets(plain) == plain
 
 
 def test_records_are_masked_and_stay_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

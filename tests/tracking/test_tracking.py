@@ -21,8 +21,8 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 from agentrl.tracking import tracker as trackers
-from agentrl.tracking.sections import sectioned
-from agentrl.tracking.tracker import followed
+from agentrl.tracking.sections import add_section
+from agentrl.tracking.tracker import track_run
 from tests.support.helpers import composed
 
 ROLLOUT = {
@@ -54,7 +54,7 @@ ROLLOUT = {
     ],
 )
 def test_a_metric_stands_in_its_section(name: str, shown: str) -> None:
-    assert sectioned(name) == shown
+    assert add_section(name) == shown
 
 
 class Trainer:
@@ -131,7 +131,7 @@ def history(run: RunDirectory) -> list[dict[str, Any]]:
 
 def test_wandb_offline_mirrors_the_run(make_run: Any, capfd: pytest.CaptureFixture[str]) -> None:
     config, run = make_run("tracker=wandb_offline", "tracker.group=g", "tracker.tags=[mine]")
-    with followed(config, run) as tracker:
+    with track_run(config, run) as tracker:
         trainer = Trainer(run)
         tracker.attach(trainer)  # type: ignore[arg-type]
         trainer.train()
@@ -165,7 +165,7 @@ def test_wandb_offline_mirrors_the_run(make_run: Any, capfd: pytest.CaptureFixtu
 def test_a_resumed_run_keeps_its_id_and_sends_only_what_is_new(make_run: Any) -> None:
     config, run = make_run("tracker=wandb_offline")
     for steps in (range(1, 3), range(3, 4)):
-        with followed(config, run) as tracker:
+        with track_run(config, run) as tracker:
             trainer = Trainer(run)
             tracker.attach(trainer)  # type: ignore[arg-type]
             trainer.train(steps)
@@ -203,7 +203,7 @@ def test_a_tracker_that_breaks_is_told_once(make_run: Any, capfd: pytest.Capture
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
     config, run = make_run("tracker=tensorboard")
     (run.path / "tensorboard").write_text("in the way")
-    with followed(config, run) as tracker:
+    with track_run(config, run) as tracker:
         trainer = Trainer(run)
         tracker.attach(trainer)  # type: ignore[arg-type]
         trainer.train()
@@ -215,7 +215,7 @@ def test_tensorboard_holds_the_metrics_by_their_names_in_the_files(make_run: Any
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config, run = make_run("tracker=tensorboard")
-    with followed(config, run) as tracker:
+    with track_run(config, run) as tracker:
         trainer = Trainer(run)
         tracker.attach(trainer)  # type: ignore[arg-type]
         trainer.train()
@@ -234,6 +234,6 @@ def test_no_tracker_is_the_default_and_other_ranks_have_none(make_run: Any, monk
     assert config.tracker.name == "none"
     config.tracker.name = "wandb_offline"
     monkeypatch.setenv("RANK", "1")
-    with followed(config, run) as tracker:
+    with track_run(config, run) as tracker:
         assert type(tracker) is trackers.Tracker
     assert not (run.path / "wandb").exists()

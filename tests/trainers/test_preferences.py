@@ -16,7 +16,7 @@ from trl import DPOConfig
 from agentrl.chat.format import ChatFormat
 from agentrl.core.errors import UserError
 from agentrl.models.loading import Needs, load_chat, load_model
-from agentrl.trainers.preferences import PairTrainer, best_and_worst, file_pairs, kept, pair_dataset
+from agentrl.trainers.preferences import PairTrainer, best_and_worst, file_pairs, keep_pairs, pair_dataset
 from tests.support.helpers import composed
 
 
@@ -40,11 +40,11 @@ def test_pairs_are_sampled_once(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kept(dying(), path)
+        keep_pairs(dying(), path)
     assert not path.exists()  # half a file would be taken for a whole one
     rows = [{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3], "task": "a"}]
-    assert kept(iter(rows), path) == rows
-    assert kept(dying(), path) == rows  # a resumed run samples nothing
+    assert keep_pairs(iter(rows), path) == rows
+    assert keep_pairs(dying(), path) == rows  # a resumed run samples nothing
     assert pair_dataset(rows, "b").column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     with pytest.raises(UserError, match="no prompt has two replies that differ in reward"):
         pair_dataset([], "minihif")

@@ -28,7 +28,7 @@ from agentrl.benches.bfcl.data import (
     tool_schema,
 )
 from agentrl.benches.bfcl.environment import BfclEnvironment, SimulatedApis
-from agentrl.benches.bfcl.records import entry_of_record, expanded
+from agentrl.benches.bfcl.records import entry_of_record, expand_categories
 from agentrl.benches.bfcl.simulator import INSTALL, MEMORY_BYTES, Simulator
 from agentrl.benches.bfcl.web import RecordedSearch
 from agentrl.config.benches import Bfcl
@@ -53,7 +53,7 @@ class BfclBench(Bench):
 
     def __init__(self, config: Bfcl) -> None:
         self.config = config
-        self.data, self.categories = DataFiles.of(config.path, expanded(config.categories))
+        self.data, self.categories = DataFiles.of(config.path, expand_categories(config.categories))
         kinds = {category in MULTI_TURN for category in self.categories}
         self.solve_metric = "solved" if len(kinds) == 2 else "valid" if True in kinds else "correct"
         online = config.web == "serpapi" and any(category in WEB_SEARCH for category in self.categories)
@@ -67,7 +67,7 @@ class BfclBench(Bench):
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         entries = [
-            entry for category in self.usable_categories() for entry in self.divided(self.entries(category))[split]
+            entry for category in self.usable_categories() for entry in self.divide(self.entries(category))[split]
         ]
         if split == "train" and not entries:
             raise UserError(
@@ -81,7 +81,7 @@ class BfclBench(Bench):
     def size(self, split: str) -> int:
         """Items of the chosen categories that can run here; of all the chosen ones where bfcl-eval is not installed."""
         if importlib.util.find_spec("bfcl_eval") is not None:
-            return sum(len(self.divided(self.entries(category))[split]) for category in self.usable_categories())
+            return sum(len(self.divide(self.entries(category))[split]) for category in self.usable_categories())
         sizes = [next(size for kind, size in ITEMS.items() if name.startswith(kind)) for name in self.categories]
         test = sum(min(max(round(self.config.test_fraction * size), 1), size) for size in sizes)
         return test if split == "test" else sum(sizes) - test
@@ -122,7 +122,7 @@ class BfclBench(Bench):
             self._entries[category] = self.data.entries(category)
         return self._entries[category]
 
-    def divided(self, entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    def divide(self, entries: Sequence[Entry]) -> dict[str, list[Entry]]:
         """Items of each split in file order; the number of an item decides, so that its variants stay together."""
         numbers = sorted({entry.number for entry in entries})
         family = entries[0].category.split("_")[0]
@@ -187,7 +187,7 @@ class BfclBench(Bench):
             entry: Entry = task.data["entry"]
             if entry.category not in MEMORY:
                 ready.append(task)
-            elif memory.held(directory, entry, self.data):
+            elif memory.all_held(directory, entry, self.data):
                 ready.append(self.task(entry, directory))
         return ready
 

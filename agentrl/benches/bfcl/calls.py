@@ -42,7 +42,7 @@ def decode_text(text: str) -> list[dict[str, Any]]:
 
 def read_turn(text: str) -> tuple[str, list[tuple[str, Any]]]:
     """Content and calls of one assistant text; all of it is content where the official decoder gives no step."""
-    step = decoded(decode_text(text)) or []
+    step = decode_calls(decode_text(text)) or []
     return (text.partition("<tool_call>")[0].strip() if step else text), step
 
 
@@ -51,7 +51,7 @@ def without_thought(text: str) -> str:
     return text.rpartition("</think>")[2].lstrip("\n") if "</think>" in text else text
 
 
-def decoded(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]] | None:
+def decode_calls(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]] | None:
     """Names and arguments of one step, or None where the official decoder fails on any of its calls.
 
     A step that does not decode is skipped by the scorer and ends the user's turn in the loop.

@@ -14,7 +14,7 @@ from typing import Any
 
 from agentrl.benches.bfcl.simulator import package_dir
 from agentrl.core.errors import UserError
-from agentrl.core.jsonl import UTF_8, flaw, numbered_lines, read_json
+from agentrl.core.jsonl import UTF_8, explain_json, numbered_lines, read_json
 
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 MEMORY = ("memory_kv", "memory_rec_sum", "memory_vector")
@@ -200,7 +200,7 @@ def read_lines(path: Path) -> list[Any]:
             rows.append(read_json(line))
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"bench.path: {path}, line {number}: no whole JSON ({flaw(error)}); get the file again"
+                f"bench.path: {path}, line {number}: no whole JSON ({explain_json(error)}); get the file again"
             ) from error
     return rows
 

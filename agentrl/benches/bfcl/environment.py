@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentrl.benches.bfcl.calls import RefusedCall, call_string, decoded, read_turn
+from agentrl.benches.bfcl.calls import RefusedCall, call_string, decode_calls, read_turn
 from agentrl.benches.bfcl.data import Entry
 from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
 from agentrl.core.text import well_formed
@@ -81,7 +81,7 @@ class BfclEnvironment:
         return ToolCall(turn, name, arguments, observation, failed)
 
     def _result(self, name: Any, arguments: Any) -> str:
-        step = decoded([{"name": name, "arguments": arguments}])
+        step = decode_calls([{"name": name, "arguments": arguments}])
         if step is None:  # officially a step that does not decode; here the model reads why
             return f"{ERROR}the arguments are not a JSON object"
         ((name, arguments),) = step

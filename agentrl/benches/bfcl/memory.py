@@ -63,17 +63,17 @@ def hold_conversations(
             entry
             for entry in stage
             if entry is not None
-            and not _finished(directory, entry)
-            and (not entry.number or _finished(directory, _predecessor(entry, data)))
+            and not _is_finished(directory, entry)
+            and (not entry.number or _is_finished(directory, _predecessor(entry, data)))
         ]
         for entry in due:
             _start_from_predecessor(directory, entry, data)
         play([task_of(entry) for entry in due], _flush)
 
 
-def held(directory: Path, entry: Entry, data: DataFiles) -> bool:
+def all_held(directory: Path, entry: Entry, data: DataFiles) -> bool:
     """Whether all the conversations that a question builds on have been held."""
-    return all(_finished(directory, one) for one in data.conversations(entry.category, entry.scenario))
+    return all(_is_finished(directory, one) for one in data.conversations(entry.category, entry.scenario))
 
 
 def _flush(task: Task, environment: Environment) -> None:
@@ -85,7 +85,7 @@ def _checkpoint(directory: Path, entry: Entry) -> Path:
     return snapshot_dir(directory, entry.category) / "prereq_checkpoints" / f"{entry.id}.json"
 
 
-def _finished(directory: Path, entry: Entry) -> bool:
+def _is_finished(directory: Path, entry: Entry) -> bool:
     try:
         json.loads(_checkpoint(directory, entry).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # absent, or cut off by a crash

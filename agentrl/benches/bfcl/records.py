@@ -9,7 +9,7 @@ from agentrl.benches.bfcl.data import MEMORY, MULTI_TURN, WEB_SEARCH, Entry
 from agentrl.config.benches import BFCL_GROUPS
 
 
-def expanded(words: Sequence[str]) -> tuple[str, ...]:
+def expand_categories(words: Sequence[str]) -> tuple[str, ...]:
     """The categories that the words name, groups resolved, each once."""
     return tuple(dict.fromkeys(name for word in words for name in BFCL_GROUPS.get(word, (word,))))
 

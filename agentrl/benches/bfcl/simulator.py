@@ -68,7 +68,7 @@ class Simulator:
     def generation(self) -> int:
         """How often a child was started, the one that answers now included; instances of earlier ones are gone."""
         with self.lock:
-            self._started()
+            self._start()
             return self._generation
 
     def scratch_dir(self, name: str) -> Path:
@@ -84,7 +84,7 @@ class Simulator:
     def ask(self, operation: str, timeout: float | None = None, **fields: Any) -> dict[str, Any]:
         """The child's answer. Raises TookTooLong, or RuntimeError where the official code failed on our request."""
         with self.lock:
-            child = self._started()
+            child = self._start()
             assert child.stdin is not None
             dropped, self._forgotten = self._forgotten, []
             line = json.dumps({"operation": operation, "drop": dropped, **fields}).encode() + b"\n"
@@ -101,7 +101,7 @@ class Simulator:
             raise RuntimeError(f"bfcl-eval failed on {operation}: {answer['failed']}")
         return answer
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
             package_dir()
             worker = Path(__file__).with_name("worker.py")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentrl.benches.bfcl.calls import REFUSED, decode_text, decoded, safe_string, without_thought
+from agentrl.benches.bfcl.calls import REFUSED, decode_calls, decode_text, safe_string, without_thought
 from agentrl.benches.bfcl.data import Entry
 from agentrl.benches.bfcl.environment import TOO_LONG, SimulatedApis
 from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
@@ -27,7 +27,7 @@ def judge(simulator: Simulator, entry: Entry, turns: Sequence[Sequence[Step]]) -
     if entry.answers:
         if len(turns) > 1:
             return 0.0, NOT_ONE_TURN
-        texts = [without_thought(step["text"]) for turn in turns for step in turn if not decoded(step["calls"])]
+        texts = [without_thought(step["text"]) for turn in turns for step in turn if not decode_calls(step["calls"])]
         return judge_answer(simulator, entry, texts[-1]) if texts and texts[-1] else (0.0, NO_LAST_MESSAGE)
     if len(turns) != len(entry.gold):
         return 0.0, FORCE_TERMINATED
@@ -35,7 +35,7 @@ def judge(simulator: Simulator, entry: Entry, turns: Sequence[Sequence[Step]]) -
     calls = [
         [
             [safe_string(*call, known) for call in step]
-            for step in map(decoded, (step["calls"] for step in turn))
+            for step in map(decode_calls, (step["calls"] for step in turn))
             if step
         ]
         for turn in turns

@@ -135,7 +135,7 @@ class SingleTurn(TwoSided, ABC):
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         try:
-            task = self.task(self._named_row(record))
+            task = self.task(self._find_row(record))
         except BadTranscript as error:
             return {}, str(error)
         response = record.get("response")
@@ -144,7 +144,7 @@ class SingleTurn(TwoSided, ABC):
         verdicts = self.transcript(task, response)
         return verdicts, None if verdicts else f"bench={self.name} has no program that grades; its replies need a judge"
 
-    def _named_row(self, record: dict[str, Any]) -> Pair:
+    def _find_row(self, record: dict[str, Any]) -> Pair:
         """The row that `record` names by "row", with "suite" where there are several, or else by a task's "id"."""
         if "row" not in record and "id" in record:
             if str(record["id"]) not in self._by_id:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from agentrl.core.errors import UserError
-from agentrl.core.jsonl import UTF_8, flaw, numbered_lines, read_json
+from agentrl.core.jsonl import UTF_8, explain_json, numbered_lines, read_json
 
 SUFFIXES = (".json", ".jsonl")
 
@@ -91,13 +91,16 @@ def _contents(file: Path, text: str) -> Iterator[Any]:
         try:
             yield from read_json(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"bench.path: {file} is no whole JSON list ({flaw(error)}); download it again") from error
+            raise UserError(
+                f"bench.path: {file} is no whole JSON list ({explain_json(error)}); download it again"
+            ) from error
         return
     for number, (_, line) in enumerate(numbered_lines(text)):
         try:
             content = read_json(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"bench.path: {file}, row {number} (counted from 0) is no whole JSON ({flaw(error)}); mend or remove it"
+                f"bench.path: {file}, row {number} (counted from 0) is no whole JSON "
+                f"({explain_json(error)}); mend or remove it"
             ) from error
         yield content

@@ -1,7 +1,7 @@
-"""The 25 instruction types of IFEval (arXiv 2311.07911) as its official code judges them, and mended for training.
+"""The 25 instruction types of IFEval (arXiv 2311.07911) as its official code judges them, and corrected for training.
 
-OFFICIAL maps an instruction id to a check of the reply and the row's arguments; MENDED differs where the official rule
-can be met without following the instruction (docs/hif.md lists each case). An empty reply follows nothing.
+OFFICIAL maps an instruction id to a check of the reply and the row's arguments; CORRECTED differs where the official
+rule can be met without following the instruction (docs/hif.md lists each case). An empty reply follows nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 FENCES = ("```json", "```Json", "```JSON", "```")
 
 
-def related(count: int, relation: str, bound: int) -> bool:
+def compare_counts(count: int, relation: str, bound: int) -> bool:
     """`relation` is one of RELATIONS."""
     return count < bound if relation == "less than" else count >= bound
 
@@ -42,7 +42,7 @@ def keywords_exist(text: str, keywords: list[str]) -> bool:
 
 
 def keyword_frequency(text: str, keyword: str, frequency: int, relation: str) -> bool:
-    return related(len(re.findall(pattern(keyword.strip()), text, flags=re.IGNORECASE)), relation, frequency)
+    return compare_counts(len(re.findall(pattern(keyword.strip()), text, flags=re.IGNORECASE)), relation, frequency)
 
 
 def no_forbidden_words(text: str, forbidden_words: list[str]) -> bool:
@@ -53,7 +53,7 @@ def letter_frequency(text: str, letter: str, let_frequency: int, let_relation: s
     """Upstream draws a random letter where `letter` is none of a to z: here the verdict that most letters would get."""
     text = text.lower()
     letters = [letter.lower()] if is_letter(letter) else string.ascii_lowercase
-    verdicts = [related(text.count(one), let_relation, let_frequency) for one in letters]
+    verdicts = [compare_counts(text.count(one), let_relation, let_frequency) for one in letters]
     return 2 * sum(verdicts) > len(verdicts)
 
 
@@ -67,7 +67,7 @@ def response_language(text: str, language: str) -> bool:
 
 
 def sentences(text: str, num_sentences: int, relation: str) -> bool:
-    return related(count_sentences(text), relation, num_sentences)
+    return compare_counts(count_sentences(text), relation, num_sentences)
 
 
 def paragraphs(text: str, num_paragraphs: int) -> bool:
@@ -77,7 +77,7 @@ def paragraphs(text: str, num_paragraphs: int) -> bool:
 
 
 def words(text: str, num_words: int, relation: str) -> bool:
-    return related(len(re.findall(r"\w+", text)), relation, num_words)
+    return compare_counts(len(re.findall(r"\w+", text)), relation, num_words)
 
 
 def nth_paragraph(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
@@ -127,13 +127,13 @@ def sections(text: str, section_spliter: str, num_sections: int) -> bool:
 def json_format(text: str) -> bool:
     """JSON as Python reads it, so NaN too; a Markdown fence around it is cut off."""
     try:
-        json.loads(_unfenced(text))
+        json.loads(_strip_fences(text))
     except (ValueError, RecursionError):  # not JSON, or nested beyond what the parser follows
         return False
     return True
 
 
-def _unfenced(text: str) -> str:
+def _strip_fences(text: str) -> str:
     text = text.strip()
     for fence in FENCES:
         text = text.removeprefix(fence)
@@ -160,7 +160,7 @@ def ends_with(text: str, end_phrase: str) -> bool:
 
 
 def capital_word_frequency(text: str, capital_frequency: int, capital_relation: str) -> bool:
-    return related(capital_words(text), capital_relation, capital_frequency)
+    return compare_counts(capital_words(text), capital_relation, capital_frequency)
 
 
 def english_capital(text: str) -> bool:
@@ -209,7 +209,7 @@ OFFICIAL: dict[str, Check] = {
 }
 
 
-# -- mended ----------------------------------------------------------------------------------------------------------
+# -- corrected ------------------------------------------------------------------------------------------------------
 
 
 def _keywords_exist(text: str, keywords: list[str]) -> bool:
@@ -217,7 +217,7 @@ def _keywords_exist(text: str, keywords: list[str]) -> bool:
 
 
 def _keyword_frequency(text: str, keyword: str, frequency: int, relation: str) -> bool:
-    return related(whole_words(keyword.strip(), text), relation, frequency)
+    return compare_counts(whole_words(keyword.strip(), text), relation, frequency)
 
 
 def _no_forbidden_words(text: str, forbidden_words: list[str]) -> bool:
@@ -226,7 +226,7 @@ def _no_forbidden_words(text: str, forbidden_words: list[str]) -> bool:
 
 def _letter_frequency(text: str, letter: str, let_frequency: int, let_relation: str) -> bool:
     """The character that the row names, letter or not."""
-    return related(text.lower().count(letter.lower()), let_relation, let_frequency)
+    return compare_counts(text.lower().count(letter.lower()), let_relation, let_frequency)
 
 
 def _response_language(text: str, language: str) -> bool:
@@ -257,7 +257,7 @@ def _sections(text: str, section_spliter: str, num_sections: int) -> bool:
 
 
 def _json_format(text: str) -> bool:
-    return strict_json(_unfenced(text))
+    return strict_json(_strip_fences(text))
 
 
 def _repeat_prompt(text: str, prompt_to_repeat: str) -> bool:
@@ -282,7 +282,7 @@ def _quotation(text: str) -> bool:
     return quotation(text) and bool(text.strip().strip('"').strip())
 
 
-MENDED: dict[str, Check] = {
+CORRECTED: dict[str, Check] = {
     **OFFICIAL,
     "keywords:existence": _keywords_exist,
     "keywords:frequency": _keyword_frequency,
@@ -301,7 +301,7 @@ MENDED: dict[str, Check] = {
     "change_case:english_capital": _english_capital,
     "change_case:english_lowercase": _english_lowercase,
 }
-RULES = {"official": OFFICIAL, "mended": MENDED}
+RULES = {"official": OFFICIAL, "corrected": CORRECTED}
 
 
 def strict(text: str, ids: list[str], arguments: list[dict[str, Any]], rules: str = "official") -> list[bool]:

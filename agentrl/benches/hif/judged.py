@@ -50,7 +50,9 @@ class PairsBench(Judged):
         self.config = config
 
     def load(self) -> list[Pair]:
-        return numbered(pair for row in rows_of(Path(self.config.path).expanduser()) for pair in pairs_of(row, "mixed"))
+        return number_pairs(
+            pair for row in rows_of(Path(self.config.path).expanduser()) for pair in pairs_of(row, "mixed")
+        )
 
 
 class SystemCheckBench(Judged):
@@ -67,7 +69,7 @@ class SystemCheckBench(Judged):
             rows: Iterable[Row] = rows_of(Path(self.config.path).expanduser())
         else:
             rows = hub_rows(self.config.hub_id)
-        pairs = numbered(pair for row in rows for pair in pairs_of(row, None))
+        pairs = number_pairs(pair for row in rows for pair in pairs_of(row, None))
         for kind in JUDGED_KINDS:
             if all(pair.kind != kind for pair in pairs):
                 raise UserError(f"bench=systemcheck: there is no {kind} row; give a file that has both kinds")
@@ -116,19 +118,19 @@ class RealGuardrailsBench(Judged):
 
     def load(self) -> list[Pair]:
         files = file_in(self.config.path, tuple(REALGUARDRAILS))
-        return [guarded(row, name or file.stem) for name, file in files.items() for row in rows_of(file)]
+        return [read_guarded_pair(row, name or file.stem) for name, file in files.items() for row in rows_of(file)]
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
         """`banned_word` concerns the rows that ban words."""
-        used = {"banned_word": float(banned(task, answer_of(response)))} if task.data["banlist"] else {}
+        used = {"banned_word": float(uses_banned_word(task, answer_of(response)))} if task.data["banlist"] else {}
         return {**super().metrics(task, response), **used}
 
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:
         rewards = super().rewards(task, response)
-        return {**rewards, "sys": 0.0} if banned(task, answer_of(response)) else rewards
+        return {**rewards, "sys": 0.0} if uses_banned_word(task, answer_of(response)) else rewards
 
 
-def banned(task: Task, answer: str) -> bool:
+def uses_banned_word(task: Task, answer: str) -> bool:
     """Whether the reply uses a word, in any case, that the row's list bans."""
     return any(re.search(rf"\b{re.escape(word)}\b", answer, re.IGNORECASE) for word in task.data["banlist"])
 
@@ -136,12 +138,12 @@ def banned(task: Task, answer: str) -> bool:
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
-def numbered(pairs: Iterable[Pair]) -> list[Pair]:
+def number_pairs(pairs: Iterable[Pair]) -> list[Pair]:
     """Pairs counted from 0: one row of a file may hold several."""
     return [replace(pair, row=index) for index, pair in enumerate(pairs)]
 
 
-def guarded(row: Row, suite: str) -> Pair:
+def read_guarded_pair(row: Row, suite: str) -> Pair:
     if suite not in REALGUARDRAILS:
         raise UserError(f"bench.path: {row.file} is neither handwritten.jsonl nor distractors.jsonl; rename it")
     lists = {name: row.content.get(name) or [] for name in ("guardrails", "banlist")}

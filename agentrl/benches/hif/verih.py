@@ -15,7 +15,7 @@ from agentrl.benches.hif.proxy import user_proxy
 from agentrl.benches.hif.verih_rules import OFFICIAL, check, reward
 from agentrl.config.benches import VerIH
 from agentrl.core.bench import Task
-from agentrl.core.jsonl import flaw, read_json
+from agentrl.core.jsonl import explain_json, read_json
 
 NUMBERS = ("n", "i")
 LISTS = ("keyword_list", "forbidden_words")
@@ -74,7 +74,7 @@ def pair_of(row: Row, suite: str) -> Pair:
     try:
         constraint = read_json(given) if isinstance(given, str) else given
     except (ValueError, RecursionError) as error:
-        row.refuse("gt", f"no whole JSON ({flaw(error)})")
+        row.refuse("gt", f"no whole JSON ({explain_json(error)})")
     function = constraint.get("func_name") if isinstance(constraint, dict) else None
     if function not in OFFICIAL:
         row.refuse("gt", f"func_name {function!r} is no known constraint")

@@ -1,7 +1,7 @@
-"""VerIH's 24 constraint functions as its official code judges them, and mended for training.
+"""VerIH's 24 constraint functions as its official code judges them, and corrected for training.
 
-OFFICIAL maps a function's name to a check of the answer and the row's arguments; MENDED differs where the official rule
-can be met without meeting the constraint (docs/hif.md lists each case). The official rules accept empty answers.
+OFFICIAL maps a function's name to a check of the answer and the row's arguments; CORRECTED differs where the official
+rule can be met without meeting the constraint (docs/hif.md lists each case). The official rules accept empty answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from agentrl.benches.hif.text import bullets, count_sentences, strict_json, whol
 Check = Callable[..., bool]
 
 
-def quantified(count: int, quantifier: str, bound: int, tolerance: int = 0) -> bool:
+def satisfies_quantifier(count: int, quantifier: str, bound: int, tolerance: int = 0) -> bool:
     """`quantifier` is at least, at most or, give or take `tolerance`, around; upstream has any other never met."""
     if quantifier == "around":
         return abs(count - bound) <= tolerance
@@ -52,12 +52,12 @@ def paragraph_count(text: str, n: int) -> bool:
 
 
 def word_constraint(text: str, n: int, quantifier: str) -> bool:
-    return quantified(len(text.split()), quantifier, n, max(round(n * 0.1), 1))
+    return satisfies_quantifier(len(text.split()), quantifier, n, max(round(n * 0.1), 1))
 
 
 def sentence_constraint(text: str, n: int, quantifier: str) -> bool:
     """Sentences end at . or ? before white space, not after 'e.g.' or 'Mr.'-like words; ! ends none."""
-    return quantified(len(re.split(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=\.|\?)\s", text)), quantifier, n, 1)
+    return satisfies_quantifier(len(re.split(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=\.|\?)\s", text)), quantifier, n, 1)
 
 
 def paragraphs(text: str, n: int, i: int, first_word: str) -> bool:
@@ -129,7 +129,7 @@ def lowercase(text: str) -> bool:
 
 def frequency_capital_words(text: str, n: int, quantifier: str) -> bool:
     """Words of A to Z alone; 'around' means exactly."""
-    return quantified(len(re.findall(r"\b[A-Z]+\b", text)), quantifier, n)
+    return satisfies_quantifier(len(re.findall(r"\b[A-Z]+\b", text)), quantifier, n)
 
 
 def end(text: str, end_phrase: str) -> bool:
@@ -172,7 +172,7 @@ OFFICIAL: dict[str, Check] = {
 }
 
 
-# -- mended: `text` is stripped and not empty ------------------------------------------------------------------------
+# -- corrected: `text` is stripped and not empty --------------------------------------------------------------------
 
 
 def _keywords(text: str, keyword_list: list[str]) -> bool:
@@ -180,7 +180,7 @@ def _keywords(text: str, keyword_list: list[str]) -> bool:
 
 
 def _sentence_constraint(text: str, n: int, quantifier: str) -> bool:
-    return quantified(count_sentences(text), quantifier, n, 1)
+    return satisfies_quantifier(count_sentences(text), quantifier, n, 1)
 
 
 def _paragraphs(text: str, n: int, i: int, first_word: str) -> bool:
@@ -259,7 +259,7 @@ def _quotation(text: str) -> bool:
     return quotation(text) and bool(text.strip('"').strip())
 
 
-MENDED: dict[str, Check] = {
+CORRECTED: dict[str, Check] = {
     **OFFICIAL,
     "verify_keywords": _keywords,
     "verify_sentence_constraint": _sentence_constraint,
@@ -283,15 +283,15 @@ MENDED: dict[str, Check] = {
 def check(response: str, name: str, arguments: dict[str, object], rules: str = "official") -> bool:
     """Whether the answer, which is what follows the last `</think>`, meets the constraint.
 
-    Without `</think>` the official rules judge the whole reply, the mended ones nothing that an open block holds.
+    Without `</think>` the official rules judge the whole reply, the corrected ones nothing that an open block holds.
     """
     if rules == "official":
         return OFFICIAL[name](response.rsplit(THINK_CLOSE, 1)[-1].strip(), **arguments)
     answer = answer_of(response)
-    return bool(answer) and MENDED[name](answer, **arguments)
+    return bool(answer) and CORRECTED[name](answer, **arguments)
 
 
 def reward(response: str, name: str, arguments: dict[str, object], rules: str = "official") -> float:
     """1 or 0; the official rules also want a whole think block somewhere in the reply."""
-    thought = rules == "mended" or re.search(r"<think>.*?</think>", response, flags=re.DOTALL) is not None
+    thought = rules == "corrected" or re.search(r"<think>.*?</think>", response, flags=re.DOTALL) is not None
     return float(thought and check(response, name, arguments, rules))
