@@ -180,6 +180,7 @@ def test_every_key_has_a_sentence_without_its_range_and_no_default(place: str, i
     words = choices(item.annotation)
     typed = [word for word in words if re.search(rf"'{re.escape(word)}'", str(item.description))]
     assert not typed, "choices are named in the type"
+    assert len(words) != 1, "one choice is none"
     if limits(item):
         assert not re.search(r"[\[(][01], ?[01][\])]|above 0|at least 1", str(item.description)), (
             "key() states the range"
