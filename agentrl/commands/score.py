@@ -18,7 +18,6 @@ from rich.console import Console
 from agentrl.benches import load_bench
 from agentrl.commands.arguments import command_keys, file_to_write, key_lines
 from agentrl.config.compose import compose
-from agentrl.config.rules.files import check_bench_files
 from agentrl.core.bench import TranscriptBench
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8, explain_json
@@ -50,7 +49,7 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"{key}=... is missing. {sentence}")
     out = file_to_write(own["out"], new=True)
     config = compose(overrides)
-    check_bench_files(config.bench)
+    config.bench.check_path()
     if getattr(config.bench, "path", None) is not None:
         config.bench.path = str(Path(config.bench.path).expanduser())
     bench = load_bench(config.bench, config.sandbox)

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from agentrl.commands.arguments import command_keys, file_to_write, flag, key_lines, read_whole_number
 from agentrl.config.compose import compose
-from agentrl.config.rules.files import check_bench_files
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import CHUNK_TYPES, ExpertTrace
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("source=teacher needs endpoint=http://... and teacher=<model there>")
     out = file_to_write(own["out"], new=source == "mined")
     config = _configuration(own, overrides)
-    check_bench_files(config.bench)
+    config.bench.check_path()
     if source == "teacher":
         check_server("endpoint", own["endpoint"])
     kept, reasons, coverage = (_mine if source == "mined" else _taught)(config, own, out)

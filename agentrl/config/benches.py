@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from agentrl.config.key import Among, Group, Holds, key
+from agentrl.config.checks import python_file, require
+from agentrl.config.key import Among, Holds, key
+from agentrl.config.traits import BenchKeys, Grades, refuse_directory, require_place
 
 HELD_OUT = "Share of each kind of row held out for evaluation; 1 leaves no training rows."
 DIVISION = "Seed of the train/test division."
@@ -27,8 +30,10 @@ def even(least: int) -> Holds:
     )
 
 
-class Minihop(Group):
-    name: str = key("Bench.")
+class Minihop(BenchKeys):
+    loads = "agentrl.benches.minihop:MinihopBench"
+    runs_code = sub_answers = True
+
     data_seed: int = key(GENERATED)
     train_tasks: int = key("Tasks in the training split.", ge=1)
     test_tasks: int = key("Tasks in the held-out split.", ge=1)
@@ -36,15 +41,20 @@ class Minihop(Group):
     test_hops: Shares = key("Share of 1, 2, 3 and 4-hop tasks in the test split.")
 
 
-class Minihif(Group):
-    name: str = key("Bench.")
+class Minihif(BenchKeys):
+    loads = "agentrl.benches.minihif:MinihifBench"
+    two_sided = True
+    draw = 2
+
     data_seed: int = key(GENERATED)
     train_tasks: int = key(f"Tasks in the training split{CONFLICTING}.", ge=1)
     test_tasks: int = key(f"Tasks in the held-out split{CONFLICTING}.", ge=1)
 
 
-class ToolHop(Group):
-    name: str = key("Bench.")
+class ToolHop(BenchKeys):
+    loads = "agentrl.benches.toolhop:ToolHopBench"
+    runs_code = sub_answers = True
+
     path: str | None = key("ToolHop.json (list or dict form); null downloads `hub_id`.")
     hub_id: str = key("Dataset repository on the hub.")
     scenario: Literal["direct", "mandatory", "free"] = key(
@@ -57,9 +67,15 @@ class ToolHop(Group):
     test_fraction: float = key("Share of rows held out for evaluation; ToolHop ships no training split.", gt=0, lt=1)
     data_seed: int = key(DIVISION)
 
+    def check_path(self) -> None:
+        rule = "no such file; give the path of ToolHop.json, or null to download it from the hub"
+        require_place(self.path, rule, "file")
 
-class Ftrl(Group):
-    name: str = key("Bench.")
+
+class Ftrl(BenchKeys):
+    loads = "agentrl.benches.ftrl:FtrlBench"
+    runs_code = sub_answers = True
+
     path: str = key("A directory with FTRL's train and test files (.jsonl, or MatchTIR's .parquet), or one such file.")
     rules: Rules = key("Rules of scoring.", means=CALL_RULES)
     answer_tag: Literal["train", "always", "never"] = key(
@@ -68,6 +84,9 @@ class Ftrl(Group):
     train_on_test: bool = key("Allow test rows in training; a file of test rows alone is divided then.")
     test_fraction: float = key("Share of rows held out where a file holds one split alone.", gt=0, lt=1)
     data_seed: int = key("Seed of that division.")
+
+    def check_path(self) -> None:
+        require_place(self.path, "no such file or directory; give FTRL's")
 
 
 _MULTI_TURN = ["multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context"]
@@ -82,8 +101,10 @@ BFCL_GROUPS: dict[str, list[str]] = {
 }
 
 
-class Bfcl(Group):
-    name: str = key("Bench.")
+class Bfcl(BenchKeys):
+    loads = "agentrl.benches.bfcl.bench:BfclBench"
+    without_path = "of the bfcl-eval package"
+
     path: str | None = key("A copy of bfcl-eval's data directory, or one data file in it; null takes the package's.")
     categories: list[Annotated[str, Among((*BFCL_GROUPS, *BFCL_GROUPS["all"]))]] = key(
         "Categories, or groups of them; see docs/bfcl.md.", min_length=1
@@ -98,11 +119,26 @@ class Bfcl(Group):
     test_fraction: float = key("Share of items held out for evaluation; 1 leaves no training items.", gt=0, le=1)
     data_seed: int = key(DIVISION)
 
+    def check_path(self) -> None:
+        require_place(
+            self.path, "no such file or directory; give bfcl-eval's data, or null to take the installed package's"
+        )
 
-class HifSuite(Group):
-    """What the suites of hierarchical instruction following that a program grades have in common."""
 
-    name: str = key("Bench.")
+class Suite(BenchKeys):
+    """What all suites of hierarchical instruction following but the embedded one have in common."""
+
+    two_sided = True
+    grades: ClassVar[Grades] = "sys"
+
+    def check_path(self) -> None:
+        path: str | None = getattr(self, "path", None)
+        require_place(path, f"no such file or directory; docs/hif.md says what bench={self.name} reads")
+
+
+class HifSuite(Suite):
+    """What the suites that a program grades have in common."""
+
     path: str = key("The suite's file or directory (docs/hif.md says which).")
     rules: Rules = key(
         "Rules of evaluation and of `agentrl score`.", means=("the suite's own", "ours; docs/hif.md lists both")
@@ -117,38 +153,64 @@ class HifSuite(Group):
 class VerIH(HifSuite):
     """Keys as in HifSuite."""
 
+    loads = "agentrl.benches.hif.verih:VerIHBench"
+
+    def check_training_rows(self) -> None:
+        if not Path(self.path).expanduser().is_dir():  # which has a file of training rows
+            super().check_training_rows()
+
 
 class SysIFEval(HifSuite):
     """Keys as in HifSuite."""
+
+    loads = "agentrl.benches.hif.sys_ifeval:SysIFEvalBench"
 
 
 class TensorTrust(HifSuite):
     """Keys as in HifSuite."""
 
+    loads = "agentrl.benches.hif.tensortrust:TensorTrustBench"
 
-class IHEval(Group):
-    name: str = key("Bench.")
+
+class IHEval(Suite):
+    loads = "agentrl.benches.hif.iheval:IHEvalBench"
+
     path: str = key("The directory benchmark/ of your own copy of IHEval, whose licence forbids shipping it.")
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
 
+    def check_path(self) -> None:
+        super().check_path()
+        file = Path(self.path).expanduser().is_file()
+        require(not file, "bench.path", self.path, "is a file; give the directory benchmark/ of IHEval")
 
-class RealGuardrails(Group):
-    name: str = key("Bench.")
+
+class RealGuardrails(Suite):
+    loads = "agentrl.benches.hif.judged:RealGuardrailsBench"
+    grades = "none"
+
     path: str = key("The directory with handwritten.jsonl and distractors.jsonl, or one of the two.")
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
 
 
-class Pairs(Group):
-    name: str = key("Bench.")
+class Pairs(Suite):
+    loads = "agentrl.benches.hif.judged:PairsBench"
+    grades = "none"
+
     path: str = key('A jsonl file of {"system", "user", "kind": "conflict" or "aligned"}; kind may be left out.')
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
 
+    def check_path(self) -> None:
+        super().check_path()
+        refuse_directory(self.path)
 
-class SystemCheck(Group):
-    name: str = key("Bench.")
+
+class SystemCheck(Suite):
+    loads = "agentrl.benches.hif.judged:SystemCheckBench"
+    grades = "none"
+
     path: str | None = key("A jsonl file as in bench=pairs, with kinds; null downloads `hub_id`.")
     hub_id: str = key("Dataset repository on the hub.")
     train_tasks: Annotated[int, even(0)] = key(
@@ -159,17 +221,30 @@ class SystemCheck(Group):
     )
     data_seed: int = key("Seed of the draw and of the division.")
 
+    def check_path(self) -> None:
+        super().check_path()
+        refuse_directory(self.path)
 
-class CustomBench(Group):
+    def check_training_rows(self) -> None:
+        require(self.train_tasks > 0, "bench.train_tasks", 0, "leaves no row to train on; raise it")
+
+
+class CustomBench(BenchKeys):
     """A bench of the user's own, in a file outside this package."""
 
-    name: str = key("Bench.")
     path: str = key("A Python file of yours whose function load(config) returns the bench (docs/extending.md).")
     options: dict[str, Any] = key("Keys of your own for that file; nothing else checks them.")
 
+    def check_path(self) -> None:
+        python_file("bench.path", self.path)
 
-HifConfig = VerIH | SysIFEval | TensorTrust | IHEval | SystemCheck | RealGuardrails | Pairs
-HIF_BENCHES: dict[str, type[Group]] = {
+
+BENCHES: dict[str, type[BenchKeys]] = {
+    "minihop": Minihop,
+    "toolhop": ToolHop,
+    "ftrl": Ftrl,
+    "bfcl": Bfcl,
+    "minihif": Minihif,
     "verih": VerIH,
     "sys_ifeval": SysIFEval,
     "tensortrust": TensorTrust,
@@ -177,13 +252,5 @@ HIF_BENCHES: dict[str, type[Group]] = {
     "systemcheck": SystemCheck,
     "realguardrails": RealGuardrails,
     "pairs": Pairs,
-}
-BENCHES: dict[str, type[Group]] = {
-    "minihop": Minihop,
-    "toolhop": ToolHop,
-    "ftrl": Ftrl,
-    "bfcl": Bfcl,
-    "minihif": Minihif,
-    **HIF_BENCHES,
     "custom": CustomBench,
 }

@@ -6,6 +6,7 @@ several keys, files or the machine is in rules/.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from agentrl.config.algos import ALGOS
@@ -257,4 +258,4 @@ class Config(Group):
     )
 
 
-VARIANTS = {"algo": ALGOS, "bench": BENCHES, "judge": JUDGES}
+VARIANTS: dict[str, Mapping[str, type[Group]]] = {"algo": ALGOS, "bench": BENCHES, "judge": JUDGES}

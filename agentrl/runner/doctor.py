@@ -16,7 +16,7 @@ from typing import Literal
 from packaging.specifiers import SpecifierSet
 
 from agentrl.benches.bfcl.simulator import INSTALL, REQUIRED, VERSION, package_dir
-from agentrl.config.benches import Bfcl, HifConfig, Minihif
+from agentrl.config.benches import Bfcl
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
@@ -186,7 +186,7 @@ def chat_template(config: Config) -> Iterator[Finding]:
             "model.path=<local checkpoint>, or run this where the hub can be reached",
         )
         return
-    if isinstance(config.bench, Minihif | HifConfig):
+    if config.bench.two_sided:
         loading.load_chat(config.model, loading.Needs(tools=False, system=True))
         yield Finding("chat template", "ok", f"{config.model.path} carries system messages")
         return
@@ -199,10 +199,8 @@ def data(config: Config) -> Iterator[Finding]:
     path = getattr(config.bench, "path", None)
     if path is None:
         hub = getattr(config.bench, "hub_id", None)
-        if isinstance(config.bench, Bfcl):
-            yield Finding("data", "ok", "of the bfcl-eval package")
-        elif hub is None:
-            yield Finding("data", "ok", f"{config.bench.name} is generated")
+        if hub is None:
+            yield Finding("data", "ok", config.bench.without_path or f"{config.bench.name} is generated")
         elif in_hub_cache(hub, "dataset") or reachable(hub_address()):
             yield Finding("data", "ok", f"{hub} from the hub")
         else:

@@ -14,15 +14,13 @@ from agentrl.config.schema import Config
 NOT_IN_IDENTITY = tuple(operational_keys())  # keys and groups that change where and how, not what
 # A server elsewhere is another one, unless `agentrl resume` says that it moved.
 MAY_MOVE = ("judge.base_url", "algo.endpoint.base_url")
-# Raised when a generated bench draws other tasks than before: a run on the old ones is another run.
-DRAWS = {"minihif": 2}
 
 
 def config_hash(config: Config) -> str:
     """Eight hexadecimal digits of what determines the result: equal for the same run, wherever it is stored."""
     values = {key: value for key, value in flat(config.model_dump()).items() if in_identity(key)}
-    if config.bench.name in DRAWS:
-        values["draw"] = DRAWS[config.bench.name]
+    if config.bench.draw > 1:
+        values["draw"] = config.bench.draw
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -15,7 +15,6 @@ from pydantic.fields import FieldInfo
 
 from agentrl.config import help as config_help
 from agentrl.config.algos import ALGOS
-from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.compose import compose as compose_command
 from agentrl.config.key import Group, Holds, choices, extra, group_in, key, limits, type_name, variants
 from agentrl.config.load import all_keys, checked, keys_of, load_config
@@ -23,7 +22,7 @@ from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.store.identity import in_identity
-from tests.support.helpers import CONF, composed
+from tests.support.helpers import CONF, SUITES, composed
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = sorted(config_help.GROUPS)
@@ -37,7 +36,7 @@ NEEDED = {  # keys without a value, and the method and the judge that suites of 
             *(["bench.test_fraction=0.2"] if name in ("iheval", "realguardrails") else []),  # rows to train on
             *("algo=hipo", "judge=openai", "judge.model=some-model"),
         ]
-        for name in HIF_BENCHES
+        for name in SUITES
     },
     "bench=minihif": ["algo=hipo"],
     "bench=custom": [f"bench.path={ROOT}/examples/bench_sums.py"],
@@ -90,7 +89,7 @@ def test_every_combination_composes_and_validates() -> None:
         needed = [key for key in both if not key.startswith("algo=")]
         if algo == "eval":
             fits = True
-        elif bench in (*HIF_BENCHES, "minihif"):
+        elif bench in (*SUITES, "minihif"):
             fits = algo in (*HIPO, "sft")
         else:
             fits = algo not in HIPO

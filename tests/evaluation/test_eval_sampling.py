@@ -9,7 +9,6 @@ import pytest
 
 from agentrl.commands.arguments import command_keys
 from agentrl.commands.eval import KEYS, _benches, job
-from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.bench import Score, Task
@@ -20,7 +19,7 @@ from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.store.run import RunDirectory
-from tests.support.helpers import composed
+from tests.support.helpers import SUITES, composed
 
 HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda", "dpo", "split_softmax", "focal_lora")
 
@@ -50,7 +49,7 @@ def test_a_rollout_key_carries_over_unless_evaluation_says_otherwise() -> None:
     assert sampling(composed("algo=hipo", "rollout.top_p=0.8", "eval.temperature=0", "eval.top_p=1")) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("bench", HIF_BENCHES)
+@pytest.mark.parametrize("bench", SUITES)
 @pytest.mark.parametrize("algo", ["eval", "sft"])
 def test_suites_are_evaluated_as_the_paper_does_whatever_was_trained(algo: str, bench: str) -> None:
     config = composed(f"algo={algo}", "model=qwen3-1.7b", f"bench={bench}", "bench.path=x")

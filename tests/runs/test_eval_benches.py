@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from agentrl.commands.eval import main as eval_command
-from agentrl.config.benches import HIF_BENCHES
 from agentrl.config.help import options
 from agentrl.config.rules import validate
 from agentrl.core.errors import UserError
 from agentrl.store.provenance import data_hashes, directory_hashes
 from agentrl.store.run import RunDirectory
 from tests.support.bench_files import bench_keys, messages, write
-from tests.support.helpers import CONF, composed, work_in_this_process
+from tests.support.helpers import CONF, SUITES, composed, work_in_this_process
 from tests.support.judge_server import JudgeServer
 
 EVERY = sorted(options(CONF, "bench"))
@@ -191,7 +190,7 @@ def test_impossible_paths_and_splits_are_refused_before_a_run(tmp_path: Path, ke
         validate(composed(*filled.split()))
 
 
-@pytest.mark.parametrize("bench", ["minihif", *HIF_BENCHES])
+@pytest.mark.parametrize("bench", ["minihif", *SUITES])
 def test_suites_are_no_training_ground_for_tool_methods(tmp_path: Path, bench: str) -> None:
     (tmp_path / "x.jsonl").touch()
     path = [] if bench == "minihif" else [f"bench.path={tmp_path if bench == 'iheval' else tmp_path / 'x.jsonl'}"]

@@ -10,11 +10,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from agentrl.config.benches import BENCHES, Suite
 from agentrl.config.help import GROUPS
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+SUITES = [name for name, cls in BENCHES.items() if issubclass(cls, Suite)]  # of instruction hierarchies
 
 
 def composed(*overrides: str) -> Config:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from agentrl.config.algos import CustomAlgo, Dpo, Evaluate
-from agentrl.config.benches import Bfcl, CustomBench, Ftrl, HifConfig, IHEval, Pairs, SystemCheck, ToolHop
 from agentrl.config.checks import python_file, require
 from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
@@ -19,7 +17,7 @@ def check_files(config: Config) -> None:
         python_file("algo.path", config.algo.path)
     if isinstance(config.algo, Dpo):
         _file("algo.pairs", config.algo.pairs, "no such file; null samples pairs")
-    check_bench_files(config.bench)
+    config.bench.check_path()
     judge = config.judge
     if isinstance(judge, OpenAIJudge | LocalJudge):
         packaged = "no such file; set null for the packaged rubric"
@@ -33,30 +31,6 @@ def check_files(config: Config) -> None:
 
 def _file(key: str, path: str | None, rule: str) -> None:
     require(path is None or Path(path).expanduser().is_file(), key, path, rule)
-
-
-def check_bench_files(bench: Any) -> None:
-    """The files of a bench, whatever is done with it. Raises UserError."""
-    if isinstance(bench, ToolHop):
-        rule = "no such file; give the path of ToolHop.json, or null to download it from the hub"
-        _file("bench.path", bench.path, rule)
-    elif isinstance(bench, Ftrl):
-        _place(bench.path, "no such file or directory; give FTRL's")
-    elif isinstance(bench, Bfcl):
-        _place(bench.path, "no such file or directory; give bfcl-eval's data, or null to take the installed package's")
-    elif isinstance(bench, HifConfig):
-        _place(bench.path, f"no such file or directory; docs/hif.md says what bench={bench.name} reads")
-        place = Path(bench.path or "").expanduser()
-        folder = bench.path is not None and isinstance(bench, Pairs | SystemCheck) and place.is_dir()
-        require(not folder, "bench.path", bench.path, "is a directory; give the jsonl file in it")
-        file = isinstance(bench, IHEval) and place.is_file()
-        require(not file, "bench.path", bench.path, "is a file; give the directory benchmark/ of IHEval")
-    elif isinstance(bench, CustomBench):
-        python_file("bench.path", bench.path)
-
-
-def _place(path: str | None, rule: str) -> None:
-    require(path is None or Path(path).expanduser().exists(), "bench.path", path, rule)
 
 
 def _checkpoint(config: Config) -> None:

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from agentrl.config.algos import TRACED, Dpo, Evaluate, FocalLora, Grpo, Hipo, Pact, Sft, SplitSoftmax
-from agentrl.config.benches import (
-    Bfcl,
-    Ftrl,
-    HifConfig,
-    Minihif,
-    Minihop,
-    Pairs,
-    RealGuardrails,
-    SystemCheck,
-    ToolHop,
-    VerIH,
-)
+from agentrl.config.benches import ToolHop
 from agentrl.config.checks import require
 from agentrl.config.judges import OpenAIJudge
 from agentrl.config.schema import Config
-
-JUDGED = Pairs | SystemCheck | RealGuardrails  # suites that no program grades
 
 
 def check_fit(config: Config) -> list[str]:
     """What the chosen groups ask of each other; warnings. Raises UserError."""
     bench, reward = config.bench, config.reward
     golds_rule = f"bench={bench.name} has no sub-answers by tool; set reward=answer, or bench=ftrl, toolhop or minihop"
-    known = isinstance(bench, Minihop | ToolHop | Ftrl)
-    require(reward.name != "ftrl" or isinstance(config.algo, Sft) or known, "reward", reward.name, golds_rule)
+    known = bench.sub_answers or isinstance(config.algo, Sft)
+    require(reward.name != "ftrl" or known, "reward", reward.name, golds_rule)
     _rewards(config)
     _training_rows(config)
     _direct(config)
@@ -38,19 +23,18 @@ def check_fit(config: Config) -> list[str]:
 
 
 def _ungraded(config: Config) -> bool:
-    return config.judge.name == "program" and isinstance(config.bench, JUDGED)
+    return config.judge.name == "program" and config.bench.grades == "none"
 
 
 def _rewards(config: Config) -> None:
     """Methods on instruction hierarchies want two rewards, the others tools."""
     bench, algo = config.bench, config.algo
-    two_sided = isinstance(bench, Minihif | HifConfig)
     if isinstance(algo, Hipo | Dpo | SplitSoftmax | FocalLora):
         two_rule = "has one reward, the algorithm needs a system's and a user's; set bench=minihif or another HIF suite"
-        require(two_sided, "bench", bench.name, two_rule)
+        require(bench.two_sided, "bench", bench.name, two_rule)
         judge_rule = f"no program grades bench={bench.name}; choose judge=openai, local or distilled"
         require(not _ungraded(config), "judge", config.judge.name, judge_rule)
-    elif two_sided:
+    elif bench.two_sided:
         tools_rule = (
             f"has no tools for algo={algo.name}; choose algo=hipo, sys_only, user_only, fixed_lambda, dpo, "
             "split_softmax, focal_lora or sft; agentrl eval evaluates it"
@@ -60,13 +44,8 @@ def _rewards(config: Config) -> None:
 
 def _training_rows(config: Config) -> None:
     """An evaluation suite has no training split until some of its rows are left to it."""
-    trains = not isinstance(config.algo, Evaluate | SplitSoftmax)
-    whole = isinstance(config.bench, HifConfig | Bfcl) and getattr(config.bench, "test_fraction", 0) == 1
-    own_split = isinstance(config.bench, VerIH) and Path(config.bench.path).expanduser().is_dir()
-    rows_rule = "leaves no row to train on; lower it, e.g. to 0.2, or evaluate alone (agentrl eval)"
-    require(not (trains and whole and not own_split), "bench.test_fraction", 1, rows_rule)
-    drawn = not isinstance(config.bench, SystemCheck) or config.bench.train_tasks > 0
-    require(drawn or not trains, "bench.train_tasks", 0, "leaves no row to train on; raise it")
+    if not isinstance(config.algo, Evaluate | SplitSoftmax):
+        config.bench.check_training_rows()
 
 
 def _direct(config: Config) -> None:
@@ -99,7 +78,7 @@ def _warnings(config: Config) -> list[str]:
             f"rollout.temperature={config.rollout.temperature:g}: TRL divides all logits by it, those of the expert's "
             "tokens too; 1 is the paper's"
         )
-    if isinstance(config.algo, Hipo) and isinstance(config.bench, HifConfig) and config.judge.name == "program":
+    if isinstance(config.algo, Hipo) and config.bench.grades != "all" and config.judge.name == "program":
         warnings.append(
             "judge=program: no program knows whether the user was served, so where the suite leaves r_user open it is "
             "the share of the request's words that a reply takes up; judge=openai, local or distilled read the reply"

@@ -1,0 +1,49 @@
+"""What the rest of the program must know of a method or a bench, declared by the class of its keys.
+
+A trait is a class attribute or a method with a default. Nothing else asks which method or bench is configured, so a new
+one states its traits and is known everywhere: to checks, estimates, help, trainers and reports.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from agentrl.config.checks import require
+from agentrl.config.key import Group, key
+
+Grades = Literal["all", "sys", "none"]
+
+
+class BenchKeys(Group):
+    """The keys of a bench, and its traits."""
+
+    loads: ClassVar[str]  # the class of the bench, as "module:name"; it is imported when the bench is loaded
+    runs_code: ClassVar[bool] = False  # its tools are code for the sandbox; the class takes (config, strict)
+    sub_answers: ClassVar[bool] = False  # its tasks have sub-answers by tool, which reward=ftrl reads
+    two_sided: ClassVar[bool] = False  # a reply earns a reward from the system's side and one from the user's
+    grades: ClassVar[Grades] = "all"  # what a program tells of these; a judge tells the rest
+    without_path: ClassVar[str] = ""  # where the data is from if no path is given; empty where it is generated
+    draw: ClassVar[int] = 1  # of a generated bench; raised when it draws other tasks, so that a run is another run
+
+    name: str = key("Bench.")
+
+    def check_path(self) -> None:
+        """Raise UserError where `path` leads to nothing, or to the wrong kind of thing."""
+
+    def check_training_rows(self) -> None:
+        """Raise UserError where the keys leave no row to train on."""
+        rule = "leaves no row to train on; lower it, e.g. to 0.2, or evaluate alone (agentrl eval)"
+        require(getattr(self, "test_fraction", 0) != 1, "bench.test_fraction", 1, rule)
+
+
+def require_place(path: str | None, rule: str, kind: Literal["file", "any"] = "any") -> None:
+    """Refuse a `bench.path` that is not there; null is none."""
+    place = Path(path or "").expanduser()
+    require(path is None or (place.is_file() if kind == "file" else place.exists()), "bench.path", path, rule)
+
+
+def refuse_directory(path: str | None) -> None:
+    """Refuse a `bench.path` that is a directory where one file is wanted."""
+    folder = path is not None and Path(path).expanduser().is_dir()
+    require(not folder, "bench.path", path, "is a directory; give the jsonl file in it")
