@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from agentrl.config.checks import is_web_address
 from agentrl.config.key import Group, Holds, key
+from agentrl.config.traits import MethodKeys
 from agentrl.core.expert_trace import TracePart
 
 Aggregation = Literal["sequence", "token"]
@@ -59,8 +60,10 @@ class Schedule(Group):
     ] = key("Fractions of the horizon at which the level drops.")
 
 
-class Pact(Group):
-    name: str = key("Algorithm.")
+class Pact(MethodKeys):
+    trainer = "agentrl.trainers.pact:PactTrainer"
+    reads = ("reward", "traces", "anneal")
+
     rl_coef: float = key("Weight of the clipped surrogate; 0 leaves the SFT term alone.", ge=0)
     condition_on_trace: bool = key("True: gated-off prompts use L^h (ratios under [x; h*]); False: L^x (Table 2).")
     sft_coef: float = key("beta_SFT of eq. 12, the weight of the component-aware SFT term; 0 removes it.", ge=0)
@@ -84,9 +87,18 @@ class Pact(Group):
     trace: Trace = key("How expert traces are rendered.")
     schedule: Schedule = key("What L_SFT trains on as training proceeds.")
 
+    def imitates(self) -> bool:
+        return self.sft_coef > 0
 
-class Grpo(Group):
-    name: str = key("Algorithm.")
+    def trace_tokens(self, prompts: int, sequences: int, row: int) -> int:
+        """Those of the contexts [x; h*]."""
+        return int(sequences * (1 - self.q) * self.trace.max_tokens) if self.condition_on_trace else 0
+
+
+class Grpo(MethodKeys):
+    trainer = "agentrl.trainers.grpo:AgentGRPOTrainer"
+    reads: ClassVar[tuple[str, ...]] = ("reward",)
+
     clip_eps: float = key("PPO clip range.", gt=0, lt=1)
     kl_coef: float = key(KL, ge=0)
     kl_ratio_correction: bool = key(KL_CORRECTION)
@@ -107,14 +119,19 @@ class Mu(Group):
 class Chord(Grpo):
     """GRPO's keys, and those of the SFT term beside it."""
 
+    trainer = "agentrl.trainers.chord:ChordTrainer"
+    reads = ("reward", "traces")
+
     mu: Mu = key("Weight of the SFT term; GRPO's loss has 1 - mu.")
     token_weight: Literal["uniform", "phi"] = key(
         "Weight of an expert token of probability p in the SFT term.", means=("1", "p (1 - p), CHORD-phi")
     )
 
 
-class Luffy(Group):
-    name: str = key("Algorithm.")
+class Luffy(MethodKeys):
+    trainer = "agentrl.trainers.luffy:LuffyTrainer"
+    reads = ("reward", "traces")
+
     shaping: float = key(
         "gamma of p / (p + gamma), in place of an expert token's ratio p.", gt=0, hint=" (the paper: 0.1)"
     )
@@ -126,12 +143,18 @@ class Luffy(Group):
 class CustomAlgo(Grpo):
     """An algorithm of the user's own on top of GRPO, in a file outside this package."""
 
+    files = ("path",)
+
     path: str = key("A Python file of yours with a class Trainer(AgentGRPOTrainer) (docs/extending.md).")
     options: dict[str, Any] = key("Keys of your own for that file; nothing else checks them.")
 
 
-class Sft(Group):
-    name: str = key("Algorithm.")
+class Sft(MethodKeys):
+    trainer = "agentrl.trainers.sft:sft_trainer"
+    rollouts = False
+    reads = ("traces",)
+    wants = "anything"
+
     components: list[Literal["reasoning", "tool_call", "answer"]] = key(
         "Components of the expert trace that are targets.", min_length=1, hint="; name at least one component"
     )
@@ -145,8 +168,11 @@ class Constraint(Group):
     initial: float = key("lambda before the first update, at most dual.cap.", ge=0)
 
 
-class Hipo(Group):
-    name: str = key("Algorithm.")
+class Hipo(MethodKeys):
+    trainer = "agentrl.trainers.hipo:HipoTrainer"
+    reads = ("dual",)
+    wants = "two sides"
+
     user_weight: float = key(
         "w of A = w A_user + sum_k lambda_k A_k: 1, or 0 to learn from the constraints alone.", ge=0
     )
@@ -182,17 +208,29 @@ class Hipo(Group):
     )
 
 
-class Dpo(Group):
-    name: str = key("Algorithm.")
+class Dpo(MethodKeys):
+    trainer = "agentrl.trainers.preferences:dpo_trainer"
+    rollouts = False
+    wants = "two sides"
+    files = ("pairs",)
+
     beta: float = key("Strength of DPO's pull to the reference model.", gt=0)
     pairs: str | None = key(
         "File of {system, user, chosen, rejected}; null samples K replies a task and ranks them by reward."
     )
     sys_weight: float = key("w of r_user + w r_sys, by which sampled replies are ranked.", ge=0)
 
+    def measures_reference(self) -> bool:
+        return True
 
-class SplitSoftmax(Group):
-    name: str = key("Algorithm.")
+    def sampled_before(self, tasks: int, sequences: int) -> int:
+        return min(tasks, sequences) if self.pairs is None else 0
+
+
+class SplitSoftmax(MethodKeys):
+    trains = rollouts = adapts = False
+    wants = "two sides"
+
     k: float = key(
         "Attention mass p on the system's messages becomes p^k while a reply is sampled.",
         gt=0,
@@ -201,8 +239,11 @@ class SplitSoftmax(Group):
     )
 
 
-class FocalLora(Group):
-    name: str = key("Algorithm.")
+class FocalLora(MethodKeys):
+    trainer = "agentrl.trainers.focal_lora:focal_trainer"
+    rollouts = adapts = False
+    wants = "two sides"
+
     head_share: float = key("Share of all heads that get an adapter: those that conflicts disturb most.", gt=0, le=1)
     probe_prompts: int = key("Training prompts of each kind on which heads are compared.", ge=1)
     onset_tokens: int = key("First tokens of a reply whose attention to the system's messages is raised.", ge=1)
@@ -231,22 +272,14 @@ class Endpoint(Group):
     )
 
 
-class Evaluate(Group):
-    name: str = key("Algorithm.")
+class Evaluate(MethodKeys):
+    trains = rollouts = False
+    wants = "anything"
+
     endpoint: Endpoint = key("Where the model is, if not in this process.")
 
 
-ROLLOUT_FREE = (
-    Sft,
-    Dpo,
-    SplitSoftmax,
-    FocalLora,
-    Evaluate,
-)  # an update is of prompts or pairs, not of groups of rollouts
-
-TRACED = (Pact, Chord, Luffy)  # an update also reads the expert traces of its prompts
-
-ALGOS: dict[str, type[Group]] = {
+ALGOS: dict[str, type[MethodKeys]] = {
     "pact": Pact,
     "grpo": Grpo,
     "chord": Chord,

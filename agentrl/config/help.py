@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import ALGOS, Chord, Grpo, Hipo, Luffy, Pact, Sft
+from agentrl.config.algos import ALGOS
 from agentrl.config.defaults import chosen_options, default_of, keys, show
 from agentrl.config.schema import VARIANTS, Config
 
@@ -42,12 +42,7 @@ EXAMPLES = {
 }
 
 
-USES = {  # sections that some methods alone read
-    "anneal": (Pact,),
-    "dual": (Hipo,),
-    "reward": (Grpo, Pact, Luffy),
-    "traces": (Pact, Luffy, Chord, Sft),
-}
+USED = {section for method in ALGOS.values() for section in method.reads}  # sections that some methods alone read
 TITLES = {"": "Run"} | {name: str(item.description) for name, item in Config.model_fields.items()}
 WIDTH = 120  # of lines where no terminal says how wide it is
 
@@ -66,7 +61,7 @@ def help_text(conf: Path, commands: Iterable[str], values: Mapping[str, Any], ty
     choice = " ".join(f"{group}={_name(values, group)}" for group in ("algo", "model", "bench", "hardware"))
     lines += [f"Keys of {choice}, with their values (agentrl algo=hipo --help: those of another choice):"]
     for section in sections():
-        used = section not in USES or issubclass(ALGOS[_name(values, "algo")], USES[section])
+        used = section not in USED or section in ALGOS[_name(values, "algo")].reads
         if used or any(text.startswith(section) for text in typed):
             lines += _section(section, values)
     lines += ["", "agentrl --help all: every key of every option, with types, owners and defaults; examples."]

@@ -15,6 +15,36 @@ from agentrl.config.key import Group, key
 Grades = Literal["all", "sys", "none"]
 
 
+class MethodKeys(Group):
+    """The keys of an algorithm, and its traits."""
+
+    trainer: ClassVar[str]  # "module:name" of its trainer class, or of what makes its trainer where `rollouts` is False
+    trains: ClassVar[bool] = True
+    rollouts: ClassVar[bool] = True  # an update is of groups of rollouts, not of prompts, traces or pairs
+    reads: ClassVar[tuple[str, ...]] = ()  # which it reads of the groups that some methods alone read, and of `traces`
+    wants: ClassVar[Literal["tools", "two sides", "anything"]] = "tools"  # of a bench
+    adapts: ClassVar[bool] = True  # model.lora says which modules get an adapter
+    files: ClassVar[tuple[str, ...]] = ()  # its keys that name a file of the user's
+
+    name: str = key("Algorithm.")
+
+    def imitates(self) -> bool:
+        """Whether its loss has a term on the expert traces of the prompts."""
+        return self.rollouts and "traces" in self.reads
+
+    def measures_reference(self) -> bool:
+        """Whether its loss reads a reference model."""
+        return bool(getattr(self, "kl_coef", 0) > 0)
+
+    def trace_tokens(self, prompts: int, sequences: int, row: int) -> int:
+        """Tokens of expert traces through all updates, at most; `row` is the longest that a rollout can be."""
+        return prompts * row if self.imitates() else 0
+
+    def sampled_before(self, tasks: int, sequences: int) -> int:
+        """Prompts whose replies are sampled once, before training."""
+        return 0
+
+
 class BenchKeys(Group):
     """The keys of a bench, and its traits."""
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.benches import load_bench
-from agentrl.config.algos import ROLLOUT_FREE, Chord, Dpo, Evaluate, Luffy, Pact, SplitSoftmax
 from agentrl.config.benches import CustomBench
 from agentrl.config.rules.batches import group_size
 from agentrl.config.schema import Config
@@ -59,8 +58,7 @@ class Estimate:
 def estimate(config: Config) -> Estimate:
     """The cost of `config`."""
     trainer, rollout, k = config.trainer, config.rollout, group_size(config)
-    trains = not isinstance(config.algo, Evaluate | SplitSoftmax)
-    bench = load_bench(config.bench)
+    trains, bench = config.algo.trains, load_bench(config.bench)
     tasks = bench.size("train") if trains else 0
     size = bench.size("test")
     updates_per_batch = trainer.prompts_per_batch // trainer.minibatch_prompts
@@ -71,16 +69,11 @@ def estimate(config: Config) -> Estimate:
     batches = math.ceil(updates / updates_per_batch)
     sequences = updates * trainer.minibatch_prompts * k
     row = rollout.max_prompt_tokens + rollout.max_completion_tokens
-    trained = sequences * row
-    if isinstance(config.algo, Pact) and config.algo.condition_on_trace:
-        trained += int(sequences * (1 - config.algo.q) * config.algo.trace.max_tokens)
-    if isinstance(config.algo, Chord | Luffy):
-        trained += updates * trainer.minibatch_prompts * row  # a trace is one more sequence a prompt
-    sampled = 0 if isinstance(config.algo, ROLLOUT_FREE) else batches * trainer.prompts_per_batch * k
+    trained = sequences * row + config.algo.trace_tokens(updates * trainer.minibatch_prompts, sequences, row)
+    sampled = batches * trainer.prompts_per_batch * k if config.algo.rollouts else 0
     if not trains:
         updates = batches = sequences = trained = 0
-    if isinstance(config.algo, Dpo) and config.algo.pairs is None:
-        sampled = min(tasks, sequences) * rollout.num_generations
+    sampled += config.algo.sampled_before(tasks, sequences) * rollout.num_generations
     test = min(size, config.eval.limit or size)
     parameters = count_parameters(config)
     return Estimate(
@@ -99,13 +92,12 @@ def estimate(config: Config) -> Estimate:
 def memory(config: Config, parameters: float) -> dict[str, float]:
     """GB per process without sharding: weights, gradients, Adam's two moments, and the reference of DPO or KL."""
     weight = parameters * BYTES[config.model.dtype] / 2**30
-    if isinstance(config.algo, Evaluate | SplitSoftmax):
+    if not config.algo.trains:
         return {"weights": weight}
     lora = config.model.lora.enabled
     trained = weight * (LORA_SHARE if lora else 1)
-    measured = isinstance(config.algo, Dpo) or getattr(config.algo, "kl_coef", 0) > 0
     # With adapters the reference is the same weights with the adapters off.
-    reference = weight if measured and not lora else 0.0
+    reference = weight if config.algo.measures_reference() and not lora else 0.0
     return {"weights": weight, "gradients": trained, "optimizer": 2 * trained, "reference": reference}
 
 
@@ -117,7 +109,7 @@ def check_tasks(config: Config) -> None:
     """
     if isinstance(config.bench, CustomBench):
         return
-    bench, trains = load_bench(config.bench), not isinstance(config.algo, Evaluate | SplitSoftmax)
+    bench, trains = load_bench(config.bench), config.algo.trains
     sizes = {split: bench.size(split) for split in (("train", "test") if trains else ("test",))}
     for split, size in sizes.items():
         if not size:
@@ -127,7 +119,7 @@ def check_tasks(config: Config) -> None:
                 "change bench.test_fraction"
             )
     prompts = config.trainer.prompts_per_batch
-    if trains and not isinstance(config.algo, ROLLOUT_FREE) and sizes["train"] < prompts:
+    if trains and config.algo.rollouts and sizes["train"] < prompts:
         raise UserError(f"trainer.prompts_per_batch={prompts}: there are {sizes['train']} training tasks; lower it")
 
 
@@ -159,10 +151,9 @@ def safetensors_parameters(file: Path) -> int | None:
 def print_estimate(config: Config, console: Console) -> None:
     """The estimate as a table, with what it leaves out."""
     result = estimate(config)
-    rollout_free = isinstance(config.algo, ROLLOUT_FREE)
     rows = [
         ("training tasks, at most", f"{result.train_tasks:,}"),
-        ("batches" if rollout_free else "rollout batches", f"{result.rollout_batches:,}"),
+        ("rollout batches" if config.algo.rollouts else "batches", f"{result.rollout_batches:,}"),
         ("optimizer updates", f"{result.updates:,}"),
         ("sequences trained on", f"{result.sequences:,}"),
         ("rollout tokens, at most", f"{result.rollout_tokens:,}"),

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from agentrl.config.algos import CustomAlgo, Evaluate
+from agentrl.config.algos import Evaluate
 from agentrl.config.benches import Minihif, Minihop
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
@@ -118,8 +118,9 @@ def make_paths_absolute(config: Config) -> None:
     """A run directory must mean the same from every working directory. Hub ids stay as they are."""
     if getattr(config.bench, "path", None) is not None:
         config.bench.path = str(Path(config.bench.path).expanduser().absolute())
-    if isinstance(config.algo, CustomAlgo):
-        config.algo.path = str(Path(config.algo.path).expanduser().absolute())
+    for name in config.algo.files:
+        if (named := getattr(config.algo, name)) is not None:
+            setattr(config.algo, name, str(Path(named).expanduser().absolute()))
     if Path(config.model.path).expanduser().is_dir():
         config.model.path = str(Path(config.model.path).expanduser().absolute())
     for key in ("cache", "path", "system_rubric", "user_rubric"):

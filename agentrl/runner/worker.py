@@ -31,7 +31,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
 from agentrl.benches import load_bench
-from agentrl.config.algos import Evaluate, FocalLora, SplitSoftmax
+from agentrl.config.algos import Evaluate
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.core.console import STOPPING, RunConsole
@@ -247,13 +247,13 @@ def _train_and_evaluate(
     config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole, tracker: Tracker
 ) -> Result:
     """Everything between configuration and trained model. Raises Interrupted where a signal ended it early."""
-    if not isinstance(config.algo, FocalLora | SplitSoftmax):  # one chooses its modules itself, one trains none
+    if config.algo.adapts:
         check_lora(config.model)
     console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
     expert_trace = bench.expert_trace if config.traces is None else by_task(read_traces(Path(config.traces)))
     judge = build_judge(config, str(run.path), config.hardware.device)
-    trains = not isinstance(config.algo, SplitSoftmax)  # which two evaluations are all there is of
+    trains = config.algo.trains  # else two evaluations are all there is
     train_tasks = bench.tasks("train") if trains else []
     test_tasks = bench.tasks("test", config.eval.limit, config.seed)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))

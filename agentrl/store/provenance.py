@@ -12,7 +12,6 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import CustomAlgo, Dpo
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.core.version import __version__
@@ -75,8 +74,7 @@ def data_hashes(config: Config) -> dict[str, Any]:
     named = {
         "bench.path": getattr(config.bench, "path", None),
         "traces": config.traces,
-        "algo.path": config.algo.path if isinstance(config.algo, CustomAlgo) else None,
-        "algo.pairs": config.algo.pairs if isinstance(config.algo, Dpo) else None,
+        **{f"algo.{name}": getattr(config.algo, name) for name in config.algo.files},
     }
     for key, path in named.items():
         if path is not None:

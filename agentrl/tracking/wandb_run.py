@@ -19,7 +19,6 @@ from typing import Any
 import wandb
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from agentrl.config.algos import Evaluate, SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.core.errors import first_line
 from agentrl.store.run import RunDirectory
@@ -64,7 +63,7 @@ class WandbTracker(Tracker):
             project=tracker.project,
             entity=tracker.entity,
             group=tracker.group,
-            job_type="eval" if isinstance(config.algo, Evaluate | SplitSoftmax) else "train",
+            job_type="train" if config.algo.trains else "eval",
             tags=list(dict.fromkeys([config.algo.name, config.model.name, config.bench.name, *tracker.tags])),
             name=f"{config.name}/{self._run.path.name}",
             id=identity,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from agentrl.config.algos import ROLLOUT_FREE
 from agentrl.config.checks import require
 from agentrl.config.schema import Config, Rollout
 
 
 def group_size(config: Config) -> int:
     """Sequences per prompt in one update: K, or 1 where there are no rollouts."""
-    return 1 if isinstance(config.algo, ROLLOUT_FREE) else config.rollout.num_generations
+    return config.rollout.num_generations if config.algo.rollouts else 1
 
 
 def check_batches(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentrl.config.algos import TRACED, Dpo, Evaluate, FocalLora, Grpo, Hipo, Pact, Sft, SplitSoftmax
+from agentrl.config.algos import Hipo, Sft
 from agentrl.config.benches import ToolHop
 from agentrl.config.checks import require
 from agentrl.config.judges import OpenAIJudge
@@ -29,7 +29,7 @@ def _ungraded(config: Config) -> bool:
 def _rewards(config: Config) -> None:
     """Methods on instruction hierarchies want two rewards, the others tools."""
     bench, algo = config.bench, config.algo
-    if isinstance(algo, Hipo | Dpo | SplitSoftmax | FocalLora):
+    if algo.wants == "two sides":
         two_rule = "has one reward, the algorithm needs a system's and a user's; set bench=minihif or another HIF suite"
         require(bench.two_sided, "bench", bench.name, two_rule)
         judge_rule = f"no program grades bench={bench.name}; choose judge=openai, local or distilled"
@@ -39,19 +39,19 @@ def _rewards(config: Config) -> None:
             f"has no tools for algo={algo.name}; choose algo=hipo, sys_only, user_only, fixed_lambda, dpo, "
             "split_softmax, focal_lora or sft; agentrl eval evaluates it"
         )
-        require(isinstance(algo, Sft | Evaluate), "bench", bench.name, tools_rule)
+        require(algo.wants == "anything", "bench", bench.name, tools_rule)
 
 
 def _training_rows(config: Config) -> None:
     """An evaluation suite has no training split until some of its rows are left to it."""
-    if not isinstance(config.algo, Evaluate | SplitSoftmax):
+    if config.algo.trains:
         config.bench.check_training_rows()
 
 
 def _direct(config: Config) -> None:
     if isinstance(config.bench, ToolHop) and config.bench.scenario == "direct":
         tools = "no tools means no expert traces; set bench.scenario=mandatory or free"
-        traceless = isinstance(config.algo, Grpo) and not isinstance(config.algo, TRACED)
+        traceless = config.algo.rollouts and "traces" not in config.algo.reads
         require(traceless, "bench.scenario", "direct", f"algo={config.algo.name}: {tools}")
         answer_rule = "no tools means no calls to match; set reward=answer, or bench.scenario=mandatory or free"
         require(config.reward.name == "answer", "bench.scenario", "direct", answer_rule)
@@ -72,8 +72,7 @@ def _warnings(config: Config) -> list[str]:
             f"judge=program: no program grades bench={config.bench.name}, so its replies are played and have neither "
             "r_sys nor r_user; judge=openai, local or distilled grades them"
         )
-    imitates = isinstance(config.algo, TRACED) and not (isinstance(config.algo, Pact) and config.algo.sft_coef == 0)
-    if imitates and config.rollout.temperature != 1:
+    if config.algo.imitates() and config.rollout.temperature != 1:
         warnings.append(
             f"rollout.temperature={config.rollout.temperature:g}: TRL divides all logits by it, those of the expert's "
             "tokens too; 1 is the paper's"

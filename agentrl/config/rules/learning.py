@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentrl.config.algos import ROLLOUT_FREE, Chord, Dpo, Evaluate, Hipo, Pact
+from agentrl.config.algos import Chord, Dpo, Evaluate, Hipo, Pact
 from agentrl.config.checks import require
 from agentrl.config.schema import Anneal, Config, Dual
 
@@ -21,7 +21,7 @@ def check_learning(config: Config) -> None:
         processes = config.hardware.processes
         alone = "pairs are sampled by one process; sample them in a run of one, and give its pairs.jsonl as algo.pairs"
         require(processes == 1, "hardware.processes", processes, alone)
-    if not isinstance(algo, ROLLOUT_FREE):
+    if algo.rollouts:
         group_rule = "advantages compare rollouts of one prompt; set 2 or more (the paper: 8)"
         require(k >= 2, "rollout.num_generations", k, group_rule)
     if isinstance(algo, Chord):

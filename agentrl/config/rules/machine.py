@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from agentrl.config.algos import ROLLOUT_FREE, Hipo
+from agentrl.config.algos import Hipo
 from agentrl.config.checks import require
 from agentrl.config.schema import Config, Hardware
 from agentrl.core.errors import UserError
@@ -57,7 +57,7 @@ def _kernels(config: Config) -> list[str]:
 
 def samples_with_vllm(config: Config) -> bool:
     """Whether vLLM plays this run's rollouts; methods without rollouts of their own sample with transformers."""
-    return config.hardware.vllm != "off" and not isinstance(config.algo, ROLLOUT_FREE)
+    return config.hardware.vllm != "off" and config.algo.rollouts
 
 
 def _vllm(config: Config) -> None:
