@@ -58,8 +58,7 @@ from agentrl.store.trouble import trouble
 from agentrl.traces.files import by_task, read_traces
 from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import track_run
-from agentrl.trainers.build import build_trainer, final_engine, keep_fitting
-from agentrl.trainers.hipo import check_constraints
+from agentrl.trainers.build import build_trainer, final_engine, keep_fitting, rl_trainer
 
 # How long processes wait for each other: for the longest episode, a judge, a checkpoint. torch gives GPUs ten minutes.
 PATIENCE = timedelta(hours=12)
@@ -259,7 +258,8 @@ def _train_and_evaluate(
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
     train_tasks = keep_fitting(chat, train_tasks, config, "training") if trains else []
     test_tasks = keep_fitting(chat, test_tasks, config, "test")
-    check_constraints(config, train_tasks)
+    if (trainer_class := rl_trainer(config.algo)) is not None:
+        trainer_class.check_tasks(config, train_tasks)
     console.say(f"loading {config.model.path}")
     model = load_model(config.model)
     console.say(

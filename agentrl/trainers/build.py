@@ -8,12 +8,13 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer_callback import TrainerCallback
 
 from agentrl.chat.format import ChatFormat
-from agentrl.config.algos import Chord, CustomAlgo, Dpo, FocalLora, Grpo, Hipo, Luffy, Pact, SplitSoftmax
+from agentrl.config.algos import CustomAlgo, SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.config.schema import Trainer as Settings
 from agentrl.core.bench import Bench, ExpertTraces, Task, TwoSided, has_own_reward, reference_calls
 from agentrl.core.console import RunConsole
 from agentrl.core.custom import attribute_of
+from agentrl.core.declared import declared
 from agentrl.core.engine import RolloutEngine
 from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge
@@ -23,27 +24,13 @@ from agentrl.rewards.turns import COMPARING
 from agentrl.rollout.split_softmax import SplitSoftmaxEngine
 from agentrl.rollout.tokens import local_engine
 from agentrl.store.run import RunDirectory
-from agentrl.trainers.arguments import grpo_arguments, plan_batches, sft_arguments
+from agentrl.trainers.arguments import grpo_arguments, plan_batches
 from agentrl.trainers.callbacks import Checkpoints, Record
-from agentrl.trainers.chord import ChordTrainer
 from agentrl.trainers.faults import Watch
-from agentrl.trainers.focal_lora import focal_trainer
 from agentrl.trainers.grpo import AgentGRPOTrainer
-from agentrl.trainers.hipo import HipoTrainer, StopWhereInfeasible, reference_quantization
-from agentrl.trainers.luffy import LuffyTrainer
-from agentrl.trainers.pact import PactTrainer
-from agentrl.trainers.preferences import dpo_trainer
+from agentrl.trainers.parts import Parts
 from agentrl.trainers.rollout_log import RolloutLog
-from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset
 from agentrl.trainers.traced import TracedTrainer
-
-RL_TRAINERS: dict[type, type[AgentGRPOTrainer]] = {
-    Grpo: AgentGRPOTrainer,
-    Pact: PactTrainer,
-    Chord: ChordTrainer,
-    Luffy: LuffyTrainer,
-    Hipo: HipoTrainer,
-}
 
 
 def rl_trainer(algo: Any) -> type[AgentGRPOTrainer] | None:
@@ -52,8 +39,11 @@ def rl_trainer(algo: Any) -> type[AgentGRPOTrainer] | None:
     Raises:
         UserError: a file of the user's own holds no such trainer.
     """
+    if not algo.rollouts:
+        return None
     if not isinstance(algo, CustomAlgo):
-        return RL_TRAINERS.get(type(algo))
+        trainer_class: type[AgentGRPOTrainer] = declared(algo.trainer)
+        return trainer_class
     found = attribute_of(algo.path, "Trainer")
     if not (isinstance(found, type) and issubclass(found, AgentGRPOTrainer)):
         raise UserError(f"algo.path={algo.path}: Trainer must be a subclass of agentrl.trainers.grpo.AgentGRPOTrainer")
@@ -142,17 +132,12 @@ def build_trainer(
     `judge` grades what the bench leaves open while training; `expert_trace` gives traces in place of the bench's own.
     """
     expert_trace = expert_trace or bench.expert_trace
-    peft = lora_config(config.model)
     trainer: Trainer
     cycle = 1
     if (trainer_class := rl_trainer(config.algo)) is not None:
-        extra: dict[str, Any] = {}
-        if isinstance(config.algo, Hipo):
-            extra = {"judge": judge, "quantization_config": reference_quantization(config.algo)}
         chosen = usable(tasks, bench, trainer_class, config.trainer, expert_trace)
         tell_reward(config, bench, chosen, console)
         trainer = trainer_class(
-            **extra,
             model=model,
             chat=chat,
             args=grpo_arguments(config, run.checkpoints_dir, config.algo),
@@ -160,9 +145,10 @@ def build_trainer(
             bench=bench,
             tasks=chosen,
             expert_trace=expert_trace,
-            peft_config=peft,
+            peft_config=lora_config(config.model),
             rollout_log=RolloutLog(run, chat.tokenizer, config.trainer.log_rollouts),
             console=console,
+            judge=judge,
         )
         engine = trainer.engine
         if config.eval.before:
@@ -170,27 +156,17 @@ def build_trainer(
         cycle = plan_batches(config).updates_per_rollout
     else:
         engine = local_engine(config, chat, model)
-        if isinstance(config.algo, SplitSoftmax):
+        if not config.algo.trains:
             return None, engine
-        if isinstance(config.algo, Dpo):
-            trainer = dpo_trainer(config, run, bench, chat, model, tasks, engine, console, judge)
-        elif isinstance(config.algo, FocalLora):
-            trainer = focal_trainer(config, run, bench, chat, model, tasks, engine)
-        else:
-            trainer = TraceSFTTrainer(
-                model=model,
-                chat=chat,
-                args=sft_arguments(config, run.checkpoints_dir),
-                train_dataset=expert_dataset(chat, bench, tasks, config.algo.components, expert_trace),
-                peft_config=peft,
-            )
+        parts = Parts(config, run, bench, chat, model, tasks, engine, console, judge, expert_trace)
+        trainer = declared(config.algo.trainer)(parts)
     callbacks: list[TrainerCallback] = [
         Record(run, console),
         Watch(config.faults, console.say),
         Checkpoints(run, config.trainer, cycle, stop),
     ]
-    if isinstance(trainer, HipoTrainer) and config.dual.on_infeasible == "stop":
-        callbacks.append(StopWhereInfeasible(trainer))
+    if isinstance(trainer, AgentGRPOTrainer):
+        callbacks += trainer.own_callbacks()
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         trainer.add_callback(callback)

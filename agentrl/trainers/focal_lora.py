@@ -19,15 +19,15 @@ from transformers import PreTrainedModel, Trainer, set_seed
 
 from agentrl.chat.format import ChatFormat
 from agentrl.config.algos import FocalLora
-from agentrl.config.schema import Config, Lora
+from agentrl.config.schema import Lora
 from agentrl.core.bench import Bench, Task
 from agentrl.core.engine import Decoding, Episode, RolloutEngine
 from agentrl.core.errors import UserError
 from agentrl.models.onset import onset_attention
 from agentrl.models.spans import PromptSpans, prompt_spans
 from agentrl.objectives.focal import conflict_sensitivity, focal_loss, most_sensitive
-from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import focal_arguments
+from agentrl.trainers.parts import Parts
 from agentrl.trainers.preferences import draw_needed
 
 HEADS = "heads.json"  # in the run directory
@@ -152,16 +152,9 @@ class FocalLoraTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def focal_trainer(
-    config: Config,
-    run: RunDirectory,
-    bench: Bench,
-    chat: ChatFormat,
-    model: PreTrainedModel,
-    tasks: Sequence[Task],
-    engine: RolloutEngine,
-) -> FocalLoraTrainer:
-    """Probe the heads (kept in heads.json), let the base answer, and put adapters on the heads in `model`."""
+def focal_trainer(parts: Parts) -> FocalLoraTrainer:
+    """Probe the heads (kept in heads.json), let the base answer, and put adapters on the heads in `parts.model`."""
+    config, run, chat, model, tasks = parts.config, parts.run, parts.chat, parts.model, parts.tasks
     algo, pad_id = config.algo, int(chat.tokenizer.pad_token_id)
     model.set_attn_implementation("eager")  # no other kernel gives attention out
     training = model.training
@@ -169,7 +162,7 @@ def focal_trainer(
     model.train(training)
     chosen = {str(layer): row.nonzero().flatten().tolist() for layer, row in enumerate(heads) if row.any()}
     run.write_json(run.path / HEADS, {"heads": chosen, "of": list(heads.shape)})
-    rows = focal_rows(engine, bench, chat, draw_needed(tasks, config), algo, config.eval.batch)
+    rows = focal_rows(parts.engine, parts.bench, chat, draw_needed(tasks, config), algo, config.eval.batch)
     adapter = focal_config(model, heads, config.model.lora)
     adapted = get_peft_model(model, adapter, revision=config.model.revision)
     size = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
 from trl import GRPOConfig
 
 from agentrl.chat.format import ChatFormat
@@ -18,6 +18,7 @@ from agentrl.config.schema import Config
 from agentrl.core.bench import Bench, ExpertTraces, Task
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Episode
+from agentrl.core.judge import Judge
 from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
 from agentrl.rewards.turns import episode_rewards
@@ -54,11 +55,11 @@ class AgentGRPOTrainer(LossTrainer):
         peft_config: PeftConfig | None = None,
         rollout_log: RolloutLog | None = None,
         console: RunConsole | None = None,
-        quantization_config: BitsAndBytesConfig | None = None,  # of the reference
+        judge: Judge | None = None,  # for what the bench leaves open
     ) -> None:
         self.config, self.bench, self.tasks, self.chat = config, bench, tasks, chat
         self.expert_trace = expert_trace or bench.expert_trace
-        self._rollout_log, self._console = rollout_log, console
+        self._rollout_log, self._console, self._judge = rollout_log, console, judge
         self._batch: list[Task] = []
         self._batch_rows: list[int] = []  # places of its tasks in `tasks`
         self._trajectories: list[Trajectory] = []
@@ -69,7 +70,8 @@ class AgentGRPOTrainer(LossTrainer):
             longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
             args.vllm_max_model_length = min(longest, model.config.max_position_embeddings)
         measured = args.beta > 0
-        reference = starting_policy(model, config.model, peft_config, quantization_config) if measured else None
+        quantized = self.reference_quantization(config)
+        reference = starting_policy(model, config.model, peft_config, quantized) if measured else None
         with use_as_reference(reference):
             super().__init__(
                 model=model,
@@ -81,6 +83,19 @@ class AgentGRPOTrainer(LossTrainer):
                 rollout_func=self._roll_out,
             )
         self.engine = TokenEngine(policy_sampler(self), chat, config, self._show_rollout)
+
+    @classmethod
+    def check_tasks(cls, config: Config, tasks: Sequence[Task]) -> None:
+        """Raise UserError where the method cannot learn from these training tasks."""
+
+    @classmethod
+    def reference_quantization(cls, config: Config) -> BitsAndBytesConfig | None:
+        """How the reference model is loaded; None: like the policy."""
+        return None
+
+    def own_callbacks(self) -> list[TrainerCallback]:
+        """The method's own callbacks, which come after those of every trainer."""
+        return []
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         sampler = EpochSampler(

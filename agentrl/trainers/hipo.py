@@ -19,11 +19,10 @@ from transformers import BitsAndBytesConfig, TrainerCallback, TrainerControl, Tr
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from agentrl.benches.hif.base import cut_in_thought
-from agentrl.config.algos import Constraint, Hipo
+from agentrl.config.algos import Constraint
 from agentrl.config.schema import Config
 from agentrl.core.bench import Score, Task
 from agentrl.core.errors import UserError
-from agentrl.core.judge import Judge
 from agentrl.evaluation.grading import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, rewards_to_log
 from agentrl.objectives.dual import DualVariables, Multiplier
 from agentrl.objectives.hipo import degenerate, lagrangian_advantage
@@ -60,38 +59,38 @@ def dual_variables(config: Config) -> DualVariables:
     )
 
 
-def check_constraints(config: Config, tasks: Sequence[Task]) -> None:
-    """Raises UserError where a constraint is on a kind of prompt that no training task is of: it would never bind."""
-    if not isinstance(config.algo, Hipo):
-        return
-    kinds = sorted({task.data["kind"] for task in tasks})
-    for index, constraint in enumerate(config.algo.constraints):
-        if constraint.kind is not None and constraint.kind not in kinds:
-            raise UserError(
-                f"algo.constraints.{index}.kind={constraint.kind}: bench={config.bench.name} has no training task of "
-                f"that kind, only {', '.join(kinds)}; name another kind, or null for all prompts"
-            )
-
-
-def reference_quantization(algo: Hipo) -> BitsAndBytesConfig | None:
-    """How the reference model is loaded: in NF4 (the paper's), or like the policy where None."""
-    if algo.reference != "4bit" or algo.kl_coef == 0:
-        return None
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-
-
 class HipoTrainer(AgentGRPOTrainer):
     """max E[r_user] subject to E[r_k] >= tau_k, by alternating an update of the policy and one of the multipliers."""
 
-    def __init__(self, *, judge: Judge | None = None, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         self.dual = dual_variables(kwargs["config"])
-        self._judge = judge
         self._rewards: list[Rewards] = []
         self._filtered: list[bool] = []
         self._cut: list[bool] = []  # by the token budget, inside the think block
         self._cut_told = False
         self._lacking = {reward: MissingVerdicts(f"r_{reward}") for reward in SIDES}
         super().__init__(**kwargs)
+
+    @classmethod
+    def check_tasks(cls, config: Config, tasks: Sequence[Task]) -> None:
+        """Raise UserError where a constraint is on a kind of prompt that no task is of: it would never bind."""
+        kinds = sorted({task.data["kind"] for task in tasks})
+        for index, constraint in enumerate(config.algo.constraints):
+            if constraint.kind is not None and constraint.kind not in kinds:
+                raise UserError(
+                    f"algo.constraints.{index}.kind={constraint.kind}: bench={config.bench.name} has no training task "
+                    f"of that kind, only {', '.join(kinds)}; name another kind, or null for all prompts"
+                )
+
+    @classmethod
+    def reference_quantization(cls, config: Config) -> BitsAndBytesConfig | None:
+        """NF4, the paper's, where algo.reference=4bit."""
+        if config.algo.reference != "4bit" or config.algo.kl_coef == 0:
+            return None
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+    def own_callbacks(self) -> list[TrainerCallback]:
+        return [StopWhereInfeasible(self)] if self.config.dual.on_infeasible == "stop" else []
 
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
         """Grade the batch. TRL takes r_user for the reward, but complains of missing ones at length: 0 stands in."""

@@ -24,8 +24,8 @@ from agentrl.core.judge import Judge
 from agentrl.evaluation.grading import Rewards, grade_episodes
 from agentrl.models.adapters import lora_config
 from agentrl.store.durable import write_text
-from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import dpo_arguments
+from agentrl.trainers.parts import Parts
 from agentrl.trainers.reference import starting_policy
 
 PAIRS = "pairs.jsonl"  # in the run directory: what was sampled once is not sampled again on resumption
@@ -156,31 +156,23 @@ class PairTrainer(DPOTrainer):
         return dataset
 
 
-def dpo_trainer(
-    config: Config,
-    run: RunDirectory,
-    bench: Any,
-    chat: ChatFormat,
-    model: PreTrainedModel,
-    tasks: Sequence[Task],
-    engine: RolloutEngine,
-    console: RunConsole,
-    judge: Judge | None,
-) -> PairTrainer:
+def dpo_trainer(parts: Parts) -> PairTrainer:
     """DPO on the pairs of a file, or on pairs sampled now from as many tasks as the updates need."""
+    config, run, bench, console = parts.config, parts.run, parts.bench, parts.console
     if config.algo.pairs is not None:
-        pairs = list(file_pairs(config.algo.pairs, chat))
+        pairs = list(file_pairs(config.algo.pairs, parts.chat))
     else:
-        asked = draw_needed(tasks, config)
-        pairs = keep_pairs(sampled_pairs(engine, bench, judge, asked, config, console), run.path / PAIRS)
+        assert isinstance(bench, TwoSided)
+        asked = draw_needed(parts.tasks, config)
+        pairs = keep_pairs(sampled_pairs(parts.engine, bench, parts.judge, asked, config, console), run.path / PAIRS)
         console.say(f"{len(pairs)} of {len(asked)} tasks have replies that differ in reward: a pair each")
         set_seed(config.seed)  # whether pairs were sampled or read back, what follows draws the same
     return PairTrainer(
-        model=model,
+        model=parts.model,
         start=config.model,
         args=dpo_arguments(config, run.checkpoints_dir),
         train_dataset=pair_dataset(pairs, bench.name),
-        processing_class=chat.tokenizer,
+        processing_class=parts.chat.tokenizer,
         peft_config=lora_config(config.model),
     )
 

@@ -12,6 +12,9 @@ from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Bench, ExpertTraces, Task, TwoSided
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component
+from agentrl.models.adapters import lora_config
+from agentrl.trainers.arguments import sft_arguments
+from agentrl.trainers.parts import Parts
 
 TARGETS = {"reasoning": Component.REASONING, "tool_call": Component.TOOL_CALL, "answer": Component.ANSWER}
 IGNORED = -100
@@ -116,3 +119,15 @@ class TraceSFTTrainer(SFTTrainer):
         result = super().compute_loss(*args, **kwargs)
         self.state.num_input_tokens_seen = self._total_train_tokens
         return result
+
+
+def sft_trainer(parts: Parts) -> TraceSFTTrainer:
+    """SFT on the expert traces, or the expert replies, of the training tasks."""
+    config, components = parts.config, parts.config.algo.components
+    return TraceSFTTrainer(
+        model=parts.model,
+        chat=parts.chat,
+        args=sft_arguments(config, parts.run.checkpoints_dir),
+        train_dataset=expert_dataset(parts.chat, parts.bench, parts.tasks, components, parts.expert_trace),
+        peft_config=lora_config(config.model),
+    )

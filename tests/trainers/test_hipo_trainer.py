@@ -21,7 +21,7 @@ from agentrl.objectives.hipo import lagrangian_advantage
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import Record
 from agentrl.trainers.faults import NO_SIGNAL
-from agentrl.trainers.hipo import StopWhereInfeasible, check_constraints
+from agentrl.trainers.hipo import HipoTrainer, StopWhereInfeasible
 from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, trl_loss
 
 SMALL = (
@@ -381,10 +381,9 @@ def test_a_constraint_on_a_kind_that_no_training_task_is_of_is_refused():
     aligned = [task for task in tasks if task.data["kind"] == "aligned"]
     given = "algo.constraints=[{name: hard, reward: sys, kind: conflict, threshold: 0.6, initial: 1.0}]"
     config = composed(*HIPO, given)
-    check_constraints(config, tasks)
+    HipoTrainer.check_tasks(config, tasks)
     with pytest.raises(UserError, match=r"^algo\.constraints\.0\.kind=conflict: bench=minihif has .* only aligned;"):
-        check_constraints(config, aligned)
-    check_constraints(composed("algo=sft", "bench=minihif"), aligned)
+        HipoTrainer.check_tasks(config, aligned)
 
 
 def test_r_sys_alone_is_a_signal(tmp_path: Path):
