@@ -12,6 +12,7 @@ from typing import Any
 from agentrl.config.algos import ALGOS
 from agentrl.config.defaults import chosen_options, default_of, keys, show
 from agentrl.config.schema import VARIANTS, Config
+from agentrl.config.shipped import option_files, sentence_of
 
 GROUPS = {
     "algo": "how to train",
@@ -77,6 +78,7 @@ def help_all(conf: Path, commands: Iterable[str]) -> str:
     lines += ["", "Groups (first the default):"]
     for group, purpose in GROUPS.items():
         lines += [f"  {group:<11} {purpose}", f"              {', '.join(options(conf, group))}"]
+        lines += [f"                {name:<15} {sentence}" for name, sentence in described(group)]
     lines += ["", "Examples:"]
     for command, purpose in EXAMPLES.items():
         lines += [f"  {command}", f"              {purpose}"]
@@ -158,6 +160,12 @@ def options(conf: Path, group: str) -> list[str]:
     return sorted(found, key=lambda option: option != default)
 
 
+def described(group: str) -> list[tuple[str, str]]:
+    """The methods or benches with what each is, in the order in which they are registered; none for other groups."""
+    files = option_files(group) if group in ("algo", "bench") else {}
+    return [(name, sentence_of(files[name])) for name in VARIANTS.get(group, ()) if name in files]
+
+
 def reference() -> str:
     """docs/config.md: every key, who has it, its type, its default and its sentence."""
     lines = [
@@ -170,9 +178,12 @@ def reference() -> str:
     ]
     for section in sections():
         owned = section in VARIANTS
+        said = [f"| `{name}` | {sentence} |" for name, sentence in described(section)]
         title = f"`{section}`: {TITLES[section]}" if section else TITLES[section]
         head = ["key", *(["of"] if owned else []), "type", "default", "meaning"]
-        lines += ["", f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        lines += ["", f"## {title}", ""]
+        lines += [f"| `{section}=` | what it is |", "|---|---|", *said, ""] if said else []
+        lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         for key in keys():
             if key.section == section:
                 owners = [", ".join(key.owners) or "all"] if owned else []

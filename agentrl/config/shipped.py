@@ -35,6 +35,17 @@ def read_option(file: Path) -> dict[str, Any]:
     return content
 
 
+def sentence_of(file: Path) -> str:
+    """What an option is: the first sentence of the comment that its file begins with; empty without one."""
+    comment: list[str] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comment += [] if line.startswith("# @package") else [line.lstrip("# ").strip()]
+    sentence = f"{' '.join(comment)} ".partition(". ")[0].strip()
+    return f"{sentence}." if sentence else ""
+
+
 def lineage(group: str, option: str, folders: Sequence[Path]) -> Iterator[str]:
     """An option of the user's, then those of its group that its file's `defaults` name, nearest first.
 
