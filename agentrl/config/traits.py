@@ -7,7 +7,7 @@ one states its traits and is known everywhere: to checks, estimates, help, train
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from agentrl.config.checks import require
 from agentrl.config.key import Group, key
@@ -22,11 +22,17 @@ class MethodKeys(Group):
     trains: ClassVar[bool] = True
     rollouts: ClassVar[bool] = True  # an update is of groups of rollouts, not of prompts, traces or pairs
     reads: ClassVar[tuple[str, ...]] = ()  # which it reads of the groups that some methods alone read, and of `traces`
+    advantages: ClassVar[str] = "agentrl.objectives.advantages:group_advantages"  # rewards of a group -> advantages
     wants: ClassVar[Literal["tools", "two sides", "anything"]] = "tools"  # of a bench
     adapts: ClassVar[bool] = True  # model.lora says which modules get an adapter
     files: ClassVar[tuple[str, ...]] = ()  # its keys that name a file of the user's
 
     name: str = key("Algorithm.")
+
+    def advantage_arguments(self) -> dict[str, Any]:
+        """The keywords of `advantages`, which takes rewards and mask (N, K, T) and returns (N, K, T)."""
+        keys: Group = self.advantage  # type: ignore[attr-defined]  # of every method that has this default
+        return keys.model_dump()
 
     def imitates(self) -> bool:
         """Whether its loss has a term on the expert traces of the prompts."""

@@ -79,6 +79,18 @@ def hard_credit_advantage(
     return fused.masked_fill(~taken, 0).to(turn_rewards.dtype)
 
 
+def group_advantages(
+    turn_rewards: Tensor, mask: Tensor, *, kind: str, gamma: float, scale: float, eps: float, lone_raw: bool
+) -> Tensor:
+    """The advantages of GRPO and PACT: 'hard_credit', or 'trajectory', the group z-score of R_k for every turn.
+
+    turn_rewards, mask: (N, K, T). Returns (N, K, T). The keywords are the keys of `algo.advantage`.
+    """
+    if kind == "hard_credit":
+        return hard_credit_advantage(turn_rewards, mask, gamma, eps, scale, lone_raw=lone_raw)
+    return trajectory_advantage(turn_rewards.sum(-1), eps)[..., None].expand_as(turn_rewards)
+
+
 def spread_to_tokens(turn_values: Tensor, turn: Tensor, policy_mask: Tensor) -> Tensor:
     """Give every token of the policy the value of its turn, and 0 to all others.
 

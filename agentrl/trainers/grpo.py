@@ -17,10 +17,11 @@ from agentrl.chat.format import ChatFormat
 from agentrl.config.schema import Config
 from agentrl.core.bench import Bench, ExpertTraces, Task
 from agentrl.core.console import RunConsole
+from agentrl.core.declared import declared
 from agentrl.core.engine import Episode
 from agentrl.core.judge import Judge
 from agentrl.core.trajectory import Trajectory
-from agentrl.objectives.advantages import hard_credit_advantage, spread_to_tokens, trajectory_advantage
+from agentrl.objectives.advantages import spread_to_tokens
 from agentrl.rewards.turns import episode_rewards
 from agentrl.rollout.tokens import TokenEngine
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
@@ -178,18 +179,10 @@ class AgentGRPOTrainer(LossTrainer):
 
         The `num_generations` rollouts of a prompt are consecutive rows. What an algorithm of your own overrides.
         """
-        settings, group, (rows, turns) = self.config.algo.advantage, self.num_generations, rewards.shape
-        if settings.kind == "hard_credit":
-            return hard_credit_advantage(
-                rewards.view(-1, group, turns),
-                mask.view(-1, group, turns),
-                settings.gamma,
-                settings.eps,
-                settings.scale,
-                lone_raw=settings.lone_raw,
-            ).view(rows, turns)
-        returns = trajectory_advantage(rewards.sum(1).view(-1, group), settings.eps)
-        return returns.reshape(rows, 1).expand(rows, turns)
+        algo, (rows, turns) = self.config.algo, rewards.shape
+        groups = (rewards.view(-1, self.num_generations, turns), mask.view(-1, self.num_generations, turns))
+        advantages: Tensor = declared(algo.advantages)(*groups, **algo.advantage_arguments())
+        return advantages.reshape(rows, turns)
 
     def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
         """Advantages (B, C), one value a turn, zero on observations."""

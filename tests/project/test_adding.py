@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -61,17 +62,22 @@ class Letters(Bench):
 
 class SignKeys(Grpo):
     trainer = f"{__name__}:SignTrainer"
+    advantages = f"{__name__}:sign_advantages"
 
     strength: float = key("Size of an advantage.", gt=0)
 
+    def advantage_arguments(self) -> dict[str, Any]:
+        return {"strength": self.strength}
+
+
+def sign_advantages(rewards: Tensor, mask: Tensor, *, strength: float) -> Tensor:
+    """A return above the group's mean is as good as any other above it. (N, K, T), as its result."""
+    returns = rewards.sum(-1, keepdim=True)
+    return (strength * (returns - returns.mean(1, keepdim=True)).sign()).expand_as(rewards)
+
 
 class SignTrainer(AgentGRPOTrainer):
-    """A reward above the group's mean is as good as any other above it."""
-
-    def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
-        returns = rewards.sum(1).view(-1, self.num_generations)
-        signs = (returns - returns.mean(1, keepdim=True)).sign() * self.config.algo.strength
-        return signs.reshape(-1, 1).expand_as(rewards)
+    """A trainer of one's own; a method of which only the advantages are new needs none."""
 
 
 @pytest.fixture
@@ -105,6 +111,8 @@ def test_both_train(config: Config, tmp_path: Path) -> None:
 
     trainer: Any = make_trainer(config, tmp_path, script)
     assert type(trainer) is SignTrainer and isinstance(trainer.bench, Letters)
+    given = torch.tensor([[1.0], [0.0], [0.0], [0.0]] * 2)
+    assert trainer.turn_advantages(given, torch.ones_like(given)).flatten().tolist() == [0.5, -0.5, -0.5, -0.5] * 2
     trainer.train()
     rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     assert len(rewards) == config.trainer.max_steps and all(0.25 <= reward <= 0.5 for reward in rewards)
