@@ -1,7 +1,8 @@
 """What the rest of the program must know of a method or a bench, declared by the class of its keys.
 
-A trait is a class attribute or a method with a default. Nothing else asks which method or bench is configured, so a new
-one states its traits and is known everywhere: to checks, estimates, help, trainers and reports.
+A trait is a class attribute or a method with a default. Checks, estimates, help, trainers and reports ask the traits of
+a method or a bench, not its name, so a new one states its traits and is known everywhere. Only a rule on a method's own
+keys (rules/) knows the method.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torch import Tensor
 from agentrl.benches import load_bench
 from agentrl.config.algos import ALGOS, Grpo
 from agentrl.config.benches import BENCHES
+from agentrl.config.defaults import keys
 from agentrl.config.help import help_text
 from agentrl.config.key import key
 from agentrl.config.load import typed_config
@@ -85,13 +86,19 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
     """algo=sign bench=letters, registered for one test."""
     monkeypatch.setitem(ALGOS, "sign", SignKeys)
     monkeypatch.setitem(BENCHES, "letters", LettersKeys)
-    Config.model_rebuild(force=True)
+    registered_anew()
     raw = OmegaConf.create(small("algo=grpo").model_dump())
     raw.algo = {**raw.algo, "name": "sign", "strength": 0.5}
     raw.bench = {"name": "letters", "train_tasks": 4}
     yield typed_config(raw)
     monkeypatch.undo()
+    registered_anew()
+
+
+def registered_anew() -> None:
+    """What is made once of the registered classes is made again."""
     Config.model_rebuild(force=True)
+    keys.cache_clear()
 
 
 def test_checks_estimates_help_and_identity_know_both(config: Config) -> None:

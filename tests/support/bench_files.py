@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from agentrl.config.benches import BENCHES
 from tests.support.toolhop_rows import rows as toolhop_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,8 @@ def bench_keys(folder: Path) -> dict[str, list[str]]:
     for name in ("handwritten", "distractors"):
         rows = [{"messages": messages(n), "banlist": ["zebra"]} for n in range(3)]
         write(made["realguardrails"] / f"{name}.jsonl", rows)
-    keys = {name: [f"{name}.path={place}"] for name, place in made.items()} | {"minihop": [], "minihif": []}
+    generated: dict[str, list[str]] = {name: [] for name, cls in BENCHES.items() if "path" not in cls.model_fields}
+    keys = {name: [f"{name}.path={place}"] for name, place in made.items()} | generated
     keys["toolhop"].append("toolhop.test_fraction=0.67")
     keys["custom"].append("+custom.options.tasks=8")
     if find_spec("bfcl_eval") is not None:
