@@ -373,7 +373,7 @@ def test_the_rate_of_violations_is_over_replies_of_which_every_reward_is_known(t
     trainer._rewards = [{**one, "user": 1.0 if row % 4 < 3 else None} for row, one in enumerate(full)]
     told = [row for row in range(len(full)) if row % 4 < 3]
     rate = sum(full[row]["sys"] < 0.5 for row in told) / len(told)
-    assert 0 < rate < 1 and trainer._logged_constraints()["violation_rate"] == pytest.approx(rate)
+    assert 0 < rate < 1 and trainer._constraints_to_log()["violation_rate"] == pytest.approx(rate)
 
 
 def test_a_constraint_on_a_kind_that_no_training_task_is_of_is_refused():
