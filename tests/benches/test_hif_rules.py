@@ -246,14 +246,14 @@ def test_verih_mended(name: str, arguments: Any, by_letter: str, met: str) -> No
     assert verih_rules.check(met, name, arguments, "corrected")
 
 
-@pytest.mark.parametrize("name", list(verih_rules.MENDED))
+@pytest.mark.parametrize("name", list(verih_rules.CORRECTED))
 def test_an_empty_answer_never_passes(name: str) -> None:
     given = {
         "n": 0, "i": 1, "quantifier": "at most", "word": "a", "keyword_list": [""], "forbidden_words": ["a"],
         "letter": "a", "first_word": "", "postscript_marker": "", "options": "a/b", "section_splitter": "x",
         "original_prompt": "", "end_phrase": "",
     }  # fmt: skip
-    code = verih_rules.MENDED[name].__code__
+    code = verih_rules.CORRECTED[name].__code__
     wanted = code.co_varnames[1 : code.co_argcount]
     for response in ("", " \n", "<think>a</think>", "<think>a", "<think></think> \n"):
         assert not verih_rules.check(response, name, {key: given[key] for key in wanted}, "corrected")
