@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,18 @@ def collect(config: Config) -> dict[str, Any]:
         "command": sys.argv,
         "cwd": os.getcwd(),
         "python": sys.version,
-        "packages": dict(sorted((dist.name, dist.version) for dist in distributions())),
+        "packages": packages(),
         "git": git_state(Path(__file__).resolve().parents[2]),
         "hardware": hardware(),
         "seeds": {"run": config.seed, "data": getattr(config.bench, "data_seed", None)},
         "data": data_hashes(config),
     }
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Installed packages and their versions; the first call reads a file of each."""
+    return dict(sorted((dist.name, dist.version) for dist in distributions()))
 
 
 def git_state(checkout: Path) -> dict[str, Any] | None:

@@ -110,6 +110,7 @@ def test_help_shows_the_keys_of_the_choice_with_their_values(tmp_path: Path) -> 
     assert (wrong.returncode, wrong.stderr) == (2, "agentrl: error: algo=hippo is not a choice; did you mean hipo?\n")
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_help_compose(tmp_path: Path) -> None:
     for command in config_help.EXAMPLES:
         words = command.split()
@@ -264,6 +265,7 @@ def test_a_dry_run_reserves_nothing(tmp_path: Path) -> None:
     assert (run.status()["status"], run.config().dry_run) == ("created", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("-m", "seed=0,1,2"), ("sweep=seeds", "seed=0,1,2")])
 def test_sweeps_have_a_directory_for_each_job(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     result = agentrl(tmp_path, *arguments, "dry_run=true")

@@ -91,6 +91,7 @@ def test_a_run_trains_a_checkpoint_by_its_path(here: Path, typed: str) -> None:
     assert saved_models(here) == [str(here / "checkpoint")]
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_presets_hub_ids_and_directories_together(here: Path) -> None:
     shutil.copytree(TINY, here / "one" / "checkpoint")
     shutil.copytree(TINY, here / "two" / "checkpoint")

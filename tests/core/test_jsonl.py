@@ -63,6 +63,7 @@ def test_files_with_separators_of_unicode_are_read(tmp_path: Path) -> None:
     assert read_lines(file) == [{"a": SEPARATORS}] == [row.content for row in rows_of(file)]
 
 
+@pytest.mark.slow
 def test_a_mark_of_the_byte_order_is_no_part_of_a_file(tmp_path: Path) -> None:
     """Editors and spreadsheets on Windows put one before the text of a file in UTF-8."""
     benches = {name: compose([f"bench={name}", *_own(keys, name)]).bench for name, keys in bench_keys(tmp_path).items()}

@@ -63,6 +63,7 @@ def test_judges_that_differ_nowhere_have_no_interval_of_width_0() -> None:
     assert not any(interval.known for interval in found.values())
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     """Nominal 95%: 40 prompts of 4 responses, a second judge that errs at random; the truth from a large sample."""
     rng = np.random.default_rng(1)

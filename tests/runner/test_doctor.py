@@ -44,6 +44,7 @@ def test_a_sound_machine_passes() -> None:
     assert found["TRL seams"][0].verdict == found["packages"][0].verdict == found["chat template"][0].verdict == "ok"
 
 
+@pytest.mark.slow
 def test_each_fault_of_a_broken_machine_is_named_with_its_mending(tmp_path: Path) -> None:
     shadow = tmp_path / "shadow" / "trl-0.9.0.dist-info"  # found before the real one
     shadow.mkdir(parents=True)

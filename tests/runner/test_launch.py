@@ -23,6 +23,8 @@ from agentrl.config.schema import Config
 from agentrl.runner import launch
 from agentrl.store.run import RunDirectory
 
+SIGNALS = [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGHUP))]
+
 # The command line, with `python -c WORKER RUN_DIR` in the place of the real worker.
 DRIVER = """
 import os, sys
@@ -123,6 +125,7 @@ def test_a_completed_run_is_not_repeated(tmp_path: Path) -> None:
     assert starts(the_run(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_is_no_obstacle_to_the_run(tmp_path: Path) -> None:
     assert finish(start(tmp_path, COMPLETES, "dry_run=true"))[0] == 0
     assert finish(start(tmp_path, COMPLETES))[0] == 0
@@ -146,7 +149,7 @@ def test_a_workers_refusal_is_our_exit_code(tmp_path: Path) -> None:
     assert the_run(tmp_path).status()["error"] == "bad"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_passed_on_once(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, WAITS)
     run = wait_until_running(tmp_path)
@@ -202,7 +205,7 @@ def test_a_second_signal_leaves_none_of_several_processes_behind(tmp_path: Path)
     assert run.status()["status"] == "interrupted"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_an_interrupt_stops_a_sweep(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, WAITS, "-m", "seed=0,1")
     wait_until_running(tmp_path)
@@ -213,6 +216,7 @@ def test_an_interrupt_stops_a_sweep(tmp_path: Path, number: signal.Signals) -> N
     assert [job["state"] for job in json.loads(record.read_text())["jobs"]] == ["interrupted", "pending"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_between_the_jobs_of_a_sweep_stops_it_on_record(tmp_path: Path, number: signal.Signals) -> None:
     pauses = """
@@ -311,6 +315,7 @@ def test_a_terminal_that_hangs_up_leaves_a_checkpoint(tmp_path: Path) -> None:
     assert run.status()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_stop_a_sweep_but_fails_it(tmp_path: Path) -> None:
     worker = PRELUDE + "run.set_status('completed' if run.config().seed else 'failed'); sys.exit(not run.config().seed)"
     code, _, _ = finish(start(tmp_path, worker, "-m", "seed=0,1"))
@@ -345,6 +350,7 @@ def test_the_worker_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
         assert run.status()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_the_same_command_waits_for_the_worker_of_a_killed_one(tmp_path: Path) -> None:
     saves_until_told = WAITS.replace(

@@ -38,7 +38,7 @@ def agentrl(where: Path, *arguments: str, worker: str = COMPLETES, **channels: A
     )
 
 
-@pytest.mark.parametrize("channel", ["stdout", "stderr"])
+@pytest.mark.parametrize("channel", ["stdout", pytest.param("stderr", marks=pytest.mark.slow)])
 def test_a_run_goes_on_when_the_reader_of_its_output_leaves(tmp_path: Path, channel: str) -> None:
     other = {"stdout": "stderr", "stderr": "stdout"}[channel]
     process = agentrl(tmp_path, worker=TALKS, **{channel: subprocess.PIPE, other: subprocess.DEVNULL})
@@ -62,6 +62,7 @@ def test_so_does_a_sweep(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("worker", "code", "state"), [(COMPLETES, 0, "completed"), (REFUSES, 2, "failed")])
 def test_a_run_without_any_output_keeps_its_exit_code(tmp_path: Path, worker: str, code: int, state: str) -> None:
     process = agentrl(tmp_path, worker=worker, preexec_fn=lambda: [os.close(descriptor) for descriptor in (0, 1, 2)])
@@ -101,6 +102,7 @@ def test_a_command_whose_reader_leaves_says_nothing(tmp_path: Path, arguments: t
     assert (process.stderr.read(), process.wait(timeout=60)) == ("", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "locale",
     [

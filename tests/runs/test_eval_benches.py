@@ -89,6 +89,7 @@ def test_the_shared_directories_are_evaluated_as_they_lie(shared: Path, tmp_path
     assert "r_sys" in done["tensortrust"] and "r_sys" not in done["realguardrails"]  # no judge was asked
 
 
+@pytest.mark.slow
 def test_tool_and_instruction_benches_mix_over_two_models(tmp_path: Path, capsys: Any) -> None:
     assert evaluate(tmp_path, "model=tiny,tiny_hif", "bench=minihop,minihif") == 0
     assert sorted(summaries(tmp_path)) == [(m, b) for m in ("tiny", "tiny_hif") for b in ("minihif", "minihop")]

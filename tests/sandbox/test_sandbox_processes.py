@@ -239,8 +239,19 @@ def listening_port() -> Iterator[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux means")
-@pytest.mark.parametrize("without", [("root",), ("namespaces",), ("seccomp",), ("namespaces", "seccomp"), ("landlock",),
-                                     ("root", "seccomp"), ("namespaces", "landlock", "seccomp")])  # fmt: skip
+@pytest.mark.parametrize(
+    "without",
+    [
+        ("namespaces", "landlock", "seccomp"),
+        *(
+            pytest.param(lacking, marks=pytest.mark.slow)
+            for lacking in (
+                *(("root",), ("namespaces",), ("seccomp",), ("landlock",)),
+                *(("namespaces", "seccomp"), ("root", "seccomp")),
+            )
+        ),
+    ],
+)
 def test_degradation_is_named_and_strict_refuses(
     without: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, listening_port: int
 ) -> None:

@@ -34,6 +34,7 @@ def test_the_checkpoint_is_small_and_whole(chat):
     assert len(chat.tokenizer) == model.config.vocab_size
 
 
+@pytest.mark.slow
 def test_the_recipe_makes_the_packaged_tokenizer(chat):
     rebuilt = tiny.build_tokenizer(1536, seed=0)
     text = (PACKAGED / "tokenizer.json").read_text()

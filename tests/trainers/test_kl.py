@@ -53,7 +53,9 @@ def row_means(values: Tensor, mask: Tensor) -> Tensor:
     return (values.masked_fill(mask == 0, 0)).sum(1) / mask.sum(1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m in ("grpo", "pact_prompt") else pytest.mark.slow) for m in METHODS]
+)
 def test_the_kl_term_by_hand(tmp_path: Path, method: str) -> None:
     """beta mean_rows mean_tokens (exp(d) - d - 1), d = log pi_ref - log pi, and not times the ratio unless asked."""
     keys = (f"algo.kl_coef={KL}", "algo.entropy_coef=0")
@@ -88,6 +90,7 @@ def test_the_plain_estimator_is_the_default() -> None:
         assert composed(f"algo={algo}").algo.kl_ratio_correction is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", ["sequence", "token"])
 def test_loss_and_gradients_of_a_network_are_trl_s(tmp_path: Path, aggregation: str) -> None:
     """Away from the policy that sampled, to 1e-6. The tests of policy.py have every setting, without a network."""
