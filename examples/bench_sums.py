@@ -31,11 +31,11 @@ class Sums(Bench):
     solve_metric = "correct"
 
     def __init__(self, largest: int = 99, tasks: int = 64) -> None:
-        self.largest, self.size = largest, tasks
+        self.largest, self.count = largest, tasks
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         rng, tasks = random.Random(f"sums/{split}"), []
-        while len(tasks) < self.size:
+        while len(tasks) < self.count:
             a, b = rng.randint(1, self.largest), rng.randint(1, self.largest)
             if (a * b % 4 == 0) == (split == "test"):  # no question is in both splits
                 text = f"What is {a} + {b}? Put the final answer inside <answer></answer>."

@@ -9,7 +9,7 @@ from agentrl.core.custom import attribute_of
 from agentrl.core.declared import declared
 from agentrl.core.errors import UserError
 
-MEMBERS = ("name", "solve_metric", "tasks", "size", "environment", "score", "reward", "expert_trace")
+METHODS = ("tasks", "size", "environment", "score", "reward", "expert_trace")
 
 
 def load_bench(config: BenchKeys, sandbox: str = "auto") -> Bench:
@@ -25,12 +25,18 @@ def load_bench(config: BenchKeys, sandbox: str = "auto") -> Bench:
 
 
 def _own(config: CustomBench) -> Bench:
-    """The bench of a user's file. Raises UserError where it lacks a part of the contract."""
+    """A user's bench. Raises UserError where it lacks a part of the contract or uses its name otherwise."""
     bench: Bench = attribute_of(config.path, "load")(config)
-    lacking = [name for name in MEMBERS if not hasattr(bench, name)]
+    lacking = [name for name in ("name", "solve_metric", *METHODS) if not hasattr(bench, name)]
     if lacking:
         raise UserError(
             f"bench.path={config.path}: the bench has no {', '.join(lacking)}; let its class inherit from "
             "agentrl.core.bench.Bench, and write what is left (docs/extending.md)"
         )
+    for name in METHODS:
+        if not callable(getattr(bench, name)):
+            raise UserError(
+                f"bench.path={config.path}: {name} of the bench is a method of agentrl.core.bench.Bench; give the "
+                "attribute of that name another one"
+            )
     return bench

@@ -107,7 +107,7 @@ SCRIPT = """
     sys.path.insert(0, {tests!r})
     from pathlib import Path
     from tests.judges.test_judge_endpoint import CONFIG, REQUESTS, EndpointJudge, VerdictCache
-    config = CONFIG.model_copy(update={"base_url": sys.argv[1], "concurrency": 4})
+    config = CONFIG.model_copy(update={{"base_url": sys.argv[1], "concurrency": 4}})
     judge = EndpointJudge(config, VerdictCache(sys.argv[2]), "run")
     assert len(judge.score(REQUESTS)) == 200
     print(judge.counts()["missing"])

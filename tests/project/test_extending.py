@@ -135,6 +135,13 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         rl_trainer(config.algo)
 
 
+def test_a_bench_that_uses_the_name_of_a_method_otherwise_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sized.py"
+    file.write_text(BENCH.read_text().replace("self.count", "self.size"))
+    with pytest.raises(UserError, match=r"size of the bench is a method of agentrl\.core\.bench\.Bench; give"):
+        load_bench(composed("bench=custom", f"bench.path={file}").bench)
+
+
 @pytest.mark.slow
 def test_a_file_with_keys_of_its_own_from_the_command_line(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
