@@ -153,7 +153,7 @@ def test_the_real_worker_trains_on_when_its_reader_leaves(tmp_path: Path) -> Non
         cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline().startswith("Run directory: ")  # as `head -1` reads it
+    assert process.stdout.readline().startswith("Scaled down for model=tiny by ")  # as `head -1` reads it
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(timeout=300) == 0
