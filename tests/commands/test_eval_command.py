@@ -163,7 +163,7 @@ def test_an_endpoint_agrees_with_greedy_decoding_in_process(served: str, tmp_pat
     limits = ("rollout.max_completion_tokens=512", "rollout.max_turn_tokens=64", "algo.endpoint.history=text")
     remote = agentrl(f"endpoint={served}", f"model={TINY}", f"runs_dir={tmp_path}", *SMALL, *limits)
     assert local.returncode == remote.returncode == 0, local.stderr + remote.stderr
-    here, there = items(tmp_path, "tiny"), items(tmp_path, "*models--tiny")
+    here, there = items(tmp_path, "tiny"), items(tmp_path, "*tiny--tiny")
     assert len(here) == 10 and here.keys() == there.keys()
     assert any(item["calls"] for item in here.values())
     for name, item in here.items():
