@@ -179,9 +179,9 @@ def test_an_unreachable_server_is_a_warning_and_the_run_is_recorded(tmp_path: Pa
     _, run = make_run("tracker=wandb")
     key = secrets.token_hex(20)
     script = (
-        "import sys; from agentrl.store.run import RunDirectory; from agentrl.tracking.tracker import followed\n"
+        "import sys; from agentrl.store.run import RunDirectory; from agentrl.tracking.tracker import track_run\n"
         "run = RunDirectory(sys.argv[1])\n"
-        "with followed(run.config(), run): print('trained')"
+        "with track_run(run.config(), run): print('trained')"
     )
     environment = os.environ | {
         "WANDB_BASE_URL": "http://127.0.0.1:9",
