@@ -170,3 +170,21 @@ def trl_loss(trainer: Any, inputs: Any) -> Any:
     trainer.beta, trainer.args.use_bias_correction_kl = settings.kl_coef, settings.kl_ratio_correction
     trainer.entropy_coef, trainer._entropy_bonus_enabled = settings.entropy_coef, settings.entropy_coef != 0
     return GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+
+
+def dpo_arguments(out: Path) -> Any:
+    """Settings of TRL's DPO for a direct look at its loss: beta 0.3, two pairs a batch, nothing saved or reported."""
+    from trl import DPOConfig
+
+    return DPOConfig(
+        output_dir=str(out),
+        beta=0.3,
+        max_length=None,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=2,
+        save_strategy="no",
+        disable_tqdm=True,
+    )

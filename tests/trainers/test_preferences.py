@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import log_softmax, logsigmoid
-from trl import DPOConfig
 
 from agentrl.chat.format import ChatFormat
 from agentrl.core.errors import UserError
 from agentrl.models.loading import Needs, load_chat, load_model
 from agentrl.trainers.preferences import PairTrainer, best_and_worst, file_pairs, keep_pairs, pair_dataset
-from tests.support.helpers import composed
+from tests.support.helpers import composed, dpo_arguments
 
 
 def rewards(*pairs: tuple[float | None, float | None]) -> list[dict[str, float | None]]:
@@ -88,18 +87,7 @@ def test_trls_loss_on_our_rows(tmp_path: Path, chat: ChatFormat) -> None:
         {"prompt_ids": [20, 21, 22], "chosen_ids": [30, 31], "rejected_ids": [32]},
         {"prompt_ids": [23], "chosen_ids": [33], "rejected_ids": [34, 35, 36]},
     ]
-    arguments = DPOConfig(
-        output_dir=str(tmp_path),
-        beta=0.3,
-        max_length=None,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=2,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    arguments = dpo_arguments(tmp_path)
     model = load_model(composed().model)
     trainer = PairTrainer(
         model=model, args=arguments, train_dataset=pair_dataset(rows, "b"), processing_class=chat.tokenizer

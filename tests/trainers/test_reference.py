@@ -13,7 +13,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer
-from trl import DPOConfig
 
 from agentrl.models.adapters import lora_config
 from agentrl.models.loading import load_model
@@ -21,7 +20,7 @@ from agentrl.models.places import checkpoint_path
 from agentrl.trainers.preferences import PairTrainer, pair_dataset
 from tests.rollout.test_rollout import expert_script
 from tests.runs.test_runs import lines, only_run, run
-from tests.support.helpers import composed, make_trainer, rolled_batch, small
+from tests.support.helpers import composed, dpo_arguments, make_trainer, rolled_batch, small
 from tests.trainers.test_hipo_trainer import SMALL, reply
 from tests.trainers.test_kl import log_probs, move
 
@@ -138,18 +137,7 @@ PAIRS = [
 
 def dpo(adapter: Path, out: Path, **extra: Any) -> tuple[Any, Callable[[], float]]:
     """TRL's DPO from an adapter, and its loss on PAIRS."""
-    arguments = DPOConfig(
-        output_dir=str(out),
-        beta=0.3,
-        max_length=None,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=2,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    arguments = dpo_arguments(out)
     start = composed().model.model_copy(update={"path": str(adapter)})
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     trainer = PairTrainer(
