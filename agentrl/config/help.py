@@ -65,7 +65,8 @@ def help_text(conf: Path, commands: Iterable[str], values: Mapping[str, Any], ty
         used = section not in USED or section in ALGOS[_name(values, "algo")].reads
         if used or any(text.startswith(section) for text in typed):
             lines += _section(section, values)
-    lines += ["", "agentrl --help all: every key of every option, with types, owners and defaults; examples."]
+    lines += ["", *_examples(), ""]
+    lines += ["agentrl --help all: every key of every option, with types, owners and defaults."]
     return "\n".join(lines)
 
 
@@ -79,10 +80,7 @@ def help_all(conf: Path, commands: Iterable[str]) -> str:
     for group, purpose in GROUPS.items():
         lines += [f"  {group:<11} {purpose}", f"              {', '.join(options(conf, group))}"]
         lines += [f"                {name:<15} {sentence}" for name, sentence in described(group)]
-    lines += ["", "Examples:"]
-    for command, purpose in EXAMPLES.items():
-        lines += [f"  {command}", f"              {purpose}"]
-    lines += ["", *FLAGS, "", "Keys (type; the options that have it; default):"]
+    lines += ["", *_examples(), "", *FLAGS, "", "Keys (type; the options that have it; default):"]
     for key in keys():
         owners = f"; {', '.join(key.owners)}" if key.owners else ""
         lines += [f"  {key.name} ({key.kind}{owners}; {default_of(key)})", f"              {key.doc}"]
@@ -94,6 +92,11 @@ FLAGS = [
     "Flags: -m (sweep), --cfg job (show all values), --config-dir DIR (your own files), -sc install=SHELL, --version,",
     "       --hydra-help",
 ]
+
+
+def _examples() -> list[str]:
+    """Commands to begin with, each above a sentence that says what it does."""
+    return ["Examples:", *(line for pair in EXAMPLES.items() for line in (f"  {pair[0]}", f"              {pair[1]}"))]
 
 
 def _usage() -> list[str]:
