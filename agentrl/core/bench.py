@@ -1,4 +1,7 @@
-"""The contract of a bench: tasks, an environment for each, a score, a reward, and an expert trace where one exists."""
+"""The contract of a bench: tasks, an environment for each task, a score, and maybe a reward and an expert trace.
+
+An expert trace, written h*, is an expert's solution of a task (`core/expert_trace.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,28 +17,31 @@ from agentrl.core.trajectory import ToolCall, Trajectory
 
 @dataclass(frozen=True)
 class Task:
-    """One item of a bench. `data` is the bench's own; nothing outside the bench reads it."""
+    """One item of a bench. `data` belongs to the bench: nothing outside the bench reads it."""
 
     id: str
     prompt: list[dict[str, str]]  # chat messages
     tools: list[dict[str, Any]]  # JSON schemas: {"type": "function", "function": {...}}
     answer: str  # the reference answer
-    cluster: str  # items that share a cluster are not independent (feeds clustered intervals)
+    cluster: str  # items that share a cluster are not independent; confidence intervals take this into account
     data: dict[str, Any] = field(default_factory=dict)
-    golds: dict[str, list[str]] = field(default_factory=dict)  # tool name -> sub-answers its calls should return
+    golds: dict[str, list[str]] = field(default_factory=dict)  # tool name -> sub-answers that its calls should return
 
     def __post_init__(self) -> None:
-        for name in ("id", "prompt", "tools", "answer", "cluster"):  # no tokenizer and no file takes half a character
+        for name in ("id", "prompt", "tools", "answer", "cluster"):  # tokenizers and files reject half a character
             object.__setattr__(self, name, well_formed(getattr(self, name)))
 
 
 @dataclass(frozen=True)
 class Score:
-    """Metrics of one trajectory. One that is not about this task is absent, and left out of its mean; so is a solve
-    metric that the official rule leaves unset, and that counts 0. One that a judge failed to give is None.
+    """Metrics of one trajectory.
 
-    `groups` names the breakdowns that the item belongs to, e.g. {"hops": "3"}: summary.json repeats the results of
-    each. They depend on the task alone.
+    A metric that does not apply to the task is absent, and the task is left out of that metric's mean. The solve
+    metric is the exception: the task counts 0 where the official rule gives no value. A metric that a judge failed to
+    give is None.
+
+    `groups` names the breakdowns that the item belongs to, e.g. {"hops": "3"}. summary.json repeats the results for
+    each breakdown. They depend on the task alone.
     """
 
     metrics: Mapping[str, float | None]
@@ -44,102 +50,108 @@ class Score:
 
 
 class Environment(Protocol):
-    """One episode's tools. Never shared between rollouts."""
+    """The tools of one episode. Two rollouts never share an environment."""
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
-        """Execute one call; an error is an observation, never an exception."""
+        """Execute one call. An error becomes an observation; this method never raises."""
         ...
 
 
 @runtime_checkable
 class Reading(Protocol):
-    """An environment that reads a turn as its bench's official code does; FTRL's rule reads those of the others."""
+    """An environment that reads a turn as the official code of its bench does. Other environments use FTRL's rule."""
 
     def read(self, text: str) -> tuple[str, list[tuple[str, Any]]]:
-        """Content and calls (name, arguments) of an assistant's raw text, whatever it holds."""
+        """Return the content and the calls (name, arguments) of an assistant's raw text. Any text is accepted."""
         ...
 
 
 @runtime_checkable
 class Conversation(Environment, Protocol):
-    """An environment whose user speaks again: the episode goes on after an assistant turn without calls."""
+    """An environment whose user speaks again, so the episode goes on after an assistant turn without calls."""
 
     def next_message(self) -> str | None:
-        """What the user says after an assistant turn without calls; None ends the episode."""
+        """Return what the user says after an assistant turn without calls. None ends the episode."""
         ...
 
     def continue_episode(self) -> bool:
-        """Told after the calls of each assistant turn; False ends the episode at once (a step limit)."""
+        """Called after the calls of each assistant turn. False ends the episode at once, e.g. at a step limit."""
         ...
 
 
 class NoTools:
-    """An episode without tools: a call that the model makes up is answered with an error."""
+    """An episode without tools. A call that the model makes up gets an error as its observation."""
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
         return ToolCall(turn, name, arguments, f"there is no tool {name!r}", error=True)
 
 
-# What an episode earns: one number for all of it, one for each assistant turn, or one for each side by its name.
+# What an episode earns: one number for the whole episode, one for each assistant turn, or one for each side by name.
 Reward = float | Sequence[float] | Mapping[str, float | None]
 
 
 @runtime_checkable
 class Bench(Protocol):
-    """A benchmark that can be trained on and evaluated. A class that inherits from it has defaults for the rest."""
+    """A benchmark to train on and to evaluate on. Inherit from it to get the defaults of `size`, `reward` and
+    `expert_trace`.
+    """
 
     name: str
     solve_metric: str  # the metric shown as "solve rate" while training
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
-        """Tasks of `split` ("train" or "test"); `limit` takes a seeded sample. Raises UserError on bad data."""
+        """Return the tasks of `split` ("train" or "test"). `limit` takes a seeded sample of that many tasks.
+
+        Raises UserError on bad data.
+        """
         ...
 
     def size(self, split: str) -> int:
-        """Number of tasks in `split`, for checks and estimates; raises as `tasks` does. The default counts them.
+        """Return the number of tasks in `split`, for checks and estimates. The default counts the tasks.
 
-        A bench that would have to download its data gives the published number instead.
+        A bench that would have to download its data returns the published number instead. Raises as `tasks` does.
         """
         return len(self.tasks(split))
 
     def environment(self, task: Task) -> Environment:
-        """A fresh environment for one episode of `task`."""
+        """Make a fresh environment for one episode of `task`."""
         ...
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        """Official scoring of one finished episode."""
+        """Score one finished episode by the official rules."""
         ...
 
     def reward(self, task: Task, trajectory: Trajectory) -> Reward | None:
-        """What a trainer rewards a finished episode with. The default, None, leaves it to the configured `reward`.
+        """Reward a finished episode for training. The default, None, uses the configured `reward`.
 
-        One number is earned by the last assistant turn; a sequence has one number for each assistant turn. A bench with
-        two sides (`TwoSided`) gives a number for each.
+        One number goes to the last assistant turn. A sequence has one number for each assistant turn. A bench with two
+        sides (`TwoSided`) returns one number for each side.
         """
         return None
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
-        """h* of `task`, the expert's solution; None, the default, where the bench has none."""
+        """Return h*, the expert's solution of `task`. The default is None: the bench has no expert trace."""
         return None
 
 
 @runtime_checkable
 class TwoSided(Bench, Protocol):
-    """A bench whose replies earn one reward from the system's side and one from the user's.
+    """A bench whose replies earn two rewards: one from the side of the system prompt, one from the side of the user.
 
-    Of `task.data`, trainers and evaluation may read `kind` ("conflict", "aligned", ...), and `system` and `user` (the
-    two prompts).
+    Trainers and evaluation may read three entries of `task.data`: `kind` ("conflict", "aligned", ...), and the two
+    prompts `system` and `user`.
     """
 
     def reward(self, task: Task, trajectory: Trajectory) -> Mapping[str, float | None]:
-        """{"user": r_user, "sys": r_sys}, each in [0, 1]; None where no program can tell and a judge must.
+        """Return {"user": r_user, "sys": r_sys}, each in [0, 1]. None asks the judge, where no program can grade.
 
-        A side that is left out has no reward, and no judge is asked: the reply was cut before there was an answer.
+        A side that is left out has no reward, and no judge is asked. This happens when the reply was cut before it
+        reached an answer.
         """
         ...
 
     def expert_response(self, task: Task) -> str | None:
-        """A reply worth imitating, or None where the bench has none."""
+        """Return a reply that is worth imitating, or None if the bench has none."""
         ...
 
 
@@ -148,7 +160,7 @@ class Referenced(Protocol):
     """A bench that knows which calls solve a task, whether or not there is a trace of them."""
 
     def reference_calls(self, task: Task) -> list[dict[str, Any]]:
-        """The ground truth, in order: {"name", "arguments"} of every call that a right solution makes.
+        """Return the ground truth, in order: {"name", "arguments"} of every call that a right solution makes.
 
         {"name", "result"} stands for a call of which only the result is known.
         """
@@ -157,40 +169,43 @@ class Referenced(Protocol):
 
 @runtime_checkable
 class TranscriptBench(Protocol):
-    """A bench that can score what was made elsewhere (`agentrl score`)."""
+    """A bench that can score transcripts made by another program (`agentrl score`)."""
 
     name: str
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """Official metrics of one line of a transcripts file, and why they are what they are where that needs saying.
+        """Score one line of a transcripts file. Returns the official metrics, and a remark if they need one.
 
-        `record` names its row of the bench's file by "row" (0-based, whatever the splits) or "id". A metric is a
-        number, None where the official code gives no verdict, or a list with one entry per instruction. Returns {} and
-        what is wrong where the line cannot be scored. Never executes anything of the record; raises UserError where
+        `record` names its row of the bench's file by "row" (0-based, counted over the whole file) or "id". A metric is
+        a number, a list with one entry per instruction, or None where the official code gives no verdict. A line that
+        cannot be scored returns {} and what is wrong with it. Nothing of the record is executed. Raises UserError if
         the bench's own file is bad.
         """
         ...
 
 
-ExpertTraces = Callable[[Task], ExpertTrace | None]  # a bench's `expert_trace`, or what a caller takes in its place
+ExpertTraces = Callable[[Task], ExpertTrace | None]  # a bench's `expert_trace`, or a caller's function in its place
 Finished = Callable[[Task, Environment], None]
-Play = Callable[[list[Task], Finished], None]  # plays one episode of each task, calls `finished` for those played
+Play = Callable[[list[Task], Finished], None]  # plays one episode of each task, and calls `finished` after each
 
 
 @runtime_checkable
 class Preparing(Protocol):
-    """A bench whose tasks need the policy to play something first."""
+    """A bench whose tasks need the policy to play something else first."""
 
     def prepare(self, tasks: list[Task], play: Play, directory: Path) -> list[Task]:
-        """The tasks as they are to be asked; what was played stays in `directory` and is not played again.
+        """Return the tasks ready to be asked. What was played stays in `directory` and is not played again.
 
-        A task is left out where an endpoint did not play what it builds on.
+        A task is left out if an endpoint failed to play what the task builds on.
         """
         ...
 
 
 def reference_calls(bench: Bench, task: Task) -> list[dict[str, Any]]:
-    """What rewards compare calls with: the bench's ground truth, or else its own trace, never one given in."""
+    """Return the calls that rewards compare with: the bench's ground truth, or else the calls of the bench's own trace.
+
+    A trace that the user supplies (`traces=FILE`) is never used here.
+    """
     if isinstance(bench, Referenced):
         return bench.reference_calls(task)
     trace = bench.expert_trace(task)
@@ -198,5 +213,5 @@ def reference_calls(bench: Bench, task: Task) -> list[dict[str, Any]]:
 
 
 def has_own_reward(bench: Bench) -> bool:
-    """Whether the bench rewards episodes by itself, in place of the configured reward."""
+    """Whether the bench defines its own reward, in place of the configured one."""
     return type(bench).reward is not Bench.reward

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: live bars on a terminal, one plain line a step elsewhere."""
+"""What a person sees during a run: live progress bars on a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-STOPPING = "agentrl: saving a checkpoint and stopping; once more kills without saving"
-WIDE = 4000  # columns where no terminal says how many there are: what reads a pipe wants whole lines
+STOPPING = "agentrl: saving a checkpoint, then stopping; a second signal kills the run without saving"
+WIDE = 4000  # columns of a pipe or a file: programs that read them need unbroken lines
 
 
 def on_a_terminal(console: Console) -> bool:
-    """Whether lines can be redrawn there. FORCE_COLOR, which notebooks and CI set, makes a pipe no terminal."""
+    """Whether lines can be redrawn there. A pipe is not a terminal, even if a notebook or CI sets FORCE_COLOR."""
     return console.is_terminal and console.file.isatty()
 
 
 def printer(file: TextIO | None = None, markup: bool = False) -> Console:
-    """A console that cuts nothing: on a terminal it folds, elsewhere every row of a table is one line."""
+    """Make a console that never cuts text. A terminal folds long lines; elsewhere each row of a table is one line."""
     console = Console(file=file, soft_wrap=True, highlight=False, markup=markup)
     if on_a_terminal(console):
         return console
@@ -30,7 +30,7 @@ def printer(file: TextIO | None = None, markup: bool = False) -> Console:
 
 
 class Bars(Progress):
-    """Bars with a line below them for as long as `notice` returns one: what else is printed there they paint over."""
+    """Progress bars with the text of `notice` below them. The bars would paint over a line printed in any other way."""
 
     notice: Callable[[], str] = staticmethod(lambda: "")
 
@@ -41,7 +41,7 @@ class Bars(Progress):
 
 
 class RunConsole:
-    """Bars named by phase ("train", "rollout", "update", "evaluate before"...), each with free text behind it."""
+    """One progress bar per phase ("train", "rollout", "update", "evaluate before", ...), each followed by free text."""
 
     def __init__(self, console: Console | None = None, notice: Callable[[], str] = lambda: "") -> None:
         self.console = console or Console(file=sys.stdout, soft_wrap=True)
@@ -73,11 +73,11 @@ class RunConsole:
             self._progress.stop()
 
     def say(self, text: str) -> None:
-        """One line, above the bars."""
+        """Print one line above the bars."""
         self.console.print(text, markup=False, highlight=False)
 
     def start(self, phase: str, total: int, done: int = 0) -> None:
-        """Open (or reopen) the bar of a phase; `done` of `total` are behind us already."""
+        """Open (or reopen) the bar of a phase. `done` of `total` are finished already."""
         self._started[phase] = time.perf_counter()
         self._done[phase] = self._first[phase] = done
         self._total[phase] = total
@@ -88,7 +88,7 @@ class RunConsole:
                 self._bars[phase] = self._progress.add_task(phase, total=total, completed=done, text="")
 
     def update(self, phase: str, done: int, text: str = "", line: bool = False) -> None:
-        """Set how much is done. Off a terminal, `line` prints it with the time left."""
+        """Set how much is done. Without a terminal, `line=True` prints it with the time left."""
         self._done[phase] = done
         if self._live:
             self._progress.update(self._bars[phase], completed=done, text=text)

@@ -1,4 +1,4 @@
-"""Code of the user's own, named by a file: a bench (`bench=custom`) or an algorithm (`algo=custom`)."""
+"""Loads the user's own Python file: a bench (`bench=custom`) or an algorithm (`algo=custom`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from agentrl.core.errors import UserError
 
 
 def attribute_of(path: str, name: str) -> Any:
-    """What the Python file at `path` calls `name`. The file runs once a process, with the rights of the run.
+    """Return the attribute `name` of the Python file at `path`. The file runs once per process, with the run's rights.
 
     Raises:
-        UserError: there is no such file, or nothing of that name in it. What the file itself raises passes through.
+        UserError: the file does not exist, or has no such attribute. Exceptions of the file itself pass through.
     """
     file = Path(path).expanduser().absolute()
     module_name = f"agentrl_custom_{file.stem}"
@@ -22,15 +22,15 @@ def attribute_of(path: str, name: str) -> Any:
     if module is None or module.__file__ != str(file):
         spec = importlib.util.spec_from_file_location(module_name, file)
         if spec is None or spec.loader is None or not file.is_file():
-            raise UserError(f"{file} is no Python file; give one that ends in .py")
+            raise UserError(f"{file} is not a Python file; give the path of a file that ends in .py")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module  # dataclasses look their module up
+        sys.modules[module_name] = module  # dataclasses look their module up here
         if str(file.parent) not in sys.path:
-            sys.path.append(str(file.parent))  # files beside it can be imported, and hide none of the libraries
+            sys.path.append(str(file.parent))  # last, so that the files beside it never hide a library
         try:
             spec.loader.exec_module(module)
         except BaseException:
-            del sys.modules[module_name]  # a half-run file must not pass for a whole one
+            del sys.modules[module_name]  # the next call must not take a half-run file for a complete one
             raise
     if not hasattr(module, name):
         raise UserError(f"{file} has no {name}; docs/extending.md shows what the file must hold")

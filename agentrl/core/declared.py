@@ -1,4 +1,4 @@
-"""Classes and functions that are named in a text, so that what names them need not import them."""
+"""Finds classes and functions by a name in text, so that the module with the name need not import them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Any
 
 
 def declared(name: str) -> Any:
-    """What "package.module:name" stands for; the module is imported now."""
+    """Import "package.module" and return its attribute, from a text "package.module:attribute"."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -11,7 +11,7 @@ from agentrl.core.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Episode:
-    """One task with its own environment; never shared between two rollouts."""
+    """One task with its own environment. Two rollouts never share an episode."""
 
     task: Task
     environment: Environment
@@ -19,7 +19,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen; temperature 0 is greedy."""
+    """How tokens are chosen. Temperature 0 decodes greedily."""
 
     temperature: float
     top_p: float = 1.0
@@ -29,8 +29,8 @@ class RolloutEngine(Protocol):
     """Plays episodes with the current policy."""
 
     def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
-        """One trajectory per episode, in order. `decoding` None means the training setting.
+        """Play the episodes and return one trajectory for each, in order. `decoding=None` uses the training settings.
 
-        What was sampled is returned as ids and never re-tokenised; a tool's failure is an observation.
+        Sampled tokens are returned as ids and are never tokenised again. The failure of a tool is an observation.
         """
         ...

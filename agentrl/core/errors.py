@@ -1,14 +1,14 @@
-"""The one error type whose message is meant for the person at the keyboard."""
+"""The one error type whose message is written for the user."""
 
 
 class UserError(Exception):
-    """Something the user can mend: says what is wrong, where, and how to mend it, in one line.
+    """A mistake that the user can mend. The message says in one line what is wrong, where, and how to mend it.
 
     The command line prints the message without a traceback and exits with status 2.
-    Anything else that escapes is a bug (or the machine), and keeps its traceback.
+    Any other exception is a bug or a fault of the machine, and keeps its traceback.
     """
 
 
 def first_line(error: Exception) -> str:
-    """First line of an error's message, for the reason in a message of one line; its class where it says nothing."""
+    """Return the first line of an error's message, to quote it in one line; the error's class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

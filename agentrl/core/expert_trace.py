@@ -1,4 +1,7 @@
-"""Expert traces h*: per turn a segmented reasoning, tool calls, observations. The final answer is not part of h*."""
+"""Expert traces, written h*: an expert's solution of a task, which a policy can imitate or read.
+
+Each turn has reasoning split into chunks, tool calls and observations. The final answer is not part of h*.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,12 @@ class Chunk:
 
     def __post_init__(self) -> None:
         if self.type not in CHUNK_TYPES:
-            raise ValueError(f"chunk type {self.type!r} is none of {', '.join(CHUNK_TYPES)}")
+            raise ValueError(f"chunk type {self.type!r} is not one of {', '.join(CHUNK_TYPES)}")
 
 
 @dataclass(frozen=True)
 class TraceTurn:
-    """One expert turn: reasoning chunks, the calls made, and one observation per call."""
+    """One turn of the expert: reasoning chunks, the calls made, and one observation per call."""
 
     chunks: tuple[Chunk, ...]
     calls: tuple[dict[str, Any], ...]  # {"name": str, "arguments": dict}
@@ -48,14 +51,17 @@ class TraceTurn:
     reply: str | None = None  # what the user says next, where the conversation goes on after a turn without calls
 
     def safe_chunks(self) -> tuple[Chunk, ...]:
-        """The longest prefix of chunks without a literal preview of the call: what level L4 shows."""
+        """Return the chunks before the first literal preview of the call. Level L4 shows all of them."""
         for i, chunk in enumerate(self.chunks):
             if chunk.type == "explicit_call_preview":
                 return self.chunks[:i]
         return self.chunks
 
     def prefix(self, level: int) -> tuple[Chunk, ...]:
-        """Chunks shown at a cumulative level: L0 none, L1 the first, ..., L3 three, L4 every safe one (App. C)."""
+        """Return the chunks shown at a level: L0 none, L1 the first, ..., L3 three, L4 every safe chunk (PACT, App. C).
+
+        Raises ValueError if `level` is not in 0..MAX_LEVEL.
+        """
         if not 0 <= level <= MAX_LEVEL:
             raise ValueError(f"level {level} is not in 0..{MAX_LEVEL}")
         safe = self.safe_chunks()
@@ -64,7 +70,7 @@ class TraceTurn:
 
 @dataclass(frozen=True)
 class ExpertTrace:
-    """h* of one task, with the final answer kept apart so that it cannot leak."""
+    """h* of one task. The final answer is kept apart so that it cannot leak into the context."""
 
     task_id: str
     turns: tuple[TraceTurn, ...]
@@ -73,11 +79,11 @@ class ExpertTrace:
 
     @property
     def calls(self) -> list[dict[str, Any]]:
-        """All reference calls in order: the gold side of hard-credit matching."""
+        """All calls of the expert, in order. Rewards match the calls of a rollout with these."""
         return [call for turn in self.turns for call in turn.calls]
 
     def executed_calls(self) -> list[ToolCall]:
-        """All calls with their turns and observations: what a rollout that makes them has to be scored by."""
+        """Return all calls with their turns and observations, as a rollout that makes them would have them."""
         return [
             ToolCall(index, call["name"], call["arguments"], observation)
             for index, turn in enumerate(self.turns)
@@ -85,7 +91,10 @@ class ExpertTrace:
         ]
 
     def without(self, parts: tuple[str, ...]) -> ExpertTrace:
-        """The trace with some parts removed (PACT, Table 3): any of `reasoning`, `tool_call`, `tool_response`."""
+        """Return the trace with some parts removed (PACT, Table 3): any of `reasoning`, `tool_call`, `tool_response`.
+
+        Raises ValueError on another part.
+        """
         unknown = set(parts) - set(TRACE_PARTS)
         if unknown:
             raise ValueError(f"unknown trace parts {sorted(unknown)}; choose from {', '.join(TRACE_PARTS)}")

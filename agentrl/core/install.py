@@ -1,4 +1,4 @@
-"""How to install what is missing: lines that work in a checkout and beside an installed wheel alike."""
+"""Shell commands that install what is missing. They work in a checkout and with an installed wheel."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from agentrl.core.version import DISTRIBUTION
 
 
 def requirements(extra: str | None = None) -> list[Requirement]:
-    """What this package requires of others, or what one of its extras adds.
+    """Return the packages that this package requires, or those that one of its extras adds.
 
     Raises:
-        importlib.metadata.PackageNotFoundError: it runs from a checkout that was never installed.
+        importlib.metadata.PackageNotFoundError: this is a checkout that was never installed.
     """
     every = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
     if extra is None:
@@ -22,7 +22,7 @@ def requirements(extra: str | None = None) -> list[Requirement]:
 
 
 def install_line(extra: str) -> str:
-    """The shell command that brings what `extra` stands for."""
+    """Return the shell command that installs the packages of `extra`."""
     try:
         wanted = requirements(extra)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, as users and models write them: what a line is, and what is wrong with one."""
+"""Reads files of one JSON object per line, as users and models write them, and explains lines that are not JSON."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from agentrl.core.text import well_formed
 
-UTF_8 = "utf-8-sig"  # of files that users bring: Windows puts a mark of the byte order before the text
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # also the first half of a whole pair
+UTF_8 = "utf-8-sig"  # encoding of the user's files: Windows puts a byte-order mark before the text
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # half of a surrogate pair; this also matches the halves of a complete pair
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and content of every line that is not blank.
+    """Yield the number (from 1) and the content of every line that is not blank.
 
-    Not str.splitlines(): a JSON string may hold the other line separators of Unicode (U+2028, U+0085) as they are.
+    str.splitlines() would cut too often: a JSON string may hold other line separators of Unicode (U+2028, U+0085).
     """
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -24,14 +24,14 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def read_json(text: str) -> Any:
-    """What a text of JSON holds, with U+FFFD for each half of a surrogate pair. Raises as json.loads does."""
+    """Parse a text of JSON. Half a surrogate pair becomes U+FFFD. Raises as json.loads does."""
     content = json.loads(text)
     return well_formed(content) if _HALF.search(text) else content
 
 
 def explain_json(error: ValueError | RecursionError) -> str:
-    """Why json.loads takes a text for no JSON, in a few words."""
+    """Say in a few words why json.loads refused a text."""
     if isinstance(error, json.JSONDecodeError):
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         return f"{place}, {error.msg}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number too long"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"

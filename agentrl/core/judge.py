@@ -9,7 +9,7 @@ from typing import Protocol
 from agentrl.core.errors import UserError
 from agentrl.core.text import well_formed
 
-SIDES = ("system", "user")  # what a response is held against; each has its own rubric
+SIDES = ("system", "user")  # the side whose instructions a response is graded by; each has its own rubric
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,23 @@ class JudgeRequest:
     def __post_init__(self) -> None:
         if self.side not in SIDES:
             raise ValueError(f"side {self.side!r} is not one of {', '.join(SIDES)}")
-        for name in ("prompt", "response"):  # lone surrogates have no UTF-8 and would stop the wire and the cache
+        for name in ("prompt", "response"):  # UTF-8 cannot encode lone surrogates: requests and the cache would fail
             object.__setattr__(self, name, well_formed(getattr(self, name)))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge said. A missing score is no zero: leave the response out of every mean and every group."""
+    """What a judge said. A missing score is not zero: leave the response out of every mean and every group."""
 
-    score: float | None  # in [0, 1], a multiple of 0.05 for rubric judges; None is missing
+    score: float | None  # in [0, 1], a multiple of 0.05 for rubric judges; None if it is missing
     note: str  # the judge's reply, or why there is no score
 
 
 class JudgeStopped(UserError):
-    """The judge cannot go on: budget spent, endpoint down, key refused. Verdicts so far are in the cache."""
+    """The judge cannot go on: the budget is spent, the endpoint is down or the key was refused.
+
+    The verdicts given so far are in the cache.
+    """
 
 
 class Judge(Protocol):
@@ -45,13 +48,13 @@ class Judge(Protocol):
     name: str
 
     def score(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
-        """One verdict per request, in order; equal requests are judged once.
+        """Return one verdict per request, in order. Equal requests are judged once.
 
         Raises:
-            JudgeStopped: what was judged until then is kept; the same call later does only the rest.
+            JudgeStopped: the judge cannot go on. Its verdicts are kept, and the same call later judges only the rest.
         """
         ...
 
     def counts(self) -> dict[str, float]:
-        """Totals since the start: verdicts, cached, missing, requests, retries, tokens, cost. For logs."""
+        """Return the totals since the start, for logs: verdicts, cached, missing, requests, retries, tokens, cost."""
         ...

@@ -1,17 +1,18 @@
-"""The signals that ask a command to save and stop. No torch here."""
+"""The signals that ask a command to save and stop. The command line imports this, so torch is not imported here."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-SWEPT_BY = "AGENTRL_SWEPT_BY"  # set by a sweep's command for the processes that do its jobs: its own number
+SWEPT_BY = "AGENTRL_SWEPT_BY"  # the process id of a sweep's command; it sets this for the processes of its jobs
 
 
 def stop_signals() -> list[signal.Signals]:
-    """What asks to save and stop: Ctrl-C, a termination, a terminal that hangs up (unless nohup made that nothing).
+    """Return the signals that ask to save and stop: Ctrl-C, a termination and, except under nohup, a hang-up.
 
-    In the process of a parallel launcher a termination alone: the sweep's command passes the others on as that.
+    A process that a parallel sweep started listens to the termination alone. The sweep's command passes the other two
+    on as a termination.
     """
     if os.environ.get(SWEPT_BY, str(os.getpid())) != str(os.getpid()):
         return [signal.SIGTERM]

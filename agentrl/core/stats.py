@@ -1,8 +1,8 @@
-"""Means with honest intervals: items that share a cluster are not independent, and before/after share items.
+"""Means with confidence intervals that respect clusters (items that are not independent) and pairs (before and after).
 
-All intervals are two-sided. Where too few clusters are there for an honest one, its bounds are NaN. The standard error
-of a mean is the jackknife's that leaves one cluster out at a time, and its degrees of freedom are one less than the
-effective number of clusters, (sum_g n_g)^2 / sum_g n_g^2: clusters of unequal sizes say less than as many equal ones.
+All intervals are two-sided. The bounds are NaN if there are too few clusters. The standard error of a mean is that of
+the jackknife, which leaves out one cluster at a time. Its degrees of freedom are one less than the effective number of
+clusters, (sum_g n_g)^2 / sum_g n_g^2: clusters of unequal sizes tell less than the same number of equal clusters.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from scipy.special import stdtrit
 
 from agentrl.core.interval import Interval
 
-FEWEST = 2.0  # effective clusters below which a t-interval is not given
-FEWEST_OF_SHARES = 3.0  # and below which that of a share would hardly leave anything out
-ROUNDING = 1e-9  # standard errors below this are those of equal values
+FEWEST = 2.0  # a t-interval needs this many effective clusters
+FEWEST_OF_SHARES = 3.0  # the interval of a share needs this many; with fewer it would cover almost all of [0, 1]
+ROUNDING = 1e-9  # a smaller standard error means that all values are equal
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:
-    """`share_interval` where all values lie in [0, 1], as shares and scores do, else `t_interval`.
+    """`share_interval` if all values lie in [0, 1], as shares and scores do; otherwise `t_interval`.
 
-    Not for differences, which may all lie there by chance: see `paired_difference`.
+    Use `paired_difference` for differences: they may all lie in [0, 1] by chance.
     Raises ValueError unless 0 < level < 1, the values are finite and there is one cluster per value.
     """
     return (share_interval if are_shares(values) else t_interval)(values, clusters, level)
@@ -36,9 +36,9 @@ def are_shares(values: Sequence[float]) -> bool:
 
 
 def t_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:
-    """Mean with Student's t-interval (every value its own cluster if none are given), for values without a range.
+    """Mean with Student's t-interval, for values without a fixed range. Without `clusters`, each value is a cluster.
 
-    Singletons give the ordinary t-interval. If all values are equal the width is 0, which overstates certainty.
+    Clusters of one value give the ordinary t-interval. If all values are equal, the width is 0: too certain.
     Raises ValueError as `mean_interval`.
     """
     sample = _Sample.of(values, clusters, level)
@@ -49,7 +49,7 @@ def t_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = No
 
 
 def seeds_interval(means: Sequence[float], low: float = 0.0, high: float = 1.0, level: float = 0.95) -> Interval:
-    """Student's t over the means of several runs, cut to [low, high] where all of them lie there."""
+    """Student's t-interval over the means of several runs, cut to [low, high] if all means lie there."""
     found = t_interval(means, level=level)
     if not found.known or not all(low <= mean <= high for mean in means):
         return found
@@ -59,12 +59,12 @@ def seeds_interval(means: Sequence[float], low: float = 0.0, high: float = 1.0, 
 def share_interval(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95
 ) -> Interval:
-    """Mean p of values whose mean lies in [0, 1], with Wilson's interval on the effective sample size; it stays there.
+    """Mean p of values in [0, 1], with Wilson's interval on the effective sample size. The interval stays in [0, 1].
 
-    The effective size m = p (1 - p) / se^2 is the number of independent passes and failures that would know p as well.
-    se^2 is averaged with p (1 - p) / n, which counts as one cluster: few values that happen to be close together do not
-    show that all are. Where all values are 0 or all are 1, m is the effective number of clusters; where they are 0 and
-    1, it is the number of values at most. Raises ValueError as `mean_interval`.
+    The effective size m = p (1 - p) / se^2 is the number of independent passes and failures that give the same standard
+    error. se^2 is averaged with p (1 - p) / n, which counts as one cluster, because a few values can lie close together
+    by chance. If all values are 0 or all are 1, m is the effective number of clusters. If the values are only 0 and 1,
+    m is at most the number of values. Raises ValueError as `mean_interval` does.
     """
     return _share(_Sample.of(values, clusters, level), level)
 
@@ -76,12 +76,12 @@ def paired_difference(
     level: float = 0.95,
     shares: bool | None = None,
 ) -> Interval:
-    """Mean of after - before over the items that both have.
+    """Mean of after - before over the items that are in both.
 
-    `shares` says whether both means lie in [0, 1], as they do where all values do (the default): the interval then
-    stays in [-1, 1]. It is made of those of the mean gain and the mean loss (MOVER; Zou and Donner 2008), so that
-    equal items give it a width. Else it is the t-interval of the differences.
-    Raises ValueError if a common item has no cluster, and as `mean_interval`.
+    `shares` says whether both means lie in [0, 1]; by default they do if all values do. The interval then stays in
+    [-1, 1]. It combines the intervals of the mean gain and the mean loss (MOVER; Zou and Donner 2008), so it has a
+    width even if no item changed. Without shares it is the t-interval of the differences.
+    Raises ValueError if a common item has no cluster, and as `mean_interval` does.
     """
     common = sorted(before.keys() & after.keys())
     if clusters is not None and (missing := [item for item in common if item not in clusters]):
@@ -96,7 +96,7 @@ def paired_difference(
         gains = _Sample.of([max(value, 0.0) for value in differences], labels, level)
         losses = _Sample.of([max(-value, 0.0) for value in differences], labels, level)
         return _mover(gains, losses, gains.correlation(losses), level)
-    # Linearised values: those of an item mean nothing by themselves, so the difference is that of a share to its half.
+    # Linearised values: a single value has no meaning, so map the difference d to the share (1 + d) / 2.
     half = _Sample.of([(1 + value) / 2 for value in differences], labels, level)
     if half.error <= ROUNDING:
         return _mover(_Sample.of(second, labels, level), _Sample.of(first, labels, level), 0.0, level)
@@ -119,7 +119,7 @@ def _share(sample: _Sample, level: float) -> Interval:
 
 
 def _mover(up: _Sample, down: _Sample, correlation: float, level: float) -> Interval:
-    """Mean of `up` minus mean of `down`, from their intervals (method of variance estimates recovery)."""
+    """Mean of `up` minus mean of `down`, with the interval made from theirs (method of variance estimates recovery)."""
     one, other = _share(up, level), _share(down, level)
     lower, upper = one.mean - one.lo, one.hi - one.mean
     less, more = other.mean - other.lo, other.hi - other.mean
@@ -131,7 +131,7 @@ def _mover(up: _Sample, down: _Sample, correlation: float, level: float) -> Inte
 
 @dataclass(frozen=True)
 class _Sample:
-    """What intervals are made of: a mean, how it moves as clusters are left out, and how much that says."""
+    """What an interval is computed from: the mean, its change as each cluster is left out, and the sizes."""
 
     mean: float
     moves: np.ndarray  # (G,) mean without cluster g minus the mean
@@ -157,7 +157,7 @@ class _Sample:
         return float(stdtrit(self.effective - 1, (1 + level) / 2))
 
     def correlation(self, other: _Sample) -> float:
-        """Of the two means; 0 where one of them does not move."""
+        """Correlation of the two means; 0 if one of them never changes."""
         scale = math.sqrt(float(np.square(self.moves).sum() * np.square(other.moves).sum()))
         return float((self.moves * other.moves).sum()) / scale if scale > 0 else 0.0
 
@@ -171,9 +171,9 @@ def bootstrap_interval(
 ) -> Interval:
     """Mean with a percentile interval from resampling whole clusters with replacement; deterministic given `seed`.
 
-    For skewed values where a symmetric t-interval misleads. Below about 10 clusters it is too narrow, as every
-    percentile bootstrap is: prefer `mean_interval`. One cluster: NaN bounds. Raises ValueError as `mean_interval`,
-    and unless draws > 0.
+    Use it for skewed values, where a symmetric t-interval misleads. Below about 10 clusters it is too narrow, as every
+    percentile bootstrap is: prefer `mean_interval`. With one cluster the bounds are NaN. Raises ValueError as
+    `mean_interval` does, and unless draws > 0.
     """
     if draws <= 0:
         raise ValueError(f"draws {draws} must be above 0")
@@ -191,8 +191,9 @@ def bootstrap_interval(
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate that at least one of k attempts passes, from c passes in n attempts: 1 - C(n-c, k) / C(n, k).
+    """pass@k: estimate the probability that at least one of k attempts passes, from c passes in n attempts.
 
+    The estimate is 1 - C(n-c, k) / C(n, k), which is unbiased.
     Raises ValueError unless 1 <= k <= n and 0 <= c <= n. Source: Chen et al., arXiv 2107.03374.
     """
     _check_attempts(n, c, k)
@@ -200,9 +201,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def pass_hat_k(n: int, c: int, k: int) -> float:
-    """pass^k: unbiased estimate that all of k attempts pass, C(c, k) / C(n, k). Source: tau-bench, arXiv 2406.12045.
+    """pass^k: estimate the probability that all of k attempts pass, from c passes in n attempts.
 
-    Raises ValueError as `pass_at_k`.
+    The estimate is C(c, k) / C(n, k), which is unbiased. Raises ValueError as `pass_at_k` does. Source: tau-bench,
+    arXiv 2406.12045.
     """
     _check_attempts(n, c, k)
     return math.comb(c, k) / math.comb(n, k)
@@ -210,14 +212,14 @@ def pass_hat_k(n: int, c: int, k: int) -> float:
 
 def _check_attempts(n: int, c: int, k: int) -> None:
     if not (1 <= k <= n and 0 <= c <= n):
-        raise ValueError(f"{c} passes in {n} attempts say nothing about k = {k}: 1 <= k <= n and 0 <= c <= n must hold")
+        raise ValueError(f"c={c} passes in n={n} attempts with k={k}: 1 <= k <= n and 0 <= c <= n must hold")
 
 
 def linearised_ratio(numerators: Mapping[str, float], denominators: Mapping[str, float]) -> dict[str, float]:
-    """Per item R + (a - R b) / mean(b) with R = sum(a) / sum(b): values whose mean is R.
+    """Return R + (a - R b) / mean(b) for each item, with R = sum(a) / sum(b). The mean of these values is R.
 
-    Their `mean_interval` is the delta-method interval of the ratio, and `paired_difference` that of a difference of
-    two ratios. 0 for every item where the denominators sum to 0.
+    Their `mean_interval` is the delta-method interval of the ratio. Their `paired_difference` is the interval of a
+    difference of two ratios. If the denominators sum to 0, every item gets 0.
     """
     total = sum(denominators.values())
     if not total:
@@ -227,10 +229,10 @@ def linearised_ratio(numerators: Mapping[str, float], denominators: Mapping[str,
 
 
 def linearised_macro(values: Mapping[str, float], suites: Mapping[str, Hashable]) -> dict[str, float]:
-    """Per item M + (x - m_s) N / (S n_s), with M the plain mean of the S suites' means m_s: values whose mean is M.
+    """Return M + (x - m_s) N / (S n_s) for each item; M is the plain mean of the means m_s of S suites.
 
-    Their `mean_interval` takes the suites as given and items as drawn within each. Raises KeyError for an item without
-    a suite.
+    n_s is the number of items of a suite, and N their sum. The mean of these values is M. Their `mean_interval` takes
+    the suites as fixed and the items as drawn within each suite. Raises KeyError for an item without a suite.
     """
     members: dict[Hashable, list[float]] = {}
     for item, value in values.items():
@@ -244,7 +246,7 @@ def linearised_macro(values: Mapping[str, float], suites: Mapping[str, Hashable]
 def _by_cluster(
     values: Sequence[float], clusters: Sequence[Hashable] | None, level: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Sum and count of the values in each cluster, and the mean of all."""
+    """Return the sum and the count of the values in each cluster, and the mean of all values."""
     if not 0 < level < 1:
         raise ValueError(f"level {level} is not between 0 and 1")
     x = np.asarray(values, dtype=np.float64)

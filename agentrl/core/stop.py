@@ -1,4 +1,4 @@
-"""What the processes of a run agree on: whether one of them was asked to stop, or met what must stop all."""
+"""Lets the processes of a run agree on whether to stop: one was asked to, or one met a fault that must stop all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class StopRequest:
         self.signal: int | None = None
 
     def anywhere(self) -> bool:
-        """Whether any process was asked to stop; every process must ask at the same point, so that all agree."""
+        """Whether any process was asked to stop. All processes must call this at the same point."""
         return anywhere(self.signal is not None)
 
 
 def anywhere(here: bool) -> bool:
-    """Whether something holds in any process; all must ask together."""
+    """Whether `here` is true in any process. All processes must call this together."""
     state = PartialState()
     if state.num_processes == 1:
         return here

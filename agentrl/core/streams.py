@@ -1,7 +1,7 @@
-"""Standard output and error that cannot end a run: what nobody can read any more is dropped, and the work goes on.
+"""Keeps a run going when standard output or error fails: text that cannot be written is dropped.
 
-The reader of a pipe may leave (`agentrl | head`), a terminal may hang up, a disk may be full, an encoding may lack a
-letter.
+Writing fails when the reader of a pipe leaves (`agentrl | head`), a terminal hangs up, a disk is full, or an encoding
+lacks a letter.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
-GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # nobody reads there any more, which is no fault
+GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # the reader has left; this is not a fault
 PLAIN = {"±": "+-", "→": "->", "←": "<-", "×": "x", "·": ".", "–": "-", "—": "-", "−": "-", "│": "|", "─": "-"}
 
 
 class LastingStream:
-    """A text stream that writes to another for as long as that can be written to; in all else it is the other."""
+    """Wraps a text stream, and drops what is written after the stream has failed. All else passes through."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self.lost: OSError | None = None  # why the rest was dropped
+        self.lost: OSError | None = None  # the error after which text was dropped
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="agentrl.plain")
 
     def write(self, text: str) -> int:
-        """All of `text`, or nothing any more."""
+        """Write `text`, or drop it if the stream has failed."""
         try:
             self._stream.write(text)
         except OSError as error:
@@ -49,7 +49,7 @@ class LastingStream:
         return getattr(self._stream, name)
 
     def _lose(self, error: OSError) -> None:
-        """From here on to nowhere, what Python still holds in its buffers and what C code writes included."""
+        """Send everything to /dev/null from now on, including Python's buffers and what C code writes."""
         self.lost = self.lost or error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
@@ -57,32 +57,32 @@ class LastingStream:
 
 
 def keep_streams() -> None:
-    """Make standard output and error of this process last. Calling it again changes nothing."""
-    for descriptor in (0, 1, 2):  # one that was closed (`>&-`) would be given to the next file opened
+    """Wrap standard output and error of this process in `LastingStream`. A second call changes nothing."""
+    for descriptor in (0, 1, 2):  # the next file opened would get the number of a closed descriptor (`>&-`)
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for good)
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (stays open)
         if not hasattr(stream, "lost"):
             setattr(sys, name, wrap_stream(stream))
 
 
 def wrap_stream(stream: TextIO) -> TextIO:
-    """`stream` as one that cannot fail any more."""
+    """Return `stream` wrapped so that writing to it cannot fail."""
     return cast(TextIO, LastingStream(stream))
 
 
 def lost_output() -> str | None:
-    """Why not all of standard output was delivered; None where it was, or where its reader left of his own will."""
+    """Say why part of standard output was lost. None if nothing was lost, or if the reader of the pipe left."""
     sys.stdout.flush()
     error: OSError | None = getattr(sys.stdout, "lost", None)
     return None if error is None or error.errno in GONE else error.strerror
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For what an encoding lacks: the same without accents, arrows of two signs, else question marks."""
+    """Replace letters that an encoding lacks: without accents, arrows as "->", otherwise a question mark."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = ""

@@ -1,4 +1,4 @@
-"""Text that every later step can take: JSON can hold half a surrogate pair, UTF-8 and tokenizers cannot."""
+"""Repairs text for later steps: JSON can hold half a surrogate pair, but UTF-8 and tokenizers cannot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def well_formed(value: Any) -> Any:
-    """A copy with U+FFFD in place of each half of a surrogate pair, in every string and key, however deep."""
+    """Copy `value` with U+FFFD in place of each half of a surrogate pair, in every string and key at any depth."""
     whole = [value]
     holders: list[Any] = [whole]
     while holders:
@@ -28,7 +28,7 @@ def well_formed(value: Any) -> Any:
 
 
 def too_deep(value: Any) -> bool:
-    """Does a value nest deeper than templates and files can follow?"""
+    """Whether a value nests deeper than MAX_DEPTH, which chat templates and files could not follow."""
     level = [value]
     for _ in range(MAX_DEPTH):
         holders = [item for item in level if isinstance(item, dict | list)]

@@ -1,4 +1,4 @@
-"""What this release is called."""
+"""The name and the version of this release."""
 
-DISTRIBUTION = "agentrl-runner"  # on package indexes, where the name agentrl belongs to somebody else
+DISTRIBUTION = "agentrl-runner"  # the name on package indexes, where "agentrl" is another project
 __version__ = "0.1.0"

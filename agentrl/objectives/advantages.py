@@ -1,7 +1,10 @@
-"""Advantages compare rollouts of one prompt with each other, as whole trajectories and turn by turn (PACT, App. B).
+"""Advantages compare the rollouts of one prompt, as whole trajectories and turn by turn (PACT, App. B).
+
+Hard credit is the sum of both comparisons: a turn is credited for its own reward and for that of its trajectory
+(`hard_credit_advantage`). GRPO compares whole trajectories only (`trajectory_advantage`).
 
 Shape suffixes: N prompts, K rollouts of a prompt, T turns, B = N * K rows, C completion tokens.
-`mask` is 1 on the turns a rollout took, a prefix of the T positions.
+`mask` is 1 on the turns that a rollout took, which are a prefix of the T positions.
 """
 
 from __future__ import annotations
@@ -9,17 +12,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Values closer than this (relative, absolute below 1) are equal up to the rounding of a float32 sum. Dividing such
-# noise by a standard deviation of the same size plus eps would turn it into advantages of order 0.1.
+# Values closer than this count as equal: they differ by the rounding of a float32 sum. The distance is relative above 1
+# and absolute below. Otherwise a group of equal values would get advantages of about 0.1, made of rounding alone.
 _TIE = 1e-6
 
 
 def trajectory_advantage(returns: Tensor, eps: float, *, divide_by_std: bool = True, lone_raw: bool = False) -> Tensor:
-    """A^g = (R - mean) / (std + eps) over the rollouts of a prompt, unbiased std; a constant group gives exactly 0.
+    """A^g = (R - mean) / (std + eps) over the rollouts of a prompt, with the unbiased std.
 
-    returns: (N, K). Returns (N, K) of the same dtype. A lone rollout (K = 1) has nothing to compare with: 0, or with
-    `lone_raw` its return over 1 + eps. `divide_by_std=False` only centres. A NaN return is missing: it gets 0 and
-    counts in no mean. Raises ValueError on another shape.
+    returns: (N, K). Returns (N, K) of the same dtype. A group of equal returns gives exactly 0. A NaN return is
+    missing: it gets 0, and no mean includes it. A lone rollout (K = 1) gets 0, or its return over 1 + eps with
+    `lone_raw`. `divide_by_std=False` only subtracts the mean. Raises ValueError on another shape.
     """
     if returns.dim() != 2:
         raise ValueError(f"returns has shape {tuple(returns.shape)}, not (N, K)")
@@ -28,10 +31,10 @@ def trajectory_advantage(returns: Tensor, eps: float, *, divide_by_std: bool = T
 
 
 def turn_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """R^l_{k,t} = sum_{u >= t} gamma^(u-t) r_u over the turns taken; 0 after the last one.
+    """R^l_{k,t} = sum_{u >= t} gamma^(u-t) r_u over the turns taken; 0 after the last turn.
 
-    rewards, mask: (N, K, T). Returns (N, K, T). Raises ValueError on other shapes, gamma outside [0, 1] or a mask
-    with holes.
+    rewards, mask: (N, K, T). Returns (N, K, T). Raises ValueError on other shapes, on gamma outside [0, 1] and on a
+    mask with holes.
     """
     taken = _check_turns(rewards, mask)
     if not 0 <= gamma <= 1:
@@ -46,12 +49,12 @@ def turn_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 
 
 def turn_advantage(returns: Tensor, mask: Tensor, eps: float, *, lone_raw: bool = False) -> Tensor:
-    """A^l: turn returns normalised across the rollouts of a prompt that reached the same turn index.
+    """A^l: turn returns, normalised across the rollouts of a prompt that reached the same turn index.
 
-    returns, mask: (N, K, T). Returns (N, K, T), 0 outside the mask and where all members are equal.
-    A turn that one rollout alone reached gets 0. MatchTIR's code gives it its raw return instead (`lone_raw`): with
-    non-negative rewards this reinforces whichever rollout took the most turns, whatever it did there.
-    Raises ValueError on other shapes or a mask with holes.
+    returns, mask: (N, K, T). Returns (N, K, T), 0 outside the mask and where all returns are equal.
+    A turn that only one rollout reached gets 0. MatchTIR's code gives it its raw return instead (`lone_raw`). With
+    non-negative rewards, this reinforces the rollout with the most turns, whatever it did there.
+    Raises ValueError on other shapes and on a mask with holes.
     """
     return _normalise(returns, _check_turns(returns, mask), eps, divide_by_std=True, lone_raw=lone_raw)
 
@@ -66,13 +69,14 @@ def hard_credit_advantage(
     divide_by_std: bool = True,
     lone_raw: bool = False,
 ) -> Tensor:
-    """scale * (A^g + A^l) per turn, with R_k the undiscounted sum of a rollout's turn rewards (PACT, App. B).
+    """Hard credit: scale * (A^g + A^l) for each turn (PACT, App. B).
 
-    turn_rewards, mask: (N, K, T). Returns (N, K, T), 0 outside the mask. The papers write scale = 1; MatchTIR's code
-    halves the sum (scale = 0.5) and has `lone_raw` on. `divide_by_std` concerns A^g alone.
+    A^g compares the undiscounted sums R_k of the turn rewards of each rollout; A^l compares the discounted returns of
+    the turns. turn_rewards, mask: (N, K, T). Returns (N, K, T), 0 outside the mask. The papers write scale = 1;
+    MatchTIR's code uses scale = 0.5 and `lone_raw`. `divide_by_std` applies to A^g alone.
     """
     taken = _check_turns(turn_rewards, mask)
-    total = turn_rewards.double().masked_fill(~taken, 0).sum(-1)  # float64: sums in another order stay ties
+    total = turn_rewards.double().masked_fill(~taken, 0).sum(-1)  # float64: the order of the sum breaks no ties
     group = trajectory_advantage(total, eps, divide_by_std=divide_by_std, lone_raw=lone_raw)
     turn = turn_advantage(turn_returns(turn_rewards.double(), taken, gamma), taken, eps, lone_raw=lone_raw)
     fused = scale * (group[..., None] + turn)
@@ -82,8 +86,9 @@ def hard_credit_advantage(
 def group_advantages(
     turn_rewards: Tensor, mask: Tensor, *, kind: str, gamma: float, scale: float, eps: float, lone_raw: bool
 ) -> Tensor:
-    """The advantages of GRPO and PACT: 'hard_credit', or 'trajectory', the group z-score of R_k for every turn.
+    """The advantages of GRPO and PACT, chosen by `kind`.
 
+    'hard_credit' is `hard_credit_advantage`. 'trajectory' gives every turn the z-score of R_k in its group.
     turn_rewards, mask: (N, K, T). Returns (N, K, T). The keywords are the keys of `algo.advantage`.
     """
     if kind == "hard_credit":
@@ -92,10 +97,10 @@ def group_advantages(
 
 
 def spread_to_tokens(turn_values: Tensor, turn: Tensor, policy_mask: Tensor) -> Tensor:
-    """Give every token of the policy the value of its turn, and 0 to all others.
+    """Give every token of the policy the value of its turn, and 0 to all other tokens.
 
-    turn_values: (B, T); turn: (B, C) long, read only where policy_mask: (B, C) is on. Returns (B, C).
-    Raises ValueError where a policy token's turn is not in 0..T-1.
+    turn_values: (B, T); policy_mask: (B, C); turn: (B, C) long, read only where policy_mask is 1. Returns (B, C).
+    Raises ValueError if the turn of a policy token is not in 0..T-1.
     """
     own = policy_mask.bool()
     if bool(((turn < 0) | (turn >= turn_values.shape[1]))[own].any()):
@@ -106,7 +111,7 @@ def spread_to_tokens(turn_values: Tensor, turn: Tensor, policy_mask: Tensor) -> 
 
 
 def _normalise(values: Tensor, mask: Tensor, eps: float, *, divide_by_std: bool, lone_raw: bool) -> Tensor:
-    """z-score along dimension 1 over the masked members, in float64; 0 for ties, lone members and outside the mask."""
+    """z-score along dimension 1 over the masked values, in float64; 0 for ties, lone values and outside the mask."""
     x = values.double().masked_fill(~mask, 0)
     count = mask.sum(1, keepdim=True)
     mean = x.sum(1, keepdim=True) / count.clamp(min=1)

@@ -1,4 +1,4 @@
-"""Where attention goes as the response begins (HIPO, Table 3), and Split-Softmax. Pure functions of tensors.
+"""Measures where attention goes as the response begins (HIPO, Table 3), and reweights it (Split-Softmax).
 
 Shapes: L layers, H heads, T prompt tokens, B rows, Q queries, K keys.
 """
@@ -10,19 +10,19 @@ import math
 import torch
 from torch import Tensor
 
-FAR, NEAR = 0.8, 0.2  # the farthest and the closest fifth of the prompt
-BINS = 20  # of relative distance, in profiles
+FAR, NEAR = 0.8, 0.2  # relative distances that bound the farthest and the closest fifth of the prompt
+BINS = 20  # number of bins of relative distance in a profile
 MEASURES = ("centroid", "far_mass", "near_mass", "far_near", "system_mass", "user_mass", "system_user")
 
 
 def relative_distance(length: int, device: torch.device | None = None) -> Tensor:
-    """d(k) = (q - k) / q (T,) from the last prompt token q = T - 1: 1 at the first token, 0 at q itself."""
+    """d(k) = (q - k) / q, shape (T,): distance from the last prompt token q = T - 1. 1 at the first token, 0 at q."""
     last = length - 1
     return (last - torch.arange(length, dtype=torch.float64, device=device)) / max(last, 1)
 
 
 def far_heads(attention: Tensor, alpha: float) -> Tensor:
-    """Mask (L, H) of the ceil(H * alpha) heads of each layer that look farthest, by expected distance."""
+    """Mask (L, H) of the ceil(H * alpha) heads of each layer with the largest expected distance."""
     expected = attention.double() @ relative_distance(attention.shape[-1], attention.device)
     heads = attention.shape[1]
     chosen = expected.topk(math.ceil(heads * alpha), dim=1).indices
@@ -30,11 +30,12 @@ def far_heads(attention: Tensor, alpha: float) -> Tensor:
 
 
 def onset_measures(attention: Tensor, system: Tensor, user: Tensor, alpha: float) -> dict[str, float]:
-    """HIPO's Table 3 for one prompt, from the attention (L, H, T) of its last token and the spans' masks (T,).
+    """The measures of HIPO's Table 3 for one prompt.
 
-    Averages over the heads that `far_heads` picks: `centroid` (expected distance), `far_mass` and `near_mass` (mass on
-    the farthest and the closest fifth), `system_mass` and `user_mass`; then the ratios `far_near` and `system_user`,
-    NaN where nothing is below the line. `alpha` in (0, 1].
+    attention: (L, H, T), that of the prompt's last token; system, user: masks (T,) of the two messages' tokens; alpha
+    in (0, 1]. Averages over the heads that `far_heads` picks: `centroid` (expected distance), `far_mass` and
+    `near_mass` (mass on the farthest and the closest fifth of the prompt), `system_mass` and `user_mass` (mass on the
+    two messages). `far_near` and `system_user` are ratios of these; a ratio is NaN if its denominator is 0.
     """
     weights = attention.double()[far_heads(attention, alpha)].mean(0)
     distance = relative_distance(len(weights), weights.device)
@@ -52,17 +53,17 @@ def onset_measures(attention: Tensor, system: Tensor, user: Tensor, alpha: float
 
 
 def profile(attention: Tensor, alpha: float) -> Tensor:
-    """Mass (BINS,) by relative distance, closest first, averaged over the heads that `far_heads` picks."""
+    """Attention mass by relative distance, shape (BINS,), closest first, averaged over the heads of `far_heads`."""
     weights = attention.double()[far_heads(attention, alpha)].mean(0)
     bins = (relative_distance(len(weights), weights.device) * BINS).long().clamp(max=BINS - 1)
     return torch.zeros(BINS, dtype=torch.float64, device=weights.device).index_add(0, bins, weights)
 
 
 def split_softmax(weights: Tensor, system: Tensor, k: float) -> Tensor:
-    """Attention (B, H, Q, K) with the mass p on `system` keys (B, K) raised to p^k, k in (0, 1]; rows still sum to 1.
+    """Raise the attention mass p on the system prompt to p^k, k in (0, 1]; rows still sum to 1.
 
-    Within the span and outside it, proportions stay. Rows with all mass or none on the span stay as they are: there is
-    nothing to take, or nothing to scale.
+    weights: (B, H, Q, K); system: mask (B, K) of the system prompt's keys. Returns (B, H, Q, K). Proportions stay the
+    same within the system prompt and outside it. A row with p = 0 or p = 1 stays as it is.
     """
     span = system[:, None, None, :].to(weights.dtype)
     mass = (weights * span).sum(-1, keepdim=True)

@@ -1,7 +1,8 @@
 """CHORD (On-Policy RL Meets Off-Policy Experts, arXiv 2508.11408): SFT as a weighted term beside GRPO.
 
-L = (1 - mu) L_GRPO + mu L_SFT. CHORD-mu moves mu (`schedules.warmup_cosine`); CHORD-phi holds it and weighs
-every expert token by phi = p (1 - p), which spares what the policy is sure of and what it finds absurd.
+L = (1 - mu) L_GRPO + mu L_SFT. CHORD-mu changes mu during training (`schedules.warmup_cosine`). CHORD-phi keeps mu
+constant and weights every expert token by phi = p (1 - p), where p is the policy's probability of the token. So tokens
+that the policy finds certain or very unlikely count little.
 Shape suffixes: S expert traces, L tokens of a trace.
 """
 
@@ -14,7 +15,7 @@ from agentrl.objectives.supervised import weighted_nll
 
 
 def phi(logps: Tensor) -> Tensor:
-    """p (1 - p) of tokens with log-probs `logps`, any shape; in [0, 1/4]. `weighted_nll` holds it in the gradient."""
+    """p (1 - p), in [0, 1/4], of tokens with log-probs `logps` of any shape. `weighted_nll` detaches it."""
     p = logps.exp()
     return p * (1 - p)
 
@@ -22,9 +23,9 @@ def phi(logps: Tensor) -> Tensor:
 def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: str) -> tuple[Tensor, Tensor]:
     """L_SFT per trace: -(1/Z) sum_n m_n w_n log pi(h*_n | x, h*_<n) with Z = sum_n m_n; w is phi, or 1 for 'uniform'.
 
-    logps, mask: (S, L). Z counts tokens whatever their weight, so phi also makes the term smaller. Returns the loss
-    (S,) and the mean weight of the targets, a scalar without a gradient, NaN where there is no target.
-    Raises ValueError on an unknown weight or differing shapes.
+    logps, mask: (S, L). Z counts every target once, so phi also makes the term smaller. Returns the loss (S,), and the
+    mean weight of the targets: a scalar without a gradient, NaN if there are no targets.
+    Raises ValueError on an unknown weight and on differing shapes.
     """
     if token_weight not in ("uniform", "phi"):
         raise ValueError(f"unknown token weight {token_weight!r}")

@@ -1,8 +1,8 @@
-"""Dual variables of a constrained objective: max_theta E[r_user] subject to E[r_k] >= tau_k for every constraint k.
+"""Dual variables (multipliers) of a constrained objective: max_theta E[r_user] subject to E[r_k] >= tau_k for all k.
 
-min_{lambda >= 0} max_theta E[r_user] + sum_k lambda_k (E[r_k] - tau_k) is followed by updating each multiplier once per
-rollout batch from the batch mean of its reward, smoothed (HIPO, arXiv 2603.16152, algorithm step 5). Every number that
-the next update depends on is a buffer, so a multiplier is saved and restored by its state_dict.
+The Lagrangian is min_{lambda >= 0} max_theta E[r_user] + sum_k lambda_k (E[r_k] - tau_k). Each multiplier is updated
+once per rollout batch from the smoothed batch mean of its reward (HIPO, arXiv 2603.16152, algorithm step 5). All state
+is in buffers, so the state_dict saves and restores a multiplier.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 KINDS = ("sgd", "adam", "pid", "log", "fixed")
-LOG_FLOOR = 1e-6  # a multiplicative update never leaves 0
+LOG_FLOOR = 1e-6  # lowest value of kind 'log': a multiplicative update could never leave 0
 
 
 class Multiplier(nn.Module):
@@ -22,13 +22,13 @@ class Multiplier(nn.Module):
 
     With e the smoothed violation tau - EMA[r] and eta the learning rate, an update is
 
-    sgd    lambda <- lambda + eta e                                                          (the paper's)
-    adam   lambda <- lambda + eta m / (sqrt(v) + 1e-8), m and v the corrected moments of e
+    sgd    lambda <- lambda + eta e                                                          (HIPO)
+    adam   lambda <- lambda + eta m / (sqrt(v) + 1e-8), m and v the bias-corrected moments of e
     log    lambda <- lambda exp(eta e)
     pid    I <- I + eta e;  lambda <- I + k_p e + k_d max(0, EMA_before[r] - EMA[r])         (Stooke et al. 2020)
-    fixed  nothing
+    fixed  no update
 
-    each followed by the projection onto [0, cap] (for pid of I, too, which keeps it from winding up).
+    Then lambda is projected onto [0, cap]. Kind 'pid' also projects I, so that I cannot grow without bound.
     """
 
     value: Tensor
@@ -52,7 +52,9 @@ class Multiplier(nn.Module):
         k_p: float = 0.0,
         k_d: float = 0.0,
     ) -> None:
-        """`decay` in [0, 1) is that of the EMA; in the first `warmup` batches only the EMA moves."""
+        """`threshold` is tau and `decay`, in [0, 1), is that of the EMA. In the first `warmup` batches only the EMA
+        moves. Raises ValueError on an unknown kind.
+        """
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
@@ -60,16 +62,16 @@ class Multiplier(nn.Module):
         self.decay, self.warmup, self.betas, self.k_p, self.k_d = decay, warmup, betas, k_p, k_d
         start = max(initial, LOG_FLOOR) if kind == "log" else initial
         self.register_buffer("value", torch.tensor(start, dtype=torch.float64))
-        self.register_buffer("ema", torch.tensor(math.nan, dtype=torch.float64))  # NaN: nothing measured yet
+        self.register_buffer("ema", torch.tensor(math.nan, dtype=torch.float64))  # NaN until the first measurement
         self.register_buffer("integral", torch.tensor(start, dtype=torch.float64))
         self.register_buffer("moments", torch.zeros(2, dtype=torch.float64))
-        self.register_buffer("updates", torch.tensor(0))  # batches measured
+        self.register_buffer("updates", torch.tensor(0))  # number of batches measured
         self.register_buffer("at_cap", torch.tensor(0))  # batches in a row that ended at the cap
         self.register_buffer("satisfied", torch.tensor(0))  # batches in a row whose mean reward was 1
 
     @torch.no_grad()
     def update(self, measured: float | None) -> None:
-        """Take in the mean reward of one rollout batch; None (nothing was measured) changes nothing."""
+        """Update from the mean reward of one rollout batch. None (nothing was measured) changes nothing."""
         if measured is None or math.isnan(measured):
             return
         before = self.ema.clone()
@@ -85,7 +87,7 @@ class Multiplier(nn.Module):
         self.at_cap.copy_(self.at_cap + 1 if self.value >= self.cap else torch.zeros_like(self.at_cap))
 
     def _step(self, violation: Tensor, before: Tensor) -> Tensor:
-        """lambda after the step and before the projection."""
+        """Return lambda after the step and before the projection."""
         if self.kind == "log":
             return self.value * torch.exp(self.learning_rate * violation)
         if self.kind == "adam":
@@ -101,7 +103,7 @@ class Multiplier(nn.Module):
 
 
 class DualVariables(nn.Module):
-    """The multipliers of all constraints by name, in the order in which they were given."""
+    """The multipliers of all constraints by name, in the order given."""
 
     def __init__(self, multipliers: Mapping[str, Multiplier]) -> None:
         super().__init__()
@@ -109,11 +111,11 @@ class DualVariables(nn.Module):
         self.multipliers = nn.ModuleList(multipliers.values())
 
     def values(self) -> Tensor:
-        """lambda of every constraint, shape (K,)."""
+        """Return lambda of every constraint, shape (K,)."""
         return torch.stack([multiplier.value for multiplier in self]) if self.names else torch.zeros(0)
 
     def update(self, measured: Mapping[str, float | None]) -> None:
-        """One update of every multiplier from the mean rewards of one rollout batch."""
+        """Update every multiplier from the mean rewards of one rollout batch."""
         for name, multiplier in zip(self.names, self, strict=True):
             multiplier.update(measured[name])
 

@@ -1,4 +1,6 @@
-"""FocalLoRA: which heads conflicts disturb, and a loss that turns them to the system prompt. Pure torch.
+"""FocalLoRA: finds the attention heads that conflicts disturb, and a loss that turns them to the system prompt.
+
+A conflict is a prompt whose system and user messages contradict each other.
 
 Shapes: L layers, H heads, N prompts, B rows, Q queries, T tokens.
 """
@@ -13,12 +15,12 @@ from torch import Tensor
 
 
 def conflict_sensitivity(conflict: Tensor, aligned: Tensor) -> Tensor:
-    """How far the mean mass on the system span of each head differs: (N, L, H) and (N', L, H) -> (L, H)."""
+    """How much each head's mean mass on the system prompt differs: (N, L, H) and (N', L, H) -> (L, H)."""
     return (conflict.mean(0) - aligned.mean(0)).abs()
 
 
 def most_sensitive(sensitivity: Tensor, share: float) -> Tensor:
-    """Mask (L, H) of the ceil(L * H * share) heads of the whole network that differ most."""
+    """Mask (L, H) of the ceil(L * H * share) heads of the network with the largest sensitivity (L, H)."""
     count = math.ceil(sensitivity.numel() * share)
     mask = torch.zeros(sensitivity.numel(), dtype=torch.bool, device=sensitivity.device)
     mask[sensitivity.flatten().topk(count).indices] = True
@@ -28,10 +30,11 @@ def most_sensitive(sensitivity: Tensor, share: float) -> Tensor:
 def focal_loss(
     attentions: Sequence[Tensor], system: Tensor, queries: Tensor, heads: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """-mean log of the mass that chosen heads put on the system span at chosen queries, and the mean mass (detached).
+    """Minus the mean log of the attention mass that the chosen heads put on the system prompt.
 
-    `attentions`: L of (B, H, T, T); `system` (B, T) keys of the span; `queries` (B, T) positions that count; `heads`
-    (L, H). The mean is over all (row, query, head) that count.
+    attentions: L tensors (B, H, T, T); system: mask (B, T) of the system prompt's keys; queries: mask (B, T) of the
+    positions that count; heads: mask (L, H). The mean is over all chosen (row, query, head). Returns the loss and the
+    mean mass without a gradient, both scalars.
     """
     chosen = []
     for layer, attention in enumerate(attentions):
@@ -39,5 +42,5 @@ def focal_loss(
             mass = (attention * system[:, None, None, :]).sum(-1)  # (B, H, T)
             chosen.append(mass.transpose(1, 2)[queries][:, heads[layer]].flatten())
     masses = torch.cat(chosen)
-    masses = masses.to(torch.promote_types(masses.dtype, torch.float32))  # logarithms want more than bfloat16
+    masses = masses.to(torch.promote_types(masses.dtype, torch.float32))  # bfloat16 is too coarse for a logarithm
     return -(masses + eps).log().mean(), masses.detach().mean()

@@ -1,10 +1,10 @@
-"""HIPO (arXiv 2603.16152): the advantage of a Lagrangian, and which rollouts are too degenerate to learn from.
+"""HIPO (arXiv 2603.16152): the advantage of its Lagrangian, and a test for replies too degenerate to learn from.
 
 steps 2, 3 of the algorithm    `lagrangian_advantage`
 step 4                         `policy.policy_loss`, the ratio at level 'sequence'
 step 5                         `dual.py`
 
-Shapes: P prompts, G rollouts of each, K constraints. NaN marks a reward that is missing; it never counts as 0.
+Shapes: P prompts, G rollouts of each, K constraints. NaN marks a missing reward, which never counts as 0.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from agentrl.objectives.advantages import trajectory_advantage
 
-REPEATED = 3  # tokens in a row whose recurrence counts as repetition
+REPEATED = 3  # number of tokens in a row that count as a repetition when they occur again
 
 
 def lagrangian_advantage(
     user: Tensor, constraints: Tensor, multipliers: Tensor, user_weight: float, eps: float
 ) -> Tensor:
-    """A = w A_user + sum_k lambda_k A_k, each reward normalised by itself (algorithm steps 2 and 3).
+    """A = w A_user + sum_k lambda_k A_k, where each reward is normalised separately (algorithm steps 2 and 3).
 
-    user (P, G), constraints (K, P, G), multipliers (K,) -> (P, G). Not divided by 1 + lambda: a large multiplier makes
-    large steps. A missing reward adds nothing to its rollout, whose others still count; a group in which a reward is
-    constant gets nothing from it.
+    user (P, G), constraints (K, P, G), multipliers (K,) -> (P, G). The sum is not divided by 1 + lambda, so a large
+    multiplier makes large steps. A missing reward adds 0 to its rollout; the other rewards of the rollout still count.
+    A reward that is constant in a group adds 0 to the group.
     """
     total = user_weight * trajectory_advantage(user, eps)
     for rewards, multiplier in zip(constraints, multipliers.to(total), strict=True):
@@ -34,11 +34,11 @@ def lagrangian_advantage(
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """Share of the runs of REPEATED tokens that occurred before in the same reply, in [0, 1)."""
+    """Share, in [0, 1), of the runs of REPEATED tokens that occurred earlier in the same reply."""
     runs = [tuple(ids[start : start + REPEATED]) for start in range(len(ids) - REPEATED + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def degenerate(ids: Sequence[int], min_tokens: int, max_repetition: float) -> bool:
-    """Whether a reply (its end token left out) is shorter than `min_tokens` or repeats more than `max_repetition`."""
+    """Whether a reply, without its end token, is shorter than `min_tokens` or repeats more than `max_repetition`."""
     return len(ids) < min_tokens or repetition(ids) > max_repetition

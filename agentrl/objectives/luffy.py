@@ -1,8 +1,8 @@
 """LUFFY (Learning to Reason under Off-Policy Guidance, arXiv 2504.14945): an expert's trace as a member of the group.
 
-The policy that wrote the trace is unknown and taken as 1 everywhere, so a token's importance ratio is p, the trained
-policy's probability of it. Shaping p into p / (p + gamma) gives tokens that the policy finds unlikely the larger share
-of the gradient: it is A gamma p / (p + gamma)^2 times that of log p, where plain p would leave A p.
+The policy that wrote the trace is unknown. Its probabilities are taken as 1, so the importance ratio of a token is p,
+the trained policy's probability. LUFFY replaces p by p / (p + gamma). The gradient of a token is then
+A gamma p / (p + gamma)^2 times the gradient of log p, in place of A p times it: unlikely tokens get a larger share.
 Shape suffixes: N prompts, K rollouts of each, S expert traces, L tokens of a trace.
 """
 
@@ -18,17 +18,17 @@ from agentrl.objectives.policy import row_means
 
 
 def shaped_ratio(logps: Tensor, gamma: float) -> Tensor:
-    """f(p) = p / (p + gamma) in (0, 1 / (1 + gamma)], from log-probs of any shape. Raises ValueError for gamma <= 0."""
+    """f(p) = p / (p + gamma), in (0, 1 / (1 + gamma)], of log-probs of any shape. Raises ValueError if gamma <= 0."""
     if gamma <= 0:
         raise ValueError(f"gamma {gamma} must be above 0")
     return torch.sigmoid(logps - math.log(gamma))
 
 
 def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Loss per trace: -(A / Z) sum_n m_n f(p_n) with Z = sum_n m_n; 0 where Z = 0.
+    """Loss of each trace: -(A / Z) sum_n m_n f(p_n) with Z = sum_n m_n; 0 where Z = 0.
 
-    logps, mask: (S, L), advantages: (S,). Returns the loss (S,) and the mean of f over the targets, a scalar without
-    a gradient, NaN where there is no target. Log-probs outside the mask are never read.
+    logps, mask: (S, L), advantages: (S,). Returns the loss (S,), and the mean of f over the targets: a scalar without
+    a gradient, NaN if there are no targets. Log-probs outside the mask are never read.
     Raises ValueError on differing shapes.
     """
     if logps.dim() != 2 or logps.shape != mask.shape or advantages.shape != logps.shape[:1]:
@@ -42,19 +42,20 @@ def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float) -
 
 
 def mixed_advantages(returns: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
-    """A = R - mean over the K rollouts and the expert together, not divided by the standard deviation.
+    """A = R - mean, with the mean over the K rollouts and the expert together. There is no division by the std.
 
-    returns: (N, K), expert: (N,), NaN for a prompt without a trace, whose group is its rollouts alone. Returns the
-    rollouts' advantages (N, K) and the expert's (N,), NaN where `expert` is.
+    returns: (N, K); expert: (N,), NaN for a prompt without a trace. Such a prompt is compared over its rollouts alone.
+    Returns the advantages of the rollouts (N, K) and of the expert (N,), NaN where `expert` is NaN.
     """
     together = trajectory_advantage(torch.cat([returns, expert[:, None]], dim=1), 0.0, divide_by_std=False)
     return together[:, :-1], together[:, -1].masked_fill(torch.isnan(expert), torch.nan)
 
 
 def member_shares(expert_advantages: Tensor, group: int) -> Tensor:
-    """Factor (B,) that makes the mean over K rollouts one over K + 1 members: K / (K + 1), and 1 without an expert.
+    """Factor (B,) that turns a mean over K rollouts into one over K + 1 members: K / (K + 1), or 1 without an expert.
 
-    expert_advantages: (B,), that of each rollout's group, NaN where it has no expert; `group` is K.
+    expert_advantages: (B,), the expert's advantage in the group of each rollout, NaN if the group has no expert;
+    `group` is K.
     """
     alone = torch.isnan(expert_advantages)
     return torch.where(alone, 1.0, group / (group + 1)).to(expert_advantages.dtype)

@@ -1,4 +1,8 @@
-"""PACT (arXiv 2606.16215): prompt-only rollouts, and an objective that also reads an expert trace h*.
+"""PACT (arXiv 2606.16215): rollouts see the prompt x alone, and the objective also reads an expert trace h*.
+
+The expert trace h* is an expert's solution of the task. A prompt that is anchored trains with the loss L^x under the
+prompt alone. A prompt that is not anchored trains with the loss L^h under [x; h*], and with the SFT term on h*. The
+gate z of a prompt says which: z = 1 anchors it.
 
     L = mean over prompts of (1 - z) (L^h + beta_SFT L_SFT) + z L^x      (eq. 12-14)
 
@@ -8,8 +12,8 @@ eq. 9      `sft_token_weights`
 eq. 10     `sft_loss`
 eq. 11     lambda_a(s): `schedules.anneal_value`
 eq. 12     `mixed_loss`
-eq. 13     z: `anchor_gates`. It chooses the context of a prompt's rows, and whether its trace is in L_SFT
-eq. 14     `policy.average` over rows, of which each prompt has K; `supervised.prompt_mean` over traces
+eq. 13     z: `anchor_gates`
+eq. 14     `policy.average` over the rows, K for each prompt; `supervised.prompt_mean` over the traces
 App. B     `advantages.hard_credit_advantage`
 
 Shape suffixes: N prompts, S expert traces, L tokens of a trace.
@@ -30,10 +34,10 @@ from agentrl.objectives.supervised import weighted_nll
 
 
 def anchor_gates(q: float, seed: int, step: int, prompt_keys: Sequence[int]) -> Tensor:
-    """z ~ Bernoulli(q) per prompt and step (eq. 13); True anchors the prompt to L^x.
+    """Draw the gate z ~ Bernoulli(q) of each prompt at a step (eq. 13). True anchors the prompt.
 
-    Returns bool (N,). The draw is a hash of (seed, step, key), not the state of a generator: resuming, the number of
-    ranks and the order of the batch cannot change it. Raises ValueError unless 0 <= q <= 1.
+    Returns bool (N,). A gate is a hash of (seed, step, key), not a draw from a generator, so it does not depend on
+    resuming, on the number of processes or on the order of the batch. Raises ValueError unless 0 <= q <= 1.
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q {q} is not in [0, 1]")
@@ -52,10 +56,10 @@ def sft_token_weights(
     call_scale: float,
     call_start: float,
 ) -> Tensor:
-    """m_n(s) of eq. 9 and its ablations (Tables 4 and 6): the weight of every token of one trace in L_SFT.
+    """m_n(s), the weight of every token of one trace in L_SFT (eq. 9, and its ablations in Tables 4 and 6).
 
-    component, turn, chunk: (L,) long. `chunk` is the index of the safe reasoning chunk within its turn, and -1 on
-    every other token, previews of the call included. Returns float32 (L,).
+    component, turn, chunk: (L,) long. Returns float32 (L,). Safe reasoning is the reasoning of a turn before any
+    literal preview of the call. `chunk` is the index of a safe chunk within its turn, and -1 on every other token.
 
     reasoning: segment  1 on the chunks of prefix level `level` (L4: every safe chunk; L0: none)
                token    1 on the first ceil(kept * n) of each turn's n safe reasoning tokens
@@ -63,10 +67,10 @@ def sft_token_weights(
     call:      scale    `call_scale` on complete call spans (lambda_a of eq. 11)
                token    1 on the first ceil(call_scale * n) of each turn's n call tokens
                fixed    `call_start` throughout; none: 0
-    reasoning='full_token' cuts the trace as a whole: 1 on the first ceil(kept * n) of its n trainable tokens (safe
-    reasoning and calls, in order), and `call` is ignored. The paper names this ablation without defining it.
-    Prompt, observations, delimiters and answers are never targets.
-    Raises ValueError on an unknown schedule, differing lengths, or level, kept or a call weight out of range.
+    reasoning='full_token' cuts the whole trace: 1 on the first ceil(kept * n) of its n trainable tokens (safe reasoning
+    and calls, in order). It ignores `call`. The paper names this ablation and does not define it.
+    Tokens of the prompt, of observations, delimiters and answers are never targets.
+    Raises ValueError on an unknown schedule, on differing lengths, and if level, kept or a call weight is out of range.
     """
     if component.dim() != 1 or component.shape != turn.shape or component.shape != chunk.shape:
         raise ValueError("component, turn and chunk must be one-dimensional and equally long")
@@ -97,16 +101,16 @@ def sft_token_weights(
         call_weight = (call_start if call == "fixed" else 0.0) * calls.float()
     else:
         raise ValueError(f"unknown schedule {call!r} of tool calls")
-    return active.float() + call_weight  # disjoint: a token has one component
+    return active.float() + call_weight  # the two never overlap: a token has one component
 
 
 def sft_loss(logps: Tensor, weights: Tensor, norm: str = "weights") -> tuple[Tensor, Tensor]:
-    """L_SFT per trace (eq. 10): -(1/Z) sum_n m_n log pi(h*_n | x, h*_<n).
+    """L_SFT of each trace (eq. 10): -(1/Z) sum_n m_n log pi(h*_n | x, h*_<n).
 
-    norm: weights  Z = sum_n m_n (eq. 10). Where all targets weigh the same, that weight cancels
-          tokens   Z = number of targets (m_n > 0), so that a falling weight makes the term smaller
-    logps, weights: (S, L), as `supervised.weighted_nll` takes them. Returns (loss (S,), Z (S,)). A trace with Z = 0 is
-    skipped. Raises ValueError on differing shapes or an unknown norm.
+    norm: weights  Z = sum_n m_n (eq. 10). If all targets have the same weight, the weight cancels
+          tokens   Z = number of targets (m_n > 0), so a falling weight makes the term smaller
+    logps, weights: (S, L), as `supervised.weighted_nll` takes them. Returns (loss (S,), Z (S,)). The loss of a trace
+    with Z = 0 is 0. Raises ValueError on differing shapes and on an unknown norm.
     """
     if norm not in ("weights", "tokens"):
         raise ValueError(f"unknown norm {norm!r}")
@@ -116,22 +120,22 @@ def sft_loss(logps: Tensor, weights: Tensor, norm: str = "weights") -> tuple[Ten
 
 
 def mixed_loss(rl: Tensor, sft: Tensor, rl_coef: float, sft_coef: float) -> Tensor:
-    """Eq. 12: L_RL + beta_SFT L_SFT, scalars that are means over all prompts already (eq. 14).
+    """rl_coef * L_RL + sft_coef * L_SFT (eq. 12), from scalars that are means over all prompts (eq. 14).
 
-    rl_coef is 1 in the paper, and 0 in its SFT-only ablation; sft_coef is beta_SFT.
+    rl_coef is 1 in the paper, and 0 in its SFT-only ablation. sft_coef is beta_SFT.
     """
     return rl_coef * rl + sft_coef * sft
 
 
 def _uniform(seed: int, step: int, key: int) -> float:
     digest = hashlib.blake2b(f"pact-gate:{seed}:{step}:{key}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits: in [0, 1), so q = 0 never and q = 1 always
+    return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits in [0, 1): q = 0 never anchors, q = 1 always does
 
 
 def _first_share(selected: Tensor, share: float) -> Tensor:
-    """The first ceil(share * n) of the n selected positions."""
+    """Select the first ceil(share * n) of the n selected positions."""
     total = int(selected.sum())
-    keep = math.ceil(share * total - 1e-9)  # the slack keeps 0.7 * 10 at 7
+    keep = math.ceil(share * total - 1e-9)  # without the slack, rounding could turn 0.7 * 10 into 8
     return selected & (selected.cumsum(0) <= keep)
 
 

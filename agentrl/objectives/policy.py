@@ -1,18 +1,19 @@
-"""The policy-gradient stream: the loss on tokens that the policy sampled itself.
+"""The policy-gradient loss: the loss on tokens that the policy itself sampled.
 
     L = - E[w min(r A, clip(r, 1 - eps, 1 + eps) A)] + beta E[kl] - c E[H]
 
 r     importance ratio pi / pi_old of a token or of a whole row (PPO, arXiv 1707.06347, eq. 7; `importance_ratio`)
 A     advantage, constant in the loss (`objectives/advantages.py`)
-w     correction for a sampler whose probabilities are not quite those of pi_old (`truncated_weights`)
+w     correction for a sampler whose probabilities differ slightly from pi_old (`truncated_weights`)
 kl    estimate of KL(pi || pi_ref) at a token (`k3`)
 H     entropy of the policy's next-token distribution
 
-GRPO (arXiv 2402.03300, eq. 3-4) is this loss with A normalised in the group. PACT's L^x (eq. 4-5) and L^h (eq. 7-8) are
-this loss with the log-probs of a row under x or under [x; h*]. CHORD, LUFFY and HIPO put other weights on it.
+GRPO (arXiv 2402.03300, eq. 3-4) is this loss with A normalised in the group. PACT's L^x (eq. 4-5) is this loss with the
+log-probs under the prompt x, and L^h (eq. 7-8) with the log-probs under [x; h*], the prompt and an expert trace. CHORD,
+LUFFY and HIPO put other weights on it.
 
-Shape suffixes: B rows (one rollout each), C completion tokens. R is C where each token has a ratio, and 1 where a row
-has one. `mask` is 1 on the tokens that are trained on. What stands elsewhere is never read: it may be NaN or infinite.
+Shape suffixes: B rows (one rollout each), C completion tokens. R is C if each token has a ratio, and 1 if each row has
+one. `mask` is 1 on the tokens to train on. Values outside the mask are never read, so they may be NaN or infinite.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """What the loss reads of a micro-batch of rollouts. Gradients flow through `logps` and `entropies` alone."""
+    """The tensors of a micro-batch of rollouts. Gradients flow only through `logps` and `entropies`."""
 
     logps: Tensor  # (B, C) log pi of the sampled tokens
-    advantages: Tensor  # (B, C), or (B, 1) for one value a row
+    advantages: Tensor  # (B, C), or (B, 1) for one value per row
     mask: Tensor  # (B, C)
     entropies: Tensor  # (B, C) H
-    old: Tensor | None = None  # (B, C) log pi_old; None: pi_old is pi as it stands, so that every ratio is 1
+    old: Tensor | None = None  # (B, C) log pi_old; None takes the present pi, so every ratio is 1
     reference: Tensor | None = None  # (B, C) log pi_ref; needed where kl_coef > 0
-    sampler_weights: Tensor | None = None  # (B, C) w; None: 1
+    sampler_weights: Tensor | None = None  # (B, C) w; None takes 1
 
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Which variant of the loss."""
+    """The variant of the loss."""
 
     clip_eps: float = 0.2  # eps; infinity removes the clip
-    level: str = "token"  # of the ratio, see `importance_ratio`
+    level: str = "token"  # what the ratio belongs to, see `importance_ratio`
     aggregation: str = "sequence"  # how tokens are averaged, see `average`
     kl_coef: float = 0.0  # beta
     kl_ratio_correction: bool = False  # multiply kl by r
@@ -51,15 +52,17 @@ class PolicySettings:
 def policy_loss(
     batch: PolicyBatch, settings: PolicySettings, tokens: Tensor | float | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of the module's docstring, a scalar, and what it was made of.
+    """The loss of the module's docstring. Returns the loss, a scalar, and its metrics.
 
-    `tokens` is the denominator of aggregation 'token', see `average`. The entropy term is a mean over the tokens of the
-    micro-batch in either aggregation.
+    `tokens` is the denominator of aggregation 'token', see `average`. The entropy term is always a mean over the tokens
+    of the micro-batch.
 
-    Metrics have no gradient. 'policy_loss' is the loss without its entropy term, a scalar. The others are values for
-    each token (B, C), to be averaged over `mask`: 'entropy', 'kl' (with its correction; where kl_coef > 0), 'clip_low'
-    and 'clip_high' (1 where the clip takes the gradient away, below and above).
-    Raises ValueError on differing shapes, an unknown level or aggregation, or where a term lacks what it needs.
+    Metrics have no gradient. 'policy_loss' is the loss without its entropy term, a scalar. The other metrics are values
+    of each token (B, C), to be averaged over `mask`: 'entropy', 'kl' (with its correction, only if kl_coef > 0),
+    'clip_low' and 'clip_high' (1 where the clip removes the gradient: below 1 - eps, and above 1 + eps).
+
+    Raises ValueError on differing shapes, on an unknown level or aggregation, and if `reference` or `tokens` is needed
+    but missing.
     """
     ratio, advantages = _ratio(batch, settings), _masked(batch.advantages, batch.mask)
     per_token = -clipped_surrogate(ratio, advantages, settings.clip_eps)
@@ -81,9 +84,10 @@ def policy_loss(
 def divergence_loss(
     batch: PolicyBatch, settings: PolicySettings, tokens: Tensor | float | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """beta E[kl] alone, a scalar: for a KL term whose log-probs are not those of the ratio (PACT, kl_context=prompt).
+    """beta E[kl] alone. Returns the loss, a scalar, and its metrics.
 
-    Metrics: 'kl' for each token (B, C). Raises as `policy_loss` does.
+    PACT with kl_context=prompt needs it: its KL term uses other log-probs than its ratio.
+    Metrics: 'kl' of each token (B, C). Raises ValueError as `policy_loss` does.
     """
     kl = _divergence(batch, _ratio(batch, settings), settings)
     return settings.kl_coef * average(kl, batch.mask, settings.aggregation, tokens), {"kl": kl.detach()}
@@ -93,7 +97,7 @@ def importance_ratio(log_ratio: Tensor, mask: Tensor, level: str) -> Tensor:
     """r (B, R) from log pi - log pi_old (B, C), which is 0 outside `mask` (B, C).
 
     token          pi / pi_old of each token (PPO, GRPO)
-    sequence_mean  its geometric mean over the row's tokens (GSPO, arXiv 2507.18071, eq. 7); 1 for a row without any
+    sequence_mean  its geometric mean over the row's tokens (GSPO, arXiv 2507.18071, eq. 7); 1 for a row without tokens
     sequence       the product over the row's tokens, pi(y|x) / pi_old(y|x) (HIPO)
     Raises ValueError on another level.
     """
@@ -108,37 +112,37 @@ def importance_ratio(log_ratio: Tensor, mask: Tensor, level: str) -> Tensor:
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_eps: float) -> Tensor:
-    """min(r A, clip(r, 1 - eps, 1 + eps) A) (PPO, eq. 7; PACT, eq. 5), to be maximised. Shapes broadcast."""
+    """min(r A, clip(r, 1 - eps, 1 + eps) A), to be maximised (PPO, eq. 7; PACT, eq. 5). Shapes broadcast."""
     return torch.min(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
 
 
 def k3(logps: Tensor, reference: Tensor) -> Tensor:
     """exp(d) - d - 1 >= 0 with d = log pi_ref - log pi, of any shape (GRPO, eq. 4).
 
-    Over tokens that pi sampled its mean is KL(pi || pi_ref), and its gradient is not that of the KL. Multiplied by the
-    importance ratio it estimates the KL where pi_old sampled (DeepSeek-V3.2, arXiv 2512.02556).
+    Its mean over tokens that pi sampled is KL(pi || pi_ref), but its gradient is not the gradient of the KL. If pi_old
+    sampled the tokens, its product with the importance ratio estimates the KL (DeepSeek-V3.2, arXiv 2512.02556).
     """
     delta = reference - logps
     return delta.exp() - delta - 1
 
 
 def truncated_weights(old: Tensor, sampled: Tensor, mask: Tensor, cap: float) -> Tensor:
-    """w = min(pi_old / pi_sampler, cap) of each token (B, C): truncated importance sampling. Without a gradient.
+    """w = min(pi_old / pi_sampler, cap) of each token (B, C), without a gradient: truncated importance sampling.
 
-    old, sampled: (B, C) log-probs of the same tokens as the trainer and as the sampler computed them; `mask` (B, C).
-    A token that the sampler gave no log-prob for (NaN) weighs 1, as do those outside the mask.
+    old, sampled: (B, C) log-probs of the same tokens, from the trainer and from the sampler; mask: (B, C).
+    Tokens without a log-prob of the sampler (NaN) have weight 1, and so have tokens outside the mask.
     """
     difference = (old - sampled).masked_fill(mask == 0, 0)
     return difference.nan_to_num(nan=0.0).exp().clamp(max=cap).detach()
 
 
 def average(values: Tensor, mask: Tensor, aggregation: str, tokens: Tensor | float | None = None) -> Tensor:
-    """One number from the values (B, R) of the masked tokens (B, C).
+    """Average the values (B, R) over the tokens of the mask (B, C). Returns a scalar.
 
-    sequence  mean over each row's tokens, then over the rows; a row without tokens counts as 0
-    token     sum over all tokens / `tokens`. To make the mean over the micro-batches of an update the mean over its
-              tokens, `tokens` must be the number that an average micro-batch of the update has, not this one's own
-    Raises ValueError on another aggregation, or where 'token' comes without `tokens`.
+    sequence  the mean over each row's tokens, then the mean over the rows; a row without tokens counts as 0
+    token     the sum over all tokens / `tokens`. `tokens` is the number of tokens in an average micro-batch of the
+              update, not in this one. The mean over micro-batches is then the mean over all tokens of the update
+    Raises ValueError on another aggregation, and if 'token' comes without `tokens`.
     """
     if aggregation == "sequence":
         return row_means(values, mask).mean()
@@ -150,7 +154,7 @@ def average(values: Tensor, mask: Tensor, aggregation: str, tokens: Tensor | flo
 
 
 def row_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean (B,) of the values (B, R) over each row's masked tokens (B, C); 0 for a row without any."""
+    """Mean (B,) of the values (B, R) over each row's tokens in the mask (B, C); 0 for a row without tokens."""
     return _masked(values, mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
@@ -159,7 +163,7 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _ratio(batch: PolicyBatch, settings: PolicySettings) -> Tensor:
-    """r (B, R) of a batch whose shapes fit."""
+    """r (B, R) of a batch. Raises ValueError if its shapes do not fit."""
     shape = batch.logps.shape
     others = {name: getattr(batch, name) for name in ("mask", "entropies", "old", "reference", "sampler_weights")}
     for name, value in others.items():
@@ -180,6 +184,6 @@ def _divergence(batch: PolicyBatch, ratio: Tensor, settings: PolicySettings) -> 
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, eps: float) -> dict[str, Tensor]:
-    """Where the minimum is the clipped value (B, C)."""
+    """1 where the minimum is the clipped value (B, R), below and above."""
     low, high = (ratio < 1 - eps) & (advantages < 0), (ratio > 1 + eps) & (advantages > 0)
     return {"clip_low": low.float(), "clip_high": high.float()}

@@ -1,4 +1,4 @@
-"""What changes as training proceeds is a pure function of progress, so that a resumed run needs no saved schedule."""
+"""Schedules. Each is a pure function of progress, so a resumed run needs no saved state of a schedule."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from agentrl.core.expert_trace import MAX_LEVEL
 
 KINDS = ("linear", "constant", "cosine", "steps")
-_SLACK = 1e-9  # a step that lands on a boundary has reached it, whatever the last bit of the division says
+_SLACK = 1e-9  # a step on a boundary has reached it, even if the division rounds down
 
 
 def progress(step: int, total_steps: int, horizon: float = 1.0) -> float:
-    """min(s / S, 1) of eq. 11 with S = horizon * total_steps; `step` counts finished updates, 0 at the first one.
+    """min(s / S, 1) with S = horizon * total_steps (PACT, eq. 11). `step` counts finished updates, so it starts at 0.
 
     Raises ValueError unless step >= 0, total_steps > 0 and horizon > 0.
     """
@@ -22,11 +22,13 @@ def progress(step: int, total_steps: int, horizon: float = 1.0) -> float:
 
 
 def anneal_value(kind: str, start: float, end: float, progress: float, num_steps: int = 2) -> float:
-    """A scalar going from `start` to `end` while `progress` goes from 0 to 1; eq. 11 for kind 'linear'.
+    """A value that goes from `start` to `end` while `progress` goes from 0 to 1.
 
-    constant: `start` throughout. cosine: half a cosine, flat at both ends. steps: `num_steps` plateaus of equal
-    length whose values are equally spaced, the first `start` and the last `end`.
-    Raises ValueError on an unknown kind, progress outside [0, 1], or fewer than 2 plateaus.
+    linear    a straight line (PACT, eq. 11)
+    constant  `start` throughout
+    cosine    half a cosine, flat at both ends
+    steps     `num_steps` plateaus of equal length, with equally spaced values from `start` to `end`
+    Raises ValueError on an unknown kind, on progress outside [0, 1] and on fewer than 2 plateaus.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown anneal kind {kind!r}; choose from {', '.join(KINDS)}")
@@ -45,9 +47,9 @@ def anneal_value(kind: str, start: float, end: float, progress: float, num_steps
 
 
 def warmup_cosine(step: int, peak: float, valley: float, warmup_steps: int, decay_steps: int) -> float:
-    """CHORD's mu after `step` finished updates: 0 to `peak` in a line, half a cosine down to `valley`, then level.
+    """CHORD's mu after `step` finished updates: a line from 0 to `peak`, half a cosine to `valley`, then constant.
 
-    Without warm-up the first update has `peak`; without decay `valley` follows the warm-up at once.
+    Without warm-up the first update has `peak`. Without decay `valley` follows the warm-up at once.
     Raises ValueError on a negative number of steps.
     """
     if min(step, warmup_steps, decay_steps) < 0:
@@ -59,7 +61,7 @@ def warmup_cosine(step: int, peak: float, valley: float, warmup_steps: int, deca
 
 
 def reasoning_level(progress: float, switch_points: Sequence[float]) -> int:
-    """The active prefix level, L4 down to L0: how many of the four ascending switch points are not yet reached.
+    """The level of reasoning that L_SFT trains on, from L4 down to L0: the number of switch points not yet reached.
 
     Raises ValueError unless there are exactly four ascending points and progress lies in [0, 1].
     """

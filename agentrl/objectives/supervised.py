@@ -1,13 +1,13 @@
-"""The supervised stream: the loss on tokens that an expert wrote.
+"""The supervised loss: the loss on tokens of an expert trace h*, which an expert wrote.
 
     L = mean over prompts of -(1/Z) sum_n w_n log pi(h*_n | x, h*_<n)
 
-A method chooses the weights w and the denominator Z, one for each trace, so that a term never rescales another:
+A method chooses the weights w, and for each trace its own denominator Z, so that one trace never rescales another:
 
 SFT      w = 1 on targets, Z their number (aggregated over the tokens of all traces by TRL, see trainers/sft.py)
 PACT     w = m_n(s) of eq. 9, Z = sum_n m_n (eq. 10) or the number of targets (`objectives/pact.py`)
 CHORD    w = 1 or p (1 - p), Z the number of targets (`objectives/chord.py`)
-LUFFY's expert tokens have an advantage and a shaped ratio instead (`objectives/luffy.py`).
+LUFFY does not use this loss: its expert tokens have an advantage and a shaped ratio (`objectives/luffy.py`).
 
 Shape suffixes: S expert traces, L tokens of a trace.
 """
@@ -19,10 +19,10 @@ from torch import Tensor
 
 
 def weighted_nll(logps: Tensor, weights: Tensor, z: Tensor) -> Tensor:
-    """-(1/Z) sum_n w_n log pi(h*_n | x, h*_<n) of each trace (S,); exactly 0, its gradient too, where Z = 0.
+    """-(1/Z) sum_n w_n log pi(h*_n | x, h*_<n) of each trace (S,). Loss and gradient are exactly 0 where Z = 0.
 
-    logps, weights: (S, L), weights >= 0 and 0 on padding, held in the gradient; z: (S,), Z >= 0. Log-probs of
-    unweighted tokens are never read, so they may be -inf or NaN. Raises ValueError on differing shapes.
+    logps: (S, L); weights: (S, L), >= 0 and 0 on padding, without a gradient; z: (S,), >= 0. Log-probs of tokens with
+    weight 0 are never read, so they may be -inf or NaN. Raises ValueError on differing shapes.
     """
     if logps.dim() != 2 or logps.shape != weights.shape or z.shape != logps.shape[:1]:
         raise ValueError(
@@ -35,12 +35,12 @@ def weighted_nll(logps: Tensor, weights: Tensor, z: Tensor) -> Tensor:
 
 
 def prompt_mean(losses: Tensor, group_size: int, rows: int) -> Tensor:
-    """Mean over the prompts of a batch (PACT, eq. 14) of a loss that only some of them have: (K / rows) * sum.
+    """(K / rows) * sum: the mean over the prompts of a batch of a loss that only some prompts have (PACT, eq. 14).
 
-    losses: (S,), one entry per trace present (a prompt that is anchored or has none counts as 0). `rows` is the number
-    of rollout rows of this micro-batch, K of them per prompt, so that the mean over equal micro-batches is the
-    whole batch's value even where a group is split between them. Returns a scalar.
-    Raises ValueError unless group_size and rows are positive.
+    losses: (S,), one for each trace present; a prompt without a trace counts as 0, and so does an anchored prompt.
+    `rows` is the number of rollout rows of this micro-batch, and each prompt has K rows (`group_size`). The mean over
+    equal micro-batches is therefore the value of the whole batch, even if a group is split between them. Returns a
+    scalar. Raises ValueError unless group_size and rows are positive.
     """
     if group_size <= 0 or rows <= 0:
         raise ValueError(f"group_size {group_size} and rows {rows} must be above 0")

@@ -1,4 +1,4 @@
-"""Plain schemas put together: what holds of both, what holds of either; and the JSON types of values."""
+"""Combines plain schemas: the intersection and the union of two, and the JSON types of values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONSTRAINTS = frozenset(
 
 
 def both(first: Schema, second: Schema) -> Schema:
-    """What two schemas that both hold say together; where they differ, the first."""
+    """Combine two schemas that both apply to a value. If they contradict each other, the first one wins."""
     joined = {**second, **first}
     if "type" in first and "type" in second:
         common = [kind for kind in as_list(first["type"]) if narrower(kind, as_list(second["type"]))]
@@ -40,7 +40,7 @@ def both(first: Schema, second: Schema) -> Schema:
 
 
 def either(branches: list[Schema]) -> Schema:
-    """What a value may be that keeps one of the schemas."""
+    """Combine schemas of which a value must satisfy one."""
     if len(branches) < 2:
         return branches[0] if branches else {}
     union: Schema = {}
@@ -70,7 +70,7 @@ def either(branches: list[Schema]) -> Schema:
 
 
 def kind_of(value: Any) -> str:
-    """The JSON type of a value."""
+    """Return the JSON type of a value."""
     if isinstance(value, bool):
         return "boolean"
     kinds: list[tuple[Any, str]] = [
@@ -84,7 +84,7 @@ def kind_of(value: Any) -> str:
 
 
 def merged_types(*kinds: list[str]) -> list[str]:
-    """Each type once, null last: the first is what a value most likely is."""
+    """List each type once, with null last. Readers take the first type as the likely one."""
     every = list(dict.fromkeys(kind for some in kinds for kind in some))
     return [kind for kind in every if kind != "null"] + ["null"] * ("null" in every)
 
@@ -94,7 +94,7 @@ def narrower(kind: str, allowed: list[str]) -> bool:
 
 
 def simplest(kinds: list[str]) -> Any:
-    """One type as its name, several as a list."""
+    """Return one type as its name, and several types as a list."""
     each = merged_types(kinds)
     return each[0] if len(each) == 1 else each
 

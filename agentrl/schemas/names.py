@@ -1,4 +1,4 @@
-"""Names of types as authors write them: JSON Schema's in any case, Python's annotations, those of other languages."""
+"""Reads names of types as authors write them: JSON Schema's names, Python's annotations, names of other languages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAYS = ("date", "datetime", "date-time", "time")
 
 
 def schema_of_type(name: Any) -> Schema:
-    """The plain form of a `type`: a name, or a list of names; empty where none is known."""
+    """Return the plain schema of a `type`, which is a name or a list of names. Returns {} if no name is known."""
     if not isinstance(name, list):
         return schema_of_name(name) if isinstance(name, str) else {}
     read = [schema_of_name(one) if isinstance(one, str) else {} for one in name]
@@ -34,7 +34,7 @@ def schema_of_type(name: Any) -> Schema:
 
 
 def schema_of_name(name: str) -> Schema:
-    """The plain form of the name of a type: JSON Schema's, Python's with its parts, or another language's."""
+    """Return the plain schema of the name of a type. Returns {} if the name is unknown."""
     word = name.strip().lower()
     if word in DAYS:
         return {"type": "string", "format": "date" if word == "date" else "date-time"}
@@ -44,12 +44,12 @@ def schema_of_name(name: str) -> Schema:
         return {"type": "array"} | ({"items": inner} if (inner := schema_of_name(of[1])) else {})
     try:
         return annotation(ast.parse(name.strip().removesuffix("?"), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # some other words
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # free text
         return {}
 
 
 def annotation(node: ast.expr) -> Schema:
-    """The plain form of Python's annotation: `list[str]`, `Optional[int]`, `int | None`, `Literal["a", "b"]`."""
+    """Return the plain schema of a Python annotation: `list[str]`, `Optional[int]`, `int | None`, `Literal["a"]`."""
     if isinstance(node, ast.Constant) and node.value is None:
         return {"type": "null"}
     if isinstance(node, ast.Attribute):

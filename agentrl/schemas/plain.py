@@ -1,8 +1,8 @@
-"""Tool parameters as one plain form of JSON Schema, whatever form their author chose.
+"""Rewrites the schema of a tool's parameters into one plain form.
 
-Benches bring `$ref`, `anyOf`, `allOf`, `const`, boolean schemas, and much that is no JSON Schema at all: Python's type
-names, `required: true`, a list of properties. Miners and parsers read the plain form: `type`, `enum`, `properties`,
-`required`, `items`, beside what else a schema says. Prompts keep the author's form.
+Benches use `$ref`, `anyOf`, `allOf`, `const`, boolean schemas, and much that is not JSON Schema: Python's type names,
+`required: true`, a list of properties. Miners and parsers need one form. A plain schema uses `type`, `enum`,
+`properties`, `required` and `items`, and keeps the other keywords. Prompts keep the author's form.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ KEYWORDS = frozenset(
         *("$defs", "definitions"),
     ]
 )
-MAX_DEPTH = 24  # of a schema within schemas, recursive ones included
-MAX_READ = 5000  # schemas of one document: references can branch without end
+MAX_DEPTH = 24  # deepest nesting of schemas, which stops recursive references
+MAX_READ = 5000  # schemas read of one document, which stops references that branch without end
 
 
 def plain_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A function {name, description, parameters} with plain parameters."""
+    """Return a function {name, description, parameters} with plain parameters."""
     return {**tool, "parameters": plain_parameters(tool.get("parameters"))}
 
 
 def plain_parameters(parameters: Any) -> Schema:
-    """The parameters of a function: an object, whatever was written."""
+    """Return the plain schema of a function's parameters."""
     if isinstance(parameters, Mapping) and parameters and not (KEYWORDS & parameters.keys()):
-        if all(isinstance(value, Mapping) for value in parameters.values()):  # the properties without their frame
+        if all(isinstance(value, Mapping) for value in parameters.values()):  # "properties" left out
             parameters = {"properties": parameters}
     elif isinstance(parameters, list):
         parameters = {"properties": parameters}
@@ -45,15 +45,16 @@ def plain_parameters(parameters: Any) -> Schema:
 
 
 def renderable(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool {"type": "function", "function": ...} as its author wrote it, or with plain parameters where some chat
-    templates could not iterate over it.
+    """Return a tool {"type": "function", "function": ...} as its author wrote it.
+
+    Its parameters become plain if some chat templates could not iterate over them.
     """
     function = tool["function"]
     return {**tool, "function": dict(function) if is_well_formed(function.get("parameters")) else plain_tool(function)}
 
 
 def is_well_formed(schema: Any) -> bool:
-    """Are properties objects and requirements lists, at every depth of properties and items?"""
+    """Whether `properties` is an object and `required` a list, at every depth."""
     if not isinstance(schema, Mapping):
         return True
     properties = schema.get("properties", {})
@@ -63,18 +64,18 @@ def is_well_formed(schema: Any) -> bool:
 
 
 def allows(schema: Mapping[str, Any], value: Any) -> bool:
-    """Does a value keep the bounds, patterns and lengths of a plain schema? What cannot be checked is allowed."""
+    """Whether a value satisfies the bounds, patterns and lengths of a plain schema. Invalid bounds allow all values."""
     bounds = {key: schema[key] for key in CONSTRAINTS & schema.keys()}
     if not bounds:
         return True
     try:
         return bool(Draft202012Validator(bounds).is_valid(value))
-    except Exception:  # jsonschema raises whatever it stumbles over in bounds that are none, as minimum: "three"
+    except Exception:  # jsonschema raises many kinds of errors for invalid bounds such as minimum: "three"
         return True
 
 
 class Reader:
-    """Reads the schemas of one document, whose root the references start from."""
+    """Reads the schemas of one document. References start from its root."""
 
     def __init__(self, root: Any) -> None:
         root = dict(root) if isinstance(root, Mapping) else {}
@@ -85,15 +86,15 @@ class Reader:
         self._resolver = Registry().resolver_with_root(resource)
 
     def plain(self, schema: Any, seen: tuple[str, ...] = ()) -> Schema:
-        """The plain form. `seen` holds the references and depths on the way here, so that recursion ends."""
+        """Return the plain form. `seen` has an entry for each level and reference on the way here, to end recursion."""
         self._read += 1
         if len(seen) > MAX_DEPTH or self._read > MAX_READ:
             return {}
         if isinstance(schema, list):  # ["integer", "null"], or a choice of schemas
             schema = {"anyOf": schema} if any(isinstance(one, Mapping) for one in schema) else {"type": schema}
-        elif isinstance(schema, str):  # the name of a type, or else a description
+        elif isinstance(schema, str):  # the name of a type, otherwise a description
             schema = schema_of_name(schema) or {"description": schema}
-        if not isinstance(schema, Mapping):  # true, null: nothing is said
+        if not isinstance(schema, Mapping):  # true or null, which constrain nothing
             return {}
         seen = (*seen, "")
         read = {key: value for key, value in schema.items() if key not in MERGED}
@@ -109,14 +110,14 @@ class Reader:
         return read
 
     def _own(self, read: Schema, seen: tuple[str, ...]) -> None:
-        """Put what a schema says itself into its plain form."""
+        """Rewrite the keywords of the schema itself, without its references and branches."""
         if "type" in read:
             kinds = schema_of_type(read.pop("type"))
             for key, value in kinds.items():
                 read.setdefault(key, value)
         if "enum" in read and not isinstance(read["enum"], list):
             read["enum"] = list(read["enum"]) if isinstance(read["enum"], Mapping) else as_list(read["enum"])
-        if read.get("enum") == []:  # nothing would do: it says nothing
+        if read.get("enum") == []:  # no value would be valid: the author meant no restriction
             del read["enum"]
         if "enum" in read and "type" not in read:
             read["type"] = simplest([kind_of(value) for value in read["enum"]])
@@ -140,11 +141,11 @@ class Reader:
     def _property(self, schema: Any, seen: tuple[str, ...]) -> Schema:
         read = self.plain(schema, seen)
         if not isinstance(read.get("required", []), list) or "properties" not in read:
-            read.pop("required", None)  # "required": true said that the parent needs it
+            read.pop("required", None)  # "required": true belongs to the parent
         return read
 
     def _parts(self, schema: Mapping[str, Any], seen: tuple[str, ...]) -> list[Schema]:
-        """What the schema demands beside its own words."""
+        """Return the plain forms of all that also applies: the reference, `allOf`, `const` and `prefixItems`."""
         parts = []
         reference = schema.get("$ref")
         if isinstance(reference, str) and reference not in seen:
@@ -160,12 +161,12 @@ class Reader:
     def _target(self, reference: str) -> Any:
         try:
             return self._resolver.lookup(reference).contents
-        except (Unresolvable, AttributeError, TypeError, ValueError):  # it leads nowhere, or through what is no schema
+        except (Unresolvable, AttributeError, TypeError, ValueError):  # the target is missing, or is not a schema
             return {}
 
 
 def by_name(properties: Any) -> dict[str, Any]:
-    """Properties as an object, also where they are a list of names, of named schemas or of objects with one key."""
+    """Return properties as an object. Authors also write a list of names, of named schemas or of one-key objects."""
     if isinstance(properties, Mapping):
         return {str(name): schema for name, schema in properties.items()}
     found: dict[str, Any] = {}
@@ -181,7 +182,7 @@ def by_name(properties: Any) -> dict[str, Any]:
 
 
 def required_names(needed: Any, properties: Mapping[str, Any]) -> list[str]:
-    """Names of the required properties: as listed, all for `true`, and those that say so themselves."""
+    """Return the names of the required properties: the listed ones (`true` means all), and those marked as required."""
     if needed is True:
         listed = list(properties)
     elif isinstance(needed, list):

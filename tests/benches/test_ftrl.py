@@ -280,7 +280,7 @@ TWICE = [function("capital"), function("capital")]
         ("answer", 3, "answer: expected a string, got int"),
         ("tools", "[{", "tools: bad JSON (column 3"),
         ("tools", "[" * 100_000, "tools: bad JSON (nested too deeply)"),
-        ("tools", f"[{'9' * 5000}]", "tools: bad JSON (a number too long)"),
+        ("tools", f"[{'9' * 5000}]", "tools: bad JSON (a number is too long)"),
         ("tools", [], "tools: expected a non-empty list"),
         ("tools", [{"name": "capital"}], "tools: expected functions with a name and parameters"),
         ("tools", TWICE, "tools: the name capital occurs twice"),

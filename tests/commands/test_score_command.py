@@ -196,7 +196,7 @@ def test_bad_lines_are_named_and_nothing_is_written(file: Path, tmp_path: Path) 
         (b'{"row": 0, "messages": [{"role": "tool", "content": 3}]}', "line 2: the content of message 0"),
         (b'{"row": 0, "messages": [{"role": "assistant", "content": [{"text": "a"}]}]}', "content of message 0"),
         (b'{"row": 0, "messages": [{"role": "assistant", "parsed_content": 3}]}', "the parsed_content of message 0"),
-        (b'{"row": ' + b"1" * 5000 + b"}", "line 2: no whole JSON (a number too long"),
+        (b'{"row": ' + b"1" * 5000 + b"}", "line 2: no whole JSON (a number is too long"),
         (b"[" * 100_000, "line 2: no whole JSON (nested too deeply"),
     ]:
         transcripts.write_bytes(good.encode() + b"\n" + bad + b"\n\n" + good.encode())

@@ -38,7 +38,7 @@ def test_a_line_ends_at_a_line_feed_alone() -> None:
     [
         ("{oops", "column 2, Expecting"),
         ("[\n1,\n", "line 3, column 1"),
-        (LONG, "number too long"),
+        (LONG, "number is too long"),
         (DEEP, "too deeply"),
     ],
     ids=["syntax", "below", "digits", "depth"],

@@ -127,7 +127,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match=r"empty\.py has no load"):
         load_bench(CustomBench(name="custom", path=str(tmp_path / "empty.py"), options={}))
-    with pytest.raises(UserError, match=r"gone\.py is no Python file"):
+    with pytest.raises(UserError, match=r"gone\.py is not a Python file"):
         attribute_of(str(tmp_path / "gone.py"), "load")
     (tmp_path / "other.py").write_text("class Trainer: pass")
     config = composed("algo=custom", f"algo.path={tmp_path / 'other.py'}")
