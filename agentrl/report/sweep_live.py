@@ -97,7 +97,7 @@ def progress(job: Job) -> str:
     if job.directory is None or not job.directory.metrics_path.exists():
         return ""
     metrics = job.directory.last_metrics()
-    shown = [f"{name.rsplit('/', 1)[-1]} {metrics[name]:.3f}" for name in HEADLINES if metrics.get(name) is not None]
+    shown = [f"{name.split('/')[0]} {metrics[name]:.3f}" for name in HEADLINES if metrics.get(name) is not None]
     return "  ".join([steps_of(job.directory, int(metrics.get("step", 0))), *shown[:2]])
 
 

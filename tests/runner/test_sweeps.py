@@ -230,7 +230,7 @@ def test_the_live_table(tmp_path: Path) -> None:
     jobs = [Job(["seed=0", "x=[1,2]"], 0, "running", run=str(tmp_path), began=time.time())]
     jobs += [Job([f"seed={n}", "x=[1,2]"], n, "completed", began=time.time()) for n in range(1, 30)]
     jobs += [Job(["seed=30", "x=[1,2]"], 30, "failed", error="Traceback\nValueError: bad", began=time.time())]
-    assert progress(jobs[0]) == "step 1999  reward 0.500  total 0.250"
+    assert progress(jobs[0]) == "step 1999  reward 0.500  loss 0.250"
     assert progress(jobs[-1]) == "ValueError: bad"
     console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(job_table(jobs, "2 running"))
