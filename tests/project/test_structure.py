@@ -19,6 +19,7 @@ FLOORS = (
     "store",  # files that must survive
     "endpoint",  # a model behind a server
     "models",  # checkpoints and adapters
+    "scoring",  # log-probs of token sequences
     "rewards",
     "traces",  # files of expert traces, and what a teacher writes
     "mining",  # expert traces without a teacher

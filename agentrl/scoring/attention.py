@@ -1,0 +1,135 @@
+"""Attention in a row of packed trees: a token sees the tokens before it on its own path, and no sibling's.
+
+The row is laid out depth first, so a place q sees a place k exactly if k <= q < last[k], where last[k] is the end of
+what continues the segment of k. On a CPU each segment is a causal block on its own, and what continues it is a plain
+block on its keys; the blocks are put together by their log-sum-exp, as in FlashAttention (arXiv 2205.14135). No mask
+is made, no key is copied, and a sibling costs nothing. On CUDA FlexAttention takes the same condition as a block mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from agentrl.scoring.trie import Segment
+
+KERNEL = "agentrl_tree"  # transformers' name of it; without a tree it is sdpa
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """The layout of a packed row, which travels to every layer as the keyword `tree` of the forward pass."""
+
+    segments: list[Segment]
+    last: Tensor  # (T,) int64, on the device of the model
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """FlexAttention's form of the mask."""
+        size, device = len(self.last), self.last.device
+        return create_block_mask(sees(self.last), None, None, size, size, device=device, _compile=device.type != "cpu")
+
+
+def sees(last: Tensor) -> Any:
+    """FlexAttention's mask function: whether a query sees a key, from their places in the row."""
+
+    def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < last[key])
+
+    return mask
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    tree: Tree | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D).
+
+    Without `tree` it is sdpa on what it is given.
+    """
+    if tree is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type == "cpu":
+        groups = query.shape[1] // key.shape[1]
+        out: Tensor = _TreeAttention.apply(query, repeat_kv(key, groups), repeat_kv(value, groups), tree, scale)
+    else:
+        out = _flex()(query, key, value, block_mask=tree.blocks, scale=scale, enable_gqa=True)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _flex() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Attention of a row (1, H, T, D) by blocks; memory is linear in T."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> Tensor:
+        out, lse = torch.empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
+        for segment in tree.segments:
+            own = slice(segment.start, segment.end)
+            out[:, :, own], lse[:, :, own] = _forward(*_cut(own, query, key, value), 0.0, True, scale=scale)
+        for segment in tree.segments:
+            own, after = slice(segment.start, segment.end), slice(segment.end, segment.last)
+            if after.start == after.stop:
+                continue
+            more, more_lse = _forward(*_cut(after, query), *_cut(own, key, value), 0.0, False, scale=scale)
+            so_far = lse[:, :, after]
+            total = torch.logaddexp(so_far, more_lse)
+            shares = ((one - total).exp_().unsqueeze(-1).to(out.dtype) for one in (so_far, more_lse))
+            out[:, :, after].mul_(next(shares)).addcmul_(more, next(shares))
+            lse[:, :, after] = total
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.tree, ctx.scale = tree, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse = ctx.saved_tensors
+        grads = [torch.empty_like(one) for one in (query, key, value)]
+        # With output and log-sum-exp of the whole, a block's backward pass gives its part of the whole's gradient.
+        for segment in ctx.tree.segments:
+            own = slice(segment.start, segment.end)
+            parts = _backward(*_cut(own, grad, query, key, value, out, lse), 0.0, True, scale=ctx.scale)
+            for whole, part in zip(grads, parts, strict=True):
+                whole[:, :, own] = part
+        for segment in ctx.tree.segments:
+            own, after = slice(segment.start, segment.end), slice(segment.end, segment.last)
+            if after.start == after.stop:
+                continue
+            places = (after, own, own)
+            cuts = (*_cut(after, grad, query), *_cut(own, key, value), *_cut(after, out, lse))
+            parts = _backward(*cuts, 0.0, False, scale=ctx.scale)
+            for whole, part, place in zip(grads, parts, places, strict=True):
+                whole[:, :, place] += part
+        return (*grads, None, None)
+
+
+def _cut(places: slice, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor[:, :, places] for tensor in tensors)
+
+
+AttentionInterface.register(KERNEL, tree_attention)
+AttentionMaskInterface.register(KERNEL, sdpa_mask)

@@ -1,0 +1,59 @@
+"""One sequence a row, padded to the longest: the plain way, and the reference of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from agentrl.scoring.head import language_model, score_places
+from agentrl.scoring.pieces import cut
+from agentrl.scoring.sequence import Scores, Sequence
+
+
+class PaddedEngine:
+    """Every sequence whole; its cost is the number of sequences times the longest of them."""
+
+    def cost(self, sequences: Many[Sequence]) -> int:
+        return len(sequences) * max(len(one.ids) for one in sequences)
+
+    def cut(self, groups: Many[Many[Sequence]], budget: int) -> list[range]:
+        def piece() -> Callable[[Many[Sequence]], int]:
+            taken: list[Sequence] = []
+
+            def take(group: Many[Sequence]) -> int:
+                taken.extend(group)
+                return self.cost(taken)
+
+            return take
+
+        return cut(groups, budget, piece)
+
+    def score(self, model: Any, sequences: Many[Sequence], router: bool = False) -> Scores:
+        device = language_model(model).device
+        rows = [torch.tensor(one.ids) for one in sequences]
+        ids = pad_sequence(rows, batch_first=True)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        width = ids.shape[1]
+        sizes = [len(one.ids) - one.start for one in sequences]
+        places = torch.cat(
+            [torch.arange(one.start - 1, len(one.ids) - 1) + row * width for row, one in enumerate(sequences)]
+        )
+        targets = torch.cat([row[one.start :] for row, one in zip(rows, sequences, strict=True)])
+        extra = {"output_router_logits": True} if router else {}
+        output = score_places(
+            model,
+            places.to(device),
+            targets.to(device),
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            **extra,
+        )
+        return Scores(
+            list(output.log_probs[0].split(sizes)),
+            list(output.entropy[0].split(sizes)),
+            output.aux_loss if router else None,
+        )

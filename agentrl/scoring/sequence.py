@@ -1,0 +1,54 @@
+"""The contract of the floor: token sequences in, log-probs and entropies of their scored tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Tokens of which those from `start` on are scored, 1 <= start <= len(ids): the first token has no prediction."""
+
+    ids: Many[int]
+    start: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says of sequences: one tensor (len(ids) - start,) a sequence, in their order.
+
+    Log-probs and entropies are at the temperature of the model's scoring head, and have a graph where gradients are on.
+    """
+
+    logps: list[Tensor]
+    entropies: list[Tensor]
+    router: Tensor | None = None  # the load-balancing loss of a mixture of experts, where it was asked for
+
+
+class Engine(Protocol):
+    """Two ways to the same numbers: `packed.PackedEngine` and `padded.PaddedEngine`."""
+
+    def cost(self, sequences: Many[Sequence]) -> int:
+        """Tokens that one forward pass over these sequences computes."""
+
+    def cut(self, groups: Many[Many[Sequence]], budget: int) -> list[range]:
+        """Consecutive `groups` of sequences in pieces of at most `budget` tokens each, or of one group."""
+
+    def score(self, model: Any, sequences: Many[Sequence], router: bool = False) -> Scores:
+        """Score sequences in one forward pass of `model`; `router` asks for the loss of a mixture of experts."""
+
+
+def score_in_pieces(engine: Engine, model: Any, sequences: Many[Sequence], budget: int) -> Scores:
+    """Score any number of sequences without a graph, in forward passes of at most `budget` tokens."""
+    logps, entropies = [], []
+    with torch.no_grad():
+        for piece in engine.cut([[one] for one in sequences], budget):
+            scores = engine.score(model, sequences[piece.start : piece.stop])
+            logps += scores.logps
+            entropies += scores.entropies
+    return Scores(logps, entropies)

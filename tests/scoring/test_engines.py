@@ -1,0 +1,241 @@
+"""The packed engine gives the numbers of the padded one: log-probs, entropies and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch.nn.attention.flex_attention import create_mask, flex_attention
+
+from agentrl.scoring import attention
+from agentrl.scoring.attention import KERNEL, Tree, sees, tree_attention
+from agentrl.scoring.packed import PackedEngine, why_not_packed
+from agentrl.scoring.padded import PaddedEngine
+from agentrl.scoring.sequence import Scores, Sequence, score_in_pieces
+from agentrl.scoring.trie import Trie
+from tests.support.networks import VOCABULARY, network
+
+
+def drawn(seed: int = 0) -> list[Sequence]:
+    """Two prompts that share a beginning, completions that share theirs, one alone, one scored from the start."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(size: int) -> list[int]:
+        return torch.randint(1, VOCABULARY, (size,), generator=generator).tolist()
+
+    system, first, second, opening = ids(20), ids(31), ids(18), ids(17)
+    sequences = [Sequence(system + first + opening + ids(size), 51) for size in (9, 14, 3)]
+    sequences += [Sequence(system + first + ids(size), 51) for size in (25, 1)]
+    sequences += [Sequence(system + second + ids(size), 38) for size in (12, 8)]
+    sequences += [Sequence(ids(40), 1), Sequence(system + first + opening + ids(7), 20)]
+    return sequences
+
+
+def weighed(scores: Scores) -> torch.Tensor:
+    """A scalar in which every log-prob and entropy has a weight of its own."""
+    total = torch.zeros(())
+    for number, (logps, entropies) in enumerate(zip(scores.logps, scores.entropies, strict=True)):
+        weights = torch.linspace(0.5, 1.5, len(logps)) * (1 + number)
+        total = total + (weights * logps).sum() + 0.3 * (weights.flip(0) * entropies).sum()
+    return total
+
+
+def gradients(engine: Any, model: Any, sequences: list[Sequence]) -> tuple[Scores, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    scores = engine.score(model, sequences)
+    weighed(scores).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    return scores, found
+
+
+def assert_equal(ours: tuple[Scores, dict[str, Any]], plain: tuple[Scores, dict[str, Any]], rtol: float = 1e-5) -> None:
+    for name in ("logps", "entropies"):
+        for one, other in zip(getattr(ours[0], name), getattr(plain[0], name), strict=True):
+            torch.testing.assert_close(one, other, rtol=rtol, atol=1e-5)
+    assert ours[1].keys() == plain[1].keys()
+    for name, gradient in plain[1].items():
+        assert float((ours[1][name] - gradient).norm()) <= rtol * float(gradient.norm()) + 1e-7, name
+
+
+def packed(model: Any) -> PackedEngine:
+    engine = PackedEngine()
+    assert why_not_packed(model) is None
+    engine.prepare(model)
+    return engine
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "qwen2", "phi3"])
+def test_numbers_and_gradients_are_those_of_the_padded_engine(family: str) -> None:
+    model = network(family)
+    plain = gradients(PaddedEngine(), model, drawn())
+    engine = packed(model)
+    assert_equal(gradients(engine, model, drawn()), plain)
+    assert_equal(gradients(PaddedEngine(), model, drawn()), plain)  # its attention without a tree is as it was
+    assert engine.cost(drawn()) < 0.55 * PaddedEngine().cost(drawn())
+
+
+def test_scores_are_what_the_logits_say() -> None:
+    model = network(temperature=0.7)
+    sequence = drawn()[0]
+    logits = model(torch.tensor([sequence.ids])).logits[0] / 0.7
+    expected = logits.log_softmax(-1)
+    targets = torch.tensor(sequence.ids[sequence.start :])
+    rows = expected[sequence.start - 1 : -1]
+    scores = packed(model).score(model, [sequence])
+    torch.testing.assert_close(scores.logps[0], rows.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores.entropies[0], -(rows.exp() * rows).sum(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_with_adapters_and_gradient_checkpointing() -> None:
+    sequences = drawn()
+    found = {}
+    for kind in ("padded", "packed", "checkpointed"):
+        model: Any = get_peft_model(network(), LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"]))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(generator=torch.Generator().manual_seed(1))
+        if kind == "checkpointed":
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        found[kind] = gradients(PaddedEngine() if kind == "padded" else packed(model), model.train(), sequences)
+    assert len(found["padded"][1]) == 12
+    assert_equal(found["packed"], found["padded"])
+    assert_equal(found["checkpointed"], found["padded"])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_layers_see_the_tree(reentrant: bool) -> None:
+    model = network()
+    model.config.use_cache = False
+    plain = gradients(PaddedEngine(), model, drawn())
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    assert_equal(gradients(packed(model), model.train(), drawn()), plain)
+
+
+def test_neither_order_nor_cuts_change_anything() -> None:
+    model, sequences = network(), drawn()
+    engine = packed(model)
+    whole = engine.score(model, sequences)
+    order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(3)).tolist()
+    permuted = engine.score(model, [sequences[i] for i in order])
+    for place, i in enumerate(order):
+        torch.testing.assert_close(permuted.logps[place], whole.logps[i], rtol=1e-5, atol=1e-5)
+    for budget in (1, 90, 10_000):
+        cuts = score_in_pieces(engine, model, sequences, budget)
+        assert not cuts.logps[0].requires_grad
+        for one, other in zip(cuts.logps, whole.logps, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert len(engine.cut([[one] for one in sequences], 10_000)) == 1
+    assert len(engine.cut([[one] for one in sequences], 1)) == len(sequences)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 3), min_size=2, max_size=24), min_size=1, max_size=6), st.data())
+def test_any_forest_scores_as_its_sequences_alone(ids: list[list[int]], data: Any) -> None:
+    model = MODEL
+    sequences = [Sequence(one, data.draw(st.integers(1, len(one)))) for one in ids]
+    if all(one.start == len(one.ids) for one in sequences):
+        sequences[0] = Sequence(ids[0], 1)
+    together = PackedEngine().score(model, sequences)
+    for one, logps in zip(sequences, together.logps, strict=True):
+        assert len(logps) == len(one.ids) - one.start
+        alone = PaddedEngine().score(model, [Sequence(one.ids, 1)]).logps[0][one.start - 1 :]
+        torch.testing.assert_close(logps, alone, rtol=1e-5, atol=1e-5)
+
+
+MODEL = network()
+packed(MODEL)
+
+
+def tree_of(sequences: list[list[int]]) -> Tree:
+    trie = Trie(1)
+    for one in sequences:
+        trie.add(one)
+    row = trie.row()
+    last = torch.cat([torch.full((one.end - one.start,), one.last) for one in row.segments])
+    return Tree(row.segments, last)
+
+
+def test_blocks_and_flex_attention_give_what_the_dense_mask_gives() -> None:
+    tree = tree_of([[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 7, 7], [1, 8], [9, 9, 9]])
+    size = len(tree.last)
+    places = torch.arange(size)
+    dense = (places[None] <= places[:, None]) & (places[:, None] < tree.last[None])
+    assert torch.equal(create_mask(sees(tree.last), None, None, size, size, device="cpu")[0, 0], dense)
+    query, key, value = (torch.randn(1, count, size, 8, requires_grad=True) for count in (4, 2, 2))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=dense, enable_gqa=True, scale=0.3
+    )
+    got, _ = tree_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, tree=tree)
+    torch.testing.assert_close(got.transpose(1, 2), expected)
+    weights = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad((got.transpose(1, 2) * weights).sum(), (query, key, value)),
+        torch.autograd.grad((expected * weights).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    heads = (query.detach(), key.detach(), value.detach())  # on a CPU it has no backward pass
+    flexed = flex_attention(*heads, block_mask=tree.blocks, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(flexed, expected)
+
+
+def test_memory_of_attention_is_linear_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No block is larger than its queries plus its keys, and no sibling's keys are in it."""
+    calls = []
+    forward = attention._forward
+
+    def counted(query: Any, key: Any, *rest: Any, **named: Any) -> Any:
+        calls.append(query.shape[2] * key.shape[2])
+        return forward(query, key, *rest, **named)
+
+    monkeypatch.setattr(attention, "_forward", counted)
+    prompt, branches = [1] * 50, [[n] * 20 for n in range(2, 10)]
+    tree = tree_of([prompt + branch for branch in branches])
+    query = torch.randn(1, 2, len(tree.last), 8)
+    tree_attention(torch.nn.Identity(), query, query, query, None, tree=tree)
+    assert sum(calls) == 50 * 50 + 8 * 20 * 20 + 50 * 160
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "reason"),
+    [
+        ("qwen3", {"attention_dropout": 0.1}, "drops out attention"),
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+    ],
+)
+def test_models_that_trees_would_change_are_told(family: str, changes: dict[str, Any], reason: str) -> None:
+    assert reason in (why_not_packed(network(family, **changes)) or "")
+
+
+def test_other_kernels_and_router_losses_are_told() -> None:
+    model = network()
+    assert "router" in (why_not_packed(model, router=True) or "")
+    model.set_attn_implementation("eager")
+    assert "eager" in (why_not_packed(model) or "")
+
+
+@pytest.mark.parametrize(("window", "cost"), [(500, "packed"), (30, "padded")])
+def test_sequences_longer_than_a_sliding_window_are_padded(
+    monkeypatch: pytest.MonkeyPatch, window: int, cost: str
+) -> None:
+    changes = {"sliding_window": window, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+    model = network("qwen3", **changes)
+    plain = gradients(PaddedEngine(), model, drawn())
+    engine = packed(model)
+    padded = []
+    monkeypatch.setattr(engine._padded, "score", lambda *args: padded.append(1) or PaddedEngine().score(*args))
+    assert_equal(gradients(engine, model, drawn()), plain)
+    assert bool(padded) == (cost == "padded")
+
+
+def test_a_saved_model_does_not_name_the_kernel(tmp_path: Any) -> None:
+    model = network()
+    packed(model)
+    model.save_pretrained(tmp_path)
+    assert KERNEL not in (tmp_path / "config.json").read_text()
