@@ -8,8 +8,8 @@ from agentrl.config.checks import is_web_address
 from agentrl.config.key import Group, Holds, key
 from agentrl.config.traits import MethodKeys
 from agentrl.core.expert_trace import TracePart
+from agentrl.objectives.choices import Aggregation, CallSchedule, RatioLevel, ReasoningSchedule, SftNorm, TokenWeight
 
-Aggregation = Literal["sequence", "token"]
 KL = "Coefficient of the KL term to the reference model; 0 loads no reference."
 KL_CORRECTION = "Multiply the KL estimate by the policy's ratio: TRL's default, in no paper here."
 GROUP_EPS = "Added to the standard deviation of a group before dividing by it."
@@ -37,7 +37,7 @@ class Trace(Group):
 
 
 class Schedule(Group):
-    reasoning: Literal["segment", "token", "full_token", "fixed", "none"] = key(
+    reasoning: ReasoningSchedule = key(
         "Reasoning in L_SFT (Table 4).",
         means=(
             "levels L4..L0",
@@ -47,7 +47,7 @@ class Schedule(Group):
             "none",
         ),
     )
-    call: Literal["scale", "token", "fixed", "none"] = key(
+    call: CallSchedule = key(
         "Tool calls in L_SFT (Table 4).",
         means=("their weight anneals", "their span is cut", "all at the first weight", "none"),
     )
@@ -67,9 +67,7 @@ class Pact(MethodKeys):
     rl_coef: float = key("Weight of the clipped surrogate; 0 leaves the SFT term alone.", ge=0)
     condition_on_trace: bool = key("True: gated-off prompts use L^h (ratios under [x; h*]); False: L^x (Table 2).")
     sft_coef: float = key("beta_SFT of eq. 12, the weight of the component-aware SFT term; 0 removes it.", ge=0)
-    sft_norm: Literal["weights", "tokens"] = key(
-        "Z of eq. 10.", means=("their sum, as printed", "their count: lambda_a then fades L_SFT")
-    )
+    sft_norm: SftNorm = key("Z of eq. 10.", means=("their sum, as printed", "their count: lambda_a then fades L_SFT"))
     q: float = key(
         "Probability of prompt-only anchoring per prompt and step (eq. 13).", ge=0, le=1, hint=" (the paper: 0.4)"
     )
@@ -123,7 +121,7 @@ class Chord(Grpo):
     reads = ("reward", "traces")
 
     mu: Mu = key("Weight of the SFT term; GRPO's loss has 1 - mu.")
-    token_weight: Literal["uniform", "phi"] = key(
+    token_weight: TokenWeight = key(
         "Weight of an expert token of probability p in the SFT term.", means=("1", "p (1 - p), CHORD-phi")
     )
 
@@ -184,7 +182,7 @@ class Hipo(MethodKeys):
     )
     constraints: list[Constraint] = key("Constraints, each with a multiplier of its own; quote the list to set it.")
     clip_eps: float = key("PPO clip range; not reported by HIPO.", gt=0, lt=1)
-    importance_level: Literal["sequence", "sequence_mean", "token"] = key(
+    importance_level: RatioLevel = key(
         "What the clipped ratio is of.",
         means=(
             "pi / pi_old of the whole reply, as HIPO writes it",

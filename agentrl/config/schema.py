@@ -13,6 +13,9 @@ from agentrl.config.algos import ALGOS
 from agentrl.config.benches import BENCHES
 from agentrl.config.judges import JUDGES, Dtype
 from agentrl.config.key import Group, Holds, OneOf, key
+from agentrl.objectives.choices import AnnealKind, DualUpdate
+
+Matching = Literal["hungarian", "greedy"]
 
 FOLDER = Holds(
     lambda name: name is None or (name not in ("", ".", "..") and not set(name) & set("/\0\n")),
@@ -91,9 +94,7 @@ class Reward(Group):
             "answer F1 alone",
         ),
     )
-    matching: Literal["hungarian", "greedy"] = key(
-        "Assignment of calls to reference calls.", means=("the paper", "MatchTIR's code")
-    )
+    matching: Matching = key("Assignment of calls to reference calls.", means=("the paper", "MatchTIR's code"))
     answer_tag: bool = key(
         "An answer outside <answer> tags earns 0, as in MatchTIR's code; false takes the whole text."
     )
@@ -108,7 +109,7 @@ class Reward(Group):
 
 
 class Anneal(Group):
-    kind: Literal["linear", "constant", "cosine", "steps"] = key("Shape of the schedule.")
+    kind: AnnealKind = key("Shape of the schedule.")
     start: float = key("Tool-call scale lambda_a at the first step (eq. 11).", ge=0, le=1)
     end: float = key("Tool-call scale lambda_a at the horizon; at most `start`.", ge=0, le=1)
     horizon: float = key("S of eq. 11 as a fraction of the run; not reported.", gt=0, le=1, hint="; 1 is the whole run")
@@ -116,7 +117,7 @@ class Anneal(Group):
 
 
 class Dual(Group):
-    kind: Literal["sgd", "adam", "pid", "log", "fixed"] = key(
+    kind: DualUpdate = key(
         "Update of the multipliers.",
         means=("HIPO's", "in steps of about the learning rate", "damped", "multiplicative", "none"),
     )

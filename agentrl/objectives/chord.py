@@ -8,9 +8,12 @@ Shape suffixes: S expert traces, L tokens of a trace.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
+from agentrl.objectives.choices import TokenWeight
 from agentrl.objectives.supervised import weighted_nll
 
 
@@ -20,14 +23,14 @@ def phi(logps: Tensor) -> Tensor:
     return p * (1 - p)
 
 
-def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: str) -> tuple[Tensor, Tensor]:
+def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: TokenWeight) -> tuple[Tensor, Tensor]:
     """L_SFT per trace: -(1/Z) sum_n m_n w_n log pi(h*_n | x, h*_<n) with Z = sum_n m_n; w is phi, or 1 for 'uniform'.
 
     logps, mask: (S, L). Z counts every target once, so phi also makes the term smaller. Returns the loss (S,), and the
     mean weight of the targets: a scalar without a gradient, NaN if there are no targets.
     Raises ValueError on an unknown weight and on differing shapes.
     """
-    if token_weight not in ("uniform", "phi"):
+    if token_weight not in get_args(TokenWeight):
         raise ValueError(f"unknown token weight {token_weight!r}")
     targets = mask > 0
     weight = (phi(logps) if token_weight == "phi" else torch.ones_like(logps)).masked_fill(~targets, 0)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-KINDS = ("sgd", "adam", "pid", "log", "fixed")
+from agentrl.objectives.choices import DualUpdate
+
 LOG_FLOOR = 1e-6  # lowest value of kind 'log': a multiplicative update could never leave 0
 
 
@@ -41,7 +43,7 @@ class Multiplier(nn.Module):
 
     def __init__(
         self,
-        kind: str,
+        kind: DualUpdate,
         threshold: float,
         initial: float,
         learning_rate: float,
@@ -56,8 +58,8 @@ class Multiplier(nn.Module):
         moves. Raises ValueError on an unknown kind.
         """
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
+        if kind not in get_args(DualUpdate):
+            raise ValueError(f"kind {kind!r} is not one of {', '.join(get_args(DualUpdate))}")
         self.kind, self.threshold, self.learning_rate, self.cap = kind, threshold, learning_rate, cap
         self.decay, self.warmup, self.betas, self.k_p, self.k_d = decay, warmup, betas, k_p, k_d
         start = max(initial, LOG_FLOOR) if kind == "log" else initial

@@ -24,12 +24,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from agentrl.core.expert_trace import MAX_LEVEL
 from agentrl.core.trajectory import Component
+from agentrl.objectives.choices import CallSchedule, ReasoningSchedule, SftNorm
 from agentrl.objectives.supervised import weighted_nll
 
 
@@ -49,8 +51,8 @@ def sft_token_weights(
     turn: Tensor,
     chunk: Tensor,
     *,
-    reasoning: str,
-    call: str,
+    reasoning: ReasoningSchedule,
+    call: CallSchedule,
     level: int,
     kept: float,
     call_scale: float,
@@ -104,7 +106,7 @@ def sft_token_weights(
     return active.float() + call_weight  # the two never overlap: a token has one component
 
 
-def sft_loss(logps: Tensor, weights: Tensor, norm: str = "weights") -> tuple[Tensor, Tensor]:
+def sft_loss(logps: Tensor, weights: Tensor, norm: SftNorm = "weights") -> tuple[Tensor, Tensor]:
     """L_SFT of each trace (eq. 10): -(1/Z) sum_n m_n log pi(h*_n | x, h*_<n).
 
     norm: weights  Z = sum_n m_n (eq. 10). If all targets have the same weight, the weight cancels
@@ -112,7 +114,7 @@ def sft_loss(logps: Tensor, weights: Tensor, norm: str = "weights") -> tuple[Ten
     logps, weights: (S, L), as `supervised.weighted_nll` takes them. Returns (loss (S,), Z (S,)). The loss of a trace
     with Z = 0 is 0. Raises ValueError on differing shapes and on an unknown norm.
     """
-    if norm not in ("weights", "tokens"):
+    if norm not in get_args(SftNorm):
         raise ValueError(f"unknown norm {norm!r}")
     weights = weights.to(logps.dtype)
     z = weights.sum(1) if norm == "weights" else (weights > 0).sum(1).to(weights)

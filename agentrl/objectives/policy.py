@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agentrl.objectives.choices import Aggregation, RatioLevel
+
 
 @dataclass(frozen=True)
 class PolicyBatch:
@@ -42,8 +44,8 @@ class PolicySettings:
     """The variant of the loss."""
 
     clip_eps: float = 0.2  # eps; infinity removes the clip
-    level: str = "token"  # what the ratio belongs to, see `importance_ratio`
-    aggregation: str = "sequence"  # how tokens are averaged, see `average`
+    level: RatioLevel = "token"  # what the ratio belongs to, see `importance_ratio`
+    aggregation: Aggregation = "sequence"  # how tokens are averaged, see `average`
     kl_coef: float = 0.0  # beta
     kl_ratio_correction: bool = False  # multiply kl by r
     entropy_coef: float = 0.0  # c
@@ -93,7 +95,7 @@ def divergence_loss(
     return settings.kl_coef * average(kl, batch.mask, settings.aggregation, tokens), {"kl": kl.detach()}
 
 
-def importance_ratio(log_ratio: Tensor, mask: Tensor, level: str) -> Tensor:
+def importance_ratio(log_ratio: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:
     """r (B, R) from log pi - log pi_old (B, C), which is 0 outside `mask` (B, C).
 
     token          pi / pi_old of each token (PPO, GRPO)
@@ -136,7 +138,7 @@ def truncated_weights(old: Tensor, sampled: Tensor, mask: Tensor, cap: float) ->
     return difference.nan_to_num(nan=0.0).exp().clamp(max=cap).detach()
 
 
-def average(values: Tensor, mask: Tensor, aggregation: str, tokens: Tensor | float | None = None) -> Tensor:
+def average(values: Tensor, mask: Tensor, aggregation: Aggregation, tokens: Tensor | float | None = None) -> Tensor:
     """Average the values (B, R) over the tokens of the mask (B, C). Returns a scalar.
 
     sequence  the mean over each row's tokens, then the mean over the rows; a row without tokens counts as 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 from agentrl.core.expert_trace import MAX_LEVEL
+from agentrl.objectives.choices import AnnealKind
 
-KINDS = ("linear", "constant", "cosine", "steps")
 _SLACK = 1e-9  # a step on a boundary has reached it, even if the division rounds down
 
 
@@ -21,7 +22,7 @@ def progress(step: int, total_steps: int, horizon: float = 1.0) -> float:
     return min(step / (horizon * total_steps), 1.0)
 
 
-def anneal_value(kind: str, start: float, end: float, progress: float, num_steps: int = 2) -> float:
+def anneal_value(kind: AnnealKind, start: float, end: float, progress: float, num_steps: int = 2) -> float:
     """A value that goes from `start` to `end` while `progress` goes from 0 to 1.
 
     linear    a straight line (PACT, eq. 11)
@@ -30,8 +31,8 @@ def anneal_value(kind: str, start: float, end: float, progress: float, num_steps
     steps     `num_steps` plateaus of equal length, with equally spaced values from `start` to `end`
     Raises ValueError on an unknown kind, on progress outside [0, 1] and on fewer than 2 plateaus.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown anneal kind {kind!r}; choose from {', '.join(KINDS)}")
+    if kind not in get_args(AnnealKind):
+        raise ValueError(f"unknown anneal kind {kind!r}; choose from {', '.join(get_args(AnnealKind))}")
     _check_progress(progress)
     if kind == "constant":
         return start

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-METHODS = ("hungarian", "greedy")
+from agentrl.config.schema import Matching
+
 SINKHORN_STEPS, SINKHORN_TOLERANCE = 1000, 1e-12
 
 
@@ -32,15 +33,15 @@ def similarity(pred: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
     return float((1 + jaccard + equal) / (2 + len(wanted)))
 
 
-def match(scores: Sequence[Sequence[float]], method: str = "hungarian") -> list[int | None]:
+def match(scores: Sequence[Sequence[float]], method: Matching = "hungarian") -> list[int | None]:
     """One-to-one assignment of predictions (rows) to references (columns); None where nothing positive is left.
 
     hungarian: maximum total score (the paper). greedy: pairs by descending score, ties by prediction and then
     reference order (MatchTIR's code, although it is called Hungarian there).
     Raises ValueError on another method or a ragged matrix.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown matching {method!r}; choose from {', '.join(METHODS)}")
+    if method not in get_args(Matching):
+        raise ValueError(f"unknown matching {method!r}; choose from {', '.join(get_args(Matching))}")
     if len({len(row) for row in scores}) > 1:
         raise ValueError("the rows of the score matrix differ in length")
     assigned: list[int | None] = [None] * len(scores)
@@ -63,7 +64,7 @@ def match(scores: Sequence[Sequence[float]], method: str = "hungarian") -> list[
 def call_rewards(
     pred: Sequence[Mapping[str, Any]],
     gold: Sequence[Mapping[str, Any]],
-    method: str = "hungarian",
+    method: Matching = "hungarian",
     unmatched_penalty: float = 0.0,
 ) -> list[float]:
     """One reward per predicted call: its similarity where matched, else -unmatched_penalty (lambda_pen >= 0)."""

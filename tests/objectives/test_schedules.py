@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.objectives.schedules import KINDS, anneal_value, progress, reasoning_level
+from agentrl.objectives.choices import AnnealKind
+from agentrl.objectives.schedules import anneal_value, progress, reasoning_level
 
 POINTS = [0.2, 0.4, 0.6, 0.8]
 
@@ -41,7 +44,7 @@ def test_anneal_values_by_hand(kind: str, share: float, expected: float) -> None
     assert anneal_value(kind, 0.8, 0.2, share, num_steps=4) == pytest.approx(expected, abs=1e-12)
 
 
-@given(st.sampled_from([kind for kind in KINDS if kind != "constant"]), st.floats(0, 1), st.floats(0, 1))
+@given(st.sampled_from([kind for kind in get_args(AnnealKind) if kind != "constant"]), st.floats(0, 1), st.floats(0, 1))
 def test_annealing_starts_and_ends_exactly_and_never_rises(kind: str, a: float, b: float) -> None:
     assert anneal_value(kind, 0.8, 0.2, 0.0, 5) == 0.8
     assert anneal_value(kind, 0.8, 0.2, 1.0, 5) == 0.2
