@@ -25,12 +25,12 @@ MEANINGS: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("micro_batch", "micro_batch_size", "per_device_train_batch_size", "per_device_batch_size"),
-        "trainer.micro_batch",
+        "trainer.tokens_per_batch (tokens in a forward pass), or trainer.micro_batch for algo=sft, dpo and focal_lora",
     ),
     **dict.fromkeys(("mini_batch", "minibatch", "minibatch_size", "mini_batch_size"), "trainer.minibatch_prompts"),
     **dict.fromkeys(
         ("gradient_accumulation_steps", "grad_accum", "accumulation_steps", "gradient_accumulation"),
-        "trainer.minibatch_prompts over trainer.micro_batch (their ratio is the accumulation)",
+        "trainer.tokens_per_batch (an update of trainer.minibatch_prompts is cut into passes of so many tokens)",
     ),
     **dict.fromkeys(("save", "save_every", "save_freq", "save_interval", "checkpoint_every"), "trainer.save_steps"),
     **dict.fromkeys(("save_total_limit", "keep", "max_checkpoints"), "trainer.keep_checkpoints"),

@@ -151,8 +151,19 @@ class Trainer(Group):
     )
     prompts_per_batch: int = key("Prompts of one rollout batch.", ge=1)
     minibatch_prompts: int = key("Prompts of one optimizer update; divides prompts_per_batch.", ge=1)
+    tokens_per_batch: int = key(
+        "Tokens in a forward pass on a device (a longer sequence is one by itself); lower it if memory runs out. "
+        "Changes no result except by rounding.",
+        ge=1,
+    )
+    engine: Literal["packed", "padded"] = key(
+        "How an update computes its sequences.",
+        means=("each distinct token once, as a prefix tree", "one sequence per row; the reference, slower"),
+    )
     micro_batch: int = key(
-        "Sequences in a forward pass on a device, an update's at most; lower it if memory runs out.", ge=1
+        "Sequences in a forward pass of algo=sft, dpo and focal_lora on a device, an update's at most; lower it if "
+        "memory runs out.",
+        ge=1,
     )
     save_steps: int = key(
         "Updates between checkpoints (taken at the end of a rollout batch); 0 saves only the last.",

@@ -27,7 +27,7 @@ def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: TokenWeight) -> tu
     """L_SFT per trace: -(1/Z) sum_n m_n w_n log pi(h*_n | x, h*_<n) with Z = sum_n m_n; w is phi, or 1 for 'uniform'.
 
     logps, mask: (S, L). Z counts every target once, so phi also makes the term smaller. Returns the loss (S,), and the
-    mean weight of the targets: a scalar without a gradient, NaN if there are no targets.
+    weights (S, L) of the targets without a gradient, 0 elsewhere.
     Raises ValueError on an unknown weight and on differing shapes.
     """
     if token_weight not in get_args(TokenWeight):
@@ -35,7 +35,7 @@ def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: TokenWeight) -> tu
     targets = mask > 0
     weight = (phi(logps) if token_weight == "phi" else torch.ones_like(logps)).masked_fill(~targets, 0)
     count = targets.sum(1)
-    return weighted_nll(logps, weight, count), weight.detach().sum() / count.sum()
+    return weighted_nll(logps, weight, count), weight.detach()
 
 
 def mixed_loss(grpo: Tensor, sft: Tensor, mu: float) -> Tensor:

@@ -27,8 +27,8 @@ def shaped_ratio(logps: Tensor, gamma: float) -> Tensor:
 def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Loss of each trace: -(A / Z) sum_n m_n f(p_n) with Z = sum_n m_n; 0 where Z = 0.
 
-    logps, mask: (S, L), advantages: (S,). Returns the loss (S,), and the mean of f over the targets: a scalar without
-    a gradient, NaN if there are no targets. Log-probs outside the mask are never read.
+    logps, mask: (S, L), advantages: (S,). Returns the loss (S,), and f of the targets (S, L) without a gradient, 0
+    elsewhere. Log-probs outside the mask are never read.
     Raises ValueError on differing shapes.
     """
     if logps.dim() != 2 or logps.shape != mask.shape or advantages.shape != logps.shape[:1]:
@@ -38,7 +38,7 @@ def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float) -
         )
     targets = mask > 0
     ratio = shaped_ratio(logps.masked_fill(~targets, 0), gamma).masked_fill(~targets, 0)
-    return -advantages.to(ratio.dtype) * row_means(ratio, targets), ratio.detach().sum() / targets.sum()
+    return -advantages.to(ratio.dtype) * row_means(ratio, targets), ratio.detach()
 
 
 def mixed_advantages(returns: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:

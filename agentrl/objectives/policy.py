@@ -52,12 +52,18 @@ class PolicySettings:
 
 
 def policy_loss(
-    batch: PolicyBatch, settings: PolicySettings, tokens: Tensor | float | None = None
+    batch: PolicyBatch,
+    settings: PolicySettings,
+    tokens: Tensor | float | None = None,
+    rows: int | None = None,
+    trained: Tensor | float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of the module's docstring. Returns the loss, a scalar, and its metrics.
 
-    `tokens` is the denominator of aggregation 'token', see `average`. The entropy term is always a mean over the tokens
-    of the micro-batch.
+    `tokens` is the denominator of aggregation 'token' and `rows` that of 'sequence', see `average`. The entropy term is
+    always a mean over tokens, and `trained` is its denominator. If the batch is a piece of a mini-batch, `rows` and
+    `trained` are the numbers of the mini-batch. The losses of the pieces then sum to its loss. None takes the numbers
+    of the batch itself.
 
     Metrics have no gradient. 'policy_loss' is the loss without its entropy term, a scalar. The other metrics are values
     of each token (B, C), to be averaged over `mask`: 'entropy', 'kl' (with its correction, only if kl_coef > 0),
@@ -75,24 +81,25 @@ def policy_loss(
         kl = _divergence(batch, ratio, settings)
         per_token = per_token + settings.kl_coef * kl
         metrics["kl"] = kl.detach()
-    loss = average(per_token, batch.mask, settings.aggregation, tokens)
+    loss = average(per_token, batch.mask, settings.aggregation, tokens, rows)
     metrics["policy_loss"] = loss.detach()
     if settings.entropy_coef != 0:
-        count = batch.mask.sum().clamp(min=1)
+        count = torch.as_tensor(batch.mask.sum() if trained is None else trained).clamp(min=1)
         loss = loss - settings.entropy_coef * average(batch.entropies, batch.mask, "token", count)
     return loss, metrics
 
 
 def divergence_loss(
-    batch: PolicyBatch, settings: PolicySettings, tokens: Tensor | float | None = None
+    batch: PolicyBatch, settings: PolicySettings, tokens: Tensor | float | None = None, rows: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """beta E[kl] alone. Returns the loss, a scalar, and its metrics.
 
     PACT with kl_context=prompt needs it: its KL term uses other log-probs than its ratio.
-    Metrics: 'kl' of each token (B, C). Raises ValueError as `policy_loss` does.
+    `tokens` and `rows` are those of `policy_loss`. Metrics: 'kl' of each token (B, C). Raises ValueError as
+    `policy_loss` does.
     """
     kl = _divergence(batch, _ratio(batch, settings), settings)
-    return settings.kl_coef * average(kl, batch.mask, settings.aggregation, tokens), {"kl": kl.detach()}
+    return settings.kl_coef * average(kl, batch.mask, settings.aggregation, tokens, rows), {"kl": kl.detach()}
 
 
 def importance_ratio(log_ratio: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:
@@ -138,16 +145,23 @@ def truncated_weights(old: Tensor, sampled: Tensor, mask: Tensor, cap: float) ->
     return difference.nan_to_num(nan=0.0).exp().clamp(max=cap).detach()
 
 
-def average(values: Tensor, mask: Tensor, aggregation: Aggregation, tokens: Tensor | float | None = None) -> Tensor:
+def average(
+    values: Tensor,
+    mask: Tensor,
+    aggregation: Aggregation,
+    tokens: Tensor | float | None = None,
+    rows: int | None = None,
+) -> Tensor:
     """Average the values (B, R) over the tokens of the mask (B, C). Returns a scalar.
 
-    sequence  the mean over each row's tokens, then the mean over the rows; a row without tokens counts as 0
-    token     the sum over all tokens / `tokens`. `tokens` is the number of tokens in an average micro-batch of the
-              update, not in this one. The mean over micro-batches is then the mean over all tokens of the update
+    sequence  the mean over each row's tokens, then the sum over the rows / `rows` (None takes B, which makes it the
+              mean); a row without tokens counts as 0
+    token     the sum over all tokens / `tokens`. `tokens` is the number of tokens in an average mini-batch of the
+              rollout batch
     Raises ValueError on another aggregation, and if 'token' comes without `tokens`.
     """
     if aggregation == "sequence":
-        return row_means(values, mask).mean()
+        return row_means(values, mask).sum() / (len(mask) if rows is None else rows)
     if aggregation != "token":
         raise ValueError(f"unknown aggregation {aggregation!r}")
     if tokens is None:

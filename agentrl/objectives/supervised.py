@@ -38,9 +38,9 @@ def prompt_mean(losses: Tensor, group_size: int, rows: int) -> Tensor:
     """(K / rows) * sum: the mean over the prompts of a batch of a loss that only some prompts have (PACT, eq. 14).
 
     losses: (S,), one for each trace present; a prompt without a trace counts as 0, and so does an anchored prompt.
-    `rows` is the number of rollout rows of this micro-batch, and each prompt has K rows (`group_size`). The mean over
-    equal micro-batches is therefore the value of the whole batch, even if a group is split between them. Returns a
-    scalar. Raises ValueError unless group_size and rows are positive.
+    `rows` is the number of rollout rows of the mini-batch, and each prompt has K rows (`group_size`). If the traces of
+    a mini-batch are split into pieces, the values of the pieces sum to its value. Returns a scalar. Raises ValueError
+    unless group_size and rows are positive.
     """
     if group_size <= 0 or rows <= 0:
         raise ValueError(f"group_size {group_size} and rows {rows} must be above 0")

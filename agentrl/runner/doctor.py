@@ -31,7 +31,7 @@ Verdict = Literal["ok", "warn", "fail", "skip"]
 # Private methods of TRL that our trainers override or call: they move between releases.
 TRL_SEAMS: dict[str, tuple[str, ...]] = {
     "GRPOTrainer": (
-        *("_calculate_rewards", "_compute_loss", "_generate_and_score_completions"),
+        *("_calculate_rewards", "_compute_loss", "_generate_and_score_completions", "compute_loss"),
         *("_get_per_token_logps_and_entropies", "_get_train_sampler", "_prepare_inputs"),
     ),
     "SFTTrainer": ("compute_loss",),

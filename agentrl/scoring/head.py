@@ -6,6 +6,7 @@ projects every place of the batch on a CPU; here the places are picked between t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,13 @@ def language_model(model: nn.Module) -> PreTrainedModel:
         if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
             return module
     raise TypeError(f"{type(model).__name__} holds no language model of transformers")
+
+
+def by_sequence(values: Tensor | None, sizes: Sequence[int], index: Tensor | None = None) -> list[Tensor]:
+    """Cut an output (1, S) of the head into the values of each sequence; none where the head does not compute it."""
+    if values is None:
+        return []
+    return list((values[0] if index is None else values[0][index]).split(list(sizes)))
 
 
 def score_places(model: nn.Module, places: Tensor, targets: Tensor, **inputs: Any) -> Any:

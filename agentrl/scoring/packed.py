@@ -15,7 +15,7 @@ import torch
 from transformers import PretrainedConfig
 
 from agentrl.scoring.attention import KERNEL, Tree
-from agentrl.scoring.head import language_model, score_places
+from agentrl.scoring.head import by_sequence, language_model, score_places
 from agentrl.scoring.padded import PaddedEngine
 from agentrl.scoring.pieces import cut
 from agentrl.scoring.sequence import Scores, Sequence
@@ -92,7 +92,7 @@ class PackedEngine:
             for sequence, places in zip(sequences, row.places, strict=True)
         ]
         sizes, index = [len(one) for one in own], torch.cat(own)
-        return Scores(list(output.log_probs[0][index].split(sizes)), list(output.entropy[0][index].split(sizes)))
+        return Scores(by_sequence(output.log_probs, sizes, index), by_sequence(output.entropy, sizes, index))
 
 
 def _trie(sequences: Many[Sequence]) -> Trie:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from agentrl.scoring.head import language_model, score_places
+from agentrl.scoring.head import by_sequence, language_model, score_places
 from agentrl.scoring.pieces import cut
 from agentrl.scoring.sequence import Scores, Sequence
 
@@ -53,7 +53,7 @@ class PaddedEngine:
             **extra,
         )
         return Scores(
-            list(output.log_probs[0].split(sizes)),
-            list(output.entropy[0].split(sizes)),
+            by_sequence(output.log_probs, sizes),
+            by_sequence(output.entropy, sizes),
             output.aux_loss if router else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ class Scores:
     """
 
     logps: list[Tensor]
-    entropies: list[Tensor]
+    entropies: list[Tensor]  # none at all where the model's head does not compute them
     router: Tensor | None = None  # the load-balancing loss of a mixture of experts, where it was asked for
 
 
@@ -43,12 +44,27 @@ class Engine(Protocol):
         """Score sequences in one forward pass of `model`; `router` asks for the loss of a mixture of experts."""
 
 
-def score_in_pieces(engine: Engine, model: Any, sequences: Many[Sequence], budget: int) -> Scores:
-    """Score any number of sequences without a graph, in forward passes of at most `budget` tokens."""
+STAND_IN = Sequence([0, 0], 1)  # scored by a process that has nothing left where others have
+
+
+def score_in_pieces(
+    engine: Engine,
+    model: Any,
+    sequences: Many[Sequence],
+    budget: int,
+    agree: Callable[[int], int] = lambda passes: passes,
+) -> Scores:
+    """Score any number of sequences without a graph, in forward passes of at most `budget` tokens.
+
+    agree: from the passes that this process needs to those that every process runs.
+    """
     logps, entropies = [], []
     with torch.no_grad():
-        for piece in engine.cut([[one] for one in sequences], budget):
+        pieces = engine.cut([[one] for one in sequences], budget)
+        for piece in pieces:
             scores = engine.score(model, sequences[piece.start : piece.stop])
             logps += scores.logps
             entropies += scores.entropies
+        for _ in range(agree(len(pieces)) - len(pieces)):
+            engine.score(model, [STAND_IN])
     return Scores(logps, entropies)

@@ -11,8 +11,8 @@ import torch
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 MEMORY_ADVICE = (
-    "lower trainer.micro_batch (training) or eval.batch (evaluation), set model.gradient_checkpointing=true, or train "
-    "adapters with model/lora=on; agentrl dry_run=true estimates the need"
+    "lower trainer.tokens_per_batch or trainer.micro_batch (training) or eval.batch (evaluation), set "
+    "model.gradient_checkpointing=true, or train adapters with model/lora=on; agentrl dry_run=true estimates the need"
 )
 
 

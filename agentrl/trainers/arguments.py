@@ -16,20 +16,16 @@ from agentrl.store.checkpoints import writing_folder
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one rollout batch is cut into updates, and an update into forward passes, on one process."""
+    """How one rollout batch is cut into updates, on one process. `trainer.tokens_per_batch` cuts an update further."""
 
-    micro_batch: int  # sequences per forward pass
-    accumulation: int  # forward passes per update
+    rows_per_update: int
     updates_per_rollout: int  # optimizer updates per rollout batch
 
 
 def plan_batches(config: Config) -> BatchPlan:
     """The plan of an RL run; validation has made sure that everything divides."""
-    per_update = config.trainer.minibatch_prompts * config.rollout.num_generations // config.hardware.processes
-    micro = min(config.trainer.micro_batch, per_update)
     return BatchPlan(
-        micro_batch=micro,
-        accumulation=per_update // micro,
+        rows_per_update=config.trainer.minibatch_prompts * config.rollout.num_generations // config.hardware.processes,
         updates_per_rollout=config.trainer.prompts_per_batch // config.trainer.minibatch_prompts,
     )
 
@@ -81,9 +77,9 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
     return GRPOConfig(
         **shared_arguments(config, checkpoints),
         **extra,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
-        steps_per_generation=plan.accumulation * plan.updates_per_rollout,
+        per_device_train_batch_size=plan.rows_per_update,
+        gradient_accumulation_steps=1,
+        steps_per_generation=plan.updates_per_rollout,
         num_generations=rollout.num_generations,
         max_completion_length=rollout.max_completion_tokens,
         generation_kwargs={length: rollout.max_turn_tokens or rollout.max_completion_tokens},

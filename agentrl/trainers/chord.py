@@ -8,6 +8,7 @@ from torch import Tensor
 
 from agentrl.objectives.chord import chord_sft_loss, mixed_loss
 from agentrl.objectives.schedules import warmup_cosine
+from agentrl.scoring.sequence import Scores
 from agentrl.trainers.traced import TracedTrainer
 
 
@@ -18,16 +19,16 @@ class ChordTrainer(TracedTrainer):
         return self.config.algo.mu.peak > 0 and super().trace_teaches(row)
 
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
-        losses, mean_weight = chord_sft_loss(logps, weights, self.config.algo.token_weight)
+        losses, used = chord_sft_loss(logps, weights, self.config.algo.token_weight)
         if self.config.algo.token_weight == "phi":  # uniform ones are 1
-            self.record("expert/weight", mean_weight)
+            self.log_step.add_means({"expert/weight": used}, weights > 0)
         return losses
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def loss_of(self, inputs: dict[str, Any], scored: dict[str, Scores]) -> Tensor:
         mu = self.config.algo.mu
         share = warmup_cosine(self.state.global_step, mu.peak, mu.valley, mu.warmup_steps, mu.decay_steps)
-        grpo, sft = self.policy_term(model, inputs), self.trace_term(model, inputs)
-        self.record("loss/rl", grpo.detach())
-        self.record("loss/sft", sft.detach())
-        self._metrics["train" if self.model.training else "eval"]["anneal/mu"].append(share)
-        return mixed_loss(grpo, sft, share) / self.current_gradient_accumulation_steps
+        grpo, sft = self.policy_term(inputs, scored["rollouts"]), self.trace_term(inputs, scored["traces"])
+        self.log_step.add("loss/rl", grpo)
+        self.log_step.add("loss/sft", sft)
+        self.log_step.constant("anneal/mu", share)
+        return mixed_loss(grpo, sft, share)

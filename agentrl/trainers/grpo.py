@@ -24,6 +24,7 @@ from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.advantages import spread_to_tokens
 from agentrl.rewards.turns import episode_rewards
 from agentrl.rollout.tokens import TokenEngine
+from agentrl.scoring.choose import scoring_engine
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.loss import LossTrainer
 from agentrl.trainers.reference import starting_policy, use_as_reference
@@ -84,6 +85,9 @@ class AgentGRPOTrainer(LossTrainer):
                 rollout_func=self._roll_out,
             )
         self.engine = TokenEngine(policy_sampler(self), chat, config, self._show_rollout)
+        models = [one for one in (self.model, self.ref_model) if one is not None]
+        self.scorer = scoring_engine(config.trainer.engine, models, self.aux_loss_enabled, self._tell)
+        self._rows_updated = 0  # of the rollout batch
 
     @classmethod
     def check_tasks(cls, config: Config, tasks: Sequence[Task]) -> None:
@@ -132,19 +136,22 @@ class AgentGRPOTrainer(LossTrainer):
         if self._console is not None and self.model.training:
             self._console.update("rollout", len(self._batch) - waiting, f"{waiting} sampling")
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """TRL's step, with the update bar moved on by one forward and backward pass."""
-        loss = super().training_step(*args, **kwargs)
+    def _tell(self, text: str) -> None:
         if self._console is not None:
-            size = self.args.steps_per_generation
-            done = (self._step - 1) % size + 1
-            if done == 1:
-                self._console.finish("rollout")
-                self._console.start("update", size)
-            self._console.update("update", done)
-            if done == size:
-                self._console.finish("update")
-        return loss
+            self._console.say(text)
+
+    def piece_done(self, rows: int) -> None:
+        """Move the update bar on: so many rows of the rollout batch had their forward pass."""
+        if self._console is None or not self.model.training:
+            return
+        total = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        if self._rows_updated == 0:
+            self._console.finish("rollout")
+            self._console.start("update", total)
+        self._rows_updated = (self._rows_updated + rows) % total
+        self._console.update("update", self._rows_updated or total)
+        if self._rows_updated == 0:
+            self._console.finish("update")
 
     def rewards_of(self, task: Task, played: Trajectory) -> list[float]:
         """The rewards of an episode's turns."""

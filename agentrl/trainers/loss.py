@@ -1,31 +1,40 @@
 """TRL's trainer of groups with our loss in place of its own: tensors are put together here, `objectives` has the maths.
 
-Batches, buffers, the forward pass, the optimizer and distribution stay TRL's.
+Rollout batches, buffers, the optimizer and distribution stay TRL's. What TRL calls a micro-batch is a whole mini-batch
+here, the rows of one update on a process. It is cut into pieces under the token budget, each with its own forward and
+backward pass, so that the losses and gradients of the pieces sum to those of the mini-batch.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOTrainer
 from trl.trainer.utils import nanmax, nanmin
 
 from agentrl.config.schema import Config
 from agentrl.objectives.policy import PolicyBatch, PolicySettings, policy_loss, truncated_weights
+from agentrl.scoring.sequence import Engine, Scores, Sequence, score_in_pieces
+from agentrl.trainers.passes import balanced, stand_in, synced
+from agentrl.trainers.step_log import StepLog
 
-Inputs = dict[str, Any]  # a micro-batch, as TRL hands it on: see `AgentGRPOTrainer._generate_and_score_completions`
+Inputs = dict[str, Any]  # rows of a rollout batch, as TRL hands them on: see `_generate_and_score_completions`
+Wanted = dict[str, dict[int, Sequence]]  # what a loss needs scored: by the term that reads it, by row
 
 
 class LossTrainer(GRPOTrainer):
     """GRPOTrainer whose loss is `objectives.policy.policy_loss`.
 
-    Every term is the value whose mean over the micro-batches of an update is the update's: `_compute_loss` divides
-    their sum by the number of micro-batches, since transformers adds them up.
+    Shapes: B rows, C completion tokens. A method says in `wanted` what it needs scored of some rows, and in `loss_of`
+    what it makes of the scores. Everything is scored in one forward pass, shared prefixes once.
     """
 
     config: Config
+    scorer: Engine
     aux_loss_enabled: bool  # TRL's: the router loss of a mixture of experts
     router_aux_loss_coef: float
 
@@ -52,69 +61,130 @@ class LossTrainer(GRPOTrainer):
             )
         return batch
 
+    def rows_under_prompt(self, rows: int) -> list[int]:
+        """Rows of a rollout batch whose old and reference log-probs under their prompt are needed: all."""
+        return list(range(rows))
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **_: Any
+    ) -> tuple[Tensor, None, None]:
+        """Log-probs (B, C) of a rollout batch under the old or the reference policy; 0 in rows that are not needed.
+
+        TRL asks for these; the loss itself calls the engine.
+        """
+        prompt, completion = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
+        masks = attention_mask[:, :-logits_to_keep], attention_mask[:, -logits_to_keep:]
+        sequences = row_sequences(prompt, masks[0], completion, masks[1])
+        return self.score_rows(model, sequences, self.rows_under_prompt(len(sequences)), completion), None, None
+
+    def score_rows(self, model: Any, sequences: list[Sequence], rows: list[int], like: Tensor) -> Tensor:
+        """Log-probs (B, C), shaped as `like`, of the sequences of some rows without a graph; 0 in the others."""
+        logps = torch.zeros(like.shape, dtype=torch.float32, device=like.device)
+        budget = self.config.trainer.tokens_per_batch
+        with self.accelerator.autocast():
+            agree = partial(balanced, self.accelerator)
+            scores = score_in_pieces(self.scorer, model, [sequences[row] for row in rows], budget, agree)
+        for row, values in zip(rows, scores.logps, strict=True):
+            logps[row, : len(values)] = values
+        return logps
+
+    def wanted(self, inputs: Inputs) -> Wanted:
+        """What the loss needs scored: the rollouts under their prompts."""
+        return {"rollouts": rollouts_after(inputs, "prompt")}
+
+    def loss_of(self, inputs: Inputs, scored: dict[str, Scores]) -> Tensor:
+        """The loss of some rows, a scalar, from the scores of what is `wanted` (in the order of its rows)."""
+        return self.policy_term(inputs, scored["rollouts"])
+
+    def compute_loss(
+        self, model: Any, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The loss of a mini-batch. The pieces before the last have had their backward pass when it returns."""
+        self.log_step = StepLog()
+        pieces = self.cut(inputs)
+        passes, done = balanced(self.accelerator, len(pieces)), torch.zeros((), device=self.accelerator.device)
+        for number in range(passes):
+            last = number == passes - 1
+            with synced(self.accelerator, model, last):
+                piece = pieces[number] if number < len(pieces) else None
+                loss = stand_in(self.scorer, model) if piece is None else self._compute_loss(model, piece)
+                if not last:
+                    self.accelerator.backward(loss)
+                    done += loss.detach()
+            if piece is not None:
+                self.piece_done(len(piece["completion_ids"]))
+        self.log_step.write(self.accelerator, self._metrics["train" if self.model.training else "eval"])
+        return loss + done
+
+    def cut(self, inputs: Inputs) -> list[Inputs]:
+        """The rows of a mini-batch in pieces whose forward passes keep to the token budget."""
+        wanted = self.wanted(inputs)
+        rows = len(inputs["completion_ids"])
+        groups = [[of_rows[row] for of_rows in wanted.values() if row in of_rows] for row in range(rows)]
+        trained = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).sum()
+        whole = {"rows_of_update": rows, "tokens_of_update": trained}
+        ranges = self.scorer.cut(groups, self.config.trainer.tokens_per_batch)
+        return [{**piece_of(inputs, one, rows), **whole} for one in ranges]
+
+    def piece_done(self, rows: int) -> None:
+        """Called after each piece, of so many rows."""
+
     def _compute_loss(self, model: Any, inputs: Inputs) -> Tensor:
-        return self.policy_term(model, inputs) / self.current_gradient_accumulation_steps
+        """The share of a piece in the loss of its mini-batch."""
+        wanted = self.wanted(inputs)
+        sequences = [one for of_rows in wanted.values() for one in of_rows.values()]
+        if not sequences:
+            return stand_in(self.scorer, model)
+        with self.accelerator.autocast():
+            scores = self.scorer.score(model, sequences, router=self.aux_loss_enabled)
+        scored, start = {}, 0
+        for name, of_rows in wanted.items():
+            own = slice(start, start + len(of_rows))
+            scored[name], start = Scores(scores.logps[own], scores.entropies[own]), own.stop
+        loss = self.loss_of(inputs, scored)
+        if scores.router is not None:  # what a mixture of experts adds, so that its experts get tokens alike
+            router = scores.router * (len(inputs["completion_ids"]) / rows_of_update(inputs))
+            self.log_step.add("aux_loss", router)
+            loss = loss + self.router_aux_loss_coef * router
+        return loss / self.current_gradient_accumulation_steps
 
-    def policy_term(self, model: Any, inputs: Inputs) -> Tensor:
-        """The policy-gradient loss of a micro-batch, a scalar; its parts go to the log."""
+    def policy_term(self, inputs: Inputs, scores: Scores) -> Tensor:
+        """The policy-gradient loss of rows, a scalar; its parts go to the log."""
         settings = self.policy_settings()
-        batch, router = self.policy_batch(model, inputs)
-        loss, metrics = policy_loss(batch, settings, self.tokens_a_micro_batch(inputs))
+        batch = self.policy_batch(inputs, scores)
+        loss, metrics = policy_loss(batch, settings, **self.counts(inputs))
         self._log_policy(metrics, batch.mask, settings)
-        return loss + self.router_term(router)
+        return loss
 
-    def policy_batch(self, model: Any, inputs: Inputs) -> tuple[PolicyBatch, Tensor | None]:
-        """Run the model. Returns what the loss reads, and the router loss of a mixture of experts, else None."""
-        logps, entropies, router = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-            inputs["completion_ids"].shape[1],
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
-        )
-        batch = PolicyBatch(
-            logps=logps,
+    def policy_batch(self, inputs: Inputs, scores: Scores) -> PolicyBatch:
+        """What the loss reads, from the scores of the rows."""
+        width = inputs["completion_ids"].shape[1]
+        return PolicyBatch(
+            logps=as_rows(scores.logps, width),
             advantages=inputs["advantages"],
             mask=inputs["completion_mask"] * inputs.get("tool_mask", 1),
-            entropies=entropies,
+            entropies=as_rows(scores.entropies, width),
             old=inputs.get("old_per_token_logps"),
             reference=inputs.get("ref_per_token_logps"),
             sampler_weights=inputs.get("importance_sampling_ratio"),
         )
-        return batch, router
 
-    def router_term(self, router: Tensor | None) -> Tensor | float:
-        """What a mixture of experts adds to the loss, so that its experts get tokens alike; 0 for other models."""
-        if router is None:
-            return 0.0
-        self.record("aux_loss", router.detach())
-        return self.router_aux_loss_coef * router
-
-    def tokens_a_micro_batch(self, inputs: Inputs) -> Tensor:
-        """Tokens trained on in an average micro-batch of the rollout batch, on one process."""
+    def counts(self, inputs: Inputs) -> dict[str, Any]:
+        """What the sums over a piece are divided by: rows and tokens of its mini-batch, see `policy_loss`."""
         total: Tensor = inputs["num_items_in_batch"].clamp(min=1)
-        return total / (self.accelerator.num_processes * self.args.steps_per_generation)
-
-    def record(self, name: str, value: Tensor) -> None:
-        """Add a micro-batch's value to the log, as the mean over processes; NaN counts for nothing."""
-        self._log_lists()[name].append(self.accelerator.gather(value).nanmean().item())
-
-    def record_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
-        """Log the mean, over all processes, of values (B, C) where `mask` (B, C) is on; nothing without any."""
-        sums = [value.masked_fill(mask == 0, 0).sum().float() for value in values.values()]
-        totals = self.accelerator.reduce(torch.stack([*sums, mask.sum().float()]), reduction="sum")
-        if totals[-1] > 0:
-            for name, mean in zip(values, (totals[:-1] / totals[-1]).tolist(), strict=True):
-                self._log_lists()[name].append(mean)
+        return {
+            # of an average mini-batch of the rollout batch, on one process
+            "tokens": total / (self.accelerator.num_processes * self.args.steps_per_generation),
+            "rows": rows_of_update(inputs),
+            "trained": inputs.get("tokens_of_update"),
+        }
 
     def _log_policy(self, metrics: dict[str, Tensor], mask: Tensor, settings: PolicySettings) -> None:
         """The parts of the loss under TRL's names."""
-        log = self._log_lists()
+        log = self.log_step
         if settings.entropy_coef != 0:
-            self.record("policy_loss", metrics["policy_loss"])
-            if self.accelerator.sync_gradients:
-                log["entropy_coef"].append(settings.entropy_coef)
+            log.add("policy_loss", metrics["policy_loss"])
+            log.constant("entropy_coef", settings.entropy_coef)
         low, high = metrics["clip_low"], metrics["clip_high"]
         means = {
             "entropy": metrics["entropy"],
@@ -124,11 +194,46 @@ class LossTrainer(GRPOTrainer):
         }
         if "kl" in metrics:
             means["kl"] = metrics["kl"]
-        self.record_means(means, mask)
+        log.add_means(means, mask)
         for name, clipped, extreme in (("low_min", low, nanmin), ("high_max", high, nanmax)):
             rows = (clipped * mask).sum(1) / mask.sum(1)  # NaN for a row that nothing is trained on of
-            log[f"clip_ratio/{name}"].append(extreme(self.accelerator.gather(rows)).item())
+            log.add_extreme(f"clip_ratio/{name}", rows, extreme)
 
-    def _log_lists(self) -> Any:
-        """The lists of values that TRL averages into the next log line."""
-        return self._metrics["train" if self.model.training else "eval"]
+
+def rows_of_update(inputs: Inputs) -> int:
+    """Rows of the mini-batch of which these are a piece, or the whole."""
+    rows: int = inputs.get("rows_of_update", len(inputs["completion_ids"]))
+    return rows
+
+
+def piece_of(inputs: Inputs, rows: range, count: int) -> Inputs:
+    """Some of the `count` rows of a mini-batch; what does not belong to a row stays."""
+    return {
+        name: value[rows.start : rows.stop]
+        if isinstance(value, list) or (isinstance(value, Tensor) and value.dim() > 0 and len(value) == count)
+        else value
+        for name, value in inputs.items()
+    }
+
+
+def row_sequences(before: Tensor, before_mask: Tensor, after: Tensor, after_mask: Tensor) -> list[Sequence]:
+    """Sequences of padded rows: ids (B, P) that are not scored, then ids (B, C) that are."""
+    sequences = []
+    for first, first_mask, second, second_mask in zip(
+        *(part.cpu() for part in (before, before_mask.bool(), after, after_mask.bool())), strict=True
+    ):
+        context = first[first_mask].tolist()
+        sequences.append(Sequence(context + second[second_mask].tolist(), len(context)))
+    return sequences
+
+
+def rollouts_after(inputs: Inputs, context: str) -> dict[int, Sequence]:
+    """Every row's completion after its `<context>_ids`."""
+    before = inputs[f"{context}_ids"], inputs[f"{context}_mask"]
+    return dict(enumerate(row_sequences(*before, inputs["completion_ids"], inputs["completion_mask"])))
+
+
+def as_rows(values: list[Tensor], width: int | None = None) -> Tensor:
+    """Tensors of different lengths as the rows of one, zeros after their ends, `width` wide or as wide as they need."""
+    rows = pad_sequence(values, batch_first=True)
+    return rows if width is None else torch.nn.functional.pad(rows, (0, width - rows.shape[1]))

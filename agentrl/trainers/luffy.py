@@ -14,6 +14,7 @@ from agentrl.core.expert_trace import ExpertTrace
 from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.luffy import expert_loss, member_shares, mixed_advantages
 from agentrl.objectives.policy import PolicySettings
+from agentrl.scoring.sequence import Scores
 from agentrl.trainers.traced import TracedTrainer
 
 
@@ -80,15 +81,15 @@ class LuffyTrainer(TracedTrainer):
 
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
         advantages = inputs["expert_advantage"][rows]
-        losses, mean_ratio = expert_loss(logps, weights, advantages, self.config.algo.shaping)
-        self.record("expert/weight", mean_ratio)
+        losses, ratios = expert_loss(logps, weights, advantages, self.config.algo.shaping)
+        self.log_step.add_means({"expert/weight": ratios}, weights > 0)
         return losses / (self.num_generations + 1)
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def loss_of(self, inputs: dict[str, Any], scored: dict[str, Scores]) -> Tensor:
         # Without a clip the surrogate is linear in the advantages, which therefore carry the members' shares.
         shares = member_shares(inputs["expert_advantage"], self.num_generations)
-        rollouts = self.policy_term(model, {**inputs, "advantages": inputs["advantages"] * shares[:, None]})
-        expert = self.trace_term(model, inputs)
-        self.record("loss/rl", rollouts.detach())
-        self.record("loss/expert", expert.detach())
-        return (rollouts + expert) / self.current_gradient_accumulation_steps
+        shared = {**inputs, "advantages": inputs["advantages"] * shares[:, None]}
+        rollouts, expert = self.policy_term(shared, scored["rollouts"]), self.trace_term(inputs, scored["traces"])
+        self.log_step.add("loss/rl", rollouts)
+        self.log_step.add("loss/expert", expert)
+        return rollouts + expert

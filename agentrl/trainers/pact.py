@@ -20,8 +20,10 @@ from agentrl.core.bench import Task
 from agentrl.objectives.pact import anchor_gates, mixed_loss, sft_loss, sft_token_weights
 from agentrl.objectives.policy import divergence_loss, policy_loss
 from agentrl.objectives.schedules import anneal_value, progress, reasoning_level
+from agentrl.scoring.sequence import Scores, Sequence
+from agentrl.trainers.loss import Wanted, rollouts_after
 from agentrl.trainers.reference import start_of_adapters
-from agentrl.trainers.traced import TracedTrainer
+from agentrl.trainers.traced import TracedTrainer, traces_beside
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,6 @@ class PactTrainer(TracedTrainer):
     def _add_contexts(self, batch: dict[str, Any], conditioned: list[int]) -> None:
         """The context of every row's ratio, and log-probs of the old and reference policy under it (eq. 7)."""
         batch["context_ids"], batch["context_mask"] = batch["prompt_ids"], batch["prompt_mask"]
-        # Every process must run the same forwards; on an anchored row context and prompt are the same.
-        shared = self.accelerator.num_processes > 1 and self.config.algo.condition_on_trace
-        scored = list(range(len(self._batch))) if shared else conditioned
-        if not scored:
-            return
         device = batch["prompt_ids"].device
         # A row's own prompt without its padding, or [x; h*] in its place.
         rows = [ids[mask.bool()].cpu() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
@@ -106,58 +103,74 @@ class PactTrainer(TracedTrainer):
             rows[row] = torch.tensor(self._trace(self._batch[row]).context)
         batch["context_ids"] = pad(rows, self._tokenizer.pad_token_id, padding_side="left").to(device)
         batch["context_mask"] = pad([torch.ones_like(row) for row in rows], 0, padding_side="left").to(device)
-        with torch.no_grad():
-            if batch.get("old_per_token_logps") is not None:
-                batch["prompt_old_logps"] = batch["old_per_token_logps"].clone()  # of a KL term under x
-                batch["old_per_token_logps"][scored] = self._logps_in_context(self.model, batch, scored)
-            if batch.get("ref_per_token_logps") is not None and self.config.algo.kl_context == "ratio":
-                batch["ref_per_token_logps"][scored] = self._reference_logps(batch, scored)
+        sequences = list(rollouts_after(batch, "context").values())
+        if batch.get("old_per_token_logps") is not None:
+            batch["prompt_old_logps"] = batch["old_per_token_logps"].clone()  # of a KL term under x
+            old = self.score_rows(self.model, sequences, conditioned, batch["completion_ids"])
+            batch["old_per_token_logps"][conditioned] = old[conditioned]
+        if batch.get("ref_per_token_logps") is not None and self.config.algo.kl_context == "ratio":
+            reference = self._reference_logps(sequences, conditioned, batch["completion_ids"])
+            batch["ref_per_token_logps"][conditioned] = reference[conditioned]
 
-    def _reference_logps(self, batch: dict[str, Any], rows: list[int]) -> Tensor:
+    def rows_under_prompt(self, rows: int) -> list[int]:
+        """Conditioned rows need log-probs under x only for a KL term under x, or if vLLM sampled them."""
+        if self.use_vllm or self.config.algo.kl_context == "prompt":
+            return super().rows_under_prompt(rows)
+        return [row for row in range(rows) if not self._is_conditioned(row)]
+
+    def _reference_logps(self, sequences: list[Sequence], rows: list[int], like: Tensor) -> Tensor:
         if self.ref_model is not None:
-            return self._logps_in_context(self.ref_model, batch, rows)
+            return self.score_rows(self.ref_model, sequences, rows, like)
         with start_of_adapters(self.accelerator.unwrap_model(self.model)):
-            return self._logps_in_context(self.model, batch, rows)
+            return self.score_rows(self.model, sequences, rows, like)
 
-    def _logps_in_context(self, model: Any, batch: dict[str, Any], rows: list[int]) -> Tensor:
-        """Log-probs (len(rows), C) of the sampled tokens under the rows' contexts."""
-        input_ids = torch.cat([batch["context_ids"], batch["completion_ids"]], dim=1)[rows]
-        attention_mask = torch.cat([batch["context_mask"], batch["completion_mask"]], dim=1)[rows]
-        logps, _, _ = self._get_per_token_logps_and_entropies(
-            model,
-            input_ids,
-            attention_mask,
-            batch["completion_ids"].shape[1],
-            batch_size=self.args.per_device_train_batch_size,
-        )
-        return logps
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        algo = self.config.algo
-        rl = sft = inputs["advantages"].new_zeros((), requires_grad=True)  # there may be nothing to train on
+    def wanted(self, inputs: dict[str, Any]) -> Wanted:
+        """Rollouts under the contexts of their ratios, conditioned ones under x too if the KL term is, and traces."""
+        algo, wanted = self.config.algo, {}
         if algo.rl_coef > 0:
-            rl = self.policy_term(model, inputs)
-            self.record("loss/rl", rl.detach())
+            wanted["rollouts"] = rollouts_after(inputs, "context")
+            if algo.kl_coef > 0 and algo.kl_context == "prompt":
+                under_x, conditioned = rollouts_after(inputs, "prompt"), inputs["conditioned"].tolist()
+                wanted["under_x"] = {row: one for row, one in under_x.items() if conditioned[row]}
         if algo.sft_coef > 0:
-            sft = self.trace_term(model, inputs)
-            self.record("loss/sft", sft.detach())
-        return mixed_loss(rl, sft, algo.rl_coef, algo.sft_coef) / self.current_gradient_accumulation_steps
+            wanted["traces"] = traces_beside(inputs)
+        return wanted
 
-    def policy_term(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def loss_of(self, inputs: dict[str, Any], scored: dict[str, Scores]) -> Tensor:
+        algo = self.config.algo
+        rl = sft = inputs["advantages"].new_zeros(())
+        if algo.rl_coef > 0:
+            rl = self.policy_term(inputs, scored["rollouts"])
+            if "under_x" in scored:
+                rl = rl + self._divergence_term(inputs, scored["rollouts"], scored["under_x"])
+            self.log_step.add("loss/rl", rl)
+        if algo.sft_coef > 0:
+            sft = self.trace_term(inputs, scored["traces"])
+            self.log_step.add("loss/sft", sft)
+        return mixed_loss(rl, sft, algo.rl_coef, algo.sft_coef)
+
+    def policy_term(self, inputs: dict[str, Any], scores: Scores) -> Tensor:
         """L^h for conditioned rows and L^x for the others: one loss, each row under its own context."""
-        settings, tokens = self.policy_settings(), self.tokens_a_micro_batch(inputs)
-        divergence: Tensor | float = 0.0
-        if settings.kl_coef > 0 and self.config.algo.kl_context == "prompt":
-            under_x, _ = self.policy_batch(model, {**inputs, "old_per_token_logps": inputs.get("prompt_old_logps")})
-            divergence, metrics = divergence_loss(under_x, settings, tokens)
-            self.record_means(dict.fromkeys(("kl", "kl/prompt"), metrics["kl"]), under_x.mask)
-            settings = replace(settings, kl_coef=0.0)
-        context = {"prompt_ids": inputs["context_ids"], "prompt_mask": inputs["context_mask"]}
-        batch, router = self.policy_batch(model, {**inputs, **context})
-        loss, metrics = policy_loss(batch, settings, tokens)
+        settings = self.policy_settings()
+        if self.config.algo.kl_context == "prompt":
+            settings = replace(settings, kl_coef=0.0)  # `_divergence_term` adds it
+        batch = self.policy_batch(inputs, scores)
+        loss, metrics = policy_loss(batch, settings, **self.counts(inputs))
         self._log_policy(metrics, batch.mask, settings)
         self._log_contexts(metrics, batch.mask, inputs["conditioned"])
-        return loss + divergence + self.router_term(router)
+        return loss
+
+    def _divergence_term(self, inputs: dict[str, Any], scores: Scores, under_x: Scores) -> Tensor:
+        """The KL term of all rows under x: conditioned ones have scores under x of their own."""
+        again = iter(zip(under_x.logps, under_x.entropies, strict=True))
+        rows = zip(scores.logps, scores.entropies, inputs["conditioned"].tolist(), strict=True)
+        chosen = [next(again) if conditioned else (logps, entropies) for logps, entropies, conditioned in rows]
+        plain = {**inputs, "old_per_token_logps": inputs.get("prompt_old_logps")}
+        batch = self.policy_batch(plain, Scores([one for one, _ in chosen], [one for _, one in chosen]))
+        counts = self.counts(inputs)
+        loss, metrics = divergence_loss(batch, self.policy_settings(), counts["tokens"], counts["rows"])
+        self.log_step.add_means(dict.fromkeys(("kl", "kl/prompt"), metrics["kl"]), batch.mask)
+        return loss
 
     def _log_contexts(self, metrics: dict[str, Tensor], mask: Tensor, conditioned: Tensor) -> None:
         """Entropy, share of clipped tokens and KL, for rows under x and under c^h apart."""
@@ -165,7 +178,8 @@ class PactTrainer(TracedTrainer):
         if "kl" in metrics:
             values["kl"] = metrics["kl"]
         for context, rows in (("prompt", ~conditioned), ("trace", conditioned)):
-            self.record_means({f"{name}/{context}": value for name, value in values.items()}, mask * rows[:, None])
+            named = {f"{name}/{context}": value for name, value in values.items()}
+            self.log_step.add_means(named, mask * rows[:, None])
 
     def trace_weights(self, trace: TokenizedTrace) -> Tensor:
         """m_n(s) of eq. 9 at the current update."""

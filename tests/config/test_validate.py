@@ -108,7 +108,7 @@ IMPOSSIBLE = [
     ("reward=toolrl reward.toolrl.schedule=fast", "reward.toolrl.schedule"),
     ("algo=grpo reward=ftrl bench=bfcl", "reward=ftrl: bench=bfcl has no sub-answers"),
     ("trainer.minibatch_prompts=3", "must divide trainer.prompts_per_batch=16; nearest is 2"),
-    ("trainer.micro_batch=7", "7 does not divide; nearest is 8"),
+    ("algo=sft trainer.minibatch_prompts=16 trainer.micro_batch=7", "7 does not divide; nearest is 8"),
     ("trainer.micro_batch=0", "trainer.micro_batch"),
     ("trainer.max_steps=0", "trainer.max_steps"),
     ("trainer.max_steps=-2", "trainer.max_steps"),

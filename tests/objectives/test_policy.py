@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from agentrl.objectives.policy import (
     policy_loss,
     truncated_weights,
 )
+from agentrl.scoring.sequence import Scores
 from agentrl.trainers.loss import LossTrainer
 from tests.support.helpers import trl_loss
 
@@ -251,9 +253,21 @@ def bare_trainer(batch: PolicyBatch, settings: PolicySettings, steps: int) -> tu
     trainer: Any = LossTrainer.__new__(LossTrainer)
     trainer.policy_settings = lambda: settings
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (batch.logps, batch.entropies, None)
+    trainer.scorer = SimpleNamespace(
+        cut=lambda groups, _: [range(len(groups))],
+        score=lambda *_, **__: Scores(list(batch.logps), list(batch.entropies)),
+    )
+    trainer.config = SimpleNamespace(trainer=SimpleNamespace(tokens_per_batch=1))
     trainer.model, trainer._metrics = SimpleNamespace(training=True), {"train": _Lists()}
     trainer.accelerator = SimpleNamespace(
-        num_processes=2, sync_gradients=True, gather=lambda x: x, reduce=lambda x, reduction: x
+        num_processes=2,
+        sync_gradients=True,
+        gather=lambda x: x,
+        reduce=lambda x, reduction: x,
+        autocast=nullcontext,
+        device="cpu",
+        distributed_type=None,
+        gradient_state=SimpleNamespace(sync_gradients=True, _set_sync_gradients=lambda _: None),
     )
     trainer.args = SimpleNamespace(steps_per_generation=2 * steps, delta=None)
     trainer.current_gradient_accumulation_steps = steps
@@ -285,7 +299,7 @@ def test_loss_gradients_and_metrics_are_trl_s(level: str, aggregation: str, beta
         settings = PolicySettings(0.2, level, aggregation, beta, correction, entropy)
         trainer, micro_batch = bare_trainer(batch, settings, steps)
         found = []
-        for loss_of in (lambda t, i: t._compute_loss(None, i), trl_loss):
+        for loss_of in (lambda t, i: t.compute_loss(None, i), trl_loss):
             trainer._metrics["train"] = metrics = _Lists()
             loss = loss_of(trainer, micro_batch)
             slopes = torch.autograd.grad(loss, inputs, allow_unused=True)
@@ -304,12 +318,13 @@ def test_loss_gradients_and_metrics_are_trl_s(level: str, aggregation: str, beta
 
 def test_the_router_loss_of_a_mixture_of_experts_is_added_as_trl_does() -> None:
     trainer, inputs = bare_trainer(random_batch(9), PolicySettings(), 3)
-    without = trainer._compute_loss(None, inputs)
+    without = trainer.compute_loss(None, inputs)
     logps, entropies, _ = trainer._get_per_token_logps_and_entropies()
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logps, entropies, torch.tensor(1.5))
+    trainer.scorer.score = lambda *_, **__: Scores(list(logps), list(entropies), torch.tensor(1.5))
     trainer.aux_loss_enabled, trainer.router_aux_loss_coef = True, 0.1
     trainer.accelerator.gather_for_metrics = trainer.accelerator.gather
-    ours, theirs = trainer._compute_loss(None, inputs), trl_loss(trainer, inputs)
+    ours, theirs = trainer.compute_loss(None, inputs), trl_loss(trainer, inputs)
     torch.testing.assert_close(ours, theirs)
     assert (ours - without).item() == pytest.approx(0.1 * 1.5 / 3) and trainer._metrics["train"]["aux_loss"] == [
         1.5

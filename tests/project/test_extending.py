@@ -81,7 +81,7 @@ def test_the_algorithm_trains_on_the_bench(tmp_path: Path) -> None:
     own = batch["completion_mask"].bool() & batch["tool_mask"].bool()
     for row, advantage in enumerate((2.0, -2 / 3, -2 / 3, -2 / 3)):
         assert batch["advantages"][row][own[row]].tolist() == pytest.approx([advantage] * int(own[row].sum()))
-    trainer._compute_loss(trainer.model, batch).backward()
+    trainer.compute_loss(trainer.model, batch).backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in trainer.model.parameters())
 
 

@@ -57,7 +57,7 @@ def test_pacts_sft_term_has_the_norm_of_its_key(norm: str, tmp_path: Path) -> No
     for start in (1.0, 0.5):
         trainer = make_trainer(small(*LOOSE, *keys, f"anneal.start={start}", "anneal.end=0"), tmp_path, expert_script)
         batch = rolled_batch(trainer, prompts=1)
-        loss = trainer._compute_loss(trainer.model, batch)
+        loss = trainer.compute_loss(trainer.model, batch)
         losses[start] = loss.item(), gradient(trainer, loss)
     share = 1.0 if norm == "weights" else 0.5
     assert losses[0.5][0] == pytest.approx(share * losses[1.0][0], rel=1e-5)
@@ -194,7 +194,7 @@ def test_both_contexts_are_logged_apart(tmp_path: Path) -> None:
     batch = rolled_batch(trainer)
     old = log_probs(trainer, batch, "context").detach()
     move(trainer, 0.005)
-    trainer._compute_loss(trainer.model, batch)
+    trainer.compute_loss(trainer.model, batch)
     logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     with torch.no_grad():
         now = log_probs(trainer, batch, "context")
@@ -213,14 +213,14 @@ def test_both_contexts_are_logged_apart(tmp_path: Path) -> None:
         assert logged[name] == pytest.approx(parts / sum(count), rel=1e-3)
     batch["conditioned"][:] = True
     before = len(trainer._metrics["train"]["kl/prompt"])
-    trainer._compute_loss(trainer.model, batch)
+    trainer.compute_loss(trainer.model, batch)
     assert len(trainer._metrics["train"]["kl/prompt"]) == before  # no row: no value, and no 0
 
 
 def test_kl_under_the_prompt_is_logged_as_such(tmp_path: Path) -> None:
     keys = ("algo.q=0", "algo.sft_coef=0", "algo.kl_coef=0.1", "algo.kl_context=prompt")
     trainer = make_trainer(small(*keys), tmp_path, expert_script)
-    trainer._compute_loss(trainer.model, rolled_batch(trainer))
+    trainer.compute_loss(trainer.model, rolled_batch(trainer))
     logged = trainer._metrics["train"]
     assert logged["kl/prompt"] == logged["kl"] and "kl/trace" not in logged
     assert "entropy/trace" in logged and "entropy/prompt" not in logged

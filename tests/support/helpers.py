@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -158,6 +159,18 @@ def gradient(trainer: Any, loss: Any) -> Any:
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 
+def log_probs(trainer: Any, batch: Any, prefix: str = "prompt") -> Any:
+    """Log-probs (B, C) of the sampled tokens from the model's full logits, positions counted without the padding."""
+    import torch
+
+    ids = torch.cat([batch[f"{prefix}_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch[f"{prefix}_mask"], batch["completion_mask"]], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = trainer.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1]
+    chosen = torch.log_softmax(logits / trainer.temperature, -1).gather(2, ids[:, 1:, None])[..., 0]
+    return chosen[:, -batch["completion_ids"].shape[1] :]
+
+
 def trl_loss(trainer: Any, inputs: Any) -> Any:
     """TRL's own loss of a micro-batch, with the settings that `trainer` has for ours."""
     from trl import GRPOTrainer
@@ -169,7 +182,14 @@ def trl_loss(trainer: Any, inputs: Any) -> Any:
     trainer.epsilon_low = trainer.epsilon_high = settings.clip_eps
     trainer.beta, trainer.args.use_bias_correction_kl = settings.kl_coef, settings.kl_ratio_correction
     trainer.entropy_coef, trainer._entropy_bonus_enabled = settings.entropy_coef, settings.entropy_coef != 0
-    return GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    scoring = "_get_per_token_logps_and_entropies"  # ours has no graph: the loss calls the engine
+    own = vars(trainer).get(scoring)
+    setattr(trainer, scoring, own or MethodType(getattr(GRPOTrainer, scoring), trainer))
+    try:
+        return GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    finally:
+        if own is None:
+            delattr(trainer, scoring)
 
 
 def dpo_arguments(out: Path) -> Any:

@@ -63,7 +63,7 @@ def test_one_update_of_primal_and_dual_by_hand(tmp_path: Path):
     advantage = (z(user) + 2.0 * z(system)).flatten().float()  # lambda_0 = 2
     assert torch.allclose(batch["advantages"][:, 0], advantage, atol=1e-5)
     # Primal: at ratio 1 the sequence-level surrogate is the mean over replies of A times the mean log-prob of a reply.
-    loss = trainer._compute_loss(trainer.model, batch)
+    loss = trainer.compute_loss(trainer.model, batch)
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     logits = trainer.model(input_ids=ids, attention_mask=mask).logits[:, :-1] / trainer.temperature
@@ -93,7 +93,7 @@ def test_a_multiplier_of_zero_is_grpo_on_the_users_reward(tmp_path: Path):
     finally:
         GRPOTrainer._generate_and_score_completions = original
     assert torch.allclose(batch["advantages"][:, 0], seen["advantages"], atol=1e-6)
-    ours = trainer._compute_loss(trainer.model, batch)
+    ours = trainer.compute_loss(trainer.model, batch)
     theirs = trl_loss(trainer, {**batch, "advantages": seen["advantages"]})
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     assert torch.allclose(gradient(trainer, ours), gradient(trainer, theirs), atol=1e-6)
@@ -105,7 +105,7 @@ def test_constant_rewards_give_no_gradient(tmp_path: Path):
     trainer = make_trainer(composed(*HIPO), tmp_path, lambda task, sample, turn: reply(task, 0, 0))
     batch = rolled_batch(trainer)
     assert batch["advantages"].abs().max() == 0
-    assert gradient(trainer, trainer._compute_loss(trainer.model, batch)).abs().max() == 0
+    assert gradient(trainer, trainer.compute_loss(trainer.model, batch)).abs().max() == 0
 
 
 def test_a_degenerate_reply_is_left_out_and_counted(tmp_path: Path):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agentrl.objectives.policy import PolicySettings
 from tests.rollout.test_rollout import expert_script
-from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, small, trl_loss
+from tests.support.helpers import composed, gradient, log_probs, make_trainer, rolled_batch, small, trl_loss
 from tests.trainers.test_hipo_trainer import SMALL, reply
 
 KL = 0.3
@@ -41,14 +41,6 @@ def moved(trainer: Any) -> Any:
     return batch
 
 
-def log_probs(trainer: Any, batch: Any, prefix: str = "prompt") -> Tensor:
-    """Log-probs (B, C) of the sampled tokens from the model's full logits."""
-    ids = torch.cat([batch[f"{prefix}_ids"], batch["completion_ids"]], 1)
-    mask = torch.cat([batch[f"{prefix}_mask"], batch["completion_mask"]], 1)
-    logits = trainer.model(input_ids=ids, attention_mask=mask).logits[:, :-1] / trainer.temperature
-    return torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None])[..., 0][:, -batch["completion_ids"].shape[1] :]
-
-
 def row_means(values: Tensor, mask: Tensor) -> Tensor:
     return (values.masked_fill(mask == 0, 0)).sum(1) / mask.sum(1)
 
@@ -70,7 +62,7 @@ def test_the_kl_term_by_hand(tmp_path: Path, method: str) -> None:
     move(trainer, 0.02 if method == "hipo" else 0.005)
     share = 0.75 if method == "chord" else 1.0  # 1 - mu
     config.algo.kl_coef = 0.0
-    without = trainer._compute_loss(trainer.model, batch)
+    without = trainer.compute_loss(trainer.model, batch)
     value, slope, config.algo.kl_coef = without.item(), gradient(trainer, without), KL
     for corrected in (False, True):
         config.algo.kl_ratio_correction = corrected
@@ -79,7 +71,7 @@ def test_the_kl_term_by_hand(tmp_path: Path, method: str) -> None:
         assert ratio[mask.bool()].min() < 0.7 and ratio[mask.bool()].max() > 1.3
         kl = (torch.exp(delta) - delta - 1) * (ratio if corrected else 1)
         by_hand = share * KL * row_means(kl, mask).mean()
-        loss = trainer._compute_loss(trainer.model, batch)
+        loss = trainer.compute_loss(trainer.model, batch)
         assert by_hand > 1e-3 and loss.item() - value == pytest.approx(by_hand.item(), rel=1e-3, abs=2e-5)
         found = gradient(trainer, loss) - slope
         assert torch.allclose(found, gradient(trainer, by_hand), rtol=1e-3, atol=2e-5)
@@ -101,7 +93,7 @@ def test_loss_and_gradients_of_a_network_are_trl_s(tmp_path: Path, aggregation: 
     for level, rest in product(("token", "sequence_mean"), ((0.0, False, 0.0), (KL, False, 0.01), (KL, True, 0.0))):
         settings = PolicySettings(0.2, level, aggregation, *rest)  # beta, corrected, entropy
         trainer.policy_settings = lambda settings=settings: settings
-        ours = trainer._compute_loss(trainer.model, batch)
+        ours = trainer.compute_loss(trainer.model, batch)
         slope, clipped = gradient(trainer, ours), trainer._metrics["train"]["clip_ratio/region_mean"][-1]
         theirs = trl_loss(trainer, batch)
         expected = gradient(trainer, theirs)
@@ -128,7 +120,7 @@ def test_the_ratio_of_a_reply_by_hand(tmp_path: Path, level: str) -> None:
         ratio = torch.exp(total if level == "sequence" else total / mask.sum(1, keepdim=True))
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.1, 1.9) * advantage).expand_as(mask)
     by_hand = -row_means(surrogate, mask).mean()
-    loss = trainer._compute_loss(trainer.model, batch)
+    loss = trainer.compute_loss(trainer.model, batch)
     assert (ratio - 1).abs().max() > 0.15
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4, abs=2e-5)
     assert torch.allclose(gradient(trainer, loss), gradient(trainer, by_hand), rtol=1e-3, atol=1e-4)
@@ -139,9 +131,9 @@ def test_the_kl_term_keeps_its_own_log_probs_beside_a_reply_s_ratio(tmp_path: Pa
     batch = moved(trainer)
     delta = batch["ref_per_token_logps"] - log_probs(trainer, batch)
     by_hand = KL * row_means(torch.exp(delta) - delta - 1, batch["completion_mask"] * batch["tool_mask"]).mean()
-    with_kl = trainer._compute_loss(trainer.model, batch)
+    with_kl = trainer.compute_loss(trainer.model, batch)
     trainer.config.algo.kl_coef = 0.0
-    assert (with_kl - trainer._compute_loss(trainer.model, batch)).item() == pytest.approx(by_hand.item(), abs=2e-5)
+    assert (with_kl - trainer.compute_loss(trainer.model, batch)).item() == pytest.approx(by_hand.item(), abs=2e-5)
 
 
 def test_where_old_log_probs_are_the_policy_s_own_a_reply_weighs_by_its_length(tmp_path: Path) -> None:
@@ -151,6 +143,6 @@ def test_where_old_log_probs_are_the_policy_s_own_a_reply_weighs_by_its_length(t
     assert batch.get("old_per_token_logps") is None
     mask = batch["completion_mask"] * batch["tool_mask"]
     by_hand = -(batch["advantages"][:, 0] * (log_probs(trainer, batch) * mask).sum(1)).mean()
-    loss = trainer._compute_loss(trainer.model, batch)
+    loss = trainer.compute_loss(trainer.model, batch)
     assert loss.item() == pytest.approx(-batch["advantages"][:, 0].mean().item(), abs=1e-5)
     assert torch.allclose(gradient(trainer, loss), gradient(trainer, by_hand), atol=1e-4)

@@ -20,9 +20,9 @@ from agentrl.models.places import checkpoint_path
 from agentrl.trainers.preferences import PairTrainer, pair_dataset
 from tests.rollout.test_rollout import expert_script
 from tests.runs.test_runs import lines, only_run, run
-from tests.support.helpers import composed, dpo_arguments, make_trainer, rolled_batch, small
+from tests.support.helpers import composed, dpo_arguments, log_probs, make_trainer, rolled_batch, small
 from tests.trainers.test_hipo_trainer import SMALL, reply
-from tests.trainers.test_kl import log_probs, move
+from tests.trainers.test_kl import move
 
 KL = ("algo.kl_coef=0.1", "algo.entropy_coef=0")
 METHODS = {
@@ -62,7 +62,7 @@ def started(method: str, adapters: dict[str, Path], out: Path, **extra: Any) -> 
 def from_start(trainer: Any, context: str = "prompt") -> None:
     """KL is 0 at the start, and the reference is what the policy says, not what the bare base says."""
     batch = rolled_batch(trainer)
-    trainer._compute_loss(trainer.model, batch)
+    trainer.compute_loss(trainer.model, batch)
     assert trainer._metrics["train"]["kl"][-1] == pytest.approx(0, abs=1e-6)
     mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_kl_starts_at_0_where_the_adapter_itself_is_trained_on(
     monkeypatch.setattr("agentrl.models.loading.load_model", attached)
     trainer = started("pact", adapters, tmp_path)
     batch = rolled_batch(trainer)
-    trainer._compute_loss(trainer.model, batch)
+    trainer.compute_loss(trainer.model, batch)
     assert trainer._metrics["train"]["kl"][-1] == pytest.approx(0, abs=1e-6)
     assert {name for name, p in trainer.model.named_parameters() if p.requires_grad and ".ref." in name} == set()
 
@@ -125,7 +125,7 @@ def test_a_resumed_run_measures_from_the_first_start(lora: bool, adapters: dict[
     resumed._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
     batch = rolled_batch(resumed, prompts=1)
     assert torch.allclose(batch["ref_per_token_logps"], before, atol=1e-6)
-    resumed._compute_loss(resumed.model, batch)
+    resumed.compute_loss(resumed.model, batch)
     assert resumed._metrics["train"]["kl"][-1] > 1e-4
 
 

@@ -23,7 +23,7 @@ from agentrl.trainers.luffy import expert_trajectory
 from agentrl.trainers.sft import trace_dataset
 from tests.rollout.test_rollout import expert_script
 from tests.runs.test_runs import lines, only_run, run
-from tests.support.helpers import make_trainer, small, trl_loss
+from tests.support.helpers import log_probs, make_trainer, small, trl_loss
 from tests.trainers.test_trainers import gradient, rolled_batch
 
 PLAIN = ("algo.entropy_coef=0", "algo.kl_coef=0")
@@ -72,11 +72,12 @@ def test_mu_without_warmup_or_decay() -> None:
 
 def test_chords_sft_loss_by_hand() -> None:
     uniform, weight = chord_sft_loss(LOGPS, MASK, "uniform")
-    assert uniform.tolist() == pytest.approx([-(HALF + FIFTH) / 2, -(2 * HALF + FIFTH) / 3]) and weight == 1
+    assert uniform.tolist() == pytest.approx([-(HALF + FIFTH) / 2, -(2 * HALF + FIFTH) / 3])
+    assert torch.equal(weight, MASK.to(weight))
     # phi(0.5) = 0.25, phi(0.2) = 0.16; divided by the number of tokens, not by the sum of their weights
     weighed, weight = chord_sft_loss(LOGPS, MASK, "phi")
     expected = [-(0.25 * HALF + 0.16 * FIFTH) / 2, -(0.5 * HALF + 0.16 * FIFTH) / 3]
-    assert weighed.tolist() == pytest.approx(expected) and float(weight) == pytest.approx((3 * 0.25 + 2 * 0.16) / 5)
+    assert weighed.tolist() == pytest.approx(expected) and float(weight.sum()) == pytest.approx(3 * 0.25 + 2 * 0.16)
     assert chord_sft_loss(LOGPS, torch.zeros_like(MASK), "phi")[0].tolist() == [0, 0]
     with pytest.raises(ValueError, match="unknown token weight"):
         chord_sft_loss(LOGPS, MASK, "entropy")
@@ -116,7 +117,7 @@ def test_expert_loss_by_hand_and_by_finite_differences() -> None:
     losses, weight = expert_loss(logps, MASK, advantages, 0.1)
     at_half, at_fifth = 0.5 / 0.6, 0.2 / 0.3
     assert losses.tolist() == pytest.approx([-3 * (at_half + at_fifth) / 2, (2 * at_half + at_fifth) / 3])
-    assert float(weight) == pytest.approx((3 * at_half + 2 * at_fifth) / 5)
+    assert float(weight.sum()) == pytest.approx(3 * at_half + 2 * at_fifth)
     losses.sum().backward()
     assert logps.grad is not None
     expected = slopes(lambda x: float(expert_loss(x, MASK, advantages, 0.1)[0].sum()), LOGPS.nan_to_num(0.0))
@@ -160,7 +161,7 @@ def test_chord_at_mu_0_is_grpo(tmp_path: Path) -> None:
     grpo = make_trainer(small("algo=grpo", *PLAIN), tmp_path, expert_script)
     batch, theirs = rolled_batch(ours), rolled_batch(grpo)
     assert torch.equal(batch["completion_ids"], theirs["completion_ids"])
-    loss, reference = ours._compute_loss(ours.model, batch), grpo._compute_loss(grpo.model, theirs)
+    loss, reference = ours.compute_loss(ours.model, batch), grpo.compute_loss(grpo.model, theirs)
     assert loss.item() == pytest.approx(reference.item(), abs=1e-6)
     found = gradient(ours, loss)
     assert torch.allclose(found, gradient(grpo, reference), atol=1e-6) and found.abs().max() > 1e-3
@@ -174,7 +175,7 @@ def test_chord_at_mu_1_is_sft(tmp_path: Path) -> None:
     row = trace_dataset(ours.chat, ours.bench, ours.tasks[:1], components, ours.expert_trace)[0]
     labels = torch.tensor([row["labels"]])
     reference = ours.model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss
-    loss = ours._compute_loss(ours.model, batch)
+    loss = ours.compute_loss(ours.model, batch)
     assert loss.item() == pytest.approx(reference.item(), abs=1e-5)
     assert torch.allclose(gradient(ours, loss), gradient(ours, reference), atol=1e-5)
     assert (labels != -100).sum() == ours.trace_weights(batch["trace"][0]).sum() > 0
@@ -182,7 +183,7 @@ def test_chord_at_mu_1_is_sft(tmp_path: Path) -> None:
 
 def test_chord_mixes_and_logs_both_terms(tmp_path: Path) -> None:
     ours = chord(tmp_path, *held(0.25), "algo.token_weight=phi")
-    loss = ours._compute_loss(ours.model, rolled_batch(ours, prompts=1)).item()
+    loss = ours.compute_loss(ours.model, rolled_batch(ours, prompts=1)).item()
     logged = {name: values[-1] for name, values in ours._metrics["train"].items()}
     assert loss == pytest.approx(0.75 * logged["loss/rl"] + 0.25 * logged["loss/sft"], abs=1e-6)
     assert logged["anneal/mu"] == 0.25 and 0 < logged["expert/weight"] < 0.25
@@ -192,21 +193,21 @@ def test_chord_mixes_and_logs_both_terms(tmp_path: Path) -> None:
 def test_micro_batches_add_up_even_where_they_cut_a_group(tmp_path: Path, algo: str) -> None:
     ours = make_trainer(small(f"algo={algo}", *PLAIN), tmp_path, expert_script)
     batch = rolled_batch(ours)
-    whole = ours._compute_loss(ours.model, batch).item()
+    whole = ours.compute_loss(ours.model, batch).item()
     quarters = [
         {k: v[s] if isinstance(v, list) or (v is not None and v.dim()) else v for k, v in batch.items()}
         for s in (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8))
     ]
     assert [trace is not None for part in quarters for trace in part["trace"]] == [True, False, False, False] * 2
     ours.current_gradient_accumulation_steps = 4
-    assert sum(ours._compute_loss(ours.model, part).item() for part in quarters) == pytest.approx(whole, abs=1e-6)
+    assert sum(ours.compute_loss(ours.model, part).item() for part in quarters) == pytest.approx(whole, abs=1e-6)
 
 
 def test_mu_moves_with_the_updates_and_needs_no_state(tmp_path: Path) -> None:
     ours = chord(tmp_path, "algo.mu.warmup_steps=1", "algo.mu.decay_steps=2")
     batch, seen = rolled_batch(ours, prompts=1), []
     for ours.state.global_step in range(4):
-        ours._compute_loss(ours.model, batch)
+        ours.compute_loss(ours.model, batch)
         seen.append(ours._metrics["train"]["anneal/mu"][-1])
     assert seen == pytest.approx([0, 0.9, 0.475, 0.05])
 
@@ -217,12 +218,7 @@ def luffy(out: Path, *overrides: str, script=expert_script):
 
 def unclipped(trainer, batch, advantages: Tensor) -> Tensor:
     """Loss (B,) of every rollout: -(A / n) sum of ratios, from the model's own log-probs."""
-    logps = trainer._get_per_token_logps_and_entropies(
-        trainer.model,
-        torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
-        torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
-        batch["completion_ids"].shape[1],
-    )[0]
+    logps = log_probs(trainer, batch)
     mask = batch["completion_mask"] * batch["tool_mask"]
     old = batch.get("old_per_token_logps")
     ratio = torch.exp(logps - (logps.detach() if old is None else old)) * mask
@@ -239,12 +235,12 @@ def test_luffy_without_a_trace_is_grpo_without_clip_and_std(tmp_path: Path) -> N
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     returns = torch.tensor([sum(rewards) for rewards in ours._turn_rewards]).view(-1, 4)
     reference = unclipped(ours, batch, returns - returns.mean(1, keepdim=True)).mean()
-    loss = ours._compute_loss(ours.model, batch)
+    loss = ours.compute_loss(ours.model, batch)
     assert loss.item() == pytest.approx(reference.item(), abs=1e-6)
     assert torch.allclose(gradient(ours, loss), gradient(ours, reference), atol=1e-5)
-    assert trl_loss(ours, batch).item() == pytest.approx(loss.item(), rel=1e-6)  # TRL's with an infinite epsilon
+    assert trl_loss(ours, batch).item() == pytest.approx(loss.item(), rel=1e-4)  # TRL's with an infinite epsilon
     unbounded, ours.policy_settings = ours.policy_settings(), lambda: replace(unbounded, clip_eps=0.2)
-    assert abs(ours._compute_loss(ours.model, batch).item() - loss.item()) > 1e-4
+    assert abs(ours.compute_loss(ours.model, batch).item() - loss.item()) > 1e-4
 
 
 def test_luffys_loss_by_hand(tmp_path: Path) -> None:
@@ -265,7 +261,7 @@ def test_luffys_loss_by_hand(tmp_path: Path) -> None:
         rollouts = {k: v[first : first + 4] for k, v in batch.items() if isinstance(v, Tensor) and v.dim()}
         members += [*unclipped(ours, rollouts, returns - mean), -(best - mean) * (p / (p + 0.1)).mean()]
         assert batch["expert_advantage"][first : first + 4].tolist() == pytest.approx([best - mean] * 4)
-    loss, reference = ours._compute_loss(ours.model, batch), torch.stack(members).mean()
+    loss, reference = ours.compute_loss(ours.model, batch), torch.stack(members).mean()
     assert len(members) == 10 and loss.item() == pytest.approx(reference.item(), abs=1e-5)
     assert torch.allclose(gradient(ours, loss), gradient(ours, reference), atol=1e-5)
     metrics = {name: values[-1] for name, values in ours._metrics["train"].items()}
@@ -280,7 +276,7 @@ def test_luffy_learns_from_the_expert_where_all_rollouts_fail_alike(tmp_path: Pa
         return "<answer>Nobody</answer>"
 
     ours = luffy(tmp_path, script=stubborn)
-    loss = ours._compute_loss(ours.model, rolled_batch(ours))
+    loss = ours.compute_loss(ours.model, rolled_batch(ours))
     assert gradient(ours, loss).abs().max() > 1e-4
     logged = ours._metrics["train"]
     assert logged["expert/advantage"][-1] > 0 and logged["loss/expert"][-1] < 0 < logged["loss/rl"][-1]

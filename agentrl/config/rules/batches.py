@@ -17,14 +17,15 @@ def check_batches(config: Config) -> None:
     trainer, processes, k = config.trainer, config.hardware.processes, group_size(config)
     epochs_rule = "must be above 0 when trainer.max_steps is -1"
     require(trainer.max_steps != -1 or trainer.epochs > 0, "trainer.epochs", trainer.epochs, epochs_rule)
-    prompts, mini, micro = trainer.prompts_per_batch, trainer.minibatch_prompts, trainer.micro_batch
+    prompts, mini = trainer.prompts_per_batch, trainer.minibatch_prompts
     mini_rule = f"must divide trainer.prompts_per_batch={prompts}; nearest is {_divisor(prompts, mini)}"
     require(prompts % mini == 0, "trainer.minibatch_prompts", mini, mini_rule)
     spread = f"must be a multiple of hardware.processes={processes}, so that each process holds whole groups"
     require(prompts % processes == 0, "trainer.prompts_per_batch", prompts, spread)
     sequences = mini * k
     per_process = sequences // processes
-    micro = min(micro, max(1, per_process))  # room for more than an update holds is no mistake
+    # Rollouts are cut by tokens; room for more than an update holds is no mistake.
+    micro = 1 if config.algo.rollouts else min(trainer.micro_batch, max(1, per_process))
     require(
         sequences % (micro * processes) == 0,
         "trainer.micro_batch",
