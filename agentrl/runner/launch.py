@@ -167,7 +167,7 @@ def _record_end(run: RunDirectory, code: int) -> None:
         else:
             cause = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
             if code == 128 + signal.SIGKILL:
-                cause += " (Linux does so when memory runs out: then lower trainer.tokens_per_batch, trainer.micro_batch or eval.batch)"
+                cause += " (Linux does so when memory runs out: then lower trainer.tokens_per_batch or eval.batch)"
             run.set_status("failed", error=f"the worker ended without a record: {cause}")
 
 
