@@ -1,1 +1,1 @@
-"""Judges: a score in [0, 1] of a response against a system prompt or a user's request, never against both at once."""
+"""Judges give a response a score in [0, 1], for a system prompt or for a user's request, never for both at once."""

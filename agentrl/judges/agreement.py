@@ -1,6 +1,7 @@
-"""How far two judges agree: in rank (pairwise concordance) and in level (mean absolute error).
+"""Measure how far two judges agree: in rank (pairwise concordance) and in level (mean absolute error).
 
-Pure functions of scores. Policies are trained on ranks within a prompt and held to a level (tau), so both matter.
+All functions are pure functions of scores. Both measures matter: a policy is trained on ranks within a prompt and held
+to a level (tau).
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Concordance:
-    """Pairs that the first judge tells apart, and how many of them the second orders the same way (a tie is half)."""
+    """The pairs of responses that the first judge tells apart, and how many of them the second judge orders the same
+    way.
+
+    A tie of the second judge counts half.
+    """
 
     agree: float
     pairs: int
 
     @property
     def share(self) -> float:
-        """In [0, 1]: 1 is the same order, 0.5 chance; NaN without a pair."""
+        """Share of pairs ordered alike, in [0, 1]: 1 is the same order, 0.5 is chance; NaN without a pair."""
         return self.agree / self.pairs if self.pairs else math.nan
 
     def __add__(self, other: Concordance) -> Concordance:
@@ -36,15 +41,17 @@ class Concordance:
 
 
 def concordance(first: Scores, second: Scores) -> Concordance:
-    """Concordance of `second` (N,) with the primary judge's `first` (N,), over all pairs of responses.
+    """Compare `second` (N,) with the primary judge's scores `first` (N,) over all pairs of responses.
 
-    As HIPO compares judges with its primary one: which of two responses is better. Raises ValueError where the lengths
-    differ.
+    HIPO compares judges in this way: which of two responses is better.
+
+    Raises:
+        ValueError: the lengths differ.
     """
     if first.shape != second.shape:
         raise ValueError(f"{len(first)} and {len(second)} scores")
     agree, pairs = 0.0, 0
-    lower = np.empty(0)  # the second judge's scores of all that the first puts lower, ascending
+    lower = np.empty(0)  # the second judge's scores of all responses that the first judge puts lower, ascending
     for level in np.unique(first):
         here = second[first == level]
         below, up_to = np.searchsorted(lower, here, "left"), np.searchsorted(lower, here, "right")
@@ -55,12 +62,12 @@ def concordance(first: Scores, second: Scores) -> Concordance:
 
 
 def mean_absolute_error(first: Scores, second: Scores) -> float:
-    """Mean |first - second|."""
+    """Return the mean of |first - second|."""
     return float(np.abs(first - second).mean())
 
 
 def spearman(first: Scores, second: Scores) -> float:
-    """Rank correlation, ties sharing their rank; NaN where either is constant."""
+    """Return the rank correlation. Ties share their rank; NaN if one side is constant."""
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
     return float(stats.spearmanr(first, second).statistic)
@@ -69,10 +76,12 @@ def spearman(first: Scores, second: Scores) -> float:
 def agreement(
     first: Sequence[float], second: Sequence[float], prompts: Sequence[Hashable], seed: int = 0, draws: int = 500
 ) -> dict[str, Interval]:
-    """All measures of two judges' scores of the same responses, `first` being the primary; n counts responses.
+    """Return all measures of two judges' scores of the same responses; `first` is the primary judge; n counts
+    responses.
 
-    `concordance` over all pairs, `concordance_within` over pairs of one prompt (what group-wise training sees), `mae`,
-    `spearman`, and `shift`, the mean of second - first. 95% percentile bootstrap, whole prompts drawn with replacement.
+    `concordance` covers all pairs, `concordance_within` the pairs of one prompt (what group-wise training sees). `mae`,
+    `spearman`, and `shift`, the mean of second - first. The 95% intervals are percentile bootstraps that draw whole
+    prompts with replacement.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     members: dict[Hashable, list[int]] = {}
@@ -99,9 +108,9 @@ def agreement(
 
 
 def _bootstrap(measure: Callable[[Indices], float], groups: int, n: int, seed: int, draws: int) -> Interval:
-    """`measure` of all groups, with bounds from drawing groups; draws that show nothing (NaN) are left out.
+    """Return `measure` of all groups, with bounds from drawing groups. Draws without a value (NaN) are left out.
 
-    Where all draws show the same, they say nothing about other prompts: no bounds.
+    If all draws give the same value, they say nothing about other prompts, so there are no bounds.
     """
     value = measure(np.arange(groups, dtype=np.intp)) if groups else math.nan
     if groups < 2:

@@ -1,4 +1,4 @@
-"""The judge that a configuration names."""
+"""Build the judge that a configuration names."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from agentrl.core.judge import Judge
 from agentrl.judges.cache import VerdictCache
 from agentrl.judges.rubric_judge import RubricJudge
 
-LOG = "judge.jsonl"  # in the run directory: verdicts, tokens and cost after each batch
+LOG = "judge.jsonl"  # in the run directory: counts of verdicts, tokens and cost after each batch
 
 
 def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None:
-    """The judge of `config.judge`, ready to be asked; None for judge=program, where the bench grades alone.
+    """Build the judge of `config.judge`; None for judge=program, where only the bench's own program grades.
 
-    `payer` names whose budget is spent: the run directory, so that a resumed run goes on with what is left. `device` is
-    where judges that are models in this process compute.
+    `payer` names whose budget is spent. It is the run directory, so a resumed run continues with what is left. `device`
+    is where judges that are models in this process compute.
 
     Raises:
-        UserError: rubric, cache or model that cannot be read, a key that is not set or refused, nobody at the address.
+        UserError: a rubric, cache or model cannot be read, a key is not set or is refused, or no server answers at the
+            address.
     """
     judge = config.judge
     if isinstance(judge, DistilledJudge):
@@ -42,11 +43,11 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
 
 
 def _log_to(judge: RubricJudge, payer: str) -> RubricJudge:
-    if Path(payer).is_dir() and os.environ.get("RANK", "0") == "0":  # one process writes
+    if Path(payer).is_dir() and os.environ.get("RANK", "0") == "0":  # only one process writes
         judge.log = Path(payer) / LOG
     return judge
 
 
 def cache_of(judge: OpenAIJudge | LocalJudge, runs_dir: str) -> VerdictCache:
-    """The cache that `judge` names, by default judge.sqlite in `runs_dir`."""
+    """Open the cache that `judge` names, by default judge.sqlite in `runs_dir`."""
     return VerdictCache(judge.cache or Path(runs_dir).expanduser() / "judge.sqlite")

@@ -1,9 +1,9 @@
-"""Verdicts on disk, keyed by content: what was paid for once is never asked again, whoever asks and whatever died.
+"""Keep verdicts on disk, keyed by their content. A verdict that was paid for is never asked for again.
 
-One SQLite file. A verdict and what it cost are one transaction, so a kill at any moment leaves both or neither; many
-threads and processes may share the file, and the first score of a key stays. A reply without a score is kept for the
-reader, and the next run asks again. The file also says which judge (model, server, settings, rubrics) gave or reused
-each verdict, so that two judges of one model name stay apart.
+The cache is one SQLite file. A verdict and its cost are written in one transaction, so a process killed at any moment
+leaves both or neither. Many threads and processes may share the file; the first score of a key stays. A reply without a
+score is stored for the reader, and the next run asks again. The file also says which judge (model, server, settings,
+rubrics) gave or reused each verdict, so two judges with the same model name stay apart.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _UNLINKED = "key NOT IN (SELECT key FROM asked)"
 
 @dataclass(frozen=True)
 class Usage:
-    """What calls to a judge took. `cost` is in the currency of the configured prices."""
+    """What calls to a judge used. `cost` is in the currency of the configured prices."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -52,7 +52,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class JudgeIdentity:
-    """All that decides the verdicts of a judge. Two judges with equal identities are the same judge."""
+    """Everything that determines the verdicts of a judge. Two judges with equal identities are the same judge."""
 
     model: str
     settings: dict[str, Any]  # server or weights, sampling, retries
@@ -60,13 +60,13 @@ class JudgeIdentity:
 
     @property
     def label(self) -> str:
-        """The model's name and six digits of the rest: how a user names this judge."""
+        """The model's name and six digits of a digest of the rest. A user names the judge by it."""
         content = json.dumps([self.model, self.settings, self.rubrics], sort_keys=True)
         return f"{self.model}#{_digest(content)[:6]}"
 
     @property
     def about(self) -> str:
-        """The settings in words; of a rubric the first digits of its digest."""
+        """The settings in words. A rubric is shown by the first digits of its digest."""
         settings = ", ".join(f"{name}={value}" for name, value in sorted(self.settings.items()) if value is not None)
         return ", ".join([settings, *(f"{side} rubric {_digest(text)[:6]}" for side, text in self.rubrics.items())])
 
@@ -82,7 +82,9 @@ class Entry:
 
 
 def content_key(model: str, messages: list[dict[str, str]], settings: dict[str, Any]) -> str:
-    """SHA-256 of all that decides a reply: model, rubric and texts (as messages), sampling settings."""
+    """Return the SHA-256 of everything that determines a reply: model, rubric and texts (as messages), sampling
+    settings.
+    """
     return _digest(json.dumps([model, messages, settings], sort_keys=True))
 
 
@@ -91,7 +93,7 @@ def _digest(text: str) -> str:
 
 
 class VerdictCache:
-    """The file at `path`, created with its folder where absent.
+    """The cache file at `path`. The file and its folder are created if they do not exist.
 
     Raises:
         UserError: the file cannot be opened, or is something else.
@@ -104,21 +106,24 @@ class VerdictCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")  # survives kill -9; a power cut loses the last verdicts
+            # survives kill -9; a power cut may lose the last verdicts
+            self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
-            raise UserError(f"judge.cache={path} cannot be used ({error}); give a writable file of its own") from error
+            raise UserError(
+                f"judge.cache={path} cannot be used ({error}); name a new file in a writable directory"
+            ) from error
 
     def get(self, key: str) -> Entry | None:
-        """The verdict of `key`, if one with a score is recorded."""
+        """Return the verdict of `key`, if one with a score is recorded."""
         with self._lock:
             row = self._database.execute(f"{_SELECT} WHERE key = ? AND score IS NOT NULL", (key,)).fetchone()
         return None if row is None else _entry(row)
 
     def put(self, key: str, entry: Entry, payer: str, usage: Usage, judge: JudgeIdentity | None = None) -> None:
-        """Record a verdict of `judge` with what it cost `payer`.
+        """Record a verdict of `judge` and what it cost `payer`.
 
-        A key that has a score keeps it. The cost counts anyway.
+        A key that has a score keeps it. The cost counts in any case.
         """
         row = (key, entry.model, entry.request.side, entry.request.prompt, entry.request.response, entry.score)
         with self._transaction() as database:
@@ -138,12 +143,12 @@ class VerdictCache:
                 _link(database, judge, keys)
 
     def spend(self, payer: str, usage: Usage) -> None:
-        """Record what a call without a verdict cost."""
+        """Record the cost of a call that gave no verdict."""
         with self._transaction() as database:
             _spend(database, payer, usage)
 
     def spent(self, payer: str) -> Usage:
-        """All that `payer` has spent, earlier processes included."""
+        """Return everything that `payer` has spent, earlier processes included."""
         with self._lock:
             row = self._database.execute(
                 "SELECT requests, prompt_tokens, completion_tokens, cost FROM spending WHERE payer = ?", (payer,)
@@ -151,9 +156,9 @@ class VerdictCache:
         return Usage() if row is None else Usage(*row)
 
     def judges(self) -> dict[str, str]:
-        """Label of every judge with verdicts here -> its settings in words.
+        """Map the label of every judge with verdicts here to its settings in words.
 
-        Verdicts of releases that did not record the judge stand under the model's name alone.
+        Verdicts of releases that did not record the judge appear under the model's name alone.
         """
         with self._lock:
             known = self._database.execute(
@@ -163,7 +168,7 @@ class VerdictCache:
         return dict(sorted([*known, *((model, "settings not recorded") for (model,) in unknown)]))
 
     def entries(self, judge: str | None = None) -> list[Entry]:
-        """Every recorded verdict, or those of the `judge` with that label, in a fixed order (of keys)."""
+        """Return every recorded verdict, or those of the `judge` with that label, ordered by key."""
         where = f"WHERE key IN (SELECT key FROM asked WHERE judge = :judge) OR (model = :judge AND {_UNLINKED})"
         where = "" if judge is None else where
         with self._lock:
@@ -174,7 +179,7 @@ class VerdictCache:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                with self._database:  # commits, or rolls back
+                with self._database:  # commits, or rolls back on an error
                     self._database.execute("BEGIN IMMEDIATE")
                     yield self._database
             except sqlite3.OperationalError as error:  # disk full, file system read-only, locked for a minute
@@ -184,27 +189,28 @@ class VerdictCache:
 
 
 def open_cache(path: str | Path) -> VerdictCache:
-    """A cache that must be there already.
+    """Open a cache that must exist.
 
     Raises:
-        UserError: no such file, or not a cache.
+        UserError: there is no such file, or it is not a cache.
     """
     if not Path(path).expanduser().is_file():
-        raise UserError(f"{path}: no such file; give the judge.cache of a run")
+        raise UserError(f"{path}: no such file; name the judge.cache of a run")
     return VerdictCache(path)
 
 
 def entries_of(cache: VerdictCache, name: str | None, key: str) -> list[Entry]:
-    """Verdicts of one judge: of the one called `name`, or of the only one there.
+    """Return the verdicts of one judge: of the judge called `name`, or of the only judge in the cache.
 
-    `name` is a label, or a model's name where one judge of that model is there. `key` is what the user sets to choose.
+    `name` is a label, or a model's name if only one judge of that model is there. `key` is what the user sets to
+    choose.
 
     Raises:
-        UserError: no judge of that name, or several to choose from.
+        UserError: there is no judge of that name, or there are several to choose from.
     """
     judges = cache.judges()
     if not judges:
-        raise UserError(f"{cache.path} holds no verdict")
+        raise UserError(f"{cache.path} holds no verdict; name the judge.cache of a run that asked a judge")
     meant = [label for label in judges if name in (None, label)] or [
         label for label in judges if label.rpartition("#")[0] == name
     ]

@@ -1,7 +1,8 @@
-"""Fitting a small reward model to a judge's cached verdicts: HIPO's open point, a judge that costs nothing to ask.
+"""Fit a small reward model to a judge's cached verdicts. It replaces a judge that costs money (HIPO's open point).
 
-A regression and not TRL's RewardTrainer: preferences fix scores up to a shift, and HIPO holds the mean of r_sys to a
-level, tau. The loss is the cross-entropy of sigmoid(logit) with the verdict, whose minimum is the judge's mean score.
+The fit is a regression, not TRL's RewardTrainer. Preferences fix scores only up to a shift, but HIPO holds the mean of
+r_sys to a level, tau. The loss is the cross-entropy of sigmoid(logit) with the verdict; its minimum is the judge's mean
+score.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ FEWEST_PROMPTS = 10
 
 @dataclass(frozen=True)
 class SideReport:
-    """Held-out agreement with the judge on one side. `mae_of_mean` is that of always giving the training mean."""
+    """Agreement with the judge on held-out verdicts of one side. `mae_of_mean` is the error of always giving the
+    training mean.
+    """
 
     train: int
     held_out: int
@@ -54,12 +57,12 @@ class SideReport:
 
 
 class Regression(Trainer):
-    """One logit per side; a row trains that of its own side."""
+    """A model with one logit for each side. A row trains the logit of its own side."""
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Mean cross-entropy over rows: logits (B, 2), `side` (B,) in {0, 1}, `score` (B,) in [0, 1]."""
+        """Return the mean cross-entropy over rows: logits (B, 2), `side` (B,) in {0, 1}, `score` (B,) in [0, 1]."""
         side, score = inputs.pop("side"), inputs.pop("score")
         outputs = model(**inputs)
         picked = outputs.logits.gather(1, side[:, None])[:, 0]
@@ -68,12 +71,14 @@ class Regression(Trainer):
 
 
 def distill(settings: Distillation) -> dict[str, SideReport]:
-    """Fit, save to `settings.out` with `distilled.json` (settings, report), and say how far it agrees with the judge.
+    """Fit a model, save it in `settings.out` with `distilled.json` (settings, report), and return its agreement by
+    side.
 
-    The verdicts are those of one judge, told apart as `agentrl judge compare` does.
+    The verdicts are those of one judge, chosen as in `agentrl judge compare`.
 
     Raises:
-        UserError: too few verdicts, several judges in one cache, a base that cannot be loaded, or an `out` that exists.
+        UserError: there are too few verdicts or several judges in the cache, the base cannot be loaded, or `out`
+            exists.
     """
     out = Path(settings.out).expanduser()
     if out.exists():
@@ -129,22 +134,22 @@ def distill(settings: Distillation) -> dict[str, SideReport]:
 
 
 def divide(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list[Entry], list[Entry]]:
-    """Training and held-out verdicts. Verdicts without a score are left out.
+    """Divide verdicts into training and held-out verdicts. Verdicts without a score are left out.
 
-    A prompt is in one of them only, and so is a response that was judged on both sides: whoever learned from what its
-    system prompt made of it knows the response that it meets under its user's message. Prompts that such responses
-    join are held out together where that leaves something to learn from; else verdicts on held-out responses are left
-    out of training.
+    A prompt is in only one of the two. So is a response that was judged on both sides: a model that has learned the
+    response under its system prompt would recognise it under its user's message. Prompts that share such responses are
+    held out together if enough is left to learn from. Otherwise the verdicts on held-out responses are removed from
+    training.
 
     Raises:
-        UserError: too few prompts to hold any out.
+        UserError: there are too few prompts to hold any out.
     """
     scored = [entry for entry in entries if entry.score is not None]
     prompts = sorted({entry.request.prompt for entry in scored})
     if len(prompts) < FEWEST_PROMPTS:
         raise UserError(
-            f"the cache holds verdicts on {len(prompts)} prompts; a reward model needs {FEWEST_PROMPTS} at the very "
-            "least (and hundreds to be of use): judge more first"
+            f"the cache holds verdicts on {len(prompts)} prompts; a reward model needs at least {FEWEST_PROMPTS} (and "
+            "hundreds to be useful): judge more prompts first"
         )
     wanted = max(2, round(fraction * len(prompts)))
     groups = _join_prompts(scored, prompts)
@@ -164,7 +169,7 @@ def divide(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list[E
     ]
     if not train:
         raise UserError(
-            "every response of the cache stands under a held-out prompt too, so nothing is left to learn from; judge "
+            "every response in the cache also belongs to a held-out prompt, so nothing is left to learn from; judge "
             "more prompts first, or lower held_out"
         )
     return train, held_out
@@ -175,7 +180,7 @@ def _other(side: str) -> str:
 
 
 def _join_prompts(entries: Sequence[Entry], prompts: list[str]) -> list[list[str]]:
-    """Prompts in groups: a system prompt and a user's message belong together if one response was judged under both."""
+    """Group the prompts: a system prompt and a user's message belong together if one response was judged for both."""
     sides: dict[str, dict[str, set[str]]] = {}
     for entry in entries:
         sides.setdefault(entry.request.response, {}).setdefault(entry.request.side, set()).add(entry.request.prompt)
@@ -212,7 +217,7 @@ def _report(train: list[Entry], held_out: list[Entry], judge: RewardModelJudge) 
 
 
 def _load(base: str) -> tuple[PreTrainedTokenizerBase, Any]:
-    """Tokenizer and network of `base` with a fresh head of two outputs."""
+    """Load the tokenizer and the network of `base`, with a fresh head of two outputs."""
     path = checkpoint_path(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -1,4 +1,4 @@
-"""A small reward model in place of a judge: a transformer with one output for each side, fitted on cached verdicts.
+"""A small reward model that replaces a judge: a transformer with one output for each side, fitted to cached verdicts.
 
 `agentrl judge distill` makes one (`agentrl.judges.distill`); `judge=distilled` uses it.
 """
@@ -21,12 +21,12 @@ RECORD = "distilled.json"  # settings and report, beside the model
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, request: JudgeRequest, max_tokens: int) -> list[int]:
-    """Token ids: side, prompt and response, each closed by the end token; at most `max_tokens` of them.
+    """Return at most `max_tokens` token ids: side, prompt and response, each closed by the end token.
 
-    Too long a prompt is cut at its end, to half of the room where the response needs the rest; then the response is.
+    If they are too many, the end of the prompt is cut first, down to half of the room; then the end of the response.
     """
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    # Special tokens written in a judged text are text.
+    # A special token that is written in a judged text is read as ordinary text.
     side, prompt, response = (
         tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         for text in (request.side, request.prompt, request.response)
@@ -37,7 +37,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, request: JudgeRequest, max_tokens
 
 
 class RewardModelJudge:
-    """Scores are the model's, clamped to [0, 1] by a sigmoid and not snapped; none is missing."""
+    """A judge that gives the model's scores: sigmoids in [0, 1], not snapped. It gives a score to every request."""
 
     def __init__(self, config: DistilledJudge, device: str):
         self.name = config.path
@@ -59,7 +59,10 @@ class RewardModelJudge:
         """See `Judge.score`."""
         unknown = {request.side for request in requests} - set(self._sides)
         if unknown:
-            raise UserError(f"judge.path={self.name} learned from {' and '.join(self._sides)} verdicts alone")
+            raise UserError(
+                f"judge.path={self.name} learned only from {' and '.join(self._sides)} verdicts; distil one from both "
+                "sides"
+            )
         scores: list[float] = []
         for start in range(0, len(requests), self._batch):
             batch = requests[start : start + self._batch]
@@ -73,12 +76,12 @@ class RewardModelJudge:
         return [Verdict(score, "distilled") for score in scores]
 
     def counts(self) -> dict[str, float]:
-        """See `Judge.counts`; nothing is missing and nothing costs."""
+        """See `Judge.counts`. No verdict is missing and none costs anything."""
         return {"verdicts": self._verdicts, "missing": 0}
 
 
 def pad(rows: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Rows padded on the right: `input_ids` and `attention_mask`, each (B, T)."""
+    """Pad rows on the right: `input_ids` and `attention_mask`, each (B, T)."""
     width = max(len(row) for row in rows)
     return {
         "input_ids": torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),

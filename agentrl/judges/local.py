@@ -20,7 +20,7 @@ from agentrl.models.places import checkpoint_path
 
 
 class InProcessJudge(RubricJudge):
-    """Greedy replies in batches. Draws no random numbers, so a run's random states stay as they are."""
+    """Asks for greedy replies in batches. It draws no random numbers, so the run's random states stay as they are."""
 
     def __init__(self, config: LocalJudge, cache: VerdictCache, payer: str, device: str):
         path = checkpoint_path(config.path)
@@ -41,7 +41,7 @@ class InProcessJudge(RubricJudge):
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"judge.path={config.path} cannot be loaded: {first_line(error)}") from error
         if self._tokenizer.chat_template is None:
-            raise UserError(f"judge.path={config.path}: its tokenizer has no chat template; give an instruct model")
+            raise UserError(f"judge.path={config.path}: its tokenizer has no chat template; name an instruct model")
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._model = model.to(device).eval()
@@ -82,8 +82,10 @@ class InProcessJudge(RubricJudge):
         return [(reply, Usage(1, int(r), int(w))) for reply, r, w in zip(replies, read, written, strict=True)]
 
     def _render(self, asked: Messages) -> str:
-        """The prompt text. A template without a system role (Gemma's) gets the rubric in front of the user's message;
-        a reasoning model is asked not to think, which templates without such a switch ignore.
+        """Return the prompt text.
+
+        If the template has no system role (Gemma's), the rubric comes before the user's message. A reasoning model is
+        asked not to think; templates without such a switch ignore this.
         """
         try:
             return self._template(asked)
@@ -97,7 +99,9 @@ class InProcessJudge(RubricJudge):
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """Strings that `tokenizer` reads as control tokens: special ones, and added ones that the chat template writes."""
+    """Return the strings that `tokenizer` reads as control tokens: special ones, and added ones in the chat
+    template.
+    """
     template = str(tokenizer.chat_template)
     added = tokenizer.added_tokens_decoder.values()
     return frozenset(
@@ -106,9 +110,9 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """Names, sizes and times of the files of a local checkpoint, digested; None for a hub id.
+    """Return a digest of the names, sizes and times of a local checkpoint's files; None for a hub id.
 
-    Weights that were trained further under the same path are another judge.
+    Weights that were trained further under the same path make another judge.
     """
     if not folder.is_dir():
         return None

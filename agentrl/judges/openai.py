@@ -1,4 +1,4 @@
-"""A judge behind any OpenAI-compatible chat-completions endpoint."""
+"""A judge behind an OpenAI-compatible chat-completions endpoint."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics
 from agentrl.store.redact import mask_secrets
 
-LONGEST_WAIT = 30.0  # seconds between tries
+LONGEST_WAIT = 30.0  # seconds between tries, at most
 
 
 class EndpointJudge(RubricJudge):
-    """Concurrent calls with retries, a rate limit and a budget.
+    """Calls the endpoint concurrently, with retries, a rate limit and a budget.
 
-    A call that fails in transport is tried again; one that fails for good gives a missing verdict that is not cached,
-    and `down_after` such failures in a row stop the judge.
+    A call that fails on the way is tried again. A call that fails for good gives a missing verdict, which is not
+    cached. `down_after` such failures in a row stop the judge.
     """
 
     def __init__(self, config: OpenAIJudge, cache: VerdictCache, payer: str):
@@ -46,16 +46,17 @@ class EndpointJudge(RubricJudge):
         self._json = JsonMode()
         self._limiter = RateLimiter(config.requests_per_minute)
         self._stop = threading.Event()
-        self._in_flight = 0  # calls whose cost is not recorded yet
+        self._in_flight = 0  # calls whose cost is not yet recorded
         self._place_released = threading.Condition(self._lock)
         self._failures_in_a_row = 0
-        self._random = random.Random()  # jitter of its own: the run's random states are not touched
+        self._random = random.Random()  # its own generator for jitter: the run's random states stay as they are
 
     def check(self) -> None:
-        """One free request, so that a wrong address or key is known before anything heavy.
+        """Send one free request, so that a wrong address or key is known before anything expensive begins.
 
         Raises:
-            JudgeStopped: nobody answers there, or the key is refused. Other refusals pass: few servers list models.
+            JudgeStopped: no server answers, or the key is refused. Other refusals pass, because few servers list their
+                models.
         """
         for attempt in range(3):
             try:
@@ -67,7 +68,7 @@ class EndpointJudge(RubricJudge):
                 if attempt == 2:
                     raise self._down(self._describe(error)) from None
                 time.sleep(FIRST_WAIT)
-            except (openai.APIError, json.JSONDecodeError):  # it answers; many servers have no list of models
+            except (openai.APIError, json.JSONDecodeError):  # the server answers; many have no list of models
                 return
 
     def _ask_all(self, questions: list[Question]) -> dict[str, Verdict]:
@@ -81,13 +82,13 @@ class EndpointJudge(RubricJudge):
                 if any(future.done() and future.exception() for future in futures.values()):
                     raise next(e for f in futures.values() if f.done() and (e := f.exception()))
             except BaseException:
-                self._stop.set()  # whoever waits gives up; calls on the wire finish and are recorded
+                self._stop.set()  # waiting threads give up; calls that were sent finish and are recorded
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         return {key: future.result() for key, future in futures.items()}
 
     def _ask(self, question: Question) -> Verdict:
-        """One question to its verdict."""
+        """Ask one question until it has a verdict."""
         asked = question.messages
         for attempt in range(self.config.parse_retries + 1):
             try:
@@ -113,13 +114,13 @@ class EndpointJudge(RubricJudge):
         return Verdict(None, reason)
 
     def _call(self, messages: Messages) -> tuple[str, Usage]:
-        """Reply and usage of one call, tried again while that can help.
+        """Return the reply and the usage of one call. The call is tried again as long as that can help.
 
-        An answered call keeps its place in the budget: the caller records what it cost, and then calls `_release`.
+        An answered call keeps its place in the budget. The caller records its cost and then calls `_release`.
 
         Raises:
-            GaveUp: every try failed, or the server refuses this very request.
-            JudgeStopped: a refused key, a spent budget, or another thread stopped the judge.
+            GaveUp: every try failed, or the server refuses this request.
+            JudgeStopped: the key is refused, the budget is spent, or another thread stopped the judge.
         """
         json_mode, attempt = self._json.on, 0
         while attempt <= self.config.retries:
@@ -133,7 +134,7 @@ class EndpointJudge(RubricJudge):
             except openai.APIStatusError as error:
                 reason = self._describe(error)
                 if error.status_code in (400, 422) and json_mode:
-                    json_mode = False  # some servers know no response_format; others refuse this very request
+                    json_mode = False  # some servers know no response_format; others refuse only this request
                     self._json.note_refusal(reason)
                     self._count(retries=1)
                     continue
@@ -146,7 +147,7 @@ class EndpointJudge(RubricJudge):
                 reason = self._describe(error)
                 if error.final:
                     raise GaveUp(reason) from None
-            except (openai.APIError, TimeoutError) as error:  # a timeout, or cut off
+            except (openai.APIError, TimeoutError) as error:  # a timeout, or a broken connection
                 reason = self._describe(error)
             attempt += 1
             if attempt <= self.config.retries:
@@ -155,14 +156,15 @@ class EndpointJudge(RubricJudge):
         raise GaveUp(f"{reason}, after {self.config.retries + 1} tries")
 
     def _send(self, messages: Messages, json_mode: bool) -> tuple[str, Usage]:
-        """One call on the wire, under the budget and the rate limit. Only a call that fails gives its place back."""
+        """Send one call, under the budget and the rate limit. Only a call that fails gives its place back."""
         self._reserve()
         try:
             self._pause(self._limiter.delay())
             more: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
             if self.config.temperature is not None:
                 more["temperature"] = self.config.temperature
-            create: Any = self._client.chat.completions.with_raw_response.create  # its types want a class for each role
+            # its types ask for a class for each role
+            create: Any = self._client.chat.completions.with_raw_response.create
             more |= {"model": self.config.model, "messages": messages, "max_tokens": self.config.max_tokens}
             raw = within(self.config.timeout, lambda: create(**more))
             response = raw.http_response
@@ -173,10 +175,10 @@ class EndpointJudge(RubricJudge):
             raise
 
     def _reserve(self) -> None:
-        """Take a place in the budget, once it is known whether calls on the wire leave one.
+        """Take a place in the budget. Wait until it is known whether the calls under way leave one.
 
         Raises:
-            JudgeStopped: the budget is spent. Of tokens and cost, calls on the wire may still spend more than it.
+            JudgeStopped: the budget is spent. Calls under way may still exceed a limit of tokens or cost.
         """
         config, cache = self.config, self.cache
         with self._place_released:
@@ -192,7 +194,7 @@ class EndpointJudge(RubricJudge):
                 if limit is not None and used >= limit:
                     raise JudgeStopped(
                         f"judge.{knob}={limit:g} is spent ({spent.requests} requests, {spent.tokens} tokens, cost "
-                        f"{spent.cost:.4f}); raise it and give the same command: it goes on with the verdicts of "
+                        f"{spent.cost:.4f}); raise it and repeat the command: it continues with the verdicts in "
                         f"{cache.path}"
                     )
             self._in_flight += 1
@@ -203,7 +205,7 @@ class EndpointJudge(RubricJudge):
             self._place_released.notify_all()
 
     def _usage(self, answer: Answer, messages: Messages) -> Usage:
-        """Tokens and cost of a call; a server that reports no tokens is counted at four bytes a token."""
+        """Return the tokens and the cost of a call. If the server reports no tokens, four bytes count as one token."""
         prompt, written = answer.usage.get("prompt_tokens"), answer.usage.get("completion_tokens")
         if prompt is None or written is None:
             prompt = sum(len(message["content"].encode()) for message in messages) // 4 + 1
@@ -213,12 +215,12 @@ class EndpointJudge(RubricJudge):
 
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
-            raise JudgeStopped("the judge was stopped")  # the thread that stopped it says why
+            raise JudgeStopped("the judge was stopped")  # the thread that stopped it reports the reason
 
     def _down(self, reason: str) -> JudgeStopped:
         return JudgeStopped(
-            f"judge.base_url={self.config.base_url} does not answer ({reason}); start it or correct the address, and "
-            f"give the same command: verdicts so far are kept in {self.cache.path}"
+            f"judge.base_url={self.config.base_url} does not answer ({reason}); start it or correct the address, then "
+            f"repeat the command: all verdicts so far are in {self.cache.path}"
         )
 
     def _refusal(self, error: openai.APIStatusError) -> JudgeStopped:
@@ -228,16 +230,17 @@ class EndpointJudge(RubricJudge):
         return JudgeStopped(f"{knob} is refused by the judge: {self._describe(error)}; correct it")
 
     def _describe(self, error: Exception) -> str:
-        """One line, without the key, which some servers repeat."""
+        """Return the error as one line, without the key, which some servers repeat."""
         text = " ".join(str(error).split())[:300] or type(error).__name__
         return mask_secrets(text.replace(self._key, "***"))
 
 
 class JsonMode:
-    """Whether to ask a server for JSON (response_format). A refusal is this request's, until it proves the server's.
+    """Decides whether to ask a server for JSON (response_format).
 
-    It is off for good once a refusal names it, or after as many questions in a row as `ENOUGH` that were refused with
-    it and answered without; but never where it has worked.
+    A refusal concerns one request until it is clear that it concerns the server. JSON mode is off for good once a
+    refusal names it, or after `ENOUGH` questions in a row that succeeded only without it. It stays on if it ever
+    worked.
     """
 
     ENOUGH = 3
@@ -248,24 +251,24 @@ class JsonMode:
         self._refused = 0
 
     def note_answer(self, json_mode: bool) -> None:
-        """A question was answered, with JSON mode or, after a refusal, without."""
+        """Note that a question was answered, with JSON mode or, after a refusal, without it."""
         self._worked |= json_mode
         self._refused = 0 if json_mode else self._refused + 1
         if self._refused >= self.ENOUGH and not self._worked:
             self.on = False
 
     def note_refusal(self, reason: str) -> None:
-        """A question was refused with JSON mode, for `reason` in the server's words."""
+        """Note that a question was refused with JSON mode, for `reason` in the server's words."""
         if not self._worked and re.search(r"response_format|json_object|json mode", reason, re.IGNORECASE):
             self.on = False
 
 
 class GaveUp(Exception):
-    """A request that stays unanswered."""
+    """A request that gets no answer."""
 
 
 class RateLimiter:
-    """Evenly spaced call times: at most `per_minute` a minute; None is no limit."""
+    """Spaces calls evenly: at most `per_minute` a minute; None is no limit."""
 
     def __init__(self, per_minute: float | None):
         self._spacing = 60 / per_minute if per_minute else 0.0
@@ -273,7 +276,7 @@ class RateLimiter:
         self._lock = threading.Lock()
 
     def delay(self) -> float:
-        """Seconds until the caller's turn, which is taken."""
+        """Take the next turn and return the seconds until it begins."""
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)
@@ -282,17 +285,17 @@ class RateLimiter:
 
 
 def api_key(variable: str | None) -> str:
-    """The key in the environment `variable`; null is for servers that want none.
+    """Return the key in the environment variable `variable`. Null means that the server needs no key.
 
     Raises:
         JudgeStopped: the variable is not set.
     """
     if variable is None:
-        return "none"  # the client insists on one
+        return "none"  # the client requires a key
     key = os.environ.get(variable, "").strip()
     if not key:
         raise JudgeStopped(
-            f"judge.api_key_env={variable}: that environment variable is not set; export it, or set null for a server "
-            "that wants no key"
+            f"judge.api_key_env={variable}: that environment variable is not set; export it, or set null if the server "
+            "needs no key"
         )
     return key

@@ -1,4 +1,4 @@
-"""What every judge that reads a rubric shares: content keys, the cache, one question for equal requests, counts."""
+"""What all judges that read a rubric share: content keys, the cache, one question for equal requests, and counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Question:
-    """A request as it is put to the model; equal questions share a key."""
+    """A request in the form in which the model gets it. Equal questions share a key."""
 
     key: str
     request: JudgeRequest
@@ -28,9 +28,10 @@ class Question:
 
 
 class RubricJudge(ABC):
-    """Subclasses say how questions are asked; `settings` is what decides a reply beside model and messages.
+    """A judge that grades by a rubric. Subclasses say how questions are asked.
 
-    `control_tokens` are strings that the judge's tokenizer may read as control tokens beside the usual spellings.
+    `settings` holds what determines a reply besides model and messages. `control_tokens` are strings that the judge's
+    tokenizer may read as control tokens, in addition to the usual spellings.
     """
 
     control_tokens: frozenset[str] = frozenset()
@@ -49,9 +50,10 @@ class RubricJudge(ABC):
         self._rubrics = rubrics
         self._settings = {**settings, "parse_retries": parse_retries}
         self.identity = JudgeIdentity(name, self._settings, rubrics)
-        self._unreadable: dict[str, Verdict] = {}  # asked again by the next run, not by this one
+        self._unreadable: dict[str, Verdict] = {}  # the next run asks these again, this run does not
         self._payer = payer
-        self.log: Path | None = None  # a file for the totals; apart from metrics, which a resumed run repeats exactly
+        # a file for the totals; it is not part of the metrics, which a resumed run repeats exactly
+        self.log: Path | None = None
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -84,15 +86,17 @@ class RubricJudge(ABC):
             self._write_log()
 
     def _write_log(self) -> None:
-        """Totals so far, one line a batch: of this process, and what the run has spent in all."""
+        """Write the totals so far as one line: those of this process, and what the run has spent in all."""
         if self.log is not None:
             spent = {f"spent_{name}": value for name, value in vars(self.cache.spent(self._payer)).items()}
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**self.counts(), **spent}) + "\n")
 
     def counts(self) -> dict[str, float]:
-        """`verdicts` given, of which `cached` came from the disk and `missing` have no score; `requests` answered,
-        `retries`, tokens and cost of this process.
+        """Return the counts of this process.
+
+        `verdicts` given, of which `cached` came from the disk and `missing` have no score; `requests` answered,
+        `retries`, tokens and cost.
         """
         names = ("verdicts", "cached", "missing", "requests", "retries", "prompt_tokens", "completion_tokens", "cost")
         with self._lock:
@@ -100,15 +104,16 @@ class RubricJudge(ABC):
 
     @abstractmethod
     def _ask_all(self, questions: list[Question]) -> dict[str, Verdict]:
-        """A verdict for each question's key, recorded in the cache as soon as it is known."""
+        """Return a verdict for each question's key. Each is recorded in the cache as soon as it is known."""
 
     def _question(self, request: JudgeRequest) -> Question:
         asked = messages(self._rubrics[request.side], request, self.control_tokens)
         return Question(content_key(self.name, asked, self._settings), request, asked)
 
     def _read(self, question: Question, reply: str, usage: Usage, last: bool) -> tuple[Verdict | None, Messages]:
-        """The verdict in a reply, recorded; or None and what to ask next. The `last` unparsable reply is recorded as
-        missing: this run does not ask again, the next one does.
+        """Return the verdict in a reply and record it; or return None and the messages to ask next.
+
+        The `last` reply is recorded as missing if it cannot be read: the next run asks again, this run does not.
         """
         try:
             score: float | None = parse_reply(reply, self._rubrics[question.request.side])
@@ -132,7 +137,7 @@ class RubricJudge(ABC):
 
 
 def _correction(reply: str, error: Unparsable) -> Messages:
-    """Without it, a judge at temperature 0 would repeat itself."""
+    """Return messages that ask for a readable reply. Without them, a judge at temperature 0 would repeat itself."""
     return [
         {"role": "assistant", "content": reply},
         {"role": "user", "content": f"That could not be read: {error}. Reply again with the one JSON object alone."},

@@ -1,9 +1,9 @@
-"""From a request to a judge's messages, and from its reply to a score.
+"""Turn a request into a judge's messages, and the judge's reply into a score.
 
-Judged text is data. Each text stands between markers that carry a digest of everything shown, chosen so that it occurs
-in none of the texts: no text can close its own block or open another. The digest depends on content alone, so equal
-requests give equal messages and a cache can find them. What a tokenizer would read as a control token is broken by a
-blank, so that no text can end the user's turn or begin the judge's.
+Judged text is data. Each text is placed between markers that carry a code. The code is a digest of everything shown,
+and is chosen so that it is in none of the texts: no text can close its own block or open another. The digest depends
+only on the content, so equal requests give equal messages and the cache finds them. A blank is put into every string
+that a tokenizer would read as a control token, so no text can end the user's turn or begin the judge's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8
 from agentrl.core.judge import SIDES, JudgeRequest
 
-STEP = 0.05  # scores are snapped to it
+STEP = 0.05  # scores are rounded to multiples of it
 CRITERIA = ("correctness", "completeness", "actionability", "clarity")
 MAX_REQUIREMENTS = 3
-FORMS = {"requirements": ("requirements",), "criteria": CRITERIA, "score": ("score",)}  # what a verdict may hold
+# the fields that a verdict may have
+FORMS = {"requirements": ("requirements",), "criteria": CRITERIA, "score": ("score",)}
 LABELS = {"system": "SYSTEM PROMPT", "user": "USER REQUEST"}
 
-# How chat templates spell control tokens. Servers read them in a message's text as they do in the template's own.
+# How chat templates spell control tokens. Servers read these in a message's text just as in the template.
 _CONTROL = re.compile(
     r"<\|[^<>\s]{1,60}\|>|<\uff5c[^<>]{1,60}\uff5c>|</?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|turn)>"
     r"|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT|gMASK)\]|<</?SYS>>"
@@ -47,10 +48,10 @@ class Unparsable(ValueError):
 
 
 def load_rubrics(system: str | None = None, user: str | None = None) -> dict[str, str]:
-    """The rubric of each side: the packaged text, or that of a file.
+    """Load the rubric of each side: the packaged text, or a file.
 
     Raises:
-        UserError: a file that cannot be read or is empty.
+        UserError: a file cannot be read or is empty.
     """
     rubrics = {}
     for side, path in zip(SIDES, (system, user), strict=True):
@@ -58,17 +59,17 @@ def load_rubrics(system: str | None = None, user: str | None = None) -> dict[str
         try:
             text = source.read_text(encoding=UTF_8).strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"judge.{side}_rubric={path}: cannot be read ({error}); give a text file") from error
+            raise UserError(f"judge.{side}_rubric={path}: cannot be read ({error}); name a text file") from error
         if not text:
-            raise UserError(f"judge.{side}_rubric={path} is empty; write a rubric there, or set null for the packaged")
+            raise UserError(f"judge.{side}_rubric={path} is empty; write a rubric there, or set null for ours")
         rubrics[side] = text
     return rubrics
 
 
 def messages(rubric: str, request: JudgeRequest, control_tokens: Iterable[str] = ()) -> list[dict[str, str]]:
-    """Chat messages that put `request` before a judge: rubric as system message, fenced texts as user message.
+    """Return chat messages that ask a judge: the rubric as system message, the fenced texts as user message.
 
-    A text's control tokens, the usual ones and `control_tokens`, lose their power by a blank, and the judge is told.
+    A blank is put into each control token of a text (the usual ones and `control_tokens`), and the judge is told so.
     """
     plain = replace(
         request,
@@ -86,7 +87,9 @@ def messages(rubric: str, request: JudgeRequest, control_tokens: Iterable[str] =
 
 
 def break_control_tokens(text: str, tokens: Iterable[str] = ()) -> str:
-    """`text` with a blank after the first character of every control token: of the usual spellings, and of `tokens`."""
+    """Return `text` with a blank after the first character of every control token, in the usual spellings or in
+    `tokens`.
+    """
     text = _CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
     own = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
     if own:
@@ -96,7 +99,7 @@ def break_control_tokens(text: str, tokens: Iterable[str] = ()) -> str:
 
 
 def _code(rubric: str, request: JudgeRequest) -> str:
-    """A digest of all that is shown that none of it contains."""
+    """Return a digest of everything shown that is in none of the texts."""
     content = json.dumps([rubric, request.side, request.prompt, request.response])
     salt = 0
     while True:
@@ -107,15 +110,16 @@ def _code(rubric: str, request: JudgeRequest) -> str:
 
 
 def parse_reply(reply: str, rubric: str | None = None) -> float:
-    """The score in a reply, snapped to 0.05: the judge grades, we add up.
+    """Return the score in a reply, rounded to multiples of 0.05. The judge grades, and this function adds up.
 
-    The object holds either `requirements` (at most three, each with a `deduction`; 1 minus their sum, clamped at 0),
-    or the four criteria (their mean), or `score`. Where `rubric` names requirements or criteria, the object must hold
-    those, or a score alone: an empty list of requirements says nothing about four criteria. Where it names neither,
-    any one form will do, but an empty list is no verdict. Without a rubric every form counts.
+    The object holds either `requirements` (at most three, each with a `deduction`; the score is 1 minus their sum, at
+    least 0), or the four criteria (their mean), or `score`. If `rubric` names requirements or criteria, the object must
+    hold those or a score: an empty list of requirements says nothing about four criteria. If it names neither, any form
+    is accepted, but an empty list is not a verdict. Without a rubric every form is accepted.
 
     Raises:
-        Unparsable: no such object, several of them, one of a form that was not asked for, or numbers outside [0, 1].
+        Unparsable: there is no such object, there are several, its form was not asked for, or a number is outside [0,
+            1].
     """
     verdict = _only_object(reply)
     found = [form for form, names in FORMS.items() if any(name in verdict for name in names)]
@@ -139,13 +143,13 @@ def parse_reply(reply: str, rubric: str | None = None) -> float:
 
 
 def _asks_for(rubric: str, form: str) -> bool:
-    """Whether a rubric names what a verdict of this form holds; a score is what every rubric may get."""
+    """Check whether a rubric names the fields of this form. Every rubric may get a score."""
     needed = {"requirements": ("requirements", "deduction"), "criteria": CRITERIA, "score": ()}[form]
     return bool(needed) and all(name in rubric for name in needed)
 
 
 def snap(score: float) -> float:
-    """`score` clamped to [0, 1], at the nearest multiple of 0.05 (halves up)."""
+    """Clamp `score` to [0, 1] and round it to the nearest multiple of 0.05 (halves up)."""
     return round(math.floor(min(1.0, max(0.0, score)) / STEP + 0.5 + 1e-9) * STEP, 2)
 
 
@@ -157,9 +161,10 @@ def _number(values: dict[str, Any], name: str) -> float:
 
 
 def _only_object(reply: str) -> dict[str, Any]:
-    """The one JSON object of a reply, after a closed think block; prose without braces may stand around it.
+    """Return the one JSON object of a reply, after a closed think block. Prose without braces may surround it.
 
-    A judge that quotes a verdict from the text it grades writes two; which one is its own cannot be told, so none is.
+    A judge that quotes a verdict from the graded text writes two objects. Nothing says which is its own, so none is
+    taken.
     """
     text = reply.rpartition("</think>")[2]
     if "<think>" in text:
@@ -171,7 +176,7 @@ def _only_object(reply: str) -> dict[str, Any]:
         verdict, end = json.JSONDecoder(object_pairs_hook=_without_repeats).raw_decode(text, start)
     except Unparsable:
         raise
-    except (ValueError, RecursionError) as error:  # cut, malformed, or beyond what the parser follows
+    except (ValueError, RecursionError) as error:  # cut off, malformed, or nested too deeply for the parser
         raise Unparsable("the reply holds malformed JSON") from error
     if "{" in text[end:]:
         raise Unparsable("the reply holds more than one JSON object")
@@ -179,7 +184,11 @@ def _only_object(reply: str) -> dict[str, Any]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ. Raises Unparsable: which of two values is meant cannot be told."""
+    """Build an object from pairs with distinct keys.
+
+    Raises:
+        Unparsable: a key appears twice, so it is unclear which value is meant.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         raise Unparsable("the object has a key twice")

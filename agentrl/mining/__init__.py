@@ -1,1 +1,1 @@
-"""Expert traces made without a teacher: calls are searched for, run and checked."""
+"""Make expert traces without a teacher: search for calls, run them and check their results."""

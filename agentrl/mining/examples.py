@@ -1,4 +1,4 @@
-"""Calls of a tool that are written out in its own source or comments."""
+"""Find example calls of a tool that are written in its own source or comments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def example_calls(source: str, tree: ast.Module, function: str) -> Iterator[dict[str, Any]]:
-    """Arguments of the calls with literal arguments, in the file's order."""
+    """Yield the arguments of all calls with literal arguments, in the order of the file."""
     definitions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function]
     parameters = [argument.arg for argument in definitions[-1].args.args] if definitions else []
     constants = _constants(tree)
@@ -25,7 +25,7 @@ def example_calls(source: str, tree: ast.Module, function: str) -> Iterator[dict
             arguments |= {k.arg: _literal(k.value, constants) for k in call.keywords if k.arg}
             yield json.loads(json.dumps(arguments))
         except (ValueError, TypeError, RecursionError, MemoryError):
-            continue  # variables or objects among its arguments
+            continue  # its arguments hold variables or objects
 
 
 def _literal(node: ast.expr, constants: dict[str, Any]) -> Any:
@@ -35,23 +35,23 @@ def _literal(node: ast.expr, constants: dict[str, Any]) -> Any:
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
-    """Literal assignments at the top of the module, which an example may use."""
+    """Return the literal assignments at the top of the module. An example may use them."""
     found: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             try:
                 found[node.targets[0].id] = ast.literal_eval(node.value)
             except (ValueError, TypeError, RecursionError, MemoryError):
-                continue  # computed
+                continue  # the value is computed
     return found
 
 
 def _first_call(text: str) -> ast.Call | None:
-    """The call expression that `text` begins with, if it is Python and no prose: the shortest that parses."""
+    """Return the call expression that `text` begins with: the shortest prefix that parses; None if it is not Python."""
     for closing in itertools.islice(re.finditer(r"\)", text), 30):
         try:
             expression = ast.parse(text[: closing.end()], mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue  # the parenthesis of an argument, or prose
+            continue  # the parenthesis closes an argument, or this is prose
         return expression if isinstance(expression, ast.Call) else None
     return None

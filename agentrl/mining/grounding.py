@@ -1,7 +1,8 @@
-"""Where an argument comes from: the question, an earlier result, or the tool's own schema. Anywhere else is a guess.
+"""Find where an argument comes from: the question, an earlier result, or the tool's own schema. Otherwise it is a
+guess.
 
-A text is compared by its words, so that case, punctuation, accents, possessives, plurals and word order do not count;
-numbers by value, spelt out or not; dates by day, month and year, however written.
+Texts are compared by their words: case, punctuation, accents, possessives, plurals and word order do not count. Numbers
+are compared by value, spelt out or not. Dates are compared by day, month and year, in any form.
 """
 
 from __future__ import annotations
@@ -76,11 +77,11 @@ _DATES = (
     re.compile(rf"(?P<n>{_MONTH})\.?\s+(?P<d>\d{{1,2}})(?:st|nd|rd|th)?(?!\d|,?\s+\d{{4}})", re.IGNORECASE),
 )
 _YEAR = re.compile(r"(?<![\d.,])(1\d{3}|20\d{2})(?!\d|[.,]\d)")
-Date = tuple[int, int, int]  # year, month, day; 0 where unknown
+Date = tuple[int, int, int]  # year, month, day; 0 if unknown
 
 
 def words(texts: Iterable[str]) -> set[str]:
-    """Lower-cased words and numbers without accents, thousands' commas and possessives left out."""
+    """Return the lower-cased words and numbers of all texts, without accents, thousands' commas and possessives."""
     found: set[str] = set()
     for text in texts:
         bare = unicodedata.normalize("NFKD", text.lower())
@@ -91,11 +92,11 @@ def words(texts: Iterable[str]) -> set[str]:
 
 
 def dates(text: str) -> list[Date]:
-    """Every date that a text states, in any of the usual forms."""
+    """Return every date that a text states, in any of the usual forms."""
     found: dict[Date, None] = {}
     for pattern in _DATES:
         matches = list(pattern.finditer(text))
-        text = pattern.sub(" ; ", text)  # a part of one date is no other date
+        text = pattern.sub(" ; ", text)  # so that a part of one date is not read as another date
         for part in (match.groupdict() for match in matches):
             month = MONTHS[part["n"].lower()] if part.get("n") else int(part["m"])
             day = int(part.get("d") or 0)
@@ -105,14 +106,14 @@ def dates(text: str) -> list[Date]:
 
 
 def stem(word: str) -> str:
-    """A plural without its ending."""
+    """Return a plural without its ending."""
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def is_related(token: str, known: set[str]) -> bool:
-    """Is a word, or a form of it (Serbia and Serbian, election and elected), among the known ones?"""
+    """Check whether a word, or a form of it (Serbia and Serbian, election and elected), is among the known ones."""
     if token in known or stem(token) in known:
         return True
     if not token.isalpha() or len(token) < 4:
@@ -141,9 +142,9 @@ class Knowledge:
         self._words.append(tokens | {stem(token) for token in tokens})
 
     def source(self, value: Any, schema: Mapping[str, Any] | None = None) -> str | None:
-        """Why a value is no guess: the label of a text, "several texts", "schema", or None if it is one.
+        """Return where a value comes from: the label of a text, "several texts" or "schema"; None if it is a guess.
 
-        Flags, null and empty values need no source; a list or an object needs one for each of its values.
+        Flags, null and empty values need no source. In a list or an object, each value needs a source.
         """
         schema = schema or {}
         if value is None or isinstance(value, bool) or value in ("", [], {}):
@@ -157,7 +158,7 @@ class Knowledge:
             items = schema.get("items")
             return _join_sources(self.source(item, items if isinstance(items, dict) else None) for item in value)
         if str(schema.get("format", "")).startswith("date") and not dates(str(value)):
-            return None  # a word of the question does not make a day
+            return None  # a word of the question does not name a day
         return self._find_source(value) or ("schema" if is_offered(value, schema) else None)
 
     def _find_source(self, value: str | int | float) -> str | None:
@@ -165,12 +166,12 @@ class Knowledge:
             spelt: set[str] = set()
             if value in range(13):
                 spelt = {name for names in (CARDINALS, ORDINALS) for name in names[int(value) : int(value) + 1] if name}
-            if value in range(1, 13):  # a month
+            if value in range(1, 13):  # the number may stand for a month's name
                 spelt |= {calendar.month_name[int(value)].lower()}
             needed = words([f"{abs(value):.12g}"])
             return self._holder(lambda known: bool(spelt & known) or needed <= known)
         needed = words([value])
-        if not needed:  # punctuation, such as a delimiter
+        if not needed:  # the value is punctuation, such as a delimiter
             return next((label for label, text in self.texts if value in text), None)
         needed = needed - STOPWORDS or needed
         found = self._holder(lambda known: all(is_related(token, known) for token in needed))
@@ -183,7 +184,9 @@ class Knowledge:
         return "several texts" if self._words and holds(set().union(*self._words)) else None
 
     def _is_all_dates(self, value: str) -> bool:
-        """A value that is nothing but dates that follow from the texts: stated ones, or the ends of a stated period."""
+        """Check whether a value holds only dates that follow from the texts: stated dates, or the ends of a stated
+        period.
+        """
         stated = dates(value)
         rest = value
         for pattern in _DATES:
@@ -197,7 +200,9 @@ class Knowledge:
         )
 
     def days(self) -> list[datetime.date]:
-        """Days that the texts state, in order: exact ones, then the first and last of stated months and years."""
+        """Return the days that the texts state: exact days first, then the first and last days of stated months and
+        years.
+        """
         exact: dict[datetime.date, None] = {}
         ends: dict[datetime.date, None] = {}
         years = [int(year) for _, text in self.texts for year in _YEAR.findall(text)]
@@ -214,7 +219,9 @@ class Knowledge:
 
 
 def is_offered(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Does the parameter's own schema offer the value: in an enum, as the default, or as an example in words?"""
+    """Check whether the parameter's own schema offers the value: in an enum, as the default, or as an example in
+    words.
+    """
     if value in (schema.get("enum") or []) or ("default" in schema and schema["default"] == value):
         return True
     if isinstance(value, str) and value.strip():
@@ -223,7 +230,7 @@ def is_offered(value: Any, schema: Mapping[str, Any]) -> bool:
 
 
 def _join_sources(sources: Iterable[str | None]) -> str | None:
-    """The source of a whole from those of its parts."""
+    """Return the source of a whole value, from the sources of its parts."""
     known = list(dict.fromkeys(sources))
     if None in known:
         return None

@@ -1,7 +1,7 @@
-"""Rewrites a tool so that it tells what it compares: each comparison, lookup and text test becomes a call of a hook.
+"""Rewrite a tool so that it reports what it compares: each comparison, lookup and text test calls a hook.
 
-The hooks are those of `agentrl.mining.probe`. Per place in the code, `Site` says which parameters flow into either
-side, and whether the statement that it guards holds the gold answer.
+The hooks are those of `agentrl.mining.probe`. A `Site` describes one such place in the code: which parameters flow into
+either side, and whether the place guards a statement that holds the gold answer.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ _OPERATORS: dict[type[ast.cmpop], str] = {
 
 @dataclass(frozen=True)
 class Site:
-    """One comparison in the code: the parameters that flow into each side, and whether it guards the gold."""
+    """One comparison in the code: the parameters that flow into each side, and whether it guards the gold answer."""
 
     left: frozenset[str]
     right: frozenset[str]
     guards_gold: bool
-    parts: tuple[frozenset[str], ...] = ()  # where the left side is a tuple: what flows into each item
+    parts: tuple[frozenset[str], ...] = ()  # if the left side is a tuple: the parameters that flow into each item
 
 
 def instrument(source: str, parameters: set[str], is_gold: Callable[[str], bool]) -> tuple[str, list[Site]]:
-    """The rewritten source and its sites, numbered as the hooks are told. Raises SyntaxError, ValueError."""
+    """Return the rewritten source and its sites. The hooks get the index of a site in this list.
+
+    Raises:
+        SyntaxError, ValueError: the source cannot be parsed.
+    """
     tree = ast.parse(source)
     tuples = {
         target.id: node.value
@@ -45,7 +49,7 @@ def instrument(source: str, parameters: set[str], is_gold: Callable[[str], bool]
 
 
 def flows(tree: ast.AST, parameters: set[str]) -> dict[str, frozenset[str]]:
-    """Variable to the parameters whose values reach it through assignments and loops, wherever they stand."""
+    """Map each variable to the parameters whose values reach it through assignments and loops, anywhere in the code."""
     reach = {name: frozenset([name]) for name in parameters}
     nothing: frozenset[str] = frozenset()
     edges: list[tuple[set[str], set[str]]] = []
@@ -78,7 +82,7 @@ class _Rewriter(ast.NodeTransformer):
     ) -> None:
         self.reach, self.tuples, self.is_gold = reach, tuples, is_gold
         self.sites: list[Site] = []
-        self.loops: list[str] = []  # loop variables in scope: a record under comparison, whose parts are told apart
+        self.loops: list[str] = []  # loop variables in scope; they hold the record that is compared
         self.guards_gold = False
 
     def _site(self, left: ast.AST, right: ast.AST | None) -> ast.Constant:
@@ -90,14 +94,15 @@ class _Rewriter(ast.NodeTransformer):
         return ast.Constant(len(self.sites) - 1)
 
     def _parameters_in(self, side: ast.AST | None) -> frozenset[str]:
-        """The parameters that flow into an expression."""
+        """Return the parameters that flow into an expression."""
         names = _names(side) if side is not None else set()
         return frozenset().union(*(self.reach.get(name, frozenset()) for name in names))
 
     def _hook(self, name: str, *arguments: ast.expr, keywords: Iterable[ast.keyword] = ()) -> ast.Call:
         return ast.Call(ast.Name(f"__{name}__", ast.Load()), list(arguments), list(keywords))
 
-    # -- what is hooked ----------------------------------------------------------------------------------------------
+    # -- what calls a hook
+    # -----------------------------------------------------------------------------------------------
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         operands = [node.left, *node.comparators]
@@ -106,7 +111,7 @@ class _Rewriter(ast.NodeTransformer):
             site = self._site(left, right)
             context = ast.Tuple([ast.Name(name, ast.Load()) for name in self.loops], ast.Load())
             kind = ast.Constant(_OPERATORS[type(operation)])
-            # a middle operand is evaluated twice, in pieces of its own
+            # the middle operand is evaluated twice, as two separate nodes
             copies = [ast.parse(ast.unparse(side), mode="eval").body for side in (left, right)]
             parts.append(self._hook("compare", site, kind, *(self.visit(side) for side in copies), context))
         return parts[0] if len(parts) == 1 else ast.BoolOp(ast.And(), parts)
@@ -147,13 +152,14 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def _truth(self, node: ast.expr) -> ast.expr:
-        """A parameter that is tested by itself; anything else is visited."""
+        """Hook a parameter that is tested by itself; visit anything else."""
         if isinstance(node, ast.Name) and node.id in self.reach:
             return self._hook("truth", self._site(node, None), node)
         visited: ast.expr = self.visit(node)
         return visited
 
-    # -- where it stands ---------------------------------------------------------------------------------------------
+    # -- what surrounds a comparison
+    # -------------------------------------------------------------------------------------
 
     def visit_If(self, node: ast.If) -> ast.AST:
         outer, self.guards_gold = self.guards_gold, self._holds_gold(node.body)
@@ -198,7 +204,8 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        outer, self.loops = self.loops, []  # a helper defined in a loop may be called when its variables are unbound
+        # a helper may be called after the loop, when the loop's variables are unbound
+        outer, self.loops = self.loops, []
         self.generic_visit(node)
         self.loops = outer
         return node

@@ -1,7 +1,8 @@
-"""Expert traces without a teacher: for every step, a call whose real output is the step's known answer.
+"""Mine expert traces without a teacher: find, for every step, a call whose real output is the step's known answer.
 
-A trace is kept if every step has a verified call, every argument is grounded, and the bench's official score is full.
-Everything else is a `Rejection` that says which step failed and why: an argument out of nowhere would teach guessing.
+A trace is kept if every step has a verified call, every argument is grounded (it comes from what the model has read),
+and the bench's official score is full. Everything else is a `Rejection`, which names the step that failed and the
+reason. An argument that comes from nowhere would teach the policy to guess.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from agentrl.sandbox import Sandbox
 UNGROUNDED = "an argument is ungrounded"
 UNVERIFIED = "no call gives the answer"
 NOT_FULL = "the official score is not full"
-OUTPUT_CHARS = 4_000_000  # a batch of runs with what they compared
+OUTPUT_CHARS = 4_000_000  # characters of output of one batch of runs
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a trace is mined for. `sources` maps tool names to Python; `ordered` says if the hops are in order."""
+    """What a trace is mined for. `sources` maps tool names to Python code; `ordered` says whether the hops are in
+    order.
+    """
 
     task_id: str
     text: str
@@ -40,9 +43,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Step:
-    """What became of one hop: its call (also one that is not grounded), and why it does not count, if so.
+    """The outcome of one hop: its call (even if it is not grounded), and the reason if the call does not count.
 
-    A `bridge` is a call whose output is not the step's answer in the data, but what a later step needs to know.
+    A `bridge` is a call whose output is not the step's answer in the data, but a value that a later step needs.
     """
 
     hop: Hop
@@ -57,7 +60,7 @@ class Step:
 
     @property
     def ungrounded(self) -> dict[str, Any]:
-        """The arguments out of nowhere."""
+        """The arguments that come from nowhere."""
         if self.found is None:
             return {}
         return {name: self.found.arguments[name] for name, source in self.found.sources.items() if source is None}
@@ -73,7 +76,7 @@ class MinedTrace:
 
 @dataclass(frozen=True)
 class Rejection:
-    """No trace: why, and how far each step came."""
+    """Why a question has no trace, and the outcome of each step."""
 
     task_id: str
     reason: str
@@ -81,7 +84,7 @@ class Rejection:
 
 
 def references(outcome: MinedTrace | Rejection) -> list[dict[str, Any]]:
-    """The verified call of every step, also where no trace was kept; the step's result where no call is known."""
+    """Return the verified call of every step, even if no trace was kept; the step's result if no call is known."""
     calls = []
     for step in outcome.steps:
         what = {"result": step.hop.answer} if step.found is None else {"arguments": step.found.arguments}
@@ -94,13 +97,13 @@ class Coverage:
     """Counts over the rows of a bench."""
 
     rows: int = 0
-    rows_kept: int = 0  # with a trace
-    rows_verified: int = 0  # every step has a verified call, grounded or not
+    rows_kept: int = 0  # rows with a trace
+    rows_verified: int = 0  # rows in which every step has a verified call, grounded or not
     steps: int = 0
-    steps_grounded: int = 0  # with a verified and grounded call
-    steps_ungrounded: int = 0  # with a verified call, rejected since an argument is ungrounded
-    steps_bridged: int = 0  # the data's answer cannot be had; a call that later steps need took its place
-    reasons: Counter[str] = field(default_factory=Counter)  # of rejected rows
+    steps_grounded: int = 0  # steps with a verified and grounded call
+    steps_ungrounded: int = 0  # steps with a verified call that was rejected because an argument is ungrounded
+    steps_bridged: int = 0  # steps whose answer no call gives; a call that later steps need took its place
+    reasons: Counter[str] = field(default_factory=Counter)  # how often each reason rejected a row
 
     def add(self, outcome: MinedTrace | Rejection) -> None:
         """Count one row."""
@@ -117,18 +120,18 @@ class Coverage:
 
     @property
     def steps_verified(self) -> int:
-        """Steps for which a call gives the answer, grounded or not."""
+        """Number of steps with a call that gives the answer, grounded or not."""
         return self.steps_grounded + self.steps_ungrounded
 
     def summary(self) -> dict[str, Any]:
-        """The counts as plain values, for a report."""
+        """Return the counts as plain values, for a report."""
         names = ("rows", "rows_kept", "rows_verified", "steps", "steps_grounded", "steps_ungrounded", "steps_bridged")
         counts: dict[str, Any] = {name: getattr(self, name) for name in names}
         return counts | {"steps_verified": self.steps_verified, "reasons": dict(self.reasons)}
 
 
 class Miner:
-    """Mines traces and counts. The tools run in a sandbox of its own when explored, in the bench's when verified."""
+    """Mines traces and counts them. Tools are explored in the miner's own sandbox and verified in the bench's."""
 
     def __init__(self, strict: bool = False) -> None:
         self._sandbox = Sandbox(output_chars=OUTPUT_CHARS, strict=strict)
@@ -137,7 +140,9 @@ class Miner:
     def mine(
         self, question: Question, environment: Environment, full_marks: Callable[[ExpertTrace], bool]
     ) -> MinedTrace | Rejection:
-        """The trace of `question`, or why there is none. `full_marks` is the bench's official verdict on a trace."""
+        """Return the trace of `question`, or the reason why there is none. `full_marks` is the bench's official
+        verdict.
+        """
         steps = (self._in_order if question.ordered else self._in_any_order)(question, environment)
         outcome = _judge(question, steps, full_marks)
         self.coverage.add(outcome)
@@ -156,7 +161,10 @@ class Miner:
         return steps
 
     def _bridge(self, steps: list[Step], needed: Found, question: Question, environment: Environment) -> bool:
-        """Could an earlier step that has no call give what `needed` lacks? Some rows name the wrong answer for it."""
+        """Replace an earlier step without a call by one that gives what `needed` lacks. Return whether that worked.
+
+        Some rows of a bench name a wrong answer for such a step.
+        """
         lacking = [
             leaf
             for name, source in needed.sources.items()
@@ -177,7 +185,7 @@ class Miner:
     # -- hops in any order -------------------------------------------------------------------------------------------
 
     def _in_any_order(self, question: Question, environment: Environment) -> list[Step]:
-        """Find each call as if the other results were known, then put them in an order in which they are."""
+        """Find each call as if the other results were known, then order the calls so that they really are known."""
         waiting: list[Step] = []
         for index, hop in enumerate(question.hops):
             known = _question_only(question)
@@ -196,7 +204,7 @@ class Miner:
         return steps
 
     def _find(self, hop: Hop, question: Question, known: Knowledge, environment: Environment) -> Found | None:
-        """A grounded call; an ungrounded one if there is no other; None."""
+        """Return a grounded call; if there is none, an ungrounded one; else None."""
         source = question.sources[hop.tool["name"]]
         found = Search(hop, source, known, self._sandbox).find(environment)
         return found or Search(hop, source, known, self._sandbox, grounded=False).find(environment)
@@ -221,7 +229,7 @@ def _judge(question: Question, steps: list[Step], full_marks: Callable[[ExpertTr
 
 
 def _reground(step: Step, known: Knowledge) -> Step:
-    """The step with its arguments' sources among what is really known."""
+    """Return the step with the sources of its arguments among what is really known."""
     if step.found is None:
         return step
     schemas = step.hop.tool["parameters"].get("properties") or {}
@@ -236,7 +244,7 @@ def _question_only(question: Question) -> Knowledge:
 
 
 def _knowledge(question: Question, steps: list[Step]) -> Knowledge:
-    """What is known after some steps; the answer stands in for a result that could not be had, to judge the rest."""
+    """Return what is known after some steps. If a result could not be obtained, the step's answer takes its place."""
     known = _question_only(question)
     for number, step in enumerate(steps, 1):
         known.add(f"step {number}", step.found.observation if step.found else step.hop.answer)
@@ -250,5 +258,5 @@ class Mining(Protocol):
     miner: Miner
 
     def mine(self, task: Task) -> MinedTrace | Rejection:
-        """The mined trace with its steps, or why there is none; `miner.coverage` counts."""
+        """Return the mined trace with its steps, or the reason why there is none; `miner.coverage` counts both."""
         ...

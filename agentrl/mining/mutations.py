@@ -1,7 +1,7 @@
-"""From what a run compared to arguments that would compare otherwise: one change at a time.
+"""Change arguments, one at a time, so that a comparison which a run made would turn out otherwise.
 
-An event of `agentrl.mining.probe` says that the code saw `left` and wanted `right`. The change puts the wanted value
-where the seen one came from: into the parameters that flow there, at the part that still holds the seen value.
+An event of `agentrl.mining.probe` says that the code saw `left` and wanted `right`. A change puts the wanted value
+where the seen value came from: into the parameters that flow there, at the part that still holds the seen value.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from agentrl.mining.instrument import Site
 from agentrl.mining.values import Path, at, convert, fit, items_schema, kinds, leaves, offers, replace_at, schema_at
 
 Arguments = dict[str, Any]
-MAX_ALTERNATIVES = 40  # taken from one container
+MAX_ALTERNATIVES = 40  # alternatives taken from one container
 _ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 class Mutator:
-    """Makes changes for one tool. Wanted values that no text and no schema holds are dropped if `grounded`."""
+    """Makes changes for one tool. If `grounded`, wanted values that neither a text nor the schema holds are dropped."""
 
     def __init__(self, parameters: Mapping[str, Any], knowledge: Knowledge, pool: list[Any], grounded: bool) -> None:
         self.parameters, self.knowledge, self.pool, self.grounded = parameters, knowledge, pool, grounded
@@ -29,7 +29,7 @@ class Mutator:
         self._surfaces: dict[str, str] = {}
 
     def changes(self, arguments: Arguments, event: list[Any], site: Site) -> Iterator[Arguments]:
-        """Arguments that differ from the given ones in what the event compared, likeliest first."""
+        """Yield arguments that differ from the given ones in what the event compared, likeliest first."""
         _, kind, left, right, result, _ = event
         if kind in ("==", "!=") and result != (kind == "=="):
             yield from self._want(arguments, left, right, site.left)
@@ -71,7 +71,9 @@ class Mutator:
                 yield from self._contain(arguments, right, left, site.right)
 
     def _contain(self, arguments: Arguments, seen: Any, part: str, names: frozenset[str]) -> Iterator[Arguments]:
-        """Texts that contain a part: the part, the longest of the pool that has it, what is there and the part."""
+        """Try texts that contain a part: the part itself, texts of the pool that hold it, and the present text plus
+        the part.
+        """
         holding = [v for v in self.pool if isinstance(v, str) and part.lower() in v.lower()]
         for wanted in [part, *sorted(holding, key=len)]:
             yield from self._want(arguments, seen, wanted, names)
@@ -81,7 +83,7 @@ class Mutator:
                 yield arguments | {name: f"{present} {self.surface(part)}"}
 
     def _toggle(self, arguments: Arguments, result: bool, names: frozenset[str]) -> Iterator[Arguments]:
-        """A flag turned over, an absent choice made."""
+        """Flip a flag, or make a choice that is absent."""
         for name in sorted(names & set(self.parameters)):
             schema = self.parameters[name]
             if "boolean" in kinds(schema):
@@ -92,7 +94,7 @@ class Mutator:
                         yield arguments | {name: value}
 
     def _key(self, arguments: Arguments, seen: Any, key: Any, site: Site) -> Iterator[Arguments]:
-        """A key, or for a tuple all of its items at once."""
+        """Put a key in place. If the key is a tuple, put all of its items in place at once."""
         names = site.left
         if not (isinstance(key, list) and isinstance(seen, list) and len(key) == len(seen)):
             yield from self._want(arguments, seen, key, names)
@@ -112,7 +114,7 @@ class Mutator:
     def _reorder(
         self, arguments: Arguments, left: Any, right: Any, kind: str, result: bool, site: Site
     ) -> Iterator[Arguments]:
-        """Values that turn the outcome of an order comparison round."""
+        """Try values that reverse the outcome of an order comparison."""
         for seen, bound, names, flipped in ((left, right, site.left, False), (right, left, site.right, True)):
             if not names:
                 continue
@@ -136,13 +138,13 @@ class Mutator:
             try:
                 if isinstance(value, str) and len(value) < 200 and getattr(re, kind)(pattern, value):
                     yield value
-            except re.error:  # the pattern is the tool's own, and none
+            except re.error:  # the tool's own pattern is not a valid one
                 return
 
     # -- putting a value in place ------------------------------------------------------------------------------------
 
     def _want(self, arguments: Arguments, seen: Any, wanted: Any, names: frozenset[str]) -> Iterator[Arguments]:
-        """Arguments in which `wanted` stands where `seen` came from."""
+        """Yield arguments in which `wanted` replaces `seen`, where `seen` came from."""
         if wanted is None or wanted == seen:
             return
         places = sorted(names & set(self.parameters)) or [
@@ -153,7 +155,9 @@ class Mutator:
                 yield from self._put(arguments, path, seen, wanted)
 
     def _paths(self, arguments: Arguments, place: Path, seen: Any) -> list[Path]:
-        """Paths below a parameter that may have given `seen`: the equal ones, else all of them and the absent."""
+        """Return the paths below a parameter that may have given `seen`: those of equal value, else all, absent ones
+        included.
+        """
         value = at(arguments, place)
         below = [((*place, *path), leaf) for path, leaf in leaves(value)] if isinstance(value, dict | list) else []
         equal = [path for path, leaf in below if same(leaf, seen)]
@@ -168,7 +172,7 @@ class Mutator:
         present = at(arguments, path)
         if isinstance(present, str) and isinstance(wanted, str | int) and not isinstance(wanted, bool):
             part = str(seen)
-            if 0 < len(part) < len(present) and part.lower() in present.lower():  # one part of a longer text
+            if 0 < len(part) < len(present) and part.lower() in present.lower():  # `seen` is a part of a longer text
                 spliced = re.sub(re.escape(part), lambda _: str(wanted), present, count=1, flags=re.IGNORECASE)
                 if self._is_allowed(spliced, schema):
                     yield replace_at(arguments, path, spliced)
@@ -184,13 +188,15 @@ class Mutator:
         options = [self.surface(wanted), wanted] if isinstance(wanted, str) else [wanted]
         if isinstance(wanted, list):
             options = [[self.surface(item) for item in wanted], wanted]
-        elif not schema:  # a part of an object that the schema does not describe
+        elif not schema:  # the schema does not describe this part of the object
             return options
         fitted = [form for option in options for form in convert(option, schema)]
         return [form for i, form in enumerate(fitted) if form not in fitted[:i]]
 
     def surface(self, wanted: Any) -> Any:
-        """A text as the question or a result writes it, capitals included; as it is where they do not."""
+        """Return a text as the question or a result writes it, capitals included; unchanged if none of them holds
+        it.
+        """
         if not isinstance(wanted, str) or not wanted.strip():
             return wanted
         if wanted not in self._surfaces:
@@ -210,7 +216,9 @@ class Mutator:
 
 
 def same(value: Any, seen: Any) -> bool:
-    """Could the code have made one from the other by changing case, white space, punctuation or type?"""
+    """Check whether the code may have made one value from the other by changing case, white space, punctuation or
+    type.
+    """
     if isinstance(value, bool) or isinstance(seen, bool) or value is None or seen is None:
         return False
     if isinstance(value, list | dict) or isinstance(seen, list | dict):

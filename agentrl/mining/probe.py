@@ -1,8 +1,8 @@
-"""Runs inside the sandbox, before an instrumented tool: executes it on many arguments and notes what it compares.
+"""Run an instrumented tool on many arguments inside the sandbox, and note what it compares.
 
-`agentrl.mining.instrument` turns every comparison, lookup and text test of a tool into a call of the hooks below. Each
-gives the value that the original code would have, and notes the operands: what the code wanted an argument to be.
-Nothing here is trusted by the miner beyond being a hint; what counts is the clean call that follows.
+`agentrl.mining.instrument` replaces every comparison, lookup and text test of a tool by a call of the hooks below. Each
+hook returns the value of the original code and notes the operands: they show what the code wanted an argument to be.
+The miner takes the notes only as hints. What counts is the clean call that follows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-MAX_EVENTS = 250  # noted per run; those that mention the gold have as many again
-MAX_STEPS = 10_000  # hooks per run, so that an endless loop ends
-MAX_TEXT = 400  # characters of a noted text
-MAX_ITEMS = 60  # of a noted container
+MAX_EVENTS = 250  # events noted in a run; as many again for events that mention the gold answer
+MAX_STEPS = 10_000  # hook calls in a run, so that an endless loop ends
+MAX_TEXT = 400  # characters kept of a noted text
+MAX_ITEMS = 60  # items kept of a noted container
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -48,7 +48,7 @@ class _Probe:
     def mentions(self, value: Any) -> bool:
         try:
             text = str(value).lower().replace(",", "")
-        except Exception:  # whatever a tool's own class does
+        except Exception:  # a class of the tool may raise anything
             return False
         return len(text) < 5000 and all(part in text for part in self.parts)
 
@@ -79,7 +79,7 @@ class _Probe:
         return value
 
     def keys(self, mapping: Mapping[Any, Any]) -> list[Any]:
-        """Keys of a dictionary, those of entries that mention the gold first."""
+        """Return the keys of a dictionary; keys of entries that mention the gold answer come first."""
         return sorted(mapping, key=lambda key: not self.mentions(mapping[key]))
 
     def item(self, site: int, holder: Any, key: Any) -> Any:
@@ -90,7 +90,7 @@ class _Probe:
         if isinstance(holder, dict) and holder:
             try:
                 hit = key in holder
-            except TypeError:  # unhashable: the tool's own lookup will say so
+            except TypeError:  # an unhashable key: the tool's own lookup raises the same error
                 return
             ordered = self.keys(holder)
             self.note(site, "lookup", key, ordered, hit, self.mentions(holder[ordered[0]]))
@@ -113,7 +113,7 @@ class _Probe:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it, cut to size; None where it cannot."""
+    """Return the value as JSON can hold it, cut to size; None if JSON cannot hold it."""
     if isinstance(value, (bool, int, float)) or value is None:
         return value
     if isinstance(value, str):
@@ -126,15 +126,17 @@ def plain(value: Any) -> Any:
 
 
 def shown(value: Any) -> list[str]:
-    """The forms in which a bench may show a result."""
+    """Return the forms in which a bench may show a result."""
     try:
         return [str(value), json.dumps(value, ensure_ascii=False)]
-    except Exception:  # no JSON, or a class of the tool's own, which may raise anything
+    except Exception:  # not JSON, or a class of the tool, which may raise anything
         return [str(value)]
 
 
 def probe(code: str, function: str, gold: str, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each arguments object of `batch`: {"output": texts, "events": what was compared}."""
+    """Run `function` on each arguments object of `batch`; return {"output": texts, "events": what was compared} for
+    each.
+    """
     watch = _Probe(gold)
     hooks = {"__compare__": watch.compare, "__item__": watch.item, "__method__": watch.method, "__truth__": watch.truth}
     namespace: dict[str, Any] = dict(hooks)
@@ -144,7 +146,7 @@ def probe(code: str, function: str, gold: str, batch: list[dict[str, Any]]) -> l
         watch.reset()
         try:
             output = shown(namespace[function](**json.loads(json.dumps(arguments))))
-        except (Exception, SystemExit, _EndlessError):  # an observation like any other, and no gold
+        except (Exception, SystemExit, _EndlessError):  # the error is an ordinary observation, and not the gold answer
             output = []
         outcomes.append({"output": [text[:20000] for text in output], "events": watch.events})
     return outcomes

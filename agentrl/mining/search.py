@@ -1,7 +1,8 @@
-"""Finds a call of one tool whose output states a known answer: run, see what the code compared, change that, run again.
+"""Find a call of one tool whose output states a known answer.
 
-The tool runs instrumented in the sandbox, a batch at a time. Runs that came closer to the statement which holds the
-answer are continued first. Where nothing is compared (arithmetic, spelling), values of the texts are combined.
+The search runs the tool, looks at what its code compared, changes an argument accordingly, and runs it again. The tool
+runs instrumented in the sandbox, a batch at a time. Runs that came closer to the statement that holds the answer are
+continued first. If nothing is compared (arithmetic, spelling), values of the texts are combined.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ from agentrl.rewards.verdicts import answer_verify
 from agentrl.sandbox import Sandbox
 from agentrl.schemas.plain import plain_tool
 
-MAX_RUNS = 600  # of the instrumented tool per search
+MAX_RUNS = 600  # runs of the instrumented tool in one search
 BATCH = 16
-MAX_CHANGES = 60  # from one comparison
-NO_DATE = ("1900-01-01", "2100-12-31")  # beginning and end of a period that the texts do not state
-MAX_VALUES = 24  # of one parameter
+MAX_CHANGES = 60  # changes made from one comparison
+NO_DATE = ("1900-01-01", "2100-12-31")  # first and last day of a period that the texts do not state
+MAX_VALUES = 24  # values tried for one parameter
 REFUSAL = re.compile(
     r"\W*(?:(?:error|message|result)\W+)*(?:error|invalid|no \w+ found|not found|unknown)", re.IGNORECASE
 )
@@ -55,7 +56,7 @@ _RUNTIME = File(probe.__file__).read_text(encoding="utf-8")
 
 @dataclass(frozen=True)
 class Hop:
-    """One step: what to find out, the answer, and the schema of the tool that gives it, made plain."""
+    """One step: what to find out, the answer, and the schema of the tool that gives it, in plain form."""
 
     need: str
     answer: str
@@ -71,7 +72,7 @@ class Found:
 
     arguments: Arguments
     observation: str
-    sources: dict[str, str | None]  # None: out of nowhere
+    sources: dict[str, str | None]  # None: the value comes from nowhere
 
     @property
     def grounded(self) -> bool:
@@ -79,7 +80,7 @@ class Found:
 
 
 def gives(observation: str, answer: str) -> bool:
-    """Does a result state the answer? Stricter than the scorer: whole words, and no message about an error."""
+    """Check whether a result states the answer. Stricter than the scorer: whole words, and not in an error message."""
     if REFUSAL.match(observation) or not answer_verify(observation, answer):
         return False
     stated = words([observation])
@@ -87,7 +88,7 @@ def gives(observation: str, answer: str) -> bool:
 
 
 class Search:
-    """The search for one hop. `grounded` drops values that the model could not know as soon as they turn up."""
+    """The search for one hop. If `grounded`, values that the model could not know are dropped at once."""
 
     def __init__(self, hop: Hop, source: str, knowledge: Knowledge, sandbox: Sandbox, grounded: bool = True) -> None:
         self.hop, self.source, self.knowledge, self.episode = hop, source, knowledge, sandbox.episode()
@@ -100,7 +101,7 @@ class Search:
         self.runs = 0
 
     def find(self, environment: Environment) -> Found | None:
-        """The first verified call that is grounded, else the first verified one, else None."""
+        """Return the first verified call that is grounded, else the first verified one, else None."""
         ungrounded = None
         for arguments in self._find_verified():
             if ungrounded is not None and None in self._sources(arguments).values():
@@ -116,7 +117,7 @@ class Search:
         return {name: self.knowledge.source(value, self.parameters.get(name)) for name, value in arguments.items()}
 
     def check(self, arguments: Arguments, environment: Environment) -> Found | None:
-        """The clean call, if its output states the answer."""
+        """Run the call without instruments; return it if its output states the answer, else None."""
         call = environment.call(self.hop.tool["name"], arguments, turn=0)
         if call.error or not gives(call.observation, self.hop.answer):
             return None
@@ -125,12 +126,12 @@ class Search:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def _find_verified(self) -> Iterator[Arguments]:
-        """Arguments whose instrumented run states the answer."""
+        """Yield arguments whose instrumented run states the answer."""
         try:
-            with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # odd escapes in the sources
+            with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # the sources hold invalid escapes
                 tree = ast.parse(self.source)
                 code, self.sites = instrument(self.source, set(self.parameters), self._is_gold)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):  # it will not run either
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # such code does not run either
             return
         self.tool_code = code
         self.required = required_parameters(self.hop, tree)
@@ -158,7 +159,7 @@ class Search:
         self.runs += len(batch)
         request = {"code": self.tool_code, "function": self.hop.tool["name"], "gold": self.hop.answer, "batch": batch}
         result = self.episode.call(_RUNTIME, "probe", request)
-        if result.timed_out:  # it would again
+        if result.timed_out:  # it would time out again
             self.runs = MAX_RUNS
         if result.json is None or result.truncated:
             return []
@@ -166,7 +167,7 @@ class Search:
         return outcomes
 
     def _new(self, arguments: Arguments) -> bool:
-        """Not tried before, and of a sensible length."""
+        """Check that the arguments were not tried before and are not too long."""
         key = json.dumps(arguments, sort_keys=True)
         if key in self.seen or len(key) > 5000:
             return False
@@ -178,7 +179,9 @@ class Search:
             heapq.heappush(self.queue, (-score, len(self.seen), arguments))
 
     def _continue(self, arguments: Arguments, events: list[list[Any]]) -> None:
-        """Queue what one run's comparisons suggest; the more of the answer's conditions it met, the sooner."""
+        """Queue the changes that one run's comparisons suggest. The more of the answer's conditions it met, the
+        sooner.
+        """
         sites: list[Site] = self.sites
         met = {e[0] for e in events if (e[5] or sites[e[0]].guards_gold) and e[4] == (e[1] not in ("!=", "not in"))}
         scored = sorted(((self._weight(event), event) for event in events), key=lambda pair: -pair[0])
@@ -188,15 +191,16 @@ class Search:
                 self._push(len(met) + weight - 0.1 * rank, changed)
 
     def _weight(self, event: list[Any]) -> float:
-        """How likely a change of what was compared leads to the answer."""
+        """Return how likely a change of what was compared leads to the answer."""
         if event[5] or self.sites[event[0]].guards_gold:
             return 3.0
         return -1.0 if event[1] == "truth" else 0.0
 
-    # -- where to begin ----------------------------------------------------------------------------------------------
+    # -- first arguments
+    # -------------------------------------------------------------------------------------------------
 
     def _values(self, name: str) -> list[Any]:
-        """Values for one parameter: a closed list is what the schema says, else the texts' values come first."""
+        """Return values for one parameter: those of the schema if it lists them, else those of the texts first."""
         return self._fitting_values(name, self.parameters[name])
 
     def _fitting_values(self, name: str, schema: Mapping[str, Any]) -> list[Any]:
@@ -209,12 +213,12 @@ class Search:
         first = (self._days(name) or [NO_DATE["end" in name]]) if is_date(name, schema) else []
         texts = fit([*first, *self.pool], schema, MAX_VALUES)
         found = fit([*offered, *(() if closed else (*texts, *examples_of(schema)))], schema, MAX_VALUES + 4)
-        if not found and "array" in kinds(schema) and items_schema(schema).get("properties"):  # no text is an object
+        if not found and "array" in kinds(schema) and items_schema(schema).get("properties"):  # texts hold no objects
             return [[value] for value in self._fitting_values(name, items_schema(schema))]
         return found
 
     def _days(self, name: str) -> list[str]:
-        """Days for a date: the first for a beginning, the last for an end."""
+        """Return days for a date: the first days for a beginning, the last days for an end."""
         days = [day.isoformat() for day in self.knowledge.days()]
         return sorted(days, reverse=True) if "end" in name else sorted(days) if "start" in name else days
 
@@ -224,11 +228,11 @@ class Search:
         return values[0] if values else placeholders.get(kinds(schema)[0], "?")
 
     def _start(self) -> Arguments:
-        """The required parameters with their likeliest values; a placeholder where no text has one."""
+        """Return the required parameters with their likeliest values; a placeholder if no text has a value."""
         return {name: self._likeliest(name, self.parameters[name]) for name in self.required}
 
     def _variations(self) -> Iterator[Arguments]:
-        """The start with one value changed, or with one flag or choice of the schema added."""
+        """Yield the first arguments with one value changed, or with one flag or choice of the schema added."""
         start = self._start()
         for name in self.parameters:
             choices = name not in self.required and (
@@ -239,7 +243,9 @@ class Search:
                     yield start | {name: value}
 
     def _combinations(self) -> Iterator[Arguments]:
-        """Combinations of values, likeliest first: of the required parameters, then with one or two optional ones."""
+        """Yield combinations of values, likeliest first: of the required parameters, then with one or two optional
+        ones.
+        """
         optional = [name for name in self.parameters if name not in self.required]
         limits = {0: 160, 1: 24, 2: 12}
         for extra in [(), *((name,) for name in optional), *itertools.combinations(optional, 2)]:
@@ -248,10 +254,11 @@ class Search:
             for combination in itertools.islice(by_rank(values), limits[len(extra)]):
                 yield dict(zip(names, combination, strict=True))
 
-    # -- better arguments to the same effect -------------------------------------------------------------------------
+    # -- better arguments with the same result
+    # ---------------------------------------------------------------------------
 
     def _reground(self, arguments: Arguments) -> None:
-        """Queue other values in place of those out of nowhere: the code may not care."""
+        """Queue other values in place of those that come from nowhere; the code may not need them."""
         for name, value in arguments.items():
             if self.knowledge.source(value, self.parameters.get(name)) is None:
                 if name not in self.required:
@@ -265,8 +272,10 @@ class Search:
                             self._push(18.0, replace_at(arguments, path, other))
 
     def _simplify(self, arguments: Arguments) -> Arguments:
-        """Without optional arguments that change nothing, names as the texts write them, the schema's examples where
-        the code does not care.
+        """Simplify arguments without changing the result.
+
+        Optional arguments that change nothing are removed. Names are written as in the texts. Where the code does not
+        read a value, the schema's example takes its place.
         """
         for path, _ in [((name,), None) for name in arguments] + list(leaves(arguments)):
             if not self._is_needed(path):
@@ -281,7 +290,7 @@ class Search:
         return arguments
 
     def _is_needed(self, path: Path) -> bool:
-        """Is what lies at a path required by the schema or the code, or one of several in a list?"""
+        """Check whether the value at a path is required by the schema or the code, or is an item of a list."""
         if len(path) == 1:
             return path[0] in self.required
         return isinstance(path[-1], int) or path[-1] in (schema_at(self.parameters, path[:-1]).get("required") or [])
@@ -295,7 +304,7 @@ class Search:
 
 
 def required_parameters(hop: Hop, tree: ast.Module) -> list[str]:
-    """What the schema requires, and what the code has no default for."""
+    """Return the parameters that the schema requires, or for which the code has no default."""
     parameters = hop.tool["parameters"].get("properties") or {}
     needed = set(hop.tool["parameters"].get("required") or [])
     for node in tree.body:

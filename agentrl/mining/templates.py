@@ -1,4 +1,4 @@
-"""The thought of a mined turn, in sentences of fixed form: the need, the tool, where each argument comes from."""
+"""Write the reasoning of a mined turn from templates: the need, the tool, and where each argument comes from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentrl.mining.grounding import Knowledge
 def write_reasoning(
     need: str, tool: Mapping[str, Any], arguments: Mapping[str, Any], knowledge: Knowledge
 ) -> tuple[Chunk, ...]:
-    """Chunks of one turn; `knowledge` is what is known before its call."""
+    """Return the chunks of one turn; `knowledge` is what is known before its call."""
     purpose = str(tool.get("description", "")).split(". ")[0].strip().rstrip(".")
     chunks = [
         Chunk("task_restate", f"I need to find out: {need}\n"),

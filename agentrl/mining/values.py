@@ -1,4 +1,4 @@
-"""Values that an argument may take: what the texts name, in the forms that a tool's schema allows."""
+"""Collect the values that an argument may take: values named in the texts, in the forms that a tool's schema allows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentrl.mining.grounding import Knowledge
 from agentrl.schemas.plain import allows
 
 Path = tuple[str | int, ...]
-ANY = ("string", "number")  # what a value without a type is taken for
+ANY = ("string", "number")  # the types assumed for a value without one
 _QUOTED = re.compile(r"[\"“]([^\"”]+)[\"”]|(?<!\w)'([^']+)'(?!\w)")
 _PROPER = re.compile(r"\b[A-Z][\w'’.-]*(?:\s+(?:(?:of|the|de|van|von|and|in|for|to|'s)\s+)*[A-Z0-9][\w'’.-]*)*")
 _OPERANDS = re.compile(r"[\w.'’-]+(?=\s+(?:and|than|or)\s)|(?<=\band )[\w.'’-]+|(?<=\bthan )[\w.'’-]+")
@@ -23,7 +23,7 @@ _ASKED = re.compile(r"^(?:What|Which|Who|Whose|When|Where|How|The|A|An|In)\b\s*"
 
 
 def entities(text: str) -> list[str]:
-    """Quoted spans, runs of capitalised words (without the question word), and numbers, longest first."""
+    """Return quoted spans, runs of capitalised words (without the question word), and numbers, longest first."""
     quoted = [first or second for first, second in _QUOTED.findall(text)]
     proper = [re.sub(r"['’]s$", "", _ASKED.sub("", span)).rstrip(".") for span in _PROPER.findall(text)]
     whole = sorted({*quoted, *proper} - {""}, key=lambda span: (-len(span), span))
@@ -32,15 +32,15 @@ def entities(text: str) -> list[str]:
 
 
 def operands(text: str) -> list[str]:
-    """Words on either side of "and", "or" and "than"."""
+    """Return the words on either side of "and", "or" and "than"."""
     return _OPERANDS.findall(text)
 
 
 def leaves_of_json(text: str) -> list[Any]:
-    """Strings and numbers inside a result that is JSON, in order."""
+    """Return the strings and numbers inside a result that is JSON, in order."""
     try:
         stack, found = [json.loads(text)], []
-    except (ValueError, RecursionError):  # a result that is plain text
+    except (ValueError, RecursionError):  # the result is plain text
         return []
     while stack:
         value = stack.pop()
@@ -52,7 +52,9 @@ def leaves_of_json(text: str) -> list[Any]:
 
 
 def pool(knowledge: Knowledge, need: str) -> list[Any]:
-    """Values that the texts suggest, likeliest first: operands and names in the need, later results, the question."""
+    """Return the values that the texts suggest, likeliest first: those of the need, of later results, of the
+    question.
+    """
     numbers = _NUMBER.findall(need)
     found: list[Any] = [*operands(need), operands(need), numbers, *entities(need)]
     for _, text in reversed(knowledge.texts[1:]):
@@ -70,7 +72,7 @@ def pool(knowledge: Knowledge, need: str) -> list[Any]:
 
 
 def date_forms(day: datetime.date) -> Iterator[str]:
-    """The usual ways to write a date, and its month."""
+    """Yield the usual forms of a date, and of its month."""
     name = calendar.month_name[day.month]
     yield from (f"{day:%Y-%m-%d}", f"{day.year}-{day.month}-{day.day}", f"{name} {day.day}, {day.year}")
     yield from (f"{day.day} {name} {day.year}", f"{day:%m/%d/%Y}", f"{day:%d/%m/%Y}")
@@ -81,13 +83,13 @@ def date_forms(day: datetime.date) -> Iterator[str]:
 
 
 def items_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of an array's items."""
+    """Return the schema of an array's items."""
     items = schema.get("items")
     return items if isinstance(items, dict) else {}
 
 
 def schema_at(parameters: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The schema of the value at a path into the arguments; empty where there is none."""
+    """Return the schema of the value at a path into the arguments; empty if there is none."""
     schema: Any = {"properties": parameters}
     for part in path:
         schema = items_schema(schema) if isinstance(part, int) else (schema.get("properties") or {}).get(part)
@@ -97,21 +99,21 @@ def schema_at(parameters: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def offers(schema: Mapping[str, Any]) -> list[Any]:
-    """The schema's own values: enums (its items' too), examples and the default."""
+    """Return the schema's own values: enums (also those of its items), examples and the default."""
     default = [schema["default"]] if schema.get("default") is not None else []
     examples = schema["examples"] if isinstance(schema.get("examples"), list) else []
     return [*(schema.get("enum") or []), *(items_schema(schema).get("enum") or []), *examples, *default]
 
 
 def examples_of(schema: Mapping[str, Any]) -> list[str]:
-    """Values in quotes in a parameter's description."""
+    """Return the quoted values in a parameter's description."""
     return [first or second for first, second in _QUOTED.findall(str(schema.get("description", "")))]
 
 
 def fit(values: Iterable[Any], schema: Mapping[str, Any], limit: int | None = None) -> list[Any]:
-    """The values that the schema's type allows, converted to it, without repetition.
+    """Return the values that the schema's type allows, converted to that type, without repetition.
 
-    Those out of its bounds, patterns and lengths come last: tools are often laxer than their schemas.
+    Values outside its bounds, patterns and lengths come last, because tools often accept more than their schemas say.
     """
     fitted: dict[str, Any] = {}
     outside: dict[str, Any] = {}
@@ -121,7 +123,7 @@ def fit(values: Iterable[Any], schema: Mapping[str, Any], limit: int | None = No
         if limit is not None and len(fitted) >= limit:
             break
     found = [*fitted.values(), *outside.values()][:limit]
-    if "number" in (*kinds(schema), *kinds(items_schema(schema))):  # some tools answer 289.0 to 17.0 alone
+    if "number" in (*kinds(schema), *kinds(items_schema(schema))):  # some tools give 289.0 only for 17.0
         found += [form for form in map(_as_float, found[:3]) if json.dumps(form) not in fitted]
     return found
 
@@ -133,7 +135,7 @@ def _as_float(value: Any) -> Any:
 
 
 def is_date(name: str, schema: Mapping[str, Any]) -> bool:
-    """Does a parameter take a day as YYYY-MM-DD?"""
+    """Check whether a parameter takes a day as YYYY-MM-DD."""
     told = f"{schema.get('format', '')} {schema.get('description', '')}".lower()
     return "string" in kinds(schema) and (
         "yyyy-mm-dd" in told or schema.get("format") == "date" or name.endswith("date")
@@ -141,7 +143,7 @@ def is_date(name: str, schema: Mapping[str, Any]) -> bool:
 
 
 def kinds(schema: Mapping[str, Any]) -> list[str]:
-    """The types of a plain schema, likeliest first; one that names none may be anything."""
+    """Return the types of a plain schema, likeliest first; a schema that names none may be any type."""
     kind = schema.get("type")
     if not kind:
         return ["object"] if schema.get("properties") else ["array"] if "items" in schema else list(ANY)
@@ -149,7 +151,7 @@ def kinds(schema: Mapping[str, Any]) -> list[str]:
 
 
 def convert(value: Any, schema: Mapping[str, Any]) -> list[Any]:
-    """The value in each form that the schema's type allows; none if there is none."""
+    """Return the value in each form that the schema's type allows; empty if there is none."""
     return [form for kind in kinds(schema) for form in _convert(value, kind, schema)]
 
 
@@ -178,7 +180,7 @@ def _convert(value: Any, kind: str, schema: Mapping[str, Any]) -> list[Any]:
 
 
 def by_rank(lists: list[list[Any]]) -> Iterator[tuple[Any, ...]]:
-    """The product of lists, combinations with the smallest sum of positions first."""
+    """Yield the product of lists; combinations with the smallest sum of positions come first."""
     if not all(lists):
         return
     for total in range(sum(len(values) - 1 for values in lists) + 1):
@@ -199,7 +201,7 @@ def _rank(lists: list[list[Any]], total: int) -> Iterator[tuple[Any, ...]]:
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Path and value of every scalar in the arguments."""
+    """Yield the path and value of every scalar in the arguments."""
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(item, (*path, key))
@@ -208,7 +210,7 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def at(value: Any, path: Path) -> Any:
-    """The value at a path; None where there is none."""
+    """Return the value at a path; None if there is none."""
     for part in path:
         try:
             value = value[part]
@@ -218,7 +220,7 @@ def at(value: Any, path: Path) -> Any:
 
 
 def replace_at(value: Any, path: Path, new: Any) -> Any:
-    """A copy with another value at a path, which is made if its last part is missing."""
+    """Return a copy with another value at a path. The last part of the path is made if it is missing."""
     if not path:
         return new
     copy: Any = dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else {}
@@ -232,7 +234,7 @@ def replace_at(value: Any, path: Path, new: Any) -> Any:
 
 
 def without(value: Any, path: Path) -> Any:
-    """A copy without what lies at a path, which must exist."""
+    """Return a copy without the value at a path, which must exist."""
     if len(path) == 1:
         return {key: item for key, item in value.items() if key != path[0]}
     return replace_at(value, path[:1], without(at(value, path[:1]), path[1:]))

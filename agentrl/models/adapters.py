@@ -1,4 +1,4 @@
-"""LoRA: what PEFT is asked to train, whether the model has it, and how a trained adapter goes back into its base."""
+"""LoRA adapters: make PEFT's configuration, check it against the model, and merge a trained adapter into its base."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from agentrl.models.places import ADAPTER, checkpoint_path
 LORA_TARGETS = {
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
     "phi4": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
-}  # Phi fuses its projections; every other family here has Llama's seven
+}  # Phi fuses its projections; every other family here has Llama's seven projections
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def lora_config(model: Model) -> LoraConfig | None:
-    """PEFT's configuration, or None where adapters are off. It names the revision of the base it belongs to."""
+    """Return PEFT's configuration, or None if `model.lora.enabled` is false. It names the revision of the base."""
     lora = model.lora
     if not lora.enabled:
         return None
@@ -41,11 +41,11 @@ def lora_config(model: Model) -> LoraConfig | None:
 
 
 def check_lora(model: Model) -> None:
-    """See to it that the model has the modules that get an adapter, before its weights are read.
+    """Check, before the weights are read, that the model has the modules that get an adapter.
 
     Raises:
-        UserError: a name is misspelt, names a module without weights of its own, or the output layer; or the model
-            ties its embeddings to the output layer and one of the two is named.
+        UserError: a name is misspelt, names a module without weights of its own, or names the output layer; or the
+            model ties its embeddings to the output layer and one of the two is named.
     """
     wanted = lora_config(model)
     config = network_config(model)
@@ -54,17 +54,17 @@ def check_lora(model: Model) -> None:
     with torch.device("meta"):
         try:
             network = AutoModelForCausalLM.from_config(config)
-        except (ValueError, KeyError):  # an architecture that is not known here: loading the weights says so
+        except (ValueError, KeyError):  # an unknown architecture: loading the weights reports it
             return
         _check_names(model, network)
         try:
             get_peft_model(network, wanted)
-        except ValueError as error:  # what PEFT has no adapter for
+        except ValueError as error:  # PEFT has no adapter for such a module
             raise _refusal(model, first_line(error), network) from error
 
 
 def _check_names(model: Model, network: PreTrainedModel) -> None:
-    """Each name, on its own: PEFT passes over a misspelt one in silence as long as another fits."""
+    """Check each name on its own, because PEFT ignores a misspelt name as long as another name fits."""
     targets = model.lora.target_modules
     names = [name for name, _ in network.named_modules() if name]
     ends = dict.fromkeys(name.rpartition(".")[2] for name in names)
@@ -76,16 +76,16 @@ def _check_names(model: Model, network: PreTrainedModel) -> None:
         if any(module is network.get_output_embeddings() for module in modules):
             raise _refusal(
                 model,
-                f"{target} is the output layer, whose weights the losses read without an adapter, so that it would "
-                "not be trained; leave it out",
+                f"{target} is the output layer. The losses read its weights without an adapter, so it would "
+                "not be trained; remove it from the list",
                 network,
             )
         tied = getattr(network.config.get_text_config(), "tie_word_embeddings", False)
         if tied and any(module is network.get_input_embeddings() for module in modules):
             raise _refusal(
                 model,
-                f"{target} and the output layer of this model are the same weights, of which an adapter would change "
-                "one; leave it out",
+                f"{target} and the output layer of this model share their weights, and an adapter would change only "
+                "one of them; remove it from the list",
                 network,
             )
 
@@ -101,12 +101,13 @@ def _refusal(model: Model, reason: str, network: PreTrainedModel) -> UserError:
     shown = "null" if targets is None else f"[{','.join(targets)}]" if isinstance(targets, list) else targets
     reason = reason if len(reason) < 300 else reason[:300] + "..."
     return UserError(
-        f"model.lora.target_modules={shown}: {reason}. all-linear takes every linear module ({', '.join(linear)})"
+        f"model.lora.target_modules={shown}: {reason}. all-linear trains every linear module ({', '.join(linear)})"
     )
 
 
 def adapter_base(config: Model) -> Model | None:
-    """What the adapter at `config.path` was trained on, with its revision; None where that holds full weights.
+    """Return the model that the adapter at `config.path` was trained on, with its revision; None if `config.path` holds
+    full weights.
 
     Raises:
         UserError: the adapter's configuration is damaged, or names no base.
@@ -117,7 +118,7 @@ def adapter_base(config: Model) -> Model | None:
         found = find_adapter_config_file(path, revision=None if local else config.revision)
         saved: Any = None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        if not local:  # no such repository, or no network: loading the weights says so
+        if not local:  # no such repository, or no network: loading the weights reports it
             return None
         raise UserError(f"model.path={config.path}: {ADAPTER} is damaged: {first_line(error)}") from error
     if saved is None:
@@ -125,27 +126,28 @@ def adapter_base(config: Model) -> Model | None:
     base = saved.get("base_model_name_or_path") if isinstance(saved, dict) else None
     if not base or (local and Path(base).expanduser().absolute() == Path(path)):
         raise UserError(
-            f"model.path={config.path}: {ADAPTER} names no base checkpoint (base_model_name_or_path={base})"
+            f"model.path={config.path}: {ADAPTER} names no base checkpoint (base_model_name_or_path={base}); correct "
+            "that file"
         )
-    # Adapters of other tools may lack it; model.revision then says which revision of the base is meant.
+    # Adapters of other tools may have no revision; model.revision then names the revision of the base.
     revision = saved.get("revision") or (config.revision if local else None)
     return config.model_copy(update={"path": base, "revision": revision})
 
 
 def network_config(model: Model) -> PreTrainedConfig | None:
-    """The network's own configuration (of the base, where there is an adapter); None where it cannot be read."""
+    """Return the network's configuration (the base's configuration for an adapter), or None if it cannot be read."""
     base: Model | None = model
     while base is not None:
         model, base = base, adapter_base(base)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint_path(model.path), revision=model.revision)
-    except (OSError, ValueError, KeyError):  # loading the weights says what is wrong
+    except (OSError, ValueError, KeyError):  # loading the weights reports what is wrong
         return None
     return config
 
 
 def merge_adapter(base: PreTrainedModel, config: Model) -> PreTrainedModel:
-    """`base` with the adapter at `config.path` in its weights; it is known by the adapter's name from then on."""
+    """Return `base` with the adapter at `config.path` merged into its weights. The model takes the adapter's name."""
     path = checkpoint_path(config.path)
     try:
         adapted = PeftModel.from_pretrained(base, path, revision=None if Path(path).is_dir() else config.revision)
@@ -155,13 +157,16 @@ def merge_adapter(base: PreTrainedModel, config: Model) -> PreTrainedModel:
         raise UserError(
             f"model.path={config.path}: the adapter does not fit {base.name_or_path}: {first_line(error)}"
         ) from error
-    merged.requires_grad_(True)  # PEFT has frozen the base, and full training goes on from here
-    merged.name_or_path = path  # an adapter trained on top of this one names it as its base
+    merged.requires_grad_(True)  # PEFT has frozen the base, and full training may continue from here
+    merged.name_or_path = path  # an adapter trained on top of this model names it as its base
     return merged
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Part embeddings and output layer where one of them carries an adapter: merged, it must not change the other."""
+    """Give the embeddings and the output layer separate weights if one of them has an adapter.
+
+    Otherwise the merged adapter of one layer would change the other layer too.
+    """
     layers = model.get_input_embeddings(), model.get_output_embeddings()
     bare = [_without_adapter(layer) for layer in layers]
     touched = any(layer is not plain for layer, plain in zip(layers, bare, strict=True))

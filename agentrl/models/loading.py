@@ -1,4 +1,4 @@
-"""Loading a policy: hub id, local directory or the packaged tiny checkpoint, with LoRA and a usable chat template."""
+"""Load a policy from a hub id, a local directory or the package, with its tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from agentrl.models.vocabulary import fit_vocabulary
 
 
 def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
-    """The causal language model in `config.dtype`; an adapter gives its base with it merged in.
+    """Load the causal language model in `config.dtype`. For an adapter, load its base and merge the adapter into it.
 
-    `quantization` is for a model that is not trained.
+    `quantization` is only for a model that is not trained.
 
     Raises:
-        UserError: unreachable, incomplete, or weights that do not belong to the architecture its config names.
+        UserError: the checkpoint cannot be reached, is incomplete, or its weights do not fit the architecture that its
+            config names.
     """
     if (base := adapter_base(config)) is not None:
         return merge_adapter(load_model(base, quantization), config)
@@ -52,26 +53,26 @@ def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) ->
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"model.path={config.path} cannot be loaded: {first_line(error)}") from error
-    # transformers fills absent weights with random numbers and says so in a log line only.
+    # transformers fills missing weights with random numbers and only logs it.
     if report["missing_keys"] or report["mismatched_keys"]:
         lost = sorted([*report["missing_keys"], *(str(entry) for entry in report["mismatched_keys"])])
         raise UserError(
-            f"model.path={config.path}: {len(lost)} weights are missing or of another shape (first: {lost[0]}); the "
-            "checkpoint belongs to another architecture or is incomplete"
+            f"model.path={config.path}: {len(lost)} weights are missing or have another shape (first: {lost[0]}); the "
+            "checkpoint belongs to another architecture or is incomplete; name another checkpoint"
         )
     return model
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the tasks of a run ask of a chat template."""
+    """What the tasks of a run need from a chat template."""
 
     tools: bool
-    system: bool  # a system message that the model must get to read
+    system: bool  # whether some prompt has a system message
 
 
 def needs_of(tasks: list[Task]) -> Needs:
-    """What the prompts of `tasks` hold."""
+    """Say whether any of `tasks` has tools or a system message."""
     return Needs(
         tools=any(task.tools for task in tasks),
         system=any(message["role"] == "system" for task in tasks for message in task.prompt),
@@ -79,11 +80,13 @@ def needs_of(tasks: list[Task]) -> Needs:
 
 
 def load_chat(config: Model, needs: Needs) -> ChatFormat:
-    """Tokenizer and chat template, able to carry what `needs` names: any template will do for a single plain turn.
+    """Load a tokenizer and a chat template that can render what `needs` names.
+
+    A task without tools and without a system message works with any template.
 
     Raises:
-        UserError: no tokenizer there, or its template cannot carry a system message or tool calls, or no parser of
-            its tool calls is known.
+        UserError: the tokenizer cannot be loaded, its template cannot render a system message or tool calls, or no
+            parser for its tool calls is known.
     """
     tokenizer = _tokenizer(config)
     variants = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
@@ -94,8 +97,8 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
         tokenizer.pad_token = tokenizer.eos_token
     if needs.system and not carries_system_message(tokenizer):
         raise UserError(
-            f"model.path={config.path}: its chat template has no system role, so the rules of this bench would never "
-            "reach the model; choose a model whose template carries system messages, or edit that of its tokenizer"
+            f"model.path={config.path}: its chat template has no system role, so the model would never see the rules "
+            "of this bench; choose a model whose template renders system messages, or edit the tokenizer's template"
         )
     template = _tool_template(config, tokenizer) if needs.tools else None
     reasoning = "content" if config.thinking == "off" else config.reasoning
@@ -103,10 +106,10 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
 
 
 def thinking_arguments(config: Model, tokenizer: PreTrainedTokenizerFast, template: str | None) -> dict[str, bool]:
-    """What tells the chat template to follow `model.thinking`.
+    """Return the template argument that makes the chat template follow `model.thinking`.
 
     Raises:
-        UserError: the template takes no such argument, or renders the same prompt whatever its value.
+        UserError: the template takes no such argument, or the argument does not change the prompt.
     """
     if config.thinking is None:
         return {}
@@ -123,14 +126,14 @@ def thinking_arguments(config: Model, tokenizer: PreTrainedTokenizerFast, templa
         if prompt(**{name: True}) != prompt(**{name: False}):
             return {name: config.thinking == "on"}
     raise UserError(
-        f"model.thinking={config.thinking}: the chat template of {config.path} heeds neither "
-        f"{' nor '.join(THINKING_ARGUMENTS)}, so it changes nothing; set model.thinking=null, or take a model whose "
-        "template has the switch (Qwen3, GLM 4.5, Gemma 4, ...)"
+        f"model.thinking={config.thinking}: the chat template of {config.path} reads neither "
+        f"{' nor '.join(THINKING_ARGUMENTS)}, so the key has no effect; set model.thinking=null, or use a model whose "
+        "template has such a switch (Qwen3, GLM 4.5, Gemma 4, ...)"
     )
 
 
 def _tokenizer(config: Model) -> PreTrainedTokenizerFast:
-    """The tokenizer beside the weights; an adapter that has none takes its base's."""
+    """Load the tokenizer beside the weights. An adapter without a tokenizer uses the tokenizer of its base."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint_path(config.path), revision=config.revision, padding_side="left"
@@ -140,35 +143,37 @@ def _tokenizer(config: Model) -> PreTrainedTokenizerFast:
             return _tokenizer(base)
         raise UserError(f"model.path={config.path}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.chat_template is None:
-        raise UserError(f"model.path={config.path}: needs a fast tokenizer with a chat template (an instruct model)")
+        raise UserError(f"model.path={config.path}: no fast tokenizer with a chat template; choose an instruct model")
     return tokenizer
 
 
 def _choose_template(config: Model, variants: dict[str, str], needs: Needs) -> str:
-    """Of the templates that a tokenizer carries by name: `tool_use` for tasks with tools, `default` elsewhere."""
+    """Choose one of the tokenizer's named templates: `tool_use` for tasks with tools, else `default`."""
     for name in ("tool_use", "default") if needs.tools else ("default",):
         if name in variants:
             return variants[name]
     if len(variants) == 1:
         return next(iter(variants.values()))
     raise UserError(
-        f"model.path={config.path}: none of its chat templates is named default ({', '.join(variants)}); name the one "
-        "to use so in its tokenizer"
+        f"model.path={config.path}: none of its chat templates is named default ({', '.join(variants)}); rename one "
+        "of them to default in its tokenizer"
     )
 
 
 def carries_system_message(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a system message stands in the rendered prompt: some templates refuse one, others drop it in silence."""
+    """Check whether a system message appears in the rendered prompt. Some templates refuse it or drop it silently."""
     probe = "AgentrlSystemProbe"
     messages = [{"role": "system", "content": probe}, {"role": "user", "content": "Hello"}]
     try:
         return probe in tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except TemplateError:  # a template's own way to say no
+    except TemplateError:  # this is how a template refuses a message
         return False
 
 
 def _tool_template(config: Model, tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """The template for multi-turn tool use, None for the tokenizer's own; sees to it that calls can be parsed."""
+    """Return the template for multi-turn tool use, or None for the tokenizer's own. Check that tool calls can be
+    parsed.
+    """
     if not supports_tool_calling(tokenizer):
         raise UserError(f"model.path={config.path}: its chat template cannot render tool calls; choose another model")
     if tokenizer.response_template is None:
@@ -185,7 +190,7 @@ def _tool_template(config: Model, tokenizer: PreTrainedTokenizerFast) -> str | N
         template: str | None = get_training_chat_template(tokenizer)
     except ValueError as error:
         raise UserError(
-            f"model.path={config.path}: its chat template rewrites earlier turns, so a multi-turn rollout cannot "
-            "be trained on token by token; give its tokenizer a prefix-preserving template"
+            f"model.path={config.path}: its chat template rewrites earlier turns, so a multi-turn rollout cannot be "
+            "trained on token by token; give its tokenizer a template that leaves earlier turns unchanged"
         ) from error
     return template

@@ -1,4 +1,4 @@
-"""Measuring a model's attention at the onset of its responses, prompt by prompt."""
+"""Measure where a model looks when its response begins, for each prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentrl.objectives.attention import MEASURES, onset_measures, profile
 
 @dataclass(frozen=True)
 class OnsetTable:
-    """Measures (one dict a prompt) and the mean profile (BINS,) of one model."""
+    """The measures of one model (one dict for each prompt) and its mean attention profile (BINS,)."""
 
     rows: list[dict[str, float]]
     profile: list[float]
@@ -25,7 +25,10 @@ class OnsetTable:
 
 @torch.no_grad()
 def onset_attention(model: Any, ids: Sequence[int]) -> Tensor:
-    """Attention (L, H, T) of the last of T prompt tokens, by an eager model: the others are only read.
+    """Return the attention (L layers, H heads, T tokens) of the last of T prompt tokens. The model must use eager
+    attention.
+
+    The other tokens only fill the cache.
 
     Raises:
         UserError: the model does not attend to the whole prompt (sliding windows, state-space layers).
@@ -35,12 +38,12 @@ def onset_attention(model: Any, ids: Sequence[int]) -> Tensor:
     last = torch.tensor([ids[-1:]], device=device)
     layers = model(last, past_key_values=past, use_cache=True, output_attentions=True).attentions
     if not layers or any(layer is None or layer.shape[-1] != len(ids) for layer in layers):
-        raise UserError("this model does not attend to its whole prompt in every layer, so the table has no meaning")
+        raise UserError("this model does not attend to its whole prompt in every layer; choose another model")
     return torch.stack([layer[0, :, 0] for layer in layers]).float()
 
 
 def onset_table(model: Any, prompts: Sequence[PromptSpans], alpha: float) -> OnsetTable:
-    """Table 3 of one model over `prompts`."""
+    """Compute HIPO's Table 3 for one model over `prompts`. `alpha` is the share of heads that are averaged."""
     rows, mass = [], torch.zeros(())
     for prompt in prompts:
         attention = onset_attention(model, prompt.ids).cpu()
@@ -50,10 +53,11 @@ def onset_table(model: Any, prompts: Sequence[PromptSpans], alpha: float) -> Ons
 
 
 def compare(base: OnsetTable, trained: OnsetTable, clusters: Sequence[str]) -> dict[str, dict[str, Interval]]:
-    """{measure: {base, trained, difference}}: means, and paired differences, with 95% bootstrap intervals by cluster.
+    """Return {measure: {base, trained, difference}}: means and paired differences with 95% bootstrap intervals by
+    cluster.
 
-    Ratios are means of each prompt's ratio, as the paper's figures are (its FarMass / NearMass is not its Far/Near).
-    A prompt where either model's ratio is undefined is left out of that ratio.
+    A ratio is the mean of the prompts' ratios, as in the paper (its FarMass / NearMass is not its Far/Near). A prompt
+    is left out of a ratio if the ratio is undefined for one of the models.
     """
     compared = {}
     for measure in MEASURES:

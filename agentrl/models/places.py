@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a hub id, a local directory, or in this package."""
+"""Find a checkpoint: by hub id, in a local directory, or in this package."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ ADAPTER = "adapter_config.json"
 
 
 def checkpoint_path(path: str) -> str:
-    """Hub id or directory to load from: `builtin:` names resolve to the package, local paths must exist."""
+    """Return the hub id or directory to load from. `builtin:` names are in the package.
+
+    Raises:
+        UserError: no such built-in model, no such directory, or no checkpoint in it.
+    """
     if path in BUILTIN:
         return str(files("agentrl.tiny") / BUILTIN[path])
     if path.startswith("builtin:"):
-        raise UserError(f"model.path={path}: no such built-in model; there is {', '.join(BUILTIN)}")
+        raise UserError(f"model.path={path}: no such built-in model; choose from {', '.join(BUILTIN)}")
     local = Path(path).expanduser()
     if local.exists():
         if not any((local / name).is_file() for name in ("config.json", ADAPTER)):
-            raise UserError(f"model.path={path}: no config.json there; point it at a checkpoint directory")
-        return str(local.absolute())  # an adapter remembers this path, and may be read from another directory
+            raise UserError(f"model.path={path}: no config.json there; name a checkpoint directory")
+        return str(local.absolute())  # an adapter stores this path, and may be read from another directory
     if path.startswith((".", "/", "~")):
-        raise UserError(f"model.path={path}: no such directory; give an existing checkpoint or a hub id")
+        raise UserError(f"model.path={path}: no such directory; name an existing checkpoint or a hub id")
     return path

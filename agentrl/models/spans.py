@@ -1,4 +1,4 @@
-"""Which tokens of a prompt are the system's and which the user's, read from the chat template and not guessed."""
+"""Find which tokens of a prompt are the system's and which are the user's, as the chat template places them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentrl.core.errors import UserError
 
 @dataclass(frozen=True)
 class PromptSpans:
-    """Token ids of a prompt (T of them) and the masks (T,) of what the system and the user said."""
+    """The T token ids of a prompt, and two masks (T,): the tokens of the system and the tokens of the user."""
 
     ids: list[int]
     system: Tensor
@@ -21,12 +21,12 @@ class PromptSpans:
 
 
 def prompt_spans(chat: ChatFormat, messages: list[dict[str, str]], extent: str) -> PromptSpans:
-    """Spans of a rendered prompt. `extent` is 'message' (with the template's marks around it) or 'content' (the text).
+    """Render `messages` and mark the tokens of each role. A token belongs to a span if any of its characters does.
 
-    A token belongs to a span if any of its characters does.
+    `extent` is 'content' (the text of a message) or 'message' (the text and the template's marks around it).
 
     Raises:
-        UserError: the template rewrites the messages, so that no span of the prompt is theirs.
+        UserError: the template rewrites the messages, so their place in the prompt is unknown.
     """
     text = chat.text(messages, [], generation_prompt=True)
     ranges = _messages(chat, messages, text) if extent == "message" else _contents(chat, messages, text)
@@ -41,7 +41,9 @@ def prompt_spans(chat: ChatFormat, messages: list[dict[str, str]], extent: str) 
 
 
 def _contents(chat: ChatFormat, messages: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
-    """Characters of each message's content: what stands in place of a mark that is rendered instead of it."""
+    """Return the character range of each message's content: render marks in place of the contents and look where they
+    are.
+    """
     marks = [f"AgentrlSpan{index}Mark" for index in range(len(messages))]
     marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
     frame = chat.text(marked, [], generation_prompt=True)
@@ -52,7 +54,8 @@ def _contents(chat: ChatFormat, messages: list[dict[str, str]], text: str) -> li
             raise _rewritten(chat)
         pieces.append(piece)
     pieces.append(frame)
-    for contents in ([m["content"] for m in messages], [m["content"].strip() for m in messages]):  # Llama's trims
+    # Llama's template trims contents
+    for contents in ([m["content"] for m in messages], [m["content"].strip() for m in messages]):
         ranges, position, built = [], 0, ""
         for piece, content in zip(pieces, contents, strict=False):
             position += len(piece)
@@ -65,7 +68,9 @@ def _contents(chat: ChatFormat, messages: list[dict[str, str]], text: str) -> li
 
 
 def _messages(chat: ChatFormat, messages: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
-    """Characters of each message with its marks: from where the prompt without it ends to where that with it ends."""
+    """Return the character range of each message with its marks: from the end of the prompt without it to the end with
+    it.
+    """
     ranges, end = [], 0
     for index in range(len(messages)):
         start, upto = end, chat.text(messages[: index + 1], [], generation_prompt=False)

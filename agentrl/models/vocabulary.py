@@ -1,4 +1,4 @@
-"""Tokens without a row in the embedding: none may reach the network."""
+"""Keep tokens that have no row in the embedding away from the network."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from agentrl.models.adapters import network_config
 
 
 def fit_vocabulary(config: Model, tokenizer: PreTrainedTokenizerFast) -> None:
-    """See to it that every token has a row in the embedding: one without crashes the first batch that holds it.
+    """Make sure that every token has a row in the embedding. A token without one crashes the first batch that holds it.
 
-    Special tokens beyond it that nothing writes are taken out of `tokenizer`, which then reads their text as any other:
-    Gemma 3's tokenizer holds one for images that its text-only checkpoints do not know.
+    Some tokenizers hold special tokens without a row that nothing writes: Gemma 3's has one for images, which its
+    text-only checkpoints do not know. They are removed from `tokenizer`, which then reads their text as ordinary text.
 
     Raises:
-        UserError: it names the first token without a row that is ordinary vocabulary, stands in the chat template, or
-            begins, ends or pads a text.
+        UserError: a token without a row is ordinary vocabulary, is in the chat template, or begins, ends or pads a
+            text. The message names the first such token.
     """
     network = network_config(config)
     text = None if network is None else network.get_text_config()
@@ -35,7 +35,7 @@ def fit_vocabulary(config: Model, tokenizer: PreTrainedTokenizerFast) -> None:
         index, token = written[0]
         raise UserError(
             f"model.path={config.path}: {len(written)} tokens of its tokenizer have no row in the model's embedding of "
-            f"{rows} (first: {token!r}, id {index}); give the tokenizer that the model was trained with, or make room "
+            f"{rows} (first: {token!r}, id {index}); use the tokenizer that the model was trained with, or add rows "
             "with model.resize_token_embeddings and save the model"
         )
     padding = getattr(text, "pad_token_id", None)
@@ -47,7 +47,7 @@ def fit_vocabulary(config: Model, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _unwritten(tokenizer: PreTrainedTokenizerFast, index: int, token: str) -> bool:
-    """Whether a token can come from its own text alone: it is special, and neither template nor tokenizer adds it."""
+    """Check whether only its own text gives a token: it is special, and neither template nor tokenizer adds it."""
     added = tokenizer.added_tokens_decoder.get(index)
     if added is None or not added.special:
         return False
@@ -58,15 +58,15 @@ def _unwritten(tokenizer: PreTrainedTokenizerFast, index: int, token: str) -> bo
 
 
 def _remove_tokens(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> bool:
-    """Make special tokens unknown to the tokenizer, for which transformers has no call.
+    """Remove special tokens from the tokenizer. transformers has no call for this.
 
-    False, and nothing is done, where another token would change its id by it.
+    Return False, and change nothing, if the id of another token would change.
     """
     kept = {token: index for token, index in tokenizer.get_vocab().items() if token not in tokens}
     written = json.loads(tokenizer.backend_tokenizer.to_str())
     written["added_tokens"] = [token for token in written["added_tokens"] if token["content"] not in tokens]
     vocabulary = written["model"]["vocab"]
-    if isinstance(vocabulary, dict):  # some list their added tokens there too
+    if isinstance(vocabulary, dict):  # some vocabularies list their added tokens too
         written["model"]["vocab"] = {token: index for token, index in vocabulary.items() if token not in tokens}
     without = Tokenizer.from_str(json.dumps(written))
     if without.get_vocab() != kept:

@@ -1,4 +1,4 @@
-"""The final turn earns the token F1 of its answer (PACT, App. B)."""
+"""Reward the final turn with the token F1 of its answer (PACT, App. B)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ _SPLIT = str.maketrans(string.punctuation, " " * len(string.punctuation))
 
 
 def extract_answer(text: str) -> str:
-    """Content of the last <answer>...</answer>, or the whole text where there is none; stripped.
+    """Return the content of the last <answer>...</answer>, or the whole text if there is none; stripped.
 
-    A think block is no part of the answer and is left out first, with all that follows where it was never closed.
+    A think block is not part of the answer and is removed first. If it was never closed, everything after it is removed
+    too.
     """
     text = _said(text)
     found = _ANSWER.findall(text)
@@ -20,14 +21,15 @@ def extract_answer(text: str) -> str:
 
 
 def has_tag(text: str) -> bool:
-    """Whether `extract_answer` finds an answer in tags."""
+    """Check whether `extract_answer` finds an answer in tags."""
     return _ANSWER.search(_said(text)) is not None
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """F1 of the two sets of words, lower-cased and split at white space and punctuation (so 1,861 is two words).
+    """Return the F1 of the two sets of words, in [0, 1]; 0 if either set is empty.
 
-    0 where either has no word. This is MatchTIR's rule: word order and repetition do not count.
+    Words are lower-cased and split at white space and punctuation, so 1,861 is two words. This is MatchTIR's rule: word
+    order and repetition do not count.
     """
     predicted, wanted = _words(prediction), _words(reference)
     common = len(predicted & wanted)
@@ -35,7 +37,7 @@ def token_f1(prediction: str, reference: str) -> float:
 
 
 def _said(text: str) -> str:
-    """What stands after the think block; nothing where it was opened and never closed."""
+    """Return the text after the think block; empty if the block was opened and never closed."""
     after = text.rpartition("</think>")[2]
     return "" if after.lstrip().startswith("<think>") else after
 

@@ -1,6 +1,6 @@
-"""Hard credit: every predicted call earns its similarity to the one reference call it is matched with (PACT, App. B).
+"""Hard credit (PACT, App. B): each predicted call is matched with one reference call and earns its similarity to it.
 
-Similarity is MatchTIR's. Equality is Python's, so 1, True and 1.0 are equal values.
+Similarity is MatchTIR's. Values are compared as Python compares them, so 1, True and 1.0 are equal.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ SINKHORN_STEPS, SINKHORN_TOLERANCE = 1000, 1e-12
 
 
 def similarity(pred: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
-    """Similarity in [0, 1] of two calls {"name", "arguments"}; 0 if the names differ beyond case.
+    """Return the similarity in [0, 1] of two calls {"name", "arguments"}; 0 if the names differ beyond case.
 
-    Otherwise (1 + Jaccard(keys) + number of gold arguments given with an equal value) / (2 + number of gold
-    arguments), where two calls without arguments have Jaccard 1. Arguments that are no JSON object, nor a string
-    holding one, count as no arguments.
+    Otherwise it is (1 + Jaccard(keys) + number of gold arguments given with an equal value) / (2 + number of gold
+    arguments). Two calls without arguments have Jaccard 1. Arguments count as none if they are neither a JSON object
+    nor a string that holds one.
     """
     if str(pred["name"]).lower() != str(gold["name"]).lower():
         return 0.0
@@ -34,16 +34,18 @@ def similarity(pred: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
 
 
 def match(scores: Sequence[Sequence[float]], method: Matching = "hungarian") -> list[int | None]:
-    """One-to-one assignment of predictions (rows) to references (columns); None where nothing positive is left.
+    """Assign predictions (rows) to references (columns) one to one; None for a prediction without a positive match.
 
-    hungarian: maximum total score (the paper). greedy: pairs by descending score, ties by prediction and then
-    reference order (MatchTIR's code, although it is called Hungarian there).
-    Raises ValueError on another method or a ragged matrix.
+    hungarian: maximum total score (the paper). greedy: pairs by descending score, ties by prediction and then reference
+    order (MatchTIR's code, which calls this Hungarian).
+
+    Raises:
+        ValueError: another method, or rows of different lengths.
     """
     if method not in get_args(Matching):
         raise ValueError(f"unknown matching {method!r}; choose from {', '.join(get_args(Matching))}")
     if len({len(row) for row in scores}) > 1:
-        raise ValueError("the rows of the score matrix differ in length")
+        raise ValueError("the rows of the score matrix differ in length; give one score for each reference call")
     assigned: list[int | None] = [None] * len(scores)
     if not scores or not scores[0]:
         return assigned
@@ -67,9 +69,9 @@ def call_rewards(
     method: Matching = "hungarian",
     unmatched_penalty: float = 0.0,
 ) -> list[float]:
-    """One reward per predicted call: its similarity where matched, else -unmatched_penalty (lambda_pen >= 0)."""
+    """Return one reward per predicted call: its similarity if matched, else -unmatched_penalty (lambda_pen >= 0)."""
     if unmatched_penalty < 0:
-        raise ValueError(f"unmatched_penalty {unmatched_penalty} must be >= 0: it is subtracted")
+        raise ValueError(f"unmatched_penalty {unmatched_penalty} must be >= 0, because it is subtracted")
     scores = [[similarity(p, g) for g in gold] for p in pred]
     return [
         -unmatched_penalty if column is None else row[column]
@@ -80,18 +82,21 @@ def call_rewards(
 def transport_rewards(
     pred: Sequence[Mapping[str, Any]], gold: Sequence[Mapping[str, Any]], reg: float = 0.1
 ) -> list[float]:
-    """MatchTIR's soft variant: one reward per predicted call, the row sum of transport plan * similarity.
+    """Return MatchTIR's soft rewards: one for each predicted call, the row sum of transport plan * similarity.
 
-    The plan minimises -<plan, similarity> - reg * entropy with uniform marginals (every predicted call carries 1/P,
-    every reference call takes 1/G), found by Sinkhorn's iteration. All rewards together are at most 1; without
-    reference calls they are 0. Raises ValueError unless reg > 0.
+    The plan minimises -<plan, similarity> - reg * entropy with uniform marginals: each predicted call gives 1/P and
+    each reference call takes 1/G. Sinkhorn's iteration finds it. The rewards sum to at most 1; without reference calls
+    they are 0.
+
+    Raises:
+        ValueError: reg is not above 0.
     """
     if reg <= 0:
         raise ValueError(f"reg {reg} must be above 0")
     if not pred or not gold:
         return [0.0] * len(pred)
     scores = np.array([[similarity(p, g) for g in gold] for p in pred])
-    kernel = np.exp((scores - scores.max()) / reg)  # the shift cancels in the plan
+    kernel = np.exp((scores - scores.max()) / reg)  # the plan does not depend on this shift
     rows, columns = np.full(len(pred), 1 / len(pred)), np.full(len(gold), 1 / len(gold))
     v = np.ones(len(gold))
     for _ in range(SINKHORN_STEPS):
@@ -108,6 +113,6 @@ def _arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except (ValueError, RecursionError):  # whatever the policy wrote is allowed to be no JSON at all
+        except (ValueError, RecursionError):  # the policy may write anything, also text that is not JSON
             return {}
     return arguments if isinstance(arguments, Mapping) else {}

@@ -1,4 +1,4 @@
-"""One reward for each assistant turn of an episode: the bench's own, or the configured one (docs/rewards.md)."""
+"""Give one reward to each assistant turn of an episode: the bench's own, or the configured one (docs/rewards.md)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from agentrl.rewards.matching import call_rewards, transport_rewards
 from agentrl.rewards.toolrl import correctness, length_reward, limits
 from agentrl.rewards.verdicts import has_whole, solves
 
-COMPARING = ("matching", "ot", "toolrl")  # with reference calls
+COMPARING = ("matching", "ot", "toolrl")  # these rewards compare calls with reference calls
 Call = Mapping[str, Any]
 
 
 def episode_rewards(
     bench: Bench, task: Task, trajectory: Trajectory, config: schema.Reward, step: int = 0
 ) -> list[float]:
-    """r_t for every assistant turn: what the bench gives, or the configured reward where it leaves that open.
+    """Return r_t for every assistant turn: the bench's own reward, or the configured reward if the bench has none.
 
     `step` is the training step, for ToolRL's schedules.
 
     Raises:
-        UserError: the bench gives neither one number nor one for each turn.
+        UserError: the bench gives neither one number nor one number for each turn.
     """
     own = bench.reward(task, trajectory)
     if own is None:
@@ -52,10 +52,10 @@ def turn_rewards(
     golds: Mapping[str, Sequence[str]] | None = None,
     step: int = 0,
 ) -> list[float]:
-    """r_t for every assistant turn of one rollout; length `trajectory.num_turns`.
+    """Return r_t for every assistant turn of one rollout, by the configured reward; length `trajectory.num_turns`.
 
-    COMPARING read `references`, the task's as `benches.base.reference_calls` gives them; reward=ftrl reads `golds`, the
-    sub-answers by tool. `step` is the training step, for ToolRL's schedules.
+    The rewards in COMPARING read `references`, which `agentrl.core.bench.reference_calls` gives. reward=ftrl reads
+    `golds`, the sub-answers by tool. `step` is the training step, for ToolRL's schedules.
     """
     if config.name == "ftrl":
         return ftrl_rewards(trajectory, answer, golds or {}, config.ftrl_variant)
@@ -65,9 +65,11 @@ def turn_rewards(
 
 
 def known_calls(references: Sequence[Call], calls: Sequence[ToolCall]) -> list[Call]:
-    """The references with arguments, and for each that has a result alone the rollout's call that returned it, if any.
+    """Return the references that have arguments, and the rollout's calls that returned the results of the other
+    references.
 
-    No call stands for two references, however often it was repeated.
+    A reference may have only a result. The first call of the rollout that returned it then takes its place, if there is
+    one. A call takes the place of one reference only, even if it was repeated.
     """
     known = [reference for reference in references if "result" not in reference]
     for reference in references:
@@ -85,11 +87,13 @@ def known_calls(references: Sequence[Call], calls: Sequence[ToolCall]) -> list[C
 def credit_rewards(
     trajectory: Trajectory, references: Sequence[Call], answer: str, config: schema.Reward
 ) -> list[float]:
-    """matching, ot: a turn with calls earns their mean, after comparing ALL executed calls of the rollout with ALL
-    references, so that repeating a call earns nothing new; without references every call is unmatched.
+    """Reward the turns of a rollout by reward=matching, ot or answer.
 
-    answer: turns with calls earn 0. All three: a last turn without calls earns the token F1 of its answer, any other
-    turn without calls 0.
+    matching and ot: a turn with calls earns the mean of its calls' rewards. All executed calls of the rollout are
+    compared with all references together, so a repeated call earns nothing new. Without references every call is
+    unmatched. answer: a turn with calls earns 0.
+
+    All three: a last turn without calls earns the token F1 of its answer, and any other turn without calls earns 0.
     """
     calls = trajectory.calls_by_turn()
     rewards = [0.0] * len(calls)
@@ -102,16 +106,16 @@ def credit_rewards(
             else call_rewards(flat, gold, config.matching, config.unmatched_penalty)
         )
         rewards = [sum(next(earned) for _ in turn) / len(turn) if turn else 0.0 for turn in calls]
-    if calls and not calls[-1] and not _has_calls(_assistant(trajectory)[-1]):  # text beside a call is no answer
+    if calls and not calls[-1] and not _has_calls(_assistant(trajectory)[-1]):  # text beside a call is not an answer
         text = trajectory.final_text
         rewards[-1] = 0.0 if config.answer_tag and not has_tag(text) else token_f1(extract_answer(text), answer)
     return rewards
 
 
 def ftrl_rewards(trajectory: Trajectory, answer: str, golds: Mapping[str, Sequence[str]], variant: str) -> list[float]:
-    """Every turn by FTRL's step reward, given what the turns before it have solved.
+    """Reward every turn by FTRL's step reward, given what the turns before it have solved.
 
-    Calls that the budget cut off before they ran solve nothing.
+    A call that the token budget cut off before it ran solves nothing.
     """
     remaining = {name: list(answers) for name, answers in golds.items()}
     total = sum(map(len, remaining.values()))
@@ -130,10 +134,11 @@ def ftrl_rewards(trajectory: Trajectory, answer: str, golds: Mapping[str, Sequen
 def toolrl_rewards(
     trajectory: Trajectory, references: Sequence[Call], switches: schema.ToolRl, step: int
 ) -> list[float]:
-    """ToolRL judges one reply; here an episode is one: its format, all its calls and its thought earn the last turn.
+    """Reward an episode by ToolRL's rules, which are made for one reply. The last turn earns the reward, other turns 0.
 
-    The format is right if every turn but the last makes calls, the last is text, and no tag is left over. The thought
-    is the think block, or what stands beside the calls of a turn without one.
+    Format, calls and thought of the whole episode count as those of one reply. The format is right if every turn but
+    the last makes calls, the last turn is text, and no tag is left over. The thought is the think block, or the text
+    beside the calls of a turn without one.
     """
     messages = _assistant(trajectory)
     if not messages:
@@ -162,12 +167,12 @@ def _has_calls(message: Mapping[str, Any]) -> bool:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """What the turn says apart from its calls, thought included."""
+    """Return what the turn says apart from its calls, thought included."""
     return (message.get("reasoning_content") or "") + (message.get("content") or "")
 
 
 def _thought(message: Mapping[str, Any], calls: bool) -> str:
-    """The think block, wherever it was left, or else what stands beside the calls."""
+    """Return the think block, wherever it stands, or else the text beside the calls."""
     content: str = message.get("content") or ""
     if "<think>" in content:
         return content.partition("<think>")[2].partition("</think>")[0]
@@ -175,5 +180,5 @@ def _thought(message: Mapping[str, Any], calls: bool) -> str:
 
 
 def _parameters(calls: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """Calls in ToolRL's form."""
+    """Return the calls in ToolRL's form."""
     return [{"name": name, "parameters": arguments} for name, arguments in calls]

@@ -1,7 +1,7 @@
-"""The benchmarks' own verdicts, quirks included: answer correctness (ToolHop's and FTRL's rules) and Solve-P/R/F1.
+"""The benchmarks' own verdicts: answer correctness (ToolHop's and FTRL's rules) and Solve-P/R/F1.
 
-Each reproduces its official code to the letter, since published numbers rest on it. What looks like a bug is one:
-ToolHop strips any trailing dots and zeros, so that the answer 10 becomes 1 and the answer 0 is always right.
+Each function reproduces its official code exactly, because the published numbers were made with it. The quirks are part
+of it: ToolHop strips all trailing dots and zeros, so the answer 10 becomes 1 and the answer 0 is always right.
 """
 
 from __future__ import annotations
@@ -17,38 +17,44 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def answer_verify(prediction: Any, gold: str) -> bool:
-    """FTRL: every part of `gold` (split at comma and blank) occurs in the prediction, case and commas aside."""
+    """Check FTRL's rule: every part of `gold` (split at comma and blank) is in the prediction. Case and commas do not
+    count.
+    """
     text = json.dumps(prediction, ensure_ascii=False) if isinstance(prediction, dict | list) else str(prediction)
     text = text.lower().replace(",", "").strip()
     return all(part.lower().replace(",", "").strip() in text for part in gold.split(", "))
 
 
 def toolhop_contains(text: str, answer: str) -> bool:
-    """ToolHop: the answer is a substring, after its `rstrip('.0')` on both sides and without the text's commas."""
+    """Check ToolHop's rule: the answer is a substring of the text, both after `rstrip('.0')`, the text without its
+    commas.
+    """
     return answer.rstrip(".0").lower() in text.rstrip(".0").replace(",", "").lower()
 
 
 def toolhop_correct(messages: Messages, answer: str) -> float | None:
-    """ToolHop's rule on the final text, else on a tool output just before it. None where it sets no verdict."""
+    """Apply ToolHop's rule to the final text, else to a tool output just before it; None if ToolHop sets no verdict."""
     texts = _texts_to_judge(messages)
     return float(any(toolhop_contains(text, answer) for text in texts)) if texts else None
 
 
 def ftrl_correct(messages: Messages, answer: str) -> float:
-    """The rule of FTRL, MatchTIR and PACT, on the same texts."""
+    """Apply the rule of FTRL, MatchTIR and PACT to the same texts."""
     return float(any(answer_verify(text, answer) for text in _texts_to_judge(messages)))
 
 
 def strict_correct(messages: Messages, answer: str) -> float:
-    """Ours: the content of the last <answer> tag equals the answer, case and surrounding white space aside."""
+    """Apply our strict rule: the content of the last <answer> tag equals the answer, ignoring case and outer white
+    space.
+    """
     found = re.findall(r"<answer>(.*?)</answer>", _final_text(messages), re.DOTALL)
     return float(bool(found) and found[-1].strip().lower() == answer.strip().lower())
 
 
 def judge_corrected(messages: Messages, answer: str) -> float:
-    """Ours, for rules=corrected: the last <answer> of the final text, or else that text, has the answer as whole words.
+    """Apply our rule for rules=corrected: the answer is in the last <answer> of the final text as whole words.
 
-    Tool outputs are no answer, and no text is a wrong one.
+    Without the tag the whole final text counts. Tool outputs are not answers, and an empty text is a wrong answer.
     """
     final = _final_text(messages)
     found = re.findall(r"<answer>(.*?)</answer>", final, re.DOTALL)
@@ -56,7 +62,7 @@ def judge_corrected(messages: Messages, answer: str) -> float:
 
 
 def has_whole(text: str, part: str) -> bool:
-    """Do the words of `part` stand in `text`, not within longer words or numbers? Case, commas and a final .0 aside."""
+    """Check whether `text` holds `part` as whole words or numbers. Case, commas and a final .0 do not count."""
     wanted = _normalise(part)
     return bool(wanted) and re.search(rf"(?<![\w.]){re.escape(wanted)}(?!\w|\.\d)", _normalise(text)) is not None
 
@@ -68,10 +74,12 @@ def _normalise(text: str) -> str:
 def solve_scores(
     calls: Iterable[ToolCall], golds: Mapping[str, Sequence[str]], *, corrected: bool = False
 ) -> tuple[float, float, float]:
-    """FTRL's Solve-P, Solve-R and Solve-F1: a call solves the first open gold of its tool that its output verifies.
+    """Return FTRL's Solve-P, Solve-R and Solve-F1: a call solves the first open gold of its tool that its output
+    verifies.
 
-    Error texts count like any output, and a trajectory without calls has precision 1. `corrected`: a failed call solves
-    nothing, golds must occur as whole words, and no calls are precision 0.
+    A gold is a known sub-answer. Error texts count like any output, and a trajectory without calls has precision 1.
+    With `corrected`, a failed call solves nothing, golds must appear as whole words, and a trajectory without calls has
+    precision 0.
     """
     remaining = {name: list(answers) for name, answers in golds.items()}
     total = sum(map(len, remaining.values()))
@@ -83,7 +91,7 @@ def solve_scores(
 
 
 def solves(call: ToolCall, remaining: dict[str, list[str]], *, corrected: bool = False) -> bool:
-    """Does the call solve an open gold of its tool? If so, the first that it does is taken out of `remaining`."""
+    """Check whether the call solves an open gold of its tool. If so, remove the first such gold from `remaining`."""
     answers = [] if corrected and call.error else remaining.get(call.name, [])
     verify = has_whole if corrected else answer_verify
     hit = next((i for i, gold in enumerate(answers) if verify(call.observation, gold)), None)
@@ -93,7 +101,7 @@ def solves(call: ToolCall, remaining: dict[str, list[str]], *, corrected: bool =
 
 
 def _texts_to_judge(messages: Messages) -> list[str]:
-    """The final assistant text (none if empty), and the tool output if one comes right before it."""
+    """Return the final assistant text (if it is not empty), and the tool output just before it, if there is one."""
     final = _final_text(messages)
     if not final:
         return []

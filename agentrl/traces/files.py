@@ -1,4 +1,4 @@
-"""Expert traces as a file, one JSON object a line; what a user brings is checked line by line."""
+"""Write and read expert traces as a file with one JSON object a line. Each line of a user's file is checked."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ FORM = (
 
 
 def to_line(trace: ExpertTrace) -> str:
-    """The trace as a line of a file, newline included."""
+    """Return the trace as a line of a file, newline included."""
     return json.dumps(asdict(trace), ensure_ascii=False) + "\n"
 
 
 def read_traces(path: Path) -> dict[str, ExpertTrace]:
-    """Traces by task id. Raises UserError with the number of the first line that is none, and why."""
+    """Return the traces by task id.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a trace; the message gives the line's number and the
+            reason.
+    """
     try:
         text = path.read_text(encoding=UTF_8)
     except (OSError, UnicodeDecodeError) as error:
@@ -41,12 +46,14 @@ def read_traces(path: Path) -> dict[str, ExpertTrace]:
             raise UserError(f"traces={path}, line {number}: a second trace of task {trace.task_id}; keep one")
         traces[trace.task_id] = trace
     if not traces:
-        raise UserError(f"traces={path} holds no trace")
+        raise UserError(f"traces={path} holds no trace; name a file that agentrl traces build wrote")
     return traces
 
 
 def by_task(traces: Mapping[str, ExpertTrace]) -> ExpertTraces:
-    """The trace of each task among `traces`, None where there is none: what trainers take in place of a bench's own."""
+    """Return a function that gives a task's trace among `traces`, or None. Trainers use it in place of the bench's
+    own.
+    """
     return lambda task: traces.get(task.id)
 
 
@@ -63,24 +70,24 @@ def _turn(record: Any) -> TraceTurn:
     chunks = tuple(Chunk(_text(chunk, "type"), _text(chunk, "text")) for chunk in _list(record, "chunks"))
     calls = tuple({"name": _text(call, "name"), "arguments": call["arguments"]} for call in _list(record, "calls"))
     if not all(isinstance(call["arguments"], dict) for call in calls):
-        raise ValueError("the arguments of a call are no object")
+        raise ValueError("the arguments of a call are not an object")
     observations = tuple(_list(record, "observations"))
     if len(observations) != len(calls) or not all(isinstance(one, str) for one in observations):
         raise ValueError(f"{len(calls)} calls need as many observations, each a string; there are {len(observations)}")
     reply = record.get("reply")
     if not isinstance(reply, str | None):
-        raise ValueError("reply is no string")
+        raise ValueError("reply is not a string")
     return TraceTurn(chunks, calls, observations, reply)
 
 
 def _list(record: Any, key: str) -> Iterable[Any]:
     if not isinstance(record, dict) or not isinstance(record[key], list):
-        raise ValueError(f"{key} is no list")
+        raise ValueError(f"{key} is not a list")
     entries: list[Any] = record[key]
     return entries
 
 
 def _text(record: Any, key: str) -> str:
     if not isinstance(record, dict) or not isinstance(record[key], str):
-        raise ValueError(f"{key} is no string" + (f"; types are {', '.join(CHUNK_TYPES)}" if key == "type" else ""))
+        raise ValueError(f"{key} is not a string" + (f"; types are {', '.join(CHUNK_TYPES)}" if key == "type" else ""))
     return str(record[key])

@@ -1,4 +1,4 @@
-"""A page about a file of traces: how many, why others were rejected, how long they are, and some of them in colour."""
+"""Make an HTML page about a file of traces: counts, reasons of rejections, lengths, and examples in colour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = 8
 
 
 def render_traces(file: Path, reasons: Counter[str], coverage: dict[str, Any]) -> str:
-    """HTML, self-contained, everything from the data escaped."""
+    """Return one self-contained HTML page. All text from the data is escaped."""
     traces = list(read_traces(file).values())
     environment = Environment(
         loader=PackageLoader("agentrl.traces", "."),
@@ -37,7 +37,7 @@ def render_traces(file: Path, reasons: Counter[str], coverage: dict[str, Any]) -
 
 
 def lengths(traces: list[ExpertTrace]) -> list[tuple[str, float, float, float]]:
-    """(what, mean, median, largest) over the traces."""
+    """Return (what, mean, median, largest) over the traces."""
     columns = {
         "turns": [len(trace.turns) for trace in traces],
         "calls": [len(trace.calls) for trace in traces],

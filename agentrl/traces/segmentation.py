@@ -1,7 +1,8 @@
-"""Reasoning cut into the semantic chunks of PACT, App. C: rules first, an annotator for the rest, else the safe way.
+"""Cut reasoning into the semantic chunks of PACT, App. C.
 
-A sentence that states the call literally is `explicit_call_preview`, whoever labels the others: it never enters a
-prefix. The texts of the chunks, joined, are the reasoning again.
+Rules label the sentences first. An annotator (a model) labels what the rules leave open. Without one, whole paragraphs
+become chunks. A sentence that states the call literally always gets the type `explicit_call_preview`, and never enters
+a prefix that the policy is shown. The joined texts of the chunks are the reasoning, unchanged.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 from agentrl.core.expert_trace import CHUNK_TYPES, Chunk
 
 PREVIEW = "explicit_call_preview"
-Annotator = Callable[[list[str]], list[str] | None]  # sentences -> a chunk type for each, None where it cannot tell
-EASY = 0.6  # share of the text that rules must name; below it the turn is a hard one
-# First match wins; each is the wording of one kind of sentence.
+# sentences -> a chunk type for each, or None if the annotator cannot tell
+Annotator = Callable[[list[str]], list[str] | None]
+EASY = 0.6  # the rules must name this share of the text; below it, the annotator labels the turn
+# The first matching rule gives the type.
 RULES: tuple[tuple[str, str], ...] = (
     ("failure_reflection", r"fail(ed|ure)?|error|did ?n.t work|no result|invalid|wrong|unexpected|not found"),
     ("fallback_plan", r"instead|otherwise|alternatively|try (again|another|a different)|retry|fall ?back"),
@@ -36,10 +38,11 @@ RULES: tuple[tuple[str, str], ...] = (
 
 
 def segment(text: str, calls: Sequence[Mapping[str, Any]], annotate: Annotator | None = None) -> tuple[Chunk, ...]:
-    """Chunks of a turn's reasoning; consecutive sentences of one type are one chunk. Empty text: none.
+    """Return the chunks of a turn's reasoning; consecutive sentences of one type form one chunk. Empty text has no
+    chunks.
 
-    Where the rules leave more than two fifths of the text unnamed, `annotate` labels the turn; without it, or where it
-    gives nothing usable, every paragraph is a chunk of type `other`.
+    If the rules leave more than two fifths of the text unnamed, `annotate` labels the turn. Without it, or if its
+    labels are unusable, every paragraph is a chunk of type `other`.
     """
     sentences = split_sentences(text)
     if not sentences:
@@ -59,18 +62,20 @@ def segment(text: str, calls: Sequence[Mapping[str, Any]], annotate: Annotator |
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences and lines with the white space that follows them, so that joining gives the text back."""
+    """Split a text into sentences and lines. Each keeps the white space after it, so the joined pieces are the text."""
     pieces = re.findall(r"\s*\S.*?(?:(?<=[.!?])(?=\s)|\n|\Z)\s*", text, flags=re.S)
     return pieces if "".join(pieces) == text else [text] if text.strip() else []
 
 
 def rule_type(sentence: str) -> str:
-    """The type whose wording a sentence has, else `other`."""
+    """Return the first type whose rule matches the sentence, else `other`."""
     return next((kind for kind, pattern in RULES if re.search(rf"\b({pattern})\b", sentence, flags=re.I)), "other")
 
 
 def previews(sentence: str, calls: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a sentence gives a call away: written as code or JSON, or its name together with an argument's value."""
+    """Check whether a sentence gives a call away: it writes the call as code or JSON, or its name and an argument's
+    value.
+    """
     for call in calls:
         name = str(call["name"])
         if f"{name}(" in sentence or f'"{name}"' in sentence or '"arguments"' in sentence:
@@ -86,7 +91,7 @@ def _show(value: Any) -> str:
 
 
 def _paragraphs(sentences: list[str], calls: Sequence[Mapping[str, Any]]) -> tuple[Chunk, ...]:
-    """The conservative way: paragraphs, and everything from the first preview on held back."""
+    """Make one chunk of each paragraph, and hold back everything from the first sentence that previews a call."""
     chunks: list[Chunk] = []
     text = ""
     for position, sentence in enumerate(sentences):

@@ -1,7 +1,8 @@
-"""Expert traces from a stronger model behind an OpenAI-compatible endpoint (PACT, App. C).
+"""Make expert traces with a teacher: a stronger model behind an OpenAI-compatible endpoint (PACT, App. C).
 
-Rollouts go through the bench's own tools. Kept is what verifies: the answer is right, or the last observation holds
-it. Dropped, and counted by reason: calls of unknown tools, malformed turns, role text or call tags in a message.
+The teacher plays episodes with the bench's own tools. A rollout is kept if its answer is right or its last observation
+holds the answer. A rollout is dropped for calls of unknown tools, malformed turns, or role text or call tags in a
+message; the reasons are counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from agentrl.endpoint.client import Unanswered
 from agentrl.rewards.answers import extract_answer
 from agentrl.traces.segmentation import Annotator, segment
 
-# In our words; the paper's teacher prompt asks for the same four things.
+# The paper's teacher prompt asks for the same four things; the words are ours.
 TEACHER_PROMPT = (
     "Answer the question by calling the tools; do not answer from memory. Before every call, say in a few short "
     "sentences what you still need, which tool gives it and where each argument comes from, without writing the call "
@@ -34,7 +35,7 @@ ANNOTATION = (
 
 
 def for_teacher(task: Task) -> Task:
-    """The task as a teacher is asked: what to do stands before the bench's own prompt."""
+    """Return the task as the teacher gets it: with the teacher's instructions before the bench's own prompt."""
     system = {"role": "system", "content": TEACHER_PROMPT}
     return replace(task, prompt=[system, *task.prompt])
 
@@ -42,7 +43,7 @@ def for_teacher(task: Task) -> Task:
 def judge_rollout(
     bench: Bench, task: Task, trajectory: Trajectory, annotate: Annotator | None = None
 ) -> tuple[ExpertTrace | None, str | None]:
-    """The trace of a teacher's rollout, or the reason why it is none."""
+    """Return the trace of a teacher's rollout and None, or None and the reason why it is dropped."""
     assistant = [message for message in trajectory.messages if message["role"] == "assistant"]
     if trajectory.truncated:
         return None, "cut off by the token budget"
@@ -71,16 +72,17 @@ def judge_rollout(
 def taught(
     engine: RolloutEngine, bench: Bench, tasks: list[Task], tries: int, annotate: Annotator | None
 ) -> Iterator[ExpertTrace | dict[str, Any]]:
-    """The trace of every task, as soon as one of its rollouts is kept; at the end the others.
+    """Yield the trace of every task as soon as one of its rollouts is kept, then a record for each task without a
+    trace.
 
-    Those are {"task_id", "reasons"}, why each rollout was dropped, or, where the server did not play one of them,
-    {"task_id", "missing"}.
+    Such a record is {"task_id", "reasons"}, the reasons why its rollouts were dropped, or {"task_id", "missing"} if the
+    server did not play one of them.
     """
     left = {task.id: task for task in tasks}
     dropped: dict[str, list[str]] = {name: [] for name in left}
     missing: dict[str, str] = {}
     for attempt in range(tries):
-        # The first try is greedy, later ones are sampled: a greedy repetition would change nothing.
+        # The first try is greedy. Later tries are sampled, because a greedy try would repeat the first.
         decoding = Decoding(0.0 if attempt == 0 else 1.0)
         asked = list(left.values())
         episodes = [Episode(for_teacher(task), bench.environment(task)) for task in asked]
@@ -106,7 +108,7 @@ def taught(
 
 
 def is_verified(bench: Bench, task: Task, trajectory: Trajectory) -> bool:
-    """Whether the bench gives full marks, or the reference answer stands in the last observation."""
+    """Check whether the bench gives full marks, or the reference answer is in the last observation."""
     if (bench.score(task, trajectory).metrics.get(bench.solve_metric) or 0.0) >= 1:
         return True
     answer = extract_answer(task.answer).strip().lower()
@@ -114,7 +116,7 @@ def is_verified(bench: Bench, task: Task, trajectory: Trajectory) -> bool:
 
 
 def endpoint_annotator(ask: Callable[[list[dict[str, str]]], str], types: tuple[str, ...]) -> Annotator:
-    """An annotator that asks a chat model; `ask` sends messages and gives the reply's text."""
+    """Make an annotator that asks a chat model. `ask` sends messages and returns the text of the reply."""
 
     def annotate(sentences: list[str]) -> list[str] | None:
         numbered = json.dumps({str(i): sentence.strip() for i, sentence in enumerate(sentences, 1)}, ensure_ascii=False)
@@ -122,7 +124,7 @@ def endpoint_annotator(ask: Callable[[list[dict[str, str]]], str], types: tuple[
         reply = ask([{"role": "system", "content": system}, {"role": "user", "content": numbered}])
         try:
             labels: Any = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])["labels"]
-        except (ValueError, KeyError, TypeError):  # a reply that is no such object: the conservative way is taken
+        except (ValueError, KeyError, TypeError):  # the reply is not such an object: paragraphs become chunks
             return None
         return labels if isinstance(labels, list) and all(isinstance(one, str) for one in labels) else None
 

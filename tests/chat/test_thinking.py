@@ -64,7 +64,7 @@ def test_every_template_follows_the_switch_or_is_refused(file: Path, tokenizer: 
     if not file.stem.startswith(SWITCHED) or file.stem.startswith(PLAIN):
         for value in ("on", "off"):
             with pytest.raises(
-                UserError, match=f"model.thinking={value}: the chat template of some/model heeds neither"
+                UserError, match=f"model.thinking={value}: the chat template of some/model reads neither"
             ):
                 thinking_arguments(model_of(value), tokenizer, template)
         return
@@ -117,7 +117,7 @@ def test_rollouts_and_traces_are_rendered_without_thinking(tmp_path: Path) -> No
 
 def test_a_model_without_the_switch_is_refused_when_its_template_is_read() -> None:
     config = composed("bench=minihif", "model.thinking=off")
-    with pytest.raises(UserError, match=r"builtin:tiny_hif heeds neither.*set model\.thinking=null"):
+    with pytest.raises(UserError, match=r"builtin:tiny_hif reads neither.*set model\.thinking=null"):
         load_chat(config.model, needs_of(load_bench(config.bench).tasks("test", 2)))
 
 

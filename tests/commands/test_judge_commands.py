@@ -152,7 +152,7 @@ def test_help_names_every_key() -> None:
 
 def test_a_file_that_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a database, and long enough to be looked at " * 20)
-    with pytest.raises(UserError, match="give a writable file of its own"):
+    with pytest.raises(UserError, match="name a new file in a writable directory"):
         VerdictCache(tmp_path / "notes.txt")
 
 
@@ -173,7 +173,7 @@ def test_distilled_from_verdicts_and_used(tmp_path: Path, capsys: pytest.Capture
     alone = [judge.score([request])[0].score for request in requests]
     assert together == pytest.approx(alone, abs=1e-5)  # padding changes nothing
     assert all(0 <= score <= 1 for score in together if score is not None)
-    with pytest.raises(UserError, match="learned from system verdicts alone"):
+    with pytest.raises(UserError, match="learned only from system verdicts"):
         judge.score([JudgeRequest("user", "a", "b")])
     with pytest.raises(UserError, match=r"judge\.path=.* cannot be loaded"):
         RewardModelJudge(DistilledJudge(name="distilled", path=str(tmp_path), batch=1), "cpu")

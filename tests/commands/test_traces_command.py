@@ -94,9 +94,12 @@ GOOD = {"task_id": "t", "answer": "a", "turns": [{"chunks": [], "calls": [CALL],
     [
         ({"turns": [{"chunks": [], "calls": [CALL], "observations": []}]}, "1 calls need as many observations"),
         ({"turns": []}, "no turn makes a call"),
-        ({"answer": 7}, "answer is no string"),
+        ({"answer": 7}, "answer is not a string"),
         ({"turns": [{"chunks": [{"type": "musing", "text": ""}], "calls": [], "observations": []}]}, "musing"),
-        ({"turns": [{"chunks": [], "calls": [{"name": "f", "arguments": "x"}], "observations": [""]}]}, "no object"),
+        (
+            {"turns": [{"chunks": [], "calls": [{"name": "f", "arguments": "x"}], "observations": [""]}]},
+            "not an object",
+        ),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

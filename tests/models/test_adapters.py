@@ -235,8 +235,8 @@ def lora(targets: str, *more: str) -> Model:
         ("[mlp]", "Qwen3MLP"),
         ("[q_norm]", "is not supported"),
         ("[lm_head]", "lm_head is the output layer"),
-        ("[q_proj,embed_tokens]", "are the same weights"),
-        ("[model.embed_tokens]", "are the same weights"),
+        ("[q_proj,embed_tokens]", "share their weights"),
+        ("[model.embed_tokens]", "share their weights"),
     ],
 )
 def test_impossible_targets_are_one_line_before_the_weights_are_read(
