@@ -1,1 +1,1 @@
-"""Evaluating a policy, and what the evaluated items say as a whole."""
+"""Evaluate a policy, and summarise the evaluated items."""

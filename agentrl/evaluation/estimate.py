@@ -1,7 +1,7 @@
-"""What a run will cost, from its configuration alone: steps, sequences, tokens and memory, as upper bounds.
+"""Estimate what a run will cost from its configuration alone: upper bounds of steps, sequences, tokens and memory.
 
-Nothing is loaded and no hub is asked: sizes come from a table or from a local checkpoint's headers. Activations and
-KV cache are left out of the memory, since they depend on lengths that only the run will show.
+Nothing is loaded and no hub is asked. Sizes come from a table or from a local checkpoint's headers. The memory leaves
+out activations and KV cache, because they depend on lengths that only the run will show.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from agentrl.config.rules.batches import group_size
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 
-# Parameters by hub id, from the model cards.
+# Number of parameters by hub id, from the model cards.
 KNOWN_PARAMETERS = {
     "Qwen/Qwen2.5-0.5B-Instruct": 0.49e9,
     "Qwen/Qwen2.5-1.5B-Instruct": 1.54e9,
@@ -36,27 +36,27 @@ KNOWN_PARAMETERS = {
     "meta-llama/Llama-3.2-1B-Instruct": 1.23e9,
     "meta-llama/Llama-3.2-3B-Instruct": 3.21e9,
 }
-LORA_SHARE = 0.01  # of the weights, at the usual ranks
+LORA_SHARE = 0.01  # adapters have about this share of the weights, at the usual ranks
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Upper bounds; None where the size of the model is not known here."""
+    """Upper bounds; None if the size of the model is not known here."""
 
     train_tasks: int
     rollout_batches: int
     updates: int
     sequences: int  # rollouts, or expert traces for SFT
-    rollout_tokens: int  # sampled and observed, at full budget
-    trained_tokens: int  # through forward and backward, prompts included
+    rollout_tokens: int  # sampled and observed tokens, if every rollout uses its full budget
+    trained_tokens: int  # tokens of the forward and backward passes, prompts included
     eval_episodes: int
     parameters: float | None
     memory_gb: dict[str, float] | None  # per process: weights, gradients, optimizer, reference
 
 
 def estimate(config: Config) -> Estimate:
-    """The cost of `config`."""
+    """Estimate the cost of `config`."""
     trainer, rollout, k = config.trainer, config.rollout, group_size(config)
     trains, bench = config.algo.trains, load_bench(config.bench)
     tasks = bench.size("train") if trains else 0
@@ -90,22 +90,27 @@ def estimate(config: Config) -> Estimate:
 
 
 def memory(config: Config, parameters: float) -> dict[str, float]:
-    """GB per process without sharding: weights, gradients, Adam's two moments, and the reference of DPO or KL."""
+    """Return the GB for each process without sharding: weights, gradients, Adam's two moments, and a reference model.
+
+    Only DPO and a KL term need the reference.
+    """
     weight = parameters * BYTES[config.model.dtype] / 2**30
     if not config.algo.trains:
         return {"weights": weight}
     lora = config.model.lora.enabled
     trained = weight * (LORA_SHARE if lora else 1)
-    # With adapters the reference is the same weights with the adapters off.
+    # With adapters the reference is the same network with the adapters switched off.
     reference = weight if config.algo.measures_reference() and not lora else 0.0
     return {"weights": weight, "gradients": trained, "optimizer": 2 * trained, "reference": reference}
 
 
 def check_tasks(config: Config) -> None:
-    """Raise UserError, in the bench's words, where its files cannot be read, where a split has no row, or where the
-    training tasks are too few for a batch.
+    """Check that the bench's files can be read, that no split is empty, and that there are enough tasks for a batch.
 
-    A Python file of the user's is not asked: there the run finds out.
+    A user's own Python file is not checked here; the run checks it.
+
+    Raises:
+        UserError: one of these is not so; the message is the bench's own if it has one.
     """
     if isinstance(config.bench, CustomBench):
         return
@@ -113,9 +118,9 @@ def check_tasks(config: Config) -> None:
     sizes = {split: bench.size(split) for split in (("train", "test") if trains else ("test",))}
     for split, size in sizes.items():
         if not size:
-            bench.tasks(split)  # which may say why
+            bench.tasks(split)  # the bench may give a better reason
             raise UserError(
-                f"bench.path={config.bench.path} leaves no row for the {split} split; give a file with more rows, or "
+                f"bench.path={config.bench.path} leaves no row for the {split} split; name a file with more rows, or "
                 "change bench.test_fraction"
             )
     prompts = config.trainer.prompts_per_batch
@@ -124,7 +129,9 @@ def check_tasks(config: Config) -> None:
 
 
 def count_parameters(config: Config) -> float | None:
-    """Parameters of a local checkpoint by its safetensors headers, of a known hub id by table, else None."""
+    """Return the number of parameters: from a local checkpoint's headers, from the table for a known hub id, else
+    None.
+    """
     path = config.model.path
     if path.startswith("builtin:"):
         folder = Path(__file__).parents[1] / "tiny" / path.removeprefix("builtin:")
@@ -138,18 +145,18 @@ def count_parameters(config: Config) -> float | None:
 
 
 def safetensors_parameters(file: Path) -> int | None:
-    """Elements in a safetensors file, read from its header; None where the header is damaged."""
+    """Return the number of elements in a safetensors file, read from its header; None if the header is damaged."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, 100_000_000)))
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):  # loading the model will say so
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):  # loading the model reports it
         return None
 
 
 def print_estimate(config: Config, console: Console) -> None:
-    """The estimate as a table, with what it leaves out."""
+    """Print the estimate as a table, and what it leaves out."""
     result = estimate(config)
     rows = [
         ("training tasks, at most", f"{result.train_tasks:,}"),

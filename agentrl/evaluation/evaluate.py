@@ -1,4 +1,4 @@
-"""Evaluation of a policy on a bench: every item to a file; what the items say as a whole is in results.py."""
+"""Evaluate a policy on a bench and write every item to a file. results.py summarises the items."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from agentrl.store.run import RunDirectory
 
 
 class Interrupted(Exception):
-    """A signal asked to stop between two batches of episodes."""
+    """A signal asked the evaluation to stop; it stopped between two batches of episodes."""
 
 
 def evaluate(
@@ -37,14 +37,19 @@ def evaluate(
     stop: StopRequest,
     judge: Judge | None = None,
 ) -> list[Item]:
-    """Roll out and score `tasks`, `config.samples` times each; items land in eval/<phase>.jsonl.
+    """Roll out and score `tasks`, `config.samples` times each; return the items that count.
 
-    `judge` grades what a suite of instruction hierarchies leaves open. A batch whose items the file holds already is
-    not played again. Every batch has a seed of its own and one that was cut short is played whole, so that a killed
-    evaluation goes on to the same items, sampled ones too. Several processes share a batch.
+    Items are written to eval/<phase>.jsonl. `judge` grades what a suite of instruction hierarchies leaves open. A batch
+    is not played again if the file holds all of its items. Every batch has its own seed, and a batch that was
+    interrupted is played again as a whole. So a killed evaluation continues with the same items, sampled ones too.
+    Several processes share a batch.
 
-    An item that an endpoint does not play stays missing, with the reason in its line; it alone is played again the next
-    time. Returned are the items that count. Raises Interrupted on a stop request, UserError where there is no item.
+    An item that an endpoint did not play is missing, and its line gives the reason. The next evaluation plays only
+    these items again.
+
+    Raises:
+        Interrupted: a signal asked to stop.
+        UserError: no item could be played.
     """
     file = ItemFile(run, phase)
     decoding = Decoding(config.temperature, config.top_p)
@@ -72,7 +77,7 @@ def evaluate(
         if not share:
             continue
         mine = share[state.process_index :: state.num_processes]
-        # The engine communicates: every process plays equally many episodes, some of which do not count.
+        # Processes exchange data while they play, so each plays equally many episodes; the surplus does not count.
         width = -(-len(share) // state.num_processes)
         episodes = [Episode(task, bench.environment(task)) for task, _ in mine + share[: width - len(mine)]]
         trajectories = engine.rollout(episodes, decoding)[: len(mine)]
@@ -86,12 +91,12 @@ def evaluate(
         console.say(f"warning: {label}: {missing_text(', '.join(names), missing, asked)}")
     if every and not file.played:
         reason = next(iter(missing_of(file.lines.values())))
-        raise UserError(f"none of {len(every)} items could be had: {reason}; the same command tries them again")
+        raise UserError(f"none of {len(every)} items was played: {reason}; the same command tries them again")
     return file.played
 
 
 class ItemFile:
-    """eval/<phase>.jsonl as it stands: the last try of every item."""
+    """The items in eval/<phase>.jsonl: the last attempt of every item."""
 
     def __init__(self, run: RunDirectory, phase: str) -> None:
         self._run, self._path = run, run.eval_dir / f"{phase}.jsonl"
@@ -102,18 +107,18 @@ class ItemFile:
         return played_items(self.lines.values())
 
     def lacks(self, name: str, sample: int) -> bool:
-        """Whether an item is still to be had."""
+        """Check whether an item still has to be played."""
         line = self.lines.get((name, sample))
         return line is None or "missing" in line
 
     def to_play(self, share: list[tuple[Task, int]]) -> list[tuple[Task, int]]:
-        """What of a batch to play: nothing, all of it, or only what an endpoint did not play when all was tried."""
+        """Return the part of a batch to play: nothing, all of it, or the items that an endpoint did not play before."""
         left = [(task, sample) for task, sample in share if self.lacks(task.id, sample)]
         all_tried = all((task.id, sample) in self.lines for task, sample in share)
         return left if all_tried or not left else share
 
     def keep(self, new: list[Item]) -> None:
-        """Add lines, in place of those that were missing; one process writes them."""
+        """Add lines, or replace the lines of missing items; only one process writes them."""
         wanted = [line for line in new if self.lacks(line["id"], line["sample"])]
         replaced = any((line["id"], line["sample"]) in self.lines for line in wanted)
         self.lines |= {(line["id"], line["sample"]): line for line in wanted}
@@ -129,7 +134,7 @@ class ItemFile:
 def _lines(
     bench: Bench, judge: Judge | None, mine: list[tuple[Task, int]], trajectories: list[Trajectory]
 ) -> list[Item]:
-    """A line for each episode: its score, or why an endpoint did not play it."""
+    """Return a line for each episode: its score, or the reason why an endpoint did not play it."""
     whole = [(task, one) for (task, _), one in zip(mine, trajectories, strict=True) if one.failure is None]
     graded = iter(scores(bench, judge, [task for task, _ in whole], [one for _, one in whole]))
     return [
@@ -141,12 +146,12 @@ def _lines(
 
 
 def missing_record(task: Task, sample: int, reason: str, messages: list[dict[str, Any]]) -> Item:
-    """The line of an item that could not be had, with what was said until then."""
+    """Return the line of an item that was not played, with the messages until then."""
     return {"id": task.id, "sample": sample, "missing": reason, "messages": messages}
 
 
 def progress(items: list[Item], metric: str) -> str:
-    """The mean of `metric` so far, counted as `item_values` counts it; empty where no item has it."""
+    """Return the mean of `metric` so far, computed as in `item_values`; empty if no item has it."""
     if all(item["metrics"].get(metric) is None for item in items):
         return ""
     known = [value for item in items if (value := item["metrics"].get(metric, 0.0)) is not None]
@@ -154,7 +159,7 @@ def progress(items: list[Item], metric: str) -> str:
 
 
 def item_record(score: Score, task: Task, sample: int, trajectory: Trajectory) -> Item:
-    """One line of eval/*.jsonl. Truncation and tool errors are kept apart from the score."""
+    """Return one line of eval/*.jsonl. Truncation and tool errors are kept apart from the score."""
     return {
         "id": task.id,
         "sample": sample,

@@ -1,4 +1,4 @@
-"""The two rewards of a reply, (r_user, r_sys): by the bench's program where it can tell, else by the judge."""
+"""Grade a reply by its two rewards, (r_user, r_sys): by the bench's program if it can tell, else by the judge."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge, JudgeRequest
 from agentrl.core.trajectory import Trajectory
 
-# {"user": r_user, "sys": r_sys} in [0, 1]; None is missing and never 0. Where a stand-in takes the user's place, "user"
-# is its value, and so is "user_proxy".
+# {"user": r_user, "sys": r_sys} in [0, 1]; None means missing, never 0. If word overlap stands in for r_user, its value
+# is in both "user" and "user_proxy".
 Rewards = dict[str, float | None]
-SIDES = {"sys": "system", "user": "user"}  # reward -> what the judge holds the reply against
+SIDES = {"sys": "system", "user": "user"}  # reward -> the text that the judge compares the reply with
 REWARD_NAMES = ("r_user", "user_proxy", "r_sys")  # in logs
 
 
 def grade_episodes(
     bench: TwoSided, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory]
 ) -> list[Rewards]:
-    """Both rewards of every episode. What the bench leaves open is put to the judge, all at once.
+    """Return both rewards of every episode. The judge gets all replies that the bench does not grade, in one batch.
 
-    The two questions about a reply are separate requests: neither names the other side's prompt. Without a judge a
-    word-overlap stand-in takes the user's place (`user_proxy`, and is marked so); nothing can take the system's. Where
-    the token budget ended a reply inside its think block, both rewards are missing.
+    The two questions about a reply are separate requests: neither shows the other side's prompt. Without a judge, word
+    overlap with the request stands in for r_user (marked as `user_proxy`); nothing stands in for r_sys. If the token
+    budget ended a reply inside its think block, both rewards are missing.
 
     Raises:
-        UserError: the bench leaves r_sys open and there is no judge.
-        JudgeStopped: the judge cannot go on; its verdicts so far are in its cache.
+        UserError: the bench does not grade r_sys and there is no judge.
+        JudgeStopped: the judge cannot continue; its verdicts so far are in its cache.
     """
     given = [bench.reward(task, trajectory) for task, trajectory in zip(tasks, trajectories, strict=True)]
     opened = [(row, side) for row, own in enumerate(given) for side in SIDES if side in own and own[side] is None]
@@ -40,7 +40,8 @@ def grade_episodes(
         for row, side in opened:
             if side == "sys":
                 raise UserError(
-                    f"bench={bench.name}: no program can tell r_sys of {tasks[row].id}; choose one, e.g. judge=openai"
+                    f"bench={bench.name}: no program can grade r_sys of {tasks[row].id}; choose a judge, e.g. "
+                    "judge=openai"
                 )
             proxy = user_proxy(tasks[row].data["user"], answers[row])
             graded[row] |= {"user": proxy, "user_proxy": proxy}
@@ -52,14 +53,15 @@ def grade_episodes(
 
 
 def rewards_to_log(rewards: Rewards) -> Rewards:
-    """Both rewards by the names that logs give them: r_user is never a stand-in."""
+    """Return both rewards under the names that logs use. A stand-in is never called r_user."""
     user = "user_proxy" if "user_proxy" in rewards else "r_user"
     return {user: rewards["user"], "r_sys": rewards["sys"]}
 
 
 class MissingVerdicts:
-    """How many verdicts on a reward did not come, over a run; says so at the first, and when twice as many batches
-    lacked some as at the time before.
+    """Counts the verdicts on a reward that did not come during a run.
+
+    It reports the first missing verdict, and again whenever twice as many batches as at the last report lacked some.
     """
 
     def __init__(self, name: str) -> None:
@@ -67,7 +69,7 @@ class MissingVerdicts:
         self._missing = self._asked = self._batches = 0
 
     def add(self, missing: int, asked: int) -> str | None:
-        """Count a batch; what a person should read of it, if anything."""
+        """Count a batch; return a text for the user if it is time to report."""
         self._missing, self._asked = self._missing + missing, self._asked + asked
         if missing == 0:
             return None
@@ -78,17 +80,17 @@ class MissingVerdicts:
 
 
 def missing_text(name: str, missing: int, asked: int) -> str:
-    """That verdicts are missing, and what follows."""
+    """Return a text that says how many verdicts are missing, and what follows from it."""
     return (
         f"{missing} of {asked} replies have no {name} ({missing / asked:.0%}): the judge's verdict could not be "
-        "read, or the reply was cut inside its think block; they are left out of means, and teach nothing by it"
+        "read, or the reply was cut inside its think block; means and the loss leave them out"
     )
 
 
 def scores(bench: Bench, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[Score]:
-    """The bench's own metrics of finished episodes, with r_sys and r_user beside them where a judge gives them.
+    """Return the bench's own metrics of finished episodes, with r_sys and r_user beside them if a judge gives them.
 
-    A missing verdict is None: whoever takes a mean leaves it out.
+    A missing verdict is None, and every mean leaves it out.
     """
     own = [bench.score(task, trajectory) for task, trajectory in zip(tasks, trajectories, strict=True)]
     if judge is None or not isinstance(bench, TwoSided):
@@ -99,5 +101,5 @@ def scores(bench: Bench, judge: Judge | None, tasks: Sequence[Task], trajectorie
         judged: dict[str, Any] = {"r_sys": rewards["sys"], "r_user": rewards["user"]}
         joined.append(
             Score({**judged, **score.metrics}, score.cluster, score.groups)
-        )  # the suite's own rules come first
+        )  # the suite's own rules take precedence
     return joined

@@ -1,4 +1,4 @@
-"""What the items of an evaluation say as a whole: metrics by item, intervals, breakdowns, before against after."""
+"""Summarise the items of an evaluation: metrics by item, intervals, breakdowns, and the change by training."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from agentrl.core.stats import (
     t_interval,
 )
 
-Item = dict[str, Any]  # one line of eval/*.jsonl; "missing" says why an endpoint did not play it
-LINEARISED = ("call_error", "macro")  # metrics whose mean is one, and whose values of an item mean nothing alone
+Item = dict[str, Any]  # one line of eval/*.jsonl; "missing" gives the reason why an endpoint did not play the item
+LINEARISED = ("call_error", "macro")  # only the mean of these metrics has a meaning, not the value of an item
 Summary = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> interval
 
 
 def played_items(lines: Iterable[Item]) -> list[Item]:
-    """The items that count: those that were played to their end."""
+    """Return the items that count: those that were played to the end."""
     return [line for line in lines if "missing" not in line]
 
 
 def missing_of(lines: Iterable[Item]) -> dict[str, int]:
-    """How many items are missing, by reason; the most frequent reason first."""
+    """Count the missing items by reason; the most frequent reason comes first."""
     return dict(Counter(line["missing"] for line in lines if "missing" in line).most_common())
 
 
 def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, float]]:
-    """Every metric's value of every item, {metric: {item: value}}, the item's samples taken together.
+    """Return {metric: {item: value}}: the value of every metric for every item, averaged over the item's samples.
 
-    Scores are averaged over samples. A sample without the solve metric counts 0, as the official scorers count it; one
-    without another metric is none that the metric is about, and is left out. So is a metric that is None, for which a
-    judge gave no verdict, and an item with nothing else; `missing/<metric>` is the share of such samples.
-    `query_error` is the share of samples with a failed call. `call_error` is linearised so that its mean is failed
-    calls / calls. With n > 1 samples, pass@k and pass^k for k = 1, 2, 4, ... up to n, over the items with k verdicts:
-    an attempt passes if its solve metric is 1. Where items belong to several suites, the mean of `macro` is the mean
-    of the suites' solve rates.
+    A sample without the solve metric counts 0, as in the official scorers. A sample without another metric is not what
+    that metric is about, and is left out. A metric that is None (a judge gave no verdict) is left out too, and so is an
+    item without any other value; `missing/<metric>` is the share of such samples. `query_error` is the share of samples
+    with a failed call. `call_error` is linearised: its mean is failed calls / calls.
+
+    With n > 1 samples there are pass@k and pass^k for k = 1, 2, 4, ... up to n, over the items with k verdicts; a
+    sample passes if its solve metric is 1. If items belong to several suites, the mean of `macro` is the mean of the
+    suites' solve rates.
     """
     samples: dict[str, list[Item]] = {}
     for item in items:
@@ -80,12 +81,14 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
 
 
 def _missing(name: str) -> Callable[[Item], float | None]:
-    """1 for a sample whose metric `name` has no verdict, None for one that the metric is not about."""
+    """Return a metric that is 1 for a sample whose metric `name` has no verdict; None if `name` is not about the
+    sample.
+    """
     return lambda item: float(item["metrics"][name] is None) if name in item["metrics"] else None
 
 
 def verdicts_missing(items: Iterable[Item]) -> dict[str, tuple[int, int]]:
-    """For every metric that lacks a verdict somewhere: how many samples lack one, and of how many."""
+    """Return (missing, asked) for every metric that lacks some verdicts: the samples without one, and all samples."""
     found: dict[str, tuple[int, int]] = {}
     for item in items:
         for name, value in item["metrics"].items():
@@ -95,7 +98,9 @@ def verdicts_missing(items: Iterable[Item]) -> dict[str, tuple[int, int]]:
 
 
 def summarise(before: list[Item], after: list[Item], solve_metric: str) -> Summary:
-    """The `eval` entry of summary.json: 95% intervals clustered by item cluster, the difference paired by item."""
+    """Return the `eval` entry of summary.json: 95% intervals clustered by item cluster, the difference paired by
+    item.
+    """
     clusters = {item["id"]: item["cluster"] for item in [*before, *after]}
     phases = {
         phase: item_values(items, solve_metric) for phase, items in (("before", before), ("after", after)) if items
@@ -118,13 +123,13 @@ def summarise(before: list[Item], after: list[Item], solve_metric: str) -> Summa
 
 
 def _is_share(name: str, phases: Iterable[dict[str, dict[str, float]]], solve_metric: str) -> bool:
-    """Whether a metric's mean lies in [0, 1]: where all its values do, or those that were linearised."""
+    """Check whether a metric's mean lies in [0, 1]: all its values do, or it is linearised."""
     source = solve_metric if name == "macro" else name
     return name == "call_error" or all(are_shares(list(values[source].values())) for values in phases)
 
 
 def summarise_groups(before: list[Item], after: list[Item], solve_metric: str) -> dict[str, dict[str, Summary]]:
-    """The `by` entry of summary.json, {group: {value: what `summarise` gives for its items}}."""
+    """Return the `by` entry of summary.json, {group: {value: what `summarise` gives for its items}}."""
     groups = sorted({pair for item in [*before, *after] for pair in item.get("groups", {}).items()})
     by: dict[str, dict[str, Summary]] = {}
     for group, value in groups:
@@ -136,13 +141,15 @@ def summarise_groups(before: list[Item], after: list[Item], solve_metric: str) -
 
 
 def _cell(values: dict[str, float], clusters: dict[str, str], share: bool) -> dict[str, Any]:
-    """The interval of a per-item metric, clustered, and beside it the percentile bootstrap's over the same clusters."""
+    """Return the clustered interval of a per-item metric, and the percentile bootstrap interval over the same
+    clusters.
+    """
     labels = [clusters[name] for name in values]
     interval = (share_interval if share else t_interval)(list(values.values()), labels)
     resampled = bootstrap_interval(list(values.values()), labels, draws=2000).as_dict()
     lo, hi = resampled["lo"], resampled["hi"]
-    if lo is None or hi is None or lo == hi or not interval.known:  # equal draws tell no width
+    if lo is None or hi is None or lo == hi or not interval.known:  # equal draws say nothing about the width
         return interval.as_dict() | {"bootstrap_lo": None, "bootstrap_hi": None}
-    if share:  # linearised values may lie outside
+    if share:  # linearised values may lie outside [0, 1]
         lo, hi = max(lo, 0.0), min(hi, 1.0)
     return interval.as_dict() | {"bootstrap_lo": lo, "bootstrap_hi": hi}

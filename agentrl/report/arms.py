@@ -1,6 +1,7 @@
-"""Runs as an experiment: those that differ in nothing but the seed are one arm, whatever distinguishes arms names them.
+"""Group runs into an experiment: runs that differ only in the seed are one arm, named by the keys that set it apart.
 
-Intervals: over seeds (Student's t) where an arm has two or more that differ, else over the items of a run.
+Intervals are over seeds (Student's t) if an arm has two or more seeds with different values, else over the items of a
+run.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from agentrl.report.lineage import lineage
 from agentrl.store.identity import flat, in_identity
 from agentrl.store.run import RunDirectory, find_runs
 
-# What a reader looks for first; other metrics follow in alphabetical order, as summaries hold them.
+# The metrics that a reader looks for first; the others follow in alphabetical order, as summaries hold them.
 HEADLINES = ("solve_rate", "r_user", "r_sys", "answer_correct", "solve_f1", "valid", "correct")
-# Keys that name a difference best; the first ones are tried first.
+# The keys that name a difference best; the first ones are tried first.
 TELLING = ("algo.name", "model.name", "bench.name", "reward.name", "dual.kind", "anneal.kind", "hardware.name")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as its directory tells it; `settings` are the flat keys that determine its result, seed included."""
+    """One run as read from its directory. `settings` are the flat keys that determine its result, seed included."""
 
     path: Path
     settings: dict[str, Any]
@@ -46,20 +47,22 @@ class RunRecord:
 
     @property
     def evaluation(self) -> dict[str, dict[str, dict[str, float]]]:
-        """`eval` of summary.json: phase -> metric -> interval; empty for an unfinished run."""
+        """The `eval` entry of summary.json: phase -> metric -> interval; empty for an unfinished run."""
         return self.summary["eval"] if self.summary else {}
 
     @property
     def by(self) -> dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]:
-        """The same for each group of items that the bench names: group -> value -> phase -> metric -> interval."""
+        """The `by` entry, for each group of items that the bench names: group -> value -> phase -> metric ->
+        interval.
+        """
         return self.summary.get("by", {}) if self.summary else {}
 
 
 @dataclass
 class Arm:
-    """Runs that share all settings but the seed, in the order of their seeds."""
+    """Runs that share all settings but the seed, ordered by their seeds."""
 
-    values: tuple[Any, ...]  # of the distinguishing keys
+    values: tuple[Any, ...]  # values of the keys that tell the arms apart
     label: str
     runs: list[RunRecord] = field(default_factory=list)
 
@@ -69,16 +72,17 @@ class Arm:
 
 
 def load_records(paths: Iterable[Path]) -> list[RunRecord]:
-    """The runs at or below `paths`, or of sweeps recorded there, each once; dry runs left out.
+    """Load the runs at or below `paths`, or of sweeps recorded there, each once; dry runs are left out.
 
-    Raises UserError where there is none.
+    Raises:
+        UserError: a path does not exist, or there is no run.
     """
     found: dict[Path, RunRecord] = {}
     dry = 0
     paths = list(paths)
     for given in [run for path in paths for run in (_swept(path) or [path])]:
         if not given.exists():
-            raise UserError(f"{given} does not exist; give run directories, or a directory that holds some")
+            raise UserError(f"{given} does not exist; name run directories, or a directory that holds some")
         for path in map(Path.absolute, find_runs(given)):
             if path in found:
                 continue
@@ -89,7 +93,7 @@ def load_records(paths: Iterable[Path]) -> list[RunRecord]:
             found[path] = RunRecord(path, read_settings(path), directory.status(), directory.summary())
     if not found and dry:
         raise UserError(
-            f"only dry runs in {', '.join(map(str, paths))}; the same command without dry_run=true runs them"
+            f"only dry runs in {', '.join(map(str, paths))}; repeat their command without dry_run=true to run them"
         )
     if not found:
         raise UserError(f"no run in {', '.join(map(str, paths))}; a run directory holds status.json and config.yaml")
@@ -97,7 +101,7 @@ def load_records(paths: Iterable[Path]) -> list[RunRecord]:
 
 
 def _swept(path: Path) -> list[Path]:
-    """Run directories of a sweep's record; none where `path` is no sweep."""
+    """Return the run directories in a sweep's record; empty if `path` is not a sweep."""
     if not (path / "sweep.json").is_file():
         return []
     jobs = json.loads((path / "sweep.json").read_text(encoding="utf-8"))["jobs"]
@@ -105,7 +109,7 @@ def _swept(path: Path) -> list[Path]:
 
 
 def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
-    """The keys that distinguish the arms, as few as tell them apart, and the arms in the order of their values."""
+    """Return the fewest keys that tell the arms apart, and the arms in the order of their values."""
     keys = distinguishing_keys([record.settings for record in records])
     arms: dict[str, Arm] = {}
     for record in sorted(records, key=lambda record: record.seed):
@@ -115,7 +119,7 @@ def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
             arms[name] = Arm(values, label="")
         arms[name].runs.append(record)
     ordered = sorted(arms.values(), key=lambda arm: [rank(value) for value in arm.values])
-    for arm in ordered:  # a label names what tells an arm from those of its own algorithm, and nothing else
+    for arm in ordered:  # a label names only what tells an arm apart from the arms of its own algorithm
         kin = [one for one in ordered if keys[:1] != ["algo.name"] or one.values[0] == arm.values[0]]
         shown = [i == 0 or len({repr(one.values[i]) for one in kin}) > 1 for i in range(len(keys))]
         told = [(key, value) for key, value, use in zip(keys, arm.values, shown, strict=True) if use]
@@ -124,10 +128,12 @@ def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
 
 
 def distinguishing_keys(settings: list[dict[str, Any]]) -> list[str]:
-    """Few keys whose values separate all settings that differ in more than the seed; telling ones are preferred."""
+    """Return few keys whose values separate all settings that differ in more than the seed; telling keys are
+    preferred.
+    """
     everything = {key for one in settings for key in one if key != "seed"}
     varying = [key for key in sorted(everything) if len({repr(one.get(key)) for one in settings}) > 1]
-    # A list often repeats what a number says (HIPO's constraints hold its tau), and makes a poor name.
+    # A list often repeats a number (HIPO's constraints hold its tau), and makes a poor name.
     plain = sorted(varying, key=lambda key: any(isinstance(one.get(key), list | dict) for one in settings))
     ordered = [*(key for key in TELLING if key in varying), *(key for key in plain if key not in TELLING)]
     chosen: list[str] = []
@@ -138,7 +144,7 @@ def distinguishing_keys(settings: list[dict[str, Any]]) -> list[str]:
 
 
 def pool_metric(arm: Arm, phase: str, metric: str, part: tuple[str, str] | None = None) -> Interval | None:
-    """A metric of an arm in "before", "after" or "difference"; None where no run has it.
+    """Return a metric of an arm in the phase "before", "after" or "difference"; None if no run has it.
 
     `part` restricts it to a group of items, e.g. ("hops", "3").
     """
@@ -151,29 +157,28 @@ def pool_metric(arm: Arm, phase: str, metric: str, part: tuple[str, str] | None 
     if not cells:
         return None
     means = [cell.mean for cell in cells]
-    if (
-        max(means) - min(means) <= ROUNDING
-    ):  # a single run, or seeds that agree: the items alone say how far to trust it
+    if max(means) - min(means) <= ROUNDING:  # a single run, or seeds with equal values: only the items give an interval
         return max(cells, key=lambda cell: cell.hi - cell.lo if cell.known else -1.0)
     return seeds_interval(means, low=-1.0 if phase == "difference" else 0.0)
 
 
 def difference_pairs(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
-    """Every two arms in the order in which they are subtracted, (base, trained): what an arm was trained from comes
-    first, and of two arms of which neither was, the earlier one.
+    """Return every pair of arms in the order of subtraction, (base, trained).
+
+    An arm that the other was trained from comes first. If neither was, the earlier arm comes first.
     """
     pairs = [(one, other) for i, one in enumerate(arms) for other in arms[i + 1 :]]
     return [(other, one) if _descends_from(one, other) else (one, other) for one, other in pairs]
 
 
 def _descends_from(one: Arm, other: Arm) -> bool:
-    """Whether the model of `one` descends from that of `other`."""
+    """Check whether the model of `one` was trained from that of `other`, directly or over several runs."""
     first, second = (lineage(arm.runs[0].path, arm.runs[0].settings) for arm in (one, other))
     return second[0] in first[1:]
 
 
 def compare_arms(one: Arm, other: Arm, metric: str) -> Interval | None:
-    """`other` - `one` after training: paired by seed where seeds differ, else by item, over the common seeds."""
+    """Return `other` - `one` after training over the common seeds: paired by seed if seeds differ, else by item."""
     left, right = ({run.seed: run for run in arm.completed} for arm in (one, other))
     found = {}
     for seed in sorted(left.keys() & right.keys()):
@@ -190,17 +195,17 @@ def compare_arms(one: Arm, other: Arm, metric: str) -> Interval | None:
 
 
 def count_missing(arm: Arm) -> int:
-    """How many items endpoints did not play."""
+    """Count the items that endpoints did not play."""
     return sum(run.summary.get("missing", {}).get("items", 0) for run in arm.runs if run.summary)
 
 
 def compare_by_item(one: RunRecord, other: RunRecord, metric: str) -> Interval | None:
-    """`other` - `one` after training, paired by item, whatever their seeds; None without an item in common."""
+    """Return `other` - `one` after training, paired by item, whatever their seeds; None without a common item."""
     return _by_item([one], [other], metric)
 
 
 def _by_item(first: list[RunRecord], second: list[RunRecord], metric: str) -> Interval | None:
-    """Likewise of the means over several runs each."""
+    """Return the same for the means over several runs on each side."""
     (before, clusters), (after, _) = _items(first, metric), _items(second, metric)
     if not before.keys() & after.keys():
         return None
@@ -210,7 +215,7 @@ def _by_item(first: list[RunRecord], second: list[RunRecord], metric: str) -> In
 
 
 def metrics_of(arms: list[Arm]) -> list[str]:
-    """Every evaluated metric, the headlines first."""
+    """Return every evaluated metric, the headlines first."""
     names: dict[str, None] = {}
     for arm in arms:
         for run in arm.completed:
@@ -225,7 +230,7 @@ def metrics_of(arms: list[Arm]) -> list[str]:
 
 
 def _items(runs: list[RunRecord], metric: str) -> tuple[dict[str, float], dict[str, str]]:
-    """A metric of every item after training, as a mean over runs, and the items' clusters."""
+    """Return a metric of every item after training, as a mean over runs, and the items' clusters."""
     values: dict[str, list[float]] = {}
     clusters: dict[str, str] = {}
     for run in runs:
@@ -238,13 +243,13 @@ def _items(runs: list[RunRecord], metric: str) -> tuple[dict[str, float], dict[s
 
 
 def rank(value: Any) -> tuple[bool, float, str]:
-    """Numbers in their order, before words in theirs."""
+    """Return a sort key: numbers in their order come before words in theirs."""
     number = isinstance(value, int | float)
     return not number, float(value) if number else 0.0, str(value)
 
 
 def group_rank(value: str) -> tuple[bool, float, str]:
-    """The same for what names a group of items: 10 hops come after 9."""
+    """Return a sort key for the names of item groups: 10 hops come after 9."""
     try:
         return rank(float(value))
     except ValueError:
@@ -260,7 +265,7 @@ def _label(keys: list[str], values: tuple[Any, ...], record: RunRecord) -> str:
         return str(record.settings["algo.name"])
     parts = []
     for key, value in zip(keys, values, strict=True):
-        if key in record.settings:  # else this arm's algorithm or bench does not have it
+        if key in record.settings:  # otherwise this arm's algorithm or bench does not have the key
             parts.append(str(value) if key.endswith(".name") else f"{key.rsplit('.', 1)[-1]}={_short(value)}")
     return " ".join(parts)
 
@@ -270,7 +275,11 @@ def _short(value: Any) -> str:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Flat values as saved: a report also reads runs whose keys have since changed. Raises UserError for no mapping."""
+    """Read a run's settings as flat values. A report must also read runs whose keys have changed since.
+
+    Raises:
+        UserError: the file is not YAML, or does not hold a mapping.
+    """
     file = path / "config.yaml"
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

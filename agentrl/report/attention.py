@@ -1,4 +1,4 @@
-"""The picture of an attention analysis: where the mass lies, and by how much it moved."""
+"""Plot an attention analysis: where the attention lies, and how far training moved it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ MASSES = {
 def plot_attention(
     table: Mapping[str, Mapping[str, Interval]], profiles: Mapping[str, Sequence[float]], path: Path
 ) -> None:
-    """Left, mass by relative distance for `base` and `trained`; right, paired differences with 95% intervals."""
+    """Plot attention mass by relative distance for `base` and `trained` (left), and paired differences with 95%
+    intervals.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2)
     for (name, mass), colour in zip(profiles.items(), COLOURS, strict=False):

@@ -1,4 +1,4 @@
-"""The model card of a run: what the weights are, how they were trained, and what came out, with intervals."""
+"""Write the model card of a run: what the weights are, how they were trained, and the results with intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentrl.store.run import RunDirectory
 
 
 def model_card(run: RunDirectory, weights: Path, repository: str) -> str:
-    """README.md for the hub. `weights` holds an adapter or full weights."""
+    """Return the README.md for the hub. `weights` holds an adapter or full weights."""
     summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
     environment = json.loads(run.environment_path.read_text(encoding="utf-8"))
     config = run.config()
@@ -56,7 +56,7 @@ def model_card(run: RunDirectory, weights: Path, repository: str) -> str:
 
 
 def results_table(evaluation: dict[str, Any]) -> str:
-    """`eval` of summary.json as Markdown: a row a metric, a column a phase."""
+    """Return `eval` of summary.json as a Markdown table: a row for each metric, a column for each phase."""
     phases = [phase for phase in ("before", "after", "difference") if evaluation.get(phase)]
     names = list(dict.fromkeys(name for phase in phases for name in evaluation[phase]))
     rows = []

@@ -1,4 +1,4 @@
-"""Two runs, or two arms of several seeds, side by side: what came out, and what was set differently."""
+"""Compare two runs, or two arms of several seeds: their results, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from agentrl.report.page import Table, cell
 
 
 def compare_tables(first: list[RunRecord], second: list[RunRecord], name_a: str, name_b: str) -> list[Table]:
-    """The table of results and the table of settings of two arms; `name_a` and `name_b` are what the user called them.
+    """Return the table of results and the table of settings of two arms; `name_a` and `name_b` are the user's names for
+    them.
 
     Raises:
-        UserError: runs of one side differ in more than the seed, are not complete, or were evaluated on other benches.
+        UserError: the runs of one side differ in more than the seed, are not complete, or the sides were evaluated on
+            different benches.
     """
     a, b = _arm(first, name_a), _arm(second, name_b)
     benches = [arm.runs[0].settings["bench.name"] for arm in (a, b)]
@@ -35,7 +37,7 @@ def _arm(records: list[RunRecord], name: str) -> Arm:
         )
     if not arms[0].completed:
         states = ", ".join(sorted({str(run.status["status"]) for run in arms[0].runs}))
-        raise UserError(f"{name} has no result yet ({states}); agentrl resume goes on with a run")
+        raise UserError(f"{name} has no result yet ({states}); agentrl resume continues a run")
     return arms[0]
 
 
@@ -72,7 +74,7 @@ def _single(a: Arm, b: Arm) -> bool:
 
 
 def _settings(a: Arm, b: Arm) -> Table:
-    """Keys whose values differ, and the code where it differs."""
+    """Return the keys whose values differ, and the code if it differs."""
     left, right = ({**arm.runs[0].settings, **_code(arm.runs[0])} for arm in (a, b))
     several = len(a.runs) > 1 or len(b.runs) > 1
     keys = [key for key in sorted({**left, **right}) if left.get(key) != right.get(key)]
@@ -81,10 +83,10 @@ def _settings(a: Arm, b: Arm) -> Table:
 
 
 def _code(run: RunRecord) -> dict[str, Any]:
-    """Version and commit that the run was made with, as its environment.json tells."""
+    """Return the version and the commit of the code that made the run, as its environment.json says."""
     try:
         found = json.loads(run.directory.environment_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a run copied without it has settings all the same
+    except (OSError, ValueError):  # a run that was copied without this file still has settings
         return {}
     return {"(agentrl)": found.get("agentrl"), "(git commit)": (found.get("git") or {}).get("commit", "")[:10]}
 

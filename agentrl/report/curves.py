@@ -1,4 +1,4 @@
-"""Training curves of several arms on one plot, as SVG text: mean over seeds, with a 95% band from two seeds on."""
+"""Plot the training curves of several arms as SVG text: the mean over seeds, and a 95% band from two seeds on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from agentrl.core.stats import seeds_interval, t_interval
 from agentrl.report.arms import Arm
 from agentrl.report.plots import Panel, curve, panels
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
 MAX_ARMS = len(COLOURS)
 
 
 def arm_curves(arms: list[Arm]) -> list[tuple[str, str]]:
-    """(title, SVG) of every panel that some arm has values for; arms beyond the eighth are not drawn."""
+    """Return (title, SVG) of every panel that some arm has values for. Arms after the eighth are not drawn."""
     shown = arms[:MAX_ARMS]
     metrics = {id(arm): [run.directory.read_metrics() for run in arm.runs] for arm in shown}
     rows = [row for runs in metrics.values() for run in runs for row in run]
@@ -39,9 +39,10 @@ def arm_curves(arms: list[Arm]) -> list[tuple[str, str]]:
 
 
 def band(curves: list[tuple[np.ndarray, np.ndarray]], shares: bool) -> tuple[np.ndarray, ...]:
-    """Steps, and at each the mean over the curves that have it with the bounds of its 95% interval (NaN for one curve).
+    """Return the steps, and at each step the mean over the curves with the bounds of its 95% interval (NaN for one
+    curve).
 
-    The interval is Student's t, cut to [0, 1] for `shares`.
+    The interval is Student's t, cut to [0, 1] for `shares`. Only curves that have a step count there.
     """
     at: dict[float, list[float]] = {}
     for x, y in curves:
@@ -60,7 +61,7 @@ def _svg(panel: Panel, key: str, series: list[tuple[Arm, Any]], order: list[str]
         ax.plot(x, mean, color=colour, linewidth=1.8, label=arm.label, marker="o" if len(x) == 1 else "")
         if np.isfinite(low).any():
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    # Two seeds give bands many times as wide as the curves: the axis shows the curves, and cuts the bands.
+    # With two seeds the bands are many times as wide as the curves. The axis fits the curves and cuts the bands.
     values = np.concatenate([mean for _, (_, mean, _, _) in series])
     width = [np.nanmax([high - mean, mean - low]) for _, (_, mean, low, high) in series if np.isfinite(low).any()]
     room = max(float(np.ptp(values)), 1e-3)
@@ -73,7 +74,8 @@ def _svg(panel: Panel, key: str, series: list[tuple[Arm, Any]], order: list[str]
     if len(order) > 1:
         ax.legend(fontsize="small", framealpha=0.7)
     buffer = io.StringIO()
-    # Text stays text: smaller, searchable, and in the page's own font. A salt keeps ids equal between equal reports.
+    # Text stays text: this is smaller, searchable, and uses the page's font. The salt makes equal reports have equal
+    # ids.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "agentrl"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()

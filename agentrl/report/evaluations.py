@@ -1,4 +1,4 @@
-"""The tables of `agentrl eval`: models side by side on each bench, and the paper's table with a row of ours."""
+"""Make the tables of `agentrl eval`: models side by side on each bench, and the paper's table with a row of ours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from agentrl.store.identity import run_path
 
 
 def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[Table]:
-    """One table a bench with a column a model and differences between models, and the paper's table."""
+    """Yield one table for each bench, with a column for each model and the differences between models; then the
+    paper's table.
+    """
     done: dict[str, list[Path]] = {}
     for config in jobs:
         path = run_path(config)
@@ -32,7 +34,7 @@ def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) 
     for bench, paths in done.items():
         _, arms = arms_of(load_records(paths))
         given = [path.absolute() for path in paths]
-        arms.sort(key=lambda arm: given.index(arm.runs[0].path))  # as model= names them
+        arms.sort(key=lambda arm: given.index(arm.runs[0].path))  # in the order of model=
         metrics = metrics_of(arms)
         for arm in arms:
             arm.label = str(arm.runs[0].settings["model.name"])
@@ -46,7 +48,7 @@ def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) 
             ]
             for metric in metrics
         ]
-        # A metric may be about some rows alone; one of them is about all.
+        # A metric may be about some rows only; the largest count is the number of all items.
         items = max(int(cell["n"]) for arm in arms for cell in arm.runs[0].evaluation["after"].values())
         lacking = [
             f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := count_missing(arm))
@@ -62,13 +64,13 @@ def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) 
 
 
 def plain_text(table: Table) -> str:
-    """A table for the terminal: its title above, its note below."""
+    """Return a table as text for the terminal: its title above, its note below."""
     note = f"\n{table.note}" if table.note else ""
     return f"{table.title}\n{markdown_table(table.head, table.rows)}{note}"
 
 
 def _sampling_note(arms: list[Arm]) -> str:
-    """A line below a table whose models were not sampled alike; else nothing."""
+    """Return a line that says how the models were sampled, if not all were sampled alike; else an empty text."""
     keys = ("eval.temperature", "eval.top_p", "rollout.max_turns", "rollout.max_completion_tokens")
     values = [[arm.runs[0].settings.get(key) for arm in arms] for key in keys]
     unlike = [

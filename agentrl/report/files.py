@@ -1,4 +1,4 @@
-"""Tables of a report as files: Markdown, LaTeX for a paper, CSV for other programs."""
+"""Write the tables of a report as files: Markdown, LaTeX for a paper, CSV for other programs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from agentrl.report.markdown import markdown_table
 from agentrl.report.page import Table
 
 PHASES = ("before", "after", "difference")
-LATEX_NAMES = {"–": "--", "±": "$\\pm$", "→": "$\\to$"}  # what LaTeX's escapes leave alone
+LATEX_NAMES = {"–": "--", "±": "$\\pm$", "→": "$\\to$"}  # characters that LaTeX's escapes do not cover
 
 
 def write_tables(path: Path, tables: list[Table], records: list[RunRecord]) -> None:
     """Write `tables` to a .md or .tex file, or the numbers of `records` to a .csv file.
 
     Raises:
-        UserError: another ending, or a file that cannot be written.
+        UserError: the file has another ending, or cannot be written.
     """
     match path.suffix:
         case ".md":
@@ -37,12 +37,12 @@ def write_tables(path: Path, tables: list[Table], records: list[RunRecord]) -> N
 
 
 def markdown(table: Table) -> str:
-    """A table with its title above and its note below."""
+    """Return a table as Markdown, with its title above and its note below."""
     return "\n\n".join(part for part in (table.title, markdown_table(table.head, table.rows), table.note) if part)
 
 
 def latex(table: Table) -> str:
-    """A `table` environment with the rules of the booktabs package; every text is escaped."""
+    """Return a LaTeX `table` environment with the rules of the booktabs package; all text is escaped."""
     frame = pandas.DataFrame(table.rows, columns=table.head)
     caption = " ".join(part.rstrip(".") + "." for part in (table.title, table.note) if part)
     escaped = frame.rename(columns=_escape).map(_escape)
@@ -51,10 +51,10 @@ def latex(table: Table) -> str:
 
 
 def results_frame(records: list[RunRecord]) -> pandas.DataFrame:
-    """One row for each bench, arm, group of items, phase and metric, seeds pooled.
+    """Return a data frame with one row for each bench, arm, group of items, phase and metric; seeds are pooled.
 
     Columns: bench, arm, group and value ("" for all items), phase (before, after, difference), metric, mean, lo and hi
-    (95%; empty where no interval is known), n (seeds, or items where an arm has one run), seeds.
+    (95%; empty if no interval is known), n (seeds, or items if an arm has one run), seeds.
     """
     rows = []
     for bench in dict.fromkeys(str(record.settings["bench.name"]) for record in records):
@@ -78,7 +78,7 @@ def _values(run: RunRecord, group: str) -> list[tuple[str, str]]:
 
 
 def _escape(text: str) -> str:
-    """`text` with LaTeX's own characters escaped."""
+    """Return `text` with LaTeX's special characters escaped."""
     special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     special |= {character: f"\\{character}" for character in "&%$#_{}"} | LATEX_NAMES
     return "".join(special.get(character, character) for character in text)

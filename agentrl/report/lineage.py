@@ -1,4 +1,4 @@
-"""Which model was trained from which, as the configurations of runs and adapters tell it."""
+"""Find which model was trained from which, as the configurations of runs and adapters say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from omegaconf import OmegaConf
 
 
 def lineage(run: Path, settings: dict[str, Any]) -> list[str]:
-    """The model that a run evaluated or made, what that was trained from, and so on; a run stands for its weights."""
+    """Return the model that a run evaluated or made, the model that it was trained from, and so on.
+
+    A run directory stands for its weights.
+    """
     model = str(settings["model.path"])
     return _descent(model) if settings["algo.name"] == "eval" else [str(run), *_descent(model)]
 
@@ -27,20 +30,20 @@ def _descent(model: str) -> list[str]:
 
 
 def _absolute(model: str) -> str:
-    """A folder by its whole path, however it was named; a hub id as it is."""
+    """Return a folder's absolute path, however it was named; a hub id unchanged."""
     folder = Path(model).expanduser()
     return str(folder.absolute()) if folder.is_dir() else model
 
 
 def _run_of(model: str) -> str | None:
-    """The run directory that holds a checkpoint, where one does."""
+    """Return the run directory that holds a checkpoint, or None."""
     folder = Path(model).expanduser()
     places = (place for place in (folder, *folder.parents[:2]) if (place / "status.json").is_file())
     return next((str(place.absolute()) for place in places if (place / "config.yaml").is_file()), None)
 
 
 def _parent(place: str) -> str | None:
-    """What the weights at `place` were trained from; None where nothing there says so."""
+    """Return the model that the weights at `place` were trained from; None if nothing there says so."""
     folder = Path(place).expanduser()
     if (folder / "status.json").is_file() and (folder / "config.yaml").is_file():
         return str(OmegaConf.load(folder / "config.yaml").model.path)

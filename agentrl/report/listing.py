@@ -1,4 +1,6 @@
-"""What `agentrl ls` says of each run: where it stands, what it trains, and its key result. No torch here."""
+"""Collect what `agentrl ls` shows of each run: its status, what it trains, and its key result. This imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ Cell = dict[str, float | None]  # mean, lo, hi, n as in summary.json
 
 @dataclass(frozen=True)
 class Listed:
-    """One run. `status` is that of status.json, "dead" for one whose process is gone, or "damaged"."""
+    """One run. `status` is the status in status.json, "dead" if its process is gone, or "damaged"."""
 
     path: str
     status: str
@@ -29,7 +31,7 @@ class Listed:
     bench: str = ""
     seed: int | None = None
     step: int | None = None  # updates made
-    max_steps: int | None = None  # updates in all, once training has begun
+    max_steps: int | None = None  # number of all updates, once training has begun
     metric: str = ""  # the bench's key metric
     before: Cell | None = None
     after: Cell | None = None
@@ -43,7 +45,7 @@ class Listed:
 
     @property
     def age_s(self) -> float:
-        """Seconds since its status last changed; infinite where that is not known."""
+        """Seconds since the run's status last changed; infinite if that is not known."""
         try:
             return time.time() - datetime.strptime(self.updated, "%Y-%m-%dT%H:%M:%S%z").timestamp()
         except ValueError:
@@ -51,13 +53,13 @@ class Listed:
 
 
 def list_runs(places: list[Path], filters: dict[str, str]) -> list[Listed]:
-    """The runs at or below `places` that pass every filter, the newest first.
+    """Return the runs at or below `places` that pass every filter, the newest first.
 
     A filter names `status`, `name` (part of the path), a group (`algo`, `model`, `bench`) or a key of the
     configuration. Its value is one or several patterns such as `qwen*`, separated by commas.
 
     Raises:
-        UserError: a place that does not exist, or a filter that no run has a value for.
+        UserError: a place does not exist, or no run has a value for a filter.
     """
     for wanted in filters.get("status", "*").split(","):
         if not any(fnmatchcase(status, wanted) for status in STATUSES):
@@ -77,7 +79,7 @@ def list_runs(places: list[Path], filters: dict[str, str]) -> list[Listed]:
 
 
 def list_run(path: Path) -> tuple[Listed, dict[str, Any]]:
-    """One run and its flat settings. A run whose files are damaged is listed as that."""
+    """Return one run and its flat settings. A run whose files are damaged gets the status "damaged"."""
     run = RunDirectory(path)
     try:
         settings, status, summary = read_settings(path), run.status(), run.summary() or {}
@@ -114,7 +116,7 @@ def _passes(run: Listed, settings: dict[str, Any], name: str, patterns: str) -> 
 
 
 def _equal(value: Any, text: str) -> bool:
-    """Whether a number or a truth value is what `text` writes: 1e-4 is 0.0001, and true is True."""
+    """Check whether `text` writes a number or a truth value: 1e-4 is 0.0001, and true is True."""
     if isinstance(value, bool) or value is None:
         return text.lower() == {True: "true", False: "false", None: "null"}[value]
     try:

@@ -1,4 +1,4 @@
-"""Markdown tables that also line up as plain text, and how a table of any kind shows an interval."""
+"""Format tables as Markdown that also lines up as plain text, and intervals for tables of any kind."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 from agentrl.core.interval import Interval
 
-TOO_FEW = "[too few]"  # in place of bounds, where too few items or runs are there for honest ones
+TOO_FEW = "[too few]"  # shown instead of bounds if there are too few items or runs
 
 
 def cell(interval: Interval | None, signed: bool = False, absent: str = "–") -> str:
-    """`0.512 [0.480, 0.544]`, `0.512 [too few]`; `absent` for what was not measured."""
+    """Format an interval as `0.512 [0.480, 0.544]` or `0.512 [too few]`; `absent` if nothing was measured."""
     if interval is None or math.isnan(interval.mean):
         return absent
     form = "{:+.3f}" if signed else "{:.3f}"
@@ -19,7 +19,7 @@ def cell(interval: Interval | None, signed: bool = False, absent: str = "–") -
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    """A table of `rows`, each as long as `head`."""
+    """Return a table of `rows`, each as long as `head`."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     lines.insert(1, ["-" * width for width in widths])

@@ -1,7 +1,7 @@
-"""What a report says, as data; report.html.jinja and report.md.jinja put it into a page.
+"""Collect what a report says as data; report.html.jinja and report.md.jinja make a page of it.
 
-One self-contained page: no script from elsewhere, no font, no image that is not inside. Everything a model or a tool
-wrote is escaped.
+The page is self-contained: it loads no script, no font and no image. Everything that a model or a tool wrote is
+escaped.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from agentrl.report.rollouts import View, first_and_last, view
 from agentrl.report.table import missing_text
 
 SECTIONS = ("Results", "Differences", "Grid", "Compute", "Settings", "Runs")
-ROLLOUTS = 2  # of the first and of the last step, for each arm
-MAX_DIFFERENCES = 28  # pairs of eight arms; beyond that only the differences to the first arm are shown
+ROLLOUTS = 2  # shown of the first and of the last step, for each arm
+MAX_DIFFERENCES = 28  # the pairs of eight arms; with more arms only the differences to the first arm are shown
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Report:
 
     title: str
     version: str
-    tables: dict[str, list[Table]]  # by section
+    tables: dict[str, list[Table]]  # by section of the page
     curves: list[tuple[str, str]] = field(default_factory=list)  # title, SVG
     rollouts: list[tuple[str, int, list[View]]] = field(default_factory=list)  # arm, seed, rollouts
     left_out: int = 0  # arms that the curves do not show
 
 
 def build_report(records: list[RunRecord], title: str) -> Report:
-    """The report of some runs. Those on different benches stand apart: their numbers do not compare."""
+    """Build the report of some runs. Runs on different benches are kept apart, because their numbers do not compare."""
     report = Report(title, __version__, {name: [] for name in SECTIONS})
     by_bench: dict[str, list[RunRecord]] = {}
     for record in records:
@@ -68,7 +68,7 @@ def build_report(records: list[RunRecord], title: str) -> Report:
 
 
 def _add(report: Report, records: list[RunRecord], prefix: str) -> None:
-    """Add what there is to say about the runs on one bench, titles with `prefix`."""
+    """Add everything about the runs on one bench; titles begin with `prefix`."""
     keys, arms = arms_of(records)
     metrics = metrics_of(arms)
     tables = {
@@ -87,7 +87,7 @@ def _add(report: Report, records: list[RunRecord], prefix: str) -> None:
 
 
 def render(report: Report, kind: str) -> str:
-    """The report as text of `kind`, "html" or "md"."""
+    """Return the report as text of `kind`, "html" or "md"."""
     environment = Environment(
         loader=PackageLoader("agentrl.report", "."),
         autoescape=select_autoescape(["html.jinja"]),
@@ -122,7 +122,10 @@ def _results(arms: list[Arm], metrics: list[str]) -> Table:
 
 
 def _columns(arms: list[Arm], metrics: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Heads of columns, and the metric and phase of each: before beside after, where anything was evaluated before."""
+    """Return the heads of the columns, and the metric and phase of each.
+
+    There are columns for before training only if some run was evaluated then.
+    """
     twice = any(pool_metric(arm, "before", metric) for arm in arms for metric in metrics)
     phases = [(metric, phase) for metric in metrics for phase in (("before", "after") if twice else ("after",))]
     return [f"{metric} {phase}" if twice else metric for metric, phase in phases], phases
@@ -133,7 +136,7 @@ def _title(phases: list[tuple[str, str]]) -> str:
 
 
 def _splits(arms: list[Arm], metrics: list[str]) -> list[Table]:
-    """Results by the groups that a bench names (hops, conflicting or aligned...), one table each."""
+    """Return a table of results for each group that a bench names (hops, conflicting or aligned...)."""
     found: dict[str, set[str]] = {}
     for arm in arms:
         for run in arm.completed:
@@ -170,16 +173,16 @@ def _differences(arms: list[Arm], metrics: list[str]) -> list[Table]:
         for one, other in pairs
     ]
     if rows:
-        note = "What was trained from another minus it; paired by seed where seeds differ, else by item."
+        note = "The trained arm minus the arm that it was trained from; paired by seed if seeds differ, else by item."
         tables.append(Table("Between arms, after training", ["difference", *metrics], rows, note))
     return tables
 
 
 def _grids(keys: list[str], arms: list[Arm], metrics: list[str]) -> list[Table]:
-    """For every pair of swept keys that alone tell arms apart: the first metric over their values."""
+    """Return a table of the first metric for every pair of swept keys that alone tell the arms apart."""
     if len(keys) != 2 or not metrics:
         return []
-    # By text, for a value may be a list.
+    # Compared as text, because a value may be a list.
     down, across = (sorted({repr(arm.values[i]): arm.values[i] for arm in arms}.values(), key=rank) for i in (0, 1))
     at = {repr(arm.values): arm for arm in arms}
     rows = []
@@ -190,7 +193,7 @@ def _grids(keys: list[str], arms: list[Arm], metrics: list[str]) -> list[Table]:
 
 
 def _ledger(arms: list[Arm]) -> Table:
-    """What each arm cost, a run on average."""
+    """Return what one run of each arm cost on average."""
     rows = []
     for arm in arms:
         runs = [run for run in arm.completed if run.summary]
@@ -208,13 +211,13 @@ def _costs(run: RunRecord) -> tuple[float, ...]:
         # a run that only evaluates plans no updates
         trained = planned.sequences * summary["steps"] / planned.updates if planned.updates else 0.0
         rollouts = trained if planned.rollout_tokens else 0.0
-    except UserError:  # saved by a version with other keys
+    except UserError:  # the run was saved by a version with other keys
         trained = rollouts = math.nan
     return summary["steps"], trained, rollouts, summary["tokens"]["seen"], summary["wall_s"]
 
 
 def _settings(keys: list[str], arms: list[Arm]) -> Table:
-    """Every key whose value differs between arms."""
+    """Return every key whose value differs between arms."""
     names = sorted({key for arm in arms for key in arm.runs[0].settings})
     rows = []
     for name in names:
@@ -226,7 +229,5 @@ def _settings(keys: list[str], arms: list[Arm]) -> Table:
 
 def _interval_note(arms: list[Arm]) -> str:
     seeds = {len(arm.completed) for arm in arms}
-    over = (
-        "over seeds (Student's t)" if min(seeds, default=0) > 1 else "over items, clustered, where an arm has one run"
-    )
-    return f"Mean [95% interval]; intervals are {over}. Where too few items or runs are there for one: too few."
+    over = "over seeds (Student's t)" if min(seeds, default=0) > 1 else "over items, clustered, if an arm has one run"
+    return f"Mean [95% interval]; intervals are {over}. Too few: not enough items or runs for an interval."

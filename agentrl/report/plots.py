@@ -1,4 +1,4 @@
-"""The curves of one run as PNG files: one per panel, and all of them on overview.png.
+"""Plot the curves of one run as PNG files: one for each panel, and all of them in overview.png.
 
 Figures are built without pyplot, so drawing changes no global state and needs no display.
 """
@@ -23,7 +23,9 @@ COLUMNS = 3
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: `keys` share the left axis, `right` has its own scale; only what the metrics hold is drawn."""
+    """One plot. `keys` share the left axis and `right` has its own scale; only keys with values in the metrics are
+    drawn.
+    """
 
     name: str
     title: str
@@ -31,7 +33,7 @@ class Panel:
     keys: tuple[str, ...]
     right: str | None = None
     smooth: bool = True
-    shares: bool = False  # values in [0, 1], and so are the bounds of their means
+    shares: bool = False  # the values, and the bounds of their means, lie in [0, 1]
 
 
 PANELS = (
@@ -80,10 +82,10 @@ PANELS = (
 
 
 def plot_run(metrics: Sequence[dict[str, Any]], plots_dir: Path) -> list[Path]:
-    """Draw every panel that `metrics` (the rows of metrics.jsonl) has values for; returns the files written.
+    """Draw every panel that `metrics` (the rows of metrics.jsonl) has values for; return the files written.
 
-    Keys: "step" is the x axis; rows without a key, or with null or a non-finite value, are left out of its curve.
-    Every key "loss/..." gets a panel of its own. No row with a value: no file.
+    The key "step" is the x axis. A row without a key, or with null or a non-finite value, is left out of that key's
+    curve. Every key "loss/..." gets its own panel. If no row has a value, no file is written.
     """
     shown = [panel for panel in panels(metrics) if _has_values(metrics, panel)]
     if not shown:
@@ -106,7 +108,7 @@ def plot_run(metrics: Sequence[dict[str, Any]], plots_dir: Path) -> list[Path]:
 
 
 def panels(metrics: Sequence[dict[str, Any]]) -> list[Panel]:
-    """What may be drawn of `metrics`: the panels above, and one for every key "loss/..."."""
+    """Return the panels that may be drawn: those above, and one for every key "loss/..."."""
     keys = {key for row in metrics for key in row}
     loss_panels = [
         Panel(key.replace("/", "_"), f"Loss: {key[5:]}", "loss", (key,)) for key in sorted(keys) if key[:5] == "loss/"
@@ -130,7 +132,7 @@ def _has_values(metrics: Sequence[dict[str, Any]], panel: Panel) -> bool:
 
 
 def curve(metrics: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one key."""
+    """Return the steps and the finite values of one key."""
     points = [(row["step"], row[key]) for row in metrics if row.get("step") is not None and row.get(key) is not None]
     finite = [(float(x), float(y)) for x, y in points if math.isfinite(y)]
     array = np.array(finite, dtype=np.float64).reshape(-1, 2)
@@ -170,7 +172,9 @@ def _draw(ax: Axes, metrics: Sequence[dict[str, Any]], panel: Panel) -> None:
 
 
 def _smooth(y: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of about a tenth of the curve, narrower towards the ends so that it never lags."""
+    """Return the mean over a centred window of about a tenth of the curve. It narrows towards the ends, so it never
+    lags.
+    """
     half = max(2, len(y) // 20)
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))

@@ -1,4 +1,4 @@
-"""The papers' main tables with a row of ours: same columns, same order, published figures from published.yaml."""
+"""Show the papers' main tables with a row of ours: same columns, same order; published.yaml holds their figures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COLUMNS = {
     "hipo": ("conflict r_sys", "conflict r_user", "aligned r_sys", "aligned r_user"),
 }
 SOURCES = {"pact": "PACT, arXiv 2606.16215, Table 1, percent", "hipo": "HIPO, arXiv 2603.16152, Tables 1 and 7"}
-VERDICTS = ("valid", "correct", "solved")  # what BFCL's categories call their score
+VERDICTS = ("valid", "correct", "solved")  # the names that BFCL's categories give their score
 
 
 def published_table(suite: str, model: str, runs: dict[str, Path]) -> Table:
-    """The rows published for `model` (or for the smallest model published) and ours from `runs` by bench."""
+    """Return the published rows for `model` (or for the smallest published model), and our row from `runs` by bench."""
     published = yaml.safe_load(files("agentrl.report").joinpath("published.yaml").read_text(encoding="utf-8"))[suite]
     reference = model if model in published else next(iter(published))
     form = "{:.2f}" if suite == "pact" else "{:.4f}"
@@ -34,7 +34,7 @@ def published_table(suite: str, model: str, runs: dict[str, Path]) -> Table:
 
 
 def _pact_row(summaries: dict[str, Any]) -> list[float | None]:
-    """Percent; an average is None where a part of it is."""
+    """Return our row in percent; an average is None if a part of it is None."""
     ftrl = _after(summaries.get("ftrl"))
     solved = [_percent(ftrl, name) for name in ("solve_r", "solve_p", "solve_f1")]
     categories = summaries.get("bfcl", {}).get("by", {}).get("category", {})

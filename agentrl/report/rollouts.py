@@ -1,4 +1,4 @@
-"""Rollouts for reading: stretches of tokens that share turn, component and advantage, and which rollouts to show."""
+"""Prepare rollouts for reading: join tokens that share turn, component and advantage, and choose rollouts to show."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from agentrl.core.trajectory import Component
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive tokens alike in everything a reader looks at."""
+    """Consecutive tokens that are equal in everything a reader looks at."""
 
     text: str
-    component: str  # name of a Component, lower case
+    component: str  # name of a Component in lower case
     turn: int
-    trained: bool  # sampled by the policy and so part of the policy loss; the rest is context
+    trained: bool  # sampled by the policy, so the policy loss covers it; other tokens are context
     advantage: float
 
 
@@ -38,24 +38,25 @@ class View:
     task: str
     prompt: str
     stretches: tuple[Stretch, ...]
-    rewards: tuple[float, ...]  # per turn, or of the reply as a whole
+    rewards: tuple[float, ...]  # one for each turn, or one for the reply
     metrics: dict[str, float]
     errors: int
     truncated: bool
-    surrogate: str | None = None  # PACT: the clipped loss that trained on it, L^x or L^h
-    trace: tuple[TraceStretch, ...] = ()  # PACT: h* beside it, as the SFT term weighs it
+    # PACT: the clipped loss that trained on it, L^x (prompt alone) or L^h (prompt and trace)
+    surrogate: str | None = None
+    trace: tuple[TraceStretch, ...] = ()  # PACT: its expert trace h*, with the weights of the SFT term
 
     @property
     def reward(self) -> float:
         return sum(self.rewards)
 
     def turn_advantages(self) -> dict[int, float]:
-        """Advantage of the policy's tokens of each turn (they share one)."""
+        """Return the advantage of the policy's tokens in each turn (all tokens of a turn share it)."""
         return {stretch.turn: stretch.advantage for stretch in self.stretches if stretch.trained}
 
 
 def view(record: dict[str, Any]) -> View:
-    """A line of rollouts.jsonl as a `View`."""
+    """Turn a line of rollouts.jsonl into a `View`."""
     return View(
         step=record["step"],
         task=record["task_id"],
@@ -71,21 +72,21 @@ def view(record: dict[str, Any]) -> View:
 
 
 def stretches(record: dict[str, Any]) -> Iterator[Stretch]:
-    """The completion of a line of rollouts.jsonl, cut where anything but the text changes."""
+    """Yield the completion of a line of rollouts.jsonl, cut wherever anything but the text changes."""
     marks = zip(*(record[name] for name in ("component", "turn", "policy_mask", "advantages")), strict=True)
     for text, (component, turn, trained, advantage) in _join(record["tokens"], marks):
         yield Stretch(text, _component_name(component), turn, bool(trained), advantage)
 
 
 def trace_stretches(sft: dict[str, Any]) -> Iterator[TraceStretch]:
-    """The expert trace of a line of rollouts.jsonl, cut where component or weight change."""
+    """Yield the expert trace of a line of rollouts.jsonl, cut wherever component or weight change."""
     marks = zip(sft["component"], sft["weight"], strict=True)
     for text, (component, weight) in _join(sft["tokens"], marks):
         yield TraceStretch(text, _component_name(component), weight)
 
 
 def first_and_last(views: list[View], each: int) -> list[View]:
-    """Up to `each` rollouts of the first step and as many of the last one, one a task where possible."""
+    """Return up to `each` rollouts of the first step and as many of the last step, one for each task if possible."""
     if not views:
         return []
     steps = sorted({one.step for one in views})
@@ -99,7 +100,7 @@ def first_and_last(views: list[View], each: int) -> list[View]:
 
 
 def _join(tokens: Iterable[str], marks: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Texts of consecutive tokens with equal marks, joined."""
+    """Join the texts of consecutive tokens with equal marks."""
     for mark, group in groupby(zip(tokens, marks, strict=True), key=lambda pair: pair[1]):
         yield "".join(token for token, _ in group), mark
 

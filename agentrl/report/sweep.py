@@ -1,4 +1,4 @@
-"""A finished sweep: the results over its axes with seeds pooled, as a table, plots and the page of `agentrl report`."""
+"""Report a finished sweep: the results over its axes with seeds pooled, as a table, plots and a page."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from agentrl.report.curves import COLOURS
 from agentrl.report.markdown import cell
 from agentrl.report.page import build_report, render
 
-SHOWN = 5  # metrics in the table and as plots
-UTILITY, CONSTRAINED = "r_user", "r_sys"  # of the benches that grade a system's and a user's side
+SHOWN = 5  # number of metrics in the table and as plots
+UTILITY, CONSTRAINED = "r_user", "r_sys"  # of benches that grade a system's and a user's side
 
 
 def report_sweep(folder: Path, runs: Sequence[Path], console: Console) -> None:
@@ -43,7 +43,7 @@ def report_sweep(folder: Path, runs: Sequence[Path], console: Console) -> None:
 
 
 def result_table(arms: list[Arm], metrics: list[str]) -> Table:
-    """Every metric after training, of every combination of values."""
+    """Return the table of every metric after training, for every combination of values."""
     table = Table(caption="after training: mean [95% interval], seeds pooled", caption_justify="left")
     for name in ("runs", "seeds", *metrics):
         table.add_column(name, justify="left" if name == "runs" else "right", overflow="fold")
@@ -57,7 +57,7 @@ def result_table(arms: list[Arm], metrics: list[str]) -> Table:
 
 
 def plot_axes(keys: list[str], arms: list[Arm], metric: str) -> Figure:
-    """`metric` over the axis that has most values, one series for each combination of the others."""
+    """Plot `metric` over the axis that has most values, with one series for each combination of the other axes."""
     axis = max(range(len(keys)), key=lambda i: (_numeric(arms, i), len({repr(arm.values[i]) for arm in arms})))
     series: dict[str, list[Arm]] = {}
     for arm in arms:
@@ -91,9 +91,9 @@ def plot_axes(keys: list[str], arms: list[Arm], metric: str) -> Figure:
 
 
 def plot_front(arms: list[Arm], metrics: list[str]) -> Figure | None:
-    """Utility against violation, a point for each combination of values, the Pareto front joined.
+    """Plot utility against violation: a point for each combination of values, and a line through the Pareto front.
 
-    None where the runs have no two-sided rewards.
+    Return None if the runs have no two-sided rewards.
     """
     if UTILITY not in metrics or CONSTRAINED not in metrics:
         return None
@@ -111,7 +111,7 @@ def plot_front(arms: list[Arm], metrics: list[str]) -> Figure | None:
         )  # fmt: skip
     front = pareto(points)
     ax.plot([x for x, _ in front], [y for _, y in front], color="#666666", linestyle="--", zorder=0, label="Pareto")
-    ax.set_xlabel("violation: what the worst kept constraint lacks of its threshold")
+    ax.set_xlabel("violation: threshold minus mean of the worst kept constraint")
     ax.set_ylabel(UTILITY)
     ax.grid(alpha=0.25)
     ax.legend(fontsize="small", framealpha=0.7)
@@ -119,10 +119,11 @@ def plot_front(arms: list[Arm], metrics: list[str]) -> Figure | None:
 
 
 def violation(arm: Arm) -> Interval | None:
-    """max(0, tau_k - mean reward) of the constraint that lacks most, in the evaluation, with that mean's interval.
+    """Return the violation max(0, tau_k - mean reward) of the worst constraint in the evaluation, with that mean's
+    interval.
 
-    The thresholds are those of the multipliers. Without a constraint it is what r_sys lacks of 1. None where the
-    evaluation measured no constraint.
+    The thresholds tau_k are those of the multipliers. Without a constraint it is 1 minus r_sys. None if the evaluation
+    measured no constraint.
     """
     found = []
     for constraint in arm.runs[0].settings.get("algo.constraints") or [
@@ -136,7 +137,7 @@ def violation(arm: Arm) -> Interval | None:
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (violation, utility) pairs that no other beats in both, by rising violation."""
+    """Return the (violation, utility) pairs that no other pair beats in both, by rising violation."""
     front: list[tuple[float, float]] = []
     for violation, utility in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or utility > front[-1][1]:
@@ -154,7 +155,7 @@ def _draw(ax: Axes, xs: list[float], cells: list[Interval], colour: str, name: s
 
 
 def _bars(cell: Interval) -> list[list[float]]:
-    """How far an interval reaches below and above its mean, as matplotlib wants it; 0 where it is not known."""
+    """Return how far an interval reaches below and above its mean, as matplotlib expects it; 0 if it is not known."""
     return [[cell.mean - cell.lo], [cell.hi - cell.mean]] if cell.known else [[0.0], [0.0]]
 
 
@@ -164,5 +165,5 @@ def _numeric(arms: list[Arm], axis: int) -> bool:
 
 
 def _spread(values: list[float]) -> bool:
-    """Whether a logarithmic axis shows them better."""
+    """Check whether a logarithmic axis shows the values better."""
     return min(values) > 0 and max(values) / min(values) >= 30

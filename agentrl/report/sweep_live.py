@@ -1,4 +1,4 @@
-"""A sweep while it works: a table on a terminal that keeps itself up to date, a line for each change elsewhere."""
+"""Show a sweep while it runs: a table on a terminal, kept up to date; elsewhere a line for each change."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from agentrl.store.durable import last_records
 from agentrl.store.run import RunDirectory
 from agentrl.store.sweeps import Job, Sweep, label, split_overrides
 
-EVERY = 1.0  # seconds between looks
+EVERY = 1.0  # seconds between two looks at the jobs
 COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}
-HEADLINES = ("solve_rate", "r_user", "r_sys", "reward", "loss/total")  # of metrics.jsonl, the first two that are there
-RECENT = 10  # updates whose time tells how long the others will take
-SHOWN = 20  # rows at most: those at work and those that failed come first
+# keys of metrics.jsonl; the first two that a run has are shown
+HEADLINES = ("solve_rate", "r_user", "r_sys", "reward", "loss/total")
+RECENT = 10  # the time of the last updates gives the time of the remaining ones
+SHOWN = 20  # number of rows at most; running and failed jobs come first
 
 
 class SweepView:
-    """Shows a sweep from `with` to its end; the jobs run meanwhile, here or elsewhere."""
+    """Shows a sweep from the beginning to the end of a `with` block, while the jobs run here or elsewhere."""
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self._sweep, self._console = sweep, console
@@ -52,7 +53,7 @@ class SweepView:
             self._changes()
 
     def table(self) -> Table:
-        """Where the jobs stand right now."""
+        """Return a table of the jobs as they are now."""
         jobs = self._sweep.jobs()
         counts = Counter(job.state for job in jobs)
         caption = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -75,11 +76,12 @@ class SweepView:
 
 
 def job_table(jobs: list[Job], caption: str) -> Table:
-    """One row a job; beyond twenty only the most telling."""
+    """Return a table with one row for each job; with more than twenty jobs, only the most important."""
     common, _ = split_overrides(jobs)
     urgency = ("running", "failed", "interrupted", "completed", "dry_run", "pending")
     rows = sorted(jobs, key=lambda job: urgency.index(job.state))[:SHOWN]
-    title = Text(" ".join(common)) if common else None  # Text, not markup: brackets of a path would be read as a style
+    # Text, not markup: rich would read the brackets of a path as a style
+    title = Text(" ".join(common)) if common else None
     table = Table(title=title, caption=Text(caption), title_justify="left", caption_justify="left")
     for name in ("job", "state", "progress", "minutes"):
         table.add_column(name, justify="right" if name == "minutes" else "left", overflow="fold")
@@ -91,7 +93,7 @@ def job_table(jobs: list[Job], caption: str) -> Table:
 
 
 def progress(job: Job) -> str:
-    """How far the run has come, or why it ended."""
+    """Return how far the run is, or why it ended."""
     if job.error:
         return job.error.strip().splitlines()[-1][:200]
     if job.directory is None or not job.directory.metrics_path.exists():
@@ -102,7 +104,7 @@ def progress(job: Job) -> str:
 
 
 def steps_of(run: RunDirectory, step: int) -> str:
-    """`step 12/30  eta 3:20`: how many updates are made, of how many, and how long the others will take."""
+    """Return e.g. `step 12/30  eta 3:20`: the updates made, all updates, and the time that the others will take."""
     status = run.status() if run.status_path.exists() else {}
     total = status.get("max_steps")
     if total is None:

@@ -1,4 +1,4 @@
-"""The result of a run at a glance: before, after and paired difference of every metric, each with its 95% interval."""
+"""Show the result of a run: before, after and paired difference of every metric, each with its 95% interval."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CAPTION = "mean [95% interval]; difference paired by item"
 
 
 def result_table(summary: Mapping[str, Any]) -> Table:
-    """`summary["eval"]` (the form of summary.json) as a table; a difference whose interval excludes 0 is coloured."""
+    """Return `summary["eval"]` (as in summary.json) as a table; a difference whose interval excludes 0 is coloured."""
     table = Table(title=_title(summary), caption=CAPTION, title_justify="left")
     rows = _rows(summary)
     shown = _shown_columns(rows)
     for column in shown:
         table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
     for name, cells in rows:
-        # Text, not markup: the brackets of an interval would be read as a style
+        # Text, not markup: rich would read the brackets of an interval as a style.
         before, after, difference, items = (Text(cell) for cell in cells)
         difference.stylize({1: "green", -1: "red", 0: ""}[_verdict(_difference(summary, name))])
         row = (Text(name), before, after, difference, items)
@@ -33,7 +33,7 @@ def result_table(summary: Mapping[str, Any]) -> Table:
 
 
 def result_text(summary: Mapping[str, Any]) -> str:
-    """The same table in plain ASCII, for logs and pipes; * marks a difference whose interval excludes 0."""
+    """Return the same table in plain ASCII, for logs and pipes; * marks a difference whose interval excludes 0."""
     rows = _rows(summary)
     if not rows:
         return "no evaluation results"
@@ -49,7 +49,7 @@ def result_text(summary: Mapping[str, Any]) -> str:
 
 
 def missing_text(summary: Mapping[str, Any]) -> str:
-    """How many items an endpoint did not play, and why; empty where none is missing."""
+    """Return how many items an endpoint did not play, and why; empty if none is missing."""
     missing = summary.get("missing")
     if not missing:
         return ""
@@ -60,14 +60,14 @@ def missing_text(summary: Mapping[str, Any]) -> str:
 
 
 def sampling_text(sampling: Mapping[str, Any]) -> str:
-    """What an endpoint was told on sampling, and what it was not because it takes no such value."""
+    """Return the sampling settings that an endpoint was sent, and those that it refuses and chooses itself."""
     sent = ", ".join(f"{name} {value:g}" for name, value in sampling["sent"].items())
     own = ", ".join(sampling["chosen_by_server"])
     return f"the server was told {sent or 'nothing'}" + (f"; it refuses and chooses itself: {own}" if own else "")
 
 
 def print_result(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Show the table on a terminal, plain lines elsewhere or where the terminal is too narrow for it."""
+    """Print the table on a terminal; print plain lines elsewhere, or if the terminal is too narrow."""
     console = console or Console()
     table = result_table(summary)
     wanted = console.measure(table, options=console.options.update(width=1000)).maximum
@@ -80,7 +80,7 @@ def print_result(summary: Mapping[str, Any], console: Console | None = None) -> 
 
 
 def _shown_columns(rows: list[tuple[str, tuple[str, str, str, str]]]) -> list[str]:
-    """Columns that hold anything: a run that only evaluates has no before, and so no difference."""
+    """Return the columns that hold values: a run that only evaluates has no before, and so no difference."""
     filled = [any(cells[i] != "-" for _, cells in rows) for i in range(len(COLUMNS) - 1)]
     return [COLUMNS[0], *(column for column, full in zip(COLUMNS[1:], filled, strict=True) if full)]
 
@@ -110,7 +110,7 @@ def _cell(interval: Mapping[str, Any] | None, signed: bool) -> str:
 
 
 def _verdict(interval: Mapping[str, Any] | None) -> int:
-    """1 or -1 where the whole interval lies above or below 0, else 0."""
+    """Return 1 or -1 if the whole interval lies above or below 0, else 0."""
     if interval is None or interval["lo"] is None:
         return 0
     return int(interval["lo"] > 0) - int(interval["hi"] < 0)

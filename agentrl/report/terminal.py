@@ -1,4 +1,6 @@
-"""Rollouts and evaluation items on a terminal: filters, colours by component, marks by what a loss trains on."""
+"""Show rollouts and evaluation items on a terminal: filters, colours by component, marks on tokens that a loss
+covers.
+"""
 
 from __future__ import annotations
 
@@ -20,51 +22,55 @@ COLOURS = {"reasoning": "cyan", "tool_call": "yellow", "answer": "green", "obser
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "=": operator.eq,
 }  # fmt: skip
-Facts = dict[str, float]  # what a filter may ask of one rollout
+Facts = dict[str, float]  # the numbers of one rollout that a filter may name
 
 
 def parse_filter(text: str) -> Callable[[Facts], bool]:
-    """`reward<1,errors>0` as a test that all of it holds; a rollout without one of its names fails it.
+    """Turn a filter such as `reward<1,errors>0` into a test. A rollout passes if it has every name and all comparisons
+    hold.
 
-    Raises UserError on anything else than comparisons of a name with a number.
+    Raises:
+        UserError: a part of the filter does not compare a name with a number.
     """
     tests = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         found = re.fullmatch(r"([\w@^.]+)\s*(<=|>=|!=|<|>|=)\s*(-?\d+(?:\.\d+)?)", part)
         if not found:
-            raise UserError(f"where: '{part}' is no comparison; write e.g. where='reward<1,errors>0,r_sys<0.7'")
+            raise UserError(f"where: '{part}' is not a comparison; write e.g. where='reward<1,errors>0,r_sys<0.7'")
         tests.append((found[1], COMPARISONS[found[2]], float(found[3])))
     return lambda facts: all(name in facts and compare(facts[name], bound) for name, compare, bound in tests)
 
 
 def refuse_unknown(text: str, known: set[str]) -> None:
-    """Raise UserError where a filter names what nothing that it is to filter has: nothing would ever pass."""
+    """Raise UserError if a filter names a number that nothing here has, so nothing would ever pass."""
     for name in re.findall(r"([\w@^.]+)\s*[<>=!]", text):
         if known and name not in known:
             raise UserError(f"where: nothing here has a number {name}{suggest(name, sorted(known))}")
 
 
 def tasks_named(text: str, ids: set[str]) -> set[str]:
-    """The task whose id `text` is; without one those that hold it as whole words, and without any all that hold it."""
+    """Return the task whose id is `text`; else the tasks whose id holds it as whole words; else all whose id holds
+    it.
+    """
     whole = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
     return {text} & ids or {name for name in ids if whole.search(name)} or {name for name in ids if text in name}
 
 
 def facts(view: View) -> Facts:
-    """The numbers of a rollout that a filter may name: its metrics, and what the run recorded beside them."""
+    """Return the numbers of a rollout that a filter may name: its metrics, and what the run recorded beside them."""
     recorded = {"reward": view.reward, "errors": view.errors, "step": view.step, "truncated": float(view.truncated)}
     return view.metrics | recorded | {"turns": float(len(view.rewards))}
 
 
 def item_facts(item: dict[str, Any]) -> Facts:
-    """The same of an item of eval/*.jsonl."""
+    """Return the same numbers for an item of eval/*.jsonl."""
     numbers = {name: value for name, value in item["metrics"].items() if isinstance(value, int | float)}
     others = {"errors": item["tool_errors"], "truncated": float(item["truncated"]), "turns": item["turns"]}
     return numbers | others | {"calls": item["calls"], "tokens": item["tokens"]}
 
 
 def rollout_panel(view: View, prompt: bool) -> Panel:
-    """One rollout: what was sampled in colour, what the environment wrote dimmed, rewards and advantages by turn."""
+    """Show one rollout: sampled text in colour, text of the environment dimmed, rewards and advantages by turn."""
     text = Text()
     for part in view.stretches:
         style = COLOURS.get(part.component, "")
@@ -94,7 +100,7 @@ def rollout_panel(view: View, prompt: bool) -> Panel:
 
 
 def item_panel(item: dict[str, Any], title: str) -> Panel:
-    """One evaluated item as its messages."""
+    """Show one evaluated item as its messages."""
     text = Text()
     for message in item["messages"]:
         content = message.get("content") or ""
@@ -114,7 +120,7 @@ def item_panel(item: dict[str, Any], title: str) -> Panel:
 
 
 def compare_items(before: list[dict[str, Any]], after: list[dict[str, Any]], width: int) -> Iterator[RenderableType]:
-    """The items of `after`, each with its like of `before`, side by side where the terminal is wide enough."""
+    """Show each item of `after` with the same item of `before`, side by side if the terminal is wide enough."""
     first = {(item["id"], item["sample"]): item for item in before}
     for item in after:
         old = first.get((item["id"], item["sample"]))
@@ -129,7 +135,7 @@ def compare_items(before: list[dict[str, Any]], after: list[dict[str, Any]], wid
 
 
 def legend(console: Console) -> None:
-    """One line on what the colours say."""
+    """Print one line that explains the colours."""
     line = Text()
     for name in ("reasoning", "tool_call", "answer", "observation"):
         line.append(name.replace("_", " "), style=COLOURS[name])

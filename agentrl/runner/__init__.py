@@ -1,1 +1,1 @@
-"""From a checked configuration to a worker process that trains."""
+"""Start runs: from a checked configuration to a worker process that trains."""

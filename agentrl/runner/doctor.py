@@ -1,4 +1,4 @@
-"""What can be wrong with a machine or a set-up before a run begins: one finding a check, each with its mending."""
+"""Check what can be wrong with a machine or a set-up before a run begins: one finding for each check, with its fix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from agentrl.store.durable import sha256
 
 Verdict = Literal["ok", "warn", "fail", "skip"]
 
-# Private methods of TRL that our trainers override or call: they move between releases.
+# Private methods of TRL that our trainers override or call. They move between releases.
 TRL_SEAMS: dict[str, tuple[str, ...]] = {
     "GRPOTrainer": (
         *("_calculate_rewards", "_compute_loss", "_generate_and_score_completions", "compute_loss"),
@@ -36,7 +36,7 @@ TRL_SEAMS: dict[str, tuple[str, ...]] = {
     ),
     "SFTTrainer": ("compute_loss",),
 }
-# Published files, by SHA-256.
+# The published files that this program knows, by SHA-256.
 KNOWN_DATA = {
     "0a51f71a44b7025645e452123af3caf2e348301922af91778e268db0188a7fab": "ToolHop, 995 rows",
     "4d59b91382fbd993653c95f97e7727b6889a19ff515a96c3c870f1885b949836": "FTRL test, 200 rows",
@@ -46,7 +46,7 @@ CHECKPOINT_COPIES = 3  # float32 weights and Adam's two moments
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check. `fix` says what to do, and is empty where nothing needs doing."""
+    """The outcome of one check. `fix` says what to do; it is empty if nothing must be done."""
 
     check: str
     verdict: Verdict
@@ -55,15 +55,15 @@ class Finding:
 
 
 def diagnose(config: Config) -> Iterator[Finding]:
-    """Every check in turn; one that breaks is a failure of its own, and the others go on."""
+    """Run every check in turn. A check that breaks is reported as a failure, and the others run."""
     for check in CHECKS:
         name = check.__name__.replace("_", " ")
         try:
             yield from check(config)
         except UserError as error:
-            yield Finding(name, "fail", str(error), "as it says")
-        except Exception as error:  # a doctor must survive what it finds: the fault is reported, not raised
-            yield Finding(name, "fail", f"{type(error).__name__}: {error}", "report this with the text above")
+            yield Finding(name, "fail", str(error), "do what the message says")
+        except Exception as error:  # the doctor must survive what it finds: it reports the fault and does not raise it
+            yield Finding(name, "fail", f"{type(error).__name__}: {error}", "report this as a bug")
 
 
 def python(config: Config) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def python(config: Config) -> Iterator[Finding]:
 
 
 def packages(config: Config) -> Iterator[Finding]:
-    """Installed versions against the ranges that this package declares."""
+    """Compare installed versions with the ranges that this package declares."""
     broken = False
     for requirement in requirements():
         fix = f"pip install '{requirement}'"
@@ -149,12 +149,14 @@ def sandbox(config: Config) -> Iterator[Finding]:
         missing = box.missing()
         worked = box.call("def add(a, b): return a + b", "add", {"a": 1, "b": 2}).json == "3"
     if not worked:
-        yield Finding("sandbox", "fail", "a tool call returned nothing", "report this with the kernel's version")
+        yield Finding(
+            "sandbox", "fail", "a tool call returned nothing", "report this as a bug, with the kernel's version"
+        )
     elif missing:
         yield Finding(
             "sandbox",
             "fail" if config.sandbox == "strict" else "warn",
-            f"tool code is not kept from: {', '.join(missing)}",
+            f"the sandbox does not restrict: {', '.join(missing)}",
             "allow user namespaces, Landlock and seccomp to this process (containers often forbid them)",
         )
     else:
@@ -171,7 +173,9 @@ def configuration(config: Config) -> Iterator[Finding]:
 
 
 def chat_template(config: Config) -> Iterator[Finding]:
-    """Loads the tokenizer: it must carry tool calls and keep earlier turns, or a system message in a single turn."""
+    """Load the tokenizer and check its template: it must render tool calls and keep earlier turns, or a system
+    message.
+    """
     loading = importlib.import_module("agentrl.models.loading")
     local = config.model.path.startswith("builtin:") or Path(config.model.path).expanduser().is_dir()
     if (
@@ -182,17 +186,17 @@ def chat_template(config: Config) -> Iterator[Finding]:
         yield Finding(
             "chat template",
             "warn",
-            f"{config.model.path} is neither on this disk nor reachable, so its template was not read",
+            f"{config.model.path} is not on this disk and cannot be reached, so its template was not read",
             "model.path=<local checkpoint>, or run this where the hub can be reached",
         )
         return
     if config.bench.two_sided:
         loading.load_chat(config.model, loading.Needs(tools=False, system=True))
-        yield Finding("chat template", "ok", f"{config.model.path} carries system messages")
+        yield Finding("chat template", "ok", f"{config.model.path} renders system messages")
         return
     chat = loading.load_chat(config.model, loading.Needs(tools=True, system=False))
     rewritten = "" if chat.template is None else "; TRL's prefix-preserving variant of it is used"
-    yield Finding("chat template", "ok", f"{config.model.path} carries tool calls and keeps earlier turns{rewritten}")
+    yield Finding("chat template", "ok", f"{config.model.path} renders tool calls and keeps earlier turns{rewritten}")
 
 
 def data(config: Config) -> Iterator[Finding]:
@@ -222,7 +226,7 @@ def data(config: Config) -> Iterator[Finding]:
 def bfcl(config: Config) -> Iterator[Finding]:
     lost = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if not isinstance(config.bench, Bfcl):
-        yield Finding("bfcl", "skip", "bench=bfcl alone needs it" + (" (not installed)" if lost else ""))
+        yield Finding("bfcl", "skip", "only bench=bfcl needs it" + (" (not installed)" if lost else ""))
     elif lost:
         yield Finding("bfcl", "fail", f"{', '.join(lost)} not installed", INSTALL)
     else:
@@ -243,7 +247,7 @@ def disk(config: Config) -> Iterator[Finding]:
         yield Finding("disk", "ok", f"{free:.1f} GB free for runs_dir={config.runs_dir}; the model's size is not known")
         return
     share = 0.01 if config.model.lora.enabled else 1.0
-    # Every kept checkpoint, the one being written, and the final weights.
+    # All kept checkpoints, the one being written, and the final weights.
     needed = parameters * 4 * share * (CHECKPOINT_COPIES * (config.trainer.keep_checkpoints + 1) + 1) / 2**30
     detail = f"{free:.1f} GB free for runs_dir={config.runs_dir}, checkpoints need about {needed:.2g} GB"
     if free < needed:
@@ -266,7 +270,7 @@ def memory_of_machine(config: Config) -> Iterator[Finding]:
         have, where = module.cuda.get_device_properties(0).total_memory / 2**30, "of GPU memory"
     else:
         have, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, "of memory"
-    detail = f"{have:.1f} GB {where}; weights, gradients and optimizer need {needed:.2g} GB, activations come on top"
+    detail = f"{have:.1f} GB {where}; weights, gradients and optimizer need {needed:.2g} GB, activations need more"
     if needed > have:
         yield Finding("memory", "fail", detail, "a smaller model, model/lora=on, or FSDP (hardware.accelerate_config)")
     else:

@@ -1,4 +1,6 @@
-"""Which GPUs a job of a sweep uses: jobs side by side on one machine have their own, or wait for them."""
+"""Choose the GPUs of a job of a sweep. Jobs that run side by side on one machine have their own GPUs, or wait for
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from pathlib import Path
 
 from agentrl.store.durable import try_lock
 
-EVERY_S = 1.0  # between looks for a free GPU
+EVERY_S = 1.0  # between two looks for a free GPU
 
 
 def visible_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them; without it, all that the driver knows."""
+    """Return the GPUs as CUDA_VISIBLE_DEVICES names them; if it is not set, all that the driver knows."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
@@ -30,10 +32,10 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def own_gpus(count: int, say: Callable[[str], None]) -> Iterator[list[str]]:
-    """`count` of the visible GPUs that no other job of this user uses, until the block ends; `say` tells of a wait.
+    """Reserve `count` of the visible GPUs for this job until the block ends; `say` reports a wait.
 
-    All of them where there are no more than that. A GPU that CUDA_VISIBLE_DEVICES names twice is given to two jobs. The
-    kernel gives back what a killed job had.
+    If the machine has no more than `count`, the job gets all. A GPU that CUDA_VISIBLE_DEVICES names twice is given to
+    two jobs. The locks are the kernel's: it frees those of a killed job.
     """
     visible = visible_gpus()
     places = [f"{name}-{visible[:position].count(name)}" for position, name in enumerate(visible)]
@@ -51,8 +53,8 @@ def own_gpus(count: int, say: Callable[[str], None]) -> Iterator[list[str]]:
 
 
 def _take(held: ExitStack, places: list[str], count: int) -> list[int]:
-    """Positions of `count` free places, locked until `held` closes; none where fewer are free."""
-    # A cluster's manager shows each of its jobs other GPUs under the same numbers.
+    """Return the positions of `count` free places and lock them until `held` closes; empty if fewer are free."""
+    # A cluster manager shows different GPUs under the same numbers to different jobs.
     scope = f"agentrl-gpus-{os.getuid()}-{os.environ.get('SLURM_JOB_ID', 'here')}"
     folder = Path(tempfile.gettempdir()) / scope
     folder.mkdir(mode=0o700, exist_ok=True)

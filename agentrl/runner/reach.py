@@ -1,6 +1,6 @@
-"""What a run reaches for outside its own process: GPUs, the hub, a server. Asked within seconds, before anything waits.
+"""Check what a run needs outside its own process: GPUs, the hub, servers. Each check takes seconds at most.
 
-No torch here: importing it takes longer than all of these questions.
+This module imports no torch, because the import takes longer than all checks together.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.endpoint.waiting import within
 
-PATIENCE_S = 3.0  # for a name to be looked up and a connection to open
-ANSWER_S = 5.0  # for any answer over it
+PATIENCE_S = 3.0  # for looking up a name and opening a connection
+ANSWER_S = 5.0  # for an answer over the connection
 PORTS = {"http": 80, "https": 443}
 
 
 def check_reach(config: Config) -> list[str]:
-    """Raise UserError, in one line, for what cannot be reached; return warnings about what may not be needed."""
+    """Raise a UserError of one line for what cannot be reached; return warnings about what may not be needed."""
     endpoint = config.algo.endpoint.base_url if isinstance(config.algo, Evaluate) else None
     if endpoint is not None:
         check_server("algo.endpoint.base_url", endpoint)
@@ -43,13 +43,15 @@ def check_reach(config: Config) -> list[str]:
 
 
 def check_server(key: str, address: str) -> None:
-    """Raise UserError where nothing listens at an address, or never answers. Behind a proxy nothing can be said."""
+    """Raise UserError if no server listens at an address, or if it never answers. Behind a proxy this cannot be
+    checked.
+    """
     if (reason := _unanswered(address)) is not None:
         raise UserError(f"{key}={address}: no server answers there ({reason}); start it, or correct the address")
 
 
 def reachable(address: str) -> bool:
-    """Whether something listens at the host and port of an address, or a proxy stands before it."""
+    """Check whether something listens at the host and port of an address, or a proxy stands in between."""
     return _silence(address) is None
 
 
@@ -58,21 +60,23 @@ def hub_address() -> str:
 
 
 def in_hub_cache(repository: str, kind: str = "model", revision: str | None = None) -> bool:
-    """Whether a repository lies in the hub's cache: a model by its configuration, a data set by anything."""
+    """Check whether a repository is in the hub's cache: a model by its configuration, a data set by any file."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     try:
         for file in ("config.json", "adapter_config.json") if kind == "model" else ():
             if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
                 return True
-    except ValueError:  # no name of a repository: the hub's own message comes when it is loaded
+    except ValueError:  # not the name of a repository: loading it gives the hub's own message
         return False
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}" / "snapshots"
     return kind != "model" and folder.is_dir()
 
 
 def driver_gpus() -> int | None:
-    """GPUs that the CUDA driver lets this process see, CUDA_VISIBLE_DEVICES obeyed; None where it is not NVIDIA's."""
+    """Return how many GPUs the CUDA driver shows to this process, with CUDA_VISIBLE_DEVICES; None without an NVIDIA
+    driver.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -87,19 +91,19 @@ def _check_gpus(config: Config) -> None:
     hardware = config.hardware
     if importlib.metadata.version("torch").endswith("+cpu"):
         raise UserError(
-            f"hardware={hardware.name} wants a GPU, and the PyTorch installed here is a build without CUDA; install "
-            "one with CUDA, or set hardware=cpu"
+            f"hardware={hardware.name} needs a GPU, but the installed PyTorch is a build without CUDA; install one "
+            "with CUDA, or set hardware=cpu"
         )
     found = driver_gpus()
     if found is not None and found < hardware.processes:
         raise UserError(
-            f"hardware={hardware.name} wants {hardware.processes} GPU(s), the driver shows {found} (nvidia-smi and "
-            "CUDA_VISIBLE_DEVICES tell which); lower hardware.processes, or set hardware=cpu"
+            f"hardware={hardware.name} needs {hardware.processes} GPU(s), but the driver shows {found}; check "
+            "nvidia-smi and CUDA_VISIBLE_DEVICES, lower hardware.processes, or set hardware=cpu"
         )
 
 
 def _of_the_hub(config: Config, remote: bool) -> Iterator[tuple[str, str, str, str | None]]:
-    """Key, repository, kind and revision of everything that is loaded from the hub."""
+    """Yield key, repository, kind and revision of everything that is loaded from the hub."""
     model = config.model
     if not remote and not model.path.startswith("builtin:"):
         adapter = Path(model.path).expanduser() / "adapter_config.json"
@@ -117,7 +121,9 @@ def _of_the_hub(config: Config, remote: bool) -> Iterator[tuple[str, str, str, s
 
 
 def _base_of(adapter: Path) -> str | None:
-    """The hub id of an adapter's base; None where it lies on this disk, or where loading says what is wrong."""
+    """Return the hub id of an adapter's base; None if the base is on this disk, or if loading it will report an
+    error.
+    """
     try:
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError):
@@ -129,12 +135,14 @@ def _check_hub(key: str, repository: str, kind: str, revision: str | None) -> No
     if in_hub_cache(repository, kind, revision):
         return
     named = f"{key}={repository}" if "=" not in key else f"{key} {repository}"
-    advice = "name a local directory" if kind == "model" else "give the file as bench.path=..."
+    advice = "name a local directory" if kind == "model" else "name a local file as bench.path=..."
     if any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE):
-        raise UserError(f"{named}: not in the hub's cache, and {' or '.join(OFFLINE)} is set; unset it, or {advice}")
+        raise UserError(
+            f"{named}: not in the hub's cache, and {' or '.join(OFFLINE)} forbids a download; unset it, or {advice}"
+        )
     print(f"Asking {hub_address()} for {repository}.", flush=True)
     if (reason := _hub_refusal(repository, kind)) is not None:
-        raise UserError(f"{named}: not in the hub's cache, and {reason}; {advice}, or mend that")
+        raise UserError(f"{named}: not in the hub's cache, and {reason}; correct that, or {advice}")
 
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -142,7 +150,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 @cache
 def _hub_refusal(repository: str, kind: str) -> str | None:
-    """Why the hub does not give a repository; None where it does, or where that is not certain."""
+    """Return why the hub refuses a repository; None if it does not refuse, or if that is not certain."""
     if (silence := _silence(hub_address())) is not None:
         return f"{hub_address()} cannot be reached ({silence})"
     request = urllib.request.Request(f"{hub_address()}/api/{kind}s/{repository}")
@@ -153,8 +161,9 @@ def _hub_refusal(repository: str, kind: str) -> str | None:
             return None
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):
-            return f"the hub has no {kind} of that name for you (HTTP {error.code}): a slip, or a gated one (HF_TOKEN)"
-    except OSError:  # a certificate that urllib does not know, a slow answer: the hub's own library may fare better
+            refusal = f"the hub has no {kind} of that name for you (HTTP {error.code})"
+            return f"{refusal}: it is misspelt, or gated (set HF_TOKEN)"
+    except OSError:  # a certificate that urllib does not know, or a slow answer: the hub's own library may succeed
         pass
     return None
 
@@ -174,22 +183,25 @@ def _judge(config: Config) -> list[str]:
         raise UserError(
             f"judge.base_url={judge.base_url}: no server answers there ({reason}); start it, or correct the address"
         )
-    return [f"judge.base_url={judge.base_url} does not answer ({reason}); only verdicts in {verdicts} can be had"]
+    return [f"judge.base_url={judge.base_url} does not answer ({reason}); only the verdicts in {verdicts} can be used"]
 
 
 def _unanswered(address: str) -> str | None:
-    """Why a server of the OpenAI kind answers nothing, be it a refusal, within seconds; None where it does."""
+    """Return why a server of the OpenAI kind gives no answer within seconds; None if it answers, even with a
+    refusal.
+    """
     if (reason := _silence(address)) is not None or _behind_proxy(address):
         return reason
 
     def ask() -> None:
-        with suppress(OSError, HTTPException, ValueError):  # an answer of some kind, or what the client words better
+        # it answered in some way, or the client words the error better
+        with suppress(OSError, HTTPException, ValueError):
             urllib.request.urlopen(f"{address.rstrip('/')}/models", timeout=2 * ANSWER_S).close()
 
     try:
         within(ANSWER_S, ask)
     except TimeoutError:
-        return f"it takes connections and gives no answer in {ANSWER_S:g} s"
+        return f"it accepts connections but gives no answer in {ANSWER_S:g} s"
     return None
 
 
@@ -199,14 +211,16 @@ def _behind_proxy(address: str) -> bool:
 
 
 def _silence(address: str) -> str | None:
-    """Why no connection opens to an address, within seconds; None where one does, or where a proxy stands between."""
+    """Return why no connection opens to an address within seconds; None if one opens, or if a proxy stands in
+    between.
+    """
     parts = urlsplit(address)
     if _behind_proxy(address):
         return None
     try:
         port = parts.port or PORTS.get(parts.scheme, 80)
     except ValueError:
-        return "the port is no number"
+        return "the port is not a number"
     return _within(PATIENCE_S, lambda: _connect(parts.hostname or "", port))
 
 
@@ -219,7 +233,9 @@ def _connect(host: str, port: int) -> str | None:
 
 
 def _within(seconds: float, question: Callable[[], str | None]) -> str | None:
-    """What `question` answers, or that it took too long: looking up a name heeds no timeout."""
+    """Return what `question` returns, or that it took too long. Looking up a name obeys no timeout, so a thread
+    asks.
+    """
     try:
         return within(seconds, question)
     except TimeoutError:

@@ -1,6 +1,6 @@
-"""What a run needs of this machine besides its configuration, asked within seconds, before anything is made or loaded.
+"""Check, within seconds and before anything is loaded, the packages and servers that a run needs.
 
-No torch here.
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line
 
-PATIENCE_S = 3.0  # for a server on this machine or in this network
+PATIENCE_S = 3.0  # for a server on this machine or in its network
 SERVE = (
     'VLLM_SERVER_DEV_MODE=1 vllm serve {model} --weight-transfer-config \'{{"backend": "nccl"}}\' '
     "--logprobs-mode processed_logprobs --max-logprobs -1"
@@ -29,7 +29,7 @@ SERVE = (
 
 
 def check_ready(config: Config) -> None:
-    """Raise UserError, in one line, for a package or a server that the run would miss later."""
+    """Raise a UserError of one line for a package or a server that the run would miss later."""
     hardware = config.hardware
     if samples_with_vllm(config):
         if find_spec("vllm") is None:
@@ -49,7 +49,7 @@ def check_ready(config: Config) -> None:
 
 
 def _check_vllm_server(config: Config) -> None:
-    """TRL waits four minutes for a server, and finds out later that it takes no weights."""
+    """Check the vLLM server. TRL would wait four minutes for it, and would find out later that it takes no weights."""
     url = config.hardware.vllm_url.rstrip("/")
     start = f"start it with: {SERVE.format(model=config.model.path)}"
     where = f"hardware.vllm_url={config.hardware.vllm_url}"
@@ -59,11 +59,13 @@ def _check_vllm_server(config: Config) -> None:
     if not isinstance(settings, dict) or settings.get("weight_transfer_config") is None:
         raise UserError(f"{where}: that server cannot take new weights; {start}")
     if settings.get("model_config", {}).get("logprobs_mode") != "processed_logprobs":
-        raise UserError(f"{where}: that server gives probabilities before the temperature, which bias ratios; {start}")
+        raise UserError(
+            f"{where}: that server gives log-probs before the temperature, which makes importance ratios wrong; {start}"
+        )
 
 
 def _ask(url: str, trouble: str, advice: str) -> dict[str, Any]:
-    """The JSON object at `url`, empty for an empty reply; a UserError that says why there is none."""
+    """Return the JSON object at `url`, empty for an empty reply; raise a UserError that says why there is none."""
     cause = "its answer is not vLLM's"
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE_S) as reply:
@@ -73,6 +75,6 @@ def _ask(url: str, trouble: str, advice: str) -> dict[str, Any]:
             return content
     except urllib.error.HTTPError as error:
         cause = f"HTTP {error.code} for {urllib.parse.urlsplit(url).path}"
-    except (OSError, HTTPException, ValueError) as error:  # refused, unknown host, too slow; no HTTP; no JSON
+    except (OSError, HTTPException, ValueError) as error:  # refused, unknown host, too slow, not HTTP, not JSON
         cause = str(getattr(error, "reason", error))
     raise UserError(f"{trouble} ({cause}); {advice}")

@@ -1,4 +1,6 @@
-"""What a configuration sets in motion: a new run, one that goes on, or the word that it is done. No Hydra here."""
+"""Start what a configuration describes: begin a run, resume it, or say that it is complete. This module uses no
+Hydra.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,11 @@ LONG_UPDATES, LONG_TOKENS = 1000, 50_000_000  # days on a CPU
 def start(
     config: Config, output: TextIO | None = None, beside_others: bool = False, may_move: tuple[str, ...] = ()
 ) -> int:
-    """Begin, resume or report the run that `config` describes; the exit code. Output goes to the terminal or a file.
+    """Begin, resume or report the run that `config` describes; return the exit code. Output goes to the terminal or a
+    file.
 
-    One of several jobs, `beside_others`, has its GPUs to itself. A run that goes on may have other values of the keys
-    `may_move`.
+    With `beside_others` (one of several jobs), the run reserves its own GPUs. A resumed run may have other values of
+    the keys `may_move`.
     """
     console = printer(output)
     for warning in [*check(config), *_unwise(config)]:
@@ -51,7 +54,7 @@ def start(
         console.print(f"Dry run: nothing was loaded or trained. {run.path}")
         return COMPLETED
     summary = json.loads(run.summary_path.read_text(encoding="utf-8")) if run.summary_path.exists() else {}
-    missing = summary.get("missing", {}).get("items", 0)  # an endpoint did not play them: they are tried again
+    missing = summary.get("missing", {}).get("items", 0)  # an endpoint did not play these items; they are tried again
     if state == "completed" and not missing:
         console.print(f"This run is complete: {run.path}")
         if summary:
@@ -59,7 +62,7 @@ def start(
         console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
         return COMPLETED
     if state == "completed":
-        console.print(f"{missing} items are missing and are tried again: {run.path}")
+        console.print(f"{missing} items are missing and will be tried again: {run.path}")
     else:
         known = state in ("running", "interrupted", "failed")
         console.print(f"{'Resuming' if known else 'Run directory'}: {run.path}")
@@ -80,10 +83,10 @@ def start(
 
 
 def check(config: Config, here: bool = True) -> list[str]:
-    """Everything that can be held against a run before anything is made; paths become absolute. Returns warnings.
+    """Check everything that could stop a run before anything is made, and make its paths absolute. Return warnings.
 
-    A dry run only reads its data, a complete run is only shown, and what a launcher sends elsewhere is not for this
-    machine: none of them needs it to be fit.
+    The machine itself is checked only for a run that will work here: not for a dry run, a complete run, or a job that a
+    launcher sends elsewhere.
     """
     warnings = validate(config)
     make_paths_absolute(config)
@@ -96,26 +99,30 @@ def check(config: Config, here: bool = True) -> list[str]:
 
 
 def _unwise(config: Config) -> list[str]:
-    """Warnings about training that will not pay: a network on a bench whose words it has never read, days on a CPU."""
+    """Return warnings about training that will not pay: a tiny model on a bench that it does not know, days on a
+    CPU.
+    """
     if not isinstance(config.algo, Evaluate):
         if config.model.path == "builtin:tiny" and isinstance(config.bench, Minihif):
-            return ["model=tiny has never read minihif's words and earns next to nothing there; model=tiny_hif has"]
+            return ["model=tiny does not know minihif's words and earns almost nothing there; use model=tiny_hif"]
         if config.model.path == "builtin:tiny_hif" and isinstance(config.bench, Minihop):
-            return ["model=tiny_hif has never read minihop's words and earns next to nothing there; model=tiny has"]
+            return ["model=tiny_hif does not know minihop's words and earns almost nothing there; use model=tiny"]
     if config.hardware.device != "cpu" or config.trainer.max_steps > 0 or isinstance(config.algo, Evaluate):
         return []
     planned = estimate(config)
     if planned.updates <= LONG_UPDATES and planned.rollout_tokens <= LONG_TOKENS:
         return []
     return [
-        f"{planned.updates:,} updates and up to {planned.rollout_tokens:,} sampled tokens are planned, on a CPU: "
+        f"{planned.updates:,} updates and up to {planned.rollout_tokens:,} sampled tokens are planned on a CPU: "
         f"no file of conf/preset/ scales algo={config.algo.name} down for model={config.model.name}; "
-        "trainer.max_steps=... and trainer.prompts_per_batch=... shorten it"
+        "shorten it with trainer.max_steps=... and trainer.prompts_per_batch=..."
     ]
 
 
 def make_paths_absolute(config: Config) -> None:
-    """A run directory must mean the same from every working directory. Hub ids stay as they are."""
+    """Make the paths in `config` absolute, so that a run directory works from every directory. Hub ids stay as they
+    are.
+    """
     if getattr(config.bench, "path", None) is not None:
         config.bench.path = str(Path(config.bench.path).expanduser().absolute())
     for name in config.algo.files:
@@ -138,13 +145,11 @@ def _is_complete(path: Path) -> bool:
 
 
 def _same_run(run: RunDirectory, config: Config, may_move: tuple[str, ...]) -> None:
-    """An explicit run_id may name a directory that holds another run."""
-    run.status()  # refuses a directory that is none of ours
+    """Raise UserError if the directory holds another run, which an explicit run_id may name."""
+    run.status()  # refuses a directory that is not a run
     changed = [key for key in changed_keys(run.config(), config) if key not in may_move]
     if changed:
-        moved = (
-            f"; agentrl resume {run.path} {changed[0]}=... where it has moved" if set(changed) <= {*MAY_MOVE} else ""
-        )
+        moved = f"; if it has moved, agentrl resume {run.path} {changed[0]}=..." if set(changed) <= {*MAY_MOVE} else ""
         raise UserError(
             f"{run.path} holds a run with other values of {', '.join(changed[:5])}"
             f"{' and more' if len(changed) > 5 else ''}; choose another run_id=..., or leave it out{moved}"

@@ -1,7 +1,7 @@
-"""The worker: reads one run directory's configuration, trains, evaluates, and leaves a summary there.
+"""The worker of a run: it reads the run directory's configuration, trains, evaluates, and writes a summary there.
 
-Started by `agentrl.runner.launch` as `python -m agentrl.runner.worker RUN_DIR`, on every rank where there are several.
-Exit status: 0 completed, 2 a mistake the user can mend, 130 interrupted, anything else a crash.
+`agentrl.runner.launch` starts it as `python -m agentrl.runner.worker RUN_DIR`, on every rank if there are several. Exit
+status: 0 completed, 2 a mistake that the user can mend, 130 interrupted, anything else a crash.
 """
 
 from __future__ import annotations
@@ -60,12 +60,13 @@ from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import track_run
 from agentrl.trainers.build import build_trainer, final_engine, keep_fitting, rl_trainer
 
-# How long processes wait for each other: for the longest episode, a judge, a checkpoint. torch gives GPUs ten minutes.
+# How long processes wait for each other, e.g. for the longest episode, a judge, a checkpoint. torch's default for GPUs
+# is ten minutes.
 PATIENCE = timedelta(hours=12)
 
 
 def main(run_path: Path) -> int:
-    """Do the run; returns the exit status."""
+    """Do the run; return the exit status."""
     run = RunDirectory(run_path)
     stop = StopRequest()
     _catch_signals(stop)
@@ -76,33 +77,33 @@ def main(run_path: Path) -> int:
             finished = _work(run, stop, ending)
         except UserError as error:
             return _fail(run, str(error), 2)
-        except (Exception, SystemExit) as error:  # the latter from a library, or from a file of the user's own
-            message = trouble(error, run.path)  # before room is made: how full the disk is tells what was wrong
-            if is_leader():  # room for the status
+        except (Exception, SystemExit) as error:  # SystemExit comes from a library or from a user's file
+            message = trouble(error, run.path)  # asked before space is freed, because a full disk may be the reason
+            if is_leader():  # frees space for the status
                 shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)
             if message is None:
-                return _fail(run, traceback.format_exc(), 1)  # the traceback is the record; nothing is swallowed
+                return _fail(run, traceback.format_exc(), 1)  # the traceback is recorded; nothing is swallowed
             return _fail(run, message, 2)
         if not is_leader():
             return 0
         if not finished:
             run.set_status("interrupted")
             print(f"interrupted; the same command resumes from {run.path}", file=sys.stderr)
-            # torchrun would report a failure at length; the launcher reads the status.
+            # torchrun would print a long report of a failure; the launcher reads the status.
             return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130
         run.set_status("completed")
     return 0
 
 
 def is_leader() -> bool:
-    """Whether this process writes the run's files; true where there is only one."""
+    """Check whether this process writes the run's files; true if there is only one process."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def _fail(run: RunDirectory, message: str, code: int) -> int:
     print(f"agentrl: error: {message}" if code == 2 else message, file=sys.stderr)
     try:
-        if run.status()["status"] != "failed":  # another process had a reason first, ours is only that it has gone
+        if run.status()["status"] != "failed":  # another process failed first, and this one only because of it
             run.set_status("failed", error=message)
     except UserError as error:
         print(f"agentrl: error: {error}", file=sys.stderr)
@@ -122,9 +123,9 @@ def _catch_signals(stop: StopRequest) -> None:
 
 
 def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
-    """Everything between configuration and summary; False if a signal ended it early.
+    """Do everything between configuration and summary; return False if a signal ended it early.
 
-    What has to know how the run ended is put on `ending`.
+    Whatever must know how the run ended is put on `ending`.
     """
     started = time.perf_counter()
     config = load_config(run.config_path)
@@ -137,8 +138,8 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
     started_processes = PartialState(cpu=config.hardware.device == "cpu", timeout=PATIENCE).num_processes
     if started_processes != config.hardware.processes:
         raise UserError(
-            f"hardware.processes={config.hardware.processes}, but {started_processes} process(es) were started; let "
-            "hardware.accelerate_config agree with it"
+            f"hardware.processes={config.hardware.processes}, but {started_processes} process(es) were started; set "
+            "the same number in the file of hardware.accelerate_config"
         )
     tracker = ending.enter_context(track_run(config, run))
     stopping = lambda: STOPPING if stop.signal else ""  # noqa: E731
@@ -157,12 +158,12 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
 
 
 def _check_devices(config: Config) -> None:
-    """Raise UserError where there are fewer GPUs than processes: transformers would fall back to the CPU or crash."""
+    """Raise UserError if there are fewer GPUs than processes: transformers would fall back to the CPU or crash."""
     hardware = config.hardware
     remote = isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
     if hardware.device == "cuda" and not remote and (found := torch.cuda.device_count()) < hardware.processes:
         raise UserError(
-            f"hardware={hardware.name} wants {hardware.processes} GPU(s), PyTorch {torch.__version__} sees {found}; "
+            f"hardware={hardware.name} needs {hardware.processes} GPU(s), PyTorch {torch.__version__} sees {found}; "
             "lower hardware.processes, install a PyTorch that fits the driver, or set hardware=cpu"
         )
 
@@ -176,13 +177,14 @@ class Result:
     before: list[Item] = field(default_factory=list)
     steps: int = 0
     tokens: int = 0
-    judge: dict[str, Any] | None = None  # what a judge was asked, and what it cost
+    judge: dict[str, Any] | None = None  # counts of a judge's verdicts, and their cost
     missing: dict[str, int] = field(default_factory=dict)  # items that an endpoint did not play, by reason
-    sampling: dict[str, Any] | None = None  # what an endpoint was told on sampling, and what it chose itself
+    # sampling settings that an endpoint was sent, and those that it chose itself
+    sampling: dict[str, Any] | None = None
 
 
 def counts_of(judge: Judge | None) -> dict[str, float] | None:
-    """What all processes together asked a judge, see `Judge.counts`; all must ask together."""
+    """Return what all processes together asked a judge (see `Judge.counts`); all of them must call this together."""
     if judge is None:
         return None
     counts: list[dict[str, float]] = gather_object([judge.counts()])
@@ -190,7 +192,7 @@ def counts_of(judge: Judge | None) -> dict[str, float] | None:
 
 
 def summary_of(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
-    """The content of summary.json."""
+    """Return the content of summary.json."""
     return {
         "status": "completed",
         "algo": config.algo.name,
@@ -212,7 +214,7 @@ def summary_of(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
 def _evaluate_only(
     config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole, tracker: Tracker
 ) -> Result:
-    """algo=eval: one evaluation of a model that nobody trains here, loaded or behind an endpoint."""
+    """algo=eval: evaluate a model that is not trained here, loaded or behind an endpoint."""
     console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
     judge = build_judge(config, str(run.path), config.hardware.device)
@@ -235,7 +237,7 @@ def _evaluate_only(
     if endpoint is not None:
         result.missing = missing_of(run.records(run.eval_dir / "after.jsonl"))
         result.sampling = endpoint.sampling(Decoding(config.eval.temperature, config.eval.top_p))
-        if result.sampling is None and run.summary_path.exists():  # nothing new was had: what was said before stands
+        if result.sampling is None and run.summary_path.exists():  # nothing new was played: the earlier settings stand
             result.sampling = json.loads(run.summary_path.read_text(encoding="utf-8")).get("sampling")
         if result.sampling is not None:
             console.say(f"sampling: {sampling_text(result.sampling)}")
@@ -245,14 +247,14 @@ def _evaluate_only(
 def _train_and_evaluate(
     config: Config, run: RunDirectory, stop: StopRequest, console: RunConsole, tracker: Tracker
 ) -> Result:
-    """Everything between configuration and trained model. Raises Interrupted where a signal ended it early."""
+    """Do everything between configuration and trained model. Raise Interrupted if a signal ended it early."""
     if config.algo.adapts:
         check_lora(config.model)
     console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
     expert_trace = bench.expert_trace if config.traces is None else by_task(read_traces(Path(config.traces)))
     judge = build_judge(config, str(run.path), config.hardware.device)
-    trains = config.algo.trains  # else two evaluations are all there is
+    trains = config.algo.trains  # otherwise the run only evaluates twice
     train_tasks = bench.tasks("train") if trains else []
     test_tasks = bench.tasks("test", config.eval.limit, config.seed)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
@@ -272,11 +274,11 @@ def _train_and_evaluate(
         tracker.attach(trainer)
         if config.model.lora.enabled:
             console.say(trained_share(trainer.model))
-    # One process looks, for it moves damaged ones aside; all use what it found.
+    # One process looks, because it moves damaged checkpoints aside; all use what it found.
     found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
     checkpoint = broadcast_object_list(found)[0]
     result = Result(bench.solve_metric, after=[])
-    # A resumed run evaluated before it trained; its file is read back.
+    # A resumed run was evaluated before it trained; its file is read again.
     if config.eval.before:
         result.before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop, judge)
     if trainer is not None and not train(trainer, run, config, checkpoint, console):
@@ -294,7 +296,7 @@ def _train_and_evaluate(
 
 
 def trained_share(model: torch.nn.Module) -> str:
-    """How many parameters the adapters are, for the screen."""
+    """Return a text that says how many parameters the adapters have."""
     every = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return f"adapters: {trained:,} of {every:,} parameters are trained ({trained / every:.2%})"
@@ -307,18 +309,20 @@ def train(
     checkpoint: Path | None,
     console: RunConsole,
 ) -> bool:
-    """Train from `checkpoint` or from the start; False if a signal stopped it. Equal seeds give equal metrics."""
+    """Train from `checkpoint` or from the start; return False if a signal stopped it. Equal seeds give equal
+    metrics.
+    """
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     if is_leader():
         run.truncate_after(step)
     if checkpoint:
         console.say(f"resuming from {checkpoint}")
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= state.max_steps:  # transformers would make one more update before it noticed
+        if state.global_step >= state.max_steps:  # transformers would make one more update before it stops
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = state
             return True
-    # What evaluation drew must not change training; a checkpoint restores its own states over this.
+    # Random numbers drawn by evaluation must not change training; a checkpoint then restores its own random states.
     set_seed(config.seed, device_specific=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     console.finish("train")

@@ -1,1 +1,1 @@
-"""The packaged models: their recipes and their files."""
+"""The packaged models: their files, and the recipes that made them."""

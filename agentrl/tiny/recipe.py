@@ -1,8 +1,8 @@
-"""The recipe of the packaged tiny model for minihop: a tokenizer, a Qwen3 network of a million weights, its training.
+"""Make the packaged tiny model for minihop: a tokenizer and a Qwen3 network of a million weights, pre-trained here.
 
-The result stands where an instruct model stands before post-training: it writes well-formed calls, solves one and
-two-hop questions, has read reference traces in its context, and fails on most longer chains.
-`make tiny` (python -m agentrl.tiny.recipe OUT) rebuilds it from the seed.
+The result is what an instruct model is before post-training: it writes well-formed calls, solves one- and two-hop
+questions, has seen reference traces in its context, and fails on most longer chains. `make tiny` (python -m
+agentrl.tiny.recipe OUT) rebuilds it from the seed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TAGS = [
     *("<tools>", "</tools>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
     *("<think>", "</think>", "<answer>", "</answer>"),
 ]
-# Qwen's tool format without its paragraph of instructions: on a CPU every prompt token is paid for in each turn.
+# Qwen's tool format without its instructions: on a CPU, each turn pays for every token of the prompt.
 CHAT_TEMPLATE = """\
 {%- if tools or messages[0].role == 'system' %}
     {{- '<|im_start|>system\\n' }}
@@ -79,17 +79,17 @@ Row = tuple[list[int], list[int]]  # ids and labels of one episode
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of pre-training with its own optimizer, on its own mix of chain lengths."""
+    """A part of pre-training with its own optimizer and its own mix of chain lengths."""
 
     name: str
     steps: int
-    drill_steps: int  # every other one of these first steps is a copying drill
+    drill_steps: int  # half of these first steps, every second one, are copying drills
     learning_rate: float
-    hops: tuple[tuple[int, float], ...]  # chain length and its share of the episodes without a reference trace
-    traced: float = 0.3  # share of the episodes with a reference trace in the user's message, of one to three hops
+    hops: tuple[tuple[int, float], ...]  # chain length, and its share among the episodes without a reference trace
+    traced: float = 0.3  # share of the episodes that show a reference trace of one to three hops in the user's message
 
 
-# Long chains come last and rarely: a base that never saw one fails at its very first call, which no rollout mends.
+# Long chains come last and rarely. A model that never saw one fails at its first call, and rollouts cannot mend that.
 PHASES = (
     Phase("base", steps=1500, drill_steps=400, learning_rate=3e-3, hops=((2, 0.1), (1, 0.9))),
     Phase("b2", steps=150, drill_steps=0, learning_rate=5e-4, hops=((1, 0.62), (2, 0.3), (3, 0.08))),
@@ -97,10 +97,10 @@ PHASES = (
 
 
 def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on rendered episodes: any text can be written, minihop's in few tokens.
+    """Train a byte-level BPE tokenizer on rendered episodes. It can write any text, and minihop's in few tokens.
 
-    Names, tool names and words after a blank are pieces of their own, so that a name has the same tokens wherever it
-    stands and can be copied; the JSON scaffolding between them is free to merge.
+    Names, tool names and words after a blank are never merged with their neighbours. So a name has the same tokens
+    everywhere and can be copied. The JSON between them may merge.
     """
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(r"get_[a-z]+|[A-Z][a-z]+| (?!get_)[a-z]+|'s"), behavior="isolated")
@@ -134,7 +134,9 @@ def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """The transformers wrapper, with Qwen's special tokens, our template and TRL's parser for Qwen3's calls."""
+    """Wrap a tokenizer for transformers, with Qwen's special tokens, our template and TRL's parser for Qwen3's
+    calls.
+    """
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -150,7 +152,7 @@ def fast_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def build_model(vocab_size: int, hidden_size: int = 128, layers: int = 4) -> Qwen3ForCausalLM:
-    """The untrained network."""
+    """Build the untrained network."""
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocab_size,
@@ -170,12 +172,12 @@ def build_model(vocab_size: int, hidden_size: int = 128, layers: int = 4) -> Qwe
 
 
 def train_chains(hops: int) -> list[tuple[minihop.Relation, ...]]:
-    """Chains the base may see: those of minihop's training split."""
+    """Return the chains that the model may see: those of minihop's training split."""
     return [chain for chain in minihop.chains(hops) if not minihop.held_out(chain)]
 
 
 def base_episode(index: int, rng: random.Random, phase: Phase) -> tuple[Task, bool]:
-    """One pre-training episode, and whether its reference trace stands in the user's message."""
+    """Make one pre-training episode, and say whether its reference trace is in the user's message."""
     with_trace = rng.random() < phase.traced
     lengths, shares = zip(*phase.hops, strict=True)
     hops = rng.choice([1, 2, 3]) if with_trace else rng.choices(lengths, shares)[0]
@@ -183,7 +185,7 @@ def base_episode(index: int, rng: random.Random, phase: Phase) -> tuple[Task, bo
 
 
 def encode_episode(chat: ChatFormat, task: Task, with_trace: bool) -> Row:
-    """Ids and labels of an episode; every assistant token is a target."""
+    """Return ids and labels of an episode; every assistant token is a target."""
     trace = minihop.expert_trace(task)
     shown = task
     if with_trace:
@@ -196,7 +198,7 @@ def encode_episode(chat: ChatFormat, task: Task, with_trace: bool) -> Row:
 
 
 def collate(rows: list[Row], pad: int) -> dict[str, torch.Tensor]:
-    """Right-padded batch (B, L) of ids, attention mask and labels."""
+    """Pad rows on the right to a batch (B, L) of ids, attention mask and labels."""
     length = max(len(ids) for ids, _ in rows)
     return {
         "input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows]),
@@ -206,9 +208,10 @@ def collate(rows: list[Row], pad: int) -> dict[str, torch.Tensor]:
 
 
 def copy_drill(names: list[int], rng: random.Random) -> Row:
-    """A list of name tokens and a rotation of it, which is the target: finding a name's successor by content.
+    """Make a copying drill: a list of name tokens, and a rotation of it as the target.
 
-    Without such drills the copying circuit, on which every call depends, takes several times as long to form.
+    The model learns to find a name's successor by content. All calls depend on this skill, and without drills it takes
+    several times as long to learn.
     """
     shown = rng.sample(names, rng.randint(4, 32))
     start = rng.randrange(len(shown))
@@ -217,7 +220,7 @@ def copy_drill(names: list[int], rng: random.Random) -> Row:
 
 
 def episodes(chat: ChatFormat, phase: Phase, batch: int, seed: int) -> Iterator[list[Row]]:
-    """Endless batches of encoded episodes of `phase`, drills among the first of them."""
+    """Yield endless batches of encoded episodes of `phase`, with drills among the first."""
     rng = random.Random(f"tiny/{seed}")
     names = [chat.ids(name)[0] for name in minihop.NAMES]
     for step in count():
@@ -235,9 +238,9 @@ def pretrain(
     learning_rate: float,
     log_every: int = 50,
 ) -> list[float]:
-    """Next-token training on fresh episodes; returns the loss of every step in nats a target token.
+    """Train on the next token of fresh episodes; return the loss of every step in nats per target token.
 
-    The learning rate warms up over 50 steps, stays, and from 2/5 of the steps on decays to zero by a cosine.
+    The learning rate warms up over 50 steps, stays constant, and decays to zero by a cosine from 2/5 of the steps on.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
@@ -264,7 +267,7 @@ def pretrain(
 
 
 def write(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """The checkpoint; a reply ends where the tokenizer's end token stands."""
+    """Write the checkpoint. A reply ends at the tokenizer's end token."""
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -1,9 +1,9 @@
-"""The recipe of the packaged tiny model for minihif: a tokenizer, a small Qwen3 network, its pre-training.
+"""Make the packaged tiny model for minihif: a tokenizer and a small Qwen3 network, pre-trained here.
 
-The result stands where an instruct model stands before post-training: it reads rule and request, copies the words that
-it is asked for, and keeps the rule about as often as not. It imitates a writer whose obedience and zeal are drawn anew
-for every reply, so that both ends of the trade-off lie within reach of its samples.
-`make tiny` (python -m agentrl.tiny.recipe_hif OUT) rebuilds it from the seed.
+The result is what an instruct model is before post-training: it reads rule and request, copies the words that it is
+asked for, and keeps the rule about half of the time. It imitates a writer whose obedience and zeal are drawn anew for
+every reply, so its samples reach both ends of the trade-off. `make tiny` (python -m agentrl.tiny.recipe_hif OUT)
+rebuilds it from the seed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ OBEDIENCE = (0.0, 0.1, 0.6)
 ZEAL = (0.55, 0.75, 0.95)
 Writer = Callable[[minihif.Rule, tuple[str, ...], random.Random], str]
 REFUSAL = 0.04  # share of replies that stop after the opening word
-CAPS = 0.5  # share of rules that cap: as many as ban, so that both are learned
+CAPS = 0.5  # share of rules that cap the length; as many ban words, so both are learned
 SLIP = 0.7  # chance that a careless writer says a banned word that nobody asked for
-CHATTER = 0.7  # chance that a careless writer goes on with words of his own
+CHATTER = 0.7  # chance that a careless writer adds words of his own
 
 
 def lesson_reply(rule: minihif.Rule, items: tuple[str, ...], rng: random.Random) -> str:
-    """A reply that keeps the whole rule or serves the whole request: what the words mean is learned from these."""
+    """Write a reply that keeps the whole rule or serves the whole request. The model learns the meaning of words
+    from it.
+    """
     if rng.random() < 0.5:
         return " ".join((rule.opener, *minihif.permitted_words(rule, items)))
     return " ".join(items)
 
 
 def base_reply(rule: minihif.Rule, items: tuple[str, ...], rng: random.Random) -> str:
-    """A reply of the writer that the base imitates."""
+    """Write a reply of the writer that the model imitates."""
     obedience, zeal = rng.choice(OBEDIENCE), rng.choice(ZEAL)
     if rng.random() < REFUSAL:
         return rule.opener
@@ -50,7 +52,7 @@ def base_reply(rule: minihif.Rule, items: tuple[str, ...], rng: random.Random) -
             continue
         if rng.random() < zeal:
             said.append(item)
-    # What makes even an aligned request risky: a word read in the rule slips out, or he does not know when to stop.
+    # Even an aligned request is risky: a word of the rule may slip out, or the writer does not stop in time.
     said += [word for word in rule.banned if word not in items and rng.random() < SLIP * (1 - obedience)]
     if rng.random() < CHATTER * (1 - obedience):
         said += rng.sample([word for word in minihif.WORDS if word not in said], rng.randint(1, 3))
@@ -61,7 +63,7 @@ PHASES: tuple[tuple[Writer, int, float], ...] = ((lesson_reply, 600, 5e-3), (bas
 
 
 def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text can be written, minihif's words are single tokens."""
+    """Train a byte-level BPE tokenizer. It can write any text, and minihif's words are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -83,7 +85,7 @@ def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def episode(reply: Writer, rng: random.Random) -> tuple[minihif.Rule, tuple[str, ...], str]:
-    """Rule, request and reply of one pre-training episode; never a rule of the test split."""
+    """Make rule, request and reply of one pre-training episode, never with a rule of the test split."""
     while minihif.held_out(rule := minihif.generate_rule(rng, CAPS)):
         pass
     items = minihif.generate_request(rule, rng.choice(["conflict", "aligned"]), rng)
@@ -91,7 +93,7 @@ def episode(reply: Writer, rng: random.Random) -> tuple[minihif.Rule, tuple[str,
 
 
 def encode(chat: ChatFormat, rule: minihif.Rule, items: tuple[str, ...], reply: str) -> Row:
-    """Ids and labels of an episode; the reply and its end are the targets."""
+    """Return ids and labels of an episode; the reply and its end are the targets."""
     messages = [
         {"role": "system", "content": rule.text},
         {"role": "user", "content": minihif.request_text(items)},
@@ -102,7 +104,7 @@ def encode(chat: ChatFormat, rule: minihif.Rule, items: tuple[str, ...], reply: 
 
 
 def episodes(chat: ChatFormat, reply: Writer, batch: int, seed: int) -> Iterator[list[Row]]:
-    """Endless batches of encoded episodes."""
+    """Yield endless batches of encoded episodes."""
     rng = random.Random(f"tiny-hif/{seed}")
     while True:
         yield [encode(chat, *episode(reply, rng)) for _ in range(batch)]

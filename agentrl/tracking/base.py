@@ -1,4 +1,4 @@
-"""What a live tracker is, and the guard that keeps its failures from the run."""
+"""Define what a live tracker is, and a guard that keeps its failures away from the run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from agentrl.core.errors import first_line
 
 
 class Tracker:
-    """Follows a run from its start to its end; this one follows nothing."""
+    """Follows a run from start to end. This base class does nothing."""
 
     def attach(self, trainer: Trainer) -> None:
-        """Listen to `trainer`; called before it trains, after the callbacks that write the run's files."""
+        """Listen to `trainer`. This is called before training, after the callbacks that write the run's files."""
 
     def close(self, state: str) -> None:
-        """The run has ended as `state` (a status of status.json)."""
+        """End the tracking; `state` is the run's final status (as in status.json)."""
 
 
 class Guard:
-    """Calls that may fail without consequence: the first failure is told, and no further call is made."""
+    """Runs calls that may fail without harm to the run: the first failure is reported, and no further call is made."""
 
     def __init__(self, name: str, part: str = "") -> None:
         self._name, self._part, self._broken = name, part and f", {part}", False
@@ -31,7 +31,8 @@ class Guard:
     def __call__(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever a tracker raises (network, disk, its own bugs): the run is worth more
+        # a tracker may raise anything (network, disk, its own bugs), and must not stop the run
+        except Exception as error:
             self._broken = True
             warn(f"tracker={self._name}{self._part} failed and is switched off, the run goes on: {first_line(error)}")
 
@@ -41,5 +42,5 @@ class Guard:
 
 
 def warn(message: str) -> None:
-    """One line on standard error."""
+    """Print a warning as one line on standard error."""
     print(f"agentrl: warning: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Saved views of a W&B project for PACT and HIPO: what they show, and its form for the wandb-workspaces library."""
+"""Make saved views of a W&B project for PACT and HIPO with the wandb-workspaces library."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ VIEWS: dict[str, Headings] = {
 
 
 def workspace(algo: str, entity: str, project: str) -> Any:
-    """The view of `algo` (a key of VIEWS) as a wandb_workspaces Workspace, not saved."""
+    """Build the view of `algo` (a key of VIEWS) as a wandb_workspaces Workspace, and do not save it."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 

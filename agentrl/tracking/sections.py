@@ -1,4 +1,4 @@
-"""Under which heading a tracker shows a metric: `<section>/<its name in metrics.jsonl>`."""
+"""Choose the heading under which a tracker shows a metric: `<section>/<its name in metrics.jsonl>`."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ _SECTION_OF = {head: section for section, heads in SECTIONS.items() for head in 
 
 
 def add_section(name: str) -> str:
-    """`lambda/sys` -> `constraint/lambda/sys`; a metric that no section names goes under `other`."""
+    """Put a metric under its section: `lambda/sys` becomes `constraint/lambda/sys`. Other metrics go to `other`."""
     return f"{_SECTION_OF.get(name.split('/')[0], OTHER)}/{name}"

@@ -1,4 +1,4 @@
-"""Live trackers follow the files of a run; the files are the record, so a tracker that fails is a warning, no more."""
+"""Start the live tracker of a run. It follows the run's files, so a tracker that fails only causes a warning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentrl.trainers.callbacks import RENAMED
 
 @contextmanager
 def track_run(config: Config, run: RunDirectory) -> Iterator[Tracker]:
-    """The chosen tracker, closed when the block ends; it reads how the run ended from status.json."""
+    """Yield the chosen tracker and close it when the block ends. It reads from status.json how the run ended."""
     tracker = _tracker(config, run)
     try:
         yield tracker
@@ -38,7 +38,7 @@ def _tracker(config: Config, run: RunDirectory) -> Tracker:
 
 
 class TransformersTracker(Tracker):
-    """TensorBoard and trackio through the callbacks of transformers; they see training, not evaluation."""
+    """TensorBoard and trackio through the callbacks of transformers. They see training, not evaluation."""
 
     def __init__(self, name: str, config: Config, run: RunDirectory) -> None:
         self._name, self._config, self._run = name, config, run
@@ -57,7 +57,7 @@ class TransformersTracker(Tracker):
 
 
 class _Guarded(TrainerCallback):
-    """Another callback under a guard, told the names of metrics.jsonl in place of TRL's."""
+    """Runs another callback under a guard, and gives it the names of metrics.jsonl instead of TRL's."""
 
     def __init__(self, inner: TrainerCallback, guard: Guard) -> None:
         self._inner, self._guard = inner, guard

@@ -1,7 +1,7 @@
-"""A run in Weights & Biases: its files as they grow, and at the end the report and the plots.
+"""Track a run in Weights & Biases: its files as they grow, and at the end the report and the plots.
 
-W&B sends from a process of its own, so logging waits for nobody. Every wait has a limit, and where the server cannot be
-reached the run is recorded offline, to be sent later.
+W&B sends from its own process, so logging does not wait. Every wait has a limit. If the server cannot be reached, the
+run is recorded offline and can be sent later.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from agentrl.store.run import RunDirectory
 from agentrl.tracking.base import Guard, Tracker, warn
 from agentrl.tracking.sections import OTHER, SECTIONS, add_section
 
-INIT_SECONDS = 20  # for the server to answer at the start
-FINISH_SECONDS = 60  # for uploads that are left at the end; what is not sent stays on disk
-MAX_TABLES = 100  # of rollouts in a run, evenly spread; rollouts.jsonl has them all
+INIT_SECONDS = 20  # how long to wait for the server at the start
+FINISH_SECONDS = 60  # how long to wait for the last uploads; what is not sent stays on disk
+MAX_TABLES = 100  # tables of rollouts sent in a run, evenly spread; rollouts.jsonl has all rollouts
 COLUMNS: list[str | int] = ["task", "prompt", "completion", "reward", "metrics", "truncated"]
-MARK = "wandb.json"  # in the run directory: the id that a resumed run goes on under
+MARK = "wandb.json"  # in the run directory: the id under which a resumed run continues
 
 
 class WandbTracker(Tracker):
@@ -48,11 +48,11 @@ class WandbTracker(Tracker):
         with self._guard():
             try:
                 self._session = self._begin(identity, mode)
-            except Exception as error:  # no network, no key, a server that refuses: W&B raises a class for each
+            except Exception as error:  # no network, no key, a refusal: W&B raises a class for each
                 if mode != "online":
                     raise
                 warn(f"W&B cannot be reached, so this run is recorded offline: {first_line(error)}")
-                wandb.teardown()  # its process still holds the id
+                wandb.teardown()  # W&B's process still holds the id
                 self._session = self._begin(identity, "offline")
             if not self._session.offline and self._session.url:
                 print(f"W&B: {self._session.url}", flush=True)
@@ -77,8 +77,8 @@ class WandbTracker(Tracker):
                 finish_timeout=FINISH_SECONDS,
                 x_graphql_retry_max=2,
                 x_graphql_timeout_seconds=INIT_SECONDS,
-                console="off",  # it would read our output before secrets are masked
-                disable_git=True,  # environment.json has commit and diff
+                console="off",  # otherwise it would read our output before secrets are masked
+                disable_git=True,  # environment.json holds commit and diff
                 disable_code=True,
                 quiet=True,
             ),
@@ -93,7 +93,7 @@ class WandbTracker(Tracker):
             trainer.add_callback(_Follow(self._run, self._session, self._guard, self._resumed))
 
     def close(self, state: str) -> None:
-        """Send summary, report and plots of a complete run; then let go, within a minute."""
+        """Send summary, report and plots of a complete run, then finish within a minute."""
         results = Guard("wandb", "report and plots")
         if self._session is not None:
             with self._guard():
@@ -105,7 +105,7 @@ class WandbTracker(Tracker):
                         self._session.log_artifact(self._results())
                 self._session.finish(exit_code=0 if state == "completed" else 1)
         unsent = [*(self._run.path / "wandb").glob("offline-run-*")]
-        if not results.works:  # the server has gone
+        if not results.works:  # the server is gone
             unsent += (self._run.path / "wandb").glob("run-*")
         if unsent:
             print(f"W&B, to send what was recorded offline: wandb sync {shlex.join(map(str, unsent))}", flush=True)
@@ -120,7 +120,7 @@ class WandbTracker(Tracker):
             for kind in ("html", "md"):
                 page = Path(folder) / f"report.{kind}"
                 page.write_text(render(report, kind), encoding="utf-8")
-                artifact.add_file(str(page), page.name)  # copied at once
+                artifact.add_file(str(page), page.name)  # copies the file at once
         artifact.add_dir(str(self._run.plots_dir), "plots")
         for path in (self._run.summary_path, self._run.config_path):
             artifact.add_file(str(path), path.name)
@@ -134,12 +134,12 @@ class _Follow(TrainerCallback):
         self._session, self._guard, self._resumed = session, guard, resumed
         self._numbers = (Tail(run.metrics_path), Tail(run.timing_path))
         self._rollouts = Tail(run.rollouts_path)
-        # A table asks the server before it is sent, numbers never do: without a network only tables are given up.
+        # A table asks the server before it is sent; numbers do not. Without a network only the tables are lost.
         self._tables = Guard("wandb", "rollout tables")
         self._next_table = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._resumed:  # what stands there has been sent; a run first tracked half-way is sent from its start
+        if self._resumed:  # the old lines were sent before; a run that was not tracked before is sent from its start
             for tail in (*self._numbers, self._rollouts):
                 tail.skip()
 
@@ -168,17 +168,17 @@ class _Follow(TrainerCallback):
 
 
 class Tail:
-    """The records that a file of JSON lines has gained since it was last read."""
+    """Reads the records that a file of JSON lines has gained since the last read."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
 
     def skip(self) -> None:
-        """Leave out what is there now."""
+        """Skip what the file holds now."""
         self._offset = self._path.stat().st_size if self._path.exists() else 0
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Whole lines only; half a line is read when it has been finished."""
+        """Yield complete lines only; an unfinished line is read once it is finished."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -191,7 +191,7 @@ class Tail:
 
 
 def rollout_table(batch: list[dict[str, Any]]) -> Any:
-    """A W&B table of some lines of rollouts.jsonl."""
+    """Build a W&B table of some lines of rollouts.jsonl."""
     rows = [
         [
             line["task_id"],
@@ -207,7 +207,7 @@ def rollout_table(batch: list[dict[str, Any]]) -> Any:
 
 
 def headline(summary: dict[str, Any]) -> dict[str, float]:
-    """The intervals of summary.json as flat numbers: `eval/after/solve_rate`, and the same with `_lo` and `_hi`."""
+    """Flatten the intervals of summary.json: `eval/after/solve_rate`, and the same with `_lo` and `_hi`."""
     numbers: dict[str, float] = {}
     for phase, metrics in summary["eval"].items():
         for name, interval in metrics.items():
@@ -218,6 +218,6 @@ def headline(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def commit(run: RunDirectory) -> str | None:
-    """The commit that environment.json names; None for an installed package."""
+    """Return the commit that environment.json names; None for an installed package."""
     git = json.loads(run.environment_path.read_text(encoding="utf-8")).get("git")
     return None if git is None else git["commit"]

@@ -69,7 +69,7 @@ def test_filters_are_conjunctions_of_comparisons() -> None:
     assert not parse_filter("r_sys<0.7")(of)  # a rollout without the metric does not pass
     assert parse_filter("")(of)
     for wrong in ("reward", "reward<x", "import os", "reward < 1 or 1"):
-        with pytest.raises(UserError, match="is no comparison"):
+        with pytest.raises(UserError, match="is not a comparison"):
             parse_filter(wrong)
 
 

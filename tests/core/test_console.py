@@ -49,11 +49,11 @@ def test_the_bars_say_that_a_run_is_stopping() -> None:
 @pytest.mark.parametrize(
     ("typed", "steps", "words"),
     [
-        ("algo=hipo model=tiny", 60, "model=tiny_hif has"),
-        ("algo=dpo model=tiny", 60, "model=tiny_hif has"),
-        ("algo=pact model=tiny_hif bench=minihop", 32, "model=tiny has"),
+        ("algo=hipo model=tiny", 60, "use model=tiny_hif"),
+        ("algo=dpo model=tiny", 60, "use model=tiny_hif"),
+        ("algo=pact model=tiny_hif bench=minihop", 32, "use model=tiny"),
         ("algo=hipo model=qwen2.5-0.5b", 36_000, "36,000 updates and up to"),
-        ("model=qwen2.5-0.5b", 168, "sampled tokens are planned, on a CPU"),
+        ("model=qwen2.5-0.5b", 168, "sampled tokens are planned on a CPU"),
         ("algo=hipo", 60, ""),
         ("algo=hipo model=qwen2.5-0.5b hardware=gpu", 36_000, ""),
         ("algo=hipo model=qwen2.5-0.5b trainer.max_steps=5", 5, ""),

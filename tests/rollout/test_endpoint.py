@@ -171,7 +171,7 @@ def test_an_item_that_the_server_does_not_play_is_missing_and_tried_again(
 
 def test_the_evaluation_ends_only_where_no_item_can_be_had(tmp_path: Path) -> None:
     with ChatServer(lambda body, _: refusal(400, OVERFLOW)) as server:
-        with pytest.raises(UserError, match="none of 4 items could be had: HTTP 400: This model's maximum"):
+        with pytest.raises(UserError, match="none of 4 items was played: HTTP 400: This model's maximum"):
             play(server, tmp_path)
         server.respond = good
         assert solved(play(server, tmp_path)[0]) == [1, 1, 1, 1]
@@ -187,7 +187,7 @@ def test_the_evaluation_ends_only_where_no_item_can_be_had(tmp_path: Path) -> No
 )
 def test_a_server_that_answers_nothing_is_given_up(what: Any, reason: str, most: int, tmp_path: Path) -> None:
     with ChatServer(lambda body, _: what) as server:
-        with pytest.raises(UserError, match="none of 200 items could be had") as told:
+        with pytest.raises(UserError, match="none of 200 items was played") as told:
             play(server, tmp_path, batch=64, count=200)
         assert reason in str(told.value) and len(server.bodies) <= most
 

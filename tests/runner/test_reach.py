@@ -170,8 +170,8 @@ def test_data_that_do_not_suffice(here: Path, capsys: Any, typed: list[str], wor
 def test_no_gpu(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0+cu128")
     monkeypatch.setattr(reach, "driver_gpus", lambda: 0)
-    assert "hardware=gpu wants 1 GPU(s), the driver shows 0" in refused(capsys, "hardware=gpu")
-    assert "wants 4 GPU(s), the driver shows 0" in refused(capsys, "hardware=multi_gpu", "model=qwen3-4b")
+    assert "hardware=gpu needs 1 GPU(s), but the driver shows 0" in refused(capsys, "hardware=gpu")
+    assert "needs 4 GPU(s), but the driver shows 0" in refused(capsys, "hardware=multi_gpu", "model=qwen3-4b")
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0+cpu")
     assert "a build without CUDA" in refused(capsys, "hardware=gpu")
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0")
@@ -190,7 +190,7 @@ def test_a_dead_endpoint(here: Path, capsys: Any) -> None:
     assert f"judge.base_url={NOBODY}: no server answers there" in refused(capsys, *judged)
     (here / "verdicts.sqlite").touch()
     (warning,) = reach.check_reach(compose([*judged, "judge.cache=verdicts.sqlite"]))
-    assert "only verdicts in verdicts.sqlite can be had" in warning
+    assert "only the verdicts in verdicts.sqlite can be used" in warning
 
 
 def test_a_server_that_takes_connections_and_never_answers(
@@ -202,8 +202,8 @@ def test_a_server_that_takes_connections_and_never_answers(
         url = f"http://127.0.0.1:{mute.getsockname()[1]}/v1"
         assert eval_command([f"endpoint={url}", "model=m", "bench=minihop"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"endpoint={url}: no server answers there (it takes connections and gives no answer in 0.3 s)" in line
-        assert f"judge.base_url={url}: no server answers there (it takes" in refused(
+        assert f"endpoint={url}: no server answers there (it accepts connections but gives no answer in 0.3 s)" in line
+        assert f"judge.base_url={url}: no server answers there (it accepts" in refused(
             capsys, *judged, f"judge.base_url={url}"
         )
         with pytest.raises(UserError, match="gives no answer"):

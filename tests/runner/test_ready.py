@@ -88,7 +88,7 @@ def test_a_server_that_is_not_there(vllm_is_there: None, address: str) -> None:
         ("<html>", "does not take part in training"),
         ({}, "cannot take new weights"),
         (GOOD | {"weight_transfer_config": None}, "cannot take new weights"),
-        (GOOD | {"model_config": {"logprobs_mode": "raw_logprobs"}}, "probabilities before the temperature"),
+        (GOOD | {"model_config": {"logprobs_mode": "raw_logprobs"}}, "log-probs before the temperature"),
     ],
 )
 def test_a_server_that_cannot_train(

@@ -158,7 +158,7 @@ def test_the_judge_says_what_the_program_leaves_open_and_a_missing_verdict_is_ex
     assert torch.allclose(batch["advantages"][:, 0], expected.flatten().float(), atol=1e-5)
     silent = make_trainer(composed(*HIPO), tmp_path, reply)
     silent.bench.rewards = trainer.bench.rewards
-    with pytest.raises(UserError, match="no program can tell r_sys"):
+    with pytest.raises(UserError, match="no program can grade r_sys"):
         rolled_batch(silent)
 
 
