@@ -1,1 +1,1 @@
-"""The command line: cli.py, and one module for each verb in COMMANDS, with HELP and main(arguments) -> exit code."""
+"""The command line: cli.py, and one module for each command in COMMANDS, with HELP and main(arguments) -> exit code."""

@@ -1,4 +1,4 @@
-"""`agentrl analyse attention CHECKPOINT [--base CHECKPOINT]`: HIPO's Table 3, a model beside its base."""
+"""`agentrl analyse attention CHECKPOINT [--base CHECKPOINT]` makes HIPO's Table 3 for a model and its base."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from agentrl.core.stats import Interval
 
 KEYS = {
-    "base": "Checkpoint to compare with; default: what the run started from.",
-    "alpha": "Share of each layer's heads that is averaged, those that look farthest, in (0, 1] (default 0.25).",
-    "limit": "Prompts of the test split (default 200).",
-    "extent": "What a span is: 'message' with the template's marks, or its 'content' alone (default message).",
+    "base": "Checkpoint to compare with; default: the model that the run started from.",
+    "alpha": "Share in (0, 1] of each layer's heads that are averaged: those that look farthest (default 0.25).",
+    "limit": "Number of prompts of the test split (default 200).",
+    "extent": "What counts as a message: 'message' with the template's marks, or only its 'content' (default message).",
     "out": "Directory for attention.json and attention.png (default: analysis/ in the run, else ./analysis).",
 }
 HELP = f"""agentrl analyse attention CHECKPOINT [--base CHECKPOINT] [key=value ...]
 
-Where a model looks as its response begins: system prompt or user, far or near (HIPO, Table 3); paired 95% intervals.
-CHECKPOINT is what model= of a run may be: a run directory, a checkpoint or adapter directory, a hub id, a preset.
-A run brings its own bench and base; otherwise name them: bench=... and base=....
+Shows where a model looks when its response begins: at the system prompt or the user, far or near (HIPO, Table 3).
+CHECKPOINT is anything that model= accepts: a run directory, a checkpoint or adapter directory, a hub id, a preset.
+A run directory knows its bench and base; otherwise name them: bench=... and base=.... Intervals are 95%, paired.
 
 {key_lines(KEYS)}"""
 LABELS = {
@@ -69,7 +69,7 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     config = load_config(run) if is_run and not overrides else compose(overrides)
     base = own.get("base") or (load_config(run).model.path if is_run else None)
     if base is None:
-        raise UserError("base=... is missing: the checkpoint to compare with, e.g. --base Qwen/Qwen3-1.7B")
+        raise UserError("base=... is missing; name the checkpoint to compare with, e.g. --base Qwen/Qwen3-1.7B")
     alpha, limit = _share(own, "alpha", 0.25), read_whole_number(own, "limit", 200, least=2)
     extent = own.get("extent", "message")
     if extent not in ("message", "content"):
@@ -94,7 +94,7 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
 
 
 def _tasks(config: Config, limit: int) -> list[Any]:
-    """Test tasks with a system and a user message. Raises UserError where there is none."""
+    """Return test tasks with a system and a user message. Raise UserError if there is none."""
     from agentrl.benches import load_bench
 
     tasks = load_bench(config.bench, config.sandbox).tasks("test", limit, config.seed)
@@ -105,7 +105,7 @@ def _tasks(config: Config, limit: int) -> list[Any]:
 
 
 def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: float, extent: str) -> dict[str, Any]:
-    """Tables by kind of prompt ("all" first) and the two profiles."""
+    """Return the tables by kind of prompt ("all" first) and the two profiles."""
     from transformers.utils import logging
 
     from agentrl.models.loading import load_chat, load_model, needs_of

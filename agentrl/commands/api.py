@@ -1,7 +1,7 @@
-"""agentrl from Python: train, evaluate, and read what a run left behind. `import agentrl` offers these names.
+"""Use agentrl from Python: train, evaluate, and read the results of a run. `import agentrl` offers these names.
 
-Each call does what the command line does with the same words: runs lie in run directories, the same call goes on where
-it stopped, and a completed run is not repeated. Nothing heavy is imported: the work is done by a process of its own.
+Each call does what the command line does with the same words. Runs are stored in run directories, the same call
+continues where it stopped, and a completed run is not repeated. The import is light: a child process does the work.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Overrides = Sequence[str] | Mapping[str, Any]
 def run(overrides: Overrides = ()) -> RunDirectory:
     """Train and evaluate what `overrides` describe, e.g. `["algo=grpo", "trainer.max_steps=10"]`.
 
-    A mapping such as `{"algo": "grpo", "trainer.max_steps": 10}` means the same. With `dry_run=true` nothing is loaded
-    or trained.
+    The mapping `{"algo": "grpo", "trainer.max_steps": 10}` means the same. With `dry_run=true` nothing is loaded or
+    trained.
 
     Returns:
         The run directory, complete.
 
     Raises:
-        UserError: a value or combination that cannot work, or a run that failed; the message says why.
-        KeyboardInterrupt: the run was stopped by a signal; the same call goes on.
+        UserError: a value or combination cannot work, or the run failed; the message gives the reason.
+        KeyboardInterrupt: a signal stopped the run; the same call continues it.
     """
     from agentrl.config.compose import compose
 
@@ -37,22 +37,23 @@ def run(overrides: Overrides = ()) -> RunDirectory:
 def evaluate(
     model: str | Path = "tiny", bench: str = "minihop", *, endpoint: str | None = None, overrides: Overrides = ()
 ) -> RunDirectory:
-    """Evaluate a model as it is, which `agentrl eval` does for every pair of model and bench.
+    """Evaluate a model as it is, on one bench.
 
-    `model` is a preset, a run directory, a checkpoint, an adapter or a hub id; with `endpoint`, the name under which an
-    OpenAI-compatible server at that address knows it. `overrides` are keys such as `eval.samples=4`.
+    `model` is a preset, a run directory, a checkpoint, an adapter or a hub id. With `endpoint`, the address of an
+    OpenAI-compatible server, it is the model's name there. `overrides` are keys such as `eval.samples=4`. `agentrl
+    eval` does the same for several models and benches.
 
     Returns:
         The run directory of the evaluation: `summary()["eval"]["after"]` has the metrics, `items("after")` the items.
 
     Raises:
-        UserError: as `run`.
+        UserError: as in `run`.
     """
     from agentrl.commands.eval import job, names_typed
     from agentrl.config.typed import as_typed
 
     if "," in bench:
-        raise UserError(f"bench={bench}: one bench a call; call agentrl.evaluate for each")
+        raise UserError(f"bench={bench}: a call takes one bench; call agentrl.evaluate for each")
     own, words = {} if endpoint is None else {"endpoint": endpoint}, _as_words(overrides)
     try:
         return _finish(job(str(model), bench, own, words, [bench]))
@@ -61,7 +62,7 @@ def evaluate(
 
 
 def load_run(path: str | Path) -> RunDirectory:
-    """The run directory at `path`. Raises UserError where there is none, or where it is damaged."""
+    """Return the run directory at `path`. Raise UserError if there is none, or if it is damaged."""
     from agentrl.commands.arguments import run_at
 
     return run_at(str(path))
@@ -81,7 +82,7 @@ def _as_words(overrides: Overrides) -> list[str]:
 
 
 def _as_word(value: Any) -> str:
-    """A Python value as Hydra's grammar writes it; a text alone needs no quotes, for `compose` sets them."""
+    """Write a Python value in Hydra's grammar; plain text needs no quotes, because `compose` adds them."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,6 +1,6 @@
-"""The command `agentrl`: find the command that is meant, or compose one configuration or a sweep's, and start each.
+"""The command `agentrl`: it finds the command that is meant, or composes one configuration or a sweep, and starts it.
 
-Hydra is used here, in config/compose.py and in sweeps.py alone; torch nowhere on this path: help, `--cfg job` and
+Only this module, config/compose.py and sweeps.py use Hydra. Nothing here imports torch, so that help, `--cfg job` and
 completion answer at once.
 """
 
@@ -44,7 +44,7 @@ from agentrl.store.identity import run_path
 from agentrl.store.redact import mask_secrets, refuse_secrets
 from agentrl.store.run import RunDirectory
 
-# Verbs, each a module with HELP and `main(arguments: list[str]) -> int`, imported when called.
+# The commands. Each is a module with HELP and `main(arguments: list[str]) -> int`, imported when it is called.
 COMMANDS: dict[str, str] = {
     "ls": "agentrl.commands.ls",
     "resume": "agentrl.commands.resume",
@@ -63,17 +63,17 @@ COMMANDS: dict[str, str] = {
     "wandb": "agentrl.commands.wandb",
 }
 
-_exit_codes: list[int] = []  # of the jobs of this call: Hydra returns nothing, and a sweep has many
-_typed: dict[str, str] = {}  # keys that the person gave under another name, for messages
+_exit_codes: list[int] = []  # exit codes of all jobs of this call; Hydra returns nothing
+_typed: dict[str, str] = {}  # keys that the user gave under another name, for messages
 
 
 def main() -> None:
-    """Entry point of the console script; always ends in SystemExit."""
+    """Run the console script. It always ends in SystemExit."""
     keep_streams()
-    for number in stop_signals():  # while no worker runs, who is told to stop stops as by Ctrl-C, and notes it down
+    for number in stop_signals():  # while no worker runs, a stop signal acts like Ctrl-C, and is recorded
         signal.signal(number, signal.default_int_handler)
     try:
-        refuse_secrets(sys.argv[1:])  # before Hydra writes down what it was called with
+        refuse_secrets(sys.argv[1:])  # before Hydra stores its arguments
         code = _command(sys.argv[1:])
     except UserError as error:
         _complain(error)
@@ -82,13 +82,13 @@ def main() -> None:
         code = INTERRUPTED
     if cause := lost_output():
         _complain(UserError(f"standard output could not be written: {cause}; send it elsewhere"))
-        if set(sys.argv[1:2]) & set(COMMANDS):  # what a command prints is its result; a run's is its directory
+        if set(sys.argv[1:2]) & set(COMMANDS):  # a command's result is what it prints; a run's is its directory
             code = code or USER_ERROR
     sys.exit(code)
 
 
 def _command(arguments: list[str]) -> int:
-    """A bare word is a command of its own; everything else is a run described by overrides."""
+    """Run a command if the first argument is a bare word; everything else is a run described by overrides."""
     match arguments:
         case [word, *rest] if word in COMMANDS:
             command = importlib.import_module(COMMANDS[word])
@@ -101,7 +101,7 @@ def _command(arguments: list[str]) -> int:
                 f"unknown command '{word}'{suggest_word(word, COMMANDS)} A run is described by key=value "
                 "(agentrl --help)"
             )
-        case ["--version"]:  # Hydra would tell its own
+        case ["--version"]:  # otherwise Hydra prints its own version
             print(f"agentrl {__version__}")
             return 0
         case _ if {"-h", "--help"} & set(arguments):
@@ -112,7 +112,7 @@ def _command(arguments: list[str]) -> int:
 
 
 def _help(arguments: list[str]) -> None:
-    """Everything, or the keys of the groups that stand beside --help."""
+    """Print the help for everything, or for the keys of the groups that are given with --help."""
     from agentrl.config.help import help_all, help_text
 
     if arguments == ["all"]:
@@ -128,14 +128,14 @@ def _help(arguments: list[str]) -> None:
 
 
 def _train(arguments: list[str]) -> int:
-    """Hydra composes one configuration, or those of a sweep, and calls `_job` with each."""
+    """Let Hydra compose one configuration, or those of a sweep, and call `_job` with each."""
     _exit_codes.clear()
     _typed.clear()
     if any(text.startswith("model=") for text in arguments) and not any("model.path=" in text for text in arguments):
         _typed["model.path"] = "model"
     wanted = os.environ.get("HYDRA_FULL_ERROR")
     full_error = wanted not in (None, "", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise its errors instead of printing pages
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing pages
     try:
         arguments = hydra_arguments(arguments)
         sys.argv[1:] = sweeps.with_directory(arguments)
@@ -146,7 +146,7 @@ def _train(arguments: list[str]) -> int:
         if full_error:
             raise
         raise UserError(one_line(error)) from error
-    except ValueError as error:  # Hydra's word for `algo=null` and for flags at odds, which is no HydraException
+    except ValueError as error:  # Hydra raises this for `algo=null` and for conflicting flags
         if "Only one of --run" in str(error):
             raise UserError("--cfg and -m exclude each other: --cfg shows one run's values; leave out -m") from error
         if "Config group override" not in str(error):
@@ -154,7 +154,7 @@ def _train(arguments: list[str]) -> int:
         raise UserError(
             "a group cannot be null; name one of the group's options (agentrl --help lists them)"
         ) from error
-    except OSError as error:  # the directory of a sweep; a run's own directory is guarded where it is made
+    except OSError as error:  # the directory of a sweep; the code that makes a run's own directory checks it
         if error.filename is None:
             raise
         raise UserError(f"cannot write {error.filename}: {error.strerror}; choose a writable runs_dir=...") from error
@@ -166,13 +166,13 @@ def _train(arguments: list[str]) -> int:
 
 
 def _begin(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
-    """Check every job, then watch them until `stack` closes. Nothing is begun where one of them cannot work."""
+    """Check every job, then watch them until `stack` closes. If one of them cannot work, none is started."""
     refused = 0
     here = config.hydra.launcher._target_.endswith(("BasicLauncher", "JoblibLauncher"))
     try:
         jobs = list(sweeps.composed_jobs(sweep, config))
     except (HydraException, OmegaConfBaseException):
-        return  # Hydra composes all jobs itself before the first begins, and raises this again
+        return  # Hydra composes all jobs before the first begins, and raises this again
     if jobs:
         print(f"Checking {len(jobs)} jobs before the first begins.", flush=True)
     for overrides, values in jobs:
@@ -183,18 +183,18 @@ def _begin(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
         except UserError as error:
             refused += 1
             _complain(UserError(f"{error} [{' '.join(overrides)}]"))
-        except Exception:  # a fault of ours, which Hydra would swallow together with the sweep's exit code
+        except Exception:  # a fault of ours; Hydra would swallow it together with the sweep's exit code
             traceback.print_exc()
             sys.exit(1)
     if refused:
         print(f"{refused} of {len(sweep.expected or [])} jobs cannot work; none was started.", file=sys.stderr)
-        sys.exit(USER_ERROR)  # Hydra swallows what else a callback raises
+        sys.exit(USER_ERROR)  # Hydra swallows every other exception of a callback
     stack.enter_context(_watch_jobs(sweep))
 
 
 @contextmanager
 def _watch_jobs(sweep: sweeps.Sweep) -> Iterator[None]:
-    """Show the jobs while they run, wherever; then say what came out, also of a sweep that was stopped."""
+    """Show the jobs while they run anywhere; then show the results, even if the sweep was stopped."""
     console = printer()
     try:
         with SweepView(sweep, console), sweeps.stopping_jobs(sweep):
@@ -204,21 +204,21 @@ def _watch_jobs(sweep: sweeps.Sweep) -> Iterator[None]:
         _exit_codes.extend(job.code or 0 for job in jobs if job.began >= sweep.began)
         if jobs:
             undone = sum(job.state not in ("completed", "dry_run") for job in jobs)
-            rest = f"; the same command does the other {undone}" if undone else ""
+            rest = f"; repeat the command to do the other {undone}" if undone else ""
             console.print(job_table(jobs, f"{len(jobs) - undone} of {len(jobs)} completed{rest}. {sweep.folder}"))
             for job in jobs:
                 if job.state == "failed" and job.error:
                     _complain(UserError(f"{job.error.strip().splitlines()[-1]} [{job.log}]"))
         runs = [Path(job.run) for job in jobs if job.run and job.state == "completed"]
         if runs:
-            from agentrl.report.sweep import report_sweep  # draws, and so imports what takes seconds
+            from agentrl.report.sweep import report_sweep  # draws, and so imports slow libraries
 
             report_sweep(sweep.folder, runs, console)
 
 
 def _job(values: DictConfig) -> float | None:
-    """One run, or one job of a sweep in whatever process the launcher does it; a search gets its objective."""
-    keep_streams()  # a parallel launcher calls this in a process of its own
+    """Do one run, or one job of a sweep in the launcher's process. A search gets the job's objective."""
+    keep_streams()  # a parallel launcher calls this in another process
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         sweep = sweeps.Sweep(Path(hydra_config.sweep.dir))
@@ -226,7 +226,7 @@ def _job(values: DictConfig) -> float | None:
         job = sweep.start(hydra_config.overrides.task, hydra_config.job.num)
         value = _swept(values, sweep, job)
         if job.code == INTERRUPTED:
-            raise KeyboardInterrupt  # stops the rest of the sweep, too
+            raise KeyboardInterrupt  # also stops the rest of the sweep
         return value
     try:
         config = _configured(values)
@@ -240,14 +240,14 @@ def _job(values: DictConfig) -> float | None:
 
 
 def _configured(values: DictConfig) -> Config:
-    """The typed values of the run that Hydra has composed, with the files that scaled them down."""
+    """Return the typed values of the run that Hydra has composed, and the files that scaled them down."""
     config = typed_config(values)
     config.scaled_by = scaling_files(HydraConfig.get().runtime)
     return config
 
 
 def _swept(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | None:
-    """Do one job of a sweep; whatever goes wrong ends this one alone, and its record says so."""
+    """Do one job of a sweep. An error ends only this job, and the job's record says so."""
     value = None
     try:
         config = _configured(values)
@@ -264,9 +264,9 @@ def _swept(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | 
             value = objective(config, RunDirectory(job.run))
     except UserError as error:
         job.state, job.code, job.error = "failed", USER_ERROR, str(error)
-    except KeyboardInterrupt:  # before its worker began
+    except KeyboardInterrupt:  # a signal before its worker began
         job.state, job.code = "interrupted", INTERRUPTED
-    except Exception:  # a fault of ours; the other jobs need not suffer
+    except Exception:  # a fault of ours; the other jobs continue
         job.state, job.code, job.error = "failed", 1, traceback.format_exc()
     job.ended = time.time()
     sweep.note(job)
@@ -274,14 +274,18 @@ def _swept(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | 
 
 
 def objective(config: Config, run: RunDirectory) -> float | None:
-    """The number of summary.json that `objective` names; None where it names none. Raises UserError for no number."""
+    """Return the number of summary.json that `objective` names, or None without one. Raise UserError if it is not a
+    number.
+    """
     if config.objective is None:
         return None
     found: Any = json.loads(run.summary_path.read_text(encoding="utf-8"))
     for part in config.objective.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     if isinstance(found, bool) or not isinstance(found, int | float):
-        raise UserError(f"objective={config.objective} is no number of {run.summary_path}, e.g. eval.after.reward.mean")
+        raise UserError(
+            f"objective={config.objective} is not a number in {run.summary_path}; name one, e.g. eval.after.reward.mean"
+        )
     return float(found)
 
 

@@ -1,4 +1,4 @@
-"""`agentrl compare A B [out=FILE]`: paired differences between two runs, and the settings that differ."""
+"""`agentrl compare A B [out=FILE]` shows paired differences between two runs, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ KINDS = (".md", ".tex", ".csv")
 HELP = f"""agentrl compare A B [out=FILE]
 
 Shows every metric of A and of B after training, B - A with its 95% interval, and the keys whose values differ. A and B
-are runs, or directories whose runs differ in nothing but the seed. Two single runs are paired by item, several seeds by
-seed.
+are runs, or directories whose runs differ only in the seed. Two single runs are paired by item, several seeds by seed.
 
 {key_lines(KEYS)}"""
 
 
 def main(arguments: list[str]) -> int:
-    """Print the comparison. Raises UserError where A or B is no run, or where they have nothing to compare."""
+    """Print the comparison. Raise UserError if A or B is not a run, or if they have nothing to compare."""
     places, own = places_and_keys(arguments, KEYS)
     if len(places) != 2:
         raise UserError("name two runs: agentrl compare A B")

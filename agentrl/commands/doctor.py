@@ -1,4 +1,6 @@
-"""`agentrl doctor [--json] [key=value ...]`: is this machine ready for the run that the overrides describe?"""
+"""`agentrl doctor [--json] [key=value ...]` checks whether this machine is ready for the run that the overrides
+describe.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 HELP = """agentrl doctor [--json] [key=value ...]
 
 Checks this machine for the run that the overrides describe, e.g. agentrl doctor model=qwen3-4b hardware=gpu.
-Exit code 1 where something must be mended."""
+The exit code is 1 if something must be fixed."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print one line a check; exit code 1 where any failed."""
+    """Print one line for each check; return exit code 1 if any failed."""
     as_json = "--json" in arguments
     _, overrides = command_keys([argument for argument in arguments if argument != "--json"], {})
     config = compose(overrides)
@@ -41,5 +43,5 @@ def main(arguments: list[str]) -> int:
 
 
 def _plain(text: str) -> str:
-    """`text` with nothing that rich would read as markup."""
+    """Return `text` with nothing that rich would read as markup."""
     return text.replace("[", r"\[")

@@ -1,6 +1,6 @@
-"""`agentrl eval model=... bench=a,b [samples=K] [key=value ...]`: evaluate models as they are, on any benches.
+"""`agentrl eval model=... bench=a,b [samples=K] [key=value ...]` evaluates models as they are, on any benches.
 
-Every pair of model and bench is a run directory of its own (algo=eval): the same command goes on where it stopped.
+Every pair of model and bench has its own run directory (algo=eval). The same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from agentrl.store.redact import mask_secrets
 KEYS = {
     "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",
     "bench": "Benches, separated by commas; default: minihop.",
-    "suite": "pact or hipo in place of bench: the benches of the paper, and its table with ours beside it.",
-    "samples": "Episodes an item (eval.samples); above 1 adds pass@k and pass^k.",
-    "temperature": "0 decodes greedily, above 0 samples (eval.temperature); default: the bench's.",
-    "top_p": "Nucleus sampling mass where temperature is above 0 (eval.top_p); default: the bench's.",
-    "endpoint": "Address of an OpenAI-compatible server that plays model=<name there>.",
-    "out": "File for the tables: Markdown, or LaTeX where it ends in .tex, or the numbers where it ends in .csv.",
+    "suite": "pact or hipo, instead of bench: the benches of that paper, and its table with our numbers beside it.",
+    "samples": "Episodes per item (eval.samples); more than 1 adds pass@k and pass^k.",
+    "temperature": "0 decodes greedily, above 0 samples (eval.temperature); default: that of the bench.",
+    "top_p": "Nucleus sampling mass if temperature is above 0 (eval.top_p); default: that of the bench.",
+    "endpoint": "Address of an OpenAI-compatible server; model= is then the model's name there.",
+    "out": "File for the tables: .md (Markdown), .tex (LaTeX), or .csv (only the numbers).",
 }
 HELP = f"""agentrl eval model=NAME[,NAME] bench=NAME[,NAME] [key=value ...]
 
 {key_lines(KEYS)}
 
-All other keys are those of a run (agentrl --help). A key of one bench among several carries its name:
-toolhop.path=ToolHop.json ftrl.path=test.jsonl. Tool benches and suites of instruction hierarchies mix. Examples:
+All other keys are those of a run (agentrl --help). With several benches, a key of one bench begins with its name:
+toolhop.path=ToolHop.json ftrl.path=test.jsonl. Benches of any kind can be mixed. Examples:
   agentrl eval model=qwen3-1.7b bench=toolhop,ftrl toolhop.path=ToolHop.json ftrl.path=test.jsonl hardware=gpu
   agentrl eval model=runs/minihop-tiny-pact/s0-1a2b3c4d,tiny bench=minihop samples=4 temperature=1
   agentrl eval model=tiny,tiny_hif bench=minihop,minihif
@@ -44,29 +44,29 @@ toolhop.path=ToolHop.json ftrl.path=test.jsonl. Tool benches and suites of instr
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate every pair and print the results; the worst exit code of the evaluations."""
+    """Evaluate every pair and print the results; return the worst exit code of the evaluations."""
     own, overrides = command_keys(arguments, KEYS)
     out = file_to_write(own["out"]) if "out" in own else None
     benches, suite = _benches(own)
     models = split_names(own.get("model", "tiny"))
     jobs = [job(model, bench, own, overrides, benches) for model in models for bench in benches]
     if suite == "hipo" and jobs and jobs[0].judge.name == "program":
-        raise UserError("suite=hipo: its table is made of a judge's verdicts; choose judge=openai, local or distilled")
+        raise UserError("suite=hipo: its table needs a judge's verdicts; choose judge=openai, local or distilled")
     names = [names_typed(own, overrides, config.bench.name) for config in jobs]
     good = [_is_good(config, typed) for config, typed in zip(jobs, names, strict=True)]
     if not all(good):
-        return USER_ERROR  # before the first begins: the others would take their time, and the table lack a row
+        return USER_ERROR  # nothing begins: the others would take their time, and the table would lack a row
     worst = 0
     for config, typed in zip(jobs, names, strict=True):
         try:
             code = start(config)
-        except UserError as error:  # the other evaluations go on
+        except UserError as error:  # the other evaluations continue
             _complain(error, typed)
             code = USER_ERROR
         worst = max(worst, code)
         if code == INTERRUPTED:
             return code
-    from agentrl.report.evaluations import evaluation_tables, plain_text  # draws, and so imports what takes seconds
+    from agentrl.report.evaluations import evaluation_tables, plain_text  # draws, and so imports slow libraries
 
     tables = list(evaluation_tables(jobs, suite, models))
     text = "\n\n".join(map(plain_text, tables))
@@ -96,7 +96,7 @@ def _complain(error: UserError, typed: dict[str, str]) -> None:
 
 
 def names_typed(own: dict[str, str], overrides: list[str], bench: str) -> dict[str, str]:
-    """Keys of the configuration that this command has other words for, as far as they were used."""
+    """Return the keys of the configuration for which the user gave another word of this command."""
     names: dict[str, str] = {f"eval.{key}": key for key in ("samples", "temperature", "top_p") if key in own}
     names |= {"algo.endpoint.base_url": "endpoint"} if "endpoint" in own else {"model.path": "model"}
     if any(override.lstrip("+").startswith(f"{bench}.") for override in overrides):
@@ -105,7 +105,7 @@ def names_typed(own: dict[str, str], overrides: list[str], bench: str) -> dict[s
 
 
 def _benches(own: dict[str, str]) -> tuple[list[str], str | None]:
-    """Names of the benches, and the paper whose table is asked for."""
+    """Return the names of the benches, and the paper whose table is asked for."""
     suite = own.get("suite")
     if suite is None:
         return [name for name in own.get("bench", "minihop").split(",") if name], None
@@ -119,7 +119,7 @@ def _benches(own: dict[str, str]) -> tuple[list[str], str | None]:
 
 
 def job(model: str, bench: str, own: dict[str, str], overrides: list[str], benches: list[str]) -> Config:
-    """The configuration of one evaluation."""
+    """Return the configuration of one evaluation."""
     chosen = [f"bench={bench}"]
     if "endpoint" in own:
         chosen += ["model=custom", f"model.name={model.replace('/', '--').strip('-')}", f"model.path={model}"]
@@ -128,7 +128,7 @@ def job(model: str, bench: str, own: dict[str, str], overrides: list[str], bench
         chosen += [f"model={model}", *sampling_of(model, bench)]
     chosen += [f"eval.{key}={own[key]}" for key in ("samples", "temperature", "top_p") if key in own]
     for override in overrides:
-        plus = "+" if override.startswith("+") else ""  # Hydra's mark of a key that is not there yet
+        plus = "+" if override.startswith("+") else ""  # Hydra's mark of a key that does not exist yet
         head, _, rest = override.removeprefix("+").partition(".")
         if head in benches:
             if head == bench:

@@ -1,4 +1,4 @@
-"""`agentrl export bfcl RUN [phase=after] [as=MODEL] [out=DIR]`: a run's evaluation for the official BFCL evaluator."""
+"""`agentrl export bfcl RUN [phase=after] [as=MODEL] [out=DIR]` writes an evaluation for the official BFCL evaluator."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from agentrl.core.errors import UserError
 from agentrl.evaluation.results import played_items
 
 KEYS = {
-    "phase": "The evaluation: before or after.",
-    "as": "A model name that the official evaluator knows; its handler must read Qwen's calls.",
-    "out": "Directory for the result files; the run's own bfcl/ where it is left out.",
+    "phase": "Which evaluation: before or after training (default after).",
+    "as": "A model name that the official evaluator knows. Its handler there must read Qwen's calls.",
+    "out": "Directory for the result files (default RUN/bfcl).",
 }
 USAGE = "agentrl export bfcl RUN [phase=after] [as=MODEL] [out=DIR]"
 HELP = f"""{USAGE}
 
-Writes an evaluation in the files that bfcl-eval scores, and prints the command that scores them.
+Writes an evaluation as files for bfcl-eval, and prints the command that scores them.
 
 {key_lines(KEYS)}"""
 
@@ -30,17 +30,17 @@ def main(arguments: list[str]) -> int:
     run, phase, model = run_at(places[1]), own.get("phase", "after"), own.get("as", MODEL)
     bench = run.config().bench.name
     if bench != "bfcl":
-        raise UserError(f"{run.path} is a run on bench={bench}, not bfcl; give a run of bench=bfcl")
+        raise UserError(f"{run.path} is a run on bench={bench}; name a run on bench=bfcl")
     items = played_items(run.records(run.eval_dir / f"{phase}.jsonl"))
     if not items:
-        raise UserError(f"{run.path} holds no evaluation called {phase}; give phase=before or phase=after")
+        raise UserError(f"{run.path} holds no evaluation called {phase}; set phase=before or phase=after")
     out = Path(own["out"]).expanduser() if own.get("out") else run.path / "bfcl"
     paths = write_results(items, out / "result", model)
     for path in paths:
         print(path)
     categories = ",".join(path.name.removeprefix("BFCL_v4_").removesuffix("_result.json") for path in paths)
     print(
-        "To score them officially, in an environment with all of bfcl-eval's own requirements:\n"
+        "To score them with the official code, in an environment with all requirements of bfcl-eval:\n"
         f"BFCL_PROJECT_ROOT={out.resolve()} bfcl evaluate --model {model} --test-category {categories}"
         " --partial-eval"
     )

@@ -1,4 +1,4 @@
-"""`agentrl judge compare|distill ...`: what else a run's verdicts are for: compare two judges, distil one."""
+"""`agentrl judge compare|distill ...` uses a run's cached verdicts: it compares two judges, or distils one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from agentrl.core.errors import UserError
 from agentrl.core.stats import Interval
 
 COMPARE_KEYS = {
-    "model_a": "Judge of the first cache, where it holds several: the model's name, or MODEL#DIGITS as shown.",
-    "model_b": "Judge of the second cache, where it holds several: the model's name, or MODEL#DIGITS as shown.",
+    "model_a": "Judge of the first cache, if it holds several: the model's name, or MODEL#DIGITS as shown.",
+    "model_b": "Judge of the second cache, if it holds several: the model's name, or MODEL#DIGITS as shown.",
 }
 DISTILL_KEYS = {
     name: sentence(item) + ("" if item.is_required() or item.default is None else f" (default {item.default})")
@@ -26,7 +26,7 @@ DISTILL_KEYS = {
 }
 HELP = f"""agentrl judge compare CACHE_A CACHE_B [model_a=NAME] [model_b=NAME]
 
-How far the second judge agrees with the first on the responses that both judged.
+Shows how far the second judge agrees with the first on the responses that both judged.
 
 {key_lines(COMPARE_KEYS)}
 
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
 
 def compare(arguments: list[str]) -> int:
-    """Print agreement by side; exit code 0."""
+    """Print the agreement by side; return exit code 0."""
     from agentrl.core.judge import SIDES
     from agentrl.judges.agreement import agreement
     from agentrl.judges.cache import entries_of, open_cache
@@ -75,7 +75,7 @@ def compare(arguments: list[str]) -> int:
             continue
         found = True
         measured = agreement([a for _, a, _ in both], [b for _, _, b in both], [r.prompt for r, _, _ in both])
-        missing = f", {len(common) - len(both)} without a score left out" if len(common) > len(both) else ""
+        missing = f"; {len(common) - len(both)} without a score are left out" if len(common) > len(both) else ""
         prompts = len({request.prompt for request, _, _ in both})
         _table(f"{side}: {len(both)} responses to {prompts} prompts{missing}", measured)
     if not found:
@@ -84,7 +84,7 @@ def compare(arguments: list[str]) -> int:
 
 
 def distill(arguments: list[str]) -> int:
-    """Fit, print the agreement on held-out prompts; exit code 0."""
+    """Fit a model, print its agreement on held-out prompts; return exit code 0."""
     places, own = places_and_keys(arguments, DISTILL_KEYS)
     if places:
         raise UserError(f"'{places[0]}' is not key=value: agentrl judge distill cache=FILE out=DIR [key=value ...]")

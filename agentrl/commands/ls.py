@@ -1,4 +1,4 @@
-"""`agentrl ls [DIR ...] [key=value ...] [--json]`: list runs with status, method, model, bench, result and age."""
+"""`agentrl ls [DIR ...] [key=value ...] [--json]` lists runs with status, method, model, bench, result and age."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FILTERS = {
 }
 HELP = f"""agentrl ls [DIR ...] [key=value ...] [--json]
 
-Lists the runs below DIR (runs/ by default), the newest first. `--json` prints one list of objects for scripts.
-Filters take patterns, several separated by commas:
+Lists the runs below DIR (default runs/), the newest first. `--json` prints one list of objects for scripts.
+A filter takes one or several patterns, separated by commas:
 
 {key_lines(FILTERS)}
 
@@ -34,16 +34,16 @@ AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def main(arguments: list[str]) -> int:
-    """Print the runs; exit code 1 where there is none. Raises UserError as `list_runs` does."""
+    """Print the runs; return exit code 1 if there is none. Raise UserError as `list_runs` does."""
     as_json = "--json" in arguments
     rest = [argument for argument in arguments if argument != "--json"]
     for argument in rest:
         if argument.startswith("-"):
-            raise UserError(f"{argument} is no flag; did you mean --json?")
+            raise UserError(f"{argument} is not a flag; did you mean --json?")
     places = [argument for argument in rest if "=" not in argument or Path(argument).expanduser().is_dir()]
     filters = dict(argument.split("=", 1) for argument in rest if argument not in places)
     if not places and not Path("runs").is_dir():
-        raise UserError("there is no runs/ here; name a directory that holds runs: agentrl ls DIR")
+        raise UserError("there is no directory runs/ here; name a directory that holds runs: agentrl ls DIR")
     runs = list_runs([Path(place).expanduser() for place in places or ["runs"]], filters)
     if as_json:
         print(json.dumps([run.as_dict() for run in runs], indent=2))
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         console.print("No run passes these filters." if filters else "There is no run.")
         return 1
     if not console.is_terminal:
-        console = Console(highlight=False, width=10_000)  # a pipe has no edge
+        console = Console(highlight=False, width=10_000)  # a pipe has no width
     console.print(_table(runs))
     return 0
 
@@ -83,7 +83,7 @@ def _interval(cell: Cell, signed: bool = False) -> str:
 
 
 def _age(seconds: float) -> str:
-    """The age in its largest whole unit."""
+    """Return the age in its largest whole unit."""
     for size, unit in AGES:
         if seconds >= size and seconds != float("inf"):
             return f"{int(seconds // size)} {unit}"

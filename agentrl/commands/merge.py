@@ -1,4 +1,4 @@
-"""`agentrl merge RUN [out=DIR]`: the adapter that a run trained, put into its base: a checkpoint that stands alone."""
+"""`agentrl merge RUN [out=DIR]` merges the adapter that a run trained into its base and writes a full checkpoint."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from agentrl.commands.arguments import key_lines, places_and_keys, run_at, say
 from agentrl.core.errors import UserError
 
-KEYS = {"out": "Directory for the checkpoint, made anew; RUN/merged where it is left out."}
+KEYS = {"out": "New directory for the checkpoint (default RUN/merged)."}
 USAGE = "agentrl merge RUN [out=DIR]"
 HELP = f"""{USAGE}
 
-Puts the adapter that a run trained into its base; full weights, tokenizer and chat template stand alone after.
+Merges the adapter that a run trained into its base, and writes full weights, tokenizer and chat template.
 
 {key_lines(KEYS)}"""
 
 
 def main(arguments: list[str]) -> int:
-    """Write weights, tokenizer and chat template. Raises UserError where there is no adapter or `out` exists."""
+    """Write weights, tokenizer and chat template. Raise UserError if there is no adapter, or if `out` exists."""
     places, own = places_and_keys(arguments, KEYS)
     if len(places) != 1:
         raise UserError(f"name one run directory: {USAGE}")
@@ -27,20 +27,20 @@ def main(arguments: list[str]) -> int:
     if not adapter.is_dir():
         raise UserError(f"{run.path} has no trained model yet; let the run finish (the same command resumes it)")
     if not (adapter / "adapter_config.json").is_file():
-        raise UserError(f"{adapter} holds full weights already: there is nothing to merge")
+        raise UserError(f"{adapter} holds full weights already, so there is nothing to merge; use it as it is")
     out = Path(own["out"]).expanduser().absolute() if own.get("out") else run.path / "merged"
     if out.exists():
         raise UserError(f"{out} exists already; remove it, or choose another out=...")
 
     say(f"loading {adapter} and its base")
-    from transformers import AutoTokenizer  # seconds to import; a mistake above is answered at once
+    from transformers import AutoTokenizer  # slow to import; a mistake above is reported at once
 
     from agentrl.models.loading import load_model
 
     model = load_model(run.config().model.model_copy(update={"path": str(adapter)}))
     draft = out.with_name(f".{out.name}-writing")
     try:
-        shutil.rmtree(draft, ignore_errors=True)  # of a merge that was killed
+        shutil.rmtree(draft, ignore_errors=True)  # left by a merge that was killed
         model.save_pretrained(draft)
         AutoTokenizer.from_pretrained(adapter).save_pretrained(draft)
         draft.rename(out)

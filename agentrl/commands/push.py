@@ -1,4 +1,6 @@
-"""`agentrl push RUN OWNER/NAME [weights=DIR] [private=true] [dry_run=true]`: a run's model on the Hugging Face hub."""
+"""`agentrl push RUN OWNER/NAME [weights=DIR] [private=true] [dry_run=true]` uploads a run's model to the Hugging
+Face hub.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,23 @@ from agentrl.core.errors import UserError, first_line
 from agentrl.store.run import RunDirectory
 
 KEYS = {
-    "weights": "Directory of the weights to upload; RUN/model where it is left out, RUN/merged after agentrl merge.",
-    "private": "true (the default) or false: who may see a repository that does not exist yet.",
-    "dry_run": "true writes the folder, shows what would be uploaded, and stops; needs no network.",
+    "weights": "Directory of the weights to upload (default RUN/model; RUN/merged after agentrl merge).",
+    "private": "true (the default) or false: whether a new repository is private.",
+    "dry_run": "true writes the folder, shows what would be uploaded, and stops; this needs no network.",
 }
 USAGE = "agentrl push RUN OWNER/NAME [weights=DIR] [private=true] [dry_run=true]"
 HELP = f"""{USAGE}
 
-Writes RUN/hub: the weights, a model card with results, configuration and commit; then uploads it. HF_TOKEN is read.
+Writes RUN/hub with the weights and a model card (results, configuration, commit), then uploads it with HF_TOKEN.
 
 {key_lines(KEYS)}"""
-FOLDER = "hub"  # in the run directory: exactly what is uploaded
+FOLDER = "hub"  # in the run directory: holds exactly what is uploaded
 
 
 def main(arguments: list[str]) -> int:
-    """Write the folder with its model card and upload it. Raises UserError for an incomplete run and a refusal."""
+    """Write the folder with its model card and upload it. Raise UserError if the run is incomplete or the hub
+    refuses.
+    """
     places, own = places_and_keys(arguments, KEYS)
     if len(places) != 2:
         raise UserError(f"name a run directory and a repository: {USAGE}")
@@ -37,18 +41,18 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{run.path} is {run.status()['status']}, and a model card needs its results; finish the run")
     weights = Path(own["weights"]).expanduser() if own.get("weights") else run.path / "model"
     if not any((weights / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"{weights} holds no model (config.json or adapter_config.json); give weights=DIR")
+        raise UserError(f"{weights} holds no model (config.json or adapter_config.json); name weights=DIR")
     adapter = weights / "adapter_config.json"
     if (
         adapter.is_file()
         and Path(str(base := json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])).exists()
     ):
         raise UserError(
-            f"{weights} is an adapter for {base}, which nobody else has; `agentrl merge {run.path}`, then "
-            f"weights={run.path / 'merged'}"
+            f"{weights} is an adapter for {base}, which is only on this machine; run `agentrl merge {run.path}`, then "
+            f"set weights={run.path / 'merged'}"
         )
 
-    from huggingface_hub import HfApi  # a second to import; a mistake above is answered at once
+    from huggingface_hub import HfApi  # slow to import; a mistake above is reported at once
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
@@ -56,7 +60,7 @@ def main(arguments: list[str]) -> int:
         validate_repo_id(repository)
         require("/" in repository, "the repository", repository, "must be OWNER/NAME")
     except HFValidationError as error:
-        raise UserError(f"'{repository}' is no name of a repository, OWNER/NAME: {error}") from error
+        raise UserError(f"'{repository}' is not a repository's name, OWNER/NAME: {error}") from error
     folder = write_folder(run, weights, repository)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
@@ -71,15 +75,15 @@ def main(arguments: list[str]) -> int:
         done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"agentrl run {run.path.name}")
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:  # OSError: no network
         raise UserError(
-            f"{repository} was not uploaded: {first_line(error)}; is HF_TOKEN set to a token that may write, and the "
-            f"hub in reach? The folder is ready: {folder}"
+            f"{repository} was not uploaded: {first_line(error)}; check HF_TOKEN (it must be allowed to write) and the "
+            f"network. The folder is ready: {folder}"
         ) from error
     print(f"{visible} unless it existed otherwise: {done.commit_url}")
     return 0
 
 
 def write_folder(run: RunDirectory, weights: Path, repository: str) -> Path:
-    """Weights (hard links where the disk has them), model card, configuration and summary, made anew."""
+    """Write a new folder with weights (hard links if the disk has them), model card, configuration and summary."""
     from agentrl.report.card import model_card
 
     folder = run.path / FOLDER
@@ -96,16 +100,16 @@ def write_folder(run: RunDirectory, weights: Path, repository: str) -> Path:
 
 
 def _name_revision(file: Path, run: RunDirectory) -> None:
-    """Let an adapter say which revision of its base the run trained on, where it does not yet."""
+    """Write into an adapter which revision of its base the run trained on, if it does not say so yet."""
     model = run.config().model
     saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and model.revision else {}
     if saved.get("base_model_name_or_path") == model.path and not saved.get("revision"):
-        file.unlink()  # it may be a hard link to the run's own
+        file.unlink()  # it may be a hard link to the run's own file
         file.write_text(json.dumps(saved | {"revision": model.revision}, indent=2), encoding="utf-8")
 
 
 def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without hard links
+    except OSError:  # another disk, or a disk without hard links
         shutil.copy2(source, target)

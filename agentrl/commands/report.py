@@ -1,4 +1,4 @@
-"""`agentrl report RUN... [out=report.html] [title=...]`: one page about some runs, or their tables for a paper."""
+"""`agentrl report RUN... [out=report.html] [title=...]` makes one page about some runs, or their tables for a paper."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from agentrl.commands.arguments import file_to_write, key_lines, places_and_keys
 from agentrl.core.errors import UserError
 
 KEYS = {
-    "out": "report.html (and report.md beside it) in the first directory; .md, .tex (LaTeX, booktabs) or .csv alone.",
+    "out": "A .html (and a .md beside it), .md, .tex (LaTeX, booktabs) or .csv file; default: RUN/report.html.",
     "title": "Heading of the page.",
 }
 
 KINDS = (".html", ".md", ".tex", ".csv")
-RESULTS = ("Results", "Differences")  # sections that a paper prints
+RESULTS = ("Results", "Differences")  # the sections for a paper
 
 HELP = f"""agentrl report RUN [RUN ...] [key=value ...]
 
-Runs that differ in nothing but the seed are pooled; a directory stands for the runs in it.
+Makes one page about the runs. Runs that differ only in the seed are pooled. A directory stands for the runs in it.
 
 {key_lines(KEYS)}"""
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page and say where it is. Raises UserError where no run is found or the page cannot be written."""
+    """Write the page and print its path. Raise UserError if no run is found or the page cannot be written."""
     places, own = places_and_keys(arguments, KEYS)
     if not places:
         raise UserError("name run directories, or a directory that holds some: agentrl report RUN [RUN ...]")
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     out = file_to_write(own["out"]) if "out" in own else paths[0] / "report.html"
     if out.suffix not in KINDS:
         raise UserError(f"out={out} must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
-    # Matplotlib takes a second to import; a mistake above is answered at once.
+    # Matplotlib is slow to import; a mistake above is reported at once.
     from agentrl.report.arms import load_records
     from agentrl.report.page import build_report, render
 

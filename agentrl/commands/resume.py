@@ -1,4 +1,4 @@
-"""`agentrl resume RUN [key=value ...]`: go on with a run where it stopped, wherever its directory lies now."""
+"""`agentrl resume RUN [key=value ...]` continues a run where it stopped, even if its directory was moved."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from agentrl.store.identity import MAY_MOVE, NOT_IN_IDENTITY, in_identity
 
 HELP = """agentrl resume RUN [key=value ...]
 
-Trains on from the last checkpoint, or evaluates what is left; a completed run shows its result. It does what repeating
-the run's own command does. Only keys that make no other run can be changed on the way, e.g. trainer.save_steps=10 or
-judge.max_cost=5, and the address of a server that has moved (judge.base_url, algo.endpoint.base_url)."""
-# The directory says them itself: it may have been moved.
+Continues training from the last checkpoint, or evaluates what is left; for a completed run it shows the result. To
+repeat the run's own command does the same. You can change only keys that do not make another run, e.g.
+trainer.save_steps=10 or judge.max_cost=5, and the address of a server (judge.base_url, algo.endpoint.base_url)."""
+# The directory itself gives these keys, because it may have been moved.
 WHERE = ("runs_dir", "name", "run_id")
 
 
 def main(arguments: list[str]) -> int:
-    """Go on with the run; its exit code. Raises UserError for no run, or for a key that would make it another run."""
+    """Continue the run; return its exit code. Raise UserError if there is no run, or if a key would make it another
+    run.
+    """
     match arguments:
         case [place, *changes] if all("=" in change for change in changes):
             return start(config_of(place, changes), may_move=MAY_MOVE)
@@ -32,7 +34,9 @@ def main(arguments: list[str]) -> int:
 
 
 def config_of(place: str, changes: list[str]) -> Config:
-    """The configuration of the run at `place` with `changes`, for the directory where it lies now. Raises UserError."""
+    """Return the configuration of the run at `place` with `changes`, for the directory where it is now. Raise
+    UserError.
+    """
     run = run_at(place)
     for change in changes:
         key, known = change.partition("=")[0], [name for name, _, _ in all_keys()]

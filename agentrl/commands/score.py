@@ -1,8 +1,8 @@
-"""`agentrl score bench=... transcripts=FILE out=FILE`: official metrics of transcripts made elsewhere, never executed.
+"""`agentrl score bench=... transcripts=FILE out=FILE` scores transcripts that were made elsewhere. Nothing is executed.
 
     agentrl score bench=ftrl bench.path=test.jsonl transcripts=episodes.jsonl out=scored.jsonl
 
-Every line of `transcripts` is repeated in `out` with `metrics`, and a `reason` where the verdict needs one.
+Every line of `transcripts` is copied to `out` with `metrics`, and with a `reason` if the verdict needs one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from agentrl.core.stats import mean_interval
 from agentrl.core.text import well_formed
 
 KEYS = {
-    "transcripts": "File of transcripts, one JSON object a line.",
-    "out": "File to write, one line a transcript; must not exist yet.",
+    "transcripts": "File of transcripts, one JSON object per line.",
+    "out": "File to write, one line per transcript; it must not exist yet.",
 }
 HELP = f"""agentrl score bench=NAME [bench.path=FILE] transcripts=FILE out=FILE [bench.key=value ...]
 
@@ -34,11 +34,11 @@ Scores transcripts as the bench's official code does. Nothing in them is execute
 
 {key_lines(KEYS)}
 
-A line of `transcripts` is {{"row": N, "messages": [...]}} ("turns" or "response" in place of messages for some benches,
-see docs/benches.md); N counts the rows of the file from 0. The same line goes to `out` with "metrics", and a "reason"
-where there is one."""
-SHOWN = 5  # bad lines named in one message
-# ToolHop divides by all rows, scored or not; other rules leave out what has no verdict.
+A line of `transcripts` is {{"row": N, "messages": [...]}} (some benches take "turns" or "response" instead of messages,
+see docs/benches.md). N is the row of the bench's file, counted from 0. The same line goes to `out` with "metrics" and,
+if there is one, a "reason"."""
+SHOWN = 5  # number of bad lines named in one message
+# ToolHop divides by all rows, scored or not; other rules leave out rows without a verdict.
 UNSET_IS_WRONG = ("answer_correct",)
 
 
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise UserError(f"transcripts={own['transcripts']}, {'; '.join(bad[:SHOWN])}{more}. Nothing was written")
     if not scored:
-        raise UserError(f"transcripts={own['transcripts']} holds no transcript")
+        raise UserError(f"transcripts={own['transcripts']} holds no transcript; name a file with one per line")
     write(out, scored)
     summary(scored, Console(soft_wrap=True, highlight=False, markup=False))
     print(f"{len(scored)} transcripts scored: {out}")
@@ -75,11 +75,11 @@ def main(arguments: list[str]) -> int:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
-    """Line number (from 1), record, and what is wrong with it, of every line that is not blank."""
+    """Yield line number (from 1), record, and what is wrong with it, for every line that is not blank."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"transcripts={path}: cannot read it ({error.strerror}); give a file of JSON lines") from error
+        raise UserError(f"transcripts={path}: cannot read it ({error.strerror}); name a file of JSON lines") from error
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -88,21 +88,21 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
         except UnicodeDecodeError as error:
             yield number, {}, f"not UTF-8 (byte {error.start})"
         except (ValueError, RecursionError) as error:
-            yield number, {}, f"no whole JSON ({explain_json(error)})"
+            yield number, {}, f"not complete JSON ({explain_json(error)})"
         else:
-            yield (number, record, None) if isinstance(record, dict) else (number, {}, "no JSON object")
+            yield (number, record, None) if isinstance(record, dict) else (number, {}, "not a JSON object")
 
 
 def write(out: Path, records: list[dict[str, Any]]) -> None:
-    """All lines or no file: what is half written has another name."""
+    """Write all lines or no file: a half-written file has another name."""
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
-        # Half a surrogate pair, which JSON can hold and UTF-8 cannot, goes out as it came in: as an escape.
+        # JSON can hold half a surrogate pair, but UTF-8 cannot. It is written as an escape, as it was read.
         with part.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             file.flush()
             os.fsync(file.fileno())
-        os.link(part, out)  # unlike a rename, fails where another process has made the file meanwhile
+        os.link(part, out)  # unlike a rename, this fails if another process has made the file meanwhile
     except OSError as error:
         raise UserError(f"out={out}: cannot write it ({error.strerror}); name a file that can be written") from error
     finally:
@@ -110,11 +110,12 @@ def write(out: Path, records: list[dict[str, Any]]) -> None:
 
 
 def summary(records: list[dict[str, Any]], console: Console) -> None:
-    """Mean and 95% interval of every metric; transcripts of one row are one cluster."""
+    """Print the mean and 95% interval of every metric; transcripts of one row are one cluster."""
     columns: dict[str, tuple[list[float], list[str]]] = {}
     unset: dict[str, int] = {}
     for record in records:
-        row = str([record.get(key) for key in ("category", "suite", "row", "id")])  # what tells rows of a bench apart
+        # the keys that tell the rows of a bench apart
+        row = str([record.get(key) for key in ("category", "suite", "row", "id")])
         for name, value in record["metrics"].items():
             values, rows = columns.setdefault(name, ([], []))
             for entry in value if isinstance(value, list) else [value]:

@@ -1,4 +1,4 @@
-"""`agentrl show RUN [key=value ...]`: read a run's rollouts, or the items of its evaluations, on the terminal."""
+"""`agentrl show RUN [key=value ...]` shows a run's rollouts, or the items of its evaluations, on the terminal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 
 KEYS = {
-    "source": "rollouts (sampled while training; the default) or eval (evaluated items, before beside after).",
-    "where": "Comparisons that must all hold, e.g. where='reward<1,errors>0' (any metric, step, turns, truncated).",
-    "step": "Rollouts of this logged step: a number, first or last; by default first and last.",
-    "task": "Only the task with this id; where there is none, those whose id contains this.",
-    "limit": "How many are shown at most.",
-    "prompt": "true shows the prompts too.",
+    "source": "rollouts (sampled in training; the default) or eval (evaluated items, before and after side by side).",
+    "where": "Comparisons that must all be true, e.g. where='reward<1,errors>0' (any metric, step, turns, truncated).",
+    "step": "Rollouts of this logged step: a number, first, last or all; default: first and last.",
+    "task": "Only the task with this id; if there is none, the tasks whose id contains this.",
+    "limit": "The largest number of rollouts or items to show.",
+    "prompt": "true also shows the prompts.",
 }
 
 HELP = f"""agentrl show RUN [key=value ...]
@@ -24,7 +24,7 @@ HELP = f"""agentrl show RUN [key=value ...]
 
 
 def main(arguments: list[str]) -> int:
-    """Print what the filters leave; exit code 1 where that is nothing. Raises UserError on keys that make no sense."""
+    """Print what passes the filters; return exit code 1 if nothing does. Raise UserError if the keys make no sense."""
     places, own = places_and_keys(arguments, KEYS)
     if len(places) != 1:
         raise UserError("name one run directory: agentrl show RUN [key=value ...]")
@@ -77,7 +77,7 @@ def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Con
     keep = parse_filter(own.get("where", ""))
     before, after = (played_items(run.items(phase)) for phase in ("before", "after"))
     if not before and not after:
-        raise UserError(f"{run.path} has evaluated nothing yet; source=rollouts shows what was sampled while training")
+        raise UserError(f"{run.path} has evaluated nothing yet; source=rollouts shows what was sampled in training")
     refuse_unknown(own.get("where", ""), {name for item in after or before for name in item_facts(item)})
     meant = tasks_named(own.get("task", ""), {item["id"] for item in after or before})
     kept = [item for item in after or before if item["id"] in meant and keep(item_facts(item))]
@@ -91,12 +91,12 @@ def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Con
 
 
 def _source(run: RunDirectory) -> str:
-    """Rollouts where the run has some; a run that only evaluates has none."""
+    """Return "rollouts" if the run has some, else "eval": a run that only evaluates has none."""
     return "rollouts" if run.rollouts_path.is_file() else "eval"
 
 
 def _steps(wanted: str | None, logged: list[int]) -> list[int]:
-    """The logged steps that `step=` names."""
+    """Return the logged steps that `step=` names."""
     if not logged:
         return []
     named = {None: [logged[0], logged[-1]], "first": logged[:1], "last": logged[-1:], "all": logged}

@@ -1,4 +1,6 @@
-"""`agentrl traces build bench=... out=traces.jsonl`: expert traces for a bench, mined from its data or by a teacher."""
+"""`agentrl traces build bench=... out=traces.jsonl` makes expert traces for a bench, from its data or with a
+teacher.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +22,24 @@ from agentrl.runner.reach import check_server
 from agentrl.store.durable import drop_torn_tail, write_records
 
 KEYS = {
-    "out": "File to write, one trace a line; rejections and a page of examples go beside it.",
-    "source": "mined (from what the data ships, the default) or teacher (rollouts of a stronger model).",
-    "split": "train (the default), test or all: which tasks get a trace.",
-    "limit": "Tasks at most.",
+    "out": "File to write, one trace per line. Rejections and a page of examples are written beside it.",
+    "source": "mined (from the bench's data; the default) or teacher (rollouts of a stronger model).",
+    "split": "Which tasks get a trace: train (the default), test or all.",
+    "limit": "The largest number of tasks.",
     "endpoint": "With source=teacher: address of the OpenAI-compatible server.",
     "teacher": "With source=teacher: the model's name there.",
-    "tries": "With source=teacher: rollouts a task until one is kept; default 4.",
-    "annotate": "With source=teacher: true lets the teacher label reasoning that the rules cannot.",
+    "tries": "With source=teacher: the most rollouts per task until one is kept (default 4).",
+    "annotate": "With source=teacher: true lets the teacher label reasoning that the rules cannot label.",
 }
 HELP = f"""agentrl traces build bench=NAME [bench.path=FILE] out=FILE [key=value ...]
 
 {key_lines(KEYS)}
 
-A run uses the file with traces=FILE. The same command goes on with tasks that have neither trace nor rejection."""
+A run uses the file with traces=FILE. The same command continues with tasks that have neither trace nor rejection."""
 
 
 def main(arguments: list[str]) -> int:
-    """Build the file; exit code 1 where no trace was kept. Raises UserError on keys that make no sense."""
+    """Build the file; return exit code 1 if no trace was kept. Raise UserError if the keys make no sense."""
     if arguments[:1] != ["build"]:
         raise UserError("say what to do: agentrl traces build bench=NAME [bench.path=FILE] out=FILE")
     own, overrides = command_keys(arguments[1:], KEYS)
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> int:
     if source not in ("mined", "teacher"):
         raise UserError(f"source={source} is not a choice; choose mined or teacher")
     if source == "teacher" and not (own.get("endpoint") and own.get("teacher")):
-        raise UserError("source=teacher needs endpoint=http://... and teacher=<model there>")
+        raise UserError("source=teacher needs two keys; set endpoint=http://... and teacher=<model there>")
     out = file_to_write(own["out"], new=source == "mined")
     config = _configuration(own, overrides)
     config.bench.check_path()
@@ -102,7 +104,7 @@ def _mine(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[
             kept.append(to_line(trace))
             continue
         outcome = bench.mine(task) if isinstance(bench, Mining) else None
-        reasons[getattr(outcome, "reason", "the bench has none for it")] += 1
+        reasons[getattr(outcome, "reason", "the bench has no trace for it")] += 1
     if kept:
         out.write_text("".join(kept), encoding="utf-8")
     coverage = bench.miner.coverage.summary() if isinstance(bench, Mining) else {}
@@ -111,10 +113,10 @@ def _mine(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[
 
 
 def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
-    """Rollouts in batches; a trace or a rejection is on disk as soon as it is known.
+    """Play rollouts in batches; a trace or a rejection is written as soon as it is known.
 
-    A task that the teacher's server did not play is neither: its line says that it is missing, and the next command
-    tries it again.
+    If the teacher's server did not play a task, its line says that the task is missing, and the next command tries it
+    again.
     """
     from agentrl.benches import load_bench
     from agentrl.rollout.endpoint import EndpointEngine
@@ -150,12 +152,12 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
         return kept, reasons, {}
     told = "; ".join(f"{count} times: {reason}" for reason, count in missing.most_common(3))
     if not kept and not reasons:
-        raise UserError(f"no trace could be had, the server played no task ({told}); the same command tries them again")
+        raise UserError(f"no trace was made: the server played no task ({told}); the same command tries them again")
     return kept, reasons, {"missing": f"{missing.total()} more tasks, which the same command tries again ({told})"}
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file, none where it does not exist."""
+    """Yield the lines of a file; none if it does not exist."""
     if file.exists():
         for _, line in numbered_lines(file.read_text(encoding="utf-8")):
             yield json.loads(line)

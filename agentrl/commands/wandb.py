@@ -1,4 +1,4 @@
-"""`agentrl wandb dashboard [entity=...] [project=...] [algo=...] [dry_run=true]`: saved views of a W&B project."""
+"""`agentrl wandb dashboard [entity=...] [project=...] [algo=...] [dry_run=true]` makes saved views of a W&B project."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentrl.core.errors import UserError, first_line
 from agentrl.core.install import install_line
 
 KEYS = {
-    "entity": "W&B team or user; the account's default where it is left out.",
+    "entity": "W&B team or user; default: that of the account.",
     "project": "W&B project; default: agentrl, as tracker.project.",
     "algo": "Views to make, separated by commas: pact, hipo; default: both.",
     "dry_run": "true prints what the views hold and sends nothing.",
@@ -20,13 +20,13 @@ KEYS = {
 USAGE = "agentrl wandb dashboard [entity=...] [project=agentrl] [algo=pact,hipo] [dry_run=true]"
 HELP = f"""{USAGE}
 
-Makes saved views of a Weights & Biases project, one for each algorithm. WANDB_API_KEY is read.
+Makes saved views of a Weights & Biases project, one for each algorithm. It reads WANDB_API_KEY.
 
 {key_lines(KEYS)}"""
 
 
 def main(arguments: list[str]) -> int:
-    """Make the views, new ones each time, and print their addresses. Raises UserError where W&B refuses."""
+    """Make new views each time, and print their addresses. Raise UserError if W&B refuses."""
     places, own = places_and_keys(arguments, KEYS)
     if places != ["dashboard"]:
         raise UserError(f"say what to make: {USAGE}")
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps({name: VIEWS[name] for name in names}, indent=2))
         return 0
     if find_spec("wandb_workspaces") is None:
-        raise UserError(f"the library wandb-workspaces is not installed; {install_line('dashboard')}")
+        raise UserError(f"the package wandb-workspaces is not installed; {install_line('dashboard')}")
     import wandb
 
     entity = own.get("entity") or _ask(lambda: str(wandb.Api(timeout=20).default_entity))
@@ -50,10 +50,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _ask(call: Callable[[], Any]) -> Any:
-    """What a call of W&B returns."""
+    """Return what a call of W&B returns."""
     try:
         return call()
-    except Exception as error:  # no key, no network, no such project: each library under it raises its own class
+    except Exception as error:  # no key, no network, no such project: each library raises its own class
         raise UserError(
-            f"W&B did not take the views: {first_line(error)}; is WANDB_API_KEY set, and does the project exist?"
+            f"W&B did not accept the views: {first_line(error)}; check WANDB_API_KEY and the project's name"
         ) from error

@@ -59,14 +59,14 @@ def test_the_package_offers_the_calls() -> None:
 def test_mistakes_of_an_evaluation_are_in_the_callers_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^endpoint=http://127\.0\.0\.1:9/v1: no server answers there"):
         api.evaluate("m", endpoint="http://127.0.0.1:9/v1", overrides={"runs_dir": tmp_path})
-    with pytest.raises(UserError, match="one bench a call"):
+    with pytest.raises(UserError, match="a call takes one bench"):
         api.evaluate(bench="minihop,minihif")
     with pytest.raises(UserError, match="algo=pact trains"):
         api.evaluate(overrides={"algo": "pact", "dry_run": True})
 
 
 def test_no_run_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         api.load_run(tmp_path)
 
 

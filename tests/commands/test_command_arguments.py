@@ -61,7 +61,7 @@ def test_a_file_to_write_is_checked_before_the_work(tmp_path: Path) -> None:
 
 
 def test_a_place_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         run_at(str(tmp_path))
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(UserError, match=r"status\.json is damaged"):

@@ -229,6 +229,8 @@ def test_items_that_a_server_does_not_play_are_counted_and_tried_again(tmp_path:
         assert told["sampling"]["sent"] == {"temperature": 0, "top_p": 1, "top_k": -1, "repetition_penalty": 1}
         well, asked = True, len(server.bodies)
         again = agentrl(*command)
-        assert "1 items are missing and are tried again" in again.stdout and "minihop: 4 items, mean" in again.stdout
+        assert (
+            "1 items are missing and will be tried again" in again.stdout and "minihop: 4 items, mean" in again.stdout
+        )
         assert "missing" not in json.loads(summary.read_text()) and len(server.bodies) - asked <= 2
         assert "This run is complete" in agentrl(*command).stdout

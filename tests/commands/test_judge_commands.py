@@ -46,7 +46,7 @@ def test_two_caches_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     fill(tmp_path / "b", "noisy", 0.1, prompts=20)
     assert verb.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     shown = capsys.readouterr().out
-    assert "system: 80 responses to 20 prompts, 1 without a score left out" in shown
+    assert "system: 80 responses to 20 prompts; 1 without a score are left out" in shown
     assert re.search(r"pairs ordered alike +1\.000", shown)  # noise of 0.1 swaps no pair that is 0.8 apart
     fill(tmp_path / "a", "other", 0.0)
     with pytest.raises(UserError, match="verdicts of good, other; choose one with model_a="):

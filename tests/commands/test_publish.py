@@ -67,7 +67,7 @@ def test_a_merged_adapter_stands_alone_and_says_the_same(adapter_run: RunDirecto
     assert one.chat_template == other.chat_template is not None
     with pytest.raises(UserError, match="exists already"):
         merge.main([str(adapter_run.path)])
-    with pytest.raises(UserError, match=r"is an adapter for .* which nobody else has; `agentrl merge"):
+    with pytest.raises(UserError, match=r"is an adapter for .* which is only on this machine; run `agentrl merge"):
         push.main([str(adapter_run.path), "someone/agent", "dry_run=true"])
     assert push.main([str(adapter_run.path), "someone/agent", f"weights={merged}", "dry_run=true"]) == 0
 
@@ -136,7 +136,7 @@ def test_a_push_without_network_is_one_line_and_keeps_the_folder(
         (["{run}"], "name a run directory and a repository: agentrl push"),
         (["{run}", "someone/agent", "dry_run=yes"], "must be true or false"),
         (["{run}", "agent"], "must be OWNER/NAME"),
-        (["{run}", "some one/agent"], "is no name of a repository"),
+        (["{run}", "some one/agent"], "is not a repository.s name"),
         (["{run}", "someone/agent", "weights=/nowhere"], "holds no model"),
     ],
 )

@@ -90,10 +90,10 @@ def test_a_directory_of_runs_names_them(verb: Callable[[list[str]], int], runs: 
     with pytest.raises(UserError) as caught:
         verb([str(runs)])
     assert str(caught.value) == (
-        f"{runs} is no run directory but holds runs: name one, the latest are {', '.join(names)} "
+        f"{runs} is not a run directory but holds some; name one, e.g. the latest: {', '.join(names)} "
         f"(agentrl ls {runs} lists them)"
     )
-    with pytest.raises(UserError, match=f"name one, the latest are {names[0]} .agentrl ls"):
+    with pytest.raises(UserError, match=f"name one, e.g. the latest: {names[0]} .agentrl ls"):
         verb([str(Path(names[0]).parent)])
 
 
@@ -116,11 +116,11 @@ def test_ls_refuses_what_it_cannot_list(
         ls.main([str(runs), "trainer.learning_rat=1"])
     with pytest.raises(UserError, match="status=complete is not a choice; did you mean completed"):
         ls.main([str(runs), "status=complete"])
-    with pytest.raises(UserError, match="--Json is no flag; did you mean --json"):
+    with pytest.raises(UserError, match="--Json is not a flag; did you mean --json"):
         ls.main([str(runs), "--Json"])
     assert ls.main([str(runs), "status=comp*,dead"]) == 0
     monkeypatch.chdir(runs)
-    with pytest.raises(UserError, match="no runs/ here"):
+    with pytest.raises(UserError, match="no directory runs/ here"):
         ls.main([])
     (runs / "runs").mkdir()
     assert ls.main([]) == 1 and "There is no run." in capsys.readouterr().out
@@ -224,7 +224,7 @@ def test_resume_finds_the_run_where_it_lies(
     for arguments, message in (
         ([], "name one run directory"),
         ([str(moved), "again"], "name one run directory"),
-        ([str(runs)], "is no run directory"),
+        ([str(runs)], "is not a run directory"),
         ([str(moved), "trainer.learning_rate=1"], r"cannot change trainer\.learning_rate; it can change .*save_steps"),
         ([str(moved), "runs_dir=x"], "cannot change runs_dir"),
         ([str(moved), "trainer.save_step=3"], r"unknown key trainer\.save_step; did you mean trainer\.save_steps"),

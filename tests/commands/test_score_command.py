@@ -184,8 +184,8 @@ def test_bad_lines_are_named_and_nothing_is_written(file: Path, tmp_path: Path) 
     transcripts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     arguments = ["bench=toolhop", f"bench.path={file}", f"transcripts={transcripts}", f"out={out}"]
     for bad, reason in [
-        (b'{"row": 0', "line 2: no whole JSON (column 10"),
-        (b"[1]", "line 2: no JSON object"),
+        (b'{"row": 0', "line 2: not complete JSON (column 10"),
+        (b"[1]", "line 2: not a JSON object"),
         (b'{"row": 0, "x": "\xff"}', "line 2: not UTF-8 (byte 17)"),
         (b'{"row": 3, "messages": []}', "line 2: row 3 is not in the file, which has rows 0 to 2"),
         (b'{"row": true, "messages": []}', "line 2: row True"),
@@ -196,8 +196,8 @@ def test_bad_lines_are_named_and_nothing_is_written(file: Path, tmp_path: Path) 
         (b'{"row": 0, "messages": [{"role": "tool", "content": 3}]}', "line 2: the content of message 0"),
         (b'{"row": 0, "messages": [{"role": "assistant", "content": [{"text": "a"}]}]}', "content of message 0"),
         (b'{"row": 0, "messages": [{"role": "assistant", "parsed_content": 3}]}', "the parsed_content of message 0"),
-        (b'{"row": ' + b"1" * 5000 + b"}", "line 2: no whole JSON (a number is too long"),
-        (b"[" * 100_000, "line 2: no whole JSON (nested too deeply"),
+        (b'{"row": ' + b"1" * 5000 + b"}", "line 2: not complete JSON (a number is too long"),
+        (b"[" * 100_000, "line 2: not complete JSON (nested too deeply"),
     ]:
         transcripts.write_bytes(good.encode() + b"\n" + bad + b"\n\n" + good.encode())
         with pytest.raises(UserError) as caught:

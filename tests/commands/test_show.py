@@ -130,7 +130,7 @@ def test_the_same_item_before_and_after(run: RunDirectory, capsys: pytest.Captur
 def test_mistakes_are_one_line(run: RunDirectory, arguments: list[str], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         show.main([str(run.path), *arguments])
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         show.main([str(run.eval_dir)])
 
 

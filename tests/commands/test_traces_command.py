@@ -124,7 +124,7 @@ def test_mined_traces_of_a_bench_with_a_page(tmp_path: Path, capsys: pytest.Capt
     assert "<script" not in page and 'class="preview"' in page and "task_restate" in page
     with pytest.raises(UserError, match="exists already"):
         traces_command(["build", "bench=minihop", f"out={out}"])
-    with pytest.raises(UserError, match="needs endpoint="):
+    with pytest.raises(UserError, match="set endpoint="):
         traces_command(["build", "bench=minihop", f"out={tmp_path / 't'}", "source=teacher"])
 
 
@@ -201,7 +201,7 @@ def test_a_task_that_the_teachers_server_does_not_play_is_tried_again(
     out = tmp_path / "taught.jsonl"
     build = [*build_command(teacher, out), "tries=2"]
     teacher.respond = lambda body, _: Reply({"error": {"message": "no key"}}, 401)
-    with pytest.raises(UserError, match=r"no trace could be had.*refuses the key in OPENAI_API_KEY.*tries them again"):
+    with pytest.raises(UserError, match=r"no trace was made.*refuses the key in OPENAI_API_KEY.*tries them again"):
         traces_command(build)
     teacher.respond = respond
     assert traces_command(build) == 0
@@ -227,5 +227,5 @@ def test_labels_that_the_server_does_not_give_leave_the_trace_for_later(teacher:
         return answer
 
     teacher.respond = respond
-    with pytest.raises(UserError, match=r"no trace could be had.*HTTP 503: busy"):
+    with pytest.raises(UserError, match=r"no trace was made.*HTTP 503: busy"):
         traces_command([*build_command(teacher, tmp_path / "t.jsonl", limit=1), "tries=1", "annotate=true"])

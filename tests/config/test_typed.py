@@ -203,7 +203,7 @@ def test_commands_tell_places_with_an_equals_sign_from_keys(here: Path) -> None:
     )
     with pytest.raises(UserError, match="no key ouf; did you mean out"):
         places_and_keys(["ouf=x"], {"out": ""})
-    with pytest.raises(UserError, match="--out is no flag; keys are written without dashes: out="):
+    with pytest.raises(UserError, match="--out is not a flag; write keys without dashes: out="):
         places_and_keys(["--out", "x"], {"out": ""})
 
 

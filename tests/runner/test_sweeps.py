@@ -162,7 +162,7 @@ def test_a_search_gets_its_objective(tmp_path: Path) -> None:
     assert objective(config, run) == 0.25
     for wrong in ("eval.after.reward.mean", "algo", "eval.after"):
         config.objective = wrong
-        with pytest.raises(UserError, match=f"objective={wrong} is no number"):
+        with pytest.raises(UserError, match=f"objective={wrong} is not a number"):
             objective(config, run)
 
 

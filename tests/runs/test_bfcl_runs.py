@@ -70,7 +70,7 @@ def test_export_wants_a_bfcl_run_with_an_evaluation(tmp_path):
     with pytest.raises(UserError, match="holds no evaluation called after"):
         export(["bfcl", str(run.path)])
     other = RunDirectory.create(composed(f"runs_dir={tmp_path}", "name=y"))
-    with pytest.raises(UserError, match="is a run on bench=minihop, not bfcl"):
+    with pytest.raises(UserError, match="is a run on bench=minihop; name a run on bench=bfcl"):
         export(["bfcl", str(other.path)])
 
 

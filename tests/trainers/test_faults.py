@@ -271,7 +271,7 @@ def test_fewer_gpus_than_processes_are_named(
     monkeypatch.setattr(worker, "die_with_launcher", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
     assert worker.main(run.path) == 2
-    assert f"wants {processes} GPU(s)" in run.status()["error"] and f"sees {found};" in run.status()["error"]
+    assert f"needs {processes} GPU(s)" in run.status()["error"] and f"sees {found};" in run.status()["error"]
 
 
 @pytest.mark.slow
