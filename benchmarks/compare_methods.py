@@ -3,7 +3,7 @@
     agentrl sweep=methods runs_dir=runs/methods
     python benchmarks/compare_methods.py runs/methods
 
-Every run contributes one number a metric (its mean over the test items); the interval is Student's t over the seeds.
+Every run contributes one number per metric, its mean over the test items. The interval is Student's t over the seeds.
 Differences between methods are paired by seed.
 """
 
@@ -22,7 +22,7 @@ METRICS = ("solve_rate", "answer_correct", "solve_f1", "solve_p", "solve_r")
 
 
 def cell(interval: Interval, sign: str = "") -> str:
-    """`0.512 [0.480, 0.544]`."""
+    """Format an interval as `0.512 [0.480, 0.544]`."""
     return f"{interval.mean:{sign}.3f} [{interval.lo:{sign}.3f}, {interval.hi:{sign}.3f}]"
 
 

@@ -1,13 +1,13 @@
-"""Kill runs with SIGKILL at random moments, resume them, and compare with the run that nobody disturbed.
+"""Kill runs with SIGKILL at random moments, resume them, and compare them with an undisturbed run.
 
     python benchmarks/faults.py                          # 30 moments over all algorithms, minutes on two cores
     python benchmarks/faults.py --algos pact --kills 8 --seed 3 --out /tmp/faults
 
-Most kills happen inside a worker: at a random point of a random phase (evaluation, rollout, update, writing a
-checkpoint, sealing it), by a timer that sends SIGKILL to its own process. The worker is a fork of this process, which
-has paid for the imports. The others are real command lines, of which the worker, the parent or both are killed from
+Most kills happen inside a worker, at a random point of a random phase (evaluation, rollout, update, writing a
+checkpoint, sealing it): a timer sends SIGKILL to its own process. The worker is a fork of this process, which has done
+the slow imports already. The other kills hit real command lines: the worker, the parent or both are killed from
 outside. A trial passes if the directory is sound after the kill, the same run then completes, and its metrics,
-rollouts, evaluations and final weights are those of the undisturbed run, byte for byte.
+rollouts, evaluations and final weights equal those of the undisturbed run, byte for byte.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ TINY = (
     *("rollout.num_generations=2", "rollout.max_turns=3", "hardware.threads=1", "eval.batch=2"),
 )
 SMALL_BATCH = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.micro_batch=2")
-SMALL_BENCH = ("bench.train_tasks=8", "bench.test_tasks=4")  # an epoch ends within the run
-# The smallest runs in which everything happens that a resumption has to restore.
+SMALL_BENCH = ("bench.train_tasks=8", "bench.test_tasks=4")  # so an epoch ends within the run
+# The smallest runs that cover everything that a resumed run must restore.
 RUNS: dict[str, tuple[str, ...]] = {
     "sft": ("algo=sft", *SMALL_BATCH, *SMALL_BENCH, *TINY),
     "grpo": ("algo=grpo", "algo.kl_coef=0.01", *SMALL_BATCH, *SMALL_BENCH, *TINY),
-    # Two updates of each rollout batch; the gate and the annealing move on.
+    # Two updates of each rollout batch; the gate and the annealing advance.
     "pact": ("algo=pact", "trainer.prompts_per_batch=4", *SMALL_BATCH[1:], *SMALL_BENCH, *TINY),
     # A multiplier with memory, a reference model, and an evaluation that samples.
     "hipo": ("algo=hipo", "dual=pid", *SMALL_BATCH, *SMALL_BENCH, *TINY, "rollout.max_turns=1"),
 }
-# Where a worker is killed: owner and name of the function that a phase is the duration of.
+# Where a worker is killed: a phase is the time of one call of this function (its owner and its name).
 PHASES: dict[str, tuple[Any, str]] = {
     "evaluation": (worker, "evaluate"),
     "rollout": (AgentGRPOTrainer, "_roll_out"),
@@ -60,9 +60,9 @@ PHASES: dict[str, tuple[Any, str]] = {
     "checkpoint": (Trainer, "_save_checkpoint"),
     "seal": (checkpoints, "seal"),
 }
-FROM_OUTSIDE = 5  # every fifth kill is of a real command line
+FROM_OUTSIDE = 5  # every fifth kill hits a real command line
 VICTIMS = ("worker", "parent", "both")
-Entries = dict[str, list[float]]  # seconds of every entry of a phase
+Entries = dict[str, list[float]]  # phase -> seconds of each of its entries
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Moment:
 
 
 def fork_worker(run: RunDirectory, prepare: Callable[[], None]) -> int:
-    """Do the run in a fork of this process, after `prepare()` there; the exit code, negative for a signal."""
+    """Do the run in a fork of this process, after `prepare()` there; return the exit code, negative for a signal."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -110,7 +110,7 @@ def watch_phases(entered: Callable[[str, int], None], left: Callable[[str, float
     for phase, (owner, name) in PHASES.items():
         function = getattr(owner, name)
         wrapped = partial(around, phase, function)
-        # As an attribute of a class it must bind, which a partial does not.
+        # A class attribute must bind to the instance, and a partial does not.
         setattr(owner, name, (lambda w: lambda *a, **k: w(*a, **k))(wrapped))
 
 
@@ -125,7 +125,7 @@ def measure(notes: Path) -> None:
 
 
 def arm(moment: Moment) -> None:
-    """Have this process killed at `moment`."""
+    """Make this process kill itself at `moment`."""
 
     def entered(phase: str, entry: int) -> None:
         if (phase, entry) == (moment.phase, moment.entry):
@@ -135,14 +135,14 @@ def arm(moment: Moment) -> None:
 
 
 def new_run(algo: str, folder: Path) -> RunDirectory:
-    """The run directory of `algo`'s tiny run below `folder`."""
+    """Make the run directory of `algo`'s tiny run below `folder`."""
     run = RunDirectory.create(compose([*RUNS[algo], f"runs_dir={folder}"]))
     assert run is not None, f"{folder} holds such a run already"
     return run
 
 
 def undisturbed(algo: str, folder: Path) -> tuple[RunDirectory, Entries]:
-    """The run nobody disturbs, and how long each of its phases took."""
+    """Do the undisturbed run; return it and the length of each of its phases."""
     run, notes = new_run(algo, folder), folder / "phases.jsonl"
     code = fork_worker(run, partial(measure, notes))
     assert code == 0, Path(f"{run.path}.log").read_text(encoding="utf-8")
@@ -154,7 +154,7 @@ def undisturbed(algo: str, folder: Path) -> tuple[RunDirectory, Entries]:
 
 
 def choose(entries: Entries, dice: random.Random) -> Moment:
-    """A random point of a random entry of a random phase."""
+    """Choose a random point of a random entry of a random phase."""
     phase = dice.choice(sorted(entries))
     entry = dice.randrange(len(entries[phase]))
     return Moment(phase, entry, dice.random() * entries[phase][entry])
@@ -167,7 +167,7 @@ def kill_inside(run: RunDirectory, moment: Moment) -> None:
 
 
 def kill_outside(algo: str, folder: Path, victim: str, seconds: float) -> RunDirectory:
-    """Start the command line, and kill `victim` of it `seconds` after its worker has written that it runs."""
+    """Start the command line, and kill its `victim` `seconds` after its worker has recorded that it runs."""
     process = subprocess.Popen(command(algo, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     status: dict[str, Any] = {}
     while status.get("status") != "running":
@@ -186,12 +186,14 @@ def kill_outside(algo: str, folder: Path, victim: str, seconds: float) -> RunDir
 
 
 def command(algo: str, folder: Path) -> list[str]:
-    """The command line of `algo`'s tiny run."""
+    """Return the command line of `algo`'s tiny run."""
     return [sys.executable, "-m", "agentrl", *RUNS[algo], f"runs_dir={folder}"]
 
 
 def unsound(run: RunDirectory) -> list[str]:
-    """What of a run directory cannot be read after a kill; partial last lines of records are dropped by readers."""
+    """Return what cannot be read in a run directory after a kill. Readers drop partial last lines, so these are
+    sound.
+    """
     found = []
     for path in [run.status_path, run.environment_path, *run.path.glob("summary.json")]:
         try:
@@ -205,18 +207,18 @@ def unsound(run: RunDirectory) -> list[str]:
 
 
 def outcome(run: RunDirectory) -> dict[str, str]:
-    """Digests of what must be equal: every record of the run, and the weights it ends with."""
+    """Return digests of everything that must be equal: every record of the run, and its final weights."""
     files = ["metrics.jsonl", "rollouts.jsonl", "eval/before.jsonl", "eval/after.jsonl", "model/model.safetensors"]
     found = [run.path / name for name in files if (run.path / name).exists()]
     return {str(path.relative_to(run.path)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 def trial(algo: str, reference: RunDirectory, entries: Entries, number: int, seed: int, folder: Path) -> str:
-    """One kill and one resumption; '' if all is as it should be, else what is not. Prints a line."""
+    """Kill and resume once and print a line; return '' if the results are equal, else what differs."""
     dice = random.Random(f"{seed} {algo} {number}")
     if number % FROM_OUTSIDE == FROM_OUTSIDE - 1:
         victim = VICTIMS[number // FROM_OUTSIDE % len(VICTIMS)]
-        # Of the worker's life the imports are nothing to lose; phases start once it has written that it runs.
+        # A kill during the imports loses nothing. The phases start once the worker has recorded that it runs.
         seconds = dice.random() * sum(entries["update"])
         what = f"{victim} of a command line + {seconds:.2f} s"
         run = kill_outside(algo, folder, victim, seconds)
@@ -238,7 +240,7 @@ def trial(algo: str, reference: RunDirectory, entries: Entries, number: int, see
 
 
 def campaign(algos: list[str], kills: int, seed: int, folder: Path) -> list[str]:
-    """Spread `kills` over `algos`; what was wrong, empty if nothing."""
+    """Spread `kills` over `algos`; return the faults, empty if there are none."""
     wrong = []
     for position, algo in enumerate(algos):
         reference, entries = undisturbed(algo, folder / algo / "undisturbed")
@@ -248,7 +250,7 @@ def campaign(algos: list[str], kills: int, seed: int, folder: Path) -> list[str]
 
 
 def main() -> None:
-    """Run the campaign of the command line; exit status 1 if a trial failed."""
+    """Run the campaign; exit with status 1 if a trial failed."""
     parser = argparse.ArgumentParser(description="Kill, resume, compare.")
     parser.add_argument("--algos", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--kills", type=int, default=30)

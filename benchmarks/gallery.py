@@ -5,8 +5,8 @@
     agentrl algo=hipo algo.tau=0.8 seed=0 hardware.threads=1 tracker=tensorboard
     python benchmarks/gallery.py runs docs/images
 
-Runs that are absent leave their pictures out. Pages become pictures through a headless Chromium (`apt-get install
-chromium`); `tensorboard` must be installed for its picture.
+If a run is missing, its pictures are skipped. A headless Chromium takes the pictures of pages (`apt-get install
+chromium`). The picture of TensorBoard needs the package `tensorboard`.
 """
 
 from __future__ import annotations
@@ -66,13 +66,15 @@ def main(runs: Path, out: Path) -> None:
 
 
 def newest(runs: Path, name: str) -> Path | None:
-    """The completed run of that name that ended last, if there is one."""
+    """Return the completed run of that name that ended last, or None."""
     found = [path.parent for path in (runs / name).glob("*/summary.json")]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def first_run(run: Path, out: Path) -> None:
-    """The solve rate of the training rollouts, and the test metrics before and after with their intervals."""
+    """Plot the solve rate of the training rollouts, and the test metrics before and after training with their
+    intervals.
+    """
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     solved = [(row["step"], row["solve_rate"]) for row in steps if "solve_rate" in row]
     results = json.loads((run / "summary.json").read_text(encoding="utf-8"))["eval"]
@@ -95,7 +97,7 @@ def first_run(run: Path, out: Path) -> None:
 
 
 def agentrl(*words: str) -> str:
-    """What the command prints on a terminal of COLUMNS columns, with its colours. Raises where the command fails."""
+    """Return what a command prints on a terminal of COLUMNS columns, with its colours. Raise SystemExit if it fails."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color"}
@@ -106,7 +108,7 @@ def agentrl(*words: str) -> str:
         while True:
             try:
                 printed += os.read(ours, 65536)
-            except OSError:  # the terminal is closed: the command has ended
+            except OSError:  # the terminal is closed, because the command has ended
                 break
     os.close(ours)
     text = printed.decode().replace("\r\n", "\n")
@@ -116,19 +118,19 @@ def agentrl(*words: str) -> str:
 
 
 def page(printed: str, out: Path) -> None:
-    """Printed text with its colours, as an HTML page."""
+    """Write printed text with its colours as an HTML page."""
     console = Console(record=True, width=COLUMNS + 2, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - it lives as long as the script
     console.print(Text.from_ansi(printed))
     out.write_text(console.export_html(inline_styles=True), encoding="utf-8")
 
 
 def report(runs: list[Path], out: Path, title: str) -> None:
-    """The page of agentrl report."""
+    """Write the page of agentrl report."""
     agentrl("report", *map(str, runs), f"out={out}", f"title={title}")
 
 
 def only_section(html: str, name: str) -> str:
-    """The page with one section alone, its first part unfolded, since a picture shows the top of a page."""
+    """Return the page with only one section, its first part unfolded, because a picture shows the top of a page."""
     head, body = html[: html.index("<body")], html[html.index(f'<h2 id="{name}"') :]
     end = body.find("<h2", 4)
     opened = body[: end if end > 0 else None].replace("<details>", "<details open>", 1)
@@ -136,7 +138,7 @@ def only_section(html: str, name: str) -> str:
 
 
 def photograph(address: str, out: Path, width: int, height: int, wait: float = 4) -> None:
-    """A picture of the page at that address, `wait` seconds after it was opened. Raises SystemExit without Chromium."""
+    """Take a picture of the page at an address, `wait` seconds after opening it. Raise SystemExit without Chromium."""
     browser = next(
         (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
     )
@@ -149,7 +151,7 @@ def photograph(address: str, out: Path, width: int, height: int, wait: float = 4
 
 
 def tensorboard(runs: Path, out: Path) -> None:
-    """A picture of TensorBoard on the event files below `runs`."""
+    """Take a picture of TensorBoard on the event files below `runs`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -169,9 +171,9 @@ def tensorboard(runs: Path, out: Path) -> None:
             try:
                 urlopen(address).close()
                 break
-            except URLError:  # it is still starting
+            except URLError:  # TensorBoard is still starting
                 time.sleep(0.5)
-        time.sleep(5)  # it reads the event files in the background
+        time.sleep(5)  # TensorBoard reads the event files in the background
         photograph(f"{address}?forceSVG=true&tagFilter={TAGS}#timeseries", out, 1280, 980, wait=20)
     finally:
         server.terminate()
@@ -179,9 +181,9 @@ def tensorboard(runs: Path, out: Path) -> None:
 
 
 def shrink(file: Path) -> None:
-    """The picture again without the white below it, in at most 128 colours: a third of the size."""
+    """Cut the white below the picture and reduce it to 128 colours: a third of the size."""
     picture = read_picture(file)
-    if picture.mode == "P":  # it was made smaller before
+    if picture.mode == "P":  # the picture was reduced before
         return
     picture = picture.convert("RGB")
     content = ImageChops.difference(picture, blank_picture("RGB", picture.size, "white")).getbbox()

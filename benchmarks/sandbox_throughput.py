@@ -1,12 +1,12 @@
-"""Sandboxed tool calls a second: as rollouts make them, against a process for every task, and one for every call.
+"""Measure sandboxed tool calls per second, in three ways: as rollouts do, a process per task, a process per call.
 
     python benchmarks/sandbox_throughput.py                        # two tools written here
     python benchmarks/sandbox_throughput.py ToolHop.json           # the example calls in the tools' own sources
 
-A task is the calls of one row, each in a fresh namespace; a thread per worker walks through the tasks. The three ways
-run in turns, warm, on the same calls; the last column is the ratio of medians. Nothing else should run meanwhile.
-For the second and third way a class is added to every source: that alone takes it from the simple ones, which share a
-process across tasks.
+A task is the calls of one row, each in a fresh namespace. Each worker has a thread that goes through the tasks. The
+three ways run in turns, warm, on the same calls; the last column is the ratio of medians. Nothing else should run at
+the same time. For the second and third way a class is added to every source. The sandbox then no longer treats the
+source as simple; simple sources share a process across tasks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OWN: list[list[Call]] = [
 
 
 def tasks_of(path: Path) -> Iterator[list[Call]]:
-    """The first example call of every tool, by row."""
+    """Yield the first example call of every tool, by row."""
     for row in load_rows(path):
         calls = []
         for name, source in row.sources.items():
@@ -53,7 +53,7 @@ WAYS = ("as rollouts do", "a process for a task", "a process for a call")
 
 
 def seconds(sandbox: Sandbox, tasks: list[list[Call]], way: str) -> float:
-    """Wall-clock time of all tasks."""
+    """Return the wall-clock time of all tasks in seconds."""
     waiting = list(tasks)
 
     def work() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("path", nargs="?", type=Path, help="ToolHop.json")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=2000, help="calls of a round, about")
+    parser.add_argument("--calls", type=int, default=2000, help="approximate number of calls in a round")
     arguments = parser.parse_args()
     rows = list(tasks_of(arguments.path)) if arguments.path else OWN
     per_pass = sum(map(len, rows))

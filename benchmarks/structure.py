@@ -1,8 +1,9 @@
-"""Numbers about the structure of the code: python benchmarks/structure.py [PACKAGE ...], by default this checkout's.
+"""Measure the structure of the code: python benchmarks/structure.py [PACKAGE ...], by default this checkout's package.
 
-A room is a folder of the package, or a file that lies loose at its top. An arrow is a pair of rooms of which one
-imports the other. A knot is a set of rooms that import each other, by whatever way. Arrows that climb are counted where
-every room is one of the floors of tests/project/test_structure.py. Give another checkout's `agentrl` folder to compare.
+A room is a folder of the package, or a file at its top level. An arrow is a pair of rooms of which one imports the
+other. A knot is a set of rooms that import each other, directly or not. Climbing arrows (imports of a higher floor) are
+counted if every room is one of the floors of tests/project/test_structure.py. To compare, name the `agentrl` folder of
+another checkout.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure(package: Path) -> dict[str, Any]:
-    """The numbers of one package folder, by name."""
+    """Return the numbers of one package folder, by name."""
     trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in sorted(package.rglob("*.py"))}
     arrows = {
         (room_of(file.relative_to(package)), room)
@@ -52,7 +53,7 @@ def room_of(path: Path) -> str:
 
 
 def imported_rooms(tree: ast.AST, package: Path) -> Iterator[str]:
-    """Rooms that a module imports from, lazy imports and those for types included."""
+    """Yield the rooms that a module imports from, lazy imports and imports for types included."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package.name:
             names = node.module.split(".")[1:]
@@ -62,20 +63,20 @@ def imported_rooms(tree: ast.AST, package: Path) -> Iterator[str]:
 
 
 def functions_of(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    """Lines of every function, docstring included, with its name."""
+    """Yield the number of lines, docstring included, and the name of every function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield (node.end_lineno or node.lineno) - node.lineno + 1, f"{module}.{node.name}"
 
 
 def refusals(tree: ast.AST) -> int:
-    """Calls of `require`: ranges and choices that are checked by a line of code of their own."""
+    """Count the calls of `require`: ranges and choices that have their own line of code."""
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
     return sum(isinstance(call.func, ast.Name) and call.func.id == "require" for call in calls)
 
 
 def knots(rooms: set[str], arrows: set[tuple[str, str]]) -> list[set[str]]:
-    """Sets of two or more rooms each of which reaches each other."""
+    """Return the sets of two or more rooms that all reach each other."""
     reach = {room: {b for a, b in arrows if a == room} for room in rooms}
     for middle in rooms:
         for room in rooms:
@@ -86,7 +87,7 @@ def knots(rooms: set[str], arrows: set[tuple[str, str]]) -> list[set[str]]:
 
 
 def floors_of_this_checkout() -> list[str]:
-    """FLOORS of the structure test, read and not run."""
+    """Read FLOORS from the structure test without running it."""
     tree = ast.parse((ROOT / "tests/project/test_structure.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FLOORS":

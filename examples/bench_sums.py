@@ -1,4 +1,4 @@
-"""A bench of one's own: sums of two numbers, and a tool that adds."""
+"""Your own bench: sums of two numbers, and a tool that adds them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ADD = {"type": "function", "function": {"name": "add", "description": "a + b", "
 
 
 class Calculator:
-    """The tools of one episode. A mistake of the model is an observation, never an exception."""
+    """The tools of one episode. A mistake of the model gives an observation, never an exception."""
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
         try:
             result, failed = str(int(arguments["a"]) + int(arguments["b"])), name != "add"
-        except (KeyError, TypeError, ValueError):  # the model wrote something else than two numbers
+        except (KeyError, TypeError, ValueError):  # the model did not write two numbers
             result, failed = "", True
         return ToolCall(turn, name, arguments, "error: add takes two integers" if failed else result, error=failed)
 

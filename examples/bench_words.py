@@ -1,4 +1,4 @@
-"""A bench that trains on its own score: the reply is to hold the words that the prompt asks for, and no others."""
+"""A bench that trains on its own score: a reply should hold the words that the prompt asks for, and no others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Words(Bench):
     solve_metric = "named"
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
-        first = {"train": 0, "test": 1}[split]  # a pair stands in one split
+        first = {"train": 0, "test": 1}[split]  # each pair is in one split only
         pairs = [f"{a} {b}" for i, a in enumerate(ANIMALS) for b in ANIMALS[i + 1 + first :: 2]]
         tasks = [Task(pair, [{"role": "user", "content": f"Say {pair}."}], [], pair, cluster=pair) for pair in pairs]
         return tasks if limit is None or limit >= len(tasks) else random.Random(seed).sample(tasks, limit)

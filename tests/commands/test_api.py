@@ -1,4 +1,4 @@
-"""agentrl from Python: the same runs as the command line's, without a process's exit."""
+"""agentrl from Python makes the same runs as the command line, and raises instead of exiting."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_mapping_and_a_list_describe_the_same_run(tmp_path: Path) -> None:
         (None, "overrides is None; give a list of texts"),
     ],
 )
-def test_mistakes_raise(overrides: list[str], message: str) -> None:
+def test_mistakes_raise_user_errors(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         api.run(overrides)
 
@@ -56,7 +56,7 @@ def test_the_package_offers_the_calls() -> None:
     assert (Path(agentrl.__file__).parent / "py.typed").is_file()
 
 
-def test_mistakes_of_an_evaluation_are_in_the_callers_words(tmp_path: Path) -> None:
+def test_evaluation_errors_use_the_callers_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^endpoint=http://127\.0\.0\.1:9/v1: no server answers there"):
         api.evaluate("m", endpoint="http://127.0.0.1:9/v1", overrides={"runs_dir": tmp_path})
     with pytest.raises(UserError, match="a call takes one bench"):
@@ -65,7 +65,7 @@ def test_mistakes_of_an_evaluation_are_in_the_callers_words(tmp_path: Path) -> N
         api.evaluate(overrides={"algo": "pact", "dry_run": True})
 
 
-def test_no_run_there(tmp_path: Path) -> None:
+def test_a_path_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run directory"):
         api.load_run(tmp_path)
 

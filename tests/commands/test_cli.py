@@ -1,4 +1,4 @@
-"""The command as a person meets it: quick, plain about mistakes, honest in its exit code."""
+"""The command line answers quickly, explains mistakes plainly, and returns the right exit code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def statuses(where: Path) -> list[str]:
 # --- fast paths ---------------------------------------------------------------------------------------------------
 
 
-def test_the_heavy_libraries_stay_out(tmp_path: Path) -> None:
+def test_command_line_does_not_import_heavy_libraries(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['agentrl', 'dry_run=true']\n"
         "import agentrl.commands.cli\n"
@@ -64,8 +64,8 @@ def test_the_worker_never_sees_hydra() -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("-sc", "query=bash")])
-def test_fast_paths(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """What must answer at once imports none of the libraries that take seconds."""
+def test_quick_answers_import_no_slow_library(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Answers that must come at once import none of the slow libraries."""
     result = agentrl(tmp_path, *arguments, COMP_LINE="agentrl algo=", COMP_POINT="13", PYTHONPROFILEIMPORTTIME="1")
     assert result.returncode == 0, result.stderr
     assert result.stdout
@@ -75,7 +75,7 @@ def test_fast_paths(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_version_is_ours(tmp_path: Path) -> None:
+def test_version_prints_our_version(tmp_path: Path) -> None:
     assert agentrl(tmp_path, "--version").stdout == f"agentrl {__version__}\n"
 
 
@@ -126,7 +126,7 @@ def test_completion_knows_the_options(tmp_path: Path) -> None:
     assert result.stdout.split() == sorted(f"algo={option}" for option in config_help.options(CONF, "algo"))
 
 
-SHELLS = {  # what a person types once, and what then completes a line
+SHELLS = {  # what a user types once, and what then completes a line
     "bash": 'eval "$(agentrl -sc install=bash)"; COMP_LINE="agentrl algo=split"; COMP_POINT=18; '
     'COMP_WORDS=(agentrl algo=split); COMP_CWORD=1; hydra_bash_completion; echo "${COMPREPLY[@]}"',
     "zsh": "autoload -Uz compinit bashcompinit; compinit -u -D; bashcompinit; "
@@ -155,7 +155,7 @@ def test_completion_in_a_real_shell(tmp_path: Path, shell: str) -> None:
         assert found[-2:] == ["-F", "hydra_bash_completion"], "the function is bound to the command"
 
 
-def test_overlays(tmp_path: Path) -> None:
+def test_a_config_directory_adds_options(tmp_path: Path) -> None:
     (tmp_path / "mine" / "bench").mkdir(parents=True)
     (tmp_path / "mine" / "bench" / "short.yaml").write_text("defaults: [minihop]\ntrain_tasks: 7\n")
     result = agentrl(tmp_path, "--config-dir", "mine", "bench=short", "--cfg", "job")
@@ -193,16 +193,16 @@ def test_mistakes_are_one_line(tmp_path: Path, argument: str, words: str) -> Non
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert result.stdout == ""
-    assert list(tmp_path.iterdir()) == []  # nothing half-made
+    assert list(tmp_path.iterdir()) == []  # nothing is left half-made
 
 
-def test_a_missing_overlay_directory(tmp_path: Path) -> None:
+def test_a_missing_config_directory_is_refused(tmp_path: Path) -> None:
     result = agentrl(tmp_path, "--config-dir", "nowhere")
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
     assert "--config-dir=nowhere: no such directory" in result.stderr
 
 
-def test_missing_data_file(tmp_path: Path) -> None:
+def test_a_missing_data_file_is_refused(tmp_path: Path) -> None:
     result = agentrl(tmp_path, "bench=toolhop", "bench.path=ToolHop.json")
     assert result.returncode == 2
     assert "bench.path=ToolHop.json: no such file" in result.stderr
@@ -250,7 +250,7 @@ def test_a_run_id_is_not_reused_for_another_run(tmp_path: Path) -> None:
     assert "algo.q" in result.stderr
 
 
-def test_a_dry_run_reserves_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_does_not_take_the_run_id(tmp_path: Path) -> None:
     for q in (0.1, 0.2):
         assert start(compose([f"runs_dir={tmp_path}", "dry_run=true", "run_id=a", f"algo.q={q}"])) == 0
     run = RunDirectory(tmp_path / "minihop-tiny-pact" / "a")
@@ -261,7 +261,7 @@ def test_a_dry_run_reserves_nothing(tmp_path: Path) -> None:
     taken = RunDirectory.create(real)
     assert taken is not None and taken.path == run.path
     assert (run.config().algo.q, run.status()["status"], run.config().dry_run) == (0.3, "created", False)
-    # A dry run of a command whose run exists looks at it and leaves it alone.
+    # A dry run of a command whose run exists only reads that run.
     assert start(compose([f"runs_dir={tmp_path}", "run_id=a", "algo.q=0.3", "dry_run=true"])) == 0
     assert (run.status()["status"], run.config().dry_run) == ("created", False)
 

@@ -1,4 +1,4 @@
-"""What the commands share: how their arguments are divided, and what each says without them."""
+"""The parts that commands share: how arguments are separated, and what a command says without arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agentrl.core.errors import UserError
 KNOWN = {"out": "File to write.", "transcripts": "File to read."}
 
 
-def test_a_command_divides_its_keys_from_the_configurations() -> None:
+def test_a_command_separates_its_keys_from_the_configurations() -> None:
     own, rest = command_keys(["bench=ftrl", "out=x.jsonl", "--config-dir", "mine", "seed=1"], KNOWN)
     assert (own, rest) == ({"out": "x.jsonl"}, ["bench=ftrl", "--config-dir", "mine", "seed=1"])
     with pytest.raises(UserError, match="'transcript' is not key=value; did you mean transcripts"):
@@ -27,13 +27,13 @@ def test_a_command_divides_its_keys_from_the_configurations() -> None:
         command_keys(["out=a", "out=b"], KNOWN)
 
 
-def test_a_command_divides_places_from_keys() -> None:
+def test_a_command_separates_places_from_keys() -> None:
     assert places_and_keys(["runs/a", "out=x", "runs/b"], KNOWN) == (["runs/a", "runs/b"], {"out": "x"})
     with pytest.raises(UserError, match="this command has no key transcript; did you mean transcripts"):
         places_and_keys(["runs/a", "transcript=x"], KNOWN)
 
 
-def test_values_of_a_type() -> None:
+def test_typed_values_are_read_or_refused() -> None:
     own = {"yes": "true", "word": "yes", "count": "3", "minus": "-1", "digit": "²"}
     assert (flag(own, "yes"), flag(own, "absent"), flag(own, "absent", default=True)) == (True, False, True)
     assert (read_whole_number(own, "count", 5), read_whole_number(own, "absent", 5)) == (3, 5)
@@ -60,7 +60,7 @@ def test_a_file_to_write_is_checked_before_the_work(tmp_path: Path) -> None:
             file_to_write(str(path), new)
 
 
-def test_a_place_that_is_no_run(tmp_path: Path) -> None:
+def test_a_place_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run directory"):
         run_at(str(tmp_path))
     (tmp_path / "status.json").write_text("{")
@@ -84,8 +84,8 @@ print("== heavy", sorted(heavy & set(sys.modules)))
 """
 
 
-def test_every_command_has_help_and_says_what_it_lacks(tmp_path: Path) -> None:
-    """Without arguments, doctor and eval do what `agentrl` alone describes; the others refuse, in one line."""
+def test_every_command_has_help_and_says_what_is_missing(tmp_path: Path) -> None:
+    """Without arguments, doctor and eval do what `agentrl` alone describes; the others refuse in one line."""
     done = subprocess.run(
         [sys.executable, "-c", ALL_VERBS],
         cwd=tmp_path,

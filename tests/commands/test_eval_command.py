@@ -1,4 +1,4 @@
-"""agentrl eval: what model= may name, several benches at once, and an endpoint against in-process decoding."""
+"""agentrl eval: what model= may name, several benches at once, and an endpoint compared with in-process decoding."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def model_of(name: str) -> Any:
     return compose([f"model={name}"]).model
 
 
-def test_presets_hub_ids_and_directories(tmp_path: Path) -> None:
+def test_model_names_presets_hub_ids_and_directories(tmp_path: Path) -> None:
     assert model_named("qwen3-4b") == "qwen3-4b"
-    assert model_of("Qwen/Qwen3-4B") == model_of("qwen3-4b")  # a preset knows more of it than its id does
+    assert model_of("Qwen/Qwen3-4B") == model_of("qwen3-4b")  # a preset says more about the model than its id
     hub = model_of("someone/agent-7b")
     assert (hub.name, hub.path, hub.family) == ("someone--agent-7b", "someone/agent-7b", "other")
     shutil.copytree(TINY, tmp_path / "mine")
@@ -49,7 +49,7 @@ def test_presets_hub_ids_and_directories(tmp_path: Path) -> None:
     assert (local.name, local.path, local.family) == ("mine", str(tmp_path / "mine"), "qwen3")  # by its config.json
 
 
-def test_a_run_stands_for_its_model_and_says_what_its_checkpoints_are(tmp_path: Path) -> None:
+def test_a_run_directory_names_its_model_and_lists_its_checkpoints(tmp_path: Path) -> None:
     run = tmp_path / "minihop-tiny-pact" / "s0-12345678"
     for folder in ("model", "checkpoints/checkpoint-4"):
         (run / folder).mkdir(parents=True)
@@ -69,13 +69,13 @@ def test_a_run_stands_for_its_model_and_says_what_its_checkpoints_are(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["qwen9", "./absent", "/absent/model", "runs/no/where", "owner/", "/"])
-def test_a_name_that_means_nothing_is_refused(name: str) -> None:
+def test_an_unknown_model_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"is no preset|config.json") as caught:
         model_named(name)
-    assert name == "qwen9" or "qwen3-4b" not in str(caught.value)  # presets are no answer to a path
+    assert name == "qwen9" or "qwen3-4b" not in str(caught.value)  # presets are not suggested for a path
 
 
-def test_an_address_of_the_hub_is_no_id() -> None:
+def test_a_web_address_is_not_a_hub_id() -> None:
     with pytest.raises(UserError, match=r"did you mean Qwen/Qwen3-4B\?"):
         model_named("https://huggingface.co/Qwen/Qwen3-4B/")
 
@@ -83,7 +83,7 @@ def test_an_address_of_the_hub_is_no_id() -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_a_key_of_one_bench_reaches_it_alone() -> None:
+def test_a_key_of_one_bench_reaches_only_that_bench() -> None:
     arguments = ["+custom.options.tasks=4", "minihop.test_tasks=7", "custom.path=mine.py", "seed=2"]
     custom, minihop = (job("tiny", bench, {}, arguments, ["custom", "minihop"]) for bench in ("custom", "minihop"))
     assert (custom.bench.path, custom.bench.options, custom.seed) == ("mine.py", {"tasks": 4}, 2)
@@ -104,7 +104,7 @@ def test_a_key_of_one_bench_reaches_it_alone() -> None:
         (["algo=pact"], "algo=pact trains"),
     ],
 )
-def test_mistakes_are_named(arguments: list[str], reason: str, tmp_path: Path, capsys: Any) -> None:
+def test_mistakes_name_the_key(arguments: list[str], reason: str, tmp_path: Path, capsys: Any) -> None:
     try:
         code, text = eval_command([*arguments, f"runs_dir={tmp_path}"]), capsys.readouterr().err
     except UserError as error:
@@ -113,7 +113,7 @@ def test_mistakes_are_named(arguments: list[str], reason: str, tmp_path: Path, c
     assert not list(tmp_path.glob("*/*/status.json"))
 
 
-def test_a_papers_table_puts_ours_below_the_published_rows(tmp_path: Path) -> None:
+def test_a_papers_table_shows_our_row_below_the_published_rows(tmp_path: Path) -> None:
     def summary(name: str, **content: Any) -> Path:
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(content))
@@ -145,7 +145,7 @@ def test_a_papers_table_puts_ours_below_the_published_rows(tmp_path: Path) -> No
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
-    """The tiny model behind transformers' own server; its address."""
+    """The address of transformers' own server with the tiny model."""
     pytest.importorskip("fastapi")
     command = [str(Path(sys.executable).parent / "transformers"), "serve", str(TINY)]
     with serving([*command, "--device", "cpu", "--dtype", "float32"], tmp_path, patience=120) as url:
@@ -189,7 +189,7 @@ def test_models_are_compared_item_by_item_and_items_are_not_played_twice(tmp_pat
     file = next((tmp_path / "runs").glob("minihop-tiny-eval/*/eval/after.jsonl"))
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == 20
-    # As a kill would leave it: half the items, a torn line, no summary.
+    # This is what a kill leaves: half of the items, a torn line, no summary.
     file.write_text("".join(lines[:9]) + lines[9][:50])
     (file.parents[1] / "summary.json").unlink()
     status = file.parents[1] / "status.json"

@@ -1,4 +1,4 @@
-"""The verb `judge`, the judge in process and the distilled one: on real caches and real small models."""
+"""The command `judge`, the local judge and the distilled judge, on real caches and small real models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLOURS = ["red", "green", "blue", "white"]
 
 
 def fill(path: Path, model: str, noise: float, prompts: int = 60, side: str = "system") -> None:
-    """Verdicts of a judge that wants red, and errs by up to `noise`."""
+    """Fill a cache with verdicts of a judge that prefers red, with errors of up to `noise`."""
     draw = random.Random(model)
     cache = VerdictCache(path)
     for number in range(prompts):
@@ -41,7 +41,7 @@ def fill(path: Path, model: str, noise: float, prompts: int = 60, side: str = "s
     cache.put(f"{model}-missing", Entry(model, JudgeRequest(side, "Say red. (0)", "?"), None, "hm"), "run", Usage(1))
 
 
-def test_two_caches_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_measures_the_agreement_of_two_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path / "a", "good", 0.0)
     fill(tmp_path / "b", "noisy", 0.1, prompts=20)
     assert verb.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
@@ -55,7 +55,7 @@ def test_two_caches_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def local_verdicts(path: Path, red: str, rubric: str, seed: int = 0) -> str:
-    """Verdicts of a judge of model "m" with a rubric of its own; returns its label."""
+    """Fill a cache with verdicts of a judge of model "m" with its own rubric; return its label."""
     cache, judge = VerdictCache(path), JudgeIdentity("m", {"temperature": 0.0}, {"system": rubric, "user": "serve"})
     for number in range(12):
         for colour in COLOURS:
@@ -67,7 +67,7 @@ def local_verdicts(path: Path, red: str, rubric: str, seed: int = 0) -> str:
 
 
 def test_judges_of_one_model_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two rubrics of one model in one cache, one wanting red and one blue: their verdicts do not mix."""
+    """Two rubrics of one model share a cache, one prefers red and one blue; their verdicts do not mix."""
     cache = str(tmp_path / "a")
     red, blue = local_verdicts(tmp_path / "a", "red", "want red"), local_verdicts(tmp_path / "a", "blue", "want blue")
     assert red != blue and red.startswith("m#")
@@ -78,14 +78,14 @@ def test_judges_of_one_model_name_are_told_apart(tmp_path: Path, capsys: pytest.
     assert verb.main(["compare", cache, cache, f"model_a={red}", f"model_b={red}"]) == 0
     assert re.search(r"pairs ordered alike +1\.000", capsys.readouterr().out)  # a judge agrees with itself
     assert verb.main(["compare", cache, cache, f"model_a={red}", f"model_b={blue}"]) == 0
-    # Of the pairs that red tells apart (red above three others) blue ties two of three and turns round the third.
+    # Red ranks one colour above three others. Of these pairs blue ties two of three, and reverses the third.
     assert re.search(r"pairs ordered alike +0\.333", capsys.readouterr().out)
     with pytest.raises(UserError, match="choose one with judge_model=m#"):
         verb.main(["distill", f"cache={cache}", f"out={tmp_path / 'small'}"])
 
 
 def test_a_reused_verdict_belongs_to_both_judges(tmp_path: Path) -> None:
-    """A judge with another user rubric would have given the same verdicts on system prompts: it reuses them."""
+    """A judge with another user rubric would give the same verdicts on system prompts, so it reuses them."""
     cache = VerdictCache(tmp_path / "a")
     first = JudgeIdentity("m", {}, {"system": "obey", "user": "serve"})
     second = JudgeIdentity("m", {}, {"system": "obey", "user": "serve well"})
@@ -101,7 +101,7 @@ def exchange(system: str, user: str, response: str) -> list[Entry]:
 
 
 def seen_twice(train: list[Entry], held_out: list[Entry]) -> set[str]:
-    """Held-out responses that are in training under the other side."""
+    """Return the held-out responses that are also in training, under the other side."""
     learned = {(entry.request.side, entry.request.response) for entry in train}
     other = {"system": "user", "user": "system"}
     return {e.request.response for e in held_out if (other[e.request.side], e.request.response) in learned}
@@ -112,16 +112,16 @@ def test_a_held_out_response_is_in_training_under_neither_side(seed: int) -> Non
     each = [e for n in range(20) for k in range(3) for e in exchange(f"rule {n}", f"wish {n}.{k}", f"reply {n}.{k}")]
     train, held_out = divide(each, 0.2, seed)
     assert seen_twice(train, held_out) == set()
-    assert len(train) + len(held_out) == len(each)  # prompts of one exchange go together: nothing is lost
+    assert len(train) + len(held_out) == len(each)  # prompts that share a response stay together, so nothing is lost
     assert not {e.request.prompt for e in train} & {e.request.prompt for e in held_out}
     assert {entry.request.side for entry in held_out} == {"system", "user"}
-    # A refusal that every prompt got joins all of them: its verdicts leave training, and the rest stays.
+    # A refusal that every prompt got joins all prompts: its verdicts leave training, and the rest stays.
     common = [*each, *(e for n in range(20) for e in exchange(f"rule {n}", f"wish {n}.0", "I cannot help."))]
     train, held_out = divide(common, 0.2, seed)
     assert seen_twice(train, held_out) == set() and len(train) > len(common) // 3
 
 
-def test_nothing_is_left_to_learn_from() -> None:
+def test_distil_refuses_if_nothing_is_left_to_learn_from() -> None:
     same = [e for n in range(20) for e in exchange(f"rule {n}", f"wish {n}", "I cannot help.")]
     with pytest.raises(UserError, match="nothing is left to learn from"):
         divide(same, 0.2, 0)
@@ -150,14 +150,14 @@ def test_help_names_every_key() -> None:
         assert name in verb.HELP
 
 
-def test_a_file_that_is_no_cache(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a database, and long enough to be looked at " * 20)
     with pytest.raises(UserError, match="name a new file in a writable directory"):
         VerdictCache(tmp_path / "notes.txt")
 
 
 @pytest.mark.slow
-def test_distilled_from_verdicts_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_distilled_judge_learns_verdicts_and_grades(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path / "cache", "good", 0.05, prompts=40)
     out = tmp_path / "small"
     assert verb.main(["distill", f"cache={tmp_path / 'cache'}", f"out={out}", "epochs=8", "learning_rate=1e-3"]) == 0
@@ -179,7 +179,7 @@ def test_distilled_from_verdicts_and_used(tmp_path: Path, capsys: pytest.Capture
         RewardModelJudge(DistilledJudge(name="distilled", path=str(tmp_path), batch=1), "cpu")
 
 
-def test_too_few_verdicts_to_learn_from(tmp_path: Path) -> None:
+def test_too_few_verdicts_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "cache", "good", 0.0, prompts=9)
     with pytest.raises(UserError, match="verdicts on 9 prompts"):
         verb.main(["distill", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'small'}"])
@@ -215,14 +215,14 @@ def local(path: str, tmp_path: Path) -> InProcessJudge:
 
 
 def plain_reply(model: Any, judge: InProcessJudge, asked: list[dict[str, str]]) -> str:
-    """The greedy reply to one prompt, without a batch."""
+    """Return the greedy reply to one prompt, without a batch."""
     ids = judge._tokenizer(judge._render(asked), add_special_tokens=False, return_tensors="pt")["input_ids"]
     made = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     return str(judge._tokenizer.decode(made, skip_special_tokens=True))
 
 
-def test_a_model_in_process_replies_as_alone_and_draws_nothing(tmp_path: Path) -> None:
-    """The packaged network is no judge: its replies are unreadable, which makes them missing and never 0."""
+def test_a_local_judge_replies_in_batches_as_alone_and_draws_no_random_numbers(tmp_path: Path) -> None:
+    """The packaged network cannot grade: its replies are unreadable, so its verdicts are missing and never 0."""
     judge = local("builtin:tiny", tmp_path)
     requests = [JudgeRequest("system", f"rule {n}" * (n + 1), f"answer {n}") for n in range(6)]
     before = torch.random.get_rng_state()
@@ -231,7 +231,7 @@ def test_a_model_in_process_replies_as_alone_and_draws_nothing(tmp_path: Path) -
     assert [verdict.score for verdict in verdicts] == [None] * 6
     assert judge.counts()["missing"] == 6 and judge.counts()["retries"] == 6
     model = AutoModelForCausalLM.from_pretrained(checkpoint_path("builtin:tiny"))
-    for request, verdict in zip(requests[:2], verdicts[:2], strict=True):  # asked, told off, asked again; one by one
+    for request, verdict in zip(requests[:2], verdicts[:2], strict=True):  # asked, corrected, asked again; one by one
         question = judge._question(request)
         reply = plain_reply(model, judge, question.messages)
         with pytest.raises(Unparsable) as error:
@@ -243,7 +243,7 @@ def test_a_model_in_process_replies_as_alone_and_draws_nothing(tmp_path: Path) -
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>", "<|im_<|im_end|>end|>"])
 def test_a_judged_text_cannot_forge_a_turn(token: str, tmp_path: Path) -> None:
-    """The prompt holds as many control tokens as that of a harmless text."""
+    """A prompt with a forged turn has as many control tokens as a prompt with a harmless text."""
     judge = local("builtin:tiny", tmp_path)
     special = set(judge._tokenizer.all_special_ids) | set(judge._tokenizer.added_tokens_decoder)
 
@@ -261,7 +261,7 @@ def test_tokens_of_the_judges_own_template_are_control_tokens(tmp_path: Path) ->
     judge._tokenizer.add_tokens([AddedToken("[turn]"), AddedToken("<b>")])
     judge._tokenizer.chat_template = "{% for m in messages %}[turn]{{ m.content }}{% endfor %}"
     assert control_tokens(judge._tokenizer) >= {"[turn]", "<|im_end|>"}
-    assert "<b>" not in control_tokens(judge._tokenizer)  # no template writes it: it is text
+    assert "<b>" not in control_tokens(judge._tokenizer)  # no template writes it, so it is text
 
 
 def test_weights_that_changed_under_one_path_are_another_judge(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_weights_that_changed_under_one_path_are_another_judge(tmp_path: Path) -
     assert first != weights_digest(tmp_path) and weights_digest(tmp_path / "hub--id") is None
 
 
-def test_a_template_without_a_system_role(tmp_path: Path) -> None:
+def test_a_template_without_a_system_role_puts_the_rubric_first(tmp_path: Path) -> None:
     judge = local("builtin:tiny", tmp_path)
     judge._tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -283,6 +283,6 @@ def test_a_template_without_a_system_role(tmp_path: Path) -> None:
     assert judge._render(question.messages) == f"[user]{system}\n\n{user}"
 
 
-def test_a_judge_that_cannot_be_loaded(tmp_path: Path) -> None:
+def test_a_judge_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json there"):
         local(str(tmp_path), tmp_path)

@@ -1,4 +1,4 @@
-"""`agentrl merge`, `agentrl push` and `agentrl wandb dashboard`: what leaves a run directory."""
+"""`agentrl merge`, `agentrl push` and `agentrl wandb dashboard` publish the results of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.helpers import composed
 
 @pytest.fixture
 def adapter_run(tmp_path: Path) -> RunDirectory:
-    """A complete run whose model is a LoRA adapter that changes what the base says."""
+    """A complete run whose model is a LoRA adapter that changes the base's output."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
 
@@ -49,7 +49,7 @@ def finish(run: RunDirectory) -> None:
     run.set_status("completed")
 
 
-def test_a_merged_adapter_stands_alone_and_says_the_same(adapter_run: RunDirectory) -> None:
+def test_a_merged_adapter_works_alone_and_gives_the_same_output(adapter_run: RunDirectory) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -84,7 +84,7 @@ def full_run(tmp_path: Path) -> RunDirectory:
 def test_a_dry_push_writes_the_folder_and_shows_it(full_run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="full weights already"):
         merge.main([str(full_run.path)])
-    for _ in range(2):  # again: the folder is made anew
+    for _ in range(2):  # the second push makes the folder again
         assert push.main([str(full_run.path), "someone/agent", "dry_run=true"]) == 0
     said = capsys.readouterr().out
     folder = full_run.path / "hub"
@@ -140,7 +140,7 @@ def test_a_push_without_network_is_one_line_and_keeps_the_folder(
         (["{run}", "someone/agent", "weights=/nowhere"], "holds no model"),
     ],
 )
-def test_a_push_that_cannot_be_meant(full_run: RunDirectory, arguments: list[str], said: str) -> None:
+def test_a_senseless_push_is_refused(full_run: RunDirectory, arguments: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         push.main([argument.format(run=full_run.path) for argument in arguments])
 
@@ -173,7 +173,7 @@ def test_the_views_show_metrics_that_runs_write(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("algo", VIEWS)
-def test_a_view_builds(algo: str) -> None:
+def test_every_view_can_be_built(algo: str) -> None:
     pytest.importorskip("wandb_workspaces", reason="the extra 'dashboard' is not installed")
     view = json.loads(workspace(algo, "team", "agentrl")._to_model().model_dump_json(by_alias=True))
     text = json.dumps(view)

@@ -1,4 +1,4 @@
-"""The verbs about runs that exist: ls, compare, resume, and tables as files."""
+"""The commands for runs that exist: ls, compare, resume, and tables as files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.report.test_report import fake_run
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GRPO with seeds 0 and 1 completed, PACT failed; made once, for composing takes its time."""
+    """GRPO with seeds 0 and 1 completed, PACT failed. They are made once, because composing is slow."""
     tmp_path = tmp_path_factory.mktemp("runs")
     for seed, after in ((0, 0.4), (1, 0.6)):
         run = fake_run(tmp_path, after, "algo=grpo", f"seed={seed}")
@@ -51,7 +51,7 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[
     return found
 
 
-def test_ls_says_where_each_run_stands(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ls_shows_the_status_of_each_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {(run["algo"], run["seed"]): run for run in listed(capsys, runs)}
     assert set(found) == {("grpo", 0), ("grpo", 1), ("pact", 0)}
     done, failed = found["grpo", 1], found["pact", 0]
@@ -61,7 +61,7 @@ def test_ls_says_where_each_run_stands(runs: Path, capsys: pytest.CaptureFixture
     assert (failed["step"], failed["max_steps"]) == (2, 24)  # as far as metrics.jsonl goes
     assert ls.main([str(runs)]) == 0
     shown = capsys.readouterr().out
-    assert "solve_rate 0.600 [0.500, 0.700]" in shown and "2/24" in shown  # a pipe is not cut at 80 columns
+    assert "solve_rate 0.600 [0.500, 0.700]" in shown and "2/24" in shown  # output to a pipe is not cut at 80 columns
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_ls_says_where_each_run_stands(runs: Path, capsys: pytest.CaptureFixture
         (["bench=toolhop"], set()),
     ],
 )
-def test_ls_filters(
+def test_ls_filters_runs(
     filters: list[str], seeds: set[tuple[str, int]], runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert {(run["algo"], run["seed"]) for run in listed(capsys, runs, *filters)} == seeds
@@ -83,7 +83,7 @@ def test_ls_filters(
 
 
 @pytest.mark.parametrize("verb", [show.main, resume.main, merge.main], ids=["show", "resume", "merge"])
-def test_a_directory_of_runs_names_them(verb: Callable[[list[str]], int], runs: Path) -> None:
+def test_a_directory_of_runs_is_refused_with_the_latest_runs(verb: Callable[[list[str]], int], runs: Path) -> None:
     for age, path in enumerate(sorted(runs.glob("*/*/status.json"))):
         os.utime(path, (1e9 + age, 1e9 + age))
     names = [str(path.parent) for path in sorted(runs.glob("*/*/status.json"), reverse=True)]
@@ -97,7 +97,7 @@ def test_a_directory_of_runs_names_them(verb: Callable[[list[str]], int], runs: 
         verb([str(Path(names[0]).parent)])
 
 
-def test_ls_tells_a_dead_run_and_a_damaged_one(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ls_marks_dead_and_damaged_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grpo = sorted(runs.glob("minihop-tiny-grpo/*"))
     RunDirectory(grpo[0]).set_status("running", pid=2**22 + 1, host=socket.gethostname())  # no such process
     (grpo[1] / "status.json").write_text("{")
@@ -155,7 +155,7 @@ def test_compare_pairs_seeds(runs: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert {(row["arm"], row["phase"], row["seeds"]) for row in rows} >= {("learning_rate=0.001", "after", "2")}
 
 
-def test_compare_refuses(runs: Path) -> None:
+def test_compare_refuses_runs_that_do_not_compare(runs: Path) -> None:
     done, failed = str(runs / "minihop-tiny-grpo"), str(runs / "minihop-tiny-pact")
     for arguments, message in (
         ([done], "name two runs"),
@@ -175,7 +175,7 @@ def test_compare_checks_its_file_before_it_prints(runs: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == ""
 
 
-def test_a_setting_of_null_has_a_name(tmp_path: Path) -> None:
+def test_a_setting_of_null_is_shown_as_null(tmp_path: Path) -> None:
     for keys in ([], ["eval.limit=10"]):
         fake_run(tmp_path, 0.4, "algo=grpo", *keys)
     with pytest.raises(UserError, match=r"holds 2 different settings \((limit=null, limit=10|limit=10, limit=null)\)"):
@@ -196,7 +196,7 @@ def test_a_report_as_csv_and_latex(runs: Path, capsys: pytest.CaptureFixture[str
     (after,) = [row for row in rows if (row["phase"], row["metric"], row["group"]) == ("after", "solve_rate", "")]
     assert (after["bench"], after["arm"], float(after["mean"]), after["seeds"]) == ("minihop", "grpo", 0.5, "2")
     (hops,) = [row for row in rows if row["group"] == "hops"]
-    assert (hops["value"], float(hops["mean"])) == ("3", 0.25)  # half of what each seed reached
+    assert (hops["value"], float(hops["mean"])) == ("3", 0.25)  # half of the value of each seed
     assert report.main([str(runs / "minihop-tiny-grpo"), f"out={runs / 'table.tex'}"]) == 0
     text = (runs / "table.tex").read_text(encoding="utf-8")
     assert r"solve\_rate" in text and r"\toprule" in text and "fter training" in text
@@ -207,7 +207,7 @@ def test_a_report_as_csv_and_latex(runs: Path, capsys: pytest.CaptureFixture[str
         report.main([str(runs), "out=table.doc"])
 
 
-def test_resume_finds_the_run_where_it_lies(
+def test_resume_works_after_the_directory_was_moved(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = next((runs / "minihop-tiny-pact").iterdir())
@@ -241,7 +241,7 @@ def test_resume_finds_the_run_where_it_lies(
         ("algo.endpoint.base_url", ["algo=eval", "algo.endpoint.base_url=http://127.0.0.1:2/v1"]),
     ],
 )
-def test_resume_alone_may_say_that_a_server_moved(
+def test_only_resume_may_change_the_address_of_a_server(
     key: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentrl.runner.start.launch", lambda run, config, *_: started.append(config) or 0)
@@ -262,7 +262,7 @@ def test_resume_shows_a_completed_run(runs: Path, capsys: pytest.CaptureFixture[
     assert "This run is complete" in capsys.readouterr().out
 
 
-def test_the_tables_of_eval_as_files(
+def test_eval_writes_its_tables_as_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_run(tmp_path, 0.4, "algo=eval", "bench=minihop")

@@ -1,4 +1,4 @@
-"""agentrl score: official verdicts on recorded transcripts, and what it says about bad lines."""
+"""agentrl score gives the official verdicts on recorded transcripts, and explains bad lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lines(path: Path) -> list[Line]:
 
 
 def score(tmp_path: Path, bench: str, file: Path, records: list[Line], *overrides: str) -> list[Line]:
-    """What the command writes for `records`."""
+    """Return what the command writes for `records`."""
     transcripts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     transcripts.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     out.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def test_every_recorded_toolhop_verdict(shared: Path, tmp_path: Path, episode: s
     file = shared / "data/toolhop/ToolHop_subset100.json"
     given = [{"row": record["row"], "messages": record[episode]["messages"]} for record in records]
     runs = [score(tmp_path, "toolhop", file, given, f"bench.rule={rule}")]
-    if episode == rule:  # raw texts alone: the parser that goes with the rule
+    if episode == rule:  # only raw texts, for the parser that goes with the rule
         for record in given:
             record["messages"] = [{"role": m["role"], "content": m["content"]} for m in record["messages"]]
         runs.append(score(tmp_path, "toolhop", file, given, f"bench.rule={rule}"))
@@ -139,7 +139,8 @@ def test_calls_are_paired_with_outputs() -> None:
     in_order = pair_calls_with_outputs([{"role": "assistant", "tool_calls": two}, *said])[0]
     assert [(c.name, c.observation) for c in in_order] == [("a", "A"), ("b", "B")]
     with pytest.raises(ValueError, match="call 'a' of message 0 is followed by the output of 'b'"):
-        pair_calls_with_outputs([{"role": "assistant", "tool_calls": two}, *said[::-1]])  # upstream asserts it
+        # the official code asserts this
+        pair_calls_with_outputs([{"role": "assistant", "tool_calls": two}, *said[::-1]])
     assert pair_calls_with_outputs([]) == pair_calls_with_outputs([{"role": "user", "content": "?"}]) == ([], 0)
 
 
@@ -209,7 +210,7 @@ def test_bad_lines_are_named_and_nothing_is_written(file: Path, tmp_path: Path) 
         main(arguments)
 
 
-def test_what_the_command_refuses(file: Path, tmp_path: Path) -> None:
+def test_the_command_refuses_wrong_keys(file: Path, tmp_path: Path) -> None:
     transcripts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     transcripts.write_text(json.dumps({"row": 0, "messages": final("18")}))
     given = {"bench": "toolhop", "bench.path": file, "transcripts": transcripts, "out": out}

@@ -1,4 +1,4 @@
-"""Reading rollouts on a terminal: filters, marks, and the two evaluations side by side."""
+"""`agentrl show`: filters, marks, and the two evaluations side by side."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def styled(renderable: RenderableType, width: int = 200) -> str:
     return stream.getvalue()
 
 
-def test_filters_are_conjunctions_of_comparisons() -> None:
+def test_a_filter_needs_all_of_its_comparisons() -> None:
     of = facts(view(line(4, "a", 0.25, errors=2)))
     assert parse_filter("reward<1, errors>=2,solve_rate=0.25,step=4")(of)
     assert not parse_filter("reward<1,errors>2")(of)
@@ -104,13 +104,13 @@ def test_marks_follow_what_was_trained_on() -> None:
     text = styled(rollout_panel(view(line(0, "a", 1.0)), prompt=False))
     underlined, dim = "\x1b[4;36mthink", "\x1b[2m[seen]"  # cyan reasoning with a positive advantage; context
     assert underlined in text and dim in text
-    assert "\x1b[36mI" in text and "\x1b[2m call" in text  # of the expert trace, what weighs nothing is dim
+    assert "\x1b[36mI" in text and "\x1b[2m call" in text  # tokens of the expert trace with weight 0 are dim
 
 
 def test_the_same_item_before_and_after(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = shown(capsys, str(run.path), "source=eval")
     assert code == 0 and text.index("old answer") < text.index("new answer")
-    assert "[bold]found[/bold]" in text  # what a tool returned is no markup of ours
+    assert "[bold]found[/bold]" in text  # text from a tool is not read as markup
     side_by_side = styled(next(compare_items([item("q", "old", 0)], [item("q", "new", 1)], 160)), width=160)
     assert any("old" in row and "new" in row for row in side_by_side.splitlines())
     assert shown(capsys, str(run.path), "source=eval", "where=solve_rate<1")[0] == 1

@@ -1,4 +1,4 @@
-"""Traces as files: checked line by line, segmented, built from a bench and by a teacher behind a real server."""
+"""Files of traces: each line is checked, reasoning is segmented, and traces come from a bench or from a real server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALL = {"name": "get_mayor", "arguments": {"city": "Bajat"}}
 # --- segmentation ---------------------------------------------------------------------------------------------------
 
 
-def test_rules_name_ordinary_reasoning_and_lose_no_character() -> None:
+def test_rules_label_ordinary_reasoning_and_lose_no_character() -> None:
     text = (
         "The user wants to find the mayor of Bajat. I can use the mayor tool. The required parameter is the city. "
         "The limit is optional.\nSo I will do it now."
@@ -48,7 +48,7 @@ def test_rules_name_ordinary_reasoning_and_lose_no_character() -> None:
         "I call get_mayor with Bajat.",
     ],
 )
-def test_a_literal_preview_is_held_back_whoever_labels(sentence: str) -> None:
+def test_a_literal_preview_of_a_call_is_always_held_back(sentence: str) -> None:
     text = f"I need to find the mayor. {sentence} Then I will use the result."
     for annotate in (None, lambda sentences: ["task_restate"] * len(sentences)):
         chunks = segment(text, [CALL], annotate)
@@ -56,13 +56,13 @@ def test_a_literal_preview_is_held_back_whoever_labels(sentence: str) -> None:
     assert not previews("I need the mayor of Bajat.", [CALL]) and not previews("I use get_mayor.", [CALL])
 
 
-def test_hard_reasoning_goes_to_the_annotator_and_else_the_safe_way() -> None:
+def test_hard_reasoning_goes_to_the_annotator_or_becomes_paragraphs() -> None:
     text = "Hmm, Bajat.\n\nInteresting place, that one. get_mayor(Bajat) it is. Fine."
     labelled = segment(text, [CALL], lambda sentences: ["tool_scan", "other", "other", "decision_summary"])
     assert [chunk.type for chunk in labelled] == ["tool_scan", "other", PREVIEW, "decision_summary"]
     for annotate in (None, lambda sentences: None, lambda s: ["other"], lambda s: ["nonsense"] * len(s)):
         safe = segment(text, [CALL], annotate)
-        # paragraphs up to the preview, and nothing after it
+        # paragraphs before the preview, and nothing after it
         assert [(chunk.type, chunk.text) for chunk in safe] == [
             ("other", "Hmm, Bajat.\n\n"),
             ("other", "Interesting place, that one. "),
@@ -74,7 +74,7 @@ def test_hard_reasoning_goes_to_the_annotator_and_else_the_safe_way() -> None:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_traces_survive_a_file_and_take_the_benchs_place(tmp_path: Path) -> None:
+def test_traces_read_from_a_file_replace_the_benchs_own(tmp_path: Path) -> None:
     bench = load_bench(compose(["bench=minihop"]).bench)
     first, second = bench.tasks("train")[:2]
     trace = bench.expert_trace(first)
@@ -102,7 +102,7 @@ GOOD = {"task_id": "t", "answer": "a", "turns": [{"chunks": [], "calls": [CALL],
         ),
     ],
 )
-def test_a_bad_line_is_named_by_its_number(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+def test_the_error_for_a_bad_line_gives_its_number(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps(GOOD) + "\n\n" + json.dumps(GOOD | {"task_id": "u"} | change) + "\n")
     with pytest.raises(UserError, match=f"line 3: .*{re.escape(reason)}"):
@@ -115,7 +115,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, change: dict[str, Any
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_mined_traces_of_a_bench_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_mines_traces_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "traces.jsonl"
     assert traces_command(["build", "bench=minihop", "limit=12", f"out={out}"]) == 0
     assert "12 traces of 12 tasks" in capsys.readouterr().out
@@ -129,7 +129,9 @@ def test_mined_traces_of_a_bench_with_a_page(tmp_path: Path, capsys: pytest.Capt
 
 
 class Teacher(ChatServer):
-    """Solves minihop tasks by reading the question; misbehaves on some of them, by their place among `questions`."""
+    """Solves minihop tasks by reading the question, and misbehaves on some of them, by their position in
+    `questions`.
+    """
 
     def __init__(self) -> None:
         super().__init__(self.solve)
@@ -182,7 +184,7 @@ def test_a_teachers_traces_are_kept_only_if_they_verify(
         assert trace.source == "teacher" and trace.answer == tasks[place].answer
         assert trace.turns[-1].observations == (tasks[place].answer,)
         assert [chunk.type for chunk in trace.turns[0].chunks] == ["task_restate", "tool_selection"]
-    # A kill leaves half a line; what is settled is not asked again.
+    # A kill leaves half a line; finished tasks are not asked again.
     asked, text = len(teacher.bodies), out.read_text()
     out.write_text(text[: len(text) - 20])
     assert traces_command([*build, "tries=2"]) == 0
@@ -216,7 +218,7 @@ def test_a_task_that_the_teachers_server_does_not_play_is_tried_again(
     assert {teacher.place(body) for body in teacher.bodies[asked:]} == {0, 1}
 
 
-def test_labels_that_the_server_does_not_give_leave_the_trace_for_later(teacher: Teacher, tmp_path: Path) -> None:
+def test_a_trace_whose_labels_are_missing_is_tried_again(teacher: Teacher, tmp_path: Path) -> None:
     def respond(body: dict[str, Any], number: int) -> Any:
         if "tools" not in body:  # the annotator's question
             return Reply({"error": {"message": "busy"}}, 503)

@@ -1,4 +1,4 @@
-"""The comparison of HIPO with its baselines: one number a run, intervals over seeds, base from before training."""
+"""The comparison of HIPO with its baselines: one number per run, intervals over seeds, the base before training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_rows_are_means_over_the_seeds_that_finished(compare, tmp_path: Path):
     assert header.startswith("| method | seeds | r_sys all | r_user all |")
     assert base.startswith("| base | 1 | 0.600 [too few] |") and first.startswith(f"| {arm} | 1 | 0.600 [too few] |")
     # mean .8, standard error .1 / sqrt(3), Student's t of 2 degrees of freedom at 97.5%: 4.303
-    # cut at 1, which no reward exceeds; seeds that agree do not show that all would
+    # cut at 1, the largest reward; equal seeds do not show that all seeds would be equal
     assert hipo.startswith("| hipo tau=0.8 | 3 | 0.800 [0.552, 1.000] | 0.500 [too few] |")
     compare.plot(tmp_path, 5, tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")

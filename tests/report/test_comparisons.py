@@ -1,4 +1,4 @@
-"""Methods are compared on the same tasks, MatchTIR's switches are keys, and PACT's log says what was trained on."""
+"""Methods are compared on the same tasks, keys select MatchTIR's variants, and PACT logs what it trained on."""
 
 from __future__ import annotations
 
@@ -42,16 +42,17 @@ def test_both_norms_of_the_sft_term_by_hand() -> None:
         sft_loss(logps, weights, "sum")
 
 
-def test_only_a_count_of_tokens_lets_a_falling_weight_fade_the_term() -> None:
+def test_a_falling_weight_fades_the_sft_term_only_if_divided_by_tokens() -> None:
     logps, calls = torch.tensor([[-1.0, -2.0, -4.0]]), torch.tensor([[0.0, 1.0, 1.0]])
-    assert torch.equal(sft_loss(logps, calls)[0], sft_loss(logps, calls, "tokens")[0])  # lambda_a = 1: the same
+    # with lambda_a = 1 both are equal
+    assert torch.equal(sft_loss(logps, calls)[0], sft_loss(logps, calls, "tokens")[0])
     for scale in (0.8, 0.2):
-        assert sft_loss(logps, scale * calls)[0].item() == pytest.approx(3.0)  # eq. 10: Z divides it away
+        assert sft_loss(logps, scale * calls)[0].item() == pytest.approx(3.0)  # eq. 10: dividing by Z removes the scale
         assert sft_loss(logps, scale * calls, "tokens")[0].item() == pytest.approx(3.0 * scale)
 
 
 @pytest.mark.parametrize("norm", ["weights", "tokens"])
-def test_pacts_sft_term_has_the_norm_of_its_key(norm: str, tmp_path: Path) -> None:
+def test_pacts_sft_term_is_divided_as_its_key_says(norm: str, tmp_path: Path) -> None:
     keys = ("algo.q=0", "algo.rl_coef=0", "algo.sft_coef=1", "algo.schedule.reasoning=none", f"algo.sft_norm={norm}")
     losses = {}
     for start in (1.0, 0.5):
@@ -64,7 +65,7 @@ def test_pacts_sft_term_has_the_norm_of_its_key(norm: str, tmp_path: Path) -> No
     assert torch.allclose(losses[0.5][1], share * losses[1.0][1], atol=1e-6)
 
 
-def test_an_answer_without_a_tag_earns_0_where_the_key_says_so() -> None:
+def test_answer_tag_gives_0_to_an_answer_without_a_tag() -> None:
     strict = config()
     strict.answer_tag = True
     for text, loose, tagged in (
@@ -78,7 +79,7 @@ def test_an_answer_without_a_tag_earns_0_where_the_key_says_so() -> None:
     assert turn_rewards(thought, TRACE.calls, "Paris", strict) == [0.0]
 
 
-def test_a_turn_that_one_rollout_alone_reached(tmp_path: Path) -> None:
+def test_the_only_rollout_that_reached_a_turn_has_no_group_there(tmp_path: Path) -> None:
     rewards = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     mask = torch.tensor([[True, True], [True, False], [True, False], [True, False]])
     found = {}
@@ -103,7 +104,7 @@ def test_matchtirs_experiments_do_what_its_code_does() -> None:
 
 
 def tasks_of(algo: str, tasks: str, without: int = 3) -> tuple[int, int]:
-    """Tasks that an algorithm trains on, of all, where some have no trace."""
+    """Return the tasks that an algorithm trains on, if some tasks have no trace."""
     chosen = small(f"algo={algo}", f"trainer.tasks={tasks}")
     bench = load_bench(chosen.bench)
     everything = bench.tasks("train")
@@ -132,11 +133,11 @@ def test_pact_takes_the_plain_surrogate_for_a_task_without_a_trace(tmp_path: Pat
     assert [note["surrogate"] for note in notes] == ["L^h"] * 4 + ["L^x"] * 4
     assert [note["trace"] for note in notes] == ["whole"] * 4 + ["none"] * 4 and "sft" not in notes[4]
     assert trainer._metrics["train"]["trace/none"] == [0.5]
-    # its rollouts are rewarded as before: references need no trace
+    # its rollouts are rewarded as before, because references need no trace
     assert sum(trainer._turn_rewards[4]) >= 2
 
 
-def test_a_trace_that_does_not_fit_is_counted_as_what_it_is(tmp_path: Path) -> None:
+def test_a_trace_that_does_not_fit_is_counted(tmp_path: Path) -> None:
     said: list[str] = []
 
     class Console:
@@ -183,7 +184,7 @@ def test_a_bench_without_references_is_named_before_it_trains() -> None:
 # -- the log -----------------------------------------------------------------------------------------------------------
 
 
-def test_both_contexts_are_logged_apart(tmp_path: Path) -> None:
+def test_both_contexts_are_logged_separately(tmp_path: Path) -> None:
     keys = ("algo.q=0", "algo.sft_coef=0", "algo.entropy_coef=0", "algo.kl_coef=0.1")
     trainer = make_trainer(
         small(*keys, "trainer.minibatch_prompts=1", "trainer.micro_batch=4"), tmp_path, expert_script
@@ -208,13 +209,13 @@ def test_both_contexts_are_logged_apart(tmp_path: Path) -> None:
         assert logged[f"clip_ratio/{context}"] == pytest.approx(clipped[rows][kept].float().mean().item(), abs=0.02)
         assert logged[f"entropy/{context}"] > 0
     count = [int(mask[rows].sum()) for rows in (slice(0, 4), slice(4, 8))]
-    for name in ("kl", "entropy"):  # together they are what TRL logs
+    for name in ("kl", "entropy"):  # their sum is what TRL logs
         parts = count[0] * logged[f"{name}/trace"] + count[1] * logged[f"{name}/prompt"]
         assert logged[name] == pytest.approx(parts / sum(count), rel=1e-3)
     batch["conditioned"][:] = True
     before = len(trainer._metrics["train"]["kl/prompt"])
     trainer.compute_loss(trainer.model, batch)
-    assert len(trainer._metrics["train"]["kl/prompt"]) == before  # no row: no value, and no 0
+    assert len(trainer._metrics["train"]["kl/prompt"]) == before  # without a row there is no value, not even 0
 
 
 def test_kl_under_the_prompt_is_logged_as_such(tmp_path: Path) -> None:
@@ -237,8 +238,8 @@ def jobs(name: str) -> list[list[str]]:
     return [list(job) for job in found]
 
 
-def test_the_schedule_sweep_is_tables_4_and_6() -> None:
-    chosen = [compose_command(list(job)).algo for job in jobs("pact_schedule")]  # Hydra reads what stands in braces
+def test_the_schedule_sweep_covers_tables_4_and_6() -> None:
+    chosen = [compose_command(list(job)).algo for job in jobs("pact_schedule")]  # Hydra expands the braces
     assert {algo.q for algo in chosen} == {0}
     assert sorted((algo.schedule.reasoning, algo.schedule.call) for algo in chosen) == sorted(
         [

@@ -1,4 +1,4 @@
-"""Plots and tables: the files that a run leaves, and what they say."""
+"""Plots and tables: the files of a run, and what they show."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ SUMMARY: dict[str, Any] = {
 }
 
 
-def test_text_table() -> None:
+def test_the_text_table_marks_clear_differences() -> None:
     lines = result_text(SUMMARY).splitlines()
     assert lines[0] == "algo=pact model=tiny bench=minihop"
     assert lines[2].split("  ")[0] == "solve_rate"
@@ -90,7 +90,7 @@ def test_text_table() -> None:
 def test_one_sided_evaluations_still_print() -> None:
     only_after = {"eval": {"after": SUMMARY["eval"]["after"]}}
     lines = result_text(only_after).splitlines()
-    assert lines[1].split() == ["metric", "after", "items"]  # no column without a value
+    assert lines[1].split() == ["metric", "after", "items"]  # a column without a value is left out
     assert lines[2].split()[:2] == ["solve_rate", "0.400"]
     assert result_text({"eval": {}}) == result_text({}) == "no evaluation results"
     result_table(only_after)

@@ -1,4 +1,4 @@
-"""Reports: which runs form an arm, pooled numbers against hand-computed ones, and a page that cannot be hijacked."""
+"""Reports: how runs form arms, pooled numbers against hand-computed ones, and a page that escapes hostile text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def interval(mean: float, lo: float, hi: float) -> dict[str, float]:
 
 
 def fake_run(runs: Path, after: float, *overrides: str) -> RunDirectory:
-    """A run directory as the program makes it, with results written by hand."""
+    """Make a run directory as the program does, with results written by hand."""
     config = compose([f"runs_dir={runs}", "dry_run=true", *overrides])
     assert start(config) == 0
     (path,) = (p.parent for p in runs.glob("*/*/status.json") if json.loads(p.read_text())["status"] == "dry_run")
@@ -80,7 +80,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_arms_are_told_apart_by_as_few_keys_as_it_takes(runs: Path) -> None:
+def test_arms_are_named_by_as_few_keys_as_possible(runs: Path) -> None:
     keys, arms = arms_of(load_records([runs]))
     assert keys == ["algo.name"]  # dozens of keys differ between grpo and pact, and follow from it
     assert {arm.label: [run.seed for run in arm.runs] for arm in arms} == {"grpo": [0, 1, 2], "pact": [0, 1, 2]}
@@ -121,8 +121,8 @@ def test_one_seed_keeps_the_interval_over_items(tmp_path: Path) -> None:
     assert gap is not None and (gap.mean, gap.n) == (pytest.approx(0.1), 2)
 
 
-def test_seeds_that_agree_keep_the_interval_over_items(tmp_path: Path) -> None:
-    """Three runs that all end at the same mean are no proof that every run does, on any items."""
+def test_equal_seeds_keep_the_interval_over_items(tmp_path: Path) -> None:
+    """Three runs with the same mean do not prove that every run has this mean, on any items."""
     for seed in range(3):
         fake_run(tmp_path, 0.5, "algo=grpo", f"seed={seed}")
         fake_run(tmp_path, 0.5, "algo=pact", f"seed={seed}")
@@ -130,7 +130,7 @@ def test_seeds_that_agree_keep_the_interval_over_items(tmp_path: Path) -> None:
     found = pool_metric(grpo, "after", "solve_rate")
     assert found is not None and (found.mean, found.lo, found.hi, found.n) == pytest.approx((0.5, 0.4, 0.6, 4))
     gap = compare_arms(grpo, pact, "solve_rate")
-    assert gap is not None and (gap.mean, gap.n) == (0.0, 2) and not gap.known  # of two items: too few
+    assert gap is not None and (gap.mean, gap.n) == (0.0, 2) and not gap.known  # two items are too few
     assert "+0.000 [too few]" in render(build_report(load_records([tmp_path]), ""), "md")
 
 
@@ -143,7 +143,9 @@ def test_intervals_over_seeds_stay_in_range(tmp_path: Path) -> None:
 
 
 def test_a_difference_is_trained_minus_base_in_any_order(tmp_path: Path) -> None:
-    """The base is what the other was trained from: over several runs, and for evaluations of their weights."""
+    """The base is the model that the other was trained from, over several runs too, and for evaluations of their
+    weights.
+    """
 
     def weights(run: RunDirectory) -> str:
         (run.path / "model").mkdir()
@@ -173,7 +175,7 @@ def test_a_folder_is_the_same_base_however_it_is_named(tmp_path: Path, monkeypat
     for folder in ("base", "adapter"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.json").write_text("{}", encoding="utf-8")
-    named = {"base_model_name_or_path": "./base"}  # as PEFT writes what its user typed
+    named = {"base_model_name_or_path": "./base"}  # PEFT writes the path that its user typed
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(named), encoding="utf-8")
     own = ("algo=eval", "model=custom", "model.family=tiny")
     base = fake_run(tmp_path / "a", 0.5, *own, "model.path=./base", "model.name=base")
@@ -193,7 +195,7 @@ def test_a_band_is_the_t_interval_at_each_step() -> None:
     assert math.isnan(low[1]) and math.isnan(high[1])
 
 
-def test_a_band_of_shares_stays_among_them() -> None:
+def test_a_band_of_shares_stays_in_0_to_1() -> None:
     curves = [(np.array([1.0]), np.array([0.2])), (np.array([1.0]), np.array([0.9]))]
     assert [edge.tolist() for edge in band(curves, shares=True)] == [[1], [0.55], [0], [1]]
     shares = {panel.name for panel in PANELS if panel.shares}
@@ -231,7 +233,7 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_the_page_stands_alone_and_escapes_what_models_wrote(runs: Path) -> None:
+def test_the_page_is_self_contained_and_escapes_model_text(runs: Path) -> None:
     page = render(build_report(load_records([runs]), "Two methods"), "html")
     parser = Tags()
     parser.feed(page)
@@ -261,7 +263,7 @@ def test_markdown_holds_the_same_tables(runs: Path) -> None:
         assert lines[head - 1].count("|") == lines[head].count("|") == lines[head + 1].count("|")
 
 
-def test_benches_stand_apart_and_dry_runs_are_left_out(tmp_path: Path) -> None:
+def test_benches_are_kept_apart_and_dry_runs_are_left_out(tmp_path: Path) -> None:
     fake_run(tmp_path, 0.4, "algo=grpo")
     fake_run(tmp_path, 0.6, "algo=pact")
     fake_run(tmp_path, 0.5, "algo=hipo")
@@ -299,7 +301,7 @@ def test_hops_are_sorted_as_numbers_with_before_beside_after(tmp_path: Path) -> 
     ]
 
 
-def test_a_grid_of_two_swept_keys(tmp_path: Path) -> None:
+def test_two_swept_keys_give_a_grid(tmp_path: Path) -> None:
     for q in (0.2, 0.6):
         for coefficient in (0.1, 0.5):
             fake_run(tmp_path, q, f"algo.q={q}", f"algo.sft_coef={coefficient}")
@@ -341,7 +343,7 @@ def test_a_list_that_repeats_a_number_does_not_name_arms(tmp_path: Path) -> None
     assert "answer" in render(build_report(load_records([tmp_path]), ""), "html")  # lists have no hash
 
 
-def test_the_command(runs: Path, tmp_path: Path) -> None:
+def test_the_report_command_writes_its_files(runs: Path, tmp_path: Path) -> None:
     def report(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "agentrl", "report", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)

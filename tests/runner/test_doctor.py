@@ -1,4 +1,4 @@
-"""The doctor on a sound machine and on broken ones: each fault by name, with its mending."""
+"""The doctor on a sound machine and on broken ones: it names each fault and its fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agentrl.runner.doctor import Finding
 
 
 def findings(*arguments: str, code: str = "", **environment: str) -> tuple[int, dict[str, list[Finding]]]:
-    """Exit code and findings by check, of the real command; `code` runs before it in the same process."""
+    """Return the real command's exit code and its findings by check. `code` runs before it in the same process."""
     program = f"import sys; sys.argv = ['agentrl', 'doctor', '--json', *sys.argv[1:]]\n{code}\n"
     program += "from agentrl.commands.cli import main; main()"
     result = subprocess.run(
@@ -45,7 +45,7 @@ def test_a_sound_machine_passes() -> None:
 
 
 @pytest.mark.slow
-def test_each_fault_of_a_broken_machine_is_named_with_its_mending(tmp_path: Path) -> None:
+def test_each_fault_of_a_broken_machine_is_named_with_its_fix(tmp_path: Path) -> None:
     shadow = tmp_path / "shadow" / "trl-0.9.0.dist-info"  # found before the real one
     shadow.mkdir(parents=True)
     (shadow / "METADATA").write_text("Metadata-Version: 2.1\nName: trl\nVersion: 0.9.0\n")
@@ -69,10 +69,10 @@ def test_each_fault_of_a_broken_machine_is_named_with_its_mending(tmp_path: Path
     (data,) = found["data"]
     assert data.verdict == "fail" and "absent.json does not exist" in data.detail
     assert found["configuration"][0].verdict == "fail"  # the run would be refused for the same reason
-    assert found["disk"][0].verdict == "ok"  # and the other checks went on
+    assert found["disk"][0].verdict == "ok"  # and the other checks ran
 
 
-def test_what_is_missing_for_a_gpu_run() -> None:
+def test_a_gpu_run_names_what_is_missing() -> None:
     overrides = ("hardware=gpu", "hardware.vllm=colocate")
     (card,), (engine,) = of(doctor.torch, *overrides), of(doctor.vllm, *overrides)
     if card.verdict == "ok":
@@ -81,14 +81,14 @@ def test_what_is_missing_for_a_gpu_run() -> None:
     assert engine.verdict == "fail" and "pip install 'vllm" in engine.fix
 
 
-def test_too_little_memory_and_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_or_disk_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "count_parameters", lambda config: 1e15)
     (memory,), (disk,) = of(doctor.memory_of_machine), of(doctor.disk)
     assert memory.verdict == disk.verdict == "fail"
     assert "model/lora=on" in memory.fix and "trainer.keep_checkpoints=1" in disk.fix
 
 
-def test_a_tracker_without_its_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_tracker_without_an_account_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     (finding,) = of(doctor.tracker, "tracker=wandb")
@@ -96,7 +96,7 @@ def test_a_tracker_without_its_account(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert of(doctor.tracker, "tracker=wandb_offline")[0].verdict == "ok"
 
 
-def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_raises_becomes_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(config: object) -> None:
         raise RuntimeError("no such thing")
 

@@ -1,4 +1,4 @@
-"""Jobs of a sweep side by side have GPUs of their own. There is none here: what counts is who gets which."""
+"""Jobs of a sweep that run side by side have their own GPUs. No GPU is needed: the tests check who gets which."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_job_of_several_processes_takes_as_many_or_none(monkeypatch: pytest.Mo
         assert too_many == ["0", "1", "2"]
 
 
-def test_a_gpu_named_twice_takes_two_jobs_and_a_clusters_jobs_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_named_twice_takes_two_jobs_and_cluster_jobs_do_not_share_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,0")
     with own_gpus(1, print) as first, own_gpus(1, print) as second:
         assert first == second == ["0"]
@@ -65,7 +65,7 @@ def test_a_gpu_named_twice_takes_two_jobs_and_a_clusters_jobs_do_not_meet(monkey
             assert other == ["0"]
 
 
-def test_what_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_visible_gpus_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []
     with own_gpus(1, print) as none:
@@ -80,7 +80,7 @@ def test_what_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 def test_parallel_jobs_of_a_sweep_see_different_gpus(tmp_path: Path) -> None:
-    """joblib's two processes, each with a stand-in for the worker that ends when both have begun."""
+    """joblib's two processes each run a stand-in for the worker, which ends when both have begun."""
     overrides, environment = parallel(tmp_path)
     meets = PRELUDE + (
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""Starting, stopping and resuming a worker, with small stand-ins for the real one."""
+"""A worker is started, stopped and resumed; small scripts stand in for the real worker."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from agentrl.store.run import RunDirectory
 
 SIGNALS = [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGHUP))]
 
-# The command line, with `python -c WORKER RUN_DIR` in the place of the real worker.
+# The command line, with `python -c WORKER RUN_DIR` instead of the real worker.
 DRIVER = """
 import os, sys
 import agentrl.commands.cli, agentrl.runner.launch
 agentrl.runner.launch.worker_command = lambda run, config: [sys.executable, "-c", os.environ["WORKER"], str(run.path)]
 agentrl.commands.cli.main()
 """
-# The same behind a stand-in for torchrun: its processes have sessions of their own, and it does not wait for them.
+# The same with a stand-in for torchrun: its processes have their own sessions, and it does not wait for them.
 AGENT = """
 import subprocess, sys
 worker = subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True)
@@ -126,7 +126,7 @@ def test_a_completed_run_is_not_repeated(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dry_run_is_no_obstacle_to_the_run(tmp_path: Path) -> None:
+def test_a_dry_run_does_not_block_the_run(tmp_path: Path) -> None:
     assert finish(start(tmp_path, COMPLETES, "dry_run=true"))[0] == 0
     assert finish(start(tmp_path, COMPLETES))[0] == 0
     assert the_run(tmp_path).status()["status"] == "completed"
@@ -144,7 +144,7 @@ def test_a_killed_worker_is_recorded_and_resumed(tmp_path: Path) -> None:
     assert starts(the_run(tmp_path)) == 2
 
 
-def test_a_workers_refusal_is_our_exit_code(tmp_path: Path) -> None:
+def test_the_launcher_returns_the_workers_exit_code(tmp_path: Path) -> None:
     assert finish(start(tmp_path, REFUSES))[0] == 2
     assert the_run(tmp_path).status()["error"] == "bad"
 
@@ -172,7 +172,7 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
     assert run.status()["status"] == "interrupted"
 
 
-def test_of_several_processes_the_leader_is_told_which_has_all_the_time_it_needs(tmp_path: Path) -> None:
+def test_the_leader_of_several_processes_is_told_and_may_take_its_time(tmp_path: Path) -> None:
     process = start(tmp_path, WAITS, "hardware.processes=2", driver=TORCHRUN, SAVING="1")
     run = wait_until_running(tmp_path)
     process.send_signal(signal.SIGINT)
@@ -180,7 +180,7 @@ def test_of_several_processes_the_leader_is_told_which_has_all_the_time_it_needs
     assert run.status()["status"] == "interrupted"
 
 
-def test_a_signal_before_there_is_a_leader_goes_to_torchrun(tmp_path: Path) -> None:
+def test_a_signal_before_a_leader_exists_goes_to_torchrun(tmp_path: Path) -> None:
     waits = DIES_WITH_IT + PRELUDE + "time.sleep(60)"
     process = start(tmp_path, waits, "hardware.processes=2", driver=TORCHRUN)
     wait_for(tmp_path, "*.starts")
@@ -190,7 +190,7 @@ def test_a_signal_before_there_is_a_leader_goes_to_torchrun(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_a_second_signal_leaves_none_of_several_processes_behind(tmp_path: Path) -> None:
+def test_a_second_signal_kills_all_of_several_processes(tmp_path: Path) -> None:
     process = start(tmp_path, DIES_WITH_IT + WAITS, "hardware.processes=2", driver=TORCHRUN, SAVING="60")
     run = wait_until_running(tmp_path)
     worker = run.status()["pid"]
@@ -211,14 +211,14 @@ def test_an_interrupt_stops_a_sweep(tmp_path: Path, number: signal.Signals) -> N
     wait_until_running(tmp_path)
     process.send_signal(number)
     assert finish(process)[0] == 130
-    assert the_run(tmp_path).status()["status"] == "interrupted"  # and there is no second
+    assert the_run(tmp_path).status()["status"] == "interrupted"  # and no second job has begun
     (record,) = tmp_path.glob("runs/sweeps/*/sweep.json")
     assert [job["state"] for job in json.loads(record.read_text())["jobs"]] == ["interrupted", "pending"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_between_the_jobs_of_a_sweep_stops_it_on_record(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_between_two_jobs_stops_the_sweep_and_is_recorded(tmp_path: Path, number: signal.Signals) -> None:
     pauses = """
 import agentrl.commands.cli, time
 def pause(job):
@@ -237,7 +237,7 @@ agentrl.commands.cli._job = pause
     assert (code, "Traceback" in err) == (130, False)
 
 
-def test_a_fault_of_ours_before_the_first_job_is_no_success(tmp_path: Path) -> None:
+def test_an_internal_error_before_the_first_job_fails_the_sweep(tmp_path: Path) -> None:
     fails = "import agentrl.runner.start\nagentrl.runner.start.check_reach = lambda config: 1 / 0\n"
     code, _, err = finish(start(tmp_path, COMPLETES, "-m", "seed=0,1", driver=fails + DRIVER))
     assert (code, "ZeroDivisionError" in err) == (1, True)
@@ -245,7 +245,7 @@ def test_a_fault_of_ours_before_the_first_job_is_no_success(tmp_path: Path) -> N
 
 
 def parallel(where: Path) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Overrides and environment for two jobs at a time, with the stand-in for the worker in joblib's processes, too."""
+    """Overrides and environment for two jobs at a time. joblib's processes use the stand-in for the worker too."""
     if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         pytest.skip("hydra_joblib_launcher is not installed: pip install '.[sweepers]'")
     (where / "sitecustomize.py").write_text(
@@ -346,7 +346,7 @@ def test_the_worker_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     while alive(worker) and time.time() < deadline:
         time.sleep(0.05)
     assert not alive(worker)
-    with run.lock():  # released with the worker
+    with run.lock():  # the lock is free once the worker has ended
         assert run.status()["status"] == "interrupted"
 
 
@@ -394,7 +394,7 @@ def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: py
     command = launch.worker_command(run, config)
     assert command[2] == "accelerate.commands.launch"
     assert {"--num_processes=2", "--config_file=fsdp.yaml"} <= set(command)
-    config.hardware.processes = 1  # DeepSpeed offloads for a single GPU, too
+    config.hardware.processes = 1  # DeepSpeed offloads on a single GPU too
     assert {"--num_processes=1", "--config_file=fsdp.yaml"} <= set(launch.worker_command(run, config))
 
 
@@ -415,10 +415,10 @@ def test_one_process_sees_one_gpu(config: Config, tmp_path: Path, monkeypatch: p
 LIBRARIES = ("vllm", "wandb", "trl", "datasets", "torch", "transformers", "accelerate", "agentrl", "rich", "yaml")
 
 
-def test_a_folder_or_file_named_like_a_library_breaks_no_start(config: Config, tmp_path: Path) -> None:
+def test_a_folder_or_file_named_like_a_library_does_not_break_the_start(config: Config, tmp_path: Path) -> None:
     for name in LIBRARIES:
         (tmp_path / name).mkdir()
-        if name != "vllm":  # where a library is not installed, a bare folder passes for it
+        if name != "vllm":  # a bare folder would be imported if a library is not installed
             (tmp_path / name / "__init__.py").write_text("raise SystemExit(f'{__file__} was imported')")
     (tmp_path / "json.py").write_text("raise SystemExit(f'{__file__} was imported')")
     run = RunDirectory(tmp_path / "r")

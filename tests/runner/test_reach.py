@@ -1,4 +1,4 @@
-"""What cannot work is said within seconds, in one line that names the key as typed, and before anything is made."""
+"""What cannot work is refused within seconds, in one line that names the key as typed, before anything is made."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from agentrl.runner import reach
 from tests.config.test_typed import run_here
 from tests.support.bench_files import bench_keys
 
-NOBODY = "http://127.0.0.1:9/v1"  # the port for discarding: nothing listens there
+NOBODY = "http://127.0.0.1:9/v1"  # the discard port: no server listens there
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Knows one model; refuses another without a token."""
+    """A hub that knows one model, and refuses another without a token."""
 
     def do_GET(self) -> None:
         known = {"/api/models/someone/agent": 200, "/api/models/someone/gated": 401}
@@ -59,7 +59,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(capsys: Any, *arguments: str) -> str:
-    """The one line by which a command line is refused, within five seconds and without a trace on the disk."""
+    """Return the one line that refuses a command line, within five seconds and without writing to the disk."""
     began = time.perf_counter()
     assert run_here(*arguments) == 2
     assert time.perf_counter() - began < 5
@@ -73,14 +73,16 @@ def refused(capsys: Any, *arguments: str) -> str:
 # --- models and data --------------------------------------------------------------------------------------------------
 
 
-def test_a_hub_id_that_is_not_there(here: Path, capsys: Any, hub: str) -> None:
+def test_an_unknown_hub_id_is_refused(here: Path, capsys: Any, hub: str) -> None:
     line = refused(capsys, "model=someone/agnet")
     assert line.startswith("agentrl: error: model=someone/agnet: not in the hub's cache, and the hub has no model")
     assert "HTTP 401" in refused(capsys, "model=someone/gated")
     assert reach.check_reach(compose(["model=someone/agent"])) == []
 
 
-def test_no_network(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_needs_the_network_is_refused_without_it(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = refused(capsys, "model=someone/offline")  # tests run with HF_HUB_OFFLINE=1
     assert "model=someone/offline: not in the hub's cache, and HF_HUB_OFFLINE" in line
     for name in reach.OFFLINE:
@@ -93,13 +95,13 @@ def test_no_network(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) ->
     reach._hub_refusal.cache_clear()
 
 
-def test_the_base_of_an_adapter_counts(here: Path, capsys: Any) -> None:
+def test_the_base_of_an_adapter_is_checked(here: Path, capsys: Any) -> None:
     (here / "adapter").mkdir()
     (here / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/base"}))
     assert "its base someone/base: not in the hub's cache" in refused(capsys, "model=adapter", "model/lora=on")
 
 
-def test_what_lies_in_the_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cached_models_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "models--someone--agent"
     (folder / "snapshots" / "abc").mkdir(parents=True)
     (folder / "snapshots" / "abc" / "config.json").write_text("{}")
@@ -122,7 +124,7 @@ def test_what_lies_in_the_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch
         (["model=empty"], "model=empty: neither config.json nor adapter_config.json"),
     ],
 )
-def test_a_path_that_is_no_checkpoint(here: Path, capsys: Any, typed: list[str], words: str) -> None:
+def test_a_path_without_a_checkpoint_is_refused(here: Path, capsys: Any, typed: list[str], words: str) -> None:
     (here / "weights.bin").touch()
     (here / "empty").mkdir()
     assert words in refused(capsys, *typed)
@@ -153,7 +155,7 @@ def test_a_path_that_is_no_checkpoint(here: Path, capsys: Any, typed: list[str],
         ),
     ],
 )
-def test_data_that_do_not_suffice(here: Path, capsys: Any, typed: list[str], words: str) -> None:
+def test_too_little_data_is_refused(here: Path, capsys: Any, typed: list[str], words: str) -> None:
     keys = bench_keys(here)
     rows = json.loads((here / "ToolHop.json").read_text())
     (here / "hop.json").write_text(json.dumps(rows[:1]))
@@ -167,7 +169,7 @@ def test_data_that_do_not_suffice(here: Path, capsys: Any, typed: list[str], wor
 # --- GPUs and servers -------------------------------------------------------------------------------------------------
 
 
-def test_no_gpu(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_refused(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0+cu128")
     monkeypatch.setattr(reach, "driver_gpus", lambda: 0)
     assert "hardware=gpu needs 1 GPU(s), but the driver shows 0" in refused(capsys, "hardware=gpu")
@@ -175,12 +177,12 @@ def test_no_gpu(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0+cpu")
     assert "a build without CUDA" in refused(capsys, "hardware=gpu")
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0")
-    monkeypatch.setattr(reach, "driver_gpus", lambda: None)  # another maker's: PyTorch will say
+    monkeypatch.setattr(reach, "driver_gpus", lambda: None)  # not an NVIDIA GPU: PyTorch checks it
     assert reach.check_reach(compose(["hardware=gpu"])) == []
     assert run_here("hardware=gpu", "dry_run=true") == 0  # an estimate needs no GPU
 
 
-def test_a_dead_endpoint(here: Path, capsys: Any) -> None:
+def test_a_dead_endpoint_is_refused(here: Path, capsys: Any) -> None:
     assert eval_command([f"endpoint={NOBODY}", "model=m", "bench=minihop"]) == 2
     assert f"endpoint={NOBODY}: no server answers there (Connection refused)" in capsys.readouterr().err
     assert not (here / "runs").exists()
@@ -193,7 +195,7 @@ def test_a_dead_endpoint(here: Path, capsys: Any) -> None:
     assert "only the verdicts in verdicts.sqlite can be used" in warning
 
 
-def test_a_server_that_takes_connections_and_never_answers(
+def test_a_server_that_accepts_connections_but_never_answers_is_refused(
     here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reach, "ANSWER_S", 0.3)
@@ -211,7 +213,7 @@ def test_a_server_that_takes_connections_and_never_answers(
 
 
 @pytest.mark.parametrize("status", [200, 401, 404, 500])
-def test_any_answer_is_one(here: Path, status: int) -> None:
+def test_any_answer_of_a_server_is_enough(here: Path, status: int) -> None:
     class Anyone(Hub):
         def do_GET(self) -> None:
             asked.append(self.path)
@@ -226,7 +228,7 @@ def test_any_answer_is_one(here: Path, status: int) -> None:
     assert asked == ["/v1/models"]
 
 
-def test_a_name_that_takes_long_to_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_name_look_up_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "PATIENCE_S", 0.1)
     monkeypatch.setattr(reach, "_connect", lambda host, port: time.sleep(2))
     with pytest.raises(UserError, match=r"algo.endpoint.base_url=http://slow: no server answers there \(no answer in"):
@@ -268,7 +270,7 @@ def test_every_evaluation_is_checked_before_the_first_begins(here: Path, capsys:
     assert not (here / "runs").exists()
 
 
-def test_a_sweep_names_what_one_of_its_jobs_lacks(here: Path, capsys: Any) -> None:
+def test_a_sweep_names_what_one_of_its_jobs_is_missing(here: Path, capsys: Any) -> None:
     assert run_here("-m", "model=tiny,someone/offline", "trainer.max_steps=1") == 2
     first, last = capsys.readouterr().err.splitlines()
     assert first.startswith("agentrl: error: model=someone/offline: not in the hub's cache")

@@ -1,4 +1,4 @@
-"""What a run would miss later is said within seconds, in one line, before anything is made."""
+"""What a run would miss later is refused within seconds, in one line, before anything is made."""
 
 from __future__ import annotations
 
@@ -59,11 +59,12 @@ def refusal(*overrides: str) -> str:
     return str(error.value)
 
 
-def test_vllm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_vllm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ready, "find_spec", lambda name: None)
     text = refusal("hardware=gpu", "hardware.vllm=colocate")
     assert text.startswith("hardware.vllm=colocate: the package vllm is not installed; pip install 'vllm")
-    ready.check_ready(composed("hardware=gpu", "hardware.vllm=colocate", "algo=sft"))  # samples with transformers
+    # algo=sft samples with transformers
+    ready.check_ready(composed("hardware=gpu", "hardware.vllm=colocate", "algo=sft"))
     with pytest.raises(UserError, match="vllm is not installed"):
         start(composed("hardware=gpu", "hardware.vllm=colocate", f"runs_dir={tmp_path}"))
     assert list(tmp_path.iterdir()) == []
@@ -73,7 +74,7 @@ def test_vllm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:9", "http://no-such-host.invalid:8000", "http://127.0.0.1:notaport"]
 )
-def test_a_server_that_is_not_there(vllm_is_there: None, address: str) -> None:
+def test_a_missing_server_is_refused(vllm_is_there: None, address: str) -> None:
     began = time.perf_counter()
     text = refusal(*SERVER, f"hardware.vllm_url='{address}'")
     assert time.perf_counter() - began < 5
@@ -91,7 +92,7 @@ def test_a_server_that_is_not_there(vllm_is_there: None, address: str) -> None:
         (GOOD | {"model_config": {"logprobs_mode": "raw_logprobs"}}, "log-probs before the temperature"),
     ],
 )
-def test_a_server_that_cannot_train(
+def test_a_server_that_cannot_train_is_refused(
     vllm_is_there: None, server: str, settings: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Replies, "settings", settings)
@@ -99,11 +100,11 @@ def test_a_server_that_cannot_train(
     assert words in text and "start it with: VLLM_SERVER_DEV_MODE=1 vllm serve" in text
 
 
-def test_a_server_that_can(vllm_is_there: None, server: str) -> None:
+def test_a_server_that_can_train_is_accepted(vllm_is_there: None, server: str) -> None:
     ready.check_ready(composed(*SERVER, f"hardware.vllm_url={server}/"))
 
 
-def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ready, "find_spec", lambda name: None)
     (tmp_path / "mine.yaml").write_text("distributed_type: DEEPSPEED")
     chosen = ("hardware=gpu", f"hardware.accelerate_config={tmp_path}/mine.yaml")
@@ -112,8 +113,8 @@ def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ready.check_ready(composed(*chosen))
 
 
-def test_an_extra_is_installed_by_what_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name on the index could be anybody's, and a checkout is not always at hand."""
+def test_an_install_line_names_the_packages_of_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package name on the index may be anybody's, and the user may have no checkout."""
     assert install_line("trackio") == "pip install trackio"
     assert install_line("vllm").startswith("pip install 'vllm")
     assert {one.name for one in requirements("bfcl")} == {"mpmath", "rank-bm25", "overrides", "filelock"}

@@ -1,4 +1,4 @@
-"""What happens to a run, and to a command, whose output nobody can read: it ends as it would have, and on record."""
+"""A run or a command whose output nobody reads still ends normally and is recorded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_run_goes_on_when_the_reader_of_its_output_leaves(tmp_path: Path, chan
 
 
 @pytest.mark.slow
-def test_so_does_a_sweep(tmp_path: Path) -> None:
+def test_a_sweep_goes_on_when_the_reader_of_its_output_leaves(tmp_path: Path) -> None:
     process = agentrl(tmp_path, "-m", "seed=0,1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for pipe in (process.stdout, process.stderr):
         assert pipe is not None
@@ -70,7 +70,7 @@ def test_a_run_without_any_output_keeps_its_exit_code(tmp_path: Path, worker: st
     assert the_run(tmp_path).status()["status"] == state
 
 
-def test_a_crash_is_on_record_when_nobody_listens(tmp_path: Path) -> None:
+def test_a_crash_is_recorded_when_nobody_reads_the_output(tmp_path: Path) -> None:
     process = agentrl(tmp_path, worker=CRASHES, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for pipe in (process.stdout, process.stderr):
         assert pipe is not None
@@ -80,8 +80,8 @@ def test_a_crash_is_on_record_when_nobody_listens(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
-def test_a_full_disk_behind_standard_output(tmp_path: Path) -> None:
-    """A run's result is its directory; a command's is what it prints."""
+def test_a_full_disk_behind_standard_output_fails_a_command_but_not_a_run(tmp_path: Path) -> None:
+    """The result of a run is its directory; the result of a command is what it prints."""
     with open("/dev/full", "w") as full:
         process = agentrl(tmp_path, stdout=full, stderr=subprocess.PIPE)
         err = process.communicate(timeout=60)[1]
@@ -95,7 +95,7 @@ def test_a_full_disk_behind_standard_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("show", "--help"), ("--cfg", "job")])
-def test_a_command_whose_reader_leaves_says_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_command_whose_reader_leaves_ends_silently(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     process = agentrl(tmp_path, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
@@ -114,7 +114,7 @@ def test_a_command_whose_reader_leaves_says_nothing(tmp_path: Path, arguments: t
     ],
     ids=lambda names: "-".join(names),
 )
-def test_a_terminal_that_lacks_letters_changes_no_record(tmp_path: Path, locale: dict[str, str]) -> None:
+def test_a_terminal_that_lacks_letters_does_not_change_the_records(tmp_path: Path, locale: dict[str, str]) -> None:
     keeps = "from agentrl.core.streams import keep_streams; keep_streams()\n"
     worker = keeps + COMPLETES + "; print('\\u00b1 \\u2192 \\u2026 \\u540d')"
     where = tmp_path / "Größe ± →"
@@ -128,7 +128,7 @@ def test_a_terminal_that_lacks_letters_changes_no_record(tmp_path: Path, locale:
     assert the_run(where).config().runs_dir == "runs"
 
 
-def test_what_an_encoding_lacks_is_written_in_what_it_has() -> None:
+def test_letters_that_an_encoding_lacks_are_replaced() -> None:
     raw = io.BytesIO()
     stream = wrap_stream(io.TextIOWrapper(raw, encoding="ascii"))
     stream.write("0.3 ± 0.1 → é … 名 \udcff\n")
@@ -153,7 +153,7 @@ def test_the_real_worker_trains_on_when_its_reader_leaves(tmp_path: Path) -> Non
         cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline().startswith("Scaled down for model=tiny by ")  # as `head -1` reads it
+    assert process.stdout.readline().startswith("Scaled down for model=tiny by ")  # what `head -1` would read
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(timeout=300) == 0

@@ -1,4 +1,6 @@
-"""Sweeps: a process and a directory for each job, one job's end is not another's, nothing is done twice."""
+"""Sweeps: each job has its own process and directory, a job that fails does not stop others, and nothing is done
+twice.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from agentrl.store.run import RunDirectory
 from agentrl.store.sweeps import Job, Sweep, digest, with_directory
 from tests.support.helpers import composed
 
-# The command line with a stand-in for the worker: it counts its starts; seed 3 is killed once, seed 5 is poisoned.
+# The command line with a stand-in for the worker: it counts its starts; seed 3 is killed once, seed 5 fails.
 DRIVER = """
 import sys
 import agentrl.commands.cli, agentrl.runner.launch
@@ -66,7 +68,7 @@ def record(where: Path) -> dict[str, Any]:
 
 
 def states(where: Path) -> dict[str, str]:
-    """State by what tells a job from the others."""
+    """Return the state of each job, by the value that tells it from the others."""
     found = record(where)
     return {
         " ".join(text for text in job["overrides"] if text not in found["fixed"]): job["state"] for job in found["jobs"]
@@ -74,7 +76,7 @@ def states(where: Path) -> dict[str, str]:
 
 
 def starts(where: Path) -> dict[int, int]:
-    """How often the worker of each seed was started."""
+    """Return how often the worker of each seed was started."""
     found = {}
     for path in where.glob("runs/*/*.starts"):
         seed = int(path.name.split("-")[0].removeprefix("s"))
@@ -83,7 +85,7 @@ def starts(where: Path) -> dict[int, int]:
 
 
 @pytest.mark.slow
-def test_one_poisoned_and_one_killed(tmp_path: Path) -> None:
+def test_a_failed_job_and_a_killed_job_do_not_stop_the_others(tmp_path: Path) -> None:
     done = sweep(tmp_path, "-m", "seed=1,3,5,7")
     assert done.returncode == 137
     expected = {"seed=1": "completed", "seed=3": "failed", "seed=5": "failed", "seed=7": "completed"}
@@ -94,7 +96,7 @@ def test_one_poisoned_and_one_killed(tmp_path: Path) -> None:
     logs = [Path(job["log"]).read_text() for job in record(tmp_path)["jobs"]]
     assert all(f"worker of seed {seed}" in text for seed, text in zip((1, 3, 5, 7), logs, strict=True))
     again = sweep(tmp_path, "-m", "seed=1,3,5,7")
-    assert again.returncode == 2  # still poisoned
+    assert again.returncode == 2  # seed 5 still fails
     assert starts(tmp_path) == {1: 1, 3: 2, 5: 2, 7: 1}
     assert states(tmp_path) == expected | {"seed=3": "completed"}
 
@@ -113,7 +115,7 @@ def test_values_added_later_join_the_record(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} >= {"plots", "report.html", "report.md", "sweep.json"}
     assert (folder / "plots" / "solve_rate.png").stat().st_size > 1000
     assert record(tmp_path)["swept"] == ["seed", "algo.q"]
-    assert len(load_records([folder])) == 6  # as `agentrl report` reads it
+    assert len(load_records([folder])) == 6  # what `agentrl report` reads
     group = {RunDirectory(job["run"]).config().tracker.group for job in record(tmp_path)["jobs"]}
     assert group == {folder.name}
 
@@ -122,7 +124,7 @@ def test_a_choice_that_does_not_exist_is_refused_before_the_first_job(tmp_path: 
     done = sweep(tmp_path, "-m", "algo=pact,pcat", driver=False)
     assert done.returncode == 2
     assert done.stderr == "agentrl: error: algo=pcat is not a choice; did you mean pact?\n" and done.stdout == ""
-    assert list(tmp_path.rglob("*.json")) == []  # Hydra has written its multirun.yaml, and that is all
+    assert list(tmp_path.rglob("*.json")) == []  # Hydra has only written its multirun.yaml
 
 
 def test_a_bad_value_is_refused_before_the_first_job(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_a_bad_value_is_refused_before_the_first_job(tmp_path: Path) -> None:
         (("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"), "hydra_submitit_launcher"),
     ],
 )
-def test_other_launchers(tmp_path: Path, launcher: tuple[str, ...], plugin: str) -> None:
+def test_other_launchers_run_a_sweep(tmp_path: Path, launcher: tuple[str, ...], plugin: str) -> None:
     if find_spec(f"hydra_plugins.{plugin}") is None:
         pytest.skip(f"{plugin} is not installed: pip install '.[sweepers]'")
     bad = sweep(tmp_path, "-m", "algo.q=0.1,7,0.2", "dry_run=true", *launcher, driver=False)
@@ -196,13 +198,13 @@ def test_a_job_is_its_overrides_in_any_order() -> None:
     [
         (None, "failed", "killed without a record"),
         ({"status": "running", "pid": 2**22 + 1}, "failed", "killed without a record"),
-        ({"status": "running", "pid": os.getpid()}, "running", None),  # saves a checkpoint
+        ({"status": "running", "pid": os.getpid()}, "running", None),  # the job saves a checkpoint
         ({"status": "interrupted"}, "interrupted", "killed without a record"),
         ({"status": "failed", "error": "why"}, "failed", "why"),
         ({"status": "completed"}, "completed", None),
     ],
 )
-def test_the_record_knows_the_truth_about_a_killed_job(
+def test_the_record_is_right_about_a_killed_job(
     tmp_path: Path, status: dict[str, Any] | None, state: str, words: str | None
 ) -> None:
     book = Sweep(tmp_path / "sweep")
@@ -221,7 +223,7 @@ def test_the_record_knows_the_truth_about_a_killed_job(
         assert (closed.state, closed.code, closed.error) == ("interrupted", 130, None)
 
 
-def test_the_live_table(tmp_path: Path) -> None:
+def test_the_live_table_shows_the_jobs(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for step in range(1, 2000):
         run.append(run.metrics_path, {"step": step, "reward": 0.5, "loss/total": 0.25})
@@ -242,14 +244,14 @@ def test_the_live_table(tmp_path: Path) -> None:
 # --- what comes out -----------------------------------------------------------------------------------------------
 
 
-def test_pareto() -> None:
+def test_pareto_keeps_the_points_that_no_other_beats() -> None:
     points = [(0.2, 0.9), (0.0, 0.5), (0.1, 0.4), (0.1, 0.7), (0.0, 0.3), (0.3, 0.9), (0.4, 0.95)]
     assert pareto(points) == [(0.0, 0.5), (0.1, 0.7), (0.2, 0.9), (0.4, 0.95)]
     assert pareto([]) == []
 
 
 def two_sided(values: str, sys: float, by: dict[str, float]) -> Arm:
-    """An arm of one run with algo.constraints=`values`, as it was evaluated."""
+    """An arm with one run that has algo.constraints=`values`, and its evaluation."""
 
     def phases(mean: float) -> dict[str, Any]:
         cell = {"mean": mean, "lo": mean - 0.1, "hi": mean + 0.05, "n": 8}
@@ -269,13 +271,14 @@ def test_the_front_reads_the_thresholds_of_the_multipliers() -> None:
     user = "[{name: served, reward: user, kind: null, threshold: 0.5, initial: 1}]"
     assert violation(two_sided(user, 0.1, {})).mean == pytest.approx(0.1)
     assert violation(two_sided("[{name: a, reward: sys, kind: null, threshold: 0.6, initial: 1}]", 0.7, {})).mean == 0
-    assert violation(two_sided("", 0.9, {})).mean == pytest.approx(0.09)  # the default constraint's is algo.tau
+    # the threshold of the default constraint is algo.tau
+    assert violation(two_sided("", 0.9, {})).mean == pytest.approx(0.09)
     assert violation(two_sided("[]", 0.7, {})).mean == pytest.approx(0.3)
     assert violation(two_sided(hard[:-1] + "]", 0.7, {"aligned": 0.7})) is None  # nothing of that kind was evaluated
 
 
-def test_a_front_of_two_sided_runs(tmp_path: Path) -> None:
-    """Two values of a key, two seeds each, as if they had been run."""
+def test_two_sided_runs_draw_a_front(tmp_path: Path) -> None:
+    """Two values of a key with two seeds each, written as if they had been run."""
     runs = []
     for q in (0.1, 0.4):
         for seed in (0, 1):
@@ -308,8 +311,8 @@ TINY = (
 
 
 @pytest.mark.slow
-def test_eight_real_jobs_of_which_one_is_poisoned_and_one_killed(tmp_path: Path) -> None:
-    """A learning rate of 1e30 destroys its own run alone; the worker of another is killed from outside."""
+def test_eight_real_jobs_with_one_that_fails_and_one_that_is_killed(tmp_path: Path) -> None:
+    """A learning rate of 1e30 makes only its own run fail; the worker of another run is killed from outside."""
     swept = "trainer.learning_rate=1e-3,8e-4,6e-4,4e-4,2e-4,1e-4,5e-5,1e30"
     command = [sys.executable, "-m", "agentrl", "-m", *TINY, swept]
     if find_spec("hydra_plugins.hydra_joblib_launcher") is not None:
@@ -353,5 +356,5 @@ def test_progress_says_of_how_many_updates_and_how_long(tmp_path: Path) -> None:
     assert progress(job).startswith("step 12/1000  eta 2:44:40")
     run.set_status("interrupted", max_steps=30)
     assert progress(job) == "step 12/30  reward 0.500"
-    run.set_status("running")  # it still evaluates, or was started by an older release
+    run.set_status("running")  # the run still evaluates, or an older release started it
     assert progress(job) == "step 12  reward 0.500"
