@@ -1,4 +1,4 @@
-"""`agentrl analyse attention CHECKPOINT [--base CHECKPOINT]` makes HIPO's Table 3 for a model and its base."""
+"""`agentrl analyse attention CHECKPOINT [--base CHECKPOINT]`: make HIPO's Table 3 for a model and its base."""
 
 from __future__ import annotations
 

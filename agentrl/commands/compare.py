@@ -1,4 +1,4 @@
-"""`agentrl compare A B [out=FILE]` shows paired differences between two runs, and the settings that differ."""
+"""`agentrl compare A B [out=FILE]`: show paired differences between two runs, and the settings that differ."""
 
 from __future__ import annotations
 

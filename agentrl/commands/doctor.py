@@ -1,6 +1,4 @@
-"""`agentrl doctor [--json] [key=value ...]` checks whether this machine is ready for the run that the overrides
-describe.
-"""
+"""`agentrl doctor [--json] [key=value ...]`: check whether this machine is ready for a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`agentrl eval model=... bench=a,b [samples=K] [key=value ...]` evaluates models as they are, on any benches.
+"""`agentrl eval model=... bench=a,b [samples=K] [key=value ...]`: evaluate models as they are, on any benches.
 
 Every pair of model and bench has its own run directory (algo=eval). The same command continues where it stopped.
 """

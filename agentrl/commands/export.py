@@ -1,4 +1,4 @@
-"""`agentrl export bfcl RUN [phase=after] [as=MODEL] [out=DIR]` writes an evaluation for the official BFCL evaluator."""
+"""`agentrl export bfcl RUN [phase=after] [as=MODEL] [out=DIR]`: write an evaluation for the official evaluator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`agentrl judge compare|distill ...` uses a run's cached verdicts: it compares two judges, or distils one."""
+"""`agentrl judge compare|distill ...`: use cached verdicts to compare two judges, or to distil one."""
 
 from __future__ import annotations
 

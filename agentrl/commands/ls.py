@@ -1,4 +1,4 @@
-"""`agentrl ls [DIR ...] [key=value ...] [--json]` lists runs with status, method, model, bench, result and age."""
+"""`agentrl ls [DIR ...] [key=value ...] [--json]`: list runs with status, method, model, bench, result and age."""
 
 from __future__ import annotations
 

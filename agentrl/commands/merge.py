@@ -1,4 +1,4 @@
-"""`agentrl merge RUN [out=DIR]` merges the adapter that a run trained into its base and writes a full checkpoint."""
+"""`agentrl merge RUN [out=DIR]`: merge the adapter that a run trained into its base, as a full checkpoint."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`agentrl push RUN OWNER/NAME [weights=DIR] [private=true] [dry_run=true]` uploads a run's model to the Hugging
-Face hub.
-"""
+"""`agentrl push RUN OWNER/NAME [weights=DIR] [private=true] [dry_run=true]`: upload a run's model to the hub."""
 
 from __future__ import annotations
 

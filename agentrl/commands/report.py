@@ -1,4 +1,4 @@
-"""`agentrl report RUN... [out=report.html] [title=...]` makes one page about some runs, or their tables for a paper."""
+"""`agentrl report RUN... [out=report.html] [title=...]`: make one page about some runs, or tables for a paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`agentrl resume RUN [key=value ...]` continues a run where it stopped, even if its directory was moved."""
+"""`agentrl resume RUN [key=value ...]`: continue a run where it stopped, even if its directory was moved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`agentrl score bench=... transcripts=FILE out=FILE` scores transcripts that were made elsewhere. Nothing is executed.
+"""`agentrl score bench=... transcripts=FILE out=FILE`: score transcripts made elsewhere. Nothing is executed.
 
     agentrl score bench=ftrl bench.path=test.jsonl transcripts=episodes.jsonl out=scored.jsonl
 

@@ -1,4 +1,4 @@
-"""`agentrl show RUN [key=value ...]` shows a run's rollouts, or the items of its evaluations, on the terminal."""
+"""`agentrl show RUN [key=value ...]`: show a run's rollouts, or the items of its evaluations, on the terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`agentrl traces build bench=... out=traces.jsonl` makes expert traces for a bench, from its data or with a
-teacher.
-"""
+"""`agentrl traces build bench=... out=traces.jsonl`: make expert traces from a bench's data, or with a teacher."""
 
 from __future__ import annotations
 

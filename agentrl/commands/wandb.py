@@ -1,4 +1,4 @@
-"""`agentrl wandb dashboard [entity=...] [project=...] [algo=...] [dry_run=true]` makes saved views of a W&B project."""
+"""`agentrl wandb dashboard [entity=...] [project=...] [algo=...] [dry_run=true]`: make saved views in W&B."""
 
 from __future__ import annotations
 

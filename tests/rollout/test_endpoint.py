@@ -424,7 +424,10 @@ def test_a_refusal_of_the_request_is_told_where_its_form_was_mended(tmp_path: Pa
     def respond(body: dict[str, Any], _: int) -> Any:
         return refusal(400, "unknown parameter: min_p") if "min_p" in body else refusal(400, OVERFLOW)
 
-    with ChatServer(respond) as server, pytest.raises(UserError, match="had: HTTP 400: This model's maximum context"):
+    with (
+        ChatServer(respond) as server,
+        pytest.raises(UserError, match="played: HTTP 400: This model's maximum context"),
+    ):
         play(server, tmp_path)
 
 
