@@ -9,12 +9,12 @@ from agentrl.config.checks import python_file, require
 from agentrl.config.key import Among, Holds, key
 from agentrl.config.traits import BenchKeys, Grades, refuse_directory, require_place
 
-HELD_OUT = "Share of each kind of row held out for evaluation; 1 leaves no training rows."
-DIVISION = "Seed of the train/test division."
+HELD_OUT = "Share of the rows of each kind held out for evaluation; 1 leaves no training rows."
+DIVISION = "Seed of the division into training and test split."
 CONFLICTING = ", half of them conflicting"
-GENERATED = "Seed of the generator; apart from `seed` so that seeds share one dataset."
+GENERATED = "Seed of the generated data. It is separate from `seed`, so runs with other seeds share the data."
 Rules = Literal["official", "corrected"]
-CALL_RULES = ("docs/benches.md", "ours: whole words, no credit for failed calls")
+CALL_RULES = ("the bench's own, see docs/benches.md", "ours: whole words must match, and failed calls earn nothing")
 Shares = Annotated[
     list[float],
     Holds(
@@ -37,8 +37,8 @@ class Minihop(BenchKeys):
     data_seed: int = key(GENERATED)
     train_tasks: int = key("Tasks in the training split.", ge=1)
     test_tasks: int = key("Tasks in the held-out split.", ge=1)
-    train_hops: Shares = key("Share of 1, 2, 3 and 4-hop tasks in the training split.")
-    test_hops: Shares = key("Share of 1, 2, 3 and 4-hop tasks in the test split.")
+    train_hops: Shares = key("Shares of tasks with 1, 2, 3 and 4 hops in the training split.")
+    test_hops: Shares = key("Shares of tasks with 1, 2, 3 and 4 hops in the test split.")
 
 
 class Minihif(BenchKeys):
@@ -55,13 +55,15 @@ class ToolHop(BenchKeys):
     loads = "agentrl.benches.toolhop:ToolHopBench"
     runs_code = sub_answers = True
 
-    path: str | None = key("ToolHop.json (list or dict form); null downloads `hub_id`.")
+    path: str | None = key("ToolHop.json, a list or a dict; null downloads `hub_id`.")
     hub_id: str = key("Dataset repository on the hub.")
     scenario: Literal["direct", "mandatory", "free"] = key(
-        "Prompt.", means=("no tools", "tools at every step", "tools where the model wants them")
+        "What the prompt says about tools.",
+        means=("there are none", "use one at every step", "use them as you like"),
     )
     rule: Literal["toolhop", "ftrl", "strict"] = key(
-        "Answer correctness.", means=("official", "FTRL, MatchTIR, PACT", "exact tag")
+        "When a final answer is correct.",
+        means=("the official rule", "the rule of FTRL, MatchTIR and PACT", "the <answer> tag holds exactly the answer"),
     )
     rules: Rules = key("Rules of scoring.", means=CALL_RULES)
     test_fraction: float = key("Share of rows held out for evaluation; ToolHop ships no training split.", gt=0, lt=1)
@@ -79,20 +81,20 @@ class Ftrl(BenchKeys):
     path: str = key("A directory with FTRL's train and test files (.jsonl, or MatchTIR's .parquet), or one such file.")
     rules: Rules = key("Rules of scoring.", means=CALL_RULES)
     answer_tag: Literal["train", "always", "never"] = key(
-        "Prompts that ask for <answer> tags.", means=("those of training, as in MatchTIR and PACT", "all", "none")
+        "Which prompts ask for <answer> tags.", means=("those of training, as in MatchTIR and PACT", "all", "none")
     )
-    train_on_test: bool = key("Allow test rows in training; a file of test rows alone is divided then.")
-    test_fraction: float = key("Share of rows held out where a file holds one split alone.", gt=0, lt=1)
+    train_on_test: bool = key("Allow test rows in training; a file with only test rows is then divided.")
+    test_fraction: float = key("Share of rows held out if the file has only one split.", gt=0, lt=1)
     data_seed: int = key("Seed of that division.")
 
     def check_path(self) -> None:
-        require_place(self.path, "no such file or directory; give FTRL's")
+        require_place(self.path, "no such file or directory; give FTRL's data")
 
 
 _MULTI_TURN = ["multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context"]
 _MEMORY = ["memory_kv", "memory_rec_sum", "memory_vector"]
 _WEB_SEARCH = ["web_search_base", "web_search_no_snippet"]
-# What a word of `bench.categories` stands for; a category stands for itself.
+# Groups of `bench.categories` -> their categories.
 BFCL_GROUPS: dict[str, list[str]] = {
     "all": [*_MULTI_TURN, *_MEMORY, *_WEB_SEARCH],
     "multi_turn": _MULTI_TURN,
@@ -105,28 +107,31 @@ class Bfcl(BenchKeys):
     loads = "agentrl.benches.bfcl.bench:BfclBench"
     without_path = "of the bfcl-eval package"
 
-    path: str | None = key("A copy of bfcl-eval's data directory, or one data file in it; null takes the package's.")
+    path: str | None = key(
+        "A copy of bfcl-eval's data directory, or one data file of it; null takes the data of the installed package."
+    )
     categories: list[Annotated[str, Among((*BFCL_GROUPS, *BFCL_GROUPS["all"]))]] = key(
-        "Categories, or groups of them; see docs/bfcl.md.", min_length=1
+        "Categories or groups of categories (docs/bfcl.md).", min_length=1
     )
     memory: Literal["played", "evidence"] = key(
-        "Where test memories come from.",
-        means=("the model plays beforehand (official)", "sentences that are the evidence (ours)"),
+        "Where the memory that a test item starts with comes from.",
+        means=("the model writes it in earlier episodes (official)", "it holds the sentences with the answer (ours)"),
     )
     web: Literal["serpapi", "replay"] = key(
-        "Web search.", means=("official, needs SERPAPI_API_KEY", "recorded hops, not official")
+        "How web search works.",
+        means=("through SerpApi, needs SERPAPI_API_KEY (official)", "recorded pages are replayed (ours)"),
     )
     test_fraction: float = key("Share of items held out for evaluation; 1 leaves no training items.", gt=0, le=1)
     data_seed: int = key(DIVISION)
 
     def check_path(self) -> None:
         require_place(
-            self.path, "no such file or directory; give bfcl-eval's data, or null to take the installed package's"
+            self.path, "no such file or directory; give bfcl-eval's data, or null for the installed package's"
         )
 
 
 class Suite(BenchKeys):
-    """What all suites of hierarchical instruction following but the embedded one have in common."""
+    """What all suites of hierarchical instruction following have in common, except minihif."""
 
     two_sided = True
     grades: ClassVar[Grades] = "sys"
@@ -137,14 +142,14 @@ class Suite(BenchKeys):
 
 
 class HifSuite(Suite):
-    """What the suites that a program grades have in common."""
+    """What the suites graded by a program have in common."""
 
-    path: str = key("The suite's file or directory (docs/hif.md says which).")
+    path: str = key("The suite's file or directory, see docs/hif.md.")
     rules: Rules = key(
-        "Rules of evaluation and of `agentrl score`.", means=("the suite's own", "ours; docs/hif.md lists both")
+        "Rules of evaluation and of `agentrl score`.", means=("the suite's own", "ours, see docs/hif.md")
     )
     reward_rules: Rules = key(
-        "Rules of the training reward.", means=("the suite's own", "an empty answer never passes")
+        "Rules of the training reward.", means=("the suite's own", "ours: an empty answer never passes")
     )
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
@@ -156,7 +161,7 @@ class VerIH(HifSuite):
     loads = "agentrl.benches.hif.verih:VerIHBench"
 
     def check_training_rows(self) -> None:
-        if not Path(self.path).expanduser().is_dir():  # which has a file of training rows
+        if not Path(self.path).expanduser().is_dir():  # a directory has its own file of training rows
             super().check_training_rows()
 
 
@@ -175,7 +180,7 @@ class TensorTrust(HifSuite):
 class IHEval(Suite):
     loads = "agentrl.benches.hif.iheval:IHEvalBench"
 
-    path: str = key("The directory benchmark/ of your own copy of IHEval, whose licence forbids shipping it.")
+    path: str = key("The directory benchmark/ of your own copy of IHEval; its licence forbids us to ship one.")
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
 
@@ -189,7 +194,7 @@ class RealGuardrails(Suite):
     loads = "agentrl.benches.hif.judged:RealGuardrailsBench"
     grades = "none"
 
-    path: str = key("The directory with handwritten.jsonl and distractors.jsonl, or one of the two.")
+    path: str = key("The directory with handwritten.jsonl and distractors.jsonl, or one of these files.")
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
 
@@ -198,7 +203,7 @@ class Pairs(Suite):
     loads = "agentrl.benches.hif.judged:PairsBench"
     grades = "none"
 
-    path: str = key('A jsonl file of {"system", "user", "kind": "conflict" or "aligned"}; kind may be left out.')
+    path: str = key('A jsonl file of {"system", "user", "kind"}; kind is "conflict" or "aligned", or is left out.')
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
 
@@ -211,29 +216,29 @@ class SystemCheck(Suite):
     loads = "agentrl.benches.hif.judged:SystemCheckBench"
     grades = "none"
 
-    path: str | None = key("A jsonl file as in bench=pairs, with kinds; null downloads `hub_id`.")
+    path: str | None = key("A jsonl file as of bench=pairs, where each line has a kind; null downloads `hub_id`.")
     hub_id: str = key("Dataset repository on the hub.")
     train_tasks: Annotated[int, even(0)] = key(
-        f"Rows of the training split{CONFLICTING}; fewer where the data holds fewer, 0 to evaluate alone."
+        f"Rows of the training split{CONFLICTING}; fewer if the data has fewer, 0 to evaluate only."
     )
     test_tasks: Annotated[int, even(2)] = key(
-        f"Rows of the test split{CONFLICTING}; its system prompts are in no training row."
+        f"Rows of the test split{CONFLICTING}; no training row has one of its system prompts."
     )
-    data_seed: int = key("Seed of the draw and of the division.")
+    data_seed: int = key("Seed of the choice of rows and of their division.")
 
     def check_path(self) -> None:
         super().check_path()
         refuse_directory(self.path)
 
     def check_training_rows(self) -> None:
-        require(self.train_tasks > 0, "bench.train_tasks", 0, "leaves no row to train on; raise it")
+        require(self.train_tasks > 0, "bench.train_tasks", 0, "leaves no row to train on; set 2 or more")
 
 
 class CustomBench(BenchKeys):
-    """A bench of the user's own, in a file outside this package."""
+    """The user's own bench, in a file outside this package."""
 
-    path: str = key("A Python file of yours whose function load(config) returns the bench (docs/extending.md).")
-    options: dict[str, Any] = key("Keys of your own for that file; nothing else checks them.")
+    path: str = key("Your Python file whose function load(config) returns the bench (docs/extending.md).")
+    options: dict[str, Any] = key("Your own keys for that file; agentrl does not check them.")
 
     def check_path(self) -> None:
         python_file("bench.path", self.path)

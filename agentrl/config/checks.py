@@ -1,4 +1,4 @@
-"""The one form in which a value is refused: the key, what it holds, and what it must be."""
+"""Refuses values. Every refusal has one form: the key, its value, and what the value must be."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from agentrl.core.errors import UserError
 
 
 def require(condition: bool, key: str, value: Any, rule: str) -> None:
-    """`rule` says what the value must be, and so what to change. NaN fails every comparison and is refused too."""
+    """Raise UserError unless `condition` holds. `rule` says what the value must be, and so what to change.
+
+    NaN fails every comparison, so a range check refuses it.
+    """
     if not condition:
         raise UserError(f"{key}={show(value)}: {rule}")
 
 
 def home(path: str) -> str:
-    """`path` with `~` resolved; a name that merely begins with it, and is nobody's home, becomes absolute."""
+    """Return `path` with `~` resolved. A name that begins with `~` and is no home directory becomes absolute."""
     found = os.path.expanduser(path)
     return os.path.abspath(found) if found.startswith("~") else found
 
 
 def python_file(key: str, path: str) -> None:
-    """Refuse what is no Python file on this disk."""
+    """Raise UserError if `path` is not a Python file on this disk."""
     file = Path(path).expanduser()
-    require(file.suffix == ".py" and file.is_file(), key, path, "no such Python file (docs/extending.md has examples)")
+    rule = "no such Python file; give one (docs/extending.md has examples)"
+    require(file.suffix == ".py" and file.is_file(), key, path, rule)
 
 
 def is_web_address(url: str) -> bool:
@@ -34,12 +38,12 @@ def is_web_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
-    except ValueError:  # a port that is no number, half a bracket
+    except ValueError:  # the port is not a number, or a bracket is missing
         return False
 
 
 def show(value: Any) -> str:
-    """A value in a refusal: on one line, and without the password that an address may carry."""
+    """Format a value for a refusal: on one line, and without the password of an address."""
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     plain = re.sub(r"(?<=://)[^/\s]*@", "***@", value)

@@ -1,6 +1,6 @@
-"""Composition of the configuration: what a person typed becomes Hydra's arguments, Hydra's errors become one line.
+"""Composes the configuration: turns what a person typed into Hydra's arguments, and Hydra's errors into one line.
 
-With cli.py and sweeps.py the only place that knows Hydra; a worker imports none of them.
+Only this module, cli.py and sweeps.py know Hydra. A worker imports none of them.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from agentrl.config.typed import (
 )
 from agentrl.core.errors import UserError
 
-# Files that scale a choice down for a model: `preset/<model>_<algo>.yaml`, `limits/<model>_<bench>.yaml`.
-STAND_INS = {"tiny": "tiny_hif", "tiny_hif": "tiny"}  # networks of one size: what is scaled down for one fits the other
+# Files scale values down for a model: `preset/<model>_<algo>.yaml` and `limits/<model>_<bench>.yaml`.
+STAND_INS = {"tiny": "tiny_hif", "tiny_hif": "tiny"}  # both have the same size, so the files of one fit the other
 SCALED = {"preset": "algo", "limits": "bench"}
 
 
 def compose(overrides: list[str]) -> Config:
-    """The configuration that `overrides` (as on the command line) describe; not validated. Raises UserError.
+    """Compose the configuration from `overrides`, which are written as on the command line. It is not validated.
 
-    `--config-dir DIR` may stand among them, as it may before a run.
+    `--config-dir DIR` may be among the overrides. Raises UserError.
     """
     try:
         values = _composed(overrides)
@@ -57,12 +57,12 @@ def compose(overrides: list[str]) -> Config:
 
 
 def compose_values(overrides: list[str]) -> DictConfig:
-    """The values that Hydra composes, before types and missing keys are checked."""
+    """Compose the values with Hydra, without a check of types and missing keys."""
     return without_hydra(_composed(overrides))
 
 
 def without_hydra(values: DictConfig) -> DictConfig:
-    """The same values without Hydra's own."""
+    """Return the values without Hydra's own."""
     with flag_override(values, ["struct", "readonly"], [False, False]):
         own = values.copy()
         del own["hydra"]
@@ -81,15 +81,15 @@ def _composed(overrides: list[str]) -> DictConfig:
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
-    """What a person typed in Hydra's spelling; a name that `model=` may have is made an option.
+    """Rewrite what a person typed for Hydra, and register a new option for each model that is not a preset.
 
-    Raises UserError for a model that is none, and for a --config-dir that does not exist.
+    Raises UserError if a model or a --config-dir does not exist.
     """
     sweep, folders = is_sweep(arguments), config_folders(arguments)
     for folder in folders:
         if not folder.is_dir() or str(folder) == ".":
             wrong = " needs a directory" if str(folder) == "." else f"={folder}: no such directory"
-            raise UserError(f"--config-dir{wrong}; name one that exists, e.g. --config-dir ./mine")
+            raise UserError(f"--config-dir{wrong}; give one that exists, e.g. --config-dir ./mine")
     presets, named = option_files("model", folders), dict[str, str | None]()
     typed = []
     for argument in without_folders(flags_first(arguments)):
@@ -105,11 +105,14 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 
 def _option_of(name: str, folders: Sequence[Path]) -> tuple[str, str | None]:
-    """The option of the group `model` that `name` means, made where there is none, and the preset it is scaled as."""
+    """Return the option of the group `model` for `name`, and the preset whose scaled-down values fit it.
+
+    The option is registered if it does not exist.
+    """
     meant = model_named(name, folders)
     if isinstance(meant, str):
         return meant, meant
-    # Of a directory the whole path counts: two checkpoints may end in the same name.
+    # The name of a directory is not unique, so the option has a hash of the whole path.
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", meant.values["name"])
     number = hashlib.sha256(meant.values["path"].encode()).hexdigest()[:6]
     option = plain if meant.values["path"] == name else f"{plain}-{number}"
@@ -120,7 +123,10 @@ def _option_of(name: str, folders: Sequence[Path]) -> tuple[str, str | None]:
 
 
 def _scale_down(group: str, other: str, named: Mapping[str, str | None], folders: Sequence[Path]) -> None:
-    """Give a pair without a file of its own that of what it builds on: a bench made from minihop has its limits."""
+    """Register files for pairs (model, option) that have none: they use the file of what they build on.
+
+    For example, a user's bench whose file builds on minihop uses the limits of minihop.
+    """
     files = option_files(group, folders)
     models, options = (
         {name: list(lineage(g, name, folders)) for name in option_files(g, folders)} for g in ("model", other)
@@ -128,7 +134,7 @@ def _scale_down(group: str, other: str, named: Mapping[str, str | None], folders
     for model, other_model in STAND_INS.items():
         models[model].append(other_model)
     models |= {name: list(lineage("model", base, folders)) if base else [] for name, base in named.items()}
-    for model, bases in models.items() if group == "limits" else ():  # those of a model on any bench
+    for model, bases in models.items() if group == "limits" else ():  # limits of a model on any bench
         found = next((base for base in bases if base in files), None)
         if found not in (None, model):
             ConfigStore.instance().store(
@@ -143,16 +149,16 @@ def _scale_down(group: str, other: str, named: Mapping[str, str | None], folders
 
 
 def scaling_files(runtime: Any) -> list[str]:
-    """The files of preset/ and limits/ that were taken, in the order in which they apply, of Hydra's `runtime`.
+    """List the files of preset/ and limits/ that Hydra took, in the order in which they apply.
 
-    Packaged ones are named from conf/, those of --config-dir in full.
+    `runtime` is Hydra's. Paths of packaged files start at conf/; paths in --config-dir are complete.
     """
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
     taken = []
     for place in ("preset", "limits@_global_", "limits"):
         group, name = place.partition("@")[0], runtime.choices.get(place)
         files = option_files(group, folders)
-        if name not in files:  # one that stands in, or none
+        if name not in files:  # the option refers to another file, or does not exist
             made = ConfigStore.instance().repo.get(group, {}).get(f"{name}.yaml")
             name = made.node.defaults[0] if made is not None else None
         if name in files:
@@ -162,7 +168,7 @@ def scaling_files(runtime: Any) -> list[str]:
 
 
 def one_line(error: Exception) -> str:
-    """Hydra's own errors, short, and with what to write instead."""
+    """Shorten an error of Hydra to one line that says what to write instead."""
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
         known = sorted({key for key, _, _ in all_keys()})
@@ -170,10 +176,10 @@ def one_line(error: Exception) -> str:
             group = found[1].split(".")[0]
             owners = [option for option, cls in VARIANTS.get(group, {}).items() if found[1] in _names(cls, group)]
             place = f"; it is a key of {group}={', '.join(owners)}" if owners else ""
-            return f"{found[1]} belongs to another {group} than the one chosen{place}"
+            return f"{found[1]} is not a key of the chosen {group}{place}"
         return f"unknown key {found[1]}{suggest_key(found[1], known)}"
     if found := re.search(r"Could not find '([\w./-]+)/([^/']*)'", text):
-        options = re.findall(r"^\t([^\s=]+)$", text, re.MULTILINE)  # those of --config-dir too
+        options = re.findall(r"^\t([^\s=]+)$", text, re.MULTILINE)  # including those of --config-dir
         return f"{found[1]}={found[2]} is not a choice{suggest(found[2], options)}"
     if found := re.search(r"Could not override '?([\w./@-]+)'?\.?\s*No match in the defaults list", text):
         meant = likely(found[1])
@@ -184,7 +190,7 @@ def one_line(error: Exception) -> str:
         return _unreadable(str(getattr(error, "override", "")), " ".join(text.splitlines()[0].split()))
     if "Ambiguous value for argument" in text:
         key, _, value = text.splitlines()[0].partition("'")[2].rstrip("'").partition("=")
-        return f"{key}={value}: a comma sweeps: add -m; a list is written '{key}=[{value}]', a text {key}=\"'{value}'\""
+        return f"{key}={value}: add -m to sweep; write a list as '{key}=[{value}]', a text as {key}=\"'{value}'\""
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
     return " ".join(line.strip() for line in text.splitlines()[:2]) + cause
 
@@ -194,17 +200,17 @@ def _names(cls: type[Group], group: str) -> list[str]:
 
 
 def _unreadable(typed: str, text: str) -> str:
-    """An argument that Hydra's grammar does not take, with what works instead."""
+    """Say what to write in place of an argument that Hydra's grammar refuses."""
     key, equals, value = typed.partition("=")
     if not equals:
         return f"'{typed}' is not key=value{suggest_word(typed)}"
     if value[:1] in ("[", "{"):
-        return f"'{typed}' cannot be read; overrides look like key=value, lists like '{key}=[1,2]' or '{key}=[\"a b\"]'"
-    return f"'{typed}' cannot be read ({text}); quote the value inside the shell's quotes: {key}=\"'...'\""
+        return f"'{typed}' cannot be read; write a value as key=value, a list as '{key}=[1,2]' or '{key}=[\"a b\"]'"
+    return f"'{typed}' cannot be read ({text}); put quotes around the value, inside the shell's: {key}=\"'...'\""
 
 
 def suggest_word(word: str, verbs: Iterable[str] = ()) -> str:
-    """'; did you mean X?' for a bare word: an option without its group, a command, another tool's word."""
+    """Return '; did you mean X?' for a bare word: an option without its group, a command, another tool's word."""
     for folder in ("algo", "model", "bench", "hardware", "reward", "judge", "tracker", "experiment", "sweep"):
         if word in option_files(folder):
             return f"; did you mean {folder}={word}?"

@@ -1,4 +1,4 @@
-"""Every key with the options that own it and its default, read from the files of conf/ without composing them."""
+"""Lists every key with its options and its default. Reads the files of conf/ without composing them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import CONF, option_files, read_option
 
 SCALES = ("algo", "bench", "model", "hardware", "judge", "tracker", "reward", "anneal", "dual", "model/lora")
-FEW = 4  # different defaults that are written out
+FEW = 4  # from this many different defaults on, they are not written out
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key as the reference lists it; `owners` are the options of its group that have it, none where all do."""
+    """A key as the reference lists it. `owners` are the options of its group that have it; empty if all have it."""
 
     name: str
     kind: str
@@ -34,7 +34,7 @@ class Key:
 
 @cache
 def keys() -> list[Key]:
-    """Every key, once for each meaning that it has among the variants of its group."""
+    """List every key. A key that differs between options of its group is listed once for each meaning."""
     found: list[Key] = []
     everything = list(all_keys())
     for section in Config.model_fields:
@@ -57,7 +57,7 @@ def _of(key: str, section: str) -> bool:
 
 
 def default_of(key: Key) -> str:
-    """The value that holds where nothing is typed, and those that options bring: `1e-06; 5e-06 with hipo, dpo`."""
+    """Return the default of a key, and other defaults that options bring: `1e-06; 5e-06 with hipo, dpo`."""
     shared = _flat(_main())
     by_option: dict[tuple[str, str], Any] = {}
     for (group, option), values in _option_values().items():
@@ -77,7 +77,7 @@ def default_of(key: Key) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as it is typed; a key that must be given has none."""
+    """Format a value as a user types it. A key that must be given has no default."""
     if value == "???":
         return "none: must be given"
     if isinstance(value, bool) or value is None:
@@ -95,7 +95,7 @@ def _main() -> dict[str, Any]:
 
 @cache
 def chosen_options() -> list[tuple[str, str]]:
-    """The options that are taken where none is named, as (group, option)."""
+    """List the default options of the groups, as (group, option)."""
     content = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
     entries = [entry for entry in content["defaults"] if isinstance(entry, dict)]
     return [(group, str(option)) for entry in entries for group, option in entry.items()] + [("model/lora", "off")]
@@ -103,7 +103,7 @@ def chosen_options() -> list[tuple[str, str]]:
 
 @cache
 def _option_values() -> Mapping[tuple[str, str], dict[str, Any]]:
-    """Flat values of every option, those that it takes over from another of its group included."""
+    """Read the flat values of every option, including those of the options that it builds on."""
     return {(group, option): dict(_values(group, option)) for group in SCALES for option in option_files(group)}
 
 

@@ -1,4 +1,4 @@
-"""Help and reference made from what exists: the groups from the files of conf/, the keys from the schema."""
+"""Makes the help and the reference: the groups from the files of conf/, the keys from their classes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ GROUPS = {
     "model": "what to train",
     "model/lora": "train adapters instead of all weights",
     "bench": "tasks, tools and scoring",
-    "hardware": "where it runs",
-    "anneal": "shape of PACT's tool-call scale",
+    "hardware": "where the run computes",
+    "anneal": "how PACT's weight of tool calls changes",
     "reward": "what an episode earns",
-    "dual": "how HIPO's multipliers move",
-    "judge": "who grades a response where no program can",
-    "tracker": "live tracking, beside the files of the run directory",
+    "dual": "how HIPO's multipliers are updated",
+    "judge": "who grades a response that no program can grade",
+    "tracker": "live tracking, besides the files of the run directory",
     "experiment": "settings that belong together",
     "sweep": "several runs, one after the other",
 }
@@ -32,26 +32,26 @@ EXAMPLES = {
     "agentrl": "PACT on minihop with the tiny model: a first run, on a CPU",
     "agentrl dry_run=true algo=pact model=qwen3-4b bench=toolhop hardware=gpu": "check and estimate, train nothing",
     "agentrl model=qwen2.5-0.5b model/lora=on bench=toolhop bench.path=ToolHop.json": "adapters, data from a file",
-    "agentrl algo=hipo algo.tau=0.8": "HIPO on minihif: serve the user, and the system prompt at least to 0.8",
+    "agentrl algo=hipo algo.tau=0.8": "HIPO on minihif: serve the user, and keep the system reward at 0.8 or more",
     "agentrl eval model=qwen3-1.7b,runs/NAME/ID bench=minihop samples=4 temperature=1": "compare without training",
     "agentrl model=someone/model bench=minihop": "any hub id; model=./checkpoint and model=runs/NAME/ID likewise",
     "agentrl seed=1 trainer.max_steps=100 trainer.learning_rate=1e-4": "change single keys",
     "agentrl -m seed=0,1,2 algo=grpo,pact": "every combination; 'agentrl sweep=seeds' has one ready",
-    "agentrl --config-dir ./mine bench=mine": "your own files beside the packaged groups",
+    "agentrl --config-dir ./mine bench=mine": "your own files besides the packaged ones",
     "agentrl --cfg job algo=sft": "show the values, start nothing",
     'eval "$(agentrl -sc install=bash)"': "tab completion for this shell",
 }
 
 
-USED = {section for method in ALGOS.values() for section in method.reads}  # sections that some methods alone read
+USED = {section for method in ALGOS.values() for section in method.reads}  # sections that only some methods read
 TITLES = {"": "Run"} | {name: str(item.description) for name, item in Config.model_fields.items()}
-WIDTH = 120  # of lines where no terminal says how wide it is
+WIDTH = 120  # width of lines if there is no terminal
 
 
 def help_text(conf: Path, commands: Iterable[str], values: Mapping[str, Any], typed: list[str]) -> str:
-    """What `agentrl [group=option ...] --help` prints: the keys of the groups chosen, `values` beside them.
+    """Make the text of `agentrl [group=option ...] --help`: the keys of the chosen groups with their `values`.
 
-    `commands` are the verbs, each a module of agentrl/commands/; `typed` is what stands before --help.
+    `commands` are the verbs, each a module of agentrl/commands/. `typed` are the arguments before --help.
     """
     lines = [*_usage(), "Commands (agentrl COMMAND --help says more):"]
     lines += [f"  {name:<11} {usage_of(name)[1]}" for name in commands]
@@ -71,7 +71,7 @@ def help_text(conf: Path, commands: Iterable[str], values: Mapping[str, Any], ty
 
 
 def help_all(conf: Path, commands: Iterable[str]) -> str:
-    """What `agentrl --help all` prints."""
+    """Make the text of `agentrl --help all`."""
     lines = [*_usage(), "Commands (agentrl COMMAND --help says more):"]
     for name in commands:
         usage, purpose = usage_of(name)
@@ -110,12 +110,12 @@ def _usage() -> list[str]:
 
 
 def sections() -> list[str]:
-    """Groups of keys in the schema's order, those of the run itself first."""
+    """List the groups of keys in the order of the schema. The keys of the run itself ("") come first."""
     return list(dict.fromkeys(["", *(key.section for key in keys())]))
 
 
 def _section(section: str, values: Mapping[str, Any]) -> list[str]:
-    """The keys of one group that the chosen option has, each with its value."""
+    """List the keys of one group that the chosen option has, each with its value."""
     name = _name(values, section) if section in VARIANTS else None
     title = TITLES[section]
     chosen = _name(values, section)
@@ -139,7 +139,7 @@ def _name(values: Mapping[str, Any], group: str) -> str:
 
 
 def _entry(head: str, text: str, indent: int) -> list[str]:
-    """`head` with a text beside it, or below it where it is long; the text is folded, never cut."""
+    """Put a text beside `head`, or below it if `head` is long. Long texts are folded, never cut."""
     width = max(shutil.get_terminal_size((WIDTH, 24)).columns, indent + 30)
     folded = textwrap.wrap(text, width - indent, break_long_words=False, break_on_hyphens=False)
     first = f"  {head}".ljust(indent)
@@ -149,7 +149,7 @@ def _entry(head: str, text: str, indent: int) -> list[str]:
 
 
 def usage_of(command: str) -> tuple[str, str]:
-    """How a command is written and what it does, from its module's docstring, which is read and not imported."""
+    """Return how a command is written and what it does, from its module's docstring. The module is not imported."""
     source = (Path(__file__).resolve().parent.parent / "commands" / f"{command}.py").read_text(encoding="utf-8")
     first = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
     usage, _, purpose = first.replace("`", "").partition(": ")
@@ -157,27 +157,27 @@ def usage_of(command: str) -> tuple[str, str]:
 
 
 def options(conf: Path, group: str) -> list[str]:
-    """Options of a group by file name, the default first."""
+    """List the options of a group by file name, the default first."""
     found = sorted(file.stem for file in (conf / group).glob("*.yaml"))
     default = dict(chosen_options()).get(group, "off")
     return sorted(found, key=lambda option: option != default)
 
 
 def described(group: str) -> list[tuple[str, str]]:
-    """The methods or benches with what each is, in the order in which they are registered; none for other groups."""
+    """List the methods or benches with a sentence on each, in the order of registration; empty for other groups."""
     files = option_files(group) if group in ("algo", "bench") else {}
     return [(name, sentence_of(files[name])) for name in VARIANTS.get(group, ()) if name in files]
 
 
 def reference() -> str:
-    """docs/config.md: every key, who has it, its type, its default and its sentence."""
+    """Make docs/config.md: every key with its options, type, default and sentence."""
     lines = [
         "# Configuration keys",
         "",
         "Made from `agentrl/config/` and `conf/` by `python -m agentrl.config.help`; do not edit.",
         "`agentrl algo=... --help` shows the keys of a choice with their values, `agentrl --cfg job` all values.",
-        "A default stands first, then what an option brings. What `conf/preset/` and `conf/limits/` scale down for a",
-        "small model is not in it.",
+        "Each row has the default first, then the defaults that options bring. It leaves out the values that",
+        "`conf/preset/` and `conf/limits/` scale down for a small model.",
     ]
     for section in sections():
         owned = section in VARIANTS

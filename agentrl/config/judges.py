@@ -11,10 +11,10 @@ from agentrl.config.key import Group, Holds, key
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 MAX_TOKENS = "Longest reply in tokens; reasoning judges need room to think."
-SYSTEM_RUBRIC = "File with the rubric behind r_sys; null takes the packaged one."
-USER_RUBRIC = "File with the rubric behind r_user; null takes the packaged one."
-PARSE_RETRIES = "Further tries for a reply that cannot be read; then the verdict is missing, never 0."
-CACHE = "File of verdicts, shared by runs; null is judge.sqlite in runs_dir."
+SYSTEM_RUBRIC = "File with the rubric of r_sys; null takes the packaged one."
+USER_RUBRIC = "File with the rubric of r_user; null takes the packaged one."
+PARSE_RETRIES = "Further tries for a reply that cannot be read. After them the verdict is missing, never 0."
+CACHE = "File of verdicts, shared by runs; null takes judge.sqlite in runs_dir."
 
 
 class ProgramJudge(Group):
@@ -37,44 +37,50 @@ class OpenAIJudge(Group):
             lambda name: name is None or re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) is not None,
             "must be the name of an environment variable in capitals, never the key itself",
         ),
-    ] = key(  # whoever pastes a key here must not find it in a log
-        "Environment variable that holds the key; null for servers that want none.", hidden=True, operational=True
+    ] = key(  # hidden: a user may paste the key itself, which must not appear in a log
+        "Environment variable that holds the key; null for a server without a key.", hidden=True, operational=True
     )
     temperature: float | None = key("Sampling temperature of the judge; null leaves it to the server.", ge=0)
     max_tokens: int = key(MAX_TOKENS, ge=1)
     system_rubric: str | None = key(SYSTEM_RUBRIC)
     user_rubric: str | None = key(USER_RUBRIC)
     parse_retries: int = key(PARSE_RETRIES, ge=0)
-    concurrency: int = key("Calls on the wire at once.", ge=1, operational=True)
-    requests_per_minute: float | None = key("Rate limit of one process; null is none.", gt=0, operational=True)
-    timeout: float = key("Seconds a call may take.", gt=0, operational=True)
+    concurrency: int = key("Number of calls at the same time.", ge=1, operational=True)
+    requests_per_minute: float | None = key("Rate limit of one process; null sets no limit.", gt=0, operational=True)
+    timeout: float = key("Seconds that a call may take.", gt=0, operational=True)
     retries: int = key(
-        "Further tries of a call that failed (429, 5xx, timeout, cut off), waiting twice as long each.",
+        "Further tries of a failed call (429, 5xx, timeout, cut off); each pause is twice as long as the one before.",
         ge=0,
         operational=True,
     )
     down_after: int = key(
-        "Calls in a row that fail for good before the run stops: the judge is down.", ge=1, operational=True
+        "Failed calls in a row after which the judge counts as down and the run stops.", ge=1, operational=True
     )
     cache: str | None = key(CACHE, operational=True)
     price_prompt: float = key(
-        "Price of a million prompt tokens, for the cost in logs and max_cost.", ge=0, operational=True
+        "Price of a million prompt tokens, for max_cost and the cost in logs.", ge=0, operational=True
     )
     price_completion: float = key("Price of a million completion tokens.", ge=0, operational=True)
     max_cost: float | None = key(
-        "Budget of a run in the currency of the prices; null is none.", gt=0, hint=" for no limit", operational=True
+        "Budget of a run in the currency of the prices; null sets no limit.",
+        gt=0,
+        hint=" for no limit",
+        operational=True,
     )
     max_total_tokens: int | None = key(
-        "Budget of a run in tokens, prompt and completion; null is none.", gt=0, hint=" for no limit", operational=True
+        "Budget of a run in prompt and completion tokens; null sets no limit.",
+        gt=0,
+        hint=" for no limit",
+        operational=True,
     )
     max_requests: int | None = key(
-        "Budget of a run in answered calls; null is none.", gt=0, hint=" for no limit", operational=True
+        "Budget of a run in answered calls; null sets no limit.", gt=0, hint=" for no limit", operational=True
     )
 
 
 class LocalJudge(Group):
     name: str = key("Judge.")
-    path: str = key("Hub id or directory of an instruct model that judges in the worker's own process.")
+    path: str = key("Hub id or directory of an instruct model. It judges in the worker's process.")
     revision: str | None = key("Hub revision; null takes the default branch.")
     dtype: Dtype = key("Type of the weights.")
     batch: int = key("Responses judged together.", ge=1)
@@ -92,21 +98,22 @@ class DistilledJudge(Group):
 
 
 class Distillation(Group):
-    """Keys of `agentrl judge distill`: a command of its own, so its values stand here and not in conf/."""
+    """The keys of the command `agentrl judge distill`. It composes no configuration, so its defaults are here."""
 
     cache: str = key("File of verdicts to learn from: the judge.cache of a run.")
     out: str = key("Directory to write the reward model to; must not exist yet.")
     judge_model: str | None = key(
-        "Judge to learn from, where the cache holds several: its model's name, or MODEL#DIGITS as shown.", default=None
+        "Judge to learn from, if the cache holds several: the name of its model, or MODEL#DIGITS as shown.",
+        default=None,
     )
-    base: str = key("Network to start from: whatever model= of a run may be.", default="builtin:tiny")
+    base: str = key("Model to start from, named as in model=...", default="builtin:tiny")
     held_out: float = key("Share of prompts on which agreement is measured.", default=0.2, gt=0, lt=1)
     epochs: float = key("Passes over the training verdicts.", default=5.0, gt=0)
     learning_rate: float = key("Peak learning rate of AdamW.", default=1e-4, gt=0)
     batch: int = key("Verdicts of one update.", default=16, gt=0)
-    max_tokens: int = key("Longest input; prompts are cut before responses.", default=1024, ge=16)
-    seed: int = key("Seed of the division, the head and the order.", default=0)
-    device: Literal["cpu", "cuda"] = key("Where the network computes.", default="cpu")
+    max_tokens: int = key("Longest input in tokens; prompts are cut before responses.", default=1024, ge=16)
+    seed: int = key("Seed of the held-out prompts, of the new output layer and of the order.", default=0)
+    device: Literal["cpu", "cuda"] = key("Device of the model.", default="cpu")
 
 
 JUDGES: dict[str, type[Group]] = {

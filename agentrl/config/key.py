@@ -1,8 +1,8 @@
-"""How a key of the configuration is declared: its type, choices, range and sentence stand in one place, its class.
+"""Declares keys of the configuration. The class of a key's group holds its type, choices, range and sentence.
 
     q: float = key("Probability of prompt-only anchoring (eq. 13).", ge=0, le=1, hint=" (the paper: 0.4)")
 
-Values stand in conf/. What help, reference and refusals say of choices and ranges is made from the declaration.
+Values are in conf/. Help, reference and refusals describe choices and ranges from the declaration.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ def key(
     record: bool = False,
     **how: Any,
 ) -> Any:
-    """A key with its one-sentence documentation; without `default=` its value must be given, in conf/ or by the user.
+    """Declare a key. Without `default=`, conf/ or the user must give its value.
 
     Args:
-        sentence: what the key is; choices and range are not repeated in it.
+        sentence: what the key is. It does not repeat choices and range.
         means: what each choice of a Literal means, in the order of the Literal.
-        hint: what else a refusal says behind the range, e.g. " (the paper: 0.4)".
-        hidden: a refusal does not repeat the value, which may be a secret.
-        operational: the value says where or how a run is made, not what: another value resumes the same run.
-        record: agentrl writes the value; nobody sets it, and no list of keys shows it.
+        hint: text that a refusal adds after the range, e.g. " (the paper: 0.4)".
+        hidden: a refusal does not show the value, which may be a secret.
+        operational: the value does not change the result, only where or how a run is made. A run resumes with
+            another value.
+        record: agentrl writes the value. Users do not set it, and lists of keys do not show it.
         how: ge, gt, le, lt, min_length and default, as in pydantic.Field.
     """
     extra = {"means": means, "hint": hint, "hidden": hidden, "operational": operational, "record": record}
@@ -45,7 +46,8 @@ def key(
 class Group(BaseModel):
     """A group of keys, with values of the declared types.
 
-    Text becomes a number where the key holds one ("3" is an int) and a number a text; an int is a float, 1.5 is no int.
+    Values are converted to the type of their key: the text "3" to an int, a number to a text, an int to a float. A
+    float such as 1.5 is not converted to an int.
     """
 
     model_config = ConfigDict(
@@ -55,7 +57,10 @@ class Group(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads on and off as truth values where they are not quoted: in a text they are words, never numbers."""
+        """Turn truth values into "on" and "off" where the key is a text, because YAML reads these words as booleans.
+
+        A truth value is never a number.
+        """
         assert info.field_name is not None
         kind = type_name(cls.model_fields[info.field_name].annotation)
         return [_word(one, kind) for one in value] if isinstance(value, list) else _word(value, kind)
@@ -74,15 +79,15 @@ def _word(value: Any, kind: str) -> Any:
     if isinstance(value, bool) and "str" in kind.split():
         return "on" if value else "off"
     if isinstance(value, bool) and {"int", "float"} & set(kind.split()):
-        raise PydanticCustomError("no_number", "a truth value is no number")
+        raise PydanticCustomError("no_number", "a truth value is not a number")
     return value
 
 
 @dataclass(frozen=True)
 class Holds:
-    """A condition on one value that no range expresses, e.g. `Annotated[list[float], Holds(ascending, "ascending")]`.
+    """A condition on a value that is not a range, e.g. `Annotated[list[float], Holds(ascending, "must be ascending")]`.
 
-    `rule` says what the value must be, in refusals and in the reference.
+    Refusals and the reference show `rule`, which says what the value must be.
     """
 
     condition: Callable[[Any], bool]
@@ -99,7 +104,7 @@ class Holds:
 
 @dataclass(frozen=True)
 class Among:
-    """The words that a text may be, where a table elsewhere lists them: `Annotated[str, Among(tuple(TABLE))]`."""
+    """The words that a text may be, taken from a table: `Annotated[str, Among(tuple(TABLE))]`."""
 
     words: tuple[str, ...]
 
@@ -109,7 +114,7 @@ class Among:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The classes that a group chooses from by its key `name`: `Annotated[Any, OneOf(ALGOS)]`."""
+    """The classes that the key `name` of a group chooses from: `Annotated[Any, OneOf(ALGOS)]`."""
 
     classes: Mapping[str, type[Group]]
 
@@ -122,13 +127,13 @@ class OneOf:
 
 
 def extra(item: FieldInfo) -> dict[str, Any]:
-    """What `key` was given beside the sentence and the range."""
+    """Return what the declaration says besides the sentence and the range."""
     assert isinstance(item.json_schema_extra, dict), "a key of the configuration is declared by key()"
     return item.json_schema_extra
 
 
 def sentence(item: FieldInfo) -> str:
-    """What help and reference say of a key: its sentence, then its choices, its range or its rule."""
+    """Return what help and reference say about a key: its sentence, then its choices, its range or its rule."""
     allowed, means = choices(item.annotation), extra(item)["means"]
     if means:
         tail = "; ".join(f"'{choice}': {meaning}" for choice, meaning in zip(allowed, means, strict=True))
@@ -141,7 +146,7 @@ def sentence(item: FieldInfo) -> str:
 
 
 def limits(item: FieldInfo) -> str:
-    """What the value of a key must be, as a refusal says it; empty where every value of the type will do."""
+    """Return what the value of a key must be, as a refusal says it. Empty if every value of the type is valid."""
     empty = "must not be empty" if any(part.get("min_length") for part in _bounds(item)) else ""
     text = "; ".join(part for part in (empty, _range(item), *_rules(item)) if part)
     null = ", or null" if text and "null" not in text and type_name(item.annotation).endswith(" or null") else ""
@@ -172,7 +177,7 @@ def _rules(item: FieldInfo) -> list[str]:
 
 
 def choices(kind: Any) -> tuple[str, ...]:
-    """The words that a type allows, itself or in a list; none where it is a free text or no text."""
+    """Return the words that a type allows, by itself or in a list. Empty if any text is allowed, or no text."""
     if isinstance(kind, Among):
         return kind.words
     if get_origin(kind) is Literal:
@@ -181,19 +186,19 @@ def choices(kind: Any) -> tuple[str, ...]:
 
 
 def group_in(kind: Any) -> type[Group] | None:
-    """The class of the group that a type is, or that a list holds."""
+    """Return the class of a group of keys, from the type of the group or of a list of groups. Else None."""
     if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Group):
         return kind
     return next((found for part in get_args(kind) if (found := group_in(part)) is not None), None)
 
 
 def variants(item: FieldInfo) -> Mapping[str, type[Group]]:
-    """The classes that a group chooses from by name; none for any other key."""
+    """Return the classes that a group chooses from by its `name`. Empty for any other key."""
     return next((part.classes for part in item.metadata if isinstance(part, OneOf)), {})
 
 
 def type_name(kind: Any) -> str:
-    """A declared type in words: `int`, `list of float`, `mapping`, `str or null`."""
+    """Return a declared type in words: `int`, `list of float`, `mapping`, `str or null`."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return type_name(arguments[0])

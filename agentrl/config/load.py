@@ -1,7 +1,7 @@
-"""From plain values to the typed `Config`: unknown keys, wrong types, missing keys and impossible values are refused.
+"""Makes the typed `Config` from plain values. Refuses unknown keys, wrong types, missing keys and impossible values.
 
-The command line hands over what Hydra composed; the worker reads `config.yaml` of its run directory. Neither this
-module nor anything it imports knows Hydra or torch.
+The command line passes the values that Hydra composed. The worker reads `config.yaml` of its run directory. This module
+and its imports know neither Hydra nor torch.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from agentrl.config.refusals import refusal
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 
-GENERATED = ("minihop", "minihif")  # benches that older versions gave an unused `path`
-RENAMED = {"mended": "corrected"}  # what bench.rules and bench.reward_rules were called
+GENERATED = ("minihop", "minihif")  # benches to which older versions gave an unused `path`
+RENAMED = {"mended": "corrected"}  # older names of the choices of bench.rules and bench.reward_rules
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
 def typed_config(raw: DictConfig | Mapping[str, Any]) -> Config:
-    """The typed configuration of composed values, interpolations resolved. Raises UserError."""
+    """Make the typed configuration from composed values. Resolves interpolations. Raises UserError."""
     try:
         node = raw if isinstance(raw, DictConfig) else OmegaConf.create(dict(raw))
         values = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
@@ -39,7 +39,7 @@ def typed_config(raw: DictConfig | Mapping[str, Any]) -> Config:
 
 
 def checked(cls: type[AnyGroup], values: Mapping[str, Any]) -> AnyGroup:
-    """A group of keys with `values`, converted to the declared types. Raises UserError for the first that is wrong."""
+    """Make a group of keys from `values`, converted to the declared types. Raises UserError for a wrong value."""
     try:
         return cls.model_validate(_given(values))
     except ValidationError as error:
@@ -47,19 +47,19 @@ def checked(cls: type[AnyGroup], values: Mapping[str, Any]) -> AnyGroup:
 
 
 def _given(values: Any) -> Any:
-    """The values without the keys that have none yet (`path: ???`)."""
+    """Return the values without the keys that have no value yet (`path: ???`)."""
     if isinstance(values, Mapping):
         return {key: _given(value) for key, value in values.items() if value != "???"}
     return [_given(value) for value in values] if isinstance(values, list) else values
 
 
 def load_config(path: str | Path) -> Config:
-    """The configuration of a run directory, or of a `config.yaml` itself. Raises UserError."""
+    """Read the configuration of a run directory, or of a file `config.yaml`. Raises UserError."""
     return typed_config(saved_values(path))
 
 
 def saved_values(path: str | Path) -> DictConfig:
-    """The values that such a file holds, brought up to date where an older version wrote them. Raises UserError."""
+    """Read the values of such a file, and update those of older versions. Raises UserError."""
     file = Path(path)
     file = file / "config.yaml" if file.is_dir() else file
     try:
@@ -75,7 +75,7 @@ def saved_values(path: str | Path) -> DictConfig:
 
 
 def update_old_values(values: MutableMapping[Any, Any]) -> None:
-    """Take out the keys that older versions had, and rename the choices that they called otherwise."""
+    """Remove the keys that only older versions have, and rename the choices with another name there."""
     bench = values.get("bench")
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):
@@ -89,12 +89,12 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
 
 
 def all_keys() -> Iterator[tuple[str, Any, str]]:
-    """Every leaf key with its type and sentence, in the schema's order, those of each variant included."""
+    """Yield every key with its type and sentence, in the order of the schema, including those of each variant."""
     yield from keys_of(Config)
 
 
 def operational_keys(cls: type[Group] = Config, prefix: str = "") -> list[str]:
-    """Keys, and whole groups of keys, that say where or how a run is made, not what."""
+    """List the keys, and whole groups of keys, that do not change the result of a run (see `key`)."""
     found: list[str] = []
     for name, item in cls.model_fields.items():
         path, below = f"{prefix}{name}", group_in(item.annotation)
@@ -107,7 +107,7 @@ def operational_keys(cls: type[Group] = Config, prefix: str = "") -> list[str]:
 
 
 def keys_of(cls: type[Group], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """The same for one class, below `prefix`."""
+    """Yield the keys of one class as `all_keys` does, with `prefix` before their names."""
     for name, item in cls.model_fields.items():
         path, kind = f"{prefix}{name}", item.annotation
         if extra(item)["record"]:

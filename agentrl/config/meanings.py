@@ -1,4 +1,4 @@
-"""Words that people bring from other tools, and what they are called here: what an unknown key probably means."""
+"""Suggests what an unknown word probably means: words of other tools, and what they are called here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from agentrl.config.shipped import option_files
 
-# Lower case, without dots and dashes; several answers where the word may mean several things.
+# Word in lower case, with underscores in place of dashes -> what to use here. Some words have several meanings.
 MEANINGS: dict[str, str] = {
     **dict.fromkeys(("lr", "learning_rate", "learningrate", "actor_lr", "step_size"), "trainer.learning_rate"),
     **dict.fromkeys(("scheduler", "lr_scheduler", "lr_scheduler_type", "schedule"), "trainer.lr_schedule"),
@@ -113,7 +113,7 @@ MEANINGS: dict[str, str] = {
     ),
     **dict.fromkeys(("eval_steps", "eval_every", "do_eval"), "eval.before and eval.after"),
 }
-# The same for options of a group, and for verbs.
+# The same for options of a group.
 OPTIONS = {
     **dict.fromkeys(("cuda", "nvidia", "1gpu", "single_gpu"), "gpu"),
     **dict.fromkeys(("gpus", "multigpu", "ddp", "fsdp"), "multi_gpu"),
@@ -123,11 +123,11 @@ OPTIONS = {
     **dict.fromkeys(("ppo", "rloo", "dapo", "gspo", "rl", "matchtir"), "grpo"),
     **dict.fromkeys(("true", "yes"), "on"),
     **dict.fromkeys(("false", "no"), "off"),
-    "mended": "corrected",  # what older versions called it
+    "mended": "corrected",  # the older name
 }
-# Keys of older versions: files of older runs are read without them, the command line refuses them with this.
+# Keys of older versions. Files of older runs are read without them. The command line refuses them with this text.
 REMOVED = {
-    "rollout.engine": "is gone: transformers samples, or vLLM with hardware.vllm=colocate or server; leave it out",
+    "rollout.engine": "was removed: leave it out; hardware.vllm=colocate or server samples with vLLM",
 }
 GROUPS = ("algo", "model", "bench", "hardware", "reward", "judge", "tracker", "experiment", "sweep", "anneal", "dual")
 VERBS = {
@@ -143,20 +143,20 @@ VERBS = {
 
 
 def likely(word: str) -> str | None:
-    """What a word that is no key here probably means: by the whole of it, or by what stands behind its last dot."""
+    """Return what an unknown key probably means, by the whole word or by its last part. None if it is not known."""
     plain = _plain(word)
     return MEANINGS.get(plain) or MEANINGS.get(plain.rsplit(".", 1)[-1])
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """'; did you mean X?' for a close match among `known`, else what there is to choose from."""
+    """Return '; did you mean X?' for a close match among `known`, else the list to choose from."""
     meant = [OPTIONS[word.lower()]] if OPTIONS.get(word.lower()) in known else None
     close = meant or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(known)}"
 
 
 def suggest_key(word: str, known: list[str]) -> str:
-    """'; did you mean X?' for an unknown key: another tool's word, a slip of the pen, or a key that ends alike."""
+    """Return '; did you mean X?' for an unknown key: another tool's word, a typing error, a key with the same end."""
     if word in REMOVED:
         return f"; it {REMOVED[word]}"
     if (inside := _in_group(word, known)) is not None:
@@ -176,14 +176,14 @@ def suggest_key(word: str, known: list[str]) -> str:
 
 
 def _in_group(word: str, known: list[str]) -> str | None:
-    """`bench.path` for `ftrl.path`: the key of a group that is written with the name of one of its options."""
+    """Return `bench.path` for `ftrl.path`: the key of a group, typed with the name of one of its options."""
     option, _, rest = word.lstrip("+~").partition(".")
     groups = (group for group in GROUPS if option in option_files(group))
     return next((key for group in groups if (key := f"{group}.{rest}") in known), None)
 
 
 def suggest_verb(word: str, verbs: Iterable[str]) -> str:
-    """The same for a bare word where a command stands; it may be meant as a key."""
+    """Return '; did you mean X?' for a bare word in place of a command. The word may be meant as a key."""
     if verb := VERBS.get(word):
         return f"; did you mean {verb}?"
     if close := _close(word, list(verbs), 0.7):

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong in values becomes one line: the key, what it holds, and what to change."""
+"""Turns an error of pydantic into one line: the key, its value, and what to change."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from agentrl.config.key import Group, choices, extra, group_in, limits, sentence
 from agentrl.config.meanings import REMOVED, likely, suggest, suggest_key
 from agentrl.core.errors import UserError
 
-# What is told first: a key that does not exist, then one that is missing or no value of its type, then a value that is.
+# Kinds of errors that are reported last. Unknown keys come first, then missing keys and values of a wrong type.
 LATER = ("literal_error", "too_short", "string_too_short", "finite_number", "rule", "greater_than", "less_than")
 
 
 def refusal(error: ValidationError, cls: type[Group], known: list[str]) -> UserError:
-    """The first fault of `error`, which values of `cls` raised; `known` are all keys of a run, if it is one."""
+    """Describe the first fault of `error`, raised by values of `cls`. `known` are all keys if `cls` is a run's."""
     first = min(error.errors(), key=lambda found: (found["type"] != "extra_forbidden", found["type"].startswith(LATER)))
     return UserError(" ".join(_line(first, cls, known).split()))
 
@@ -45,7 +45,7 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
 
 
 def _of_value(kind: str, value: Any, path: str, item: FieldInfo, in_list: bool) -> str:
-    """What is wrong with the value of a key, or with one entry of a list."""
+    """Say what is wrong with the value of a key, or with one entry of a list."""
     shown = "***" if extra(item)["hidden"] else show(value)
     if kind == "literal_error":
         return f"{path}={shown} is not a choice{suggest(str(value), list(choices(item.annotation)))}"
@@ -61,17 +61,17 @@ def _of_value(kind: str, value: Any, path: str, item: FieldInfo, in_list: bool) 
 
 
 def _place(cls: type[Group], loc: Sequence[int | str]) -> tuple[str, FieldInfo | None, type[Group]]:
-    """The dotted key that pydantic's `loc` means, its declaration (None: no such key) and the class that it is in.
+    """Find the key that pydantic's `loc` means. Returns its dotted name, its declaration (None: no such key) and class.
 
-    A loc also names the option of a group, the branch of a union and the place in a list; of these the place among
-    groups alone is part of a key.
+    A `loc` also has the option of a group, the branch of a union and the index in a list. Only the index in a list of
+    groups is part of the key.
     """
     path: list[str] = []
     item: FieldInfo | None = None
     group, tagged = cls, False
     for position, step in enumerate(loc):
         inner = group_in(item.annotation) if item is not None else None
-        if tagged and item is not None:  # the option, which picks the class
+        if tagged and item is not None:  # `step` is the option, which selects the class
             group, tagged, item = variants(item)[str(step)], False, None
         elif item is None or inner is not None:
             if isinstance(step, int):
@@ -83,6 +83,6 @@ def _place(cls: type[Group], loc: Sequence[int | str]) -> tuple[str, FieldInfo |
             tagged = item is not None and bool(variants(item))
             if item is None and position == len(loc) - 1:
                 break
-        else:  # within a value
+        else:  # `step` lies within a value
             break
     return ".".join(path), item, group

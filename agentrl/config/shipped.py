@@ -1,4 +1,4 @@
-"""Where conf/ lies, which options a group has, packaged or in a directory of the user's, and what each builds on."""
+"""Finds conf/ and the options of a group, packaged or in the user's directory, and what each option builds on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import yaml
 from agentrl.core.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# The wheel carries conf/ inside the package; in a checkout it lies beside it.
+# In a wheel conf/ is inside the package; in a checkout it is beside the package.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
 def option_files(group: str, folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """The options of a group by name, each with its file; those of `folders` (--config-dir) come first."""
+    """Return the options of a group by name, each with its file. Files in `folders` (--config-dir) win."""
     found: dict[str, Path] = {}
     for folder in (*folders, CONF):
         for file in sorted((folder / group).glob("*.yaml")):
@@ -25,7 +25,7 @@ def option_files(group: str, folders: Sequence[Path] = ()) -> dict[str, Path]:
 
 
 def read_option(file: Path) -> dict[str, Any]:
-    """The content of a group's file. Raises UserError where it is no YAML mapping."""
+    """Read an option's file. Raises UserError if it is not a YAML mapping."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -36,7 +36,7 @@ def read_option(file: Path) -> dict[str, Any]:
 
 
 def sentence_of(file: Path) -> str:
-    """What an option is: the first sentence of the comment that its file begins with; empty without one."""
+    """Return the first sentence of the comment at the top of an option's file, which says what the option is."""
     comment: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -47,9 +47,9 @@ def sentence_of(file: Path) -> str:
 
 
 def lineage(group: str, option: str, folders: Sequence[Path]) -> Iterator[str]:
-    """An option of the user's, then those of its group that its file's `defaults` name, nearest first.
+    """Yield a user's option, then the options of its group that its file's `defaults` name, nearest first.
 
-    A packaged option stands for itself.
+    A packaged option yields only itself.
     """
     files, waiting = option_files(group, folders), [option]
     while waiting:

@@ -1,4 +1,4 @@
-"""What `model=` may name: a preset, a run, a checkpoint, an adapter, a hub id. Reads configuration files; no torch."""
+"""Resolves `model=NAME`: a preset, a run, a checkpoint, an adapter or a hub id. Reads only configuration files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from agentrl.config.shipped import option_files, read_option
 from agentrl.core.errors import UserError
 
 FAMILIES = {"qwen2": "qwen2.5", "qwen3": "qwen3", "llama": "llama3", "phi3": "phi3"}  # by config.json's model_type
-INHERITED = ("family", "reasoning", "thinking", "dtype", "attn_implementation")  # of a run whose weights are taken
-SAMPLING = (  # of a run that is evaluated on the bench of its training
+INHERITED = ("family", "reasoning", "thinking", "dtype", "attn_implementation")  # keys taken from the run of a model
+SAMPLING = (  # keys taken from a run whose model is evaluated on the bench of its training
     *("rollout.temperature", "rollout.top_p", "rollout.max_turns", "rollout.max_prompt_tokens"),
     *("rollout.max_completion_tokens", "rollout.max_turn_tokens", "eval.temperature", "eval.top_p"),
 )
@@ -26,9 +26,9 @@ SAMPLING = (  # of a run that is evaluated on the bench of its training
 
 @dataclass(frozen=True)
 class Named:
-    """Values of the model's keys for a name that is no preset.
+    """Values of the model's keys for a name that is not a preset.
 
-    `scaled_as` is the preset at the beginning of a run's model: its scaled-down batches and budgets fit.
+    `scaled_as` is the preset that the model of a run was trained from, whose scaled-down values fit it.
     """
 
     values: dict[str, Any]
@@ -36,11 +36,11 @@ class Named:
 
 
 def model_named(name: str, folders: Sequence[Path] = ()) -> str | Named:
-    """The preset or the values that `name` means; `folders` hold the user's own presets (--config-dir).
+    """Return the preset or the values that `name` means. `folders` hold the user's own presets (--config-dir).
 
-    A run directory stands for its trained model (its `model/`); a directory inside a run takes what the run says of
-    its model; a directory without config.json may hold an adapter, whose base is named in adapter_config.json.
-    Raises UserError where the name means nothing.
+    A run directory means its trained model (its `model/`). A directory inside a run takes keys of the run's model. A
+    directory without config.json may hold an adapter, whose adapter_config.json names the base model.
+    Raises UserError if the name means none of these.
     """
     presets = option_files("model", folders)
     if name in presets:
@@ -49,7 +49,7 @@ def model_named(name: str, folders: Sequence[Path] = ()) -> str | Named:
     if place.is_dir():
         return _of_directory(place.absolute(), name)
     if place.exists():
-        raise UserError(f"model={name} is a file; name the directory that holds config.json and the weights")
+        raise UserError(f"model={name} is a file; give the directory with config.json and the weights")
     for preset, file in presets.items():
         if read_option(file).get("path") == name:
             return preset
@@ -58,18 +58,18 @@ def model_named(name: str, folders: Sequence[Path] = ()) -> str | Named:
         meant = suggest(name, known) if "/" not in name else "; correct it"
         if found := re.fullmatch(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/?", name):
             meant = f"; did you mean {found[1]}?"
-        raise UserError(f"model={name} is no preset, no directory and no hub id (owner/name){meant}")
+        raise UserError(f"model={name} is neither a preset nor a directory nor a hub id (owner/name){meant}")
     return Named({"name": name.replace("/", "--"), "path": name, "family": "other"})
 
 
 def weights_of(name: str) -> str:
-    """Where the weights are that `name` means: a directory, a hub id or a packaged checkpoint."""
+    """Return the place of the weights that `name` means: a directory, a hub id or a packaged checkpoint."""
     meant = model_named(name)
     return str(read_option(option_files("model")[meant])["path"] if isinstance(meant, str) else meant.values["path"])
 
 
 def sampling_of(name: str, bench: str) -> list[str]:
-    """Overrides that sample the model of a run on the run's own bench as the run did; none for any other model."""
+    """Return overrides that sample the model of a run as the run did, if `bench` is the run's. Else no overrides."""
     run = _run_of(Path(home(name)).absolute())
     saved = OmegaConf.load(run / "config.yaml") if run is not None else None
     if saved is None or OmegaConf.select(saved, "bench.name") != bench:
@@ -79,7 +79,7 @@ def sampling_of(name: str, bench: str) -> list[str]:
 
 
 def _run_of(folder: Path) -> Path | None:
-    """The run directory that a folder is, or lies in."""
+    """Return the run directory that contains a folder or is the folder itself. None if there is none."""
     places = (folder, *folder.parents[:2])
     return next((place for place in places if (place / "status.json").is_file()), None) if folder.is_dir() else None
 
@@ -90,16 +90,16 @@ def _of_directory(folder: Path, name: str) -> Named:
         folder = run / "model"
         if not folder.is_dir():
             raise UserError(
-                f"model={name}: the run has no trained model yet; name one of its checkpoints, or finish it"
+                f"model={name}: the run has no trained model yet; give one of its checkpoints, or finish the run"
             )
     adapter = folder / "adapter_config.json"
     if not (folder / "config.json").is_file() and not adapter.is_file():
-        raise UserError(f"model={name}: neither config.json nor adapter_config.json is there; give a checkpoint")
+        raise UserError(f"model={name} has neither config.json nor adapter_config.json; give a checkpoint's directory")
     if run is not None:
         saved = OmegaConf.load(run / "config.yaml").model
         place = run.name if folder.name == "model" else f"{run.name}-{folder.name}"
         inherited = {key: saved[key] for key in INHERITED if saved.get(key) is not None}
-        if adapter.is_file() and saved.get("revision"):  # the base of an adapter is that of the run
+        if adapter.is_file() and saved.get("revision"):  # an adapter has the same base model as its run
             inherited["revision"] = saved.revision
         return Named({"name": f"{run.parent.name}-{place}", "path": str(folder), **inherited}, _preset_of(saved))
     family = "other"
@@ -107,18 +107,19 @@ def _of_directory(folder: Path, name: str) -> Named:
         try:
             kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
         except (ValueError, AttributeError) as error:
-            raise UserError(f"{folder / 'config.json'} is damaged: {error}") from error
+            file = folder / "config.json"
+            raise UserError(f"{file} is damaged ({error}); copy the checkpoint again") from error
         family = FAMILIES.get(kind, "other")
     return Named({"name": folder.name, "path": str(folder), "family": family})
 
 
 def _preset_of(saved: Any) -> str | None:
-    """The preset that a run's model goes back to, through the runs in between; None where it goes back to none."""
+    """Return the preset that a run's model was trained from, even through several runs. None if there is none."""
     name, path = saved.get("name"), str(saved.get("path", ""))
     if name in option_files("model") and name != "custom":
         return str(name)
     try:
         named = model_named(path) if Path(path).is_dir() else None
-    except UserError:  # that run has been moved or cleared away: nothing is known of it
+    except UserError:  # that run was moved or deleted
         return None
     return named.scaled_as if isinstance(named, Named) else named

@@ -1,6 +1,7 @@
-"""What a person types, as Hydra reads it: values with blanks, brackets, '=', '~', quotes or any letter get quotes.
+"""Quotes what a person types for Hydra: values with blanks, brackets, '=', '~', quotes or unusual letters.
 
-Hydra's grammar takes few characters without quotes, and its quotes must pass the shell's: nobody should have to know.
+Hydra's grammar allows few characters without quotes, and its quotes must be quoted again for the shell. Users should
+not have to know this.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from agentrl.config.meanings import likely, suggest_key
 from agentrl.core.errors import UserError
 
 OVERRIDE = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
-# What Hydra reads as the text that it is. Numbers are left to Hydra and to the type of the key.
+# Text that Hydra reads unchanged. Hydra and the type of the key decide about numbers.
 PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./:+@%-]*|[0-9]+|", re.ASCII)
 SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
-# Keys by their last part whose value is a place on the disk: a comma in it is a comma, if that place exists.
-WRITTEN = {"runs_dir", "cache"}  # these need not exist yet, and nobody sweeps them
+# Last parts of keys whose value is a path. If the path exists, a comma in it does not separate values.
+WRITTEN = {"runs_dir", "cache"}  # these paths need not exist yet, and nobody sweeps them
 PLACES = WRITTEN | {"path", "pairs", "traces", "system_rubric", "user_rubric", "accelerate_config"}
 
 
-FLAGS = {  # Hydra's, each with whether a value follows
+FLAGS = {  # Hydra's flags -> whether a value follows
     **dict.fromkeys(("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"), True),
     **dict.fromkeys(("-cd", "--config-dir", "--experimental-rerun"), True),
     **dict.fromkeys(("-h", "--help", "--hydra-help", "-hh", "--version", "-r", "--resolve", "--run", "-m"), False),
@@ -35,9 +36,9 @@ FLAGS = {  # Hydra's, each with whether a value follows
 
 
 def flags_first(arguments: list[str]) -> list[str]:
-    """Flags, then overrides: Hydra takes no override before a flag and another behind it.
+    """Put flags before overrides, because Hydra does not allow a flag between two overrides.
 
-    Raises UserError for a flag that does not exist: keys are written without dashes here.
+    Raises UserError for an unknown flag, which may be a key written with dashes.
     """
     flags, overrides, waiting = list[str](), list[str](), list(arguments)
     while waiting:
@@ -62,19 +63,19 @@ def _no_flag(name: str, value: str) -> str:
     meant = word if word in known else likely(word)
     if meant is None:
         near = suggest_key(word, sorted(known))
-        return f"{name} is no flag{near}; keys are written without dashes: key=value"
+        return f"{name} is not a flag{near}; keys are written without dashes: key=value"
     example = meant if "=" in meant or " " in meant else f"{meant}={value}"
-    return f"{name} is no flag; keys are written without dashes: {example}"
+    return f"{name} is not a flag; keys are written without dashes: {example}"
 
 
 def is_sweep(arguments: list[str]) -> bool:
-    """Whether the command line describes several runs, so that a comma divides values."""
+    """Whether the command line describes several runs. A comma then separates values."""
     chosen = any(text.startswith("sweep=") and text != "sweep=null" for text in arguments)
     return chosen or bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
 
 
 def quote_override(override: str, sweep: bool) -> str:
-    """An override with its value quoted where Hydra would not read the text that stands there."""
+    """Quote the value of an override if Hydra would otherwise read another text."""
     found = OVERRIDE.fullmatch(override)
     if found is None or found["key"].startswith("hydra"):
         return override
@@ -98,7 +99,7 @@ def quote_override(override: str, sweep: bool) -> str:
 
 
 def split_names(value: str) -> list[str]:
-    """Names separated by commas; where several together name something on the disk, its commas are its own."""
+    """Split names at commas, except at a comma inside a path that exists."""
     parts, names = value.split(","), []
     while parts:
         joined = [n for n in range(len(parts), 1, -1) if Path(home(",".join(parts[:n]))).exists()]
@@ -109,7 +110,10 @@ def split_names(value: str) -> list[str]:
 
 
 def as_typed(message: str, names: Mapping[str, str]) -> str:
-    """A message with the keys as the person typed them: `names` has the real key, or its beginning with '.', first."""
+    """Rewrite a message with the keys as the person typed them.
+
+    `names` maps a real key, or the start of one that ends in '.', to the typed key.
+    """
     for real, typed in names.items():
         end = r"(?=\w)" if real.endswith(".") else r"(?![\w.]\w)"
         message = re.sub(rf"(?<![\w./-]){re.escape(real)}{end}", typed.replace("\\", r"\\"), message)
@@ -117,12 +121,12 @@ def as_typed(message: str, names: Mapping[str, str]) -> str:
 
 
 def config_folders(arguments: list[str]) -> list[Path]:
-    """The directories of --config-dir, in the order given."""
+    """List the directories of --config-dir, in the order given."""
     return [Path(home(folder)) for _, _, folder in _folders_at(arguments)]
 
 
 def without_folders(arguments: list[str]) -> list[str]:
-    """The same arguments without --config-dir and its value."""
+    """Return the arguments without --config-dir and its value."""
     taken = {place for start, end, _ in _folders_at(arguments) for place in range(start, end)}
     return [argument for position, argument in enumerate(arguments) if position not in taken]
 
@@ -137,7 +141,7 @@ def _folders_at(arguments: list[str]) -> Iterator[tuple[int, int, str]]:
 
 @cache
 def _kinds() -> dict[str, str]:
-    """Every key with `str`, or with another type's name; of two benches' types for one key, a text wins."""
+    """Map every key to the name of its type. If two benches declare a key with different types, `str` wins."""
     found: dict[str, str] = {}
     for key, kind, _ in all_keys():
         name = type_name(kind).removesuffix(" or null")
@@ -151,7 +155,7 @@ def _is_quoted(value: str) -> bool:
 
 
 def _quote(value: str) -> str:
-    """`value` in Hydra's single quotes, or as it is where it needs none."""
+    """Put `value` in Hydra's single quotes if it needs quotes."""
     if PLAIN.fullmatch(value) or _is_quoted(value):
         return value
     escaped = re.sub(r"(\\*)(['\"]?)", lambda found: _escape(found[1], found[2], found.end() == len(value)), value)
@@ -159,12 +163,12 @@ def _quote(value: str) -> str:
 
 
 def _escape(backslashes: str, quote: str, at_end: bool) -> str:
-    """Only backslashes before a single quote, or before the closing one, mean anything to Hydra."""
+    """Escape a quote and the backslashes before it. Elsewhere backslashes mean nothing to Hydra."""
     if quote == "'":
         return f"{2 * backslashes}\\'"
     return 2 * backslashes if at_end and not quote else backslashes + quote
 
 
 def literal(text: Any) -> Any:
-    """A value that OmegaConf keeps as it is: `${` in a path is no interpolation."""
+    """Escape a value so that OmegaConf keeps it: `${` in a path is not an interpolation."""
     return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text) if isinstance(text, str) else text

@@ -1,4 +1,4 @@
-"""Untrusted tool code: a process for every task and a namespace for every call, behind one small interface."""
+"""Runs untrusted tool code. Every task has its own process, and every call has a fresh namespace."""
 
 from agentrl.sandbox.pool import Episode, IsolationWarning, Result, Sandbox
 

@@ -1,9 +1,14 @@
-"""The worker: a warm interpreter without rights that forks one process for every episode.
+"""The worker: a Python interpreter without rights that forks one process for every episode.
 
-Started as a script with an empty environment. A supervisor waits for the zygote (process 1 of its own pid namespace),
-so that either ending ends everything. Frames on the socket to the parent are a length and bytes; the zygote never
-looks into a request, and a tool process reaches nothing but a socket for its own requests and results. Between calls
-it is stopped, threads and all. One more process compiles sources and executes none.
+The worker starts as a script with an empty environment. It has three kinds of processes:
+
+- The zygote is the interpreter that forks. It is process 1 of its own pid namespace. It passes requests on and never
+  reads them.
+- The supervisor waits for the zygote. If one of the two ends, so does everything else.
+- A tool process runs the code. It can reach only one socket, for its own requests and results. Between calls it is
+  stopped, including its threads. One more process of this kind compiles sources and never executes them.
+
+A frame on the socket to the parent is a length followed by bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from typing import Any
 
 
 def _sibling(name: str) -> Any:
-    """A module beside this file; the package itself is not importable here."""
+    """Load a module beside this file. The package itself cannot be imported here."""
     spec = importlib.util.spec_from_file_location(name, os.path.join(os.path.dirname(__file__), f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,17 +41,17 @@ def _sibling(name: str) -> Any:
 compiler = _sibling("compiler")
 limits = _sibling("limits")
 tool = _sibling("tool")
-# What benchmark tools import, almost all of them; every further module makes every fork dearer.
+# Modules that most benchmark tools import. Each further module makes every fork slower.
 WARM = (
     "_strptime", "calendar", "collections", "copy", "csv", "datetime", "functools", "itertools", "json", "math",
     "operator", "random", "re", "string", "time", "typing",
 )  # fmt: skip
-MAX_PROCESSES = 64  # of the user, where seccomp does not forbid them outright
-MAX_EPISODES = 8  # whose processes are kept; each may hold the memory limit
-MAX_CALLS = 64  # of one process
-EPISODE = struct.Struct("=Q")  # precedes a request
-ONE_CALL, COMPILER = 0, 1  # episodes of a kind: a call with a process of its own, the process that only compiles
-OWN_FD, MAX_FDS = 3, 64  # a tool process's socket, and what it may open
+MAX_PROCESSES = 64  # processes of the user, on machines where seccomp cannot forbid new ones
+MAX_EPISODES = 8  # episodes whose processes are kept; each process may use memory up to the limit
+MAX_CALLS = 64  # calls of one process
+EPISODE = struct.Struct("=Q")  # the number of the episode, in front of a request
+ONE_CALL, COMPILER = 0, 1  # reserved numbers: a call with its own process, and the process that compiles
+OWN_FD, MAX_FDS = 3, 64  # the descriptor of a tool process's socket, and the number of descriptors it may open
 
 
 class Process:
@@ -61,9 +66,9 @@ class Zygote:
 
     def __init__(self, channel: socket.socket, settings: dict[str, Any], restrict: Any, namespaces: bool) -> None:
         self.channel, self.settings, self.restrict, self.namespaces = channel, settings, restrict, namespaces
-        self.max_bytes = 64 * settings["output_chars"] + 65536  # four texts, at most 12 bytes a character
+        self.max_bytes = 64 * settings["output_chars"] + 65536  # four texts, at most 12 bytes per character
         self.pristine = tool.Pristine()
-        self.kept: dict[int, Process] = {}  # by episode, the one used last at the end
+        self.kept: dict[int, Process] = {}  # by episode, in the order of use
 
     def serve(self) -> None:
         while True:
@@ -73,7 +78,7 @@ class Zygote:
             send(self.channel, outcome.encode() + b"\n" + payload)
 
     def call(self, episode: int, request: bytes) -> tuple[str, bytes]:
-        """(what happened, the tool process's own reply): '' or the reason why there is none."""
+        """Answer one request. Returns ('', reply of the tool process), or (why there is no reply, b'')."""
         start = time.monotonic()
         deadline = start + self.settings["timeout_s"]
         process = self.process(episode)
@@ -84,7 +89,7 @@ class Zygote:
         finally:
             process.calls += 1
             process.spent += time.monotonic() - start
-            # a process that used its time up, or could have left others behind, is not worth keeping
+            # do not keep a process that used up its time, or that may have started others
             used_up = process.calls >= MAX_CALLS or process.spent > self.settings["timeout_s"] / 2
             if outcome or episode == ONE_CALL or used_up or self.restrict is unrestricted:
                 status = self.end(process, deadline if outcome == "ended" else 0)
@@ -98,7 +103,7 @@ class Zygote:
         return outcome, payload
 
     def process(self, episode: int) -> Process:
-        """The episode's process, or a new one if it has none, or one that died or spoke out of turn."""
+        """Return the process of an episode. Start a new one if there is none, or if it died or wrote out of turn."""
         process = self.kept.pop(episode, None)
         if process is not None and select.select([process.channel], [], [], 0)[0]:
             self.end(process)
@@ -106,7 +111,7 @@ class Zygote:
         return process or self.fork(compiler.answer if episode == COMPILER else tool.evaluate)
 
     def fork(self, answer: Any) -> Process:
-        """A process that answers requests, restricted before it sees any."""
+        """Start a process that answers requests. It gives up its rights before it reads the first one."""
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -124,8 +129,8 @@ class Zygote:
         return Process(pid, ours)
 
     def end(self, process: Process, patience: float = 0) -> int | None:
-        """End a process, and its status if it ended by itself within its patience."""
-        # let it become a zombie, so that its own status is what we report
+        """End a process. Returns its status if it ended by itself within `patience` (a time of the monotonic clock)."""
+        # first let it end by itself, so that we report its own status
         status = _reap(process.pid, min(patience, time.monotonic() + 0.2)) if patience else None
         process.channel.close()
         if self.restrict is unrestricted:
@@ -134,11 +139,11 @@ class Zygote:
             os.kill(process.pid, signal.SIGKILL)
             os.waitpid(process.pid, 0)
         if self.restrict is unrestricted and self.namespaces:
-            _kill_all()  # alone in this pid namespace: nothing that the tool started survives it
+            _kill_all()  # kills all that the tool started: nothing else is in this pid namespace
         return status
 
     def _exchange(self, process: Process, request: bytes, deadline: float) -> tuple[str, bytes]:
-        """Send the request and receive the reply, while watching the clock and the parent."""
+        """Send the request and receive the reply. Stop at the deadline, or when the parent is gone."""
         poll = select.poll()
         poll.register(process.channel.fileno(), select.POLLIN | select.POLLOUT)
         poll.register(self.channel.fileno(), select.POLLIN)
@@ -148,7 +153,7 @@ class Zygote:
             ready = dict(poll.poll(left * 1000)) if left > 0 else {}
             if not ready:
                 return "timeout", b""
-            if self.channel.fileno() in ready:  # the parent never speaks during a call: it is gone
+            if self.channel.fileno() in ready:  # the parent sends nothing during a call, so it is gone
                 raise EOFError
             try:
                 if ready[process.channel.fileno()] & select.POLLIN or not unsent:
@@ -189,19 +194,19 @@ def _reason(status: int | None) -> str:
 
 
 def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it had no time to make a group, or no member is left
+    with contextlib.suppress(ProcessLookupError):  # there is no group yet, or it is empty
         os.killpg(pid, signal.SIGKILL)
 
 
 def _kill_all() -> None:
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # nobody left, the ordinary case
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # usually no process is left
         os.kill(-1, signal.SIGKILL)
         while True:
             os.waitpid(-1, 0)
 
 
 def receive(channel: socket.socket) -> bytes:
-    """One frame; EOFError when the other end is gone."""
+    """Receive one frame. Raises EOFError when the other end is gone."""
     (length,) = tool.LENGTH.unpack(_exactly(channel, tool.LENGTH.size))
     return _exactly(channel, length)
 
@@ -217,12 +222,16 @@ def _exactly(channel: socket.socket, length: int) -> bytes:
 
 
 def send(channel: socket.socket, payload: bytes) -> None:
-    """One frame."""
+    """Send one frame."""
     channel.sendall(tool.LENGTH.pack(len(payload)) + payload)
 
 
 def isolate(settings: dict[str, Any], namespaces: str) -> tuple[list[str], Any]:
-    """Give up every right that this machine lets us give up: (protections that are missing, per-call restriction)."""
+    """Give up every right that this machine lets us give up.
+
+    Returns the protections that are missing (of: files, network, processes), and the function that restricts each tool
+    process.
+    """
     without, missing = set(settings["without"]), []
     readable, hidden = settings["readable"], settings["hidden"]
     rooted = False
@@ -242,7 +251,7 @@ def isolate(settings: dict[str, Any], namespaces: str) -> tuple[list[str], Any]:
     if sys.platform == "linux":
         everyone_reads = bool(os.stat(os.__file__).st_mode & 0o004)
         limits.drop_privileges(change_user=rooted and namespaces == "root" and everyone_reads)
-        limits.die_with_parent()  # after the change of user, which clears it
+        limits.die_with_parent()  # after the change of user, which resets this setting
     try:
         if "seccomp" in without:
             raise OSError("left out")
@@ -256,13 +265,16 @@ def isolate(settings: dict[str, Any], namespaces: str) -> tuple[list[str], Any]:
 
 
 def unrestricted() -> None:
-    """The per-call restriction of a machine without seccomp: few processes, and in one group."""
+    """Restrict a tool process on a machine without seccomp: few processes, all in one group."""
     os.setsid()
     limits.lower(resource.RLIMIT_NPROC, MAX_PROCESSES)
 
 
 def supervise(zygote: int, parent: int) -> None:
-    """Wait for the zygote; end with the parent. Polls, since a parent-death signal follows a thread of the parent."""
+    """Wait for the zygote, and end it when the parent is gone.
+
+    This polls. The kernel's parent-death signal would come when one thread of the parent ends.
+    """
     while os.getppid() == parent:
         if os.waitpid(zygote, os.WNOHANG)[0]:
             os._exit(0)
@@ -272,7 +284,7 @@ def supervise(zygote: int, parent: int) -> None:
 
 
 def main() -> None:
-    """Start up, say hello (what is missing, or why there is no worker), serve until the parent is gone."""
+    """Start, report the missing protections (or why there is no worker), and serve until the parent is gone."""
     settings = json.loads(sys.argv[1])
     channel = socket.socket(fileno=settings["fd"])
     try:

@@ -1,9 +1,10 @@
-"""The compiling process: source in, code out, and whether it is so simple that nothing it does can outlive a call.
+"""The compiling process turns source into code, and says whether the code is simple.
 
-Simple code holds no name, attribute or module from which a changeable object of the interpreter can be reached, and
-nothing that the interpreter would run later by itself: its own values are all it can alter, and they go with its
-namespace. Calls of simple code therefore share a process across episodes, which saves a fork. Everything else, however
-harmless, runs in its episode's own process. The rule errs on that side alone: it lists what is allowed.
+
+Simple code can change nothing that outlives its call. It uses no name, attribute or module that leads to a changeable
+object of the interpreter, and it defines nothing that the interpreter would run later. So it can change only its own
+values, and these end with its namespace. Calls of simple code share one process across episodes, which saves a fork.
+All other code runs in the process of its episode, even if it is harmless: the lists below say what is simple.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import re
 import string
 from typing import Any
 
-SIMPLE, OTHER = b"s", b"o"  # the first byte of an answer; the rest is for `tool.evaluate`
+SIMPLE, OTHER = b"s", b"o"  # first byte of an answer; the rest goes to `tool.evaluate`
 MEDDLES = re.compile(r"builtins|sys\W|setattr|__\w+__|globals|vars|eval|exec|\w\.\w+ ?=[^=]")
 
-# Functions, types and exceptions that give away no frame, module, namespace or way to set an attribute.
+# Functions, types and exceptions that lead to no frame, module or namespace, and that cannot set an attribute.
 NAMES = {
     "False", "None", "True", "__name__", "abs", "all", "any", "bin", "bool", "callable", "chr", "complex", "dict",
     "divmod", "enumerate", "filter", "float", "format", "frozenset", "hex", "input", "int", "isinstance", "iter", "len",
@@ -28,7 +29,7 @@ NAMES = {
 }  # fmt: skip
 NAMES |= {name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, Exception)}
 
-# What may be used of a module: functions without memory of their own, types that cannot be changed.
+# Allowed parts of modules: functions without state, and types that cannot be changed.
 MODULES = {
     "collections": {"Counter", "OrderedDict", "defaultdict", "deque"},
     "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
@@ -48,7 +49,7 @@ MODULES = {
     "typing": {"Any", "Callable", "Dict", "Iterable", "List", "Optional", "Sequence", "Set", "Tuple", "Union"},
 }  # fmt: skip
 
-# Methods and attributes of the types above, by name, whatever they are asked of.
+# Names of the methods and attributes of the types above. They are allowed on any object.
 ATTRIBUTES = {
     name
     for kind in (bool, bytes, dict, float, frozenset, int, list, set, str, tuple)
@@ -62,7 +63,8 @@ ATTRIBUTES = {
     "utcnow", "weekday", "year",
 }  # fmt: skip
 
-# No classes, whose methods the interpreter calls by itself; no generators, which it may end at any later time.
+# Allowed syntax. Classes are missing because the interpreter calls their methods by itself, and generators because it
+# may end them at any later time.
 _PLAIN = (
     ast.alias, ast.arg, ast.arguments, ast.boolop, ast.cmpop, ast.comprehension, ast.expr_context, ast.keyword,
     ast.operator, ast.unaryop, ast.ExceptHandler, ast.FormattedValue, ast.JoinedStr, ast.Module,
@@ -76,10 +78,11 @@ _PLAIN = (
 
 
 def answer(request: bytes, _output_chars: int) -> tuple[bytes, bool]:
-    """The code of a source, and that nothing was run; no code where it does not compile, as the call itself will say.
+    """Compile a source. Returns the code, or b"" if the source does not compile (the call itself will say why).
 
-    The request is the source as a JSON string. The code comes with whether it looks as if it changed what later calls
-    of its process share.
+
+    The request is the source as a JSON string. The code comes with a guess whether it changes what later calls of its
+    process share. The second value is False: nothing was run.
     """
     try:
         source = json.loads(request)
@@ -88,14 +91,14 @@ def answer(request: bytes, _output_chars: int) -> tuple[bytes, bool]:
         code = compile(tree, "<tool>", "exec", dont_inherit=True)
         kind, meddles = (SIMPLE, False) if simple else (OTHER, bool(MEDDLES.search(source)))
         return kind + marshal.dumps((code, meddles)), False
-    except Exception:  # whatever the compiler makes of hostile text
+    except Exception:  # the compiler may raise anything for hostile text
         return b"", False
 
 
 def is_simple(module: ast.Module) -> bool:
-    """Whether all of the module is on the lists above."""
+    """Whether everything in the module is on the lists above."""
     nodes = list(ast.walk(module))
-    modules: dict[str, str] = {}  # by the name they are imported under
+    modules: dict[str, str] = {}  # name in the code -> module
     bound: set[str] = set()
     for node in nodes:
         match node:
@@ -112,7 +115,7 @@ def is_simple(module: ast.Module) -> bool:
     if not set(modules.values()) <= set(MODULES):
         return False
     if any(name.startswith("__") or name in _FORBIDDEN for name in bound | set(modules)):
-        return False  # where one scope binds such a name, another may still mean the interpreter's
+        return False  # one scope binds such a name; another scope may still mean the builtin
     apart = {id(part) for node in nodes for part in _checked_with(node, modules)}
     known = bound | NAMES
     return all(id(node) in apart or _is_allowed(node, known, modules) for node in nodes)
@@ -122,7 +125,7 @@ _FORBIDDEN = set(dir(builtins)) - NAMES
 
 
 def _checked_with(node: ast.AST, modules: dict[str, str]) -> list[ast.AST]:
-    """Nodes that are allowed as part of this one, and nowhere else."""
+    """Return the nodes that are allowed as part of this node, and nowhere else."""
     match node:
         case ast.Attribute(value=ast.Name(id=name) as module, attr=attribute) if name in modules:
             return [module, node] if attribute in MODULES[modules[name]] and isinstance(node.ctx, ast.Load) else []
@@ -134,7 +137,7 @@ def _checked_with(node: ast.AST, modules: dict[str, str]) -> list[ast.AST]:
 
 
 def _plain_fields(text: str) -> bool:
-    """Whether `text.format(...)` looks into no attribute or item of what it is given."""
+    """Whether `text.format(...)` uses only whole arguments: no attribute or item of an argument, no nested field."""
     try:
         fields = [(name, spec) for _, name, spec, _ in string.Formatter().parse(text) if name is not None]
     except ValueError:
@@ -145,7 +148,7 @@ def _plain_fields(text: str) -> bool:
 def _is_allowed(node: ast.AST, known: set[str], modules: dict[str, str]) -> Any:
     match node:
         case ast.Attribute(attr=attribute):
-            return attribute in ATTRIBUTES and isinstance(node.ctx, ast.Load)  # nothing is set on an object
+            return attribute in ATTRIBUTES and isinstance(node.ctx, ast.Load)  # no attribute of an object is set
         case ast.Name(id=name):
-            return name in known and name not in modules  # a module is not passed on
+            return name in known and name not in modules  # a module is never used as a value
     return isinstance(node, _PLAIN)

@@ -1,13 +1,14 @@
-"""What the kernel takes away from tool code: three protections, each by whichever mechanism this machine has.
+"""Takes rights away from tool code through the kernel: three protections, each by a mechanism that this machine has.
 
 | protection | mechanisms |
 |---|---|
-| files (nothing readable but the standard library, nothing writable) | mount namespace with a new root; Landlock |
+| files (only the standard library is readable, nothing is writable) | mount namespace with a new root; Landlock |
 | network | network namespace; seccomp |
 | processes (no fork, exec, signals or tracing) | seccomp |
 
-Memory, CPU time, file size and open files are rlimits and always there. Runs in the child alone, with ctypes and no
-import from the package. The system-call tables cover x86-64 and arm64; elsewhere seccomp counts as missing.
+Limits on memory, CPU time, file size and open files are rlimits, which every machine has. This module runs only in the
+child. It uses ctypes and imports nothing from the package. The tables of system calls cover x86-64 and arm64; on other
+machines seccomp counts as missing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 
 MNT_DETACH = 2
 EPERM, ENOSYS = 1, 38
 
-# Names to numbers; the generic table starts at 424, so the new calls agree everywhere.
+# Numbers of system calls by name. From 424 on, the numbers are the same on every machine.
 _NEW = {
     "pidfd_send_signal": 424, "io_uring_setup": 425, "open_tree": 428, "move_mount": 429, "fsopen": 430,
     "fsmount": 432, "pidfd_open": 434, "pidfd_getfd": 438, "mount_setattr": 442,
@@ -70,13 +71,16 @@ def _prctl(option: int, *arguments: int | ctypes.c_void_p) -> None:
 
 
 def die_with_parent() -> None:
-    """SIGKILL to this process when its parent ends. The parent must be single-threaded: the kernel watches a thread."""
+    """Let the kernel kill this process when its parent ends.
+
+    The parent must have only one thread, because the kernel watches the thread that forked.
+    """
     if _libc is not None:
         _prctl(PR_SET_PDEATHSIG, 9)
 
 
 def rlimits(memory_mb: int) -> None:
-    """Limits of the whole worker; those of one call are set per call."""
+    """Set the limits of the whole worker. Each tool process sets the limits of its calls."""
     lower(resource.RLIMIT_AS, memory_mb << 20)
     lower(resource.RLIMIT_FSIZE, 0)
     lower(resource.RLIMIT_NOFILE, 64)
@@ -84,7 +88,7 @@ def rlimits(memory_mb: int) -> None:
 
 
 def lower(limit: int, value: int) -> None:
-    """Set a limit for good, unless a smaller one is in force."""
+    """Set a limit permanently, unless a smaller one is in force."""
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (value, value))
@@ -94,9 +98,11 @@ def lower(limit: int, value: int) -> None:
 
 
 def unshare_namespaces(as_root: bool = True) -> str:
-    """Move into fresh namespaces (the pid namespace begins with the next fork): as 'root', as 'user', or '' if refused.
+    """Move into fresh namespaces. Returns 'root' or 'user' (how it was done), or '' if the kernel refuses.
 
-    Root needs no user namespace and can then become nobody; anyone else needs one and stays mapped to themselves.
+
+    Root needs no user namespace, and can become the user nobody later. Other users need one, and keep their own id in
+    it. The pid namespace begins with the next fork.
     """
     if _libc is None or platform.machine() not in _MACHINES:
         return ""
@@ -110,7 +116,7 @@ def unshare_namespaces(as_root: bool = True) -> str:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                 file.write(text)
-    except OSError:  # some distributions allow the namespace and then take its capabilities away
+    except OSError:  # some distributions allow the namespace, but remove its capabilities
         return ""
     return "user"
 
@@ -122,9 +128,12 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 
 
 def new_root(readable: Iterable[str], hidden: Iterable[str]) -> None:
-    """Make a root that holds `readable` alone (read-only, same paths), less `hidden`. Raises OSError if refused."""
+    """Make a new root that holds only `readable` (read-only, same paths), without `hidden`.
+
+    Raises OSError if the kernel refuses.
+    """
     assert _libc is not None
-    # Descriptors first: a path may lie under the mount point, or behind a directory that only the old user may enter.
+    # Open all paths first: a path may be under the mount point, or in a directory that only the old user may enter.
     sources = [(path, os.open(path, os.O_PATH), os.path.isdir(path)) for path in readable]
     root = "/tmp" if os.path.isdir("/tmp") else "/"
     _mount("none", "/", "", MS_REC | MS_PRIVATE)
@@ -151,15 +160,15 @@ def new_root(readable: Iterable[str], hidden: Iterable[str]) -> None:
 
 
 def _locked_flags(statvfs: int) -> int:
-    """Mount flags that a remount inside a user namespace must repeat: noexec, noatime, nodiratime, relatime."""
+    """Return the mount flags that a remount in a user namespace must repeat: noexec, noatime, nodiratime, relatime."""
     return (statvfs & (8 | 1024 | 2048)) | ((1 << 21) if statvfs & 4096 else 0)
 
 
 def drop_privileges(change_user: bool) -> None:
-    """Give up root (where the new root makes files readable to anyone) and every capability, for good."""
+    """Give up every capability permanently and, with `change_user`, become the user nobody."""
     assert _libc is not None
     for capability in range(64):
-        _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)  # EPERM or EINVAL: it was not there
+        _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)  # may fail: not there
     if change_user:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -177,7 +186,10 @@ _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 
 
 def landlock(readable: Iterable[str], hidden: Iterable[str]) -> None:
-    """Allow reading `readable` less `hidden` (direct children of a readable directory) and no other file access."""
+    """Allow reading `readable` without `hidden`, and no other access to files.
+
+    `hidden` are direct children of a readable directory. Raises OSError if the kernel has no Landlock.
+    """
     if _libc is None:
         raise OSError(ENOSYS, "landlock")
     attribute = struct.pack("=Q", _ACCESS_V1)
@@ -186,7 +198,7 @@ def landlock(readable: Iterable[str], hidden: Iterable[str]) -> None:
     for path in readable:
         entries = {path: _READ_FILE | _READ_DIR if os.path.isdir(path) else _READ_FILE}
         if os.path.isdir(path) and any(os.path.dirname(name) == path for name in skip):
-            entries = {path: _READ_DIR}  # imports list it; rights reach downwards, so names in `hidden` stay visible
+            entries = {path: _READ_DIR}  # imports list the directory, so the names in `hidden` stay visible
             for entry in os.scandir(path):
                 if entry.path not in skip:
                     entries[entry.path] = _READ_FILE | _READ_DIR if entry.is_dir() else _READ_FILE
@@ -208,7 +220,7 @@ def _instruction(code: int, jump_true: int, jump_false: int, value: int) -> byte
 
 
 def seccomp_filter(machine: str) -> bytes:
-    """A classic BPF program: the listed calls fail with EPERM, threads are allowed and processes are not."""
+    """Make a classic BPF program. The listed calls fail with EPERM; new threads are allowed, new processes are not."""
     arch, denied, clone, clone3 = _MACHINES[machine]
     load, equal, at_least, bits, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, errno = 0x7FFF0000, 0x00050000
@@ -219,7 +231,7 @@ def seccomp_filter(machine: str) -> bytes:
         _instruction(load, 0, 0, 0),  # seccomp_data.nr
         _instruction(at_least, 0, 1, 0x40000000),  # the x32 numbers of x86-64
         _instruction(give, 0, 0, errno | EPERM),
-        _instruction(equal, 0, 1, clone3),  # its flags lie behind a pointer; libc falls back to clone
+        _instruction(equal, 0, 1, clone3),  # a filter cannot see its flags; libc falls back to clone
         _instruction(give, 0, 0, errno | ENOSYS),
     ]
     for number in {**denied, **_NEW}.values():
@@ -235,13 +247,16 @@ def seccomp_filter(machine: str) -> bytes:
 
 
 def seccomp_installer() -> Callable[[], None]:
-    """A function that puts the calling process under the filter; OSError here if the kernel or machine has none."""
+    """Return a function that puts the calling process under the filter.
+
+    Raises OSError if the kernel or the machine has no seccomp.
+    """
     if _libc is None or platform.machine() not in _MACHINES:
         raise OSError(ENOSYS, "seccomp")
     code = seccomp_filter(platform.machine())
     buffer = ctypes.create_string_buffer(code, len(code))
     program = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
-    # EFAULT for a null program says that filters exist; EINVAL that they do not.
+    # A null program gives EFAULT (14) if the kernel has filters, and EINVAL if it does not.
     if _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), None, 0, 0) == 0 or ctypes.get_errno() != 14:
         raise OSError(ctypes.get_errno(), "seccomp")
 

@@ -1,11 +1,11 @@
-"""The parent's side: a pool of workers, each started when first needed and replaced when lost.
+"""The parent's side: a pool of workers. A worker starts when it is first needed, and is replaced when it is lost.
 
     with Sandbox(workers=2) as sandbox:
         task = sandbox.episode()
         result = task.call("def add(a, b): return a + b", "add", {"a": 1, "b": 2})
         result.json  # '3'
 
-Whatever the code does costs one call: the result carries an error and the next call works.
+Faulty code costs one call at most: the result has an error, and the next call works.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from typing import Any
 from agentrl.core.errors import UserError
 from agentrl.sandbox import child, compiler, tool
 
-PACKAGES = ("dateutil", "pytz", "six", "tzdata")  # what tool code may import beside the standard library
-GRACE_S = 5.0  # beyond the time limit, after which the worker itself counts as lost
-START_S = 60.0  # an interpreter and thirty imports on a busy machine
-_WITHOUT: tuple[str, ...] = ()  # mechanisms to leave out, for tests: namespaces, landlock, seccomp
+PACKAGES = ("dateutil", "pytz", "six", "tzdata")  # packages that tool code may import besides the standard library
+GRACE_S = 5.0  # a worker that does not answer this long after the time limit counts as lost
+START_S = 60.0  # time for a worker to start: an interpreter and thirty imports on a busy machine
+_WITHOUT: tuple[str, ...] = ()  # mechanisms that tests leave out: namespaces, landlock, seccomp
 _MEANING = {
     "files": "tool code can read and write your files (needs user namespaces or Landlock)",
     "network": "tool code can reach the network (needs user namespaces or seccomp)",
@@ -40,30 +40,31 @@ _MEANING = {
 }
 INVALID = "the tool wrote no valid result"
 SPOILT = (tool.OUT_OF_MEMORY, INVALID)  # errors after which a process is not used again
-CODE_BYTES = 1 << 26  # of compiled tools kept; a benchmark's thousands need a third of it
+CODE_BYTES = 1 << 26  # size of the cache of compiled code; the thousands of tools of a benchmark fill a third of it
 _warned: set[tuple[str, ...]] = set()
 _episodes = itertools.count(child.COMPILER + 1)
 
 
 class IsolationWarning(UserWarning):
-    """The kernel grants less isolation than the sandbox wants."""
+    """The kernel offers less isolation than the sandbox needs."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one call gave. A bench formats the observation from `json`, `text` and `type` by its own rule.
+    """The outcome of one call. A bench makes the observation from `json`, `text` and `type` by its own rule.
 
-    `error` is the text of the exception (it may be empty), or the sandbox's reason; None means that the call returned.
+
+    `error` is the text of the exception (maybe empty) or the sandbox's reason. None means that the call returned.
     """
 
     json: str | None = None  # json.dumps(value, ensure_ascii=False), None if the value is not serialisable
-    json_error: str | None = None  # why it is not
+    json_error: str | None = None  # why it is not serialisable
     text: str = ""  # str(value)
     type: str = ""  # name of the value's type
     stdout: str = ""
     error: str | None = None
     timed_out: bool = False
-    truncated: bool = False  # some text above is cut to `output_chars`
+    truncated: bool = False  # one of the texts above was cut to `output_chars`
 
     @property
     def ok(self) -> bool:
@@ -71,7 +72,7 @@ class Result:
 
     @property
     def value(self) -> Any:
-        """The value after a round trip through JSON; ValueError if it has none, or is cut."""
+        """The value after a round trip through JSON. Raises ValueError if it is not serialisable, or was cut."""
         if self.json is None:
             raise ValueError(self.json_error or self.error or "no value")
         return json.loads(self.json)
@@ -88,7 +89,7 @@ class _Worker:
             arguments = json.dumps({**settings, "fd": theirs.fileno()})
             self._process = subprocess.Popen(
                 [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", child.__file__, arguments],
-                # -I would ignore PYTHONHASHSEED. The loader may need its path; the child drops both at once.
+                # Not -I, which ignores PYTHONHASHSEED. The loader may need LD_LIBRARY_PATH. The child drops both.
                 env={"PYTHONHASHSEED": "0"}
                 | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
                 pass_fds=[theirs.fileno()],
@@ -137,18 +138,18 @@ class Sandbox:
     ) -> None:
         if workers < 1 or timeout_s <= 0 or memory_mb < 64 or output_chars < 1:
             raise UserError(
-                "sandbox: workers >= 1, timeout_s > 0, memory_mb >= 64 and output_chars >= 1 are needed, got "
-                f"{workers}, {timeout_s}, {memory_mb} and {output_chars}"
+                f"sandbox: workers={workers}, timeout_s={timeout_s}, memory_mb={memory_mb} and "
+                f"output_chars={output_chars} must be at least 1, above 0, at least 64 and at least 1"
             )
         self.workers, self.timeout_s, self.strict = workers, timeout_s, strict
         self._settings = {"timeout_s": timeout_s, "memory_mb": memory_mb, "output_chars": output_chars}
         self._lock = threading.Lock()
-        self._code: dict[str, bytes] = {}  # by source, the one used last at the end; never looked into on this side
+        self._code: dict[str, bytes] = {}  # source -> code, in the order of use; this process never reads the code
         self._code_bytes = 0
-        self._simple = next(_episodes)  # the episode of all simple code, of whatever task
+        self._simple = next(_episodes)  # the episode shared by the simple code of all tasks
         self._reset()
         if strict:
-            self.missing()  # refuse before any other work
+            self.missing()  # raises before any other work
 
     def _reset(self) -> None:
         self._pid = os.getpid()
@@ -164,7 +165,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End the workers, waiting for calls in progress. A later call is an error."""
+        """End the workers after the calls in progress. A later call raises RuntimeError."""
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True
@@ -174,7 +175,7 @@ class Sandbox:
                 worker.close()
 
     def missing(self) -> tuple[str, ...]:
-        """Protections that this machine does not grant, of: files, network, processes."""
+        """Return the protections that this machine does not offer, of: files, network, processes."""
         slot = self._take()
         try:
             slot = slot or self._start()
@@ -183,14 +184,14 @@ class Sandbox:
             self._slots.put(slot)
 
     def episode(self) -> Episode:
-        """A series of calls that may share a process, which no other series ever sees."""
+        """Start a series of calls that may share a process. No other series uses that process."""
         return Episode(self)
 
     def call(self, source: str, function: str, arguments: Any, episode: int = child.ONE_CALL) -> Result:
         """Execute `source` in a fresh namespace and call `function(**arguments)` there.
 
-        `episode` is the number of the `Episode` that calls, if one does. Otherwise the call has a process of its own,
-        unless the source is simple.
+        `episode` is the number of the calling `Episode`. Without it the call gets a new process, unless the source is
+        simple. Raises RuntimeError if the sandbox is closed, and UserError if no worker can start.
         """
         try:
             job = json.dumps({"function": function, "arguments": arguments}).encode()
@@ -204,7 +205,7 @@ class Sandbox:
             outcome, code = self._compile(source, slot)
             simple, code = code[:1] == compiler.SIMPLE, code[1:]
             if outcome != "timeout":
-                if not code:  # it does not compile; the tool process says why
+                if not code:  # the source does not compile; the tool process says why
                     job = json.dumps({"source": source, "function": function, "arguments": arguments}).encode()
                 number = self._simple if simple else episode
                 outcome, payload = slot.call(number, tool.LENGTH.pack(len(code)) + code + job)
@@ -213,7 +214,7 @@ class Sandbox:
             slot.close()
             slot = None
             return Result(error="the sandbox worker was lost")
-        except BaseException:  # Ctrl-C in the middle: the worker's answer would be taken for the next call's
+        except BaseException:  # after Ctrl-C, the next call would receive the answer to this one
             if slot is not None:
                 slot.close()
                 slot = None
@@ -228,7 +229,7 @@ class Sandbox:
         return result
 
     def _compile(self, source: str, worker: _Worker) -> tuple[str, bytes]:
-        """(why there is none, the source as code): compiled at its first call, in a process that never runs any."""
+        """Compile a source at its first call, in a process that never runs code. Returns (why there is none, code)."""
         with self._lock:
             code = self._code.pop(source, None)
             if code is not None:
@@ -246,7 +247,7 @@ class Sandbox:
 
     def _take(self) -> _Worker | None:
         with self._lock:
-            if self._pid != os.getpid():  # a fork of the parent must not speak on its sockets
+            if self._pid != os.getpid():  # this is a fork: it must not use its parent's sockets
                 self._reset()
         if self._closed:
             raise RuntimeError("the sandbox is closed")
@@ -259,7 +260,7 @@ class Sandbox:
         lacks = "; ".join(_MEANING[name] for name in worker.missing)
         if self.strict:
             worker.close()
-            raise UserError(f"sandbox: {lacks}. Allow that to this process, or set sandbox=auto to go on all the same")
+            raise UserError(f"sandbox=strict: {lacks}; allow this process to use them, or set sandbox=auto to go on")
         if worker.missing not in _warned:
             _warned.add(worker.missing)
             warnings.warn(f"THE SANDBOX IS INCOMPLETE ON THIS MACHINE: {lacks}", IsolationWarning, stacklevel=4)
@@ -267,19 +268,19 @@ class Sandbox:
 
 
 class Episode:
-    """One task's calls. They share a process while it behaves, so a call costs no fork; the namespace is always fresh.
+    """The calls of one task. They share a process, which saves a fork per call. Each call has a fresh namespace.
 
-    Simple code (`agentrl.sandbox.compiler`) runs in one that all episodes share, since it can leave nothing there.
 
-    Between calls the process is stopped. It is given up after an error of its own (a timeout, an exit, no memory), and
-    when many episodes run at once: a call then gets a new one, and cannot tell.
+    Simple code (`agentrl.sandbox.compiler`) runs in a process that all episodes share, since it leaves nothing behind.
+    Between calls the process is stopped. It is replaced after a timeout, an exit or a lack of memory, and when many
+    episodes run at once. Calls do not depend on this.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox, self._number = sandbox, next(_episodes)
 
     def call(self, source: str, function: str, arguments: Any) -> Result:
-        """As `Sandbox.call`."""
+        """Execute and call as `Sandbox.call` does."""
         result = self._sandbox.call(source, function, arguments, self._number)
         if result.error in SPOILT:
             self._number = next(_episodes)
@@ -287,7 +288,7 @@ class Episode:
 
 
 def _visible_files() -> dict[str, list[str]]:
-    """What tool code may read: the standard library, a few packages, time zones."""
+    """List the files that tool code may read: the standard library, a few packages, time zones."""
     library = os.path.realpath(sysconfig.get_path("stdlib"))
     readable, search = [library], set()
     for name in PACKAGES:
@@ -305,7 +306,7 @@ def _visible_files() -> dict[str, list[str]]:
 
 
 def _parse(payload: bytes) -> Result:
-    """The tool process wrote this, so nothing in it is trusted: wrong types are an invalid result."""
+    """Read a reply of the tool process. Tool code may have written it, so wrong types make it an invalid result."""
     try:
         reply = json.loads(payload)
         texts = {name: reply.get(name, "") for name in ("text", "type", "stdout")}

@@ -1,8 +1,8 @@
-"""The tool process: a fork of the warm worker that executes calls, each in a fresh namespace, until it is ended.
+"""The tool process: a fork of the worker. It executes calls, each in a fresh namespace, until the worker ends it.
 
-Nothing here is a boundary: tool code shares this process and can break it, and with it the rest of its own episode.
-The boundary is the process itself (`agentrl.sandbox.child`); the next episode gets another one. Sources are compiled in
-a process of the same kind that never executes any, so that the bytes can be kept and given to every later call.
+This file protects nothing: tool code shares the process, and can break it together with the rest of its own episode.
+The process is the boundary (`agentrl.sandbox.child`), and the next episode gets another one. A process of the same kind
+compiles the sources and never executes them, so its output can be kept and used for every later call.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ LENGTH = struct.Struct("=I")
 
 
 class PrintLimit(OSError):
-    """Tool code printed more than it may."""
+    """Tool code printed more than PRINT_CHARS characters."""
 
 
 class Capture(io.TextIOBase):
-    """Standard output of one call: kept up to a length, refused beyond a larger one."""
+    """Standard output of one call. Keeps the first `keep` characters; raises PrintLimit beyond PRINT_CHARS."""
 
     def __init__(self, keep: int) -> None:
         self.keep, self.parts, self.kept, self.seen = keep, [""], 0, 0
@@ -57,10 +57,11 @@ class Capture(io.TextIOBase):
 
 
 def evaluate(request: bytes, output_chars: int) -> tuple[bytes, bool]:
-    """Run one request in this process: (the outcome as JSON, whether the code may have changed what later calls share).
+    """Run one request in this process. Returns the outcome as JSON, and whether later calls may see a change.
 
-    A request is the length of the code (0 for none), the code as `agentrl.sandbox.compiler` gives it, and a JSON object
-    with `function`, `arguments` and, without code, `source`. Never raises for what tool code does.
+
+    A request is the length of the code (0 for none), the code from `agentrl.sandbox.compiler`, and a JSON object with
+    `function`, `arguments` and, if there is no code, `source`. Errors of the tool code are part of the outcome.
     """
     reply: dict[str, Any] = {"truncated": False}
     meddles = True
@@ -76,7 +77,7 @@ def evaluate(request: bytes, output_chars: int) -> tuple[bytes, bool]:
     try:
         (length,) = LENGTH.unpack_from(request)
         job = json.loads(request[LENGTH.size + length :])
-        random.seed(0)  # every call alike, the first of a process and the last
+        random.seed(0)  # every call of a process starts with the same state
         namespace: dict[str, Any] = {}
         if length:
             module, meddles = marshal.loads(memoryview(request)[LENGTH.size :][:length])
@@ -92,7 +93,7 @@ def evaluate(request: bytes, output_chars: int) -> tuple[bytes, bool]:
             reply["json_error"] = cut(str(error))
     except MemoryError:
         reply["error"] = OUT_OF_MEMORY
-    except BaseException as error:  # tool code may raise anything, SystemExit included
+    except BaseException as error:  # tool code may raise anything, even SystemExit
         try:
             reply["error"] = cut(str(error))
         except BaseException:
@@ -102,9 +103,11 @@ def evaluate(request: bytes, output_chars: int) -> tuple[bytes, bool]:
 
 
 class Pristine:
-    """Modules as they were, put back between calls: what one tool patches, the next need not stumble over.
+    """Restores patched modules between calls, so that one tool does not break the next.
 
-    Only after code that looks as if it changed any: comparing touches every value, and a fork pays for each page.
+
+    It is used only after code that seems to patch something. A comparison touches every value, and the fork would copy
+    every page of memory that it touches.
     """
 
     def __init__(self) -> None:
@@ -113,7 +116,7 @@ class Pristine:
         self.modules, self.path, self.recursion = dict(sys.modules), list(sys.path), sys.getrecursionlimit()
 
     def restore(self) -> None:
-        """Put back module contents, the list of modules, the import path, environment and recursion limit."""
+        """Restore the contents of modules, the list of modules, the import path, environment and recursion limit."""
         for live, saved in [*self.contents, (sys.modules, self.modules)]:
             if live != saved:
                 live.clear()
@@ -126,7 +129,7 @@ class Pristine:
 def serve(
     channel: int, answer: Callable[[bytes, int], tuple[bytes, bool]], output_chars: int, pristine: Pristine
 ) -> None:
-    """The life of the process: frames with requests in, frames with outcomes out. Does not return."""
+    """Answer requests until the worker closes the channel, then end the process. Never returns."""
     status = 1
     try:
         while True:
@@ -138,9 +141,9 @@ def serve(
                 view = view[os.write(channel, view) :]
             if meddled:
                 pristine.restore()
-            gc.collect()  # a namespace and its functions hold each other, and with them all that the call left there
+            gc.collect()  # a namespace and its functions refer to each other, and so keep all values of the call
     except EOFError:
-        status = 0  # the worker needs it no more
+        status = 0  # the worker has closed the channel
     finally:
         os._exit(status)
 

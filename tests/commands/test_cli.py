@@ -168,19 +168,19 @@ MISTAKES = [
     ("trainer.learning_rat=1", "did you mean trainer.learning_rate?"),
     ("max_steps=3", "did you mean trainer.max_steps?"),
     ("+trainer.foo=1", "unknown key trainer.foo"),
-    ("bench.scenario=free", "bench.scenario belongs to another bench"),
+    ("bench.scenario=free", "bench.scenario is not a key of the chosen bench"),
     ("algo=pcat", "algo=pcat is not a choice; did you mean pact?"),
     ("algo=null", "name one of the group's options"),
     ("seed=abc", "seed='abc' must be of type int"),
     ("algo.q=2", "algo.q=2: must lie in [0, 1]"),
-    ("algo.q=0.1,0.2", "a comma sweeps: add -m"),
-    ("bench.train_hops=[1", "overrides look like key=value"),
+    ("algo.q=0.1,0.2", "add -m to sweep"),
+    ("bench.train_hops=[1", "write a value as key=value"),
     ("name=${nope}", "Interpolation key 'nope' not found"),
     ("evaluate", "unknown command 'evaluate'"),
     ("runs_dir=/dev/null/runs", "a part of the path is a file"),
     (
         "bench.path=x.json",
-        "bench.path belongs to another bench than the one chosen; it is a key of bench=toolhop, ftrl",
+        "bench.path is not a key of the chosen bench; it is a key of bench=toolhop, ftrl",
     ),
 ]
 

@@ -119,9 +119,9 @@ def test_cached_models_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path
     [
         (["model=weights.bin"], "model=weights.bin is a file"),
         (["model=custom", "model.path=weights.bin"], "model.path=weights.bin: is a file"),
-        (["model=a/b/c"], "model=a/b/c is no preset, no directory"),
-        (["model=custom", "model.path=a/b/c"], "model.path=a/b/c: no checkpoint there"),
-        (["model=empty"], "model=empty: neither config.json nor adapter_config.json"),
+        (["model=a/b/c"], "model=a/b/c is neither a preset nor a directory"),
+        (["model=custom", "model.path=a/b/c"], "model.path=a/b/c: is not a checkpoint"),
+        (["model=empty"], "model=empty has neither config.json nor adapter_config.json"),
     ],
 )
 def test_a_path_without_a_checkpoint_is_refused(here: Path, capsys: Any, typed: list[str], words: str) -> None:

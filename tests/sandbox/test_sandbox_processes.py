@@ -284,7 +284,7 @@ def test_degradation_is_named_and_strict_refuses(
     assert len(caught) == bool(expected)  # one warning for both sandboxes, naming all that is missing
     if expected:
         assert all(pool._MEANING[name] in str(caught[0].message) for name in expected)
-        with pytest.raises(UserError, match=r"sandbox: tool code can .* set sandbox=auto"):
+        with pytest.raises(UserError, match=r"sandbox=strict: tool code can .* set sandbox=auto"):
             Sandbox(strict=True)
 
 

@@ -1,6 +1,6 @@
-"""What concerns several keys, a file or the machine is refused here, before anything is loaded, with what to change.
+"""Rules on several keys, on files and on the machine. They refuse a configuration before anything is loaded.
 
-What one key may hold is declared with the key (config/key.py). Each file answers one question:
+Rules on one key are declared with the key (config/key.py). Each file here answers one question:
 
     fit        do algorithm, bench, reward and judge go together?
     learning   is there anything to learn from?
@@ -20,7 +20,7 @@ from agentrl.config.schema import Config
 
 
 def validate(config: Config) -> list[str]:
-    """Raise UserError for the first impossible combination; return sentences about what is merely unwise."""
+    """Raise UserError for the first impossible combination. Return warnings about unwise combinations."""
     check_files(config)
     check_learning(config)
     warnings = check_fit(config)

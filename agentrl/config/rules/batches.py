@@ -1,4 +1,4 @@
-"""Does everything divide? Whole groups on every process, whole minibatches in a batch, whole turns in a budget."""
+"""Does everything divide? A process needs whole groups, a batch whole minibatches, and a turn must fit its budget."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from agentrl.config.schema import Config, Rollout
 
 
 def group_size(config: Config) -> int:
-    """Sequences per prompt in one update: K, or 1 where there are no rollouts."""
+    """Return the number of sequences per prompt in one update: K, or 1 without rollouts."""
     return config.rollout.num_generations if config.algo.rollouts else 1
 
 
 def check_batches(config: Config) -> None:
-    """Raise UserError where a batch does not divide."""
+    """Raise UserError if a batch does not divide."""
     _budget(config.rollout)
     trainer, processes, k = config.trainer, config.hardware.processes, group_size(config)
     epochs_rule = "must be above 0 when trainer.max_steps is -1"
     require(trainer.max_steps != -1 or trainer.epochs > 0, "trainer.epochs", trainer.epochs, epochs_rule)
     prompts, mini = trainer.prompts_per_batch, trainer.minibatch_prompts
-    mini_rule = f"must divide trainer.prompts_per_batch={prompts}; nearest is {_divisor(prompts, mini)}"
+    mini_rule = f"must divide trainer.prompts_per_batch={prompts}; the nearest is {_divisor(prompts, mini)}"
     require(prompts % mini == 0, "trainer.minibatch_prompts", mini, mini_rule)
     spread = f"must be a multiple of hardware.processes={processes}, so that each process holds whole groups"
     require(prompts % processes == 0, "trainer.prompts_per_batch", prompts, spread)
     sequences = mini * k
     per_process = sequences // processes
-    # Rollouts are cut by tokens; room for more than an update holds is no mistake.
+    # Rollouts are divided by tokens, not by sequences. For the others, more than an update has is allowed.
     micro = 1 if config.algo.rollouts else min(trainer.micro_batch, max(1, per_process))
     require(
         sequences % (micro * processes) == 0,
@@ -32,7 +32,7 @@ def check_batches(config: Config) -> None:
         micro,
         f"an update has {sequences} sequences (minibatch_prompts={mini} x {k}) on {processes} process(es), which "
         + (
-            f"{micro} does not divide; nearest is {_divisor(per_process, micro)}"
+            f"{micro} does not divide; the nearest is {_divisor(per_process, micro)}"
             if per_process * processes == sequences
             else f"does not split evenly; make trainer.minibatch_prompts a multiple of {processes}"
         ),

@@ -1,4 +1,4 @@
-"""Is what a key names there? Hub ids are not asked for here (runner/reach.py does)."""
+"""Do the files exist that keys name? Hub ids are checked elsewhere (runner/reach.py)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from agentrl.config.schema import Config
 
 
 def check_files(config: Config) -> None:
-    """Raise UserError for a path that leads nowhere, or to the wrong kind of thing."""
+    """Raise UserError for a path that does not exist or is of the wrong kind."""
     _file("traces", config.traces, "no such file; make it with agentrl traces build, or set null")
     if isinstance(config.algo, CustomAlgo):
         python_file("algo.path", config.algo.path)
     if isinstance(config.algo, Dpo):
-        _file("algo.pairs", config.algo.pairs, "no such file; null samples pairs")
+        _file("algo.pairs", config.algo.pairs, "no such file; give one, or set null to sample pairs")
     config.bench.check_path()
     judge = config.judge
     if isinstance(judge, OpenAIJudge | LocalJudge):
-        packaged = "no such file; set null for the packaged rubric"
+        packaged = "no such file; give one, or set null for the packaged rubric"
         _file("judge.system_rubric", judge.system_rubric, packaged)
         _file("judge.user_rubric", judge.user_rubric, packaged)
     if isinstance(judge, DistilledJudge):
         made = (Path(judge.path).expanduser() / "distilled.json").is_file()
-        require(made, "judge.path", judge.path, "holds no distilled.json; make one with agentrl judge distill")
+        require(made, "judge.path", judge.path, "has no distilled.json; make one with agentrl judge distill")
     _checkpoint(config)
 
 
@@ -34,12 +34,12 @@ def _file(key: str, path: str | None, rule: str) -> None:
 
 
 def _checkpoint(config: Config) -> None:
-    """A local model, unless a server plays the episodes."""
+    """Check the files of a local model, unless a server plays the episodes."""
     path, folder = config.model.path, Path(config.model.path).expanduser()
     local = path.startswith(("/", "./", "../", "~")) or folder.exists() or path.count("/") > 1
     if not local or (isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None):
         return
-    require(not folder.is_file(), "model.path", path, "is a file; name the directory that holds config.json")
+    require(not folder.is_file(), "model.path", path, "is a file; give the directory with config.json")
     found = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
-    path_rule = "no checkpoint there (config.json is missing); give a directory made by save_pretrained, or a hub id"
+    path_rule = "is not a checkpoint (no config.json); give a directory made by save_pretrained, or a hub id"
     require(found, "model.path", path, path_rule)

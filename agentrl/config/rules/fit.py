@@ -10,9 +10,9 @@ from agentrl.config.schema import Config
 
 
 def check_fit(config: Config) -> list[str]:
-    """What the chosen groups ask of each other; warnings. Raises UserError."""
+    """Check what the chosen groups need from each other. Returns warnings. Raises UserError."""
     bench, reward = config.bench, config.reward
-    golds_rule = f"bench={bench.name} has no sub-answers by tool; set reward=answer, or bench=ftrl, toolhop or minihop"
+    golds_rule = f"bench={bench.name} has no sub-answers of tools; set reward=answer, or bench=ftrl, toolhop or minihop"
     known = bench.sub_answers or isinstance(config.algo, Sft)
     require(reward.name != "ftrl" or known, "reward", reward.name, golds_rule)
     _rewards(config)
@@ -27,33 +27,36 @@ def _ungraded(config: Config) -> bool:
 
 
 def _rewards(config: Config) -> None:
-    """Methods on instruction hierarchies want two rewards, the others tools."""
+    """Methods on instruction hierarchies need a bench with two rewards; the others need tools."""
     bench, algo = config.bench, config.algo
     if algo.wants == "two sides":
-        two_rule = "has one reward, the algorithm needs a system's and a user's; set bench=minihif or another HIF suite"
+        two_rule = (
+            f"has one reward, but algo={algo.name} needs one for the system and one for the user; set bench=minihif or "
+            "another HIF suite"
+        )
         require(bench.two_sided, "bench", bench.name, two_rule)
-        judge_rule = f"no program grades bench={bench.name}; choose judge=openai, local or distilled"
+        judge_rule = f"no program can grade bench={bench.name}; choose judge=openai, local or distilled"
         require(not _ungraded(config), "judge", config.judge.name, judge_rule)
     elif bench.two_sided:
         tools_rule = (
             f"has no tools for algo={algo.name}; choose algo=hipo, sys_only, user_only, fixed_lambda, dpo, "
-            "split_softmax, focal_lora or sft; agentrl eval evaluates it"
+            "split_softmax, focal_lora or sft, or evaluate it with agentrl eval"
         )
         require(algo.wants == "anything", "bench", bench.name, tools_rule)
 
 
 def _training_rows(config: Config) -> None:
-    """An evaluation suite has no training split until some of its rows are left to it."""
+    """An evaluation suite has no training rows unless test_fraction leaves it some."""
     if config.algo.trains:
         config.bench.check_training_rows()
 
 
 def _direct(config: Config) -> None:
     if isinstance(config.bench, ToolHop) and config.bench.scenario == "direct":
-        tools = "no tools means no expert traces; set bench.scenario=mandatory or free"
+        tools = "without tools there are no expert traces; set bench.scenario=mandatory or free"
         traceless = config.algo.rollouts and "traces" not in config.algo.reads
         require(traceless, "bench.scenario", "direct", f"algo={config.algo.name}: {tools}")
-        answer_rule = "no tools means no calls to match; set reward=answer, or bench.scenario=mandatory or free"
+        answer_rule = "without tools there is no call to match; set reward=answer, or bench.scenario=mandatory or free"
         require(config.reward.name == "answer", "bench.scenario", "direct", answer_rule)
 
 
@@ -61,7 +64,7 @@ def _prices(config: Config) -> None:
     judge = config.judge
     if isinstance(judge, OpenAIJudge) and judge.max_cost is not None:
         priced = judge.price_prompt > 0 or judge.price_completion > 0
-        free = "needs judge.price_prompt and judge.price_completion: without prices nothing costs anything"
+        free = "needs prices, or the cost is always 0; set judge.price_prompt and judge.price_completion"
         require(priced, "judge.max_cost", judge.max_cost, free)
 
 
@@ -69,17 +72,17 @@ def _warnings(config: Config) -> list[str]:
     warnings = []
     if _ungraded(config):
         warnings.append(
-            f"judge=program: no program grades bench={config.bench.name}, so its replies are played and have neither "
+            f"judge=program: no program can grade bench={config.bench.name}, so its replies are played but get neither "
             "r_sys nor r_user; judge=openai, local or distilled grades them"
         )
     if config.algo.imitates() and config.rollout.temperature != 1:
         warnings.append(
-            f"rollout.temperature={config.rollout.temperature:g}: TRL divides all logits by it, those of the expert's "
-            "tokens too; 1 is the paper's"
+            f"rollout.temperature={config.rollout.temperature:g}: TRL divides all logits by it, also those of the "
+            "expert's tokens; the paper uses 1"
         )
     if isinstance(config.algo, Hipo) and config.bench.grades != "all" and config.judge.name == "program":
         warnings.append(
-            "judge=program: no program knows whether the user was served, so where the suite leaves r_user open it is "
-            "the share of the request's words that a reply takes up; judge=openai, local or distilled read the reply"
+            "judge=program: a program cannot tell whether the user was served; if the suite leaves r_user open, it is "
+            "the share of the request's words in the reply; judge=openai, local or distilled read the reply"
         )
     return warnings

@@ -1,4 +1,4 @@
-"""Can this machine do it? What it cannot do is refused, never dropped: kernels, vLLM, accelerate's file, packages."""
+"""Can this machine do it? Checks kernels, vLLM, accelerate's file and packages. What is missing is an error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from agentrl.config.schema import Config, Hardware
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line
 
-ON_A_CPU = ("NO", "MULTI_CPU")  # of accelerate's distributed_type; it drops all others there without a word
+ON_A_CPU = ("NO", "MULTI_CPU")  # accelerate's distributed_types for a CPU; it silently ignores all others there
 
 
 def check_machine(config: Config) -> list[str]:
-    """What the chosen hardware and the installed packages cannot do; warnings. Raises UserError."""
+    """Raise UserError for what the hardware and the installed packages cannot do. Returns warnings."""
     if config.hardware.vllm != "off":
         _vllm(config)
     if config.hardware.accelerate_config is not None:
@@ -31,14 +31,14 @@ def _packages(config: Config) -> None:
     if tracker in ("trackio", "tensorboard") and find_spec(tracker) is None:
         raise UserError(f"tracker={tracker}: the package is not installed; {install_line(tracker)}, or tracker=none")
     if isinstance(algo, Hipo) and algo.reference == "4bit" and algo.kl_coef > 0:
-        quantised_rule = "NF4 has kernels for CUDA alone; set algo.reference=copy, or hardware=gpu"
+        quantised_rule = "NF4 needs CUDA; set algo.reference=copy, or hardware=gpu"
         require(config.hardware.device == "cuda", "algo.reference", algo.reference, quantised_rule)
         found = find_spec("bitsandbytes") is not None
-        require(found, "algo.reference", algo.reference, "needs bitsandbytes: pip install bitsandbytes, or set copy")
+        require(found, "algo.reference", algo.reference, "needs bitsandbytes; pip install bitsandbytes, or set copy")
 
 
 def _kernels(config: Config) -> list[str]:
-    """What the CPU has no kernels for is refused; what is slow there, or rounds updates away, warns."""
+    """Refuse what the CPU has no kernels for. Warn about what is slow there, and about updates lost to rounding."""
     hardware, model, warnings = config.hardware, config.model, []
     if hardware.device == "cpu":
         flash = model.attn_implementation != "flash_attention_2"
@@ -46,7 +46,7 @@ def _kernels(config: Config) -> list[str]:
         require(flash, "model.attn_implementation", model.attn_implementation, flash_rule)
         require(model.dtype != "float16", "model.dtype", model.dtype, "has no CPU kernels; set model.dtype=float32")
         if hardware.bf16:
-            warnings.append("hardware.bf16=true on a CPU is several times slower than float32 unless it has AMX")
+            warnings.append("hardware.bf16=true is several times slower than float32 on a CPU without AMX")
     if model.dtype != "float32" and not model.lora.enabled and config.trainer.learning_rate < 1e-5:
         warnings.append(
             f"model.dtype={model.dtype}: updates of size {config.trainer.learning_rate:g} are lost to rounding; "
@@ -56,7 +56,7 @@ def _kernels(config: Config) -> list[str]:
 
 
 def samples_with_vllm(config: Config) -> bool:
-    """Whether vLLM plays this run's rollouts; methods without rollouts of their own sample with transformers."""
+    """Whether vLLM samples the rollouts of this run. Methods without rollouts sample with transformers."""
     return config.hardware.vllm != "off" and config.algo.rollouts
 
 
@@ -68,13 +68,13 @@ def _vllm(config: Config) -> None:
     address = hardware.vllm_url.startswith(("http://", "https://"))
     require(hardware.vllm == "colocate" or address, "hardware.vllm_url", hardware.vllm_url, url_rule)
     top_p_rule = (
-        f"vLLM gives probabilities among the tokens kept, the trainer among all, so with hardware.vllm={hardware.vllm} "
-        "every ratio of the two is biased; set rollout.top_p=1, or hardware.vllm=off"
+        f"with hardware.vllm={hardware.vllm} all ratios would be biased: vLLM's probabilities are over the tokens of "
+        "top_p, the trainer's over all tokens; set rollout.top_p=1, or hardware.vllm=off"
     )
     biased = samples_with_vllm(config) and rollout.top_p < 1
     require(not biased, "rollout.top_p", f"{rollout.top_p:g}", top_p_rule)
     turns_rule = (
-        "TRL's client takes the replies of one process for another's once their episodes differ in length; set "
+        "TRL's client mixes up the replies of several processes when their episodes differ in length; set "
         "hardware.vllm=colocate, or hardware.processes=1"
     )
     shared = hardware.vllm == "server" and hardware.processes > 1 and rollout.max_turns > 1
@@ -82,24 +82,24 @@ def _vllm(config: Config) -> None:
 
 
 def _accelerate(hardware: Hardware) -> None:
-    """The file says how weights are shared out; where and in how many processes, the keys of `hardware` say."""
+    """Check accelerate's file. It may say how weights are distributed; the keys of `hardware` say the rest."""
     key, given = "hardware.accelerate_config", hardware.accelerate_config
     file = Path(str(given)).expanduser()
-    require(file.is_file(), key, given, "no such file")
+    require(file.is_file(), key, given, "no such file; make one with `accelerate config`, or set null")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{key}={given}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
-    require(isinstance(content, dict), key, given, "holds no keys; make the file with `accelerate config`")
+    require(isinstance(content, dict), key, given, "has no keys; make the file with `accelerate config`")
     kind = str(content.get("distributed_type", "NO")).upper()
     if hardware.device == "cpu":
-        kind_rule = f"distributed_type={kind} needs GPUs, on a CPU accelerate drops it; set hardware=gpu or multi_gpu"
+        kind_rule = f"distributed_type={kind} needs GPUs; set hardware=gpu or multi_gpu, or change it in the file"
         require(kind in ON_A_CPU, key, given, kind_rule)
     else:
-        cpu_rule = f"the file keeps the processes on the CPU, but hardware={hardware.name}; take use_cpu out of it"
+        cpu_rule = f"puts the processes on the CPU, but hardware={hardware.name}; remove use_cpu and MULTI_CPU from it"
         require(not content.get("use_cpu") and kind != "MULTI_CPU", key, given, cpu_rule)
     machines, processes = content.get("num_machines", 1), content.get("num_processes")
-    machines_rule = f"num_machines={machines}: agentrl starts processes on one machine; set 1"
+    machines_rule = f"num_machines={machines}, but agentrl starts processes on one machine; set 1"
     require(machines in (1, None), key, given, machines_rule)
-    count_rule = f"num_processes={processes} there; set hardware.processes={processes}, or take it out of the file"
+    count_rule = f"has num_processes={processes}; set hardware.processes={processes}, or remove it from the file"
     require(processes in (None, hardware.processes), key, given, count_rule)
