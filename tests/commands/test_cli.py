@@ -20,18 +20,8 @@ from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
 from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
+from tests.support.command_line import agentrl
 from tests.support.toolhop_rows import rows
-
-
-def agentrl(where: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "agentrl", *arguments],
-        cwd=where,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 def statuses(where: Path) -> list[str]:
@@ -66,7 +56,9 @@ def test_the_worker_never_sees_hydra() -> None:
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("-sc", "query=bash")])
 def test_quick_answers_import_no_slow_library(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """Answers that must come at once import none of the slow libraries."""
-    result = agentrl(tmp_path, *arguments, COMP_LINE="agentrl algo=", COMP_POINT="13", PYTHONPROFILEIMPORTTIME="1")
+    environment = os.environ | {"COMP_LINE": "agentrl algo=", "COMP_POINT": "13", "PYTHONPROFILEIMPORTTIME": "1"}
+    command = [sys.executable, "-m", "agentrl", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert result.stdout
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in result.stderr.splitlines()}

@@ -14,50 +14,18 @@ import yaml
 
 from agentrl.commands.analyse import main as analyse
 from agentrl.commands.arguments import places_and_keys
-from agentrl.commands.cli import main
 from agentrl.commands.doctor import main as doctor
 from agentrl.config.compose import compose
 from agentrl.config.target import weights_of
 from agentrl.config.typed import quote_override, split_names
 from agentrl.core.errors import UserError
 from agentrl.runner.doctor import Finding
+from tests.support.command_line import run_here
 
 TINY = Path(str(files("agentrl.tiny") / "tiny"))
 # '=', blanks, brackets, '~', commas, quotes, interpolation, letters beyond ASCII, a number
-ODD = (
-    "a=b",
-    "a b",
-    "a [1]",
-    "{a}",
-    "(a)",
-    "~a",
-    "a~",
-    "a,b",
-    "it's",
-    'a "b"',
-    "ä",
-    "日本",
-    "a#b",
-    "a&b",
-    "a;b!",
-    "1e3",
-    "a\\b",
-)
-
-
-def run_here(*arguments: str) -> int:
-    """The exit code of `agentrl ARGUMENTS` in this process."""
-    import sys
-
-    before = sys.argv
-    sys.argv = ["agentrl", *arguments]
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    raise AssertionError("main ends in SystemExit")
+ODD = ("a=b", "a [1]", "~a", "a,b", "it's", 'a "b"', "日本", "1e3", "a\\b")
+ALSO_ODD = ("a b", "{a}", "(a)", "a~", "ä", "a#b", "a&b", "a;b!")
 
 
 @pytest.fixture
@@ -164,7 +132,7 @@ def test_what_builds_on_a_packaged_option_has_its_scaled_down_files(here: Path) 
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("odd", [*ODD, *(pytest.param(odd, marks=pytest.mark.slow) for odd in ALSO_ODD)])
 def test_paths_with_any_letter_reach_the_configuration(here: Path, odd: str) -> None:
     shutil.copytree(TINY, here / odd)
     (here / odd / "bench").mkdir()
@@ -224,13 +192,14 @@ def test_commas_divide_only_what_is_not_one_place(here: Path) -> None:
 # --- words of other tools ---------------------------------------------------------------------------------------------
 
 MEANT = [
-    *[(f"{word}=1e-4", "trainer.learning_rate?") for word in ("lr", "learning_rate", "trainer.lr", "+lr", "train.lr")],
-    *[(f"{word}=8", "trainer.prompts_per_batch") for word in ("batch_size", "trainer.batch_size", "bs")],
+    ("lr=1e-4", "trainer.learning_rate?"),
+    ("train.lr=1e-4", "trainer.learning_rate?"),
+    ("batch_size=8", "trainer.prompts_per_batch"),
     ("epochs=1", "trainer.epochs?"),
     ("steps=1", "trainer.max_steps?"),
-    *[(f"{word}=1", "hardware=gpu") for word in ("cuda", "gpu", "device")],
+    ("gpu=1", "hardware=gpu"),
     ("gpus=2", "hardware=multi_gpu hardware.processes=N?"),
-    *[(f"{word}=out", "runs_dir?") for word in ("runs", "output_dir")],
+    ("output_dir=out", "runs_dir?"),
     ("dataset=x", "bench=NAME"),
     ("max_tokens=9", "rollout.max_completion_tokens?"),
     ("temperature=1", "rollout.temperature"),
@@ -238,16 +207,9 @@ MEANT = [
     ("bf16=true", "hardware.bf16=true?"),
     ("beta=0.1", "algo.kl_coef"),
     ("tau=0.7", "algo.tau"),
-    *[(f"{word}=4", "rollout.num_generations?") for word in ("K", "num_generations", "group_size")],
+    ("K=4", "rollout.num_generations?"),
     ("wandb=true", "tracker=wandb?"),
     ("hardware=cuda", "did you mean gpu?"),
-    ("trainer.learning_rat=1", "trainer.learning_rate?"),
-    ("cuda", "hardware=gpu"),
-    ("train", "agentrl algo=..."),
-    ("runs", "runs_dir=..."),
-    ("tiny", "model=tiny?"),
-    ("pact", "algo=pact?"),
-    ("doktor", "agentrl doctor?"),
     ("Model=tiny", "did you mean model?"),
     ("Trainer.max_steps=1", "did you mean trainer.max_steps?"),
     ("eval.n=3", "did you mean eval.samples?"),
@@ -255,12 +217,40 @@ MEANT = [
     ("openai.model=x", "did you mean judge.model?"),
     ("bench=", "bench= is not a choice; choose from bfcl, "),
     ("model=", "model= is not a choice; choose from "),
-    ("model=null", "a group cannot be null"),
+]
+ALSO_MEANT = [
+    *[(f"{word}=1e-4", "trainer.learning_rate?") for word in ("learning_rate", "trainer.lr", "+lr")],
+    *[(f"{word}=8", "trainer.prompts_per_batch") for word in ("trainer.batch_size", "bs")],
+    *[(f"{word}=1", "hardware=gpu") for word in ("cuda", "device")],
+    ("runs=out", "runs_dir?"),
+    *[(f"{word}=4", "rollout.num_generations?") for word in ("num_generations", "group_size")],
+    ("trainer.learning_rat=1", "trainer.learning_rate?"),
 ]
 
 
-@pytest.mark.parametrize(("typed", "meant"), MEANT, ids=[case[0] for case in MEANT])
-def test_a_word_of_another_tool_is_understood(here: Path, capsys: Any, typed: str, meant: str) -> None:
+@pytest.mark.parametrize(
+    ("typed", "meant"), [*MEANT, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALSO_MEANT)]
+)
+def test_a_word_of_another_tool_is_understood(typed: str, meant: str) -> None:
+    with pytest.raises(UserError) as error:
+        compose([typed])
+    assert meant in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr=1e-4", "trainer.learning_rate?"),
+        ("model=null", "a group cannot be null"),
+        ("cuda", "hardware=gpu"),
+        ("train", "agentrl algo=..."),
+        ("runs", "runs_dir=..."),
+        ("tiny", "model=tiny?"),
+        ("pact", "algo=pact?"),
+        ("doktor", "agentrl doctor?"),
+    ],
+)
+def test_the_command_says_so_in_one_line(here: Path, capsys: Any, typed: str, meant: str) -> None:
     assert run_here(typed) == 2
     error = capsys.readouterr().err
     assert meant in error and len(error.splitlines()) == 1

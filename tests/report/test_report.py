@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from agentrl.report.plots import PANELS
 from agentrl.report.rollouts import first_and_last, stretches, view
 from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
+from tests.support.command_line import agentrl
 
 HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -344,11 +344,7 @@ def test_a_list_that_repeats_a_number_does_not_name_arms(tmp_path: Path) -> None
 
 
 def test_the_report_command_writes_its_files(runs: Path, tmp_path: Path) -> None:
-    def report(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "agentrl", "report", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-    made = report(str(runs), f"out={tmp_path / 'page.html'}")
+    made = agentrl(tmp_path, "report", str(runs), f"out={tmp_path / 'page.html'}")
     assert made.returncode == 0 and (tmp_path / "page.html").is_file() and (tmp_path / "page.md").is_file()
     for arguments, reason in (
         ((), "name run directories"),
@@ -356,5 +352,5 @@ def test_the_report_command_writes_its_files(runs: Path, tmp_path: Path) -> None
         ((str(runs), "out=page.pdf"), "must end in .html"),
         ((str(runs), "output=x.html"), "has no key output"),
     ):
-        refused = report(*arguments)
+        refused = agentrl(tmp_path, "report", *arguments)
         assert refused.returncode == 2 and reason in refused.stderr and refused.stderr.count("\n") == 1

@@ -22,6 +22,7 @@ from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.runner import launch
 from agentrl.store.run import RunDirectory
+from tests.support.command_line import agentrl
 
 SIGNALS = [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGHUP))]
 
@@ -114,17 +115,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_completed_run_is_not_repeated(tmp_path: Path) -> None:
-    code, out, _ = finish(start(tmp_path, COMPLETES))
-    assert code == 0
-    assert str(the_run(tmp_path).path) in out
-    code, out, _ = finish(start(tmp_path, COMPLETES))
-    assert code == 0
-    assert "summary.json" in out
-    assert "seed=" in out
-    assert starts(the_run(tmp_path)) == 1
-
-
 @pytest.mark.slow
 def test_a_dry_run_does_not_block_the_run(tmp_path: Path) -> None:
     assert finish(start(tmp_path, COMPLETES, "dry_run=true"))[0] == 0
@@ -132,7 +122,15 @@ def test_a_dry_run_does_not_block_the_run(tmp_path: Path) -> None:
     assert the_run(tmp_path).status()["status"] == "completed"
 
 
-def test_a_killed_worker_is_recorded_and_resumed(tmp_path: Path) -> None:
+@pytest.fixture
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of this process that starts a worker fails."""
+    monkeypatch.delattr("agentrl.runner.start.launch")
+
+
+def test_a_killed_worker_is_recorded_and_resumed_and_a_completed_run_is_not_repeated(
+    tmp_path: Path, no_worker: None
+) -> None:
     code, out, _ = finish(start(tmp_path, CRASHES))
     assert code == 128 + signal.SIGKILL
     assert "resumes" in out
@@ -140,8 +138,12 @@ def test_a_killed_worker_is_recorded_and_resumed(tmp_path: Path) -> None:
     assert (status["status"], "signal 9" in status["error"]) == ("failed", True)
     code, out, _ = finish(start(tmp_path, COMPLETES))
     assert code == 0
-    assert "Resuming" in out
+    assert "Resuming" in out and str(the_run(tmp_path).path) in out
     assert starts(the_run(tmp_path)) == 2
+    shown = agentrl(tmp_path)
+    assert shown.returncode == 0
+    assert "summary.json" in shown.stdout
+    assert "seed=" in shown.stdout
 
 
 def test_the_launcher_returns_the_workers_exit_code(tmp_path: Path) -> None:
@@ -180,6 +182,7 @@ def test_the_leader_of_several_processes_is_told_and_may_take_its_time(tmp_path:
     assert run.status()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_signal_before_a_leader_exists_goes_to_torchrun(tmp_path: Path) -> None:
     waits = DIES_WITH_IT + PRELUDE + "time.sleep(60)"
     process = start(tmp_path, waits, "hardware.processes=2", driver=TORCHRUN)
@@ -189,6 +192,7 @@ def test_a_signal_before_a_leader_exists_goes_to_torchrun(tmp_path: Path) -> Non
     assert the_run(tmp_path).status()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_a_second_signal_kills_all_of_several_processes(tmp_path: Path) -> None:
     process = start(tmp_path, DIES_WITH_IT + WAITS, "hardware.processes=2", driver=TORCHRUN, SAVING="60")
@@ -237,10 +241,12 @@ agentrl.commands.cli._job = pause
     assert (code, "Traceback" in err) == (130, False)
 
 
-def test_an_internal_error_before_the_first_job_fails_the_sweep(tmp_path: Path) -> None:
-    fails = "import agentrl.runner.start\nagentrl.runner.start.check_reach = lambda config: 1 / 0\n"
-    code, _, err = finish(start(tmp_path, COMPLETES, "-m", "seed=0,1", driver=fails + DRIVER))
-    assert (code, "ZeroDivisionError" in err) == (1, True)
+def test_an_internal_error_before_the_first_job_fails_the_sweep(
+    tmp_path: Path, no_worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentrl.runner.start.check_reach", lambda config: 1 / 0)
+    done = agentrl(tmp_path, "-m", "seed=0,1")
+    assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)
     assert list(tmp_path.glob("runs/*/*/status.json")) == []
 
 
@@ -280,6 +286,7 @@ def test_jobs_side_by_side_save_before_their_sweep_ends(tmp_path: Path, number: 
     assert not (record.parent / "stopping").exists()
 
 
+@pytest.mark.slow
 def test_nohup_is_respected(tmp_path: Path) -> None:
     goes = PRELUDE + (
         "run.set_status('running', pid=os.getpid())\n"
@@ -297,6 +304,7 @@ def test_nohup_is_respected(tmp_path: Path) -> None:
     assert run.status()["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="makes a terminal as Linux does")
 def test_a_terminal_that_hangs_up_leaves_a_checkpoint(tmp_path: Path) -> None:
     def take_terminal() -> None:

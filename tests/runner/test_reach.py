@@ -18,8 +18,8 @@ from agentrl.commands.traces import main as traces_command
 from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from agentrl.runner import reach
-from tests.config.test_typed import run_here
 from tests.support.bench_files import bench_keys
+from tests.support.command_line import run_here
 
 NOBODY = "http://127.0.0.1:9/v1"  # the discard port: no server listens there
 

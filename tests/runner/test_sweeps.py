@@ -24,6 +24,7 @@ from agentrl.report.sweep import pareto, report_sweep, violation
 from agentrl.report.sweep_live import job_table, progress
 from agentrl.store.run import RunDirectory
 from agentrl.store.sweeps import Job, Sweep, digest, with_directory
+from tests.support.command_line import agentrl
 from tests.support.helpers import composed
 
 # The command line with a stand-in for the worker: it counts its starts; seed 3 is killed once, seed 5 fails.
@@ -121,14 +122,14 @@ def test_values_added_later_join_the_record(tmp_path: Path) -> None:
 
 
 def test_a_choice_that_does_not_exist_is_refused_before_the_first_job(tmp_path: Path) -> None:
-    done = sweep(tmp_path, "-m", "algo=pact,pcat", driver=False)
+    done = agentrl(tmp_path, "-m", "algo=pact,pcat")
     assert done.returncode == 2
     assert done.stderr == "agentrl: error: algo=pcat is not a choice; did you mean pact?\n" and done.stdout == ""
     assert list(tmp_path.rglob("*.json")) == []  # Hydra has only written its multirun.yaml
 
 
 def test_a_bad_value_is_refused_before_the_first_job(tmp_path: Path) -> None:
-    done = sweep(tmp_path, "-m", "algo.q=0.1,7", "dry_run=true", driver=False)
+    done = agentrl(tmp_path, "-m", "algo.q=0.1,7", "dry_run=true")
     assert done.returncode == 2
     assert "algo.q=7: must lie in [0, 1]" in done.stderr and "1 of 2 jobs cannot work; none was started" in done.stderr
     assert not (tmp_path / "runs").exists()

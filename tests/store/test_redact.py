@@ -13,6 +13,7 @@ import pytest
 from agentrl.core.errors import UserError
 from agentrl.store.redact import mask_secrets, refuse_secrets
 from agentrl.store.run import RunDirectory
+from tests.support.command_line import agentrl
 from tests.support.helpers import composed
 
 SECRET = 'k"9f\\Zq-77 x'  # characters that JSON escapes
@@ -74,8 +75,7 @@ def everything(folder: Path) -> str:
     ],
 )
 def test_the_command_line_refuses_them_before_a_file_is_written(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "agentrl", "dry_run=true", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = agentrl(tmp_path, "dry_run=true", *arguments)
     assert done.returncode == 2, done.stderr
     assert "holds a secret" in done.stderr
     assert SECRET not in done.stdout + done.stderr and "sk-abc" not in done.stdout + done.stderr
