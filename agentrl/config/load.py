@@ -19,6 +19,7 @@ from agentrl.config.key import Group, extra, group_in, sentence, variants
 from agentrl.config.meanings import REMOVED
 from agentrl.config.refusals import refusal
 from agentrl.config.schema import Config
+from agentrl.config.shipped import CONF, read_option
 from agentrl.core.errors import UserError
 
 GENERATED = ("minihop", "minihif")  # benches to which older versions gave an unused `path`
@@ -75,8 +76,11 @@ def saved_values(path: str | Path) -> DictConfig:
 
 
 def update_old_values(values: MutableMapping[Any, Any]) -> None:
-    """Remove the keys that only older versions have, and rename the choices with another name there."""
-    bench = values.get("bench")
+    """Remove the keys that only older versions have, and rename the keys and choices with another name there."""
+    bench, hardware = values.get("bench"), values.get("hardware")
+    if isinstance(hardware, Mapping) and "vllm" in hardware:
+        moved = {"mode": hardware["vllm"], "url": hardware.get("vllm_url", "http://localhost:8000")}
+        values["vllm"] = read_option(CONF / "config.yaml")["vllm"] | moved
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):
         group, _, name = key.rpartition(".")

@@ -46,7 +46,13 @@ MEANINGS: dict[str, str] = {
     **dict.fromkeys(("threads", "num_threads", "cores", "num_workers", "workers"), "hardware.threads"),
     **dict.fromkeys(("bf16", "bfloat16", "mixed_precision", "amp", "fp16"), "hardware.bf16=true"),
     **dict.fromkeys(("dtype", "torch_dtype", "precision"), "model.dtype"),
-    **dict.fromkeys(("vllm", "use_vllm", "vllm_mode"), "hardware.vllm=colocate"),
+    **dict.fromkeys(("use_vllm", "vllm_mode"), "vllm.mode=server or colocate"),
+    **dict.fromkeys(("vllm_url", "vllm_server_base_url", "vllm_server_host"), "vllm.url"),
+    **dict.fromkeys(("gpu_memory_utilization", "vllm_gpu_memory_utilization"), "vllm.memory"),
+    **dict.fromkeys(("tensor_parallel_size", "vllm_tensor_parallel_size", "tp"), "vllm.tensor_parallel"),
+    **dict.fromkeys(("max_model_len", "vllm_max_model_length", "max_model_length"), "vllm.context"),
+    **dict.fromkeys(("enable_sleep_mode", "vllm_enable_sleep_mode"), "vllm.sleep"),
+    **dict.fromkeys(("kv_cache_dtype", "cache_dtype"), "vllm.kv_cache"),
     **dict.fromkeys(("fsdp", "deepspeed", "zero", "accelerate"), "hardware.accelerate_config=FILE"),
     **dict.fromkeys(("lora", "peft", "use_lora", "use_peft", "adapter", "adapters", "qlora"), "model/lora=on"),
     **dict.fromkeys(("lora_r", "lora_rank", "rank", "r"), "model.lora.r (with model/lora=on)"),
@@ -127,7 +133,9 @@ OPTIONS = {
 }
 # Keys of older versions. Files of older runs are read without them. The command line refuses them with this text.
 REMOVED = {
-    "rollout.engine": "was removed: leave it out; hardware.vllm=colocate or server samples with vLLM",
+    "rollout.engine": "was removed: leave it out; vllm.mode=colocate or server samples with vLLM",
+    "hardware.vllm": "is vllm.mode now",
+    "hardware.vllm_url": "is vllm.url now",
 }
 GROUPS = ("algo", "model", "bench", "hardware", "reward", "judge", "tracker", "experiment", "sweep", "anneal", "dual")
 VERBS = {

@@ -40,7 +40,9 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
     if variants(item) or group_in(item.annotation):
         if item.annotation is not group_in(item.annotation) and not variants(item):
             return f"{path}={value!r} is not a list of groups of keys. {sentence(item)}"
-        return f"{path}={value!r} is not a group of keys; set the keys below it, e.g. {path}.name=..."
+        below = group_in(item.annotation)
+        first = "name" if below is None else next(iter(below.model_fields))
+        return f"{path}={value!r} is not a group of keys; set the keys below it, e.g. {path}.{first}=..."
     return _of_value(kind, value, path, item, isinstance(found["loc"][-1], int))
 
 

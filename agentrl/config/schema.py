@@ -220,12 +220,39 @@ class Hardware(Group):
     processes: int = key("Number of training processes; torchrun or accelerate starts more than one.", ge=1)
     threads: int | None = key("CPU threads of each process; null takes all cores.", ge=1, hint=" for all cores")
     bf16: bool = key("Compute in bfloat16 (autocast) while training.")
-    vllm: Literal["off", "colocate", "server"] = key(
-        "Whether vLLM samples the rollouts, which needs a GPU and the vllm extra.",
-        means=("no, transformers does", "yes, in the training process", "yes, in the server at vllm_url"),
-    )
-    vllm_url: str = key("Address of the server for hardware.vllm=server; vllm serve prints it.", operational=True)
     accelerate_config: str | None = key("accelerate's configuration file (FSDP, DeepSpeed); null uses its defaults.")
+
+
+class Vllm(Group):
+    mode: Literal["off", "colocate", "server"] = key(
+        "Who samples the rollouts.",
+        means=(
+            "transformers",
+            "vLLM in the training process, on its GPU",
+            "vLLM in a server that you start with the command that dry_run=true prints",
+        ),
+    )
+    url: str = key("Address of that server, without /v1.", operational=True)
+    memory: float | None = key(
+        "Share of each GPU's memory that vLLM may fill; null leaves it to vLLM (0.3 where it colocates).",
+        gt=0,
+        le=1,
+        operational=True,
+    )
+    tensor_parallel: int = key("GPUs over which vLLM splits the model.", ge=1, operational=True)
+    context: int | None = key(
+        "Tokens of the longest context that vLLM takes; null takes what the longest episode needs.", ge=1
+    )
+    sleep: bool = key("Free vLLM's GPU memory between rollouts; waking it up takes time.", operational=True)
+    kv_cache: Literal["auto", "fp8"] = key(
+        "Type of vLLM's key-value cache.", means=("the model's", "one byte a value, less precise")
+    )
+    parity: float | None = key(
+        "Most that a token's log-prob may differ between vLLM and trainer, in nats and on average, right after new "
+        "weights; null takes 0.001 in float32, 0.1 in 16 bits, 0.3 with an fp8 cache.",
+        gt=0,
+        operational=True,
+    )
 
 
 class Tracker(Group):
@@ -272,6 +299,7 @@ class Config(Group):
     eval: Eval = key("Evaluation before and after training.")
     faults: Faults = key("What to do when something goes wrong.", operational=True)
     hardware: Hardware = key("Where the run computes.")
+    vllm: Vllm = key("Whether and how vLLM samples the rollouts.")
     judge: Annotated[Any, OneOf(JUDGES)] = key("Who grades a response that no program can grade.")
     tracker: Tracker = key("Live tracking.", operational=True)
     scaled_by: list[str] = key(

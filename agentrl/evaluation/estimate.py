@@ -19,6 +19,7 @@ from agentrl.benches import load_bench
 from agentrl.config.benches import CustomBench
 from agentrl.config.rules.batches import group_size
 from agentrl.config.schema import Config
+from agentrl.config.vllm import samples_with_vllm, serve_command
 from agentrl.core.errors import UserError
 
 # Number of parameters by hub id, from the model cards.
@@ -178,3 +179,5 @@ def print_estimate(config: Config, console: Console) -> None:
     for label, value in rows:
         table.add_row(label, value)
     console.print(table)
+    if samples_with_vllm(config) and config.vllm.mode == "server":
+        console.print(f"Start the server first: {serve_command(config)}", markup=False, highlight=False, soft_wrap=True)

@@ -73,6 +73,13 @@ PANELS = (
         ("clip_ratio", "clip_ratio/prompt", "clip_ratio/trace"),
         shares=True,
     ),
+    Panel("sampler_kl", "KL of the sampler to the trainer", "nats per token", ("sampler/kl",)),
+    Panel(
+        "sampler_ratio",
+        "Trainer over sampler, before truncation",
+        "ratio of probabilities",
+        ("sampler/ratio_mean", "sampler/ratio_max"),
+    ),
     Panel("tools_error_rate", "Tool errors", "share of calls", ("tools/error_rate",), shares=True),
     Panel("entropy", "Policy entropy", "nats per token", ("entropy", "entropy/prompt", "entropy/trace")),
     Panel("completion_mean_tokens", "Completion length", "tokens", ("completion/mean_tokens",)),

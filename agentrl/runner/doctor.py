@@ -24,6 +24,7 @@ from agentrl.core.install import install_line, requirements
 from agentrl.core.version import DISTRIBUTION
 from agentrl.evaluation.estimate import count_parameters, memory
 from agentrl.runner.reach import hub_address, in_hub_cache, reachable
+from agentrl.runner.ready import check_vllm_server
 from agentrl.store.durable import sha256
 
 Verdict = Literal["ok", "warn", "fail", "skip"]
@@ -127,15 +128,19 @@ def trl_seams(config: Config) -> Iterator[Finding]:
 
 
 def vllm(config: Config) -> Iterator[Finding]:
-    if config.hardware.vllm == "off":
-        yield Finding("vLLM", "skip", "hardware.vllm=off")
+    if config.vllm.mode == "off":
+        yield Finding("vLLM", "skip", "vllm.mode=off")
+        return
+    if config.vllm.mode == "server":
+        check_vllm_server(config)  # what it raises is a finding of its own
+        yield Finding("vLLM", "ok", f"the server at vllm.url={config.vllm.url} is the one that this run wants")
         return
     (wanted,) = requirements("vllm")
-    fix = f"{install_line('vllm')}, or hardware.vllm=off"
+    fix = f"{install_line('vllm')}, or vllm.mode=off"
     try:
         version = importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("vLLM", "fail", f"hardware.vllm={config.hardware.vllm}, but vllm is not installed", fix)
+        yield Finding("vLLM", "fail", "vllm.mode=colocate, but vllm is not installed", fix)
         return
     fits = wanted.specifier.contains(version, prereleases=True)
     detail = f"{version}, TRL supports {wanted.specifier}"

@@ -11,6 +11,7 @@ from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from agentrl.config.algos import Grpo, Hipo, Luffy, Pact
 from agentrl.config.schema import Config
+from agentrl.config.vllm import longest_context
 from agentrl.store.checkpoints import writing_folder
 
 
@@ -63,17 +64,20 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
     """TRL's GRPO arguments for the prompt-only part of any of our RL algorithms."""
     plan, rollout = plan_batches(config), config.rollout
     extra: dict[str, Any] = {}
-    length = "max_new_tokens"
-    if config.hardware.vllm != "off":
+    length, vllm = "max_new_tokens", config.vllm
+    if vllm.mode == "colocate":  # a server is asked by a sampler of our own
         length = "max_tokens"  # vLLM's name for it
         # TRL's default masks a whole trajectory by the sum of its log-ratios, which grows with its length.
         extra = {
             "use_vllm": True,
-            "vllm_mode": config.hardware.vllm,
-            "vllm_server_base_url": config.hardware.vllm_url.rstrip("/"),
-            "vllm_server_timeout": 30.0,  # it answered when the run began (ready.py)
+            "vllm_mode": "colocate",
+            "vllm_tensor_parallel_size": vllm.tensor_parallel,
+            "vllm_enable_sleep_mode": vllm.sleep,
+            "vllm_max_model_length": longest_context(config),
             "vllm_importance_sampling_mode": "token_truncate",
         }
+        if vllm.memory is not None:
+            extra["vllm_gpu_memory_utilization"] = vllm.memory
     return GRPOConfig(
         **shared_arguments(config, checkpoints),
         **extra,

@@ -30,7 +30,7 @@ from agentrl.trainers.loss import LossTrainer
 from agentrl.trainers.reference import starting_policy, use_as_reference
 from agentrl.trainers.rollout_log import RolloutLog
 from agentrl.trainers.row_order import EpochSampler, SeedEpochs, crop_padding, in_row_order
-from agentrl.trainers.samplers import policy_sampler, unparsed
+from agentrl.trainers.samplers import policy_sampler, unparsed, vllm_cache
 
 
 class AgentGRPOTrainer(LossTrainer):
@@ -66,15 +66,12 @@ class AgentGRPOTrainer(LossTrainer):
         self._batch_rows: list[int] = []  # places of its tasks in `tasks`
         self._trajectories: list[Trajectory] = []
         self._turn_rewards: list[list[float]] = []
-        if (
-            args.use_vllm
-        ):  # which must have room for one longest context: the model's own may be many times an episode's
-            longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
-            args.vllm_max_model_length = min(longest, model.config.max_position_embeddings)
+        if args.use_vllm and config.vllm.context is None:  # the model's own context may be many times an episode's
+            args.vllm_max_model_length = min(args.vllm_max_model_length, model.config.max_position_embeddings)
         measured = args.beta > 0
         quantized = self.reference_quantization(config)
         reference = starting_policy(model, config.model, peft_config, quantized) if measured else None
-        with use_as_reference(reference):
+        with use_as_reference(reference), vllm_cache(config.vllm.kv_cache):
             super().__init__(
                 model=model,
                 reward_funcs=[self._trajectory_return],

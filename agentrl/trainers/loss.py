@@ -17,8 +17,9 @@ from trl import GRPOTrainer
 from trl.trainer.utils import nanmax, nanmin
 
 from agentrl.config.schema import Config
-from agentrl.objectives.policy import PolicyBatch, PolicySettings, policy_loss, truncated_weights
+from agentrl.objectives.policy import PolicyBatch, PolicySettings, policy_loss
 from agentrl.scoring.sequence import Engine, Scores, Sequence, score_in_pieces
+from agentrl.trainers.mismatch import compare_with_sampler
 from agentrl.trainers.passes import balanced, stand_in, synced
 from agentrl.trainers.step_log import StepLog
 
@@ -52,13 +53,8 @@ class LossTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Inputs:
         """TRL's rollout batch. Where vLLM sampled, tokens get weights for what it computes otherwise."""
         batch: Inputs = super()._generate_and_score_completions(inputs)
-        if "importance_sampling_ratio" in batch:
-            batch["importance_sampling_ratio"] = truncated_weights(
-                batch["old_per_token_logps"],
-                batch["sampling_per_token_logps"],
-                batch["completion_mask"] * batch.get("tool_mask", 1),
-                self.vllm_importance_sampling_clip_max,
-            )
+        if batch.get("sampling_per_token_logps") is not None:
+            compare_with_sampler(self, batch)
         return batch
 
     def rows_under_prompt(self, rows: int) -> list[int]:

@@ -114,7 +114,7 @@ class PactTrainer(TracedTrainer):
 
     def rows_under_prompt(self, rows: int) -> list[int]:
         """Conditioned rows need log-probs under x only for a KL term under x, or if vLLM sampled them."""
-        if self.use_vllm or self.config.algo.kl_context == "prompt":
+        if self.config.vllm.mode != "off" or self.config.algo.kl_context == "prompt":
             return super().rows_under_prompt(rows)
         return [row for row in range(rows) if not self._is_conditioned(row)]
 

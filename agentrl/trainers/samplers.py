@@ -2,36 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerFast
+from trl.generation import vllm_generation
 
+from agentrl.core.engine import Decoding
+from agentrl.endpoint.vllm import VllmServer, VllmTrouble, gone
+from agentrl.endpoint.vllm_settings import serves_untied, way_of_weights
 from agentrl.rollout.sampler import Sampler
 from agentrl.rollout.transformers_sampler import TransformersSampler
-from agentrl.rollout.vllm_sampler import VllmSampler
+from agentrl.rollout.vllm_colocated import ColocatedSampler
+from agentrl.rollout.vllm_server import ServerSampler
+from agentrl.rollout.vllm_weights import AdapterWeights, FileWeights, NcclWeights, Weights
+from agentrl.trainers.parity import PROBE, check_parity, parity_requests
 
 
 def policy_sampler(trainer: Any) -> Sampler:
-    """A sampler of the policy of a `GRPOTrainer`, as it is when a turn begins."""
-    if not trainer.use_vllm:
-        return TransformersSampler(
-            lambda: trainer.model_wrapped,
-            trainer.accelerator,
-            trainer.processing_class,
-            trainer.config,
-            trainer.args.gradient_checkpointing_kwargs,
-        )
+    """A sampler of the policy of a `GRPOTrainer`, as it is when a batch of episodes begins."""
+    if trainer.config.vllm.mode == "colocate":
+        return _colocated_sampler(trainer)
+    if trainer.config.vllm.mode == "server":
+        return _server_sampler(trainer)
+    return TransformersSampler(
+        lambda: trainer.model_wrapped,
+        trainer.accelerator,
+        trainer.processing_class,
+        trainer.config,
+        trainer.args.gradient_checkpointing_kwargs,
+    )
+
+
+def _colocated_sampler(trainer: Any) -> ColocatedSampler:
+    checked: int | None = None
 
     def refresh() -> None:
-        """Bring vLLM the weights of the last update; TRL does so when training alone."""
-        if trainer.state.global_step != trainer._last_loaded_step:
+        """Bring vLLM the weights of the last update; TRL does so itself before a training batch."""
+        nonlocal checked
+        step = trainer.state.global_step
+        if step != trainer._last_loaded_step:
             trainer.vllm_generation.sync_weights()
-            trainer._last_loaded_step = trainer.state.global_step
+            trainer._last_loaded_step = step
+        if step != checked:
+            check_parity(trainer, sampler.sample_now(parity_requests(trainer), PROBE))
+            checked = step
 
-    context = int(trainer.model.config.max_position_embeddings)
-    return VllmSampler(trainer.vllm_generation, refresh, trainer.eos_token_ids, context, trainer.num_generations)
+    sampler = ColocatedSampler(trainer.vllm_generation, refresh, trainer.eos_token_ids)
+    return sampler
+
+
+def _server_sampler(trainer: Any) -> ServerSampler:
+    """Raises UserError where the server does not answer."""
+    config, accelerator = trainer.config, trainer.accelerator
+    try:
+        server = VllmServer(config.vllm.url)
+        settings, (name, context) = server.settings(), server.model()
+        if config.vllm.sleep:
+            server.wake_up()  # a run that was killed may have left it asleep
+    except VllmTrouble as trouble:
+        raise gone("vllm.url", config.vllm.url, trouble) from trouble
+    weights = _weights(trainer, server, settings, name)
+    loaded: dict[str, Any] = {"step": None, "name": name, "awake": True}
+
+    def refresh() -> str:
+        _sleep(trainer, server, loaded, awake=True)
+        if trainer.state.global_step != loaded["step"]:
+            loaded["name"] = weights.sync_weights()
+            loaded["step"] = trainer.state.global_step
+            probe = f"{config.seed} parity {loaded['step']} {accelerator.process_index}"
+            check_parity(trainer, sampler.sample_now(loaded["name"], parity_requests(trainer), PROBE, probe))
+        return str(loaded["name"])
+
+    def origin(decoding: Decoding | None) -> str:
+        """A training batch is known by its step; an evaluation seeds torch for every batch."""
+        where = f"step {trainer.state.global_step}" if decoding is None else f"evaluation {torch.initial_seed()}"
+        return f"{config.seed} {where} {accelerator.process_index}"
+
+    sampler = ServerSampler(
+        server,
+        config.rollout,
+        refresh,
+        origin,
+        lambda: _sleep(trainer, server, loaded, awake=False),
+        trainer.eos_token_ids,
+        min(context, config.vllm.context or context, int(trainer.model.config.max_position_embeddings)),
+    )
+    return sampler
+
+
+def _weights(trainer: Any, server: VllmServer, settings: dict[str, Any], name: str) -> Weights:
+    accelerator, tokenizer = trainer.accelerator, trainer.processing_class
+    folder = Path(trainer.args.output_dir) / "vllm"
+    way = way_of_weights(settings, trainer.config)
+    if way == "adapter":
+        wrapped: Callable[[], Any] = lambda: trainer.model_wrapped  # noqa: E731
+        return AdapterWeights(server, wrapped, accelerator, folder)
+    if way == "nccl":
+        return NcclWeights(server, name, trainer.model, accelerator, tokenizer)
+    untie = serves_untied(settings) and bool(trainer.model.config.tie_word_embeddings)
+    return FileWeights(server, name, trainer.model, accelerator, tokenizer, folder, untie)
+
+
+def _sleep(trainer: Any, server: VllmServer, state: dict[str, Any], awake: bool) -> None:
+    """With vllm.sleep: put the server to sleep once every process is through, or wake it up."""
+    if not trainer.config.vllm.sleep or state["awake"] == awake:
+        return
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        try:
+            server.wake_up() if awake else server.sleep()
+        except VllmTrouble as trouble:
+            raise gone("vllm.url", server.url, trouble) from trouble
+    trainer.accelerator.wait_for_everyone()
+    state["awake"] = awake
+
+
+@contextmanager
+def vllm_cache(kind: str) -> Iterator[None]:
+    """Engines that TRL makes meanwhile keep their key-value cache as `kind`, for which TRL has no argument."""
+    engine = getattr(vllm_generation, "LLM", None)  # imported only where vllm is installed
+    if engine is None or kind == "auto":
+        yield
+        return
+    vllm_generation.LLM = partial(engine, kv_cache_dtype=kind)
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = engine
 
 
 @contextmanager

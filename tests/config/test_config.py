@@ -265,6 +265,11 @@ def test_the_file_of_an_older_run_is_read_without_keys_that_are_gone(tmp_path: P
     values["rollout"]["engine"], values["bench"]["path"] = "trl", None
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
     assert load_config(tmp_path) == config
+    del values["vllm"]
+    values["hardware"] |= {"vllm": "server", "vllm_url": "http://elsewhere:1"}
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    moved = {"mode": "server", "url": "http://elsewhere:1"}
+    assert load_config(tmp_path).vllm.model_dump() == config.vllm.model_dump() | moved
     values["rollout"]["motor"] = "trl"
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
     with pytest.raises(UserError, match=r"unknown key rollout\.motor"):
@@ -283,8 +288,11 @@ def test_a_choice_that_has_another_name_now_is_read_and_suggested(tmp_path: Path
 
 def test_a_key_that_is_gone_is_refused_with_what_took_its_place() -> None:
     for typed in ("rollout.engine=trl", "+rollout.engine=trl"):
-        with pytest.raises(UserError, match=r"unknown key rollout\.engine; it was removed: .* hardware\.vllm=colocate"):
+        with pytest.raises(UserError, match=r"unknown key rollout\.engine; it was removed: .* vllm\.mode=colocate"):
             compose_command([typed])
+    for old, new in (("vllm=off", r"vllm\.mode"), ("vllm_url=http://x", r"vllm\.url")):
+        with pytest.raises(UserError, match=rf"unknown key hardware\.{old.split('=')[0]}; it is {new} now"):
+            compose_command([f"hardware.{old}"])
     with pytest.raises(UserError, match=r"bench\.path is not a key of the chosen bench"):
         compose_command(["bench.path=tasks.json"])
 

@@ -140,16 +140,15 @@ IMPOSSIBLE = [
     ("model.lora.r=0", "model.lora.r"),
     ("model.lora.dropout=1", "model.lora.dropout"),
     ("model/lora=on model.lora.target_modules=[]", "model.lora.target_modules"),
-    ("hardware.vllm=colocate", "vLLM rollouts need a GPU"),
-    (
-        "hardware=gpu hardware.vllm=colocate rollout.top_p=0.9",
-        "rollout.top_p=0.9: with hardware.vllm=colocate all ratios would be biased",
-    ),
-    ("algo=hipo hardware=gpu hardware.vllm=server rollout.top_p=0.9", "set rollout.top_p=1, or hardware.vllm=off"),
-    ("algo=grpo hardware=gpu hardware.vllm=colocate rollout.top_p=0.99", "all ratios would be biased"),
-    ("algo=luffy hardware=gpu hardware.vllm=colocate rollout.top_p=0.5", "all ratios would be biased"),
-    ("hardware=gpu hardware.vllm=server hardware.vllm_url=localhost:8000", "hardware.vllm_url=localhost:8000: must be"),
-    ("hardware=multi_gpu hardware.vllm=server", "set hardware.vllm=colocate"),
+    ("vllm.mode=colocate", "vllm.mode=colocate: needs a GPU; start a server (vllm.mode=server)"),
+    ("vllm.mode=server vllm.url=localhost:8000", "vllm.url=localhost:8000: must be the address"),
+    ("hardware=gpu vllm.mode=colocate vllm.tensor_parallel=2", "vllm.tensor_parallel=2: must divide"),
+    ("vllm.mode=server vllm.sleep=true", "vllm.sleep=true: frees the memory of a GPU"),
+    ("vllm.mode=server vllm.context=100", "vllm.context=100: leaves no room behind a prompt"),
+    ("vllm.mode=server model/lora=on model.lora.r=1000", "model.lora.r=1000: vLLM takes adapters of rank 512"),
+    ("vllm.mode=server vllm.kv_cache=int4", "vllm.kv_cache=int4 is not a choice"),
+    ("vllm.memory=0", "vllm.memory=0"),
+    ("vllm=server", "vllm='server' is not a group of keys; set the keys below it, e.g. vllm.mode=..."),
     ("hardware.device=tpu", "hardware.device"),
     ("hardware.processes=0", "hardware.processes"),
     ("hardware.processes=3", "multiple of hardware.processes=3"),
@@ -228,10 +227,9 @@ def test_what_an_accelerate_file_asks_for_is_never_dropped(
         assert words in refusal(*overrides) and f"hardware.accelerate_config={file}: " in refusal(*overrides)
 
 
-def test_top_p_is_free_where_vllm_plays_no_rollouts_that_are_trained_on() -> None:
-    for algo in ("algo=sft", "algo=eval"):
-        validate(composed(algo, "hardware=gpu", "hardware.vllm=colocate", "rollout.top_p=0.9"))
-    validate(composed("algo=grpo", "hardware=gpu", "hardware.vllm=colocate"))
+def test_top_p_goes_with_vllm() -> None:
+    for choice in ("hardware=gpu vllm.mode=colocate", "vllm.mode=server", "hardware=multi_gpu vllm.mode=server"):
+        validate(composed("algo=pact", *choice.split(), "rollout.top_p=0.9"))
 
 
 def test_constraints_are_a_list_of_checked_groups() -> None:

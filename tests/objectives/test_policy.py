@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import TopPLogitsWarper
 from trl import GRPOTrainer
 
 from agentrl.objectives.policy import (
@@ -24,6 +25,7 @@ from agentrl.objectives.policy import (
     policy_loss,
     truncated_weights,
 )
+from agentrl.objectives.sampling import kept_log_mass, sampler_mismatch
 from agentrl.scoring.sequence import Scores
 from agentrl.trainers.loss import LossTrainer
 from tests.support.helpers import trl_loss
@@ -331,19 +333,72 @@ def test_the_router_loss_of_a_mixture_of_experts_is_added_as_trl_does() -> None:
     ] * 2
 
 
-def test_the_weights_of_a_rollout_batch_are_trl_s_token_truncate(monkeypatch: pytest.MonkeyPatch) -> None:
+def rolled_batch(
+    monkeypatch: pytest.MonkeyPatch, mode: str, changes: dict[str, Any] | None = None, top_p: float = 1.0
+) -> tuple[Any, Any, Any, Any]:
+    """A trainer after TRL's rollout batch, that batch, and the old and sampled log-probs in it."""
     batch = random_batch(7)
-    trainer, _ = bare_trainer(batch, PolicySettings(), 1)
+    trainer, inputs = bare_trainer(batch, PolicySettings(), 1)
     sampled = batch.old + 2 * torch.randn(batch.old.shape, generator=torch.Generator().manual_seed(8))
     sampled[1, 2] = math.nan
-    theirs = torch.exp(torch.nan_to_num((batch.old - sampled) * batch.mask, nan=0.0)).clamp(max=3.0)  # TRL's lines
-    rolled = {"importance_sampling_ratio": None, "old_per_token_logps": batch.old, "sampling_per_token_logps": sampled}
-    masks = {"completion_mask": torch.ones_like(batch.mask), "tool_mask": batch.mask}
-    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda self, inputs: {**rolled, **masks})
+    rolled = {**inputs, "sampling_per_token_logps": sampled, **(changes or {})}
+    rolled = {name: value for name, value in rolled.items() if value is not None}
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda self, inputs: rolled)
     trainer.vllm_importance_sampling_clip_max = 3.0
-    ours = trainer._generate_and_score_completions([])["importance_sampling_ratio"]
+    trainer.args.per_device_train_batch_size = 1
+    trainer.config = SimpleNamespace(
+        vllm=SimpleNamespace(mode=mode), rollout=SimpleNamespace(top_p=top_p, temperature=1.0)
+    )
+    return trainer, trainer._generate_and_score_completions([]), batch, sampled
+
+
+def test_the_weights_of_a_rollout_batch_are_trl_s_token_truncate(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rolled, batch, sampled = rolled_batch(monkeypatch, "colocate", {"importance_sampling_ratio": None})
+    theirs = torch.exp(torch.nan_to_num((batch.old - sampled) * batch.mask, nan=0.0)).clamp(max=3.0)  # TRL's lines
+    ours = rolled["importance_sampling_ratio"]
     torch.testing.assert_close(ours, theirs)
     assert ours.max() == 3.0 and ours.min() < 0.5
+
+
+def test_old_log_probs_are_scored_where_a_server_sampled_and_trl_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rolled, batch, sampled = rolled_batch(monkeypatch, "server", {"old_per_token_logps": None})
+    assert rolled["old_per_token_logps"] is batch.logps
+    mask = batch.mask
+    torch.testing.assert_close(rolled["importance_sampling_ratio"], truncated_weights(batch.logps, sampled, mask, 3.0))
+
+
+def test_the_mismatch_is_logged_before_it_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    for mode in ("server", "off"):  # and also where nothing is weighed
+        trainer, rolled, batch, sampled = rolled_batch(monkeypatch, mode, {"importance_sampling_ratio": None})
+        kept = (batch.mask == 1) & ~sampled.isnan()
+        ratio = (batch.old - sampled)[kept].exp()
+        logged = {name: values for name, values in trainer._metrics["train"].items() if name.startswith("sampler/")}
+        assert logged["sampler/ratio_max"] == [pytest.approx(ratio.max().item())] and ratio.max() > 3
+        assert logged["sampler/ratio_mean"] == [pytest.approx(ratio.mean().item())]
+        assert logged["sampler/kl"] == [pytest.approx((ratio - ratio.log() - 1).mean().item())]
+        assert ("importance_sampling_ratio" in rolled) == (mode == "server")
+
+
+def test_the_mismatch_by_hand() -> None:
+    sampled = torch.tensor([[0.25, 0.4], [math.nan, 0.1]], dtype=torch.float64).log()
+    found = sampler_mismatch(OLD, sampled, MASK)  # ratios .5 / .25 and 1; the third is unknown, the fourth outside
+    assert found["ratio_mean"].item() == pytest.approx(1.5) and found["ratio_max"].item() == pytest.approx(2.0)
+    assert found["kl"].item() == pytest.approx((2 - math.log(2) - 1) / 2)
+    assert all(value.isnan() for value in sampler_mismatch(OLD, sampled, torch.zeros_like(MASK)).values())
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [(1.0, 1.0), (0.9, 0.9375), (0.8, 0.875), (0.74, 0.75), (0.51, 0.75), (0.49, 0.5), (0.01, 0.5)],
+)
+def test_the_mass_that_top_p_keeps_by_hand(top_p: float, kept: float) -> None:
+    """Of 1/2, 1/4, 1/8, 1/16 and 1/16: the fewest whose sum reaches top_p; the warper of transformers agrees."""
+    logits = torch.tensor([[0.125, 0.0625, 0.5, 0.25, 0.0625]], dtype=torch.float64).log() + 3.0
+    assert kept_log_mass(logits, top_p).exp().item() == pytest.approx(kept)
+    if top_p < 1:
+        theirs = TopPLogitsWarper(top_p)(None, logits)
+        mass = logits.softmax(-1)[theirs.isfinite()].sum()
+        assert mass.item() == pytest.approx(kept)
 
 
 class _Lists(dict[str, list[float]]):

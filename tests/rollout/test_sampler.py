@@ -9,14 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from agentrl.core.engine import Decoding, Episode
 from agentrl.rollout.sampler import Request, Stop, cut_turn
-from agentrl.rollout.vllm_sampler import VllmSampler
+from agentrl.rollout.vllm_colocated import ColocatedSampler
+from agentrl.trainers import samplers
 from agentrl.trainers.samplers import policy_sampler
 from tests.rollout.test_rollout import expert_script
-from tests.support.helpers import Scripted, make_trainer, small
+from tests.support.helpers import Scripted, composed, make_trainer, small
 
 END = 7
 
@@ -74,8 +76,12 @@ def test_turns_may_come_back_one_by_one_and_in_any_order(tmp_path: Path) -> None
 def test_the_backend_is_asked_as_trl_asks_it() -> None:
     asked = inspect.signature(VLLMGeneration.generate).parameters
     assert {"prompts", "images", "num_generations"} <= set(asked) and asked["profiler"].default is None
-    made = set(inspect.signature(VLLMGeneration.__init__).parameters)
-    assert {"mode", "temperature", "top_p"} <= made and hasattr(VLLMGeneration, "sync_weights")
+    made = list(inspect.signature(VLLMGeneration.__init__).parameters)
+    assert made[:5] == ["self", "model", "accelerator", "processing_class", "mode"]
+    assert {"server_base_url", "server_timeout", "temperature", "top_p"} <= set(made)
+    for name in ("sync_weights", "_init_vllm", "_iter_named_params"):  # called or overridden
+        assert callable(getattr(VLLMGeneration, name))
+    assert "LLM(" in inspect.getsource(VLLMGeneration._init_vllm)
 
 
 class Backend:
@@ -93,34 +99,48 @@ class Backend:
         return prompts, ids, [[[-0.1], [-0.2], [None]] for _ in prompts], None
 
 
-def test_vllm_samples_a_groups_first_turn_in_one_request_and_takes_the_setting_of_an_evaluation() -> None:
+def test_colocated_vllm_takes_the_setting_of_an_evaluation() -> None:
     backend, fresh = Backend(), []
-    sampler = VllmSampler(backend, lambda: fresh.append(True), [END], 4096, group=4)
+    sampler = ColocatedSampler(backend, lambda: fresh.append(True), [END])
     requests = [Request(row, [1, 2, 3], 2 if row else 9) for row in range(4)]
     with sampler.session(None) as session:
         turns = session.sample(requests)
         session.sample(requests[:1])
     with sampler.session(Decoding(0.0, 1.0)) as session:
         session.sample(requests)
-    assert backend.asked == [(4, 4, 1.0, 0.9), (1, 1, 1.0, 0.9), (4, 1, 0.0, 1.0)]
-    assert (backend.temperature, backend.top_p, len(fresh)) == (1.0, 0.9, 3)
+    assert backend.asked == [(4, 1, 1.0, 0.9), (1, 1, 1.0, 0.9), (4, 1, 0.0, 1.0)]
+    assert (backend.temperature, backend.top_p, len(fresh)) == (1.0, 0.9, 2)  # weights come once a batch of episodes
     assert (turns[0].ids, turns[0].logprobs, turns[0].stop) == ([5, 6, END], [-0.1, -0.2, None], Stop.END)
     assert (turns[1].ids, turns[1].logprobs, turns[1].stop) == ([5, 6], [-0.1, -0.2], Stop.LIMIT)
     assert sampler.context == 12  # of vLLM, which may have less room than the model
 
 
-def test_vllm_gets_the_weights_of_every_update_once() -> None:
-    backend, synced = Backend(), []
+def test_colocated_vllm_gets_the_weights_of_every_update_once_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, synced, checked = Backend(), [], []
     backend.sync_weights = lambda: synced.append(trainer.state.global_step)  # type: ignore[attr-defined]
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=4096))
-    trainer = SimpleNamespace(use_vllm=True, vllm_generation=backend, model=model, eos_token_ids=[END])
-    trainer.state, trainer._last_loaded_step, trainer.num_generations = SimpleNamespace(global_step=0), -1, 4
+    trainer = SimpleNamespace(vllm_generation=backend, eos_token_ids=[END], config=composed("vllm.mode=colocate"))
+    trainer.state, trainer._last_loaded_step = SimpleNamespace(global_step=0), -1
+    monkeypatch.setattr(samplers, "parity_requests", lambda trainer: [Request(0, [1], 9)])
+    monkeypatch.setattr(samplers, "check_parity", lambda trainer, turns: checked.append(turns[0].ids))
     sampler = policy_sampler(trainer)
-    for step in (0, 0, 2):
+    for step in (0, 0, 2, 3):
         trainer.state.global_step = step
+        if step == 3:  # TRL syncs by itself before it trains
+            trainer._last_loaded_step = 3
         with sampler.session(Decoding(0.0)) as session:
             session.sample([Request(0, [1], 9)])
-    assert synced == [0, 2] and trainer._last_loaded_step == 2
+    assert synced == [0, 2] and checked == 3 * [[5, 6, END]]
+    assert [heat for *_, heat, _ in backend.asked] == [2.0, 0.0, 0.0, 2.0, 0.0, 2.0, 0.0]  # checks are hot
+
+
+def test_engines_of_trl_get_the_type_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(vllm_generation, "LLM", lambda **how: made.append(how), raising=False)
+    for kind in ("auto", "fp8"):
+        with samplers.vllm_cache(kind):
+            vllm_generation.LLM(model="m")
+    vllm_generation.LLM(model="m")
+    assert made == [{"model": "m"}, {"model": "m", "kv_cache_dtype": "fp8"}, {"model": "m"}]
 
 
 def test_log_probs_stand_beside_their_tokens_and_are_zero_on_observations(tmp_path: Path) -> None:

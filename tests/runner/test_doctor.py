@@ -73,7 +73,7 @@ def test_each_fault_of_a_broken_machine_is_named_with_its_fix(tmp_path: Path) ->
 
 
 def test_a_gpu_run_names_what_is_missing() -> None:
-    overrides = ("hardware=gpu", "hardware.vllm=colocate")
+    overrides = ("hardware=gpu", "vllm.mode=colocate")
     (card,), (engine,) = of(doctor.torch, *overrides), of(doctor.vllm, *overrides)
     if card.verdict == "ok":
         pytest.skip("this machine has a GPU")

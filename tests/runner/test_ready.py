@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +14,15 @@ from agentrl.core.install import install_line, requirements
 from agentrl.runner import ready
 from agentrl.runner.start import start
 from tests.support.helpers import composed
+from tests.support.vllm_stand_in import StandIn
 
-GOOD = {"weight_transfer_config": {"backend": "nccl"}, "model_config": {"logprobs_mode": "processed_logprobs"}}
-SERVER = ("hardware=gpu", "hardware.vllm=server")
-
-
-class Replies(BaseHTTPRequestHandler):
-    settings: Any = GOOD
-
-    def do_GET(self) -> None:
-        known = self.path == "/health" or (self.path.startswith("/server_info") and self.settings is not None)
-        self.send_response(200 if known else 404)
-        self.end_headers()
-        if known and self.path != "/health":
-            text = self.settings if isinstance(self.settings, str) else json.dumps({"vllm_config": self.settings})
-            self.wfile.write(text.encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
+SERVER = ("vllm.mode=server",)
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
-    listening = HTTPServer(("127.0.0.1", 0), Replies)
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.server_port}"
-    listening.shutdown()
-    listening.server_close()
-
-
-@pytest.fixture
-def vllm_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ready, "find_spec", lambda name: object())
+def server() -> Iterator[StandIn]:
+    with StandIn().serving() as stand_in:
+        yield stand_in
 
 
 def refusal(*overrides: str) -> str:
@@ -61,47 +34,59 @@ def refusal(*overrides: str) -> str:
 
 def test_missing_vllm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ready, "find_spec", lambda name: None)
-    text = refusal("hardware=gpu", "hardware.vllm=colocate")
-    assert text.startswith("hardware.vllm=colocate: the package vllm is not installed; pip install 'vllm")
-    # algo=sft samples with transformers
-    ready.check_ready(composed("hardware=gpu", "hardware.vllm=colocate", "algo=sft"))
+    text = refusal("hardware=gpu", "vllm.mode=colocate")
+    assert text.startswith("vllm.mode=colocate: the package vllm is not installed; pip install 'vllm")
+    ready.check_ready(composed("hardware=gpu", "vllm.mode=colocate", "algo=sft"))  # samples with transformers
     with pytest.raises(UserError, match="vllm is not installed"):
-        start(composed("hardware=gpu", "hardware.vllm=colocate", f"runs_dir={tmp_path}"))
+        start(composed("hardware=gpu", "vllm.mode=colocate", f"runs_dir={tmp_path}"))
     assert list(tmp_path.iterdir()) == []
-    assert start(composed("hardware=gpu", "hardware.vllm=server", f"runs_dir={tmp_path}", "dry_run=true")) == 0
+
+
+def test_a_dry_run_prints_the_server_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(composed(*SERVER, "model=qwen3-4b", f"runs_dir={tmp_path}", "dry_run=true")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Start the server first: VLLM_SERVER_DEV_MODE=1 vllm serve Qwen/Qwen3-4B --dtype float32 --max" in said
 
 
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:9", "http://no-such-host.invalid:8000", "http://127.0.0.1:notaport"]
 )
-def test_a_missing_server_is_refused(vllm_is_there: None, address: str) -> None:
+def test_a_missing_server_is_refused(address: str) -> None:
     began = time.perf_counter()
-    text = refusal(*SERVER, f"hardware.vllm_url='{address}'")
-    assert time.perf_counter() - began < 5
-    assert text.startswith(f"hardware.vllm_url={address}: no vLLM server answers there (")
-    assert "VLLM_SERVER_DEV_MODE=1 vllm serve" in text and "hardware.vllm=colocate" in text
+    text = refusal(*SERVER, f"vllm.url='{address}'")
+    assert time.perf_counter() - began < 9
+    assert text.startswith(f"vllm.url={address}: no vLLM server answers there (")
+    assert "VLLM_SERVER_DEV_MODE=1 vllm serve" in text and "vllm.mode=off" in text
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (None, "does not take part in training (HTTP 404 for /server_info)"),
-        ("<html>", "does not take part in training"),
-        ({}, "cannot take new weights"),
-        (GOOD | {"weight_transfer_config": None}, "cannot take new weights"),
-        (GOOD | {"model_config": {"logprobs_mode": "raw_logprobs"}}, "log-probs before the temperature"),
-    ],
-)
-def test_a_server_that_cannot_train_is_refused(
-    vllm_is_there: None, server: str, settings: Any, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Replies, "settings", settings)
-    text = refusal(*SERVER, f"hardware.vllm_url={server}")
-    assert words in text and "start it with: VLLM_SERVER_DEV_MODE=1 vllm serve" in text
+def test_a_server_that_never_answers_is_refused(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ready, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(server, "answer", lambda path, body: time.sleep(2))
+    text = refusal(*SERVER, f"vllm.url={server.url}")
+    assert "no vLLM server answers there (no answer within 0.5 s); start it with" in text
 
 
-def test_a_server_that_can_train_is_accepted(vllm_is_there: None, server: str) -> None:
-    ready.check_ready(composed(*SERVER, f"hardware.vllm_url={server}/"))
+@pytest.mark.parametrize("settings", [None, "<html>", {}])
+def test_a_server_that_takes_no_part_in_training_is_refused(server: StandIn, settings: Any) -> None:
+    server.settings = settings
+    text = refusal(*SERVER, f"vllm.url={server.url}")
+    assert "start it with: VLLM_SERVER_DEV_MODE=1 vllm serve" in text
+    if settings != {}:
+        assert "that server does not take part in training (" in text
+
+
+def test_a_server_that_can_train_is_accepted(server: StandIn) -> None:
+    ready.check_ready(composed(*SERVER, f"vllm.url={server.url}/"))
+
+
+def test_nccl_needs_vllm_beside_the_trainer(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.settings["weight_transfer_config"] = {"backend": "nccl"}
+    server.settings["model_config"]["dtype"] = "torch.bfloat16"
+    chosen = (*SERVER, "hardware=gpu", f"vllm.url={server.url}")
+    monkeypatch.setattr(ready, "find_spec", lambda name: None)
+    assert "weights over NCCL, for which the package vllm must be installed here too" in refusal(*chosen)
+    monkeypatch.setattr(ready, "find_spec", lambda name: object())
+    ready.check_ready(composed(*chosen))
 
 
 def test_missing_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

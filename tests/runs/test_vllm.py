@@ -1,12 +1,8 @@
-"""An evaluation behind a real vLLM server is the one in process, item by item.
-
-vLLM runs in an environment of its own, on a CPU: `make vllm` makes .vllm/, AGENTRL_VLLM_PYTHON names another Python.
-"""
+"""An evaluation behind a real vLLM server is the one in process, item by item."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,32 +12,15 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.support.servers import serving
+from tests.support.vllm_process import vllm_serving
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.vllm
 TINY = Path(str(files("agentrl.tiny") / "tiny"))
 LIMITS = (
     *("bench=minihop", "eval.limit=40", "hardware.threads=1", "rollout.max_turns=6"),
     *("rollout.max_prompt_tokens=4096", "rollout.max_completion_tokens=512", "rollout.max_turn_tokens=64"),
 )
 COMPARED = ("messages", "metrics", "calls", "tool_errors", "truncated", "turns", "tokens")
-
-
-@pytest.fixture(scope="module")
-def vllm() -> list[str]:
-    """The command that serves a model with vLLM."""
-    python = os.environ.get("AGENTRL_VLLM_PYTHON", str(ROOT / ".vllm" / "bin" / "python"))
-    found = shutil.which(python)
-    if found is None:
-        pytest.skip(f"{python} does not exist: run make vllm, or name a Python that has vLLM with AGENTRL_VLLM_PYTHON")
-    tried = subprocess.run([found, "-c", "import vllm"], capture_output=True, text=True, cwd="/")
-    if tried.returncode:
-        pytest.skip(f"{python} cannot import vllm: {(tried.stderr.strip() or 'it died').splitlines()[-1]}")
-    settings = (
-        "--dtype float32 --enforce-eager --max-model-len 8192 --enable-auto-tool-choice --tool-call-parser hermes"
-    )
-    return [found, "-m", "vllm.entrypoints.openai.api_server", "--served-model-name", "served", *settings.split()]
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +43,14 @@ def items(runs: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.1])
-def test_greedy_items_are_those_in_process(
-    penalty: float, vllm: list[str], in_process: dict[str, Any], tmp_path: Path
-) -> None:
+def test_greedy_items_are_those_in_process(penalty: float, in_process: dict[str, Any], tmp_path: Path) -> None:
     """With a penalty in generation_config.json, too, as Qwen2.5 has it: vLLM applies it where nothing is sent."""
     checkpoint = shutil.copytree(TINY, tmp_path / "checkpoint")
     config = json.loads((checkpoint / "generation_config.json").read_text())
     (checkpoint / "generation_config.json").write_text(json.dumps(config | {"repetition_penalty": penalty}))
-    settings = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    # torch would compile at the first request, for 20 s.
-    with serving([*vllm, "--model", str(checkpoint)], tmp_path, 300, **settings, TORCHDYNAMO_DISABLE="1") as url:
-        printed = evaluate(f"endpoint={url}", "model=served", f"runs_dir={tmp_path / 'runs'}")
+    settings = ("--max-model-len", "8192", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    with vllm_serving(checkpoint, tmp_path, *settings) as server:
+        printed = evaluate(f"endpoint={server.url}/v1", "model=served", f"runs_dir={tmp_path / 'runs'}")
     there = items(tmp_path / "runs")
     assert "repetition_penalty 1" in printed and "it refuses" not in printed
     assert len(in_process) == 40 and in_process.keys() == there.keys()

@@ -10,18 +10,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @contextmanager
-def serving(command: list[str], directory: Path, patience: float, **settings: str) -> Iterator[str]:
+def serving(
+    command: list[str], directory: Path, patience: float, port: int | None = None, **settings: str
+) -> Iterator[str]:
     """The address of the server that `command` starts on the port appended to it; its output goes to a file."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = port or free_port()
     log = directory / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -40,12 +40,20 @@ def serving(command: list[str], directory: Path, patience: float, **settings: st
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # a test may have killed it
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def _healthy(port: int) -> bool:

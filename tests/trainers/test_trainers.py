@@ -262,7 +262,7 @@ def test_vllm_reserves_for_the_longest_episode(completion: int, context: int, tm
     seen = {}
     monkeypatch.setattr(GRPOTrainer, "__init__", lambda self, model, args, **_: seen.update(model=model, args=args))
     overrides = (
-        "hardware.vllm=colocate",
+        "vllm.mode=colocate",
         "rollout.max_prompt_tokens=1000",
         f"rollout.max_completion_tokens={completion}",
     )

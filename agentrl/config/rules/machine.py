@@ -10,6 +10,7 @@ import yaml
 from agentrl.config.algos import Hipo
 from agentrl.config.checks import require
 from agentrl.config.schema import Config, Hardware
+from agentrl.config.vllm import RANKS, samples_with_vllm
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line
 
@@ -18,7 +19,7 @@ ON_A_CPU = ("NO", "MULTI_CPU")  # accelerate's distributed_types for a CPU; it s
 
 def check_machine(config: Config) -> list[str]:
     """Raise UserError for what the hardware and the installed packages cannot do. Returns warnings."""
-    if config.hardware.vllm != "off":
+    if samples_with_vllm(config):
         _vllm(config)
     if config.hardware.accelerate_config is not None:
         _accelerate(config.hardware)
@@ -55,30 +56,25 @@ def _kernels(config: Config) -> list[str]:
     return warnings
 
 
-def samples_with_vllm(config: Config) -> bool:
-    """Whether vLLM samples the rollouts of this run. Methods without rollouts sample with transformers."""
-    return config.hardware.vllm != "off" and config.algo.rollouts
-
-
 def _vllm(config: Config) -> None:
-    hardware, rollout = config.hardware, config.rollout
-    gpu_rule = "vLLM rollouts need a GPU; set hardware.vllm=off, or hardware=gpu"
-    require(hardware.device != "cpu", "hardware.vllm", hardware.vllm, gpu_rule)
+    hardware, vllm = config.hardware, config.vllm
+    gpu_rule = "needs a GPU; start a server (vllm.mode=server), or set hardware=gpu"
+    require(vllm.mode != "colocate" or hardware.device != "cpu", "vllm.mode", vllm.mode, gpu_rule)
     url_rule = "must be the address of a vLLM server, e.g. http://localhost:8000"
-    address = hardware.vllm_url.startswith(("http://", "https://"))
-    require(hardware.vllm == "colocate" or address, "hardware.vllm_url", hardware.vllm_url, url_rule)
-    top_p_rule = (
-        f"with hardware.vllm={hardware.vllm} all ratios would be biased: vLLM's probabilities are over the tokens of "
-        "top_p, the trainer's over all tokens; set rollout.top_p=1, or hardware.vllm=off"
-    )
-    biased = samples_with_vllm(config) and rollout.top_p < 1
-    require(not biased, "rollout.top_p", f"{rollout.top_p:g}", top_p_rule)
-    turns_rule = (
-        "TRL's client mixes up the replies of several processes when their episodes differ in length; set "
-        "hardware.vllm=colocate, or hardware.processes=1"
-    )
-    shared = hardware.vllm == "server" and hardware.processes > 1 and rollout.max_turns > 1
-    require(not shared, "hardware.vllm", hardware.vllm, turns_rule)
+    address = vllm.url.startswith(("http://", "https://"))
+    require(vllm.mode == "colocate" or address, "vllm.url", vllm.url, url_rule)
+    if vllm.mode == "colocate":
+        split_rule = f"must divide hardware.processes={hardware.processes}, among which vLLM is split"
+        split = hardware.processes % vllm.tensor_parallel == 0
+        require(split, "vllm.tensor_parallel", vllm.tensor_parallel, split_rule)
+    sleep_rule = "frees the memory of a GPU; set vllm.sleep=false, or hardware=gpu"
+    require(not vllm.sleep or hardware.device != "cpu", "vllm.sleep", "true", sleep_rule)
+    prompt = config.rollout.max_prompt_tokens
+    room_rule = f"leaves no room behind a prompt of rollout.max_prompt_tokens={prompt}; raise it"
+    require(vllm.context is None or vllm.context > prompt, "vllm.context", vllm.context, room_rule)
+    rank, most = config.model.lora.r, RANKS[-1]
+    rank_rule = f"vLLM takes adapters of rank {most} at most; lower it, or set vllm.mode=off"
+    require(not config.model.lora.enabled or rank <= most, "model.lora.r", rank, rank_rule)
 
 
 def _accelerate(hardware: Hardware) -> None:

@@ -1,0 +1,58 @@
+"""A sampler over vLLM in the training process, through the backend that TRL makes for its trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from agentrl.core.engine import Decoding
+from agentrl.rollout.sampler import Request, Turn, cut_turn
+
+
+class ColocatedSampler:
+    """Samples with `backend`, a `trl.generation.vllm_generation.VLLMGeneration`; `refresh` brings it the weights."""
+
+    def __init__(self, backend: Any, refresh: Callable[[], None], ends: Sequence[int]) -> None:
+        self._backend, self._refresh, self.ends = backend, refresh, ends
+        self.context = int(backend.llm.llm_engine.model_config.max_model_len)
+
+    @contextmanager
+    def session(self, decoding: Decoding | None) -> Iterator[_Session]:
+        """See `Sampler.session`."""
+        self._refresh()
+        with self._decoding(decoding):
+            yield _Session(self)
+
+    def sample_now(self, requests: Sequence[Request], decoding: Decoding | None = None) -> dict[int, Turn]:
+        """Turns of the weights that vLLM has now, with their log-probs."""
+        with self._decoding(decoding):
+            _, sampled, logprobs, _ = self._backend.generate(
+                prompts=[request.ids for request in requests], images=None, num_generations=1
+            )
+        return {
+            request.episode: cut_turn(request, ids, [first for first, *_ in values], self.ends, self.context)
+            for request, ids, values in zip(requests, sampled, logprobs, strict=True)
+        }
+
+    @contextmanager
+    def _decoding(self, decoding: Decoding | None) -> Iterator[None]:
+        """vLLM samples as `decoding` says meanwhile, None for as it does already."""
+        backend = self._backend
+        saved = (backend.temperature, backend.top_p)
+        if decoding is not None:
+            backend.temperature, backend.top_p = decoding.temperature, decoding.top_p
+        try:
+            yield
+        finally:
+            backend.temperature, backend.top_p = saved
+
+
+class _Session:
+    """Answers all requests together, as the longest turn among them is done."""
+
+    def __init__(self, sampler: ColocatedSampler) -> None:
+        self._sampler = sampler
+
+    def sample(self, requests: Sequence[Request]) -> dict[int, Turn]:
+        return self._sampler.sample_now(requests)

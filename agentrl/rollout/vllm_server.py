@@ -1,0 +1,161 @@
+"""A sampler over a running `vllm serve`: one request for each turn of each episode, and no turn waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from agentrl.config.schema import Rollout
+from agentrl.core.engine import Decoding
+from agentrl.core.errors import UserError
+from agentrl.endpoint.vllm import Ask, VllmServer, VllmTrouble, gone
+from agentrl.rollout.sampler import Request, Stop, Turn, cut_turn
+
+SILENCE_S = 10.0  # without a turn, until the server is asked whether it lives
+
+Answer = tuple[int, Turn] | VllmTrouble
+
+
+class ServerSampler:
+    """Samples at `server`; `refresh` brings it the weights of the policy and returns the name to ask for.
+
+    `origin` tells what the seeds of a session are made of: the same origin, episode and turn make the same seed.
+    `rest` is called when a session is over.
+    """
+
+    def __init__(
+        self,
+        server: VllmServer,
+        rollout: Rollout,
+        refresh: Callable[[], str],
+        origin: Callable[[Decoding | None], str],
+        rest: Callable[[], None],
+        ends: Sequence[int],
+        context: int,
+    ) -> None:
+        self._server, self._rollout, self.ends, self.context = server, rollout, ends, context
+        self._refresh, self._origin, self._rest = refresh, origin, rest
+
+    @contextmanager
+    def session(self, decoding: Decoding | None) -> Iterator[_Session]:
+        """See `Sampler.session`. Raises UserError where the server fails."""
+        name = self._refresh()
+        chosen = decoding or Decoding(self._rollout.temperature, self._rollout.top_p)
+        with self._open(name, chosen, self._origin(decoding)) as session:
+            yield session
+        self._rest()
+
+    def sample_now(self, name: str, requests: Sequence[Request], decoding: Decoding, origin: str) -> dict[int, Turn]:
+        """Turns of the weights that the server has now."""
+        turns: dict[int, Turn] = {}
+        with self._open(name, decoding, origin) as session:
+            session.ask(requests)
+            while len(turns) < len(requests):
+                turns |= session.sample([])
+        return turns
+
+    @contextmanager
+    def _open(self, name: str, decoding: Decoding, origin: str) -> Iterator[_Session]:
+        session = _Session(self, self._server, name, decoding, origin, self._rollout.max_turn_tokens)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+class _Session:
+    """An event loop in a thread of its own sends the requests; turns come back through a queue as they end."""
+
+    def __init__(
+        self,
+        sampler: ServerSampler,
+        server: VllmServer,
+        name: str,
+        decoding: Decoding,
+        origin: str,
+        longest: int | None,
+    ) -> None:
+        self._sampler, self._server, self._name = sampler, server, name
+        self._decoding, self._origin, self._longest = decoding, origin, longest
+        self._turns: Counter[int] = Counter()  # sampled so far, by episode
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._connection = server.connection()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+
+    def sample(self, requests: Sequence[Request]) -> dict[int, Turn]:
+        """See `Session.sample`: returns as soon as one turn is there, with all that are."""
+        self.ask(requests)
+        answers = [self._wait()]
+        while True:
+            try:
+                answers.append(self._answers.get_nowait())
+            except queue.Empty:
+                break
+        for answer in answers:
+            if isinstance(answer, VllmTrouble):
+                raise self._gone(answer) from answer
+        return dict(answer for answer in answers if not isinstance(answer, VllmTrouble))
+
+    def ask(self, requests: Sequence[Request]) -> None:
+        """Send requests without waiting for turns."""
+        for request in requests:
+            seed = seed_of(self._origin, request.episode, self._turns[request.episode])
+            self._turns[request.episode] += 1
+            asyncio.run_coroutine_threadsafe(self._turn(request, seed), self._loop)
+
+    def close(self) -> None:
+        """Give up what is in flight, and end the thread."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _turn(self, request: Request, seed: int) -> None:
+        sampler = self._sampler
+        limit = min(request.limit, self._longest or request.limit, sampler.context - len(request.ids))
+        if limit < 1:
+            full = len(request.ids) >= sampler.context
+            self._answers.put((request.episode, Turn([], [], Stop.CONTEXT if full else Stop.LIMIT)))
+            return
+        how = (self._decoding.temperature, self._decoding.top_p, list(sampler.ends))
+        try:
+            ids, logprobs = await self._server.sample(self._connection, Ask(self._name, request.ids, limit, seed, *how))
+        except VllmTrouble as trouble:
+            self._answers.put(trouble)
+        except Exception as error:  # a fault of ours; whoever waits must not wait for ever
+            self._answers.put(VllmTrouble(f"{type(error).__name__}: {error}"))
+        else:
+            self._answers.put((request.episode, cut_turn(request, ids, logprobs, sampler.ends, sampler.context)))
+
+    def _wait(self) -> Answer:
+        while True:
+            try:
+                return self._answers.get(timeout=SILENCE_S)
+            except queue.Empty:
+                try:
+                    self._server.healthy()
+                except VllmTrouble as trouble:
+                    raise self._gone(trouble) from trouble
+
+    async def _end(self) -> None:
+        mine = asyncio.current_task()
+        tasks = [task for task in asyncio.all_tasks() if task is not mine]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._connection.close()
+
+    def _gone(self, trouble: VllmTrouble) -> UserError:
+        return gone("vllm.url", self._server.url, trouble)
+
+
+def seed_of(origin: str, episode: int, turn: int) -> int:
+    """The seed of one turn, in [0, 2^32)."""
+    return int.from_bytes(hashlib.sha256(f"{origin} {episode} {turn}".encode()).digest()[:4], "big")

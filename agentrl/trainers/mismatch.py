@@ -1,0 +1,64 @@
+"""What the sampler computes otherwise than the trainer: logged as it is, and corrected token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import nanmax
+
+from agentrl.objectives.policy import truncated_weights
+from agentrl.objectives.sampling import kept_log_mass, sampler_mismatch
+
+
+def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
+    """Log how the policy differs from what was sampled; where vLLM sampled, weigh each token by the difference.
+
+    Both are taken under the temperature and the top_p of the rollouts. `batch` is TRL's rollout batch with the
+    sampler's log-probs (B, C) in it, and gets `old_per_token_logps` and `importance_sampling_ratio`.
+    """
+    sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"] * batch.get("tool_mask", 1)
+    weighs = trainer.config.vllm.mode != "off"
+    if batch.get("old_per_token_logps") is None and not weighs:
+        return  # scoring them would cost a forward pass that nothing else needs
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    shown = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    width = sampled.shape[1]
+    if batch.get("old_per_token_logps") is None:
+        with torch.no_grad():
+            scored = trainer._get_per_token_logps_and_entropies(trainer.model, ids, shown, width)
+        batch["old_per_token_logps"] = scored[0]
+    old = batch["old_per_token_logps"] - log_masses(trainer, ids, shown, width)
+    known = torch.zeros_like(mask)  # rows that have old log-probs under their prompt
+    known[trainer.rows_under_prompt(len(mask))] = 1
+    mask = mask * known
+    log = trainer._metrics["train" if trainer.model.training else "eval"]
+    for name, value in sampler_mismatch(old, sampled, mask).items():
+        every = trainer.accelerator.gather(value)
+        log[f"sampler/{name}"].append((nanmax(every) if name == "ratio_max" else every.nanmean()).item())
+    if weighs:
+        cap = trainer.vllm_importance_sampling_clip_max
+        batch["importance_sampling_ratio"] = truncated_weights(old, sampled, mask, cap)
+
+
+def log_masses(trainer: Any, ids: Tensor, mask: Tensor, width: int) -> Tensor | float:
+    """log of the probability that top_p keeps at each of the last `width` tokens (B, width); 0 with top_p=1.
+
+    One row at a time: its logits (width, V) are made, which no other forward pass of a trainer does.
+    """
+    top_p, temperature = trainer.config.rollout.top_p, trainer.config.rollout.temperature
+    if top_p == 1:
+        return 0.0
+    rows = []
+    for row in range(len(ids)):
+        begin = int(mask[row].argmax())  # behind the padding
+        with torch.no_grad():
+            output = trainer.model(
+                input_ids=ids[row : row + 1, begin:],
+                attention_mask=mask[row : row + 1, begin:],
+                logits_to_keep=width + 1,
+                use_cache=False,
+            )
+            rows.append(kept_log_mass(output.logits[0, :-1] / temperature, top_p))
+    return torch.stack(rows)

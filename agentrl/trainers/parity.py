@@ -1,0 +1,78 @@
+"""After new weights: do vLLM and the trainer give the same tokens the same log-probs? A server's 200 proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agentrl.core.engine import Decoding
+from agentrl.core.errors import UserError
+from agentrl.rollout.sampler import Request, Turn
+
+PROMPTS, TOKENS = 4, 32  # of the training tasks, and sampled after each
+# Hotter than a run samples: of its own tokens a trained policy is sure, and its old weights are as sure of them.
+PROBE = Decoding(temperature=2.0)
+BOUNDS = {"float32": 1e-3, "16 bits": 0.1, "fp8": 0.3}  # nats a token
+
+
+def parity_requests(trainer: Any) -> list[Request]:
+    """What is compared: a few training prompts, each with a short turn after it."""
+    tasks = trainer.tasks[:PROMPTS]
+    prompts = [trainer.chat.prompt_ids(task.prompt, task.tools) for task in tasks]
+    return [Request(number, ids, TOKENS) for number, ids in enumerate(prompts)]
+
+
+def check_parity(trainer: Any, turns: dict[int, Turn]) -> None:
+    """Compare the log-probs of vLLM and of the trainer for the turns of `parity_requests`, sampled as PROBE says.
+
+    Raises:
+        UserError: they differ by more than `vllm.parity`, on average.
+    """
+    differences = []
+    with _evaluating(trainer.model):
+        for request in parity_requests(trainer):
+            turn = turns[request.episode]
+            theirs = torch.tensor(turn.logprobs, dtype=torch.float64)
+            differences.append((probe_logps(trainer, request.ids, turn.ids) - theirs).abs())
+    mean, bound = torch.cat(differences).nanmean().item(), parity_bound(trainer.config)
+    if not mean <= bound:
+        raise UserError(
+            f"vllm.mode={trainer.config.vllm.mode}: after new weights the log-probs of vLLM and of the trainer differ "
+            f"by {mean:.3g} nats a token, and {bound:g} is the most (vllm.parity): vLLM samples another model than the "
+            "one that is trained; check that it serves the checkpoint of model.path, and start it afresh"
+        )
+
+
+def parity_bound(config: Any) -> float:
+    """The most that log-probs may differ on average, in nats."""
+    if config.vllm.parity is not None:
+        return float(config.vllm.parity)
+    if config.vllm.kv_cache == "fp8":
+        return BOUNDS["fp8"]
+    exact = config.model.dtype == "float32" and not config.hardware.bf16
+    return BOUNDS["float32" if exact else "16 bits"]
+
+
+def probe_logps(trainer: Any, prompt: list[int], ids: list[int]) -> Tensor:
+    """Log-probs (T,) that the trainer's policy gives to `ids` (T,) after `prompt`, at PROBE's temperature."""
+    device = trainer.accelerator.device
+    with torch.no_grad():
+        output = trainer.model(
+            input_ids=torch.tensor([prompt + ids], device=device), logits_to_keep=len(ids) + 1, use_cache=False
+        )
+    logps = (output.logits[0, :-1].double() / PROBE.temperature).log_softmax(-1)
+    return logps.gather(1, torch.tensor(ids, device=device)[:, None])[:, 0].cpu()
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,155 @@
+"""A whole rollout batch through a server that answers as vLLM does, with a network of its own behind it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agentrl.core.engine import Decoding, Episode
+from agentrl.core.errors import UserError
+from agentrl.models.loading import load_model
+from tests.support.helpers import make_trainer, small
+from tests.support.vllm_stand_in import StandIn
+
+CHOSEN = (
+    *("algo=grpo", "vllm.mode=server", "model=tiny", "rollout.num_generations=2", "rollout.max_turns=2"),
+    *("trainer.prompts_per_batch=1", "trainer.minibatch_prompts=1", "rollout.max_turn_tokens=8"),
+)
+
+
+@contextmanager
+def network(*overrides: str, stale: bool = False) -> Iterator[tuple[StandIn, Any, list[set[str]]]]:
+    """A server, the model behind it, and the names of the tensors that it was sent; `stale`: it forgets them."""
+    model = load_model(small(*CHOSEN, *overrides).model).eval()
+    lock, taken = threading.Lock(), []
+
+    def take(folder: str) -> None:
+        weights = load_file(Path(folder) / "model.safetensors")
+        taken.append(set(weights))
+        if not stale:
+            lost, unknown = model.load_state_dict(weights, strict=False)
+            assert not unknown and set(lost) <= {"lm_head.weight"}
+
+    def say(body: Any) -> Any:
+        with lock, torch.no_grad():
+            rng, ids, logprobs = torch.Generator().manual_seed(body["seed"]), list(body["prompt"]), []
+            while len(logprobs) < body["max_tokens"]:
+                logits = model(torch.tensor([ids])).logits[0, -1] / (body["temperature"] or 1e-3)
+                distribution, order = logits.softmax(-1).sort(descending=True)
+                distribution[distribution.cumsum(-1) - distribution >= body["top_p"]] = 0
+                distribution /= distribution.sum()
+                rank = int(torch.multinomial(distribution, 1, generator=rng))
+                ids.append(int(order[rank]))
+                logprobs.append(float(distribution[rank].log()))
+                if ids[-1] in body["stop_token_ids"]:
+                    break
+        return ids[len(body["prompt"]) :], logprobs
+
+    with StandIn(say, take).serving() as stand_in:
+        yield stand_in, model, taken
+
+
+def trainer_at(stand_in: StandIn, tmp_path: Path, *overrides: str) -> Any:
+    trainer = make_trainer(small(*CHOSEN, f"vllm.url={stand_in.url}", *overrides), tmp_path)
+    trainer.model.train()
+    return trainer
+
+
+@pytest.mark.parametrize("sampling", [(), ("rollout.temperature=0.7", "rollout.top_p=0.9")])
+def test_rollouts_come_from_the_weights_of_the_step(sampling: tuple[str, ...], tmp_path: Path) -> None:
+    with network() as (stand_in, model, taken):
+        trainer = trainer_at(stand_in, tmp_path, *sampling)
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+        batch = trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
+        theirs = dict(model.named_parameters())
+        assert all(torch.equal(theirs[name], value) for name, value in trainer.model.named_parameters())
+        own = (batch["completion_mask"] * batch["tool_mask"]).bool()
+        torch.testing.assert_close(
+            batch["importance_sampling_ratio"][own], torch.ones(int(own.sum())), atol=1e-4, rtol=0
+        )
+        logged = trainer._metrics["train"]
+        assert 0 <= logged["sampler/kl"][0] < 1e-8 and logged["sampler/ratio_max"] == [pytest.approx(1, abs=1e-4)]
+        # Once a step: neither a second batch nor an evaluation of the same weights sends them again.
+        trainer.engine.rollout([Episode(trainer.tasks[0], trainer.bench.environment(trainer.tasks[0]))], Decoding(0.0))
+        assert len(taken) == 1 and "lm_head.weight" not in taken[0]
+        assert not (tmp_path / "vllm").exists() or not list((tmp_path / "vllm").iterdir())
+        paths = [path for path, _ in stand_in.asked]
+        assert paths.index("/reset_prefix_cache") == paths.index("/collective_rpc") + 1
+
+
+def test_the_same_step_asks_for_the_same_seeds_and_another_step_for_others(tmp_path: Path) -> None:
+    asked = []
+    for step in (0, 0, 1):
+        with network() as (stand_in, _, _):
+            trainer = trainer_at(stand_in, tmp_path)
+            trainer.state.global_step = step
+            trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
+            asked.append(sorted(body["seed"] for path, body in stand_in.asked if path == "/v1/completions"))
+    assert asked[0] == asked[1] and len(set(asked[0])) == len(asked[0]) and not set(asked[0]) & set(asked[2])
+
+
+def test_weights_that_do_not_arrive_stop_the_run(tmp_path: Path) -> None:
+    with network(stale=True) as (stand_in, _, _):
+        trainer = trainer_at(stand_in, tmp_path)
+        row = [{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2
+        trainer._generate_and_score_completions(row)  # nothing has moved yet
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+        trainer.state.global_step = 1
+        with pytest.raises(UserError, match=r"after new weights the log-probs of vLLM and of the trainer differ by"):
+            trainer._generate_and_score_completions(row)
+
+
+def test_an_output_layer_of_its_own_is_sent_to_a_server_that_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentrl.trainers.samplers.serves_untied", lambda settings: True)
+    with network() as (stand_in, _, taken):
+        trainer = trainer_at(stand_in, tmp_path)
+        trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
+    assert "lm_head.weight" in taken[0] and len(taken[0]) == 1 + len(dict(trainer.model.named_parameters()))
+
+
+def test_a_server_that_refuses_the_weights_is_quoted(tmp_path: Path) -> None:
+    def take(folder: str) -> None:
+        raise RuntimeError("No such file or directory")
+
+    with StandIn(take=take).serving() as stand_in:
+        trainer = trainer_at(stand_in, tmp_path)
+        with pytest.raises(UserError, match=r"did not take the new weights \(HTTP 500 .*No such file"):
+            trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
+
+
+def test_merged_adapters_leave_the_base_where_it_was(tmp_path: Path) -> None:
+    with network() as (stand_in, model, taken):
+        trainer = trainer_at(stand_in, tmp_path, "model/lora=on")
+        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+        with torch.no_grad():
+            for name, value in trainer.model.named_parameters():
+                if "lora_B" in name:
+                    value += 0.05 * torch.randn_like(value)
+        trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
+        for name, value in trainer.model.named_parameters():
+            if "lora_" not in name:
+                torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
+    assert not any("lora" in name or "base_layer" in name for name in taken[0])
+    assert taken[0] == {name for name, _ in model.named_parameters()}
+
+
+def test_a_sleeping_server_is_woken_for_a_batch_and_sleeps_after_it(tmp_path: Path) -> None:
+    with network() as (stand_in, _, _):
+        trainer = trainer_at(stand_in, tmp_path, "vllm.sleep=true")
+        for _ in range(2):
+            trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
+    told = [path for path, _ in stand_in.asked if path.startswith(("/sleep", "/wake_up", "/collective_rpc"))]
+    assert told == ["/wake_up", "/collective_rpc", "/sleep?level=1", "/wake_up", "/sleep?level=1"]
