@@ -1,1 +1,1 @@
-"""Between messages and tokens: templates, the spans of a turn, calls read from text."""
+"""Converts between messages and tokens: chat templates, the parts of a turn, calls read from text."""

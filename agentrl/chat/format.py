@@ -1,4 +1,4 @@
-"""How one model writes a conversation: its tokenizer, its chat template, and where reasoning goes."""
+"""Renders conversations for one model, with its tokenizer and its chat template."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from trl.chat_template_utils import get_training_chat_template
 from agentrl.chat.turn_spans import TurnReader
 from agentrl.core.errors import UserError
 
-THINKING_ARGUMENTS = ("enable_thinking", "thinking")  # what families call the switch in their chat templates
+THINKING_ARGUMENTS = ("enable_thinking", "thinking")  # names of the switch in the chat templates of model families
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How one model writes a conversation: its tokenizer, the template in use, and where reasoning goes."""
+    """How one model writes a conversation: its tokenizer, the template in use, and the place of reasoning."""
 
     tokenizer: PreTrainedTokenizerFast
-    template: str | None  # None: the tokenizer's own
+    template: str | None  # None takes the tokenizer's template
     reasoning: str  # "content" or "think", see schema.Model.reasoning
-    variants: dict[str, str] | None = None  # all named templates of the checkpoint, where it has several
-    arguments: dict[str, Any] = field(default_factory=dict)  # the template's own, e.g. {"enable_thinking": False}
+    variants: dict[str, str] | None = None  # all named templates of the checkpoint, if it has several
+    arguments: dict[str, Any] = field(default_factory=dict)  # for the template, e.g. {"enable_thinking": False}
 
     def text(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generation_prompt: bool) -> str:
-        """The conversation as the template renders it."""
+        """Render the conversation with the template. Raises UserError if the template refuses it."""
         return self._render(messages, tools, generation_prompt, self.template)
 
     @cached_property
     def turns(self) -> TurnReader:
-        """Finds the words and calls of assistant turns."""
+        """A reader that finds the words and calls of assistant turns."""
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         return TurnReader(lambda m, asked: self.training_text(m, [], asked), self.tokenizer.name_or_path, added)
 
     def training_text(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generation_prompt: bool
     ) -> str:
-        """As `text`, by TRL's template for training where it has one: some models' own leave out the end of a turn."""
+        """Render as `text` does, with TRL's template for training if there is one.
+
+        The templates of some models leave out the end of a turn.
+        """
         return self._render(messages, tools, generation_prompt, self._training_template)
 
     @cached_property
@@ -49,7 +52,7 @@ class ChatFormat:
             return self.template
         try:
             found: str | None = get_training_chat_template(self.tokenizer)
-        except ValueError:  # none that TRL knows: the tokenizer's own then
+        except ValueError:  # TRL has no template for training
             return None
         return found
 
@@ -65,21 +68,21 @@ class ChatFormat:
                 tokenize=False,
                 **self.arguments,
             )
-        except (TemplateError, TypeError) as error:  # a template's own ways to say no
+        except (TemplateError, TypeError) as error:  # templates refuse a conversation with one of these
             raise UserError(
                 f"the chat template of {self.tokenizer.name_or_path} refuses a conversation: {error}"
             ) from error
 
     def prompt_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
-        """Token ids of a prompt that ends where the assistant starts to write."""
+        """Return the token ids of a prompt. It ends where the assistant starts to write."""
         return self.ids(self.text(messages, tools, generation_prompt=True))
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of already rendered text."""
+        """Return the token ids of rendered text."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer with all templates that it came with."""
+        """Write the tokenizer with all templates of its checkpoint."""
         used = self.tokenizer.chat_template
         self.tokenizer.chat_template = self.variants or used
         self.tokenizer.save_pretrained(folder)

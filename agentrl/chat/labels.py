@@ -1,6 +1,6 @@
-"""Turn and component of every sampled token.
+"""Finds the turn and the component of every sampled token.
 
-Sampled tokens are never tokenised again: the text of each id is read as it stands.
+Sampled tokens are never tokenised again: the labels are read from the text of each single id.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from agentrl.chat.format import ChatFormat
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component
 
-CALL_OPEN, THINK_CLOSE = "<tool_call>", "</think>"  # Qwen's, where a tokenizer does not say how it is read
+CALL_OPEN, THINK_CLOSE = "<tool_call>", "</think>"  # Qwen's marks, for tokenizers without a response template
 
 
 class CompletionLabeller:
-    """Names turn and component of sampled tokens from the text of each single id."""
+    """Finds the turn and the component of sampled tokens from the text of each single id."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, ends: Iterable[int] = ()) -> None:
-        """`ends` are tokens that end a turn besides the tokenizer's own and its template's."""
+        """`ends` are further tokens that end a turn, besides those of the tokenizer and its template."""
         self._tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
         self._ends = {tokenizer.eos_token_id, tokenizer.pad_token_id, *ends, *_template_ends(tokenizer)}
@@ -35,9 +35,9 @@ class CompletionLabeller:
     def __call__(
         self, ids: list[int], policy_mask: list[int], messages: list[dict[str, Any]]
     ) -> tuple[list[int], list[Component]]:
-        """Turn and component of every completion token.
+        """Return the turn and the component of every completion token.
 
-        A turn is a maximal run of policy tokens; whether it ends in calls is read off the parsed `messages`.
+        A turn is a maximal run of policy tokens. The parsed `messages` say whether a turn ends in calls.
         """
         has_calls = [bool(message.get("tool_calls")) for message in messages if message["role"] == "assistant"]
         turns: list[int] = []
@@ -58,7 +58,7 @@ class CompletionLabeller:
         return turns, components
 
     def _piece(self, token: int) -> str:
-        # Half of a multi-byte character decodes to a replacement mark; the delimiters sought are ASCII, so no harm.
+        # Half of a multi-byte character decodes to U+FFFD. This does no harm: the marks that we look for are ASCII.
         if token not in self._pieces:
             self._pieces[token] = self._tokenizer.decode([token], skip_special_tokens=False)
         return self._pieces[token]
@@ -70,14 +70,14 @@ class CompletionLabeller:
         body = closed.end() if closed else 0
         call_at = len(text)
         if calls:
-            # A call inside a think block may count, and a bench's reader may find one that the template writes not so.
+            # A call in a think block may count, and a bench's reader may find calls in another form.
             found = self._call_open.search(text, body) or self._call_open.search(text) or re.search(r"\{", text)
             call_at = found.start() if found else body
             body = min(body, call_at)
         kinds = (Component.REASONING, Component.REASONING if calls else Component.ANSWER, Component.TOOL_CALL)
         labels = [Component.DELIMITER] * len(ids)
         for kind, (start, stop) in zip(kinds, ((0, body), (body, call_at), (call_at, len(text))), strict=True):
-            # White space around a span separates; within one it belongs to it.
+            # White space around a part is a delimiter; white space within it belongs to it.
             start, stop = stop - len(text[start:stop].lstrip()), start + len(text[start:stop].rstrip())
             position = 0
             for n, (token, piece) in enumerate(zip(ids, pieces, strict=True)):
@@ -88,12 +88,12 @@ class CompletionLabeller:
 
 
 def _template_ends(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """Tokens that end a turn in the tokenizer's template: some models end one with calls otherwise than an answer."""
+    """Return the tokens that end a turn in the template. Some models end a turn with calls by another token."""
     reader = ChatFormat(tokenizer, None, "content").turns
     ends = set()
     for name in ("answer_end", "call_end"):
         try:
             ends.add(tokenizer.convert_tokens_to_ids(getattr(reader, name)))
-        except UserError:  # it renders no calls, or nothing at the end: then the tokenizer's end token is all there is
+        except UserError:  # the template renders no calls, or no end: only the tokenizer's end token is left
             continue
     return {token for token in ends if isinstance(token, int)} - {tokenizer.unk_token_id}

@@ -1,7 +1,7 @@
-"""What a turn says and which calls it makes: every engine reads an assistant's text as its bench's official code does.
+"""Reads what a turn says and which calls it makes, as the official code of its bench does.
 
-The official readers read the format of Qwen and Hermes, a JSON object in `<tool_call>` tags. A policy whose template
-writes calls otherwise (Llama, Gemma, gpt-oss, GLM, ...) is read by the parser that TRL has for its template.
+The official readers know the format of Qwen and Hermes: a JSON object in `<tool_call>` tags. The templates of Llama,
+Gemma, gpt-oss, GLM and others write calls in other formats. Their turns are read by TRL's parser for the template.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from agentrl.core.text import too_deep, well_formed
 from agentrl.schemas.plain import plain_tool
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-THOUGHT_OPENING = 16  # last tokens of a prompt, more than a template's opening of a think block and white space take
-KEPT = (OPEN, CLOSE, THINK_OPEN, THINK_CLOSE)  # part of what a turn says, also where a tokenizer calls them special
+THOUGHT_OPENING = 16  # last tokens of a prompt: enough for the opening of a think block and white space
+KEPT = (OPEN, CLOSE, THINK_OPEN, THINK_CLOSE)  # kept in the text of a turn even if they are special tokens
 
 
 def read_turn(text: str, environment: Environment | None = None, tools: bool = True) -> dict[str, Any]:
-    """The assistant message that a text is, as `environment` reads it; without tools it is graded as it stands."""
+    """Read a text as an assistant message, by the rule of `environment`. Without tools the text is kept unchanged."""
     text = well_formed(text)
     if not tools:
         return {"role": "assistant", "content": text}
@@ -32,7 +32,7 @@ def read_turn(text: str, environment: Environment | None = None, tools: bool = T
 
 
 def assistant_message(content: str, calls: Calls) -> dict[str, Any]:
-    """Content and calls as a chat message."""
+    """Make a chat message from content and calls."""
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
         message["tool_calls"] = [
@@ -42,7 +42,7 @@ def assistant_message(content: str, calls: Calls) -> dict[str, Any]:
 
 
 def opens_thought(prompt: str) -> bool:
-    """Whether the end of a prompt opens a think block for the policy, as some templates do."""
+    """Whether a prompt ends with an open think block, as some templates write it."""
     return prompt.rstrip().endswith(THINK_OPEN)
 
 
@@ -51,7 +51,7 @@ class TokenReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._parsing = copy.copy(tokenizer)  # keeps its response template, which trainers take away from TRL
+        self._parsing = copy.copy(tokenizer)  # a copy keeps the response template, which trainers remove
         fields = (tokenizer.response_template or {}).get("fields", {})
         calls = fields.get("tool_calls", {})
         opening = str(calls.get("open") or calls.get("open_pattern"))
@@ -61,14 +61,14 @@ class TokenReader:
         self._dropped |= {tokenizer.eos_token_id, tokenizer.pad_token_id}
 
     def text(self, ids: list[int]) -> str:
-        """What the tokens spell, without end tokens and their like."""
+        """Decode the tokens, without end tokens and other special tokens."""
         spoken = [token for token in ids if token not in self._dropped]
         return str(self._tokenizer.decode(spoken, skip_special_tokens=False))
 
     def read(
         self, environment: Environment, ids: list[int], context: list[int], tools: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """The message of a sampled turn; `context` is what the policy was shown before it."""
+        """Read the message of a sampled turn. `context` are the token ids before it."""
         if self._official or not tools:
             text = self.text(ids)
             if not tools and opens_thought(self.text(context[-THOUGHT_OPENING:])):
@@ -79,6 +79,6 @@ class TokenReader:
             parsed: dict[str, Any] = well_formed(parse_response(self._parsing, ids, prefix=context, tools=typed))
         except RecursionError:
             parsed = {}
-        if not parsed or too_deep(parsed):  # JSON nested too deeply is no call
+        if not parsed or too_deep(parsed):  # JSON nested too deeply does not count as a call
             return {"role": "assistant", "content": well_formed(self.text(ids))}
         return parsed

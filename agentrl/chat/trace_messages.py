@@ -1,4 +1,4 @@
-"""An expert trace as chat messages and as text: what stands in the privileged context [x; h*]."""
+"""Writes an expert trace as chat messages and as text, and builds the context [x; h*] of prompt and trace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRACE_HEADING = "\nReference trace:\n"
 
 
 def trace_text(trace: ExpertTrace) -> str:
-    """h* as text for the user's message: reasoning, call and observation of every turn, without the final answer."""
+    """Write h* as text for the user's message: reasoning, calls and observations of every turn, without the answer."""
     lines = []
     for turn in trace.turns:
         reasoning = "".join(chunk.text for chunk in turn.chunks)
@@ -27,9 +27,9 @@ def trace_text(trace: ExpertTrace) -> str:
 
 
 def turn_messages(turn: TraceTurn, reasoning_format: str) -> list[dict[str, Any]]:
-    """Chat messages of one expert turn: the assistant's, one tool message per observation, the user's reply if any.
+    """Return the chat messages of one expert turn: the assistant's, one per observation, and the user's reply if any.
 
-    What the assistant says to a user who replies is text and no hidden reasoning.
+    If the user replies, the assistant's words are plain text, because hidden reasoning would not reach the user.
     """
     reasoning = "".join(chunk.text for chunk in turn.chunks)
     assistant: dict[str, Any] = {"role": "assistant", "content": reasoning}
@@ -47,9 +47,9 @@ def turn_messages(turn: TraceTurn, reasoning_format: str) -> list[dict[str, Any]
 
 
 def context_messages(task: Task, trace: ExpertTrace, rendering: str, reasoning_format: str) -> list[dict[str, Any]]:
-    """The privileged context c^h = [x; h*] (PACT, eq. 7) as chat messages.
+    """Return the context c^h = [x; h*] (PACT, eq. 7) as chat messages.
 
-    `message` appends h* to the last user message; `turns` plays h* as earlier turns and then asks again.
+    'message' appends h* to the last user message. 'turns' writes h* as earlier turns, then repeats the user's message.
     """
     *earlier, last = task.prompt
     if rendering == "message":
@@ -61,7 +61,10 @@ def context_messages(task: Task, trace: ExpertTrace, rendering: str, reasoning_f
 def context_ids(
     chat: ChatFormat, task: Task, trace: ExpertTrace, rendering: str, max_tokens: int
 ) -> tuple[list[int], int]:
-    """Token ids of [x; h*] and the number of expert turns kept: later turns go whole until h* fits `max_tokens`."""
+    """Return the token ids of [x; h*], and the number of expert turns kept.
+
+    The last turns are dropped until h* has at most `max_tokens` tokens.
+    """
     plain = len(chat.prompt_ids(task.prompt, task.tools))
     for kept in range(len(trace.turns), 0, -1):
         shortened = ExpertTrace(trace.task_id, trace.turns[:kept], trace.answer, trace.source)

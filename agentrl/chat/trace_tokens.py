@@ -1,6 +1,6 @@
-"""An expert trace as tokens of which each has its component: what the supervised terms train on.
+"""Tokenises an expert trace and labels each token with its component. Supervised losses train on these tokens.
 
-The model's own chat template renders the trace; character offsets tell which token belongs to which part of a turn.
+The model's chat template renders the trace. Character offsets tell which part of a turn a token belongs to.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from agentrl.core.expert_trace import ExpertTrace, TraceTurn
 from agentrl.core.trajectory import Component
 
 Span = tuple[int, int, int, int, int]  # first character, end, component, turn, chunk
-# What of a turn is a target: a template's own scaffolding is context, as what the environment writes.
+# Component of each part of a turn. What only the template writes is context, like the text of the environment.
 TURN_PARTS = {
     Part.OUTSIDE: Component.OBSERVATION,
     Part.SPACE: Component.DELIMITER,
     Part.END: Component.DELIMITER,
     Part.OPENING: Component.REASONING,
     Part.CLOSING: Component.REASONING,
-    Part.WORDS: Component.DELIMITER,  # the chunks lie over it
+    Part.WORDS: Component.DELIMITER,  # the spans of the chunks come on top
     Part.CALLS: Component.TOOL_CALL,
 }
 ORDER = list(TURN_PARTS)
@@ -35,20 +35,20 @@ ANSWER_PARTS = TURN_PARTS | dict.fromkeys((Part.OPENING, Part.WORDS, Part.CLOSIN
 
 @dataclass(frozen=True)
 class TokenizedTrace:
-    """An expert trace as tokens after its prompt; `ids`, `component`, `turn` and `chunk` share length L."""
+    """The tokens of an expert trace after its prompt. `ids`, `component`, `turn` and `chunk` have the same length L."""
 
     prompt_ids: list[int]
     ids: list[int]
     component: list[int]  # Component values
     turn: list[int]  # 0-based expert turn
-    chunk: list[int]  # 0-based chunk in its turn for safe reasoning tokens, else -1
+    chunk: list[int]  # 0-based chunk in its turn for tokens of safe reasoning, else -1
 
 
 def tokenize_trace(chat: ChatFormat, task: Task, trace: ExpertTrace, with_answer: bool = False) -> TokenizedTrace:
-    """Teacher-forced tokens of h* after the plain prompt x, labelled for the component-aware SFT loss (eq. 9).
+    """Return the tokens of h* after the plain prompt x, labelled for the SFT loss (PACT, eq. 9).
 
     Raises:
-        UserError: the chat template rewrites or leaves out something, so spans cannot be located.
+        UserError: the chat template rewrites or leaves out a part of a turn, so its tokens cannot be found.
     """
     written = _Conversation(chat, task)
     for index, turn in enumerate(trace.turns):
@@ -64,7 +64,7 @@ def tokenize_trace(chat: ChatFormat, task: Task, trace: ExpertTrace, with_answer
         raise UserError(f"the tokenizer of {chat.tokenizer.name_or_path} merges tokens across the start of a turn")
     component, turns, chunks = [], [], []
     for start, end in offsets[len(prompt_ids) :]:
-        # A token belongs to the last span that it touches: a merged leading blank must not hide what follows it.
+        # A token belongs to the last span that it touches: a leading blank merged into a token must not decide.
         touching = [span for span in written.spans if span[0] < max(end, start + 1) and span[1] > start]
         _, _, kind, turn_index, chunk = touching[-1] if touching else (0, 0, Component.DELIMITER, 0, -1)
         component.append(int(kind))
@@ -74,28 +74,28 @@ def tokenize_trace(chat: ChatFormat, task: Task, trace: ExpertTrace, with_answer
 
 
 class _Conversation:
-    """A prompt and what follows it, rendered message by message, with the spans of what was added."""
+    """A prompt and the messages after it, rendered one by one, with the spans of what each added."""
 
     def __init__(self, chat: ChatFormat, task: Task) -> None:
         self._chat, self._tools, self._messages = chat, task.tools, list(task.prompt)
         self.text = chat.text(task.prompt, task.tools, generation_prompt=True)
         self.spans: list[Span] = []
-        self.starts: list[int] = []  # where the assistant begins to write
+        self.starts: list[int] = []  # characters at which the assistant begins to write
 
     def others(self, messages: list[dict[str, Any]], turn: int) -> None:
-        """Tools or the user answer, and the assistant is asked to go on."""
+        """Add messages of tools or the user, and ask the assistant to go on."""
         start = len(self.text)
         self.text = self._extend(messages, True)
         self._messages += messages
         self.spans.append((start, len(self.text), Component.OBSERVATION, turn, -1))
 
     def assistant(self, message: dict[str, Any], number: int, turn: TraceTurn | None) -> None:
-        """The assistant says `message`: an expert's turn, or the final answer where there is none."""
+        """Add a message of the assistant: an expert's turn, or the final answer if `turn` is None."""
         start, reader = len(self.text), self._chat.turns
         words, calls = words_of(message), list(turn.calls) if turn else []
         text = self._extend([message], False)
         framed = text if not words.strip() else self._extend([with_words(message, MARK)], False)
-        # Later spans win a token that touches two: what is said wins over what stands around it.
+        # The later span wins a token that touches two spans, so the words win over the marks around them.
         stretches = sorted(reader.divide(text[start:], framed[start:], words, calls), key=lambda s: ORDER.index(s.part))
         self.starts.append(start)
         self.text = text
@@ -106,10 +106,10 @@ class _Conversation:
         safe, last = len(turn.safe_chunks()), len(turn.chunks) - 1
         for stretch in stretches:
             begin, end = start + stretch.start, start + stretch.end
-            # What opens and closes the reasoning goes with its first and last chunk.
+            # The marks that open and close the reasoning belong to its first and last chunk.
             chunk = {Part.OPENING: min(safe, 1) - 1, Part.CLOSING: min(last, safe - 1)}.get(stretch.part, -1)
             kind = TURN_PARTS[stretch.part]
-            if stretch.part is Part.OPENING and not words.strip():  # there are calls alone
+            if stretch.part is Part.OPENING and not words.strip():  # the turn has only calls
                 kind, chunk = Component.TOOL_CALL, -1
             self.spans.append((begin, end, kind, number, chunk))
             if stretch.part is Part.WORDS:
@@ -123,9 +123,9 @@ class _Conversation:
 
 
 def _chunk_spans(turn: TraceTurn, written: str, start: int, number: int) -> list[Span]:
-    """Spans of the chunks of a turn whose reasoning is `written` from character `start` on.
+    """Return the spans of the chunks of a turn, whose reasoning is `written` from character `start` on.
 
-    White space at either end of a chunk's lines only separates; templates strip that of the whole.
+    Line breaks at both ends of a chunk are delimiters. Templates strip those at the ends of the whole reasoning.
     """
     spans: list[Span] = [(start, start + len(written), Component.DELIMITER, number, -1)]
     position = start - "".join(chunk.text for chunk in turn.chunks).index(written)
@@ -144,7 +144,10 @@ def _chunk_spans(turn: TraceTurn, written: str, start: int, number: int) -> list
 def _encode(
     tokenizer: PreTrainedTokenizerFast, text: str, starts: list[int]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of `text` and their characters. No token spans the start of a turn: a model begins to write there."""
+    """Return the ids of `text` and their character offsets. No token crosses the start of a turn.
+
+    A model starts to write there, so it could never sample such a token.
+    """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     offsets = encoded["offset_mapping"]
     cuts = [start for start in starts if any(first < start < last for first, last in offsets)]

@@ -1,8 +1,8 @@
-"""Transcripts made elsewhere: which row they belong to, and what their raw assistant texts say to the official parsers.
+"""Reads transcripts made by other programs: finds their row of the bench, and the calls in the assistant's raw texts.
 
-Nothing of a transcript is executed. Calls are read from the assistant's texts as FTRL's or ToolHop's parser for Qwen
-reads them, quirks included, and each is paired with the tool output that follows in the transcript. Rollouts and
-endpoints read their turns with the same functions (`agentrl.chat.reading`).
+Nothing of a transcript is executed. Calls are read exactly as FTRL's or ToolHop's parser for Qwen reads them. Each call
+is paired with the tool output that follows it. Rollouts and endpoints read their turns with the same functions
+(`agentrl.chat.reading`).
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ from agentrl.core.text import too_deep, well_formed
 from agentrl.core.trajectory import ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-# Upstream strips the opening tag with str.lstrip, which takes its argument for a set of characters.
+# Upstream strips the opening tag with str.lstrip, which removes any of these characters.
 _TAG_CHARACTERS = "".join(sorted(set(OPEN)))
 ROLES = ("system", "user", "assistant", "tool")
-MAX_REPAIRED = 20_000  # characters; the time of a repair grows with the square of what is wrong
+MAX_REPAIRED = 20_000  # characters: the time of a repair grows with the square of the faulty text
 Calls = list[tuple[str, Any]]  # name and arguments
 
 
 class BadTranscript(ValueError):
-    """What is wrong with a line of a transcripts file."""
+    """A line of a transcripts file is wrong. The message says what is wrong with it."""
 
 
 def find_row(record: Mapping[str, Any], count: int, ids: Mapping[str, int]) -> int:
-    """0-based row of the file that `record` names by "row" or else by "id". Raises BadTranscript."""
+    """Return the 0-based row of the file that `record` names by "row", or else by "id". Raises BadTranscript."""
     if "row" in record:
         row = record["row"]
         if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < count:
             raise BadTranscript(f"row {row!r} is not in the file, which has rows 0 to {count - 1}")
         return row
     if "id" not in record:
-        raise BadTranscript('neither "row" nor "id" says which row of the file it belongs to')
+        raise BadTranscript('"row" and "id" are missing; add one of them to name the row of the file')
     if str(record["id"]) not in ids:
         raise BadTranscript(f"id {record['id']!r} is not in the file")
     return ids[str(record["id"])]
 
 
 def messages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The checked messages of `record`. Raises BadTranscript."""
+    """Return the messages of `record` after a check. Raises BadTranscript."""
     messages = record.get("messages")
     if not isinstance(messages, list):
-        raise BadTranscript('"messages" is missing or no list')
+        raise BadTranscript('"messages" is missing or not a list')
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise BadTranscript(f"message {number} has no role among {', '.join(ROLES)}")
+            raise BadTranscript(f"the role of message {number} is not one of {', '.join(ROLES)}")
         for key in ("content", "parsed_content"):
             if not isinstance(message.get(key), str | None):
-                raise BadTranscript(f"the {key} of message {number} is no string")
+                raise BadTranscript(f"the {key} of message {number} is not a string")
     return messages
 
 
 def parse_text(text: str) -> tuple[str, Calls]:
-    """Content and calls (name, arguments) of an assistant's raw text, by FTRL's rule.
+    """Return the content and the calls (name, arguments) of an assistant's raw text, by FTRL's rule.
 
-    Blocks are the pieces between closing tags from the first opening tag on. A block counts if it begins with the tag
-    and holds a JSON object with a name and arguments; all others are dropped without a word. So text between two
-    blocks loses the second, an unclosed last block counts, and so does a call inside a think block. Arguments that
-    are no object must be a string of JSON. Without any call the whole text is content.
+    The text after the first opening tag is divided into blocks at the closing tags. A block counts if it begins with
+    the opening tag and holds a JSON object with a name and arguments. Other blocks are dropped silently. Therefore a
+    block after other text is lost, an unclosed last block counts, and a call in a think block counts, too. Arguments
+    are an object, or a string of JSON. Without any call the whole text is the content.
     """
     before, opening, rest = text.partition(OPEN)
     blocks = (block.strip() for block in (opening + rest).split(CLOSE))
@@ -71,10 +71,10 @@ def parse_text(text: str) -> tuple[str, Calls]:
 
 
 def parse_toolhop(text: str) -> tuple[str, Calls]:
-    """Content and calls of an assistant's raw text, by ToolHop's rule.
+    """Return the content and the calls of an assistant's raw text, by ToolHop's rule.
 
-    As FTRL's, but JSON is repaired, text before a later block is skipped, and a name may be anything. Content is what
-    stands before the first opening tag even where nothing there can be read.
+    It is FTRL's rule with three differences: faulty JSON is repaired, text before a later block is skipped, and a name
+    may be any value. The content is the text before the first opening tag, even if no call can be read.
     """
     _, opening, rest = text.partition(OPEN)
     blocks = _after_tag(opening + rest).split(CLOSE) if opening else []
@@ -110,13 +110,13 @@ def _repair_blocks(blocks: Iterable[str]) -> Calls:
             if not isinstance(arguments, dict):
                 arguments = json_repair.loads(arguments)
             calls.append(_call(call["name"], arguments))
-        except Exception:  # upstream: any failure drops the block, whatever json_repair raises for what is no text
+        except Exception:  # upstream: any failure drops the block, and json_repair may raise anything
             continue
     return calls
 
 
 def _call(name: Any, arguments: Any) -> tuple[str, Any]:
-    """Arguments as the environments take them: an object, or JSON text, so a string stays within its quotes."""
+    """Return a call with the arguments that environments take: an object or JSON text. A string becomes JSON text."""
     if too_deep(arguments):
         raise ValueError("nested too deeply")
     arguments = well_formed(arguments)
@@ -124,16 +124,19 @@ def _call(name: Any, arguments: Any) -> tuple[str, Any]:
 
 
 def toolhop_content(text: str) -> str | None:
-    """Content of an assistant's raw text by ToolHop's rule: what stands before the first call, parsable or not.
+    """Return the content of an assistant's raw text by ToolHop's rule: the text before the first opening tag.
 
-    None where the text begins with the call, which ToolHop's code takes for no content at all.
+    None if the text begins with the tag. ToolHop's code then sets no content.
     """
     before, opening, _ = text.partition(OPEN)
     return None if opening and not before else before.strip()
 
 
 def message_calls(message: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Calls of an assistant message: its `tool_calls` where it has been parsed already, else those in its text."""
+    """Return the calls of an assistant message: its `tool_calls` if it has any, else those in its text.
+
+    Raises BadTranscript if `tool_calls` has another form.
+    """
     parsed = message.get("tool_calls")
     if not parsed:
         return parse_text(message.get("content") or "")[1]
@@ -144,9 +147,9 @@ def message_calls(message: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def pair_calls_with_outputs(messages: Sequence[Mapping[str, Any]]) -> tuple[list[ToolCall], int]:
-    """Every call with the output that follows it, and how many calls of the last turn were never executed.
+    """Pair every call with the output that follows it. Also return the number of calls without output in the last turn.
 
-    Raises BadTranscript where a turn has another number of outputs than calls, or ids that tell of another order.
+    Raises BadTranscript if a turn has more or fewer outputs than calls, or if their ids are in another order.
     """
     calls: list[ToolCall] = []
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
@@ -171,5 +174,5 @@ def pair_calls_with_outputs(messages: Sequence[Mapping[str, Any]]) -> tuple[list
 
 
 def calls_without_output(count: int) -> list[ToolCall]:
-    """Calls without an output: they count as made and solve nothing, for no tool is called ''."""
+    """Make calls without an output. They count as made and solve nothing, because no tool has the name ''."""
     return [ToolCall(0, "", None)] * count

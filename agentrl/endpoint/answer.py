@@ -1,7 +1,7 @@
-"""What a chat-completions server sent, read strictly: an answer whose parts have their types, or the reason why not.
+"""Reads the response of a chat-completions server strictly: returns an answer with checked types, or raises the reason.
 
-Servers and proxies send error bodies with status 200, web pages, streams, choices that are null; the client library
-checks none of it.
+Servers and proxies send error bodies with status 200, web pages, streams and choices that are null. The client library
+does not check them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 from agentrl.core.text import well_formed
 
-LONGEST = 300  # characters of a server's own words
+LONGEST = 300  # characters of a server's words to quote
 TEXT_PARTS = ("text", "output_text", "refusal")
 THOUGHT_PARTS = ("thinking", "reasoning")
-GIVEN_UP = ("content_filter", "error", "abort")  # finish reasons: what stands there is not the model's answer
+GIVEN_UP = ("content_filter", "error", "abort")  # finish reasons of a text that is not the model's answer
 
 
 class NoAnswer(Exception):
-    """What came is no chat completion; the message holds the server's words.
+    """The response is not a chat completion. The message quotes the server.
 
-    `status` is the HTTP status that the body names where the real one said 200. `final` is a verdict of the server on
-    this request (a content filter), which the same request meets again.
+    `status` is the HTTP status that the body names while the real status is 200. `final` means that the same request
+    would be refused again (a content filter).
     """
 
     def __init__(self, reason: str, status: int | None = None, final: bool = False) -> None:
@@ -38,25 +38,25 @@ class Answer:
     content: str
     calls: list[tuple[str, Any]] = field(default_factory=list)  # name and arguments as the server sent them
     reasoning: str = ""
-    reasoning_key: str | None = None  # under which the server gives the reasoning
+    reasoning_key: str | None = None  # the server's name for the reasoning
     finish: str = "stop"
-    usage: dict[str, int] = field(default_factory=dict)  # prompt and completion tokens, where it counts them
+    usage: dict[str, int] = field(default_factory=dict)  # prompt and completion tokens, if the server counts them
 
 
 def read_answer(text: str, content_type: str = "") -> Answer:
-    """The answer in the body of a response with status 200. Raises NoAnswer."""
+    """Read the body of a response with status 200. Raises NoAnswer."""
     body = _json(text, content_type)
     choices = body.get("choices")
     if not choices and (complaint := complaint_of(body)):
         raise NoAnswer(complaint, status_of(body))
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise NoAnswer(f"the answer holds no choices: {short(text)}")
+        raise NoAnswer(f"the answer has no choices: {short(text)}")
     choice = choices[0]
     if isinstance(choice.get("error"), dict | str):
-        raise NoAnswer(complaint_of(choice) or "the choice holds an error", status_of(choice))
+        raise NoAnswer(complaint_of(choice) or "the choice is an error", status_of(choice))
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise NoAnswer(f"the choice holds no message: {short(json.dumps(choice))}")
+        raise NoAnswer(f"the choice has no message: {short(json.dumps(choice))}")
     content, thought = _content(message.get("content"))
     finish = choice.get("finish_reason")
     finish = finish if isinstance(finish, str) else "stop"
@@ -76,7 +76,7 @@ def read_answer(text: str, content_type: str = "") -> Answer:
 
 
 def refusal_words(text: str, content_type: str = "") -> str:
-    """The server's own words in the body of an error response, in one line."""
+    """Return the server's words in the body of an error response, in one line."""
     try:
         body = _json(text, content_type)
     except NoAnswer as what:
@@ -86,7 +86,7 @@ def refusal_words(text: str, content_type: str = "") -> str:
 
 
 def complaint_of(body: dict[str, Any]) -> str:
-    """The error message of a body, whichever form the server gives it; empty where there is none."""
+    """Return the error message of a body, in any of the forms that servers use. Empty if there is none."""
     error = body.get("error")
     if isinstance(error, dict):
         words = _text(error.get("message")) or _text(error)
@@ -94,7 +94,7 @@ def complaint_of(body: dict[str, Any]) -> str:
         return short(f"{words} ({_text(raw)})" if raw else words)
     if error:
         return short(_text(error))
-    if isinstance(body.get("detail"), list):  # FastAPI's: which field, and what is wrong with it
+    if isinstance(body.get("detail"), list):  # FastAPI lists the fields and their faults
         entries = [one for one in body["detail"] if isinstance(one, dict)]
         told = [f"{'.'.join(map(str, one.get('loc') or []))}: {_text(one.get('msg'))}" for one in entries]
         return short("; ".join(told)) or short(_text(body["detail"]))
@@ -102,7 +102,7 @@ def complaint_of(body: dict[str, Any]) -> str:
 
 
 def status_of(body: dict[str, Any]) -> int | None:
-    """The HTTP status that an error body names, if it does."""
+    """Return the HTTP status that an error body names. None if it names none."""
     error = body.get("error")
     for place in (error if isinstance(error, dict) else {}, body):
         for key in ("code", "status", "status_code"):
@@ -112,7 +112,7 @@ def status_of(body: dict[str, Any]) -> int | None:
 
 
 def short(text: str) -> str:
-    """A text of a server as one line of bounded length."""
+    """Shorten a server's text to one line of at most LONGEST characters."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
 
@@ -123,7 +123,7 @@ def _json(text: str, content_type: str) -> dict[str, Any]:
     if not start:
         raise NoAnswer("the answer is empty")
     if "event-stream" in content_type or start.startswith(("data:", "event:")):
-        raise NoAnswer("the server streams its answer although it was asked not to")
+        raise NoAnswer("the server streams its answer, although the request says stream=false")
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -131,7 +131,7 @@ def _json(text: str, content_type: str) -> dict[str, Any]:
             raise NoAnswer(f"the answer is a web page{_page_title(text)}") from None
         raise NoAnswer(f"the answer is broken JSON: {short(text)}") from None
     if not isinstance(body, dict):
-        raise NoAnswer(f"the answer is no JSON object: {short(text)}")
+        raise NoAnswer(f"the answer is not a JSON object: {short(text)}")
     return dict(well_formed(body))
 
 
@@ -142,13 +142,13 @@ def _page_title(page: str) -> str:
 
 
 def _content(content: Any) -> tuple[str, str]:
-    """Text and reasoning of a message's content, which may come in parts."""
+    """Return the text and the reasoning of a message's content, which may come in parts."""
     if content is None:
         return "", ""
     if isinstance(content, str):
         return content, ""
     if not isinstance(content, list) or not all(isinstance(part, dict | str) for part in content):
-        raise NoAnswer(f"the message's content is no text: {short(_text(content))}")
+        raise NoAnswer(f"the message's content is not text: {short(_text(content))}")
     text, thought = [], []
     for part in content:
         kind = "text" if isinstance(part, str) else part.get("type", "text")
@@ -157,17 +157,17 @@ def _content(content: Any) -> tuple[str, str]:
         elif kind in THOUGHT_PARTS:
             thought.append("".join(_content(part.get("thinking") or part.get("text"))))
         else:
-            raise NoAnswer(f"the message's content has a part of type {kind}, which is no text")
+            raise NoAnswer(f"the message's content has a part of type {kind}, which is not text")
     return "".join(text), "".join(thought)
 
 
 def _calls(message: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Name and arguments of every call, of the older form (`function_call`) too."""
+    """Return the name and the arguments of every call, also in the older form (`function_call`)."""
     made = message.get("tool_calls")
     if not made:
         made = [{"function": message["function_call"]}] if message.get("function_call") else []
     if not isinstance(made, list):
-        raise NoAnswer(f"tool_calls is no list: {short(_text(made))}")
+        raise NoAnswer(f"tool_calls is not a list: {short(_text(made))}")
     calls = []
     for call in made:
         function = call.get("function") if isinstance(call, dict) else None

@@ -1,7 +1,7 @@
-"""Chat completions from a server that may be slow, busy, away, or wrong: bounded retries, and a reason at the end.
+"""Gets chat completions from a server that may be slow, busy, away or wrong. Retries are bounded and end in a reason.
 
-One request that the server refuses is no reason to stop. A key or a model that it refuses is, and so are many failures
-in a row: then the server is down, and nobody waits for it any longer.
+The work goes on if the server refuses one request. It stops if the server refuses the key or the model, and after many
+failures in a row: then the server counts as down, and no request waits for it any longer.
 """
 
 from __future__ import annotations
@@ -27,17 +27,21 @@ from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, re
 from agentrl.store.redact import mask_secrets
 
 LONGEST_WAIT = 16.0  # seconds between tries
-HINT_WAIT = 10.0  # for the names of a server's models, which only make a reason clearer
-DOWN_AFTER = 20  # failures of the server in a row
-REFUSED_ALL = (401, 402, 403, 404, 405)  # no request of ours will change it; 403 may be a moderated prompt
-MOST_FORMS = 8  # of one request that the server refuses
+HINT_WAIT = 10.0  # seconds to wait for the names of a server's models, which only improve an error text
+DOWN_AFTER = 20  # failures in a row after which the server counts as down
+REFUSED_ALL = (401, 402, 403, 404, 405)  # the server refuses every request; 403 may also be a moderated prompt
+MOST_FORMS = 8  # forms of one refused request to try
 
 
 class Unanswered(Exception):
-    """A request without an answer. `kind` is what is at fault and so how often it is tried.
+    """A request without an answer. `kind` says why, and decides how often the request is tried.
 
-    refused: the server takes this very request for wrong; server: it takes none; busy, away: it may soon be back;
-    garbled: what came was no completion; slow: nothing came in time; down: it was given up.
+    refused     the server refuses this request
+    server      the server refuses every request
+    busy, away  the server may answer later
+    garbled     the response was not a completion
+    slow        no response came in time
+    down        the server had too many failures
     """
 
     def __init__(self, kind: str, reason: str, wait: float = 0.0, status: int | None = None) -> None:
@@ -46,7 +50,7 @@ class Unanswered(Exception):
 
 
 class ChatClient:
-    """Asks one model behind one address; threads share it."""
+    """Asks one model at one address. Threads may share a client."""
 
     def __init__(self, endpoint: Endpoint, model: str, thinking: bool | None = None) -> None:
         self._url, self._model, self._variable = str(endpoint.base_url), model, endpoint.api_key_env
@@ -55,16 +59,16 @@ class ChatClient:
         self._client = openai.OpenAI(
             base_url=self._url, api_key=_key(endpoint), max_retries=0, timeout=endpoint.timeout
         )
-        self._form, self._proven = Form(thinking=thinking), set[str]()  # the parameters that the server once took
+        self._form, self._proven = Form(thinking=thinking), set[str]()  # proven: parameters accepted so far
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._random = random.Random()  # jitter of its own: the run's random states are not touched
+        self._random = random.Random()  # for jitter; the random states of the run stay untouched
         self._met = False  # whether the server ever answered anything
-        self._answers, self._failures = 0, 0  # completions so far, failures of the server since the last
+        self._answers, self._failures = 0, 0  # completions so far, failures since the last completion
         self._down: str | None = None
 
     def complete(self, messages: Messages, tools: Messages, budget: int, decoding: Decoding) -> Answer:
-        """The model's next message. Raises Unanswered once nothing more is to be tried."""
+        """Return the model's next message. Raises Unanswered after the last try."""
         messages, tools = well_formed(messages), well_formed(tools)
         known = self._form
         try:
@@ -74,16 +78,17 @@ class ChatClient:
             raise
         with self._lock:
             self._answers, self._failures = self._answers + 1, 0
-            # A limit that was too large for one prompt is not for the next; what was taken before was not at fault.
+            # Keep the new form, except its lack of a limit: a limit too large for this prompt may fit the next. Keep
+            # the old form if it lacks a parameter that the server has accepted: that was not the fault.
             if form != known and not form.without & self._proven:
                 self._form = form if form.limit is not None else replace(form, limit=self._form.limit)
             self._proven |= set(form.sampling(decoding))
         return answer
 
     def sampling(self, decoding: Decoding) -> dict[str, Any] | None:
-        """What a request says on sampling, and which values are the server's own because it takes none.
+        """Return the sampling values that requests send, and the names of those that the server chooses itself.
 
-        None before the first answer.
+        Returns None before the first answer.
         """
         if not self._answers:
             return None
@@ -91,7 +96,7 @@ class ChatClient:
         return {"sent": sent, "chosen_by_server": [name for name in SAMPLING if name not in sent]}
 
     def _negotiate(self, form: Form, request: Any, tried: set[Form]) -> tuple[Answer, Form]:
-        """The answer, and the form that the server took; a refused request is tried in milder forms."""
+        """Return the answer, and the form that the server accepted. A refused request is tried in milder forms."""
         body = form.body(*request)
         try:
             return self._patiently(body), form
@@ -108,12 +113,12 @@ class ChatClient:
                 except Unanswered as again:
                     if again.kind != "refused":
                         raise
-                    if not form.parameters_named_in(str(again), body):  # what was wrong with the form was mended
+                    if not form.parameters_named_in(str(again), body):  # the milder form mended that fault
                         told = again
             raise told from None
 
     def _patiently(self, body: dict[str, Any]) -> Answer:
-        """One request, tried again while that can help."""
+        """Send one request, and try again while that can help."""
         tries = 0
         while True:
             if self._down is not None:
@@ -123,7 +128,7 @@ class ChatClient:
             except Unanswered as failure:
                 retries = self._retries.get(failure.kind, 0)
                 if failure.kind == "away" and not self._met:
-                    retries = min(retries, 2)  # nobody was ever there
+                    retries = min(retries, 2)  # the address has never answered
                 if tries >= retries or failure.wait > LONGEST_RETRY_AFTER:
                     tried = f", after {tries + 1} tries" if tries else ""
                     raise Unanswered(failure.kind, f"{failure}{tried}", status=failure.status) from failure
@@ -132,7 +137,7 @@ class ChatClient:
                 tries += 1
 
     def _send(self, body: dict[str, Any]) -> Answer:
-        """One request on the wire."""
+        """Send one request once."""
         rest = {key: value for key, value in body.items() if key != "messages"}
         try:
             create: Any = self._client.chat.completions.with_raw_response.create
@@ -158,14 +163,14 @@ class ChatClient:
         return self._failure(error.status_code, words, response)
 
     def _unreadable(self, what: NoAnswer, response: Any) -> Unanswered:
-        """A response with status 200 that holds no completion; its body may name the status that it means."""
+        """Make the failure for a response with status 200 without a completion. Its body may name another status."""
         if what.status is not None:
             return self._failure(what.status, str(what), response)
         words = self._clean(str(what))
         return Unanswered("refused", words) if what.final else Unanswered("garbled", words + self._hint(response))
 
     def _failure(self, status: int, words: str, response: Any) -> Unanswered:
-        """What an HTTP status means for this request and the next."""
+        """Make the failure for an HTTP status."""
         words = self._clean(words)
         if status in (401, 403):
             reason = f"{self._url} refuses the key in {self._variable}: HTTP {status}: {words}"
@@ -175,24 +180,24 @@ class ChatClient:
             return Unanswered("server", reason, status=status)
         if passes(status):
             wait = retry_after(response.headers.get("retry-after"))
-            asks = f"; it asks to wait {wait:.0f} s" if wait > LONGEST_RETRY_AFTER else ""
+            asks = f"; the server asks to wait {wait:.0f} s" if wait > LONGEST_RETRY_AFTER else ""
             return Unanswered("busy", f"HTTP {status}: {words}{asks}", wait, status)
         return Unanswered("refused", f"HTTP {status}: {words}", status=status)
 
     def _hint(self, response: Any) -> str:
-        """What may be wrong with the address or the model's name, to be appended to a reason."""
+        """Return what may be wrong with the address or the model's name, to append to a reason."""
         if response.history:
-            return f"; it redirects to {response.url}: give that address"
+            return f"; the server redirects to {response.url}: give that address"
         path = urlsplit(self._url).path.rstrip("/")
         if path.endswith("/completions"):
             return "; give the address without /chat/completions"
         if not re.search(r"/v\d+\w*(/|$)", path):
-            return f"; does the address end in /v1? {self._url.rstrip('/')}/v1"
+            return f"; try the address {self._url.rstrip('/')}/v1"
         served = self._list_models() if response.status_code == 404 else []
-        return f"; it serves {', '.join(served[:8])}" if served and self._model not in served else ""
+        return f"; the server has {', '.join(served[:8])}" if served and self._model not in served else ""
 
     def _list_models(self) -> list[str]:
-        """Names of the server's models; none where it lists none."""
+        """Return the names of the server's models. Empty if the server does not list them."""
         try:
             text = within(HINT_WAIT, self._client.models.with_raw_response.list).http_response.text
             return [str(one["id"]) for one in json.loads(text)["data"]]
@@ -202,11 +207,11 @@ class ChatClient:
             ValueError,
             KeyError,
             TypeError,
-        ):  # few servers list models, and it is only a hint
+        ):  # not every server lists models, and the names are only a hint
             return []
 
     def _note(self, failure: Unanswered) -> None:
-        """Count a failure of the server's, and give it up where no further request can do better."""
+        """Count a failure of the server. Declare the server down if no further request can succeed."""
         with self._lock:
             if failure.kind in ("refused", "down"):
                 return
@@ -215,19 +220,19 @@ class ChatClient:
             first = self._answers == 0 and (hopeless or not self._met)
             if self._down is None and (first or self._failures >= DOWN_AFTER):
                 self._down = str(failure)
-                self._stop.set()  # whoever waits for it gives up
+                self._stop.set()  # requests that wait for the server give up
 
     def _cause(self, error: Exception) -> str:
         inner = error.__cause__ or error
         return self._clean(f"{type(inner).__name__}: {inner}" if str(inner) else type(inner).__name__)
 
     def _clean(self, text: str) -> str:
-        """One line, without the key, which some servers repeat."""
+        """Return the text in one line, without the key, which some servers repeat."""
         key = self._client.api_key
         return mask_secrets(short(text.replace(key, "***") if key and key != NO_KEY else text))
 
 
-NO_KEY = "none"  # the client insists on one
+NO_KEY = "none"  # the client library needs some key
 
 
 def _key(endpoint: Endpoint) -> str:
@@ -235,11 +240,11 @@ def _key(endpoint: Endpoint) -> str:
     local = any(host in str(endpoint.base_url) for host in ("//localhost", "//127.0.0.1", "//[::1]"))
     if not key and not local:
         raise UserError(
-            f"the environment has no {endpoint.api_key_env}; export the endpoint's key, or name another variable "
-            "with algo.endpoint.api_key_env=..."
+            f"algo.endpoint.api_key_env={endpoint.api_key_env}: the environment has no such variable; export the "
+            "endpoint's key in it, or name another variable"
         )
     if not (key.isascii() and key.isprintable()):
         raise UserError(
-            f"the key in {endpoint.api_key_env} holds characters that no key has; export it again, in ASCII"
+            f"the key in {endpoint.api_key_env} has characters that are not printable ASCII; export it again"
         )
     return key or NO_KEY

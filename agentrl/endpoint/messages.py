@@ -1,8 +1,9 @@
-"""A dialogue with a server: what is recorded of it, and what goes back.
+"""A dialogue with a server: the messages to record, and the messages to send back.
 
-What goes back must render to the very text that the model sampled, whatever the server cut it into: chat templates of
-the Qwen and Hermes kind write the newline before a call, and those around reasoning, themselves. It must also be
-valid where the model's call was not: strict servers refuse a request whose earlier arguments are no JSON object.
+The messages sent back must render to exactly the text that the model sampled, although the server has split it into
+parts. Chat templates such as Qwen's and Hermes' write the newlines before a call and around reasoning themselves. The
+messages must also be valid if the model's call was not: strict servers refuse a request with earlier arguments that
+are not a JSON object.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from agentrl.core.text import well_formed
 from agentrl.endpoint.answer import Answer
 
 Message = dict[str, Any]
-Reader = Callable[[str], Message]  # the text of a turn, in which the server left its calls
-BAD_ARGUMENTS = "invalid_arguments"  # under this name goes back what a model wrote in place of arguments
+Reader = Callable[[str], Message]  # text of a turn, in which the server left the calls -> message
+BAD_ARGUMENTS = "invalid_arguments"  # key under which invalid arguments are sent back
 NAMELESS = "unnamed"
-NESTED = 3  # how often arguments may be JSON in a string of JSON
+NESTED = 3  # how many times arguments may be JSON in a string of JSON
 
 
 def read_message(answer: Answer, read: Reader = read_turn) -> Message:
-    """An answer as an assistant message whose calls are parsed, by the server or by `read`.
+    """Make an assistant message from an answer. The server or `read` parses its calls.
 
-    Arguments that are no JSON object stay as they are: executing them is an error the model gets to read.
+    Arguments that are not a JSON object stay as they are. The call then fails, and the model reads the error.
     """
     if answer.calls:
         calls = [(name, read_arguments(arguments)) for name, arguments in answer.calls]
@@ -38,7 +39,7 @@ def read_message(answer: Answer, read: Reader = read_turn) -> Message:
 
 
 def read_arguments(sent: Any) -> Any:
-    """Arguments as a server sends them: JSON text, an object, and for a tool without any also nothing or null."""
+    """Read arguments as servers send them: JSON text or an object; nothing or null for a tool without arguments."""
     value = sent
     for _ in range(NESTED):
         if not isinstance(value, str):
@@ -52,25 +53,25 @@ def read_arguments(sent: Any) -> Any:
 
 
 class Dialogue:
-    """Everything said after the prompt: `said` for the record, `sent` as the protocol wants it back.
+    """The messages after the prompt: `said` for the record, and `sent` in the form of the protocol.
 
-    With history "text" an assistant turn goes back as the text that Qwen's and Hermes' templates make of it: some
-    servers, transformers' own among them, drop what a turn says beside its calls when the calls are structured.
+    With history "text" the calls of an assistant turn are sent back as text, as Qwen's and Hermes' templates write
+    them. Some servers, such as transformers' own, drop the words of a turn with structured calls.
     """
 
     def __init__(self, history: str, read: Reader = read_turn) -> None:
         self.said: list[Message] = []
         self.sent: list[Message] = []
         self._history, self._read = history, read
-        self._open: list[str] = []  # ids of the calls whose results are to come
+        self._open: list[str] = []  # ids of the calls that wait for their results
 
     def add_answer(self, answer: Answer) -> Message:
-        """Take a turn of the model; returns its record."""
+        """Add a turn of the model. Returns the message for the record."""
         message = read_message(answer, self._read)
         calls = [call["function"] for call in message.get("tool_calls") or []]
-        # The server's own ids may be empty or alike.
+        # The server's own ids may be empty or equal.
         self._open = [f"call_{len(self.said)}_{place}" for place in range(len(calls))]
-        # Calls that the server left in the text are rendered as they stand there.
+        # Calls that the server left in the text are sent back in the text.
         content = answer.content.lstrip("\n") if answer.reasoning else answer.content
         back: Message = {"role": "assistant", "content": content}
         if answer.reasoning_key is not None:
@@ -89,7 +90,7 @@ class Dialogue:
         return message
 
     def heard(self, messages: list[Message]) -> None:
-        """Take what the environment says: results of the calls in their order, or the user's next message."""
+        """Add what the environment says: the results of the calls in their order, or the user's next message."""
         for message in messages:
             back = {key: message[key] for key in ("role", "content")}
             if message["role"] == "tool":
@@ -98,7 +99,7 @@ class Dialogue:
             self.sent.append(back)
 
     def unheard(self) -> None:
-        """Take back what the environment said last."""
+        """Remove what the environment said last."""
         while self.said and self.said[-1]["role"] != "assistant":
             self.said.pop()
             self.sent.pop()
@@ -113,11 +114,11 @@ def _as_sent(call: Message) -> dict[str, str]:
 
 
 def _json_text(call: Message) -> str:
-    """The arguments of a call as the text of a JSON object, whatever the model wrote."""
+    """Return the arguments of a call as the text of a JSON object, whatever the model wrote."""
     arguments = call["arguments"]
     if isinstance(arguments, dict):
         try:
             return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        except ValueError:  # NaN and infinities are no JSON
+        except ValueError:  # NaN and infinities are not JSON
             arguments = json.dumps(arguments, ensure_ascii=False)
     return json.dumps({BAD_ARGUMENTS: arguments}, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""How long a busy server is waited for, and a slow one."""
+"""Decides how long to wait for a busy or a slow server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-FIRST_WAIT = 0.5  # seconds after the first try, doubling
-LONGEST_RETRY_AFTER = 300.0  # a server that asks for more is as good as down
-BUSY = (408, 409, 425, 429)  # HTTP statuses that pass, and so does everything from 500 on
+FIRST_WAIT = 0.5  # seconds to wait after the first try; doubles with each try
+LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks to wait longer counts as failed
+BUSY = (408, 409, 425, 429)  # HTTP statuses that may pass, like all from 500 on
 
 
 def passes(status: int) -> bool:
@@ -22,31 +22,31 @@ def passes(status: int) -> bool:
 
 
 def retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After header asks to wait: a number or a date; 0 where there is none or it is neither."""
+    """Return the seconds that a Retry-After header asks to wait. 0 if it is missing, or neither a number nor a date."""
     if header is None:
         return 0.0
     try:
         return max(0.0, float(header))
     except ValueError:
-        pass  # a date, perhaps
+        pass  # it may be a date
     try:
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without a time zone
+    except (ValueError, TypeError):  # not a date, or a date without a time zone
         return 0.0
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises. Raises TimeoutError once `seconds` are over, whatever `call` is doing.
+    """Return or raise what `call` does. Raises TimeoutError after `seconds`, whatever `call` is doing.
 
-    A client's own timeouts begin anew with each byte, and looking up a name heeds none: a server or a proxy that sends
-    a blank now and then would be waited for without end.
+    The timeouts of a client start again with each byte, and do not limit the look-up of a name. Without this limit, a
+    server that sends a blank now and then could block forever.
     """
     outcome: Future[T] = Future()
 
     def run() -> None:
         try:
             outcome.set_result(call())
-        except BaseException as error:  # handed on to whoever waits
+        except BaseException as error:  # passed on to the waiting thread
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="call", daemon=True).start()

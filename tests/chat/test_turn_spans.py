@@ -187,17 +187,17 @@ def test_reasoning_in_the_text_is_a_target_as_the_template_writes_it(family: str
 @pytest.mark.parametrize(
     ("family", "reasoning", "said"),
     [
-        ("qwen2_5", "think", "drops a turn's reasoning"),
-        ("llama3_1", "content", "drops a turn's reasoning"),
-        ("gemma4_v2", "think", "drops a turn's reasoning"),
-        ("gemma4", "content", "rewrites what stands before a turn"),
-        ("deepseekv3", "content", "rewrites what stands before a turn"),
-        ("deepseekv3", "think", "rewrites what stands before a turn"),
-        ("qwen3_5_nothink", "think", "rewrites what stands before a turn"),
-        ("nemotron_3_nano", "content", "rewrites what stands before a turn"),
-        ("gptoss", "think", "rewrites what stands before a turn"),
+        ("qwen2_5", "think", "drops the reasoning of a turn"),
+        ("llama3_1", "content", "drops the reasoning of a turn"),
+        ("gemma4_v2", "think", "drops the reasoning of a turn"),
+        ("gemma4", "content", "rewrites the text before a turn"),
+        ("deepseekv3", "content", "rewrites the text before a turn"),
+        ("deepseekv3", "think", "rewrites the text before a turn"),
+        ("qwen3_5_nothink", "think", "rewrites the text before a turn"),
+        ("nemotron_3_nano", "content", "rewrites the text before a turn"),
+        ("gptoss", "think", "rewrites the text before a turn"),
         ("llama3", "content", "drops calls|drops a turn"),
-        ("phi3", "content", "rewrites what stands before a turn"),
+        ("phi3", "content", "rewrites the text before a turn"),
     ],
 )
 def test_what_cannot_be_told_apart_is_refused_with_the_reason(family: str, reasoning: str, said: str) -> None:
@@ -219,7 +219,7 @@ def test_a_prompt_that_opens_a_think_block_takes_turns_without_thoughts_once_thi
 
 def test_several_calls_of_which_a_template_writes_one_are_refused() -> None:
     for family in ("gptoss", "llama3_1"):
-        with pytest.raises(UserError, match=r"drops the others|refuses a conversation"):
+        with pytest.raises(UserError, match=r"drops some of the calls|refuses a conversation"):
             targets(family, "content", trace_of(((), (look(), look("b")))), answer=False)
 
 

@@ -142,7 +142,7 @@ OVERFLOW = "This model's maximum context length is 4096 tokens. However, you req
         (Reply(gzip.compress(b'{"choices": [')[:-9], headers={"Content-Encoding": "gzip"}), ""),
         (Reply(good({"messages": [{"role": "user", "content": "What is 1"}]}), cut=True), "cannot be reached"),
         (refusal(500, "boom"), "HTTP 500: boom, after 3 tries"),
-        (refusal(429, "slow down", **{"Retry-After": "4000"}), "it asks to wait 4000 s"),
+        (refusal(429, "slow down", **{"Retry-After": "4000"}), "the server asks to wait 4000 s"),
     ],
 )
 @pytest.mark.parametrize("turn", [1, 2])
@@ -257,7 +257,7 @@ def test_the_retry_after_header_is_kept(tmp_path: Path) -> None:
 
 def test_an_address_that_is_not_the_apis_gets_a_hint(tmp_path: Path) -> None:
     with ChatServer(good) as server:
-        with pytest.raises(UserError, match=rf"does the address end in /v1\? {server.root}/v1;"):
+        with pytest.raises(UserError, match=rf"try the address {server.root}/v1;"):
             play(server.root + "/", tmp_path / "a")
         with pytest.raises(UserError, match="give the address without /chat/completions"):
             play(f"{server.url}/chat/completions", tmp_path / "b")
@@ -268,7 +268,7 @@ def test_a_model_that_is_not_there_is_told_those_that_are(tmp_path: Path) -> Non
     models = {"object": "list", "data": [{"id": "big"}, {"id": "small"}]}
     with (
         ChatServer(lambda body, _: refusal(404, "no such model"), models=models) as server,
-        pytest.raises(UserError, match="no such model; it serves big, small"),
+        pytest.raises(UserError, match="no such model; the server has big, small"),
     ):
         play(server, tmp_path)
 
@@ -277,7 +277,7 @@ def test_a_redirect_is_named(tmp_path: Path) -> None:
     with (
         ChatServer(good, models={"data": []}) as other,
         ChatServer(lambda body, _: Reply("", 301, {"Location": other.url + "/chat/completions"})) as server,
-        pytest.raises(UserError, match=f"it redirects to {other.url}/chat/completions: give that address"),
+        pytest.raises(UserError, match=f"the server redirects to {other.url}/chat/completions: give that address"),
     ):
         play(server, tmp_path)
 
@@ -285,7 +285,7 @@ def test_a_redirect_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["\u043a\u043b\u044e\u0447", "sk-\u2026", "two\nlines"])
 def test_a_key_that_no_header_takes_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(UserError, match="the key in OPENAI_API_KEY holds characters that no key has"):
+    with pytest.raises(UserError, match="the key in OPENAI_API_KEY has characters that are not printable ASCII"):
         EndpointEngine(configured("http://127.0.0.1:1/v1"))
 
 

@@ -281,5 +281,5 @@ def test_a_template_that_drops_reasoning_is_refused_not_mislabelled(rolled):
     silent = trainer.processing_class.chat_template.replace(
         "{{- message.content or '' }}", "{{- '' if message.tool_calls else message.content }}"
     )
-    with pytest.raises(UserError, match="drops a turn's reasoning"):
+    with pytest.raises(UserError, match="drops the reasoning of a turn"):
         tokenize_trace(replace(trainer.chat, template=silent), task, expert_trace(task))
