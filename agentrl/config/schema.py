@@ -72,6 +72,12 @@ class Rollout(Group):
     max_prompt_tokens: int = key("Longest prompt in tokens; tasks with a longer one are left out, and counted.", ge=1)
     max_completion_tokens: int = key("Token budget of a whole trajectory, including observations.", ge=1)
     max_turn_tokens: int | None = key("Token budget of one assistant turn; null allows that of the trajectory.", ge=1)
+    cache_tokens: int | None = key(
+        "Tokens whose keys and values are kept while transformers samples; where they are used up, episodes wait. Null "
+        "takes four longest episodes, at least 65536.",
+        ge=1,
+        operational=True,
+    )
 
 
 class ToolRl(Group):

@@ -6,7 +6,7 @@ together, and may keep what it knows of an episode (a cache of its context) unti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -41,13 +41,19 @@ class Turn:
     stop: Stop
 
 
+def never() -> bool:
+    """Nothing else is waited for."""
+    return False
+
+
 class Session(Protocol):
     """A sampler while a batch of episodes is played."""
 
-    def sample(self, requests: Sequence[Request]) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
         """Take new requests in; returns turns that have ended, by episode, at least one while any is in flight.
 
-        Called with no request while turns are in flight, it waits for the next of them.
+        Called with no request while turns are in flight, it waits for the next of them. A session that can be
+        interrupted returns early, maybe with nothing, once `ready()` says that more requests are to be had.
         """
         ...
 

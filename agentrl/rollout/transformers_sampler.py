@@ -1,7 +1,8 @@
-"""A sampler over a model in this process: transformers' `generate`, one padded batch a turn."""
+"""A sampler over a model in this process: one running batch, or transformers' `generate`, one padded batch a turn."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,15 +17,23 @@ from trl.trainer.utils import pad
 from agentrl.config.schema import Config
 from agentrl.core.engine import Decoding
 from agentrl.core.stop import anywhere
-from agentrl.rollout.sampler import Request, Turn, cut_turn
+from agentrl.rollout.continuous import Continuous
+from agentrl.rollout.drawing import Draw
+from agentrl.rollout.packed import hindrance, packed
+from agentrl.rollout.sampler import Request, Session, Turn, cut_turn, never
+
+LEAST_CACHE = 65536  # tokens; short episodes fill a batch, and long ones find room on one device
 
 
 class TransformersSampler:
-    """Samples from the model that `model()` returns, as accelerate has wrapped it by then; gives no log-probs.
+    """Samples from the model that `model()` returns, as accelerate has wrapped it by then.
 
-    Where several processes each hold a part of the weights, every token needs all of them: a process whose episodes
-    have ended takes part in the turns of the others.
+    `generate` samples, and gives no log-probs, where the model's attention is not a plain one, and where several
+    processes each hold a part of the weights. There every token needs all of them: a process whose episodes have ended
+    takes part in the turns of the others.
     """
+
+    forwarded = 0  # tokens that the model has computed; what `generate` does is not counted
 
     def __init__(
         self,
@@ -41,6 +50,14 @@ class TransformersSampler:
         unwrapped = accelerator.unwrap_model(model())
         self.ends: Sequence[int] = end_tokens(unwrapped, tokenizer)
         self.context = int(unwrapped.config.max_position_embeddings)
+        self._longest_turn = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
+        longest = min(self.context, self._rollout.max_prompt_tokens + self._rollout.max_completion_tokens)
+        self._budget = self._rollout.cache_tokens or max(LEAST_CACHE, 4 * longest)
+        if not self.sharded and (why := hindrance(unwrapped)) is not None:
+            warnings.warn(
+                f"rollouts are sampled by transformers' generate, one padded batch a turn, which is slower: {why}",
+                stacklevel=2,
+            )
 
     @property
     def sharded(self) -> bool:
@@ -48,37 +65,58 @@ class TransformersSampler:
         return self._accelerator.num_processes > 1 and (self._backend.is_fsdp or self._backend.is_zero3)
 
     @contextmanager
-    def session(self, decoding: Decoding | None) -> Iterator[_Session]:
-        """See `Sampler.session`. With a `decoding` the model is in evaluation mode meanwhile."""
-        session = _Session(self, self.generation(decoding))
-        with self._evaluating(decoding):
-            yield session
-            while self.sharded and anywhere(False):
-                self.lend_weights()
+    def session(self, decoding: Decoding | None) -> Iterator[Session]:
+        """See `Sampler.session`. Meanwhile the model is in evaluation mode: dropout is not a part of the policy."""
+        with self._evaluating():
+            if self.sharded or hindrance(self._accelerator.unwrap_model(self._model())) is not None:
+                yield _Rounds(self, self.generation(decoding))
+                while self.sharded and anywhere(False):
+                    self.lend_weights()
+                return
+            with (
+                unwrap_model_for_generation(
+                    self._model(), self._accelerator, gradient_checkpointing_kwargs=self._checkpointing
+                ) as model,
+                torch.no_grad(),
+                packed(model),
+            ):
+                yield Continuous(
+                    model,
+                    Draw(self._decoding(decoding)),
+                    self.ends,
+                    self.context,
+                    self._longest_turn,
+                    self._budget,
+                    self._count,
+                )
+
+    def _count(self, tokens: int) -> None:
+        self.forwarded += tokens
 
     @contextmanager
-    def _evaluating(self, decoding: Decoding | None) -> Iterator[None]:
-        if decoding is None:
-            yield
-            return
+    def _evaluating(self) -> Iterator[None]:
         model = self._model()
         training = model.training
         model.eval()
         try:
-            # Before training the model is not wrapped for autocast yet: base and trained model must compute alike.
+            # Before training the model is not wrapped for autocast yet: base and trained model must compute alike. Over
+            # a whole session, weights are cast once.
             with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._bf16):
                 yield
         finally:
             model.train(training)
 
+    def _decoding(self, decoding: Decoding | None) -> Decoding:
+        return decoding or Decoding(self._rollout.temperature, self._rollout.top_p)
+
     def generation(self, decoding: Decoding | None) -> GenerationConfig:
         """What `generate` is told; every turn may take `rollout.max_turn_tokens`."""
-        chosen = decoding or Decoding(self._rollout.temperature, self._rollout.top_p)
+        chosen = self._decoding(decoding)
         how: dict[str, Any] = {"do_sample": False}
         if chosen.temperature > 0:
             how = {"do_sample": True, "temperature": chosen.temperature, "top_p": chosen.top_p, "top_k": 0}
         return GenerationConfig(
-            max_new_tokens=self._rollout.max_turn_tokens or self._rollout.max_completion_tokens,
+            max_new_tokens=self._longest_turn,
             pad_token_id=self._tokenizer.pad_token_id,
             bos_token_id=self._tokenizer.bos_token_id,
             eos_token_id=list(self.ends),
@@ -114,13 +152,13 @@ class TransformersSampler:
         self.generate([[self._tokenizer.eos_token_id]], one)
 
 
-class _Session:
+class _Rounds:
     """Answers all requests together, as the longest turn among them is done."""
 
     def __init__(self, sampler: TransformersSampler, generation: GenerationConfig) -> None:
         self._sampler, self._generation = sampler, generation
 
-    def sample(self, requests: Sequence[Request]) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
         sampler = self._sampler
         if sampler.sharded:
             anywhere(True)

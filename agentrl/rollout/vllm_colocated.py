@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from agentrl.core.engine import Decoding
-from agentrl.rollout.sampler import Request, Turn, cut_turn
+from agentrl.rollout.sampler import Request, Turn, cut_turn, never
 
 
 class ColocatedSampler:
@@ -54,5 +54,5 @@ class _Session:
     def __init__(self, sampler: ColocatedSampler) -> None:
         self._sampler = sampler
 
-    def sample(self, requests: Sequence[Request]) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
         return self._sampler.sample_now(requests)

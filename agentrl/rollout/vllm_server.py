@@ -14,9 +14,10 @@ from agentrl.config.schema import Rollout
 from agentrl.core.engine import Decoding
 from agentrl.core.errors import UserError
 from agentrl.endpoint.vllm import Ask, VllmServer, VllmTrouble, gone
-from agentrl.rollout.sampler import Request, Stop, Turn, cut_turn
+from agentrl.rollout.sampler import Request, Stop, Turn, cut_turn, never
 
 SILENCE_S = 10.0  # without a turn, until the server is asked whether it lives
+LOOK_S = 0.02  # between two looks at whether an environment has answered
 
 Answer = tuple[int, Turn] | VllmTrouble
 
@@ -89,10 +90,10 @@ class _Session:
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
 
-    def sample(self, requests: Sequence[Request]) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
         """See `Session.sample`: returns as soon as one turn is there, with all that are."""
         self.ask(requests)
-        answers = [self._wait()]
+        answers = self._wait(ready)
         while True:
             try:
                 answers.append(self._answers.get_nowait())
@@ -134,15 +135,22 @@ class _Session:
         else:
             self._answers.put((request.episode, cut_turn(request, ids, logprobs, sampler.ends, sampler.context)))
 
-    def _wait(self) -> Answer:
-        while True:
+    def _wait(self, ready: Callable[[], bool]) -> list[Answer]:
+        """The next answer; none where something is `ready` before."""
+        silent = 0.0
+        while not ready():
+            patience = SILENCE_S if ready is never else LOOK_S
             try:
-                return self._answers.get(timeout=SILENCE_S)
+                return [self._answers.get(timeout=patience)]
             except queue.Empty:
+                silent += patience
+            if silent >= SILENCE_S:
+                silent = 0.0
                 try:
                     self._server.healthy()
                 except VllmTrouble as trouble:
                     raise self._gone(trouble) from trouble
+        return []
 
     async def _end(self) -> None:
         mine = asyncio.current_task()

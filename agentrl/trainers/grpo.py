@@ -119,7 +119,8 @@ class AgentGRPOTrainer(LossTrainer):
         return {
             "prompt_ids": [one.prompt_ids for one in trajectories],
             "completion_ids": [one.completion_ids for one in trajectories],
-            "logprobs": [one.logprobs for one in trajectories] if trajectories[0].logprobs is not None else None,
+            # What transformers sampled is on policy up to round-off; TRL corrects for vLLM alone.
+            "logprobs": [one.logprobs for one in trajectories] if self.config.vllm.mode != "off" else None,
             "env_mask": [one.policy_mask for one in trajectories],
         }
 

@@ -121,7 +121,7 @@ def trainer(tmp_path_factory):
 
 
 def test_the_loop_agrees_with_trls_where_nobody_speaks(tmp_path, monkeypatch):
-    config = small("algo=grpo", "rollout.max_completion_tokens=200", "rollout.max_turns=4")
+    config = small("algo=grpo", "rollout.max_completion_tokens=200", "rollout.max_turns=4", "rollout.temperature=1e-4")
     trainer = make_trainer(config, tmp_path)
     tasks = [trainer.tasks[row // 2] for row in range(8)]
     torch.manual_seed(3)

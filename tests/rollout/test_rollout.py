@@ -16,6 +16,7 @@ from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
 from agentrl.core.trajectory import Component
 from agentrl.models.loading import load_model
 from agentrl.rollout import transformers_sampler
+from agentrl.rollout.drawing import Draw
 from agentrl.rollout.tokens import local_engine
 from agentrl.rollout.transformers_sampler import TransformersSampler
 from tests.support.helpers import make_trainer, small
@@ -118,19 +119,23 @@ def test_environments_are_not_shared(rolled):
     )
 
 
-def test_greedy_decoding_repeats_itself_and_leaves_the_training_setting(tmp_path: Path):
-    trainer = make_trainer(small("algo=grpo", "rollout.max_completion_tokens=40", "rollout.temperature=0.9"), tmp_path)
-    task = trainer.tasks[0]
-    told = []
-    generate = trainer.model.generate
-    trainer.model.generate = lambda **given: (told.append(given["generation_config"]), generate(**given))[1]
+def test_greedy_decoding_repeats_itself_and_leaves_the_training_setting(tmp_path: Path, monkeypatch):
+    config = small("algo=grpo", "rollout.max_completion_tokens=40", "rollout.temperature=0.9")
+    trainer = make_trainer(config, tmp_path)
+    task, told = trainer.tasks[0], []
+
+    class Told(Draw):
+        def __init__(self, decoding):
+            told.append(decoding)
+            super().__init__(decoding)
+
+    monkeypatch.setattr(transformers_sampler, "Draw", Told)
     first, second = (
         trainer.engine.rollout([Episode(task, trainer.bench.environment(task))], Decoding(0.0))[0] for _ in range(2)
     )
-    assert first.completion_ids == second.completion_ids and not any(one.do_sample for one in told)
-    told.clear()
     trainer.engine.rollout([Episode(task, trainer.bench.environment(task))])
-    assert {(one.do_sample, one.temperature, one.top_p, one.top_k) for one in told} == {(True, 0.9, 1.0, 0)}
+    assert first.completion_ids == second.completion_ids
+    assert told == [Decoding(0.0), Decoding(0.0), Decoding(0.9, 1.0)]
 
 
 def test_an_untrained_model_is_sampled_without_a_trainer_as_with_one(tmp_path: Path):

@@ -49,7 +49,7 @@ class OneByOne(Scripted):
         with super().session(decoding):
             yield self
 
-    def sample(self, requests: Any) -> Any:
+    def sample(self, requests: Any, ready: Any = None) -> Any:
         self.waiting += requests
         self.together = max(self.together, len(self.waiting))
         return super().sample([self.waiting.pop()])
@@ -148,7 +148,7 @@ def test_log_probs_stand_beside_their_tokens_and_are_zero_on_observations(tmp_pa
     sampler = trainer.engine.sampler
     without = sampler.sample
 
-    def sample(requests: Any) -> Any:
+    def sample(requests: Any, ready: Any = None) -> Any:
         turns = without(requests)
         return {row: turn.__class__(turn.ids, [-1.0] * len(turn.ids), turn.stop) for row, turn in turns.items()}
 

@@ -105,7 +105,7 @@ class Scripted:
         self._turns.clear()
         yield self
 
-    def sample(self, requests: Any) -> Any:
+    def sample(self, requests: Any, ready: Any = None) -> Any:
         from agentrl.rollout.sampler import cut_turn
 
         turns = {}

@@ -1,0 +1,119 @@
+"""Keys and values of many token sequences, each at the left of a slot of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+STEP = 32  # slots grow by multiples of so many tokens
+
+
+@dataclass(eq=False)
+class Cached:
+    """A token sequence, the first `held` tokens of which have keys and values in a slot."""
+
+    ids: list[int] = field(default_factory=list)
+    held: int = 0
+    slot: int | None = None
+    used: int = 0  # when it was last in a forward pass
+    base: int = 0  # the first tokens of `ids` that lie elsewhere, in a slot of the prompt
+
+    @property
+    def own(self) -> int:
+        """Tokens in its slot."""
+        return self.held - self.base
+
+
+Entry = TypeVar("Entry", bound=Cached)
+
+
+class Shelf(Generic[Entry]):
+    """Slots of equal width; those that a forward pass needs stand in front."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []  # by slot
+        self.rows, self.width = 0, 0  # of the tensors
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values (S, H, W, D), made when first written
+
+    def put(self, entry: Entry) -> None:
+        """Give an entry an empty slot behind the others; `fit` makes room for it."""
+        entry.slot, entry.held = len(self.entries), entry.base
+        self.entries.append(entry)
+
+    def drop(self, entry: Entry) -> None:
+        """Empty the slot of an entry; the last slot takes its place."""
+        assert entry.slot is not None
+        last = self.entries.pop()
+        if last is not entry:
+            assert last.slot is not None
+            if last.own:
+                for whole in self._tensors():
+                    whole[entry.slot, :, : last.own] = whole[last.slot, :, : last.own]
+            last.slot = entry.slot
+            self.entries[entry.slot] = last
+        entry.slot, entry.held = None, 0
+
+    def bring_forward(self, wanted: Container[Entry]) -> None:
+        """Order the slots so that those of `wanted` come first."""
+        behind = len(self.entries) - 1
+        for place, entry in enumerate(self.entries):
+            if entry in wanted:
+                continue
+            while behind > place and self.entries[behind] not in wanted:
+                behind -= 1
+            if behind <= place:
+                return
+            self._swap(place, behind)
+
+    def _swap(self, one: int, other: int) -> None:
+        length = max(self.entries[one].own, self.entries[other].own)
+        if length:
+            for whole in self._tensors():
+                kept = whole[one, :, :length].clone()
+                whole[one, :, :length] = whole[other, :, :length]
+                whole[other, :, :length] = kept
+        self.entries[one], self.entries[other] = self.entries[other], self.entries[one]
+        self.entries[one].slot, self.entries[other].slot = one, other
+
+    def fit(self, width: int, budget: int) -> None:
+        """Make room for all entries at `width` tokens, and for some more where `budget` tokens allow it."""
+        rows = len(self.entries)
+        if not rows:
+            self._layers.clear()
+            self.rows = self.width = 0
+            return
+        if rows <= self.rows and width <= self.width and self.rows * self.width <= budget:
+            return
+        wider = round_up(max(width, self.width if width <= self.width else width * 5 // 4))
+        if rows * wider > budget:
+            wider = round_up(width)
+        more = max(rows, min(max(rows * 3 // 2, self.rows), budget // wider))
+        grown = (0, 0, 0, max(0, wider - self.width), 0, 0, 0, max(0, more - self.rows))
+        for layer, pair in self._layers.items():
+            keys, values = (pad(one[:more, :, :wider], grown) for one in pair)
+            self._layers[layer] = keys, values
+        self.rows, self.width = more, wider
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, where: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Put keys and values (N, H, D) at slots and places (N,) each; returns all that the layer holds."""
+        if layer not in self._layers:
+            made = [one.new_zeros(self.rows, one.shape[1], self.width, one.shape[2]) for one in (keys, values)]
+            self._layers[layer] = made[0], made[1]
+        slots, places = where
+        if not len(slots):
+            return self._layers[layer]
+        for whole, new in zip(self._layers[layer], (keys, values), strict=True):
+            whole[slots, :, places] = new
+        return self._layers[layer]
+
+    def _tensors(self) -> list[Tensor]:
+        return [one for pair in self._layers.values() for one in pair]
+
+
+def round_up(tokens: int) -> int:
+    """The next multiple of STEP."""
+    return -(-tokens // STEP) * STEP

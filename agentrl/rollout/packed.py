@@ -1,0 +1,268 @@
+"""One forward pass for sequences of any length: their new tokens side by side, what came before them in a cache.
+
+A row is an episode. Its prompt may lie in a slot of its own that all rollouts of the prompt read (a trunk). The last
+new tokens of all rows attend in one batch, those of one prompt to their trunk together; the new tokens before them (a
+prompt, or what a tool said) attend row by row. Nothing is padded but the slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from agentrl.rollout.key_values import Shelf
+from agentrl.scoring.attention import KERNEL as TREE
+
+KERNEL = "agentrl_packed"
+ORDINARY = ("sdpa", "eager", "flash_attention_2", TREE)  # kernels of the same function, in whose place this may stand
+MOVING = ("dynamic", "longrope")  # rotary embeddings that change with the length, and with it what is cached
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New tokens of one sequence."""
+
+    ids: Sequence[int]  # (n,), n >= 1
+    start: int  # tokens of the sequence that its slot holds already
+    trunk: int | None = None  # slot of its prompt among the trunks
+    base: int = 0  # tokens of it there
+
+
+@dataclass(frozen=True)
+class _Trunks:
+    """How the last tokens of B rows read T trunks of P tokens at most, R rows each at most."""
+
+    keys: Tensor  # (T, R) the rows of each trunk, in any order; filled up with row 0
+    back: Tensor  # (B,) where each row stands among T * R
+    hidden: Tensor  # (B, 1, 1, P) -inf where a row does not attend: behind a shorter trunk, and all where it has none
+
+
+@dataclass(frozen=True)
+class _Others:
+    """New tokens of a sequence before its last, or all those of a trunk."""
+
+    tokens: slice  # in the pass
+    trunk: int | None
+    base: int
+    slot: int | None  # of the row; None for tokens of the trunk itself
+    length: int  # tokens in that slot, the new ones included; of the trunk where there is no row
+    mask: Tensor | None  # (n, base + length); None: causal from the first token on
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What the kernel knows of a forward pass: the last tokens of B rows, their other tokens, then those of trunks."""
+
+    rows: Shelf[Any]
+    trunks: Shelf[Any]
+    in_rows: tuple[Tensor, Tensor]  # slot and place of each token of a row
+    in_trunks: tuple[Tensor, Tensor]  # and of each token of a trunk
+    hidden: Tensor  # (B, 1, 1, L) -inf at what of its own slot the last token of a row does not attend to, else 0
+    shared: _Trunks | None
+    others: list[_Others]
+
+
+_now: list[_Pass] = []
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of query (1, H, N, D) after key and value (1, H', N, D) went to their slots; returns (1, N, H, D)."""
+    (now,) = _now
+    layer: Any = module.layer_idx
+    new = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    split = len(now.in_rows[0])
+    rows = now.rows.write(layer, new[0][:split], new[1][:split], now.in_rows)
+    trunks = now.trunks.write(layer, new[0][split:], new[1][split:], now.in_trunks)
+    groups = query.shape[1] // key.shape[1]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    answers = []
+    if len(now.hidden):
+        last = query[0, :, : len(now.hidden)].transpose(0, 1).unflatten(1, (-1, groups))  # (B, H', G, D)
+        answers.append(_attend_last(now, last * scale, rows, trunks).flatten(1, 2))
+    for other in now.others:
+        keys, values = (_read(other, in_trunks, in_rows)[None] for in_trunks, in_rows in zip(trunks, rows, strict=True))
+        answer = scaled_dot_product_attention(
+            query[:, :, other.tokens],
+            keys,
+            values,
+            attn_mask=other.mask,
+            is_causal=other.mask is None,
+            scale=scaling,
+            enable_gqa=groups > 1,
+        )
+        answers.append(answer[0].transpose(0, 1))
+    return torch.cat(answers)[None], None
+
+
+def _read(other: _Others, trunks: Tensor, rows: Tensor) -> Tensor:
+    """Keys or values (H', base + length, D) that some tokens attend to, their own included."""
+    if other.trunk is None:
+        return rows[other.slot, :, : other.length]
+    if other.slot is None:
+        return trunks[other.trunk, :, : other.base]
+    return torch.cat([trunks[other.trunk, :, : other.base], rows[other.slot, :, : other.length]], dim=1)
+
+
+def _attend_last(now: _Pass, query: Tensor, rows: tuple[Tensor, Tensor], trunks: tuple[Tensor, Tensor]) -> Tensor:
+    """One query (B, H', G, D) a row, scaled, over its trunk and its own slot; returns the same shape."""
+    count, length = now.hidden.shape[0], now.hidden.shape[-1]
+    keys, values = (one[:count, :, :length] for one in rows)
+    own = query @ keys.transpose(2, 3) + now.hidden
+    shared = now.shared
+    if shared is None:
+        return own.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+    (used, most), prompt = shared.keys.shape, shared.hidden.shape[-1]
+    trunk_keys, trunk_values = (one[:used, :, :prompt] for one in trunks)
+    heads, groups = query.shape[1:3]
+
+    def to_trunks(one: Tensor) -> Tensor:  # (B, H', G, X) -> (T, H', R G, X)
+        return one[shared.keys].transpose(1, 2).reshape(used, heads, most * groups, -1)
+
+    def to_rows(one: Tensor) -> Tensor:  # and back
+        return one.unflatten(2, (most, groups)).transpose(1, 2).flatten(0, 1)[shared.back]
+
+    above = to_rows(to_trunks(query) @ trunk_keys.transpose(2, 3)) + shared.hidden
+    weights = torch.cat([above, own], dim=-1).softmax(-1, dtype=torch.float32).to(values.dtype)
+    return to_rows(to_trunks(weights[..., :prompt]) @ trunk_values) + weights[..., prompt:] @ values
+
+
+AttentionInterface.register(KERNEL, attend)
+
+
+def forward(
+    model: Any, rows: Shelf[Any], trunks: Shelf[Any], pieces: Sequence[Piece], prompts: Sequence[Piece]
+) -> Tensor:
+    """Logits (B, V) after the last token of each of B pieces.
+
+    Args:
+        model: a causal language model under `packed`.
+        rows: the slots of the episodes, with room for the new tokens.
+        trunks: the slots of prompts; those that pieces read come first.
+        pieces: new tokens of the rows in slots 0..B-1, in order.
+        prompts: new tokens of trunks, whose `trunk` says which.
+    """
+    device = next(model.parameters()).device
+    last = [piece.start + len(piece.ids) - 1 for piece in pieces]
+    ids = [piece.ids[-1] for piece in pieces]
+    positions = [piece.base + place for piece, place in zip(pieces, last, strict=True)]
+    slots, places = list(range(len(pieces))), list(last)
+    others = []
+    for slot, piece in enumerate(pieces):
+        count = len(piece.ids) - 1
+        if count:
+            length, before = piece.start + count, piece.base + piece.start
+            mask = _causal(count, before, device)
+            others.append(_Others(slice(len(ids), len(ids) + count), piece.trunk, piece.base, slot, length, mask))
+            ids += piece.ids[:-1]
+            slots += [slot] * count
+            places += range(piece.start, length)
+            positions += range(before, before + count)
+    split = len(ids)
+    for piece in prompts:
+        count, length = len(piece.ids), piece.start + len(piece.ids)
+        mask = _causal(count, piece.start, device)
+        others.append(_Others(slice(len(ids), len(ids) + count), piece.trunk, length, None, length, mask))
+        ids += piece.ids
+        slots += [piece.trunk or 0] * count
+        places += range(piece.start, length)
+        positions += range(piece.start, length)
+    where = torch.tensor([slots, places], device=device)
+    longest = max(last, default=-1) + 1
+    hidden = _minus_infinity(torch.arange(longest, device=device) > where[1, : len(pieces), None])
+    _now[:] = [
+        _Pass(
+            rows,
+            trunks,
+            (where[0, :split], where[1, :split]),
+            (where[0, split:], where[1, split:]),
+            hidden,
+            _shared_trunks(pieces, device),
+            others,
+        )
+    ]
+    try:
+        logits: Tensor = model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+            logits_to_keep=torch.arange(len(pieces), device=device),
+        ).logits
+    finally:
+        _now.clear()
+    return logits[0]
+
+
+def _causal(count: int, before: int, device: torch.device) -> Tensor | None:
+    if not before:
+        return None
+    return torch.ones(count, before + count, dtype=torch.bool, device=device).tril_(before)
+
+
+def _shared_trunks(pieces: Sequence[Piece], device: torch.device) -> _Trunks | None:
+    readers: dict[int, list[int]] = {}
+    for row, piece in enumerate(pieces):
+        if piece.trunk is not None:
+            readers.setdefault(piece.trunk, []).append(row)
+    if not readers:
+        return None
+    most = max(map(len, readers.values()))
+    keys = [[*readers.get(trunk, [])] for trunk in range(max(readers) + 1)]
+    back = [0] * len(pieces)
+    for trunk, members in readers.items():
+        for place, row in enumerate(members):
+            back[row] = trunk * most + place
+    filled = [members + [0] * (most - len(members)) for members in keys]
+    lengths = torch.tensor([piece.base for piece in pieces], device=device)
+    hidden = _minus_infinity(torch.arange(max(piece.base for piece in pieces), device=device) >= lengths[:, None])
+    return _Trunks(torch.tensor(filled, device=device), torch.tensor(back, device=device), hidden)
+
+
+def _minus_infinity(hidden: Tensor) -> Tensor:
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)[:, None, None]
+
+
+@contextmanager
+def packed(model: PreTrainedModel) -> Iterator[None]:
+    """While it lasts, `model` attends by `forward` alone."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation(KERNEL)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
+
+
+def hindrance(model: PreTrainedModel) -> str | None:
+    """Why `forward` cannot take a model; None where it can."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its code has an attention of its own"
+    if config._attn_implementation not in ORDINARY:
+        return f"its attention kernel is {config._attn_implementation}"
+    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+        return "not every layer attends to the whole context"
+    if getattr(config, "attn_logit_softcapping", None) or config.model_type == "gpt_oss":
+        return "its attention is no plain softmax"
+    if rotary.get("rope_type") in MOVING:
+        return "its rotary embeddings change with the length"
+    if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
+        return "it lies on several devices"
+    return None
