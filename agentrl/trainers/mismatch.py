@@ -10,6 +10,9 @@ from trl.trainer.utils import nanmax
 
 from agentrl.objectives.policy import truncated_weights
 from agentrl.objectives.sampling import kept_log_mass, sampler_mismatch
+from agentrl.trainers.passes import balanced
+
+PLACES = 2048  # tokens whose logits over the vocabulary are held at once
 
 
 def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
@@ -45,20 +48,23 @@ def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
 def log_masses(trainer: Any, ids: Tensor, mask: Tensor, width: int) -> Tensor | float:
     """log of the probability that top_p keeps at each of the last `width` tokens (B, width); 0 with top_p=1.
 
-    One row at a time: its logits (width, V) are made, which no other forward pass of a trainer does.
+    The whole distribution is needed: the logits of PLACES tokens of one row are made at a time.
     """
     top_p, temperature = trainer.config.rollout.top_p, trainer.config.rollout.temperature
     if top_p == 1:
         return 0.0
-    rows = []
-    for row in range(len(ids)):
-        begin = int(mask[row].argmax())  # behind the padding
+    masses = torch.zeros(len(ids), width, device=ids.device)
+    pieces = [(row, start) for row in range(len(ids)) for start in range(0, width, PLACES)]
+    for number in range(balanced(trainer.accelerator, len(pieces))):
+        row, start = pieces[min(number, len(pieces) - 1)]  # the last again while other processes have more to do
+        begin, places = int(mask[row].argmax()), min(PLACES, width - start)  # behind the padding
+        until = ids.shape[1] - width + start + places
         with torch.no_grad():
             output = trainer.model(
-                input_ids=ids[row : row + 1, begin:],
-                attention_mask=mask[row : row + 1, begin:],
-                logits_to_keep=width + 1,
+                input_ids=ids[row : row + 1, begin:until],
+                attention_mask=mask[row : row + 1, begin:until],
+                logits_to_keep=places + 1,
                 use_cache=False,
             )
-            rows.append(kept_log_mass(output.logits[0, :-1] / temperature, top_p))
-    return torch.stack(rows)
+        masses[row, start : start + places] = kept_log_mass(output.logits[0, :-1] / temperature, top_p)
+    return masses

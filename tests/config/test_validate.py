@@ -142,6 +142,7 @@ IMPOSSIBLE = [
     ("model/lora=on model.lora.target_modules=[]", "model.lora.target_modules"),
     ("vllm.mode=colocate", "vllm.mode=colocate: needs a GPU; start a server (vllm.mode=server)"),
     ("vllm.mode=server vllm.url=localhost:8000", "vllm.url=localhost:8000: must be the address"),
+    ("vllm.mode=server vllm.url=http://a:1/v1", "vllm.url=http://a:1/v1: must be the address of a vLLM server without"),
     ("hardware=gpu vllm.mode=colocate vllm.tensor_parallel=2", "vllm.tensor_parallel=2: must divide"),
     ("vllm.mode=server vllm.sleep=true", "vllm.sleep=true: frees the memory of a GPU"),
     ("vllm.mode=server vllm.context=100", "vllm.context=100: leaves no room behind a prompt"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from safetensors.torch import load_file
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.errors import UserError
 from agentrl.models.loading import load_model
+from agentrl.trainers import mismatch
 from tests.support.helpers import make_trainer, small
 from tests.support.vllm_stand_in import StandIn
 
@@ -153,3 +157,37 @@ def test_a_sleeping_server_is_woken_for_a_batch_and_sleeps_after_it(tmp_path: Pa
             trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
     told = [path for path, _ in stand_in.asked if path.startswith(("/sleep", "/wake_up", "/collective_rpc"))]
     assert told == ["/wake_up", "/collective_rpc", "/sleep?level=1", "/wake_up", "/sleep?level=1"]
+
+
+def test_the_mass_that_top_p_keeps_is_the_same_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(small("algo=grpo", "rollout.top_p=0.8", "rollout.temperature=0.7"), tmp_path)
+    ids = torch.randint(3, 900, (2, 20), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :4], mask[1, 17:] = 0, 0  # padding before a prompt and behind a completion
+    whole = mismatch.log_masses(trainer, ids, mask, 9)
+    assert isinstance(whole, torch.Tensor) and whole.shape == (2, 9) and whole.max() <= 0 and whole.min() < -0.01
+    monkeypatch.setattr(mismatch, "PLACES", 4)
+    pieces = mismatch.log_masses(trainer, ids, mask, 9)
+    torch.testing.assert_close(pieces[mask[:, -9:] == 1], whole[mask[:, -9:] == 1])  # type: ignore[index]
+    alone = mismatch.log_masses(trainer, ids[:1, 4:], mask[:1, 4:], 9)
+    torch.testing.assert_close(alone, whole[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapters", ["off", "on"])
+def test_two_processes_share_a_server_and_one_sends_the_weights(adapters: str, tmp_path: Path) -> None:
+    chosen = (*CHOSEN[:5], "hardware.processes=2", "hardware.threads=1", "trainer.max_steps=2", "eval.limit=2")
+    batch = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "rollout.max_turn_tokens=8")
+    with network(f"model/lora={adapters}") as (stand_in, _, taken):
+        command = [sys.executable, "-m", "agentrl", *chosen, *batch, f"model/lora={adapters}"]
+        command += [f"vllm.url={stand_in.url}", f"runs_dir={tmp_path}", "eval.before=false"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(taken) == 3
+    (file,) = tmp_path.glob("*/*/metrics.jsonl")
+    metrics = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(metrics) == 2
+    for row in metrics:
+        assert 0 <= row["sampler/kl"] < 1e-6 and row["sampler/ratio_max"] < 1.001
+    seeds = [body["seed"] for path, body in stand_in.asked if path == "/v1/completions"]
+    assert len(set(seeds)) == len(seeds)  # no process asks for what another asks for

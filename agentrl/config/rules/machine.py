@@ -60,8 +60,8 @@ def _vllm(config: Config) -> None:
     hardware, vllm = config.hardware, config.vllm
     gpu_rule = "needs a GPU; start a server (vllm.mode=server), or set hardware=gpu"
     require(vllm.mode != "colocate" or hardware.device != "cpu", "vllm.mode", vllm.mode, gpu_rule)
-    url_rule = "must be the address of a vLLM server, e.g. http://localhost:8000"
-    address = vllm.url.startswith(("http://", "https://"))
+    url_rule = "must be the address of a vLLM server without /v1, e.g. http://localhost:8000"
+    address = vllm.url.startswith(("http://", "https://")) and not vllm.url.rstrip("/").endswith("/v1")
     require(vllm.mode == "colocate" or address, "vllm.url", vllm.url, url_rule)
     if vllm.mode == "colocate":
         split_rule = f"must divide hardware.processes={hardware.processes}, among which vLLM is split"
