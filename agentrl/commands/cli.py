@@ -274,8 +274,8 @@ def _swept(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | 
 
 
 def objective(config: Config, run: RunDirectory) -> float | None:
-    """Return the number of summary.json that `objective` names, or None without one. Raise UserError if it is not a
-    number.
+    """Return the number of summary.json that `objective` names, or None without one. Raise UserError if there is
+    none.
     """
     if config.objective is None:
         return None

@@ -27,9 +27,7 @@ FOLDER = "hub"  # in the run directory: holds exactly what is uploaded
 
 
 def main(arguments: list[str]) -> int:
-    """Write the folder with its model card and upload it. Raise UserError if the run is incomplete or the hub
-    refuses.
-    """
+    """Write the folder with its model card and upload it. Raise UserError for an incomplete run or a refusal."""
     places, own = places_and_keys(arguments, KEYS)
     if len(places) != 2:
         raise UserError(f"name a run directory and a repository: {USAGE}")

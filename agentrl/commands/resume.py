@@ -23,9 +23,7 @@ WHERE = ("runs_dir", "name", "run_id")
 
 
 def main(arguments: list[str]) -> int:
-    """Continue the run; return its exit code. Raise UserError if there is no run, or if a key would make it another
-    run.
-    """
+    """Continue the run; return its exit code. Raise UserError for a place without a run, or a key of another run."""
     match arguments:
         case [place, *changes] if all("=" in change for change in changes):
             return start(config_of(place, changes), may_move=MAY_MOVE)
@@ -34,9 +32,7 @@ def main(arguments: list[str]) -> int:
 
 
 def config_of(place: str, changes: list[str]) -> Config:
-    """Return the configuration of the run at `place` with `changes`, for the directory where it is now. Raise
-    UserError.
-    """
+    """Return the configuration of the run at `place` with `changes`, for where it lies now. Raise UserError."""
     run = run_at(place)
     for change in changes:
         key, known = change.partition("=")[0], [name for name, _, _ in all_keys()]

@@ -130,9 +130,7 @@ def check_tasks(config: Config) -> None:
 
 
 def count_parameters(config: Config) -> float | None:
-    """Return the number of parameters: from a local checkpoint's headers, from the table for a known hub id, else
-    None.
-    """
+    """Return the number of parameters: from a local checkpoint, from the table for a known hub id, else None."""
     path = config.model.path
     if path.startswith("builtin:"):
         folder = Path(__file__).parents[1] / "tiny" / path.removeprefix("builtin:")

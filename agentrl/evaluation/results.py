@@ -81,9 +81,7 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
 
 
 def _missing(name: str) -> Callable[[Item], float | None]:
-    """Return a metric that is 1 for a sample whose metric `name` has no verdict; None if `name` is not about the
-    sample.
-    """
+    """Return a metric: 1 for a sample without a verdict of `name`, None for one that `name` is not about."""
     return lambda item: float(item["metrics"][name] is None) if name in item["metrics"] else None
 
 
@@ -98,9 +96,7 @@ def verdicts_missing(items: Iterable[Item]) -> dict[str, tuple[int, int]]:
 
 
 def summarise(before: list[Item], after: list[Item], solve_metric: str) -> Summary:
-    """Return the `eval` entry of summary.json: 95% intervals clustered by item cluster, the difference paired by
-    item.
-    """
+    """Return the `eval` entry of summary.json: 95% intervals by item cluster, the difference paired by item."""
     clusters = {item["id"]: item["cluster"] for item in [*before, *after]}
     phases = {
         phase: item_values(items, solve_metric) for phase, items in (("before", before), ("after", after)) if items
@@ -141,9 +137,7 @@ def summarise_groups(before: list[Item], after: list[Item], solve_metric: str) -
 
 
 def _cell(values: dict[str, float], clusters: dict[str, str], share: bool) -> dict[str, Any]:
-    """Return the clustered interval of a per-item metric, and the percentile bootstrap interval over the same
-    clusters.
-    """
+    """Return the clustered interval of a per-item metric, and the percentile bootstrap's over the same clusters."""
     labels = [clusters[name] for name in values]
     interval = (share_interval if share else t_interval)(list(values.values()), labels)
     resampled = bootstrap_interval(list(values.values()), labels, draws=2000).as_dict()

@@ -22,8 +22,7 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Concordance:
-    """The pairs of responses that the first judge tells apart, and how many of them the second judge orders the same
-    way.
+    """The pairs that the first judge tells apart, and how many of them the second judge orders the same way.
 
     A tie of the second judge counts half.
     """
@@ -76,12 +75,11 @@ def spearman(first: Scores, second: Scores) -> float:
 def agreement(
     first: Sequence[float], second: Sequence[float], prompts: Sequence[Hashable], seed: int = 0, draws: int = 500
 ) -> dict[str, Interval]:
-    """Return all measures of two judges' scores of the same responses; `first` is the primary judge; n counts
-    responses.
+    """Return all measures of two judges' scores of the same responses; `first` is the primary judge.
 
-    `concordance` covers all pairs, `concordance_within` the pairs of one prompt (what group-wise training sees). `mae`,
-    `spearman`, and `shift`, the mean of second - first. The 95% intervals are percentile bootstraps that draw whole
-    prompts with replacement.
+    n counts responses. `concordance` covers all pairs, `concordance_within` the pairs of one prompt (what group-wise
+    training sees). The others are `mae`, `spearman`, and `shift`, the mean of second - first. The 95% intervals are
+    percentile bootstraps that draw whole prompts with replacement.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     members: dict[Hashable, list[int]] = {}

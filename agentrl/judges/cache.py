@@ -82,9 +82,7 @@ class Entry:
 
 
 def content_key(model: str, messages: list[dict[str, str]], settings: dict[str, Any]) -> str:
-    """Return the SHA-256 of everything that determines a reply: model, rubric and texts (as messages), sampling
-    settings.
-    """
+    """Return the SHA-256 of everything that determines a reply: model, rubric, texts (as messages), sampling."""
     return _digest(json.dumps([model, messages, settings], sort_keys=True))
 
 

@@ -43,8 +43,9 @@ FEWEST_PROMPTS = 10
 
 @dataclass(frozen=True)
 class SideReport:
-    """Agreement with the judge on held-out verdicts of one side. `mae_of_mean` is the error of always giving the
-    training mean.
+    """Agreement with the judge on held-out verdicts of one side.
+
+    `mae_of_mean` is the mean absolute error of always giving the training mean.
     """
 
     train: int
@@ -71,10 +72,10 @@ class Regression(Trainer):
 
 
 def distill(settings: Distillation) -> dict[str, SideReport]:
-    """Fit a model, save it in `settings.out` with `distilled.json` (settings, report), and return its agreement by
-    side.
+    """Fit a model, save it in `settings.out` with `distilled.json`, and return its agreement by side.
 
-    The verdicts are those of one judge, chosen as in `agentrl judge compare`.
+    `distilled.json` holds settings and report. The verdicts are those of one judge, chosen as in `agentrl judge
+    compare`.
 
     Raises:
         UserError: there are too few verdicts or several judges in the cache, the base cannot be loaded, or `out`

@@ -99,9 +99,7 @@ class InProcessJudge(RubricJudge):
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """Return the strings that `tokenizer` reads as control tokens: special ones, and added ones in the chat
-    template.
-    """
+    """Return the strings that `tokenizer` reads as control tokens: special ones, and added ones of the template."""
     template = str(tokenizer.chat_template)
     added = tokenizer.added_tokens_decoder.values()
     return frozenset(

@@ -87,9 +87,7 @@ def messages(rubric: str, request: JudgeRequest, control_tokens: Iterable[str] =
 
 
 def break_control_tokens(text: str, tokens: Iterable[str] = ()) -> str:
-    """Return `text` with a blank after the first character of every control token, in the usual spellings or in
-    `tokens`.
-    """
+    """Return `text` with a blank after the first character of every control token, usual or in `tokens`."""
     text = _CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
     own = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
     if own:

@@ -1,5 +1,4 @@
-"""Find where an argument comes from: the question, an earlier result, or the tool's own schema. Otherwise it is a
-guess.
+"""Find where an argument comes from: the question, an earlier result, or the tool's own schema; else it is a guess.
 
 Texts are compared by their words: case, punctuation, accents, possessives, plurals and word order do not count. Numbers
 are compared by value, spelt out or not. Dates are compared by day, month and year, in any form.
@@ -184,9 +183,7 @@ class Knowledge:
         return "several texts" if self._words and holds(set().union(*self._words)) else None
 
     def _is_all_dates(self, value: str) -> bool:
-        """Check whether a value holds only dates that follow from the texts: stated dates, or the ends of a stated
-        period.
-        """
+        """Check whether a value is only dates that follow from the texts: stated dates, or ends of a stated period."""
         stated = dates(value)
         rest = value
         for pattern in _DATES:
@@ -200,9 +197,7 @@ class Knowledge:
         )
 
     def days(self) -> list[datetime.date]:
-        """Return the days that the texts state: exact days first, then the first and last days of stated months and
-        years.
-        """
+        """Return the days that the texts state: exact days, then the ends of stated months and years."""
         exact: dict[datetime.date, None] = {}
         ends: dict[datetime.date, None] = {}
         years = [int(year) for _, text in self.texts for year in _YEAR.findall(text)]
@@ -219,9 +214,7 @@ class Knowledge:
 
 
 def is_offered(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Check whether the parameter's own schema offers the value: in an enum, as the default, or as an example in
-    words.
-    """
+    """Check whether the schema offers the value: in an enum, as the default, or as an example in words."""
     if value in (schema.get("enum") or []) or ("default" in schema and schema["default"] == value):
         return True
     if isinstance(value, str) and value.strip():

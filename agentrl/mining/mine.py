@@ -29,9 +29,7 @@ OUTPUT_CHARS = 4_000_000  # characters of output of one batch of runs
 
 @dataclass(frozen=True)
 class Question:
-    """What a trace is mined for. `sources` maps tool names to Python code; `ordered` says whether the hops are in
-    order.
-    """
+    """What a trace is mined for. `sources` maps tool names to code; `ordered` says whether the hops are in order."""
 
     task_id: str
     text: str
@@ -140,9 +138,7 @@ class Miner:
     def mine(
         self, question: Question, environment: Environment, full_marks: Callable[[ExpertTrace], bool]
     ) -> MinedTrace | Rejection:
-        """Return the trace of `question`, or the reason why there is none. `full_marks` is the bench's official
-        verdict.
-        """
+        """Return the trace of `question`, or why there is none. `full_marks` is the bench's official verdict."""
         steps = (self._in_order if question.ordered else self._in_any_order)(question, environment)
         outcome = _judge(question, steps, full_marks)
         self.coverage.add(outcome)

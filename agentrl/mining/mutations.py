@@ -71,9 +71,7 @@ class Mutator:
                 yield from self._contain(arguments, right, left, site.right)
 
     def _contain(self, arguments: Arguments, seen: Any, part: str, names: frozenset[str]) -> Iterator[Arguments]:
-        """Try texts that contain a part: the part itself, texts of the pool that hold it, and the present text plus
-        the part.
-        """
+        """Try texts with a part: the part itself, texts of the pool that hold it, the present text plus the part."""
         holding = [v for v in self.pool if isinstance(v, str) and part.lower() in v.lower()]
         for wanted in [part, *sorted(holding, key=len)]:
             yield from self._want(arguments, seen, wanted, names)
@@ -155,8 +153,8 @@ class Mutator:
                 yield from self._put(arguments, path, seen, wanted)
 
     def _paths(self, arguments: Arguments, place: Path, seen: Any) -> list[Path]:
-        """Return the paths below a parameter that may have given `seen`: those of equal value, else all, absent ones
-        included.
+        """Return the paths below a parameter that may have given `seen`: those of equal value, else all, also absent
+        ones.
         """
         value = at(arguments, place)
         below = [((*place, *path), leaf) for path, leaf in leaves(value)] if isinstance(value, dict | list) else []
@@ -194,9 +192,7 @@ class Mutator:
         return [form for i, form in enumerate(fitted) if form not in fitted[:i]]
 
     def surface(self, wanted: Any) -> Any:
-        """Return a text as the question or a result writes it, capitals included; unchanged if none of them holds
-        it.
-        """
+        """Return a text as the question or a result writes it, with its capitals; unchanged if none holds it."""
         if not isinstance(wanted, str) or not wanted.strip():
             return wanted
         if wanted not in self._surfaces:
@@ -216,9 +212,7 @@ class Mutator:
 
 
 def same(value: Any, seen: Any) -> bool:
-    """Check whether the code may have made one value from the other by changing case, white space, punctuation or
-    type.
-    """
+    """Check whether the code may have made one value from the other by case, white space, punctuation or type."""
     if isinstance(value, bool) or isinstance(seen, bool) or value is None or seen is None:
         return False
     if isinstance(value, list | dict) or isinstance(seen, list | dict):

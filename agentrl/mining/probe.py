@@ -134,9 +134,7 @@ def shown(value: Any) -> list[str]:
 
 
 def probe(code: str, function: str, gold: str, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run `function` on each arguments object of `batch`; return {"output": texts, "events": what was compared} for
-    each.
-    """
+    """Run `function` on each element of `batch`; return {"output": texts, "events": what was compared} for each."""
     watch = _Probe(gold)
     hooks = {"__compare__": watch.compare, "__item__": watch.item, "__method__": watch.method, "__truth__": watch.truth}
     namespace: dict[str, Any] = dict(hooks)

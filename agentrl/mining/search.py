@@ -179,8 +179,8 @@ class Search:
             heapq.heappush(self.queue, (-score, len(self.seen), arguments))
 
     def _continue(self, arguments: Arguments, events: list[list[Any]]) -> None:
-        """Queue the changes that one run's comparisons suggest. The more of the answer's conditions it met, the
-        sooner.
+        """Queue the changes that one run's comparisons suggest; a run that met more of the answer's conditions is
+        first.
         """
         sites: list[Site] = self.sites
         met = {e[0] for e in events if (e[5] or sites[e[0]].guards_gold) and e[4] == (e[1] not in ("!=", "not in"))}
@@ -243,9 +243,7 @@ class Search:
                     yield start | {name: value}
 
     def _combinations(self) -> Iterator[Arguments]:
-        """Yield combinations of values, likeliest first: of the required parameters, then with one or two optional
-        ones.
-        """
+        """Yield combinations of values, likeliest first: of required parameters, then with one or two optional ones."""
         optional = [name for name in self.parameters if name not in self.required]
         limits = {0: 160, 1: 24, 2: 12}
         for extra in [(), *((name,) for name in optional), *itertools.combinations(optional, 2)]:

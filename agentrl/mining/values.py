@@ -52,9 +52,7 @@ def leaves_of_json(text: str) -> list[Any]:
 
 
 def pool(knowledge: Knowledge, need: str) -> list[Any]:
-    """Return the values that the texts suggest, likeliest first: those of the need, of later results, of the
-    question.
-    """
+    """Return the values that the texts suggest, likeliest first: of the need, of later results, of the question."""
     numbers = _NUMBER.findall(need)
     found: list[Any] = [*operands(need), operands(need), numbers, *entities(need)]
     for _, text in reversed(knowledge.texts[1:]):

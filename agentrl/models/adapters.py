@@ -106,8 +106,7 @@ def _refusal(model: Model, reason: str, network: PreTrainedModel) -> UserError:
 
 
 def adapter_base(config: Model) -> Model | None:
-    """Return the model that the adapter at `config.path` was trained on, with its revision; None if `config.path` holds
-    full weights.
+    """Return the model that the adapter at `config.path` was trained on; None if the path holds full weights.
 
     Raises:
         UserError: the adapter's configuration is damaged, or names no base.

@@ -171,9 +171,7 @@ def carries_system_message(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 
 def _tool_template(config: Model, tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """Return the template for multi-turn tool use, or None for the tokenizer's own. Check that tool calls can be
-    parsed.
-    """
+    """Return the template for multi-turn tool use, None for the tokenizer's own; check that calls can be parsed."""
     if not supports_tool_calling(tokenizer):
         raise UserError(f"model.path={config.path}: its chat template cannot render tool calls; choose another model")
     if tokenizer.response_template is None:

@@ -25,8 +25,7 @@ class OnsetTable:
 
 @torch.no_grad()
 def onset_attention(model: Any, ids: Sequence[int]) -> Tensor:
-    """Return the attention (L layers, H heads, T tokens) of the last of T prompt tokens. The model must use eager
-    attention.
+    """Return the attention (L layers, H heads, T tokens) of the last of T prompt tokens, for an eager model.
 
     The other tokens only fill the cache.
 
@@ -53,11 +52,11 @@ def onset_table(model: Any, prompts: Sequence[PromptSpans], alpha: float) -> Ons
 
 
 def compare(base: OnsetTable, trained: OnsetTable, clusters: Sequence[str]) -> dict[str, dict[str, Interval]]:
-    """Return {measure: {base, trained, difference}}: means and paired differences with 95% bootstrap intervals by
-    cluster.
+    """Return {measure: {base, trained, difference}}: means and paired differences.
 
-    A ratio is the mean of the prompts' ratios, as in the paper (its FarMass / NearMass is not its Far/Near). A prompt
-    is left out of a ratio if the ratio is undefined for one of the models.
+    All have 95% bootstrap intervals by cluster. A ratio is the mean of the prompts' ratios, as in the paper (its
+    FarMass / NearMass is not its Far/Near). A prompt is left out of a ratio if the ratio is undefined for one of the
+    models.
     """
     compared = {}
     for measure in MEASURES:

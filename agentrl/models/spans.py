@@ -41,9 +41,7 @@ def prompt_spans(chat: ChatFormat, messages: list[dict[str, str]], extent: str) 
 
 
 def _contents(chat: ChatFormat, messages: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
-    """Return the character range of each message's content: render marks in place of the contents and look where they
-    are.
-    """
+    """Return the character range of each message's content: render marks in their place and look where they are."""
     marks = [f"AgentrlSpan{index}Mark" for index in range(len(messages))]
     marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
     frame = chat.text(marked, [], generation_prompt=True)
@@ -68,9 +66,7 @@ def _contents(chat: ChatFormat, messages: list[dict[str, str]], text: str) -> li
 
 
 def _messages(chat: ChatFormat, messages: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
-    """Return the character range of each message with its marks: from the end of the prompt without it to the end with
-    it.
-    """
+    """Return the character range of each message with its marks: the text by which it makes the prompt longer."""
     ranges, end = [], 0
     for index in range(len(messages)):
         start, upto = end, chat.text(messages[: index + 1], [], generation_prompt=False)

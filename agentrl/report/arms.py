@@ -52,9 +52,7 @@ class RunRecord:
 
     @property
     def by(self) -> dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]:
-        """The `by` entry, for each group of items that the bench names: group -> value -> phase -> metric ->
-        interval.
-        """
+        """The `by` entry, for each group of items: group -> value -> phase -> metric -> interval."""
         return self.summary.get("by", {}) if self.summary else {}
 
 
@@ -128,9 +126,7 @@ def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
 
 
 def distinguishing_keys(settings: list[dict[str, Any]]) -> list[str]:
-    """Return few keys whose values separate all settings that differ in more than the seed; telling keys are
-    preferred.
-    """
+    """Return few keys whose values separate all settings, the seed aside; telling keys are preferred."""
     everything = {key for one in settings for key in one if key != "seed"}
     varying = [key for key in sorted(everything) if len({repr(one.get(key)) for one in settings}) > 1]
     # A list often repeats a number (HIPO's constraints hold its tau), and makes a poor name.

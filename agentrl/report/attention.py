@@ -22,9 +22,7 @@ MASSES = {
 def plot_attention(
     table: Mapping[str, Mapping[str, Interval]], profiles: Mapping[str, Sequence[float]], path: Path
 ) -> None:
-    """Plot attention mass by relative distance for `base` and `trained` (left), and paired differences with 95%
-    intervals.
-    """
+    """Plot attention mass by relative distance (left), and paired differences with 95% intervals (right)."""
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2)
     for (name, mass), colour in zip(profiles.items(), COLOURS, strict=False):

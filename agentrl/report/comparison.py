@@ -12,8 +12,7 @@ from agentrl.report.page import Table, cell
 
 
 def compare_tables(first: list[RunRecord], second: list[RunRecord], name_a: str, name_b: str) -> list[Table]:
-    """Return the table of results and the table of settings of two arms; `name_a` and `name_b` are the user's names for
-    them.
+    """Return the table of results and the table of settings of two arms, which the user calls `name_a` and `name_b`.
 
     Raises:
         UserError: the runs of one side differ in more than the seed, are not complete, or the sides were evaluated on

@@ -39,8 +39,7 @@ def arm_curves(arms: list[Arm]) -> list[tuple[str, str]]:
 
 
 def band(curves: list[tuple[np.ndarray, np.ndarray]], shares: bool) -> tuple[np.ndarray, ...]:
-    """Return the steps, and at each step the mean over the curves with the bounds of its 95% interval (NaN for one
-    curve).
+    """Return the steps, and at each the mean over the curves and its 95% bounds (NaN for one curve).
 
     The interval is Student's t, cut to [0, 1] for `shares`. Only curves that have a step count there.
     """

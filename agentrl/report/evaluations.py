@@ -23,9 +23,7 @@ from agentrl.store.identity import run_path
 
 
 def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[Table]:
-    """Yield one table for each bench, with a column for each model and the differences between models; then the
-    paper's table.
-    """
+    """Yield a table for each bench, with columns for models and for their differences; then the paper's table."""
     done: dict[str, list[Path]] = {}
     for config in jobs:
         path = run_path(config)

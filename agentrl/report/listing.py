@@ -1,6 +1,4 @@
-"""Collect what `agentrl ls` shows of each run: its status, what it trains, and its key result. This imports no
-torch.
-"""
+"""Collect what `agentrl ls` shows of each run: status, what it trains, and its key result; without torch."""
 
 from __future__ import annotations
 

@@ -23,9 +23,7 @@ COLUMNS = 3
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. `keys` share the left axis and `right` has its own scale; only keys with values in the metrics are
-    drawn.
-    """
+    """One plot. `keys` share the left axis, `right` has its own scale; keys without values are not drawn."""
 
     name: str
     title: str
@@ -179,9 +177,7 @@ def _draw(ax: Axes, metrics: Sequence[dict[str, Any]], panel: Panel) -> None:
 
 
 def _smooth(y: np.ndarray) -> np.ndarray:
-    """Return the mean over a centred window of about a tenth of the curve. It narrows towards the ends, so it never
-    lags.
-    """
+    """Return the mean over a centred window of about a tenth of the curve; it narrows at the ends, so it never lags."""
     half = max(2, len(y) // 20)
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))

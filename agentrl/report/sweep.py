@@ -119,8 +119,7 @@ def plot_front(arms: list[Arm], metrics: list[str]) -> Figure | None:
 
 
 def violation(arm: Arm) -> Interval | None:
-    """Return the violation max(0, tau_k - mean reward) of the worst constraint in the evaluation, with that mean's
-    interval.
+    """Return the violation max(0, tau_k - mean reward) of the worst constraint in the evaluation, with its interval.
 
     The thresholds tau_k are those of the multipliers. Without a constraint it is 1 minus r_sys. None if the evaluation
     measured no constraint.

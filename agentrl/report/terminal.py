@@ -1,6 +1,4 @@
-"""Show rollouts and evaluation items on a terminal: filters, colours by component, marks on tokens that a loss
-covers.
-"""
+"""Show rollouts and evaluation items on a terminal: filters, colours by component, marks on trained tokens."""
 
 from __future__ import annotations
 
@@ -26,8 +24,7 @@ Facts = dict[str, float]  # the numbers of one rollout that a filter may name
 
 
 def parse_filter(text: str) -> Callable[[Facts], bool]:
-    """Turn a filter such as `reward<1,errors>0` into a test. A rollout passes if it has every name and all comparisons
-    hold.
+    """Turn a filter such as `reward<1,errors>0` into a test: all comparisons must hold, and all names must exist.
 
     Raises:
         UserError: a part of the filter does not compare a name with a number.
@@ -49,9 +46,7 @@ def refuse_unknown(text: str, known: set[str]) -> None:
 
 
 def tasks_named(text: str, ids: set[str]) -> set[str]:
-    """Return the task whose id is `text`; else the tasks whose id holds it as whole words; else all whose id holds
-    it.
-    """
+    """Return the task with the id `text`; else the tasks whose id holds it as whole words; else all that hold it."""
     whole = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
     return {text} & ids or {name for name in ids if whole.search(name)} or {name for name in ids if text in name}
 

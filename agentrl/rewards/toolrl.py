@@ -69,9 +69,7 @@ def share_of_best(pred: Sequence[Mapping[str, Any]], gold: Sequence[Mapping[str,
 
 
 def multiset_jaccard(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    """Return the number of common elements over the number of all elements, counting repetitions; 1 for two empty
-    lists.
-    """
+    """Return the share of common elements among all, counting repetitions; 1 for two empty lists."""
     common = (Counter(first) & Counter(second)).total()
     return common / (len(first) + len(second) - common) if first or second else 1.0
 

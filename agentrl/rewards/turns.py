@@ -65,8 +65,7 @@ def turn_rewards(
 
 
 def known_calls(references: Sequence[Call], calls: Sequence[ToolCall]) -> list[Call]:
-    """Return the references that have arguments, and the rollout's calls that returned the results of the other
-    references.
+    """Return the references with arguments, and the rollout's calls that stand in for the other references.
 
     A reference may have only a result. The first call of the rollout that returned it then takes its place, if there is
     one. A call takes the place of one reference only, even if it was repeated.

@@ -17,8 +17,9 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def answer_verify(prediction: Any, gold: str) -> bool:
-    """Check FTRL's rule: every part of `gold` (split at comma and blank) is in the prediction. Case and commas do not
-    count.
+    """Check FTRL's rule: every part of `gold` (split at comma and blank) is in the prediction; case does not count.
+
+    Commas do not count either.
     """
     text = json.dumps(prediction, ensure_ascii=False) if isinstance(prediction, dict | list) else str(prediction)
     text = text.lower().replace(",", "").strip()
@@ -26,9 +27,7 @@ def answer_verify(prediction: Any, gold: str) -> bool:
 
 
 def toolhop_contains(text: str, answer: str) -> bool:
-    """Check ToolHop's rule: the answer is a substring of the text, both after `rstrip('.0')`, the text without its
-    commas.
-    """
+    """Check ToolHop's rule: the text holds the answer, after `rstrip('.0')` on both and without the text's commas."""
     return answer.rstrip(".0").lower() in text.rstrip(".0").replace(",", "").lower()
 
 
@@ -44,9 +43,7 @@ def ftrl_correct(messages: Messages, answer: str) -> float:
 
 
 def strict_correct(messages: Messages, answer: str) -> float:
-    """Apply our strict rule: the content of the last <answer> tag equals the answer, ignoring case and outer white
-    space.
-    """
+    """Apply our strict rule: the last <answer> tag holds the answer, ignoring case and outer white space."""
     found = re.findall(r"<answer>(.*?)</answer>", _final_text(messages), re.DOTALL)
     return float(bool(found) and found[-1].strip().lower() == answer.strip().lower())
 
@@ -74,12 +71,11 @@ def _normalise(text: str) -> str:
 def solve_scores(
     calls: Iterable[ToolCall], golds: Mapping[str, Sequence[str]], *, corrected: bool = False
 ) -> tuple[float, float, float]:
-    """Return FTRL's Solve-P, Solve-R and Solve-F1: a call solves the first open gold of its tool that its output
-    verifies.
+    """Return FTRL's Solve-P, Solve-R and Solve-F1: a call solves the first open gold that its output verifies.
 
-    A gold is a known sub-answer. Error texts count like any output, and a trajectory without calls has precision 1.
-    With `corrected`, a failed call solves nothing, golds must appear as whole words, and a trajectory without calls has
-    precision 0.
+    A gold is a known sub-answer of the call's tool. Error texts count like any output, and a trajectory without calls
+    has precision 1. With `corrected`, a failed call solves nothing, golds must appear as whole words, and a trajectory
+    without calls has precision 0.
     """
     remaining = {name: list(answers) for name, answers in golds.items()}
     total = sum(map(len, remaining.values()))

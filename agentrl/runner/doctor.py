@@ -178,9 +178,7 @@ def configuration(config: Config) -> Iterator[Finding]:
 
 
 def chat_template(config: Config) -> Iterator[Finding]:
-    """Load the tokenizer and check its template: it must render tool calls and keep earlier turns, or a system
-    message.
-    """
+    """Load the tokenizer and check that its template renders tool calls and keeps turns, or a system message."""
     loading = importlib.import_module("agentrl.models.loading")
     local = config.model.path.startswith("builtin:") or Path(config.model.path).expanduser().is_dir()
     if (

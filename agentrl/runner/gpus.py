@@ -1,6 +1,4 @@
-"""Choose the GPUs of a job of a sweep. Jobs that run side by side on one machine have their own GPUs, or wait for
-them.
-"""
+"""Choose the GPUs of a job of a sweep: jobs that run side by side have their own GPUs, or wait for them."""
 
 from __future__ import annotations
 

@@ -134,8 +134,7 @@ def _say_killed() -> None:
 def _wait(
     process: subprocess.Popen[bytes], listener: Callable[[], int], shown_by_worker: Callable[[], bool]
 ) -> tuple[int, bool]:
-    """Return the exit code, and whether a signal asked to stop. The first signal goes to `listener`; a second one
-    kills.
+    """Return the exit code, and whether a signal asked to stop. `listener` gets the first signal; a second kills.
 
     If the worker's bars are on this terminal, the worker itself says that it stops, because they would overwrite our
     text.
@@ -194,9 +193,7 @@ def _die_with_parent() -> Callable[[], None]:
 
 
 def die_with_launcher() -> None:
-    """Make the kernel kill this torchrun worker with its launcher. It has its own session, so a kill of our group
-    misses it.
-    """
+    """Make the kernel kill this torchrun worker with its launcher; a kill of our group misses its own session."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

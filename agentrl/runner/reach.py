@@ -43,9 +43,7 @@ def check_reach(config: Config) -> list[str]:
 
 
 def check_server(key: str, address: str) -> None:
-    """Raise UserError if no server listens at an address, or if it never answers. Behind a proxy this cannot be
-    checked.
-    """
+    """Raise UserError if no server answers at an address. Behind a proxy this cannot be checked."""
     if (reason := _unanswered(address)) is not None:
         raise UserError(f"{key}={address}: no server answers there ({reason}); start it, or correct the address")
 
@@ -74,9 +72,7 @@ def in_hub_cache(repository: str, kind: str = "model", revision: str | None = No
 
 
 def driver_gpus() -> int | None:
-    """Return how many GPUs the CUDA driver shows to this process, with CUDA_VISIBLE_DEVICES; None without an NVIDIA
-    driver.
-    """
+    """Return how many GPUs the driver shows to this process (CUDA_VISIBLE_DEVICES); None without NVIDIA's."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -121,9 +117,7 @@ def _of_the_hub(config: Config, remote: bool) -> Iterator[tuple[str, str, str, s
 
 
 def _base_of(adapter: Path) -> str | None:
-    """Return the hub id of an adapter's base; None if the base is on this disk, or if loading it will report an
-    error.
-    """
+    """Return the hub id of an adapter's base; None for a local base, or if loading it will report an error."""
     try:
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError):
@@ -187,9 +181,7 @@ def _judge(config: Config) -> list[str]:
 
 
 def _unanswered(address: str) -> str | None:
-    """Return why a server of the OpenAI kind gives no answer within seconds; None if it answers, even with a
-    refusal.
-    """
+    """Return why a server of the OpenAI kind gives no answer in time; None if it answers, even with a refusal."""
     if (reason := _silence(address)) is not None or _behind_proxy(address):
         return reason
 
@@ -211,9 +203,7 @@ def _behind_proxy(address: str) -> bool:
 
 
 def _silence(address: str) -> str | None:
-    """Return why no connection opens to an address within seconds; None if one opens, or if a proxy stands in
-    between.
-    """
+    """Return why no connection opens to an address in time; None if one opens or a proxy stands in between."""
     parts = urlsplit(address)
     if _behind_proxy(address):
         return None
@@ -233,8 +223,8 @@ def _connect(host: str, port: int) -> str | None:
 
 
 def _within(seconds: float, question: Callable[[], str | None]) -> str | None:
-    """Return what `question` returns, or that it took too long. Looking up a name obeys no timeout, so a thread
-    asks.
+    """Return what `question` returns, or that it took too long; a thread asks, because name look-ups have no
+    timeout.
     """
     try:
         return within(seconds, question)

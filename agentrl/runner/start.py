@@ -1,6 +1,4 @@
-"""Start what a configuration describes: begin a run, resume it, or say that it is complete. This module uses no
-Hydra.
-"""
+"""Start what a configuration describes: begin a run, resume it, or say that it is complete; without Hydra."""
 
 from __future__ import annotations
 
@@ -32,11 +30,10 @@ LONG_UPDATES, LONG_TOKENS = 1000, 50_000_000  # days on a CPU
 def start(
     config: Config, output: TextIO | None = None, beside_others: bool = False, may_move: tuple[str, ...] = ()
 ) -> int:
-    """Begin, resume or report the run that `config` describes; return the exit code. Output goes to the terminal or a
-    file.
+    """Begin, resume or report the run that `config` describes; return the exit code.
 
-    With `beside_others` (one of several jobs), the run reserves its own GPUs. A resumed run may have other values of
-    the keys `may_move`.
+    Output goes to the terminal or to `output`. With `beside_others` (one of several jobs), the run reserves its own
+    GPUs. A resumed run may have other values of the keys `may_move`.
     """
     console = printer(output)
     for warning in [*check(config), *_unwise(config)]:
@@ -99,9 +96,7 @@ def check(config: Config, here: bool = True) -> list[str]:
 
 
 def _unwise(config: Config) -> list[str]:
-    """Return warnings about training that will not pay: a tiny model on a bench that it does not know, days on a
-    CPU.
-    """
+    """Return warnings: a tiny model on a bench that it does not know, or training that takes days on a CPU."""
     if not isinstance(config.algo, Evaluate):
         if config.model.path == "builtin:tiny" and isinstance(config.bench, Minihif):
             return ["model=tiny does not know minihif's words and earns almost nothing there; use model=tiny_hif"]
@@ -120,9 +115,7 @@ def _unwise(config: Config) -> list[str]:
 
 
 def make_paths_absolute(config: Config) -> None:
-    """Make the paths in `config` absolute, so that a run directory works from every directory. Hub ids stay as they
-    are.
-    """
+    """Make paths absolute, so that a run directory works from every directory. Hub ids stay as they are."""
     if getattr(config.bench, "path", None) is not None:
         config.bench.path = str(Path(config.bench.path).expanduser().absolute())
     for name in config.algo.files:

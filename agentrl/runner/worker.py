@@ -309,9 +309,7 @@ def train(
     checkpoint: Path | None,
     console: RunConsole,
 ) -> bool:
-    """Train from `checkpoint` or from the start; return False if a signal stopped it. Equal seeds give equal
-    metrics.
-    """
+    """Train from `checkpoint` or the start; return False if a signal stopped it. Equal seeds give equal metrics."""
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     if is_leader():
         run.truncate_after(step)

@@ -134,9 +134,7 @@ def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """Wrap a tokenizer for transformers, with Qwen's special tokens, our template and TRL's parser for Qwen3's
-    calls.
-    """
+    """Wrap a tokenizer for transformers with Qwen's special tokens, our template and TRL's parser of Qwen3's calls."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

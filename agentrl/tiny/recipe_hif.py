@@ -30,9 +30,7 @@ CHATTER = 0.7  # chance that a careless writer adds words of his own
 
 
 def lesson_reply(rule: minihif.Rule, items: tuple[str, ...], rng: random.Random) -> str:
-    """Write a reply that keeps the whole rule or serves the whole request. The model learns the meaning of words
-    from it.
-    """
+    """Write a reply that keeps the whole rule or serves the whole request; it teaches what the words mean."""
     if rng.random() < 0.5:
         return " ".join((rule.opener, *minihif.permitted_words(rule, items)))
     return " ".join(items)

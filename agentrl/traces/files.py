@@ -51,9 +51,7 @@ def read_traces(path: Path) -> dict[str, ExpertTrace]:
 
 
 def by_task(traces: Mapping[str, ExpertTrace]) -> ExpertTraces:
-    """Return a function that gives a task's trace among `traces`, or None. Trainers use it in place of the bench's
-    own.
-    """
+    """Return a function that gives a task's trace, or None. Trainers use it instead of the bench's own traces."""
     return lambda task: traces.get(task.id)
 
 

@@ -38,11 +38,10 @@ RULES: tuple[tuple[str, str], ...] = (
 
 
 def segment(text: str, calls: Sequence[Mapping[str, Any]], annotate: Annotator | None = None) -> tuple[Chunk, ...]:
-    """Return the chunks of a turn's reasoning; consecutive sentences of one type form one chunk. Empty text has no
-    chunks.
+    """Return the chunks of a turn's reasoning; an empty text has none.
 
-    If the rules leave more than two fifths of the text unnamed, `annotate` labels the turn. Without it, or if its
-    labels are unusable, every paragraph is a chunk of type `other`.
+    Consecutive sentences of one type form one chunk. If the rules leave more than two fifths of the text unnamed,
+    `annotate` labels the turn. Without it, or if its labels are unusable, every paragraph is a chunk of type `other`.
     """
     sentences = split_sentences(text)
     if not sentences:
@@ -73,9 +72,7 @@ def rule_type(sentence: str) -> str:
 
 
 def previews(sentence: str, calls: Sequence[Mapping[str, Any]]) -> bool:
-    """Check whether a sentence gives a call away: it writes the call as code or JSON, or its name and an argument's
-    value.
-    """
+    """Check whether a sentence gives a call away: as code, as JSON, or by its name and an argument's value."""
     for call in calls:
         name = str(call["name"])
         if f"{name}(" in sentence or f'"{name}"' in sentence or '"arguments"' in sentence:

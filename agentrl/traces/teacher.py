@@ -72,8 +72,7 @@ def judge_rollout(
 def taught(
     engine: RolloutEngine, bench: Bench, tasks: list[Task], tries: int, annotate: Annotator | None
 ) -> Iterator[ExpertTrace | dict[str, Any]]:
-    """Yield the trace of every task as soon as one of its rollouts is kept, then a record for each task without a
-    trace.
+    """Yield the trace of every task once one of its rollouts is kept, then a record for each other task.
 
     Such a record is {"task_id", "reasons"}, the reasons why its rollouts were dropped, or {"task_id", "missing"} if the
     server did not play one of them.
