@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from agentrl.commands.arguments import command_keys, key_lines, read_whole_number, say
+from agentrl.commands.arguments import key_lines, read_whole_number, say, split_keys
 from agentrl.config.checks import require
 from agentrl.config.compose import compose
 from agentrl.config.load import load_config
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     named = [argument for argument in rest if "=" not in argument and argument != "--config-dir"]
     if not named or rest[0] != named[0]:
         raise UserError("name the checkpoint first: agentrl analyse attention CHECKPOINT [--base CHECKPOINT]")
-    own, overrides = command_keys(rest[1:], KEYS)
+    own, overrides = split_keys(rest[1:], KEYS)
     return attention(named[0], own, overrides)
 
 
@@ -109,7 +109,7 @@ def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: f
     from transformers.utils import logging
 
     from agentrl.models.loading import load_chat, load_model, needs_of
-    from agentrl.models.onset import compare, onset_table
+    from agentrl.models.onset import compare, measure_onset
     from agentrl.models.spans import prompt_spans
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -119,7 +119,7 @@ def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: f
     chat = load_chat(model.model_copy(update={"path": base}), needs_of(tasks))
     prompts = [prompt_spans(chat, task.prompt, extent) for task in tasks]
     tables = [
-        onset_table(
+        measure_onset(
             load_model(model.model_copy(update={"path": path})).to(config.hardware.device).eval(), prompts, alpha
         )
         for path in (base, trained)

@@ -63,9 +63,9 @@ def evaluate(
 
 def load_run(path: str | Path) -> RunDirectory:
     """Return the run directory at `path`. Raise UserError if there is none, or if it is damaged."""
-    from agentrl.commands.arguments import run_at
+    from agentrl.commands.arguments import open_run
 
-    return run_at(str(path))
+    return open_run(str(path))
 
 
 def _as_words(overrides: Overrides) -> list[str]:

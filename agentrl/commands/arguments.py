@@ -22,7 +22,7 @@ def key_lines(keys: Mapping[str, str]) -> str:
     return "\n".join(f"  {key:<{width}}  {sentence}" for key, sentence in keys.items())
 
 
-def command_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def split_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Divide a command's `key=value` arguments into its own keys (those in `known`) and overrides of the configuration.
 
     `known` maps each of the command's keys to its sentence. Raises UserError if an argument has no '=' and is not a
@@ -46,13 +46,13 @@ def command_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[dict[s
     return own, rest
 
 
-def places_and_keys(arguments: list[str], known: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+def split_places(arguments: list[str], known: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Divide the arguments of a command without a configuration: names of files or runs, and its own keys.
 
     Raises UserError if a key is not in `known` or is given twice.
     """
     places = [argument for argument in arguments if _is_place(argument, known)]
-    own, unknown = command_keys([argument for argument in arguments if argument not in places], known)
+    own, unknown = split_keys([argument for argument in arguments if argument not in places], known)
     if unknown:
         name = unknown[0].partition("=")[0]
         raise UserError(f"this command has no key {name}{suggest(name, list(known))}")
@@ -100,7 +100,7 @@ def say(text: str) -> None:
     print(f"agentrl: {text}", file=sys.stderr, flush=True)
 
 
-def run_at(place: str) -> RunDirectory:
+def open_run(place: str) -> RunDirectory:
     """Return the run directory that an argument names. Raise UserError if it is not one, or is damaged."""
     run = RunDirectory(Path(place).expanduser())
     if not run.status_path.is_file():

@@ -140,7 +140,7 @@ def _train(arguments: list[str]) -> int:
         arguments = hydra_arguments(arguments)
         sys.argv[1:] = sweeps.with_directory(arguments)
         with ExitStack() as stack:
-            sweeps.Announcement.hear = lambda sweep, config: _begin(sweep, config, stack)
+            sweeps.Announcement.hear = lambda sweep, config: _check_jobs(sweep, config, stack)
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
     except (HydraException, OmegaConfBaseException) as error:
         if full_error:
@@ -165,7 +165,7 @@ def _train(arguments: list[str]) -> int:
     return max(_exit_codes, default=0)
 
 
-def _begin(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
+def _check_jobs(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
     """Check every job, then watch them until `stack` closes. If one of them cannot work, none is started."""
     refused = 0
     here = config.hydra.launcher._target_.endswith(("BasicLauncher", "JoblibLauncher"))
@@ -224,12 +224,12 @@ def _job(values: DictConfig) -> float | None:
         sweep = sweeps.Sweep(Path(hydra_config.sweep.dir))
         sweeps.begin_in_process(sweep)
         job = sweep.start(hydra_config.overrides.task, hydra_config.job.num)
-        value = _swept(values, sweep, job)
+        value = _run_job(values, sweep, job)
         if job.code == INTERRUPTED:
             raise KeyboardInterrupt  # also stops the rest of the sweep
         return value
     try:
-        config = _configured(values)
+        config = _read_config(values)
         refuse_secrets(config)  # e.g. key=${oc.env:HF_TOKEN}
         code = start(config)
     except UserError as error:
@@ -239,18 +239,18 @@ def _job(values: DictConfig) -> float | None:
     return None
 
 
-def _configured(values: DictConfig) -> Config:
+def _read_config(values: DictConfig) -> Config:
     """Return the typed values of the run that Hydra has composed, and the files that scaled them down."""
     config = typed_config(values)
     config.scaled_by = scaling_files(HydraConfig.get().runtime)
     return config
 
 
-def _swept(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | None:
+def _run_job(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float | None:
     """Do one job of a sweep. An error ends only this job, and the job's record says so."""
     value = None
     try:
-        config = _configured(values)
+        config = _read_config(values)
         refuse_secrets(config)
         config.tracker.group = config.tracker.group or sweep.folder.name  # one group for the runs of a sweep
         make_paths_absolute(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentrl.commands.arguments import file_to_write, key_lines, places_and_keys
+from agentrl.commands.arguments import file_to_write, key_lines, split_places
 from agentrl.core.errors import UserError
 
 KEYS = {"out": "File for the tables: .md, .tex (LaTeX, booktabs) or .csv (the numbers)."}
@@ -19,7 +19,7 @@ are runs, or directories whose runs differ only in the seed. Two single runs are
 
 def main(arguments: list[str]) -> int:
     """Print the comparison. Raise UserError if A or B is not a run, or if they have nothing to compare."""
-    places, own = places_and_keys(arguments, KEYS)
+    places, own = split_places(arguments, KEYS)
     if len(places) != 2:
         raise UserError("name two runs: agentrl compare A B")
     out = file_to_write(own["out"]) if "out" in own else None

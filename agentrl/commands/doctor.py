@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from agentrl.commands.arguments import command_keys, say
+from agentrl.commands.arguments import say, split_keys
 from agentrl.config.compose import compose
 from agentrl.core.console import printer
 from agentrl.runner.doctor import diagnose
@@ -23,7 +23,7 @@ The exit code is 1 if something must be fixed."""
 def main(arguments: list[str]) -> int:
     """Print one line for each check; return exit code 1 if any failed."""
     as_json = "--json" in arguments
-    _, overrides = command_keys([argument for argument in arguments if argument != "--json"], {})
+    _, overrides = split_keys([argument for argument in arguments if argument != "--json"], {})
     config = compose(overrides)
     if not as_json:
         say("checking; loading PyTorch, TRL and the tokenizer takes some seconds")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from agentrl.commands.arguments import command_keys, file_to_write, key_lines
+from agentrl.commands.arguments import file_to_write, key_lines, split_keys
 from agentrl.config.algos import Evaluate
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
@@ -45,7 +45,7 @@ toolhop.path=ToolHop.json ftrl.path=test.jsonl. Benches of any kind can be mixed
 
 def main(arguments: list[str]) -> int:
     """Evaluate every pair and print the results; return the worst exit code of the evaluations."""
-    own, overrides = command_keys(arguments, KEYS)
+    own, overrides = split_keys(arguments, KEYS)
     out = file_to_write(own["out"]) if "out" in own else None
     benches, suite = _benches(own)
     models = split_names(own.get("model", "tiny"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentrl.benches.bfcl.results import MODEL, write_results
-from agentrl.commands.arguments import key_lines, places_and_keys, run_at
+from agentrl.commands.arguments import key_lines, open_run, split_places
 from agentrl.core.errors import UserError
 from agentrl.evaluation.results import played_items
 
@@ -24,10 +24,10 @@ Writes an evaluation as files for bfcl-eval, and prints the command that scores 
 
 def main(arguments: list[str]) -> int:
     """Write `<out>/result/...` and print the command that scores it."""
-    places, own = places_and_keys(arguments, KEYS)
+    places, own = split_places(arguments, KEYS)
     if len(places) != 2 or places[0] != "bfcl":
         raise UserError(f"name the format and a run directory: {USAGE}")
-    run, phase, model = run_at(places[1]), own.get("phase", "after"), own.get("as", MODEL)
+    run, phase, model = open_run(places[1]), own.get("phase", "after"), own.get("as", MODEL)
     bench = run.config().bench.name
     if bench != "bfcl":
         raise UserError(f"{run.path} is a run on bench={bench}; name a run on bench=bfcl")

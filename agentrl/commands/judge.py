@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from agentrl.commands.arguments import key_lines, places_and_keys, say
+from agentrl.commands.arguments import key_lines, say, split_places
 from agentrl.config.judges import Distillation
 from agentrl.config.key import sentence
 from agentrl.config.load import checked
@@ -60,12 +60,14 @@ def compare(arguments: list[str]) -> int:
     """Print the agreement by side; return exit code 0."""
     from agentrl.core.judge import SIDES
     from agentrl.judges.agreement import agreement
-    from agentrl.judges.cache import entries_of, open_cache
+    from agentrl.judges.cache import choose_entries, open_cache
 
-    paths, own = places_and_keys(arguments, COMPARE_KEYS)
+    paths, own = split_places(arguments, COMPARE_KEYS)
     if len(paths) != 2:
         raise UserError(f"agentrl judge compare needs two caches, not {len(paths)}: CACHE_A CACHE_B")
-    caches = [entries_of(open_cache(path), own.get(key), key) for path, key in zip(paths, COMPARE_KEYS, strict=True)]
+    caches = [
+        choose_entries(open_cache(path), own.get(key), key) for path, key in zip(paths, COMPARE_KEYS, strict=True)
+    ]
     first, second = ({entry.request: entry.score for entry in entries} for entries in caches)
     found = False
     for side in SIDES:
@@ -85,7 +87,7 @@ def compare(arguments: list[str]) -> int:
 
 def distill(arguments: list[str]) -> int:
     """Fit a model, print its agreement on held-out prompts; return exit code 0."""
-    places, own = places_and_keys(arguments, DISTILL_KEYS)
+    places, own = split_places(arguments, DISTILL_KEYS)
     if places:
         raise UserError(f"'{places[0]}' is not key=value: agentrl judge distill cache=FILE out=DIR [key=value ...]")
     settings = checked(Distillation, {name: None if value == "null" else value for name, value in own.items() if value})

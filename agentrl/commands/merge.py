@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from agentrl.commands.arguments import key_lines, places_and_keys, run_at, say
+from agentrl.commands.arguments import key_lines, open_run, say, split_places
 from agentrl.core.errors import UserError
 
 KEYS = {"out": "New directory for the checkpoint (default RUN/merged)."}
@@ -19,10 +19,10 @@ Merges the adapter that a run trained into its base, and writes full weights, to
 
 def main(arguments: list[str]) -> int:
     """Write weights, tokenizer and chat template. Raise UserError if there is no adapter, or if `out` exists."""
-    places, own = places_and_keys(arguments, KEYS)
+    places, own = split_places(arguments, KEYS)
     if len(places) != 1:
         raise UserError(f"name one run directory: {USAGE}")
-    run = run_at(places[0])
+    run = open_run(places[0])
     adapter = run.path / "model"
     if not adapter.is_dir():
         raise UserError(f"{run.path} has no trained model yet; let the run finish (the same command resumes it)")

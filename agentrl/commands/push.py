@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from agentrl.commands.arguments import flag, key_lines, places_and_keys, run_at
+from agentrl.commands.arguments import flag, key_lines, open_run, split_places
 from agentrl.config.checks import require
 from agentrl.core.errors import UserError, first_line
 from agentrl.store.run import RunDirectory
@@ -28,11 +28,11 @@ FOLDER = "hub"  # in the run directory: holds exactly what is uploaded
 
 def main(arguments: list[str]) -> int:
     """Write the folder with its model card and upload it. Raise UserError for an incomplete run or a refusal."""
-    places, own = places_and_keys(arguments, KEYS)
+    places, own = split_places(arguments, KEYS)
     if len(places) != 2:
         raise UserError(f"name a run directory and a repository: {USAGE}")
     private, dry_run = flag(own, "private", default=True), flag(own, "dry_run")
-    run, repository = run_at(places[0]), places[1]
+    run, repository = open_run(places[0]), places[1]
     if run.status()["status"] != "completed":
         raise UserError(f"{run.path} is {run.status()['status']}, and a model card needs its results; finish the run")
     weights = Path(own["weights"]).expanduser() if own.get("weights") else run.path / "model"

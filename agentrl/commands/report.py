@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentrl.commands.arguments import file_to_write, key_lines, places_and_keys
+from agentrl.commands.arguments import file_to_write, key_lines, split_places
 from agentrl.core.errors import UserError
 
 KEYS = {
@@ -24,7 +24,7 @@ Makes one page about the runs. Runs that differ only in the seed are pooled. A d
 
 def main(arguments: list[str]) -> int:
     """Write the page and print its path. Raise UserError if no run is found or the page cannot be written."""
-    places, own = places_and_keys(arguments, KEYS)
+    places, own = split_places(arguments, KEYS)
     if not places:
         raise UserError("name run directories, or a directory that holds some: agentrl report RUN [RUN ...]")
     paths = [Path(place).expanduser() for place in places]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from agentrl.commands.arguments import run_at
+from agentrl.commands.arguments import open_run
 from agentrl.config.load import all_keys, saved_values, typed_config
 from agentrl.config.meanings import suggest_key
 from agentrl.config.schema import Config
@@ -26,14 +26,14 @@ def main(arguments: list[str]) -> int:
     """Continue the run; return its exit code. Raise UserError for a place without a run, or a key of another run."""
     match arguments:
         case [place, *changes] if all("=" in change for change in changes):
-            return start(config_of(place, changes), may_move=MAY_MOVE)
+            return start(load_config(place, changes), may_move=MAY_MOVE)
         case _:
             raise UserError("name one run directory: agentrl resume RUN [key=value ...]")
 
 
-def config_of(place: str, changes: list[str]) -> Config:
+def load_config(place: str, changes: list[str]) -> Config:
     """Return the configuration of the run at `place` with `changes`, for where it lies now. Raise UserError."""
-    run = run_at(place)
+    run = open_run(place)
     for change in changes:
         key, known = change.partition("=")[0], [name for name, _, _ in all_keys()]
         if not any(name == key or name.startswith(f"{key}.") for name in known):

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from agentrl.benches import load_bench
-from agentrl.commands.arguments import command_keys, file_to_write, key_lines
+from agentrl.commands.arguments import file_to_write, key_lines, split_keys
 from agentrl.config.compose import compose
 from agentrl.core.bench import TranscriptBench
 from agentrl.core.errors import UserError
@@ -43,7 +43,7 @@ UNSET_IS_WRONG = ("answer_correct",)
 
 
 def main(arguments: list[str]) -> int:
-    own, overrides = command_keys(arguments, KEYS)
+    own, overrides = split_keys(arguments, KEYS)
     for key, sentence in KEYS.items():
         if not own.get(key):
             raise UserError(f"{key}=... is missing. {sentence}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from agentrl.commands.arguments import flag, key_lines, places_and_keys, read_whole_number, run_at
+from agentrl.commands.arguments import flag, key_lines, open_run, read_whole_number, split_places
 from agentrl.core.console import WIDE, on_a_terminal
 from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
@@ -25,10 +25,10 @@ HELP = f"""agentrl show RUN [key=value ...]
 
 def main(arguments: list[str]) -> int:
     """Print what passes the filters; return exit code 1 if nothing does. Raise UserError if the keys make no sense."""
-    places, own = places_and_keys(arguments, KEYS)
+    places, own = split_places(arguments, KEYS)
     if len(places) != 1:
         raise UserError("name one run directory: agentrl show RUN [key=value ...]")
-    run = run_at(places[0])
+    run = open_run(places[0])
     source, limit = own.get("source") or _source(run), read_whole_number(own, "limit", 6)
     console = Console(highlight=False, markup=False)
     if not on_a_terminal(console):
@@ -46,14 +46,14 @@ def main(arguments: list[str]) -> int:
 
 def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
     from agentrl.report.rollouts import View, view
-    from agentrl.report.terminal import facts, legend, parse_filter, refuse_unknown, rollout_panel, tasks_named
+    from agentrl.report.terminal import facts, find_tasks, legend, parse_filter, refuse_unknown, rollout_panel
 
     keep, prompt = parse_filter(own.get("where", "")), flag(own, "prompt")
     views = [view(record) for record in run.records(run.rollouts_path)]
     refuse_unknown(own.get("where", ""), {name for one in views for name in facts(one)})
     steps = sorted({one.step for one in views})
     chosen: dict[int, list[View]] = {step: [] for step in _steps(own.get("step"), steps)}
-    meant = tasks_named(own.get("task", ""), {one.task for one in views})
+    meant = find_tasks(own.get("task", ""), {one.task for one in views})
     for one in views:
         if one.step in chosen and one.task in meant and keep(facts(one)):
             chosen[one.step].append(one)
@@ -72,15 +72,15 @@ def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: 
 
 def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
     from agentrl.evaluation.results import played_items
-    from agentrl.report.terminal import compare_items, item_facts, parse_filter, refuse_unknown, tasks_named
+    from agentrl.report.terminal import compare_items, find_tasks, item_numbers, parse_filter, refuse_unknown
 
     keep = parse_filter(own.get("where", ""))
     before, after = (played_items(run.items(phase)) for phase in ("before", "after"))
     if not before and not after:
         raise UserError(f"{run.path} has evaluated nothing yet; source=rollouts shows what was sampled in training")
-    refuse_unknown(own.get("where", ""), {name for item in after or before for name in item_facts(item)})
-    meant = tasks_named(own.get("task", ""), {item["id"] for item in after or before})
-    kept = [item for item in after or before if item["id"] in meant and keep(item_facts(item))]
+    refuse_unknown(own.get("where", ""), {name for item in after or before for name in item_numbers(item)})
+    meant = find_tasks(own.get("task", ""), {item["id"] for item in after or before})
+    kept = [item for item in after or before if item["id"] in meant and keep(item_numbers(item))]
     for renderable in compare_items(
         before if after else [], kept[:limit], console.width if on_a_terminal(console) else 0
     ):

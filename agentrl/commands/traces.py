@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agentrl.commands.arguments import command_keys, file_to_write, flag, key_lines, read_whole_number
+from agentrl.commands.arguments import file_to_write, flag, key_lines, read_whole_number, split_keys
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     """Build the file; return exit code 1 if no trace was kept. Raise UserError if the keys make no sense."""
     if arguments[:1] != ["build"]:
         raise UserError("say what to do: agentrl traces build bench=NAME [bench.path=FILE] out=FILE")
-    own, overrides = command_keys(arguments[1:], KEYS)
+    own, overrides = split_keys(arguments[1:], KEYS)
     if not own.get("out"):
         raise UserError(f"out=... is missing. {KEYS['out']}")
     source = own.get("source", "mined")
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     config.bench.check_path()
     if source == "teacher":
         check_server("endpoint", own["endpoint"])
-    kept, reasons, coverage = (_mine if source == "mined" else _taught)(config, own, out)
+    kept, reasons, coverage = (_mine if source == "mined" else _ask_teacher)(config, own, out)
     if kept:
         from agentrl.traces.page import render_traces
 
@@ -110,7 +110,7 @@ def _mine(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[
     return len(kept), reasons, coverage
 
 
-def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
+def _ask_teacher(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
     """Play rollouts in batches; a trace or a rejection is written as soon as it is known.
 
     If the teacher's server did not play a task, its line says that the task is missing, and the next command tries it
@@ -119,7 +119,7 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
     from agentrl.benches import load_bench
     from agentrl.rollout.endpoint import EndpointEngine
     from agentrl.traces.files import to_line
-    from agentrl.traces.teacher import endpoint_annotator, taught
+    from agentrl.traces.teacher import build_annotator, make_traces
 
     tries = read_whole_number(own, "tries", 4, least=1)
     rejected = out.with_suffix(".rejected.jsonl")
@@ -130,13 +130,13 @@ def _taught(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counte
         write_records(rejected, [record for record in _lines(rejected) if "missing" not in record])
     bench = load_bench(config.bench, config.sandbox)
     engine = EndpointEngine(config)
-    annotate = endpoint_annotator(engine.ask, CHUNK_TYPES) if flag(own, "annotate") else None
+    annotate = build_annotator(engine.ask, CHUNK_TYPES) if flag(own, "annotate") else None
     settled = {record["task_id"] for file in (out, rejected) for record in _lines(file)}
     todo = [task for task in _tasks(bench, own, config.seed) if task.id not in settled]
     with out.open("a", encoding="utf-8") as traces, rejected.open("a", encoding="utf-8") as rejections:
         for start in range(0, len(todo), config.eval.batch):
             batch = todo[start : start + config.eval.batch]
-            for outcome in taught(engine, bench, batch, tries, annotate):
+            for outcome in make_traces(engine, bench, batch, tries, annotate):
                 if isinstance(outcome, ExpertTrace):
                     traces.write(to_line(outcome))
                     traces.flush()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from agentrl.commands.arguments import flag, key_lines, places_and_keys
+from agentrl.commands.arguments import flag, key_lines, split_places
 from agentrl.core.errors import UserError, first_line
 from agentrl.core.install import install_line
 
@@ -27,7 +27,7 @@ Makes saved views of a Weights & Biases project, one for each algorithm. It read
 
 def main(arguments: list[str]) -> int:
     """Make new views each time, and print their addresses. Raise UserError if W&B refuses."""
-    places, own = places_and_keys(arguments, KEYS)
+    places, own = split_places(arguments, KEYS)
     if places != ["dashboard"]:
         raise UserError(f"say what to make: {USAGE}")
     from agentrl.tracking.dashboard import VIEWS, workspace

@@ -17,7 +17,7 @@ from agentrl.core.judge import Judge
 from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.grading import missing_text, scores
-from agentrl.evaluation.results import Item, missing_of, played_items, verdicts_missing
+from agentrl.evaluation.results import Item, count_missing_items, count_missing_verdicts, played_items
 from agentrl.rollout.preparation import prepare_tasks
 from agentrl.store.run import RunDirectory
 
@@ -85,12 +85,12 @@ def evaluate(
         console.update(label, len(file.played), progress(file.played, bench.solve_metric), line=True)
     console.finish(label)
     lacking: dict[tuple[int, int], list[str]] = {}
-    for name, counts in verdicts_missing(file.played).items():
+    for name, counts in count_missing_verdicts(file.played).items():
         lacking.setdefault(counts, []).append(name)
     for (missing, asked), names in lacking.items():
         console.say(f"warning: {label}: {missing_text(', '.join(names), missing, asked)}")
     if every and not file.played:
-        reason = next(iter(missing_of(file.lines.values())))
+        reason = next(iter(count_missing_items(file.lines.values())))
         raise UserError(f"none of {len(every)} items was played: {reason}; the same command tries them again")
     return file.played
 

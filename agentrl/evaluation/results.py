@@ -28,7 +28,7 @@ def played_items(lines: Iterable[Item]) -> list[Item]:
     return [line for line in lines if "missing" not in line]
 
 
-def missing_of(lines: Iterable[Item]) -> dict[str, int]:
+def count_missing_items(lines: Iterable[Item]) -> dict[str, int]:
     """Count the missing items by reason; the most frequent reason comes first."""
     return dict(Counter(line["missing"] for line in lines if "missing" in line).most_common())
 
@@ -85,7 +85,7 @@ def _missing(name: str) -> Callable[[Item], float | None]:
     return lambda item: float(item["metrics"][name] is None) if name in item["metrics"] else None
 
 
-def verdicts_missing(items: Iterable[Item]) -> dict[str, tuple[int, int]]:
+def count_missing_verdicts(items: Iterable[Item]) -> dict[str, tuple[int, int]]:
     """Return (missing, asked) for every metric that lacks some verdicts: the samples without one, and all samples."""
     found: dict[str, tuple[int, int]] = {}
     for item in items:

@@ -32,13 +32,13 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
     if isinstance(judge, OpenAIJudge):
         from agentrl.judges.openai import EndpointJudge
 
-        endpoint = EndpointJudge(judge, cache_of(judge, config.runs_dir), payer)
+        endpoint = EndpointJudge(judge, open_judge_cache(judge, config.runs_dir), payer)
         endpoint.check()
         return _log_to(endpoint, payer)
     if isinstance(judge, LocalJudge):
         from agentrl.judges.local import InProcessJudge
 
-        return _log_to(InProcessJudge(judge, cache_of(judge, config.runs_dir), payer, device), payer)
+        return _log_to(InProcessJudge(judge, open_judge_cache(judge, config.runs_dir), payer, device), payer)
     return None
 
 
@@ -48,6 +48,6 @@ def _log_to(judge: RubricJudge, payer: str) -> RubricJudge:
     return judge
 
 
-def cache_of(judge: OpenAIJudge | LocalJudge, runs_dir: str) -> VerdictCache:
+def open_judge_cache(judge: OpenAIJudge | LocalJudge, runs_dir: str) -> VerdictCache:
     """Open the cache that `judge` names, by default judge.sqlite in `runs_dir`."""
     return VerdictCache(judge.cache or Path(runs_dir).expanduser() / "judge.sqlite")

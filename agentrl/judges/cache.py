@@ -197,7 +197,7 @@ def open_cache(path: str | Path) -> VerdictCache:
     return VerdictCache(path)
 
 
-def entries_of(cache: VerdictCache, name: str | None, key: str) -> list[Entry]:
+def choose_entries(cache: VerdictCache, name: str | None, key: str) -> list[Entry]:
     """Return the verdicts of one judge: of the judge called `name`, or of the only judge in the cache.
 
     `name` is a label, or a model's name if only one judge of that model is there. `key` is what the user sets to

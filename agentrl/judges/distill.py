@@ -34,7 +34,7 @@ from agentrl.core.errors import UserError, first_line
 from agentrl.core.judge import SIDES
 from agentrl.core.stats import Interval
 from agentrl.judges.agreement import agreement
-from agentrl.judges.cache import Entry, entries_of, open_cache
+from agentrl.judges.cache import Entry, choose_entries, open_cache
 from agentrl.judges.distilled import RECORD, RewardModelJudge, encode, pad
 from agentrl.models.places import checkpoint_path
 
@@ -84,7 +84,7 @@ def distill(settings: Distillation) -> dict[str, SideReport]:
     out = Path(settings.out).expanduser()
     if out.exists():
         raise UserError(f"out={out} exists already; name another directory, or remove it")
-    entries = entries_of(open_cache(settings.cache), settings.judge_model, "judge_model")
+    entries = choose_entries(open_cache(settings.cache), settings.judge_model, "judge_model")
     train, held_out = divide(entries, settings.held_out, settings.seed)
     tokenizer, model = _load(weights_of(settings.base))
     rows = [

@@ -41,7 +41,7 @@ def onset_attention(model: Any, ids: Sequence[int]) -> Tensor:
     return torch.stack([layer[0, :, 0] for layer in layers]).float()
 
 
-def onset_table(model: Any, prompts: Sequence[PromptSpans], alpha: float) -> OnsetTable:
+def measure_onset(model: Any, prompts: Sequence[PromptSpans], alpha: float) -> OnsetTable:
     """Compute HIPO's Table 3 for one model over `prompts`. `alpha` is the share of heads that are averaged."""
     rows, mass = [], torch.zeros(())
     for prompt in prompts:

@@ -106,7 +106,7 @@ def _swept(path: Path) -> list[Path]:
     return [Path(job["run"]) for job in jobs if job["run"] is not None and Path(job["run"]).exists()]
 
 
-def arms_of(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
+def group_into_arms(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
     """Return the fewest keys that tell the arms apart, and the arms in the order of their values."""
     keys = distinguishing_keys([record.settings for record in records])
     arms: dict[str, Arm] = {}
@@ -210,7 +210,7 @@ def _by_item(first: list[RunRecord], second: list[RunRecord], metric: str) -> In
     return paired_difference(before, after, clusters, shares=True if linearised else None)
 
 
-def metrics_of(arms: list[Arm]) -> list[str]:
+def list_metrics(arms: list[Arm]) -> list[str]:
     """Return every evaluated metric, the headlines first."""
     names: dict[str, None] = {}
     for arm in arms:

@@ -7,7 +7,15 @@ from typing import Any
 
 from agentrl.core.errors import UserError
 from agentrl.core.stats import Interval
-from agentrl.report.arms import Arm, RunRecord, arms_of, compare_arms, compare_by_item, metrics_of, pool_metric
+from agentrl.report.arms import (
+    Arm,
+    RunRecord,
+    compare_arms,
+    compare_by_item,
+    group_into_arms,
+    list_metrics,
+    pool_metric,
+)
 from agentrl.report.page import Table, cell
 
 
@@ -28,7 +36,7 @@ def compare_tables(first: list[RunRecord], second: list[RunRecord], name_a: str,
 
 
 def _arm(records: list[RunRecord], name: str) -> Arm:
-    _, arms = arms_of(records)
+    _, arms = group_into_arms(records)
     if len(arms) > 1:
         labels = ", ".join(arm.label for arm in arms)
         raise UserError(
@@ -42,7 +50,7 @@ def _arm(records: list[RunRecord], name: str) -> Arm:
 
 def _results(a: Arm, b: Arm, name_a: str, name_b: str) -> Table:
     rows, paired = [], False
-    for metric in metrics_of([a, b]):
+    for metric in list_metrics([a, b]):
         gap = _gap(a, b, metric)
         paired |= gap is not None
         rows.append(

@@ -8,12 +8,12 @@ from pathlib import Path
 from agentrl.config.schema import Config
 from agentrl.report.arms import (
     Arm,
-    arms_of,
     compare_arms,
     count_missing,
     difference_pairs,
+    group_into_arms,
+    list_metrics,
     load_records,
-    metrics_of,
     pool_metric,
 )
 from agentrl.report.markdown import cell, markdown_table
@@ -30,10 +30,10 @@ def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) 
         if (path / "summary.json").is_file():
             done.setdefault(config.bench.name, []).append(path)
     for bench, paths in done.items():
-        _, arms = arms_of(load_records(paths))
+        _, arms = group_into_arms(load_records(paths))
         given = [path.absolute() for path in paths]
         arms.sort(key=lambda arm: given.index(arm.runs[0].path))  # in the order of model=
-        metrics = metrics_of(arms)
+        metrics = list_metrics(arms)
         for arm in arms:
             arm.label = str(arm.runs[0].settings["model.name"])
         labels = [arm.label for arm in arms]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas
 
 from agentrl.core.errors import UserError
-from agentrl.report.arms import RunRecord, arms_of, group_rank, metrics_of, pool_metric
+from agentrl.report.arms import RunRecord, group_into_arms, group_rank, list_metrics, pool_metric
 from agentrl.report.markdown import markdown_table
 from agentrl.report.page import Table
 
@@ -58,12 +58,12 @@ def results_frame(records: list[RunRecord]) -> pandas.DataFrame:
     """
     rows = []
     for bench in dict.fromkeys(str(record.settings["bench.name"]) for record in records):
-        _, arms = arms_of([record for record in records if record.settings["bench.name"] == bench])
+        _, arms = group_into_arms([record for record in records if record.settings["bench.name"] == bench])
         parts = {part for arm in arms for run in arm.completed for name in run.by for part in _values(run, name)}
         for arm in arms:
             for part in (None, *sorted(parts, key=lambda part: (part[0], group_rank(part[1])))):
                 for phase in PHASES:
-                    for metric in metrics_of(arms):
+                    for metric in list_metrics(arms):
                         cell = pool_metric(arm, phase, metric, part)
                         if cell is not None:
                             group, value = part or ("", "")

@@ -18,11 +18,11 @@ from agentrl.evaluation.estimate import estimate
 from agentrl.report.arms import (
     Arm,
     RunRecord,
-    arms_of,
     compare_arms,
     difference_pairs,
+    group_into_arms,
     group_rank,
-    metrics_of,
+    list_metrics,
     pool_metric,
     rank,
 )
@@ -69,8 +69,8 @@ def build_report(records: list[RunRecord], title: str) -> Report:
 
 def _add(report: Report, records: list[RunRecord], prefix: str) -> None:
     """Add everything about the runs on one bench; titles begin with `prefix`."""
-    keys, arms = arms_of(records)
-    metrics = metrics_of(arms)
+    keys, arms = group_into_arms(records)
+    metrics = list_metrics(arms)
     tables = {
         "Results": [_results(arms, metrics), *_splits(arms, metrics)],
         "Differences": _differences(arms, metrics),

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.core.stats import Interval
-from agentrl.report.arms import Arm, arms_of, load_records, metrics_of, pool_metric
+from agentrl.report.arms import Arm, group_into_arms, list_metrics, load_records, pool_metric
 from agentrl.report.curves import COLOURS
 from agentrl.report.markdown import cell
 from agentrl.report.page import build_report, render
@@ -25,8 +25,8 @@ UTILITY, CONSTRAINED = "r_user", "r_sys"  # of benches that grade a system's and
 def report_sweep(folder: Path, runs: Sequence[Path], console: Console) -> None:
     """Print the table; write plots/*.png, report.html and report.md into the sweep's directory."""
     records = [record for record in load_records(runs) if record.summary is not None]
-    keys, arms = arms_of(records)
-    metrics = metrics_of(arms)[:SHOWN]
+    keys, arms = group_into_arms(records)
+    metrics = list_metrics(arms)[:SHOWN]
     if not metrics:
         return
     console.print(result_table(arms, metrics))
@@ -109,7 +109,7 @@ def plot_front(arms: list[Arm], metrics: list[str]) -> Figure | None:
             missed.mean, utility.mean, xerr=_bars(missed), yerr=_bars(utility), fmt="o", capsize=2,
             color=COLOURS[number % len(COLOURS)], label=arm.label,
         )  # fmt: skip
-    front = pareto(points)
+    front = pareto_front(points)
     ax.plot([x for x, _ in front], [y for _, y in front], color="#666666", linestyle="--", zorder=0, label="Pareto")
     ax.set_xlabel("violation: threshold minus mean of the worst kept constraint")
     ax.set_ylabel(UTILITY)
@@ -135,7 +135,7 @@ def violation(arm: Arm) -> Interval | None:
     return max(found, key=lambda missed: missed.mean, default=None)
 
 
-def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the (violation, utility) pairs that no other pair beats in both, by rising violation."""
     front: list[tuple[float, float]] = []
     for violation, utility in sorted(points, key=lambda point: (point[0], -point[1])):

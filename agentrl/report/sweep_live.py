@@ -100,10 +100,10 @@ def progress(job: Job) -> str:
         return ""
     metrics = job.directory.last_metrics()
     shown = [f"{name.split('/')[0]} {metrics[name]:.3f}" for name in HEADLINES if metrics.get(name) is not None]
-    return "  ".join([steps_of(job.directory, int(metrics.get("step", 0))), *shown[:2]])
+    return "  ".join([describe_steps(job.directory, int(metrics.get("step", 0))), *shown[:2]])
 
 
-def steps_of(run: RunDirectory, step: int) -> str:
+def describe_steps(run: RunDirectory, step: int) -> str:
     """Return e.g. `step 12/30  eta 3:20`: the updates made, all updates, and the time that the others will take."""
     status = run.status() if run.status_path.exists() else {}
     total = status.get("max_steps")

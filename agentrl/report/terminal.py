@@ -45,7 +45,7 @@ def refuse_unknown(text: str, known: set[str]) -> None:
             raise UserError(f"where: nothing here has a number {name}{suggest(name, sorted(known))}")
 
 
-def tasks_named(text: str, ids: set[str]) -> set[str]:
+def find_tasks(text: str, ids: set[str]) -> set[str]:
     """Return the task with the id `text`; else the tasks whose id holds it as whole words; else all that hold it."""
     whole = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
     return {text} & ids or {name for name in ids if whole.search(name)} or {name for name in ids if text in name}
@@ -57,7 +57,7 @@ def facts(view: View) -> Facts:
     return view.metrics | recorded | {"turns": float(len(view.rewards))}
 
 
-def item_facts(item: dict[str, Any]) -> Facts:
+def item_numbers(item: dict[str, Any]) -> Facts:
     """Return the same numbers for an item of eval/*.jsonl."""
     numbers = {name: value for name, value in item["metrics"].items() if isinstance(value, int | float)}
     others = {"errors": item["tool_errors"], "truncated": float(item["truncated"]), "turns": item["turns"]}

@@ -23,7 +23,7 @@ from agentrl.core.errors import UserError
 from agentrl.core.install import install_line, requirements
 from agentrl.core.version import DISTRIBUTION
 from agentrl.evaluation.estimate import count_parameters, memory
-from agentrl.runner.reach import hub_address, in_hub_cache, reachable
+from agentrl.runner.reach import hub_address, in_hub_cache, is_reachable
 from agentrl.runner.ready import check_vllm_server
 from agentrl.store.durable import sha256
 
@@ -184,7 +184,7 @@ def chat_template(config: Config) -> Iterator[Finding]:
     if (
         not local
         and not in_hub_cache(config.model.path, "model", config.model.revision)
-        and not reachable(hub_address())
+        and not is_reachable(hub_address())
     ):
         yield Finding(
             "chat template",
@@ -208,7 +208,7 @@ def data(config: Config) -> Iterator[Finding]:
         hub = getattr(config.bench, "hub_id", None)
         if hub is None:
             yield Finding("data", "ok", config.bench.without_path or f"{config.bench.name} is generated")
-        elif in_hub_cache(hub, "dataset") or reachable(hub_address()):
+        elif in_hub_cache(hub, "dataset") or is_reachable(hub_address()):
             yield Finding("data", "ok", f"{hub} from the hub")
         else:
             yield Finding("data", "fail", f"{hub}: the hub cannot be reached", "bench.path=<file on this disk>")
@@ -288,7 +288,7 @@ def tracker(config: Config) -> Iterator[Finding]:
         yield Finding("tracker", "ok", f"tracker={name} needs no network")
     elif not (os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _text(Path("~/.netrc").expanduser())):
         yield Finding("tracker", "fail", "no W&B key on this machine", "wandb login, or tracker=wandb_offline")
-    elif not reachable("https://api.wandb.ai"):
+    elif not is_reachable("https://api.wandb.ai"):
         yield Finding(
             "tracker", "warn", "api.wandb.ai cannot be reached", "tracker=wandb_offline, and wandb sync later"
         )

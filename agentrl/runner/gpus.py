@@ -29,7 +29,7 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def own_gpus(count: int, say: Callable[[str], None]) -> Iterator[list[str]]:
+def reserve_gpus(count: int, say: Callable[[str], None]) -> Iterator[list[str]]:
     """Reserve `count` of the visible GPUs for this job until the block ends; `say` reports a wait.
 
     If the machine has no more than `count`, the job gets all. A GPU that CUDA_VISIBLE_DEVICES names twice is given to

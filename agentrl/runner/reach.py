@@ -44,13 +44,13 @@ def check_reach(config: Config) -> list[str]:
 
 def check_server(key: str, address: str) -> None:
     """Raise UserError if no server answers at an address. Behind a proxy this cannot be checked."""
-    if (reason := _unanswered(address)) is not None:
+    if (reason := _explain_no_answer(address)) is not None:
         raise UserError(f"{key}={address}: no server answers there ({reason}); start it, or correct the address")
 
 
-def reachable(address: str) -> bool:
+def is_reachable(address: str) -> bool:
     """Check whether something listens at the host and port of an address, or a proxy stands in between."""
-    return _silence(address) is None
+    return _explain_no_connection(address) is None
 
 
 def hub_address() -> str:
@@ -145,7 +145,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 @cache
 def _hub_refusal(repository: str, kind: str) -> str | None:
     """Return why the hub refuses a repository; None if it does not refuse, or if that is not certain."""
-    if (silence := _silence(hub_address())) is not None:
+    if (silence := _explain_no_connection(hub_address())) is not None:
         return f"{hub_address()} cannot be reached ({silence})"
     request = urllib.request.Request(f"{hub_address()}/api/{kind}s/{repository}")
     if token := _hub_token():
@@ -170,7 +170,7 @@ def _hub_token() -> str | None:
 
 def _judge(config: Config) -> list[str]:
     judge = config.judge
-    if not isinstance(judge, OpenAIJudge) or (reason := _unanswered(judge.base_url)) is None:
+    if not isinstance(judge, OpenAIJudge) or (reason := _explain_no_answer(judge.base_url)) is None:
         return []
     verdicts = Path(judge.cache or Path(config.runs_dir) / "judge.sqlite").expanduser()
     if not verdicts.exists():
@@ -180,9 +180,9 @@ def _judge(config: Config) -> list[str]:
     return [f"judge.base_url={judge.base_url} does not answer ({reason}); only the verdicts in {verdicts} can be used"]
 
 
-def _unanswered(address: str) -> str | None:
+def _explain_no_answer(address: str) -> str | None:
     """Return why a server of the OpenAI kind gives no answer in time; None if it answers, even with a refusal."""
-    if (reason := _silence(address)) is not None or _behind_proxy(address):
+    if (reason := _explain_no_connection(address)) is not None or _behind_proxy(address):
         return reason
 
     def ask() -> None:
@@ -202,7 +202,7 @@ def _behind_proxy(address: str) -> bool:
     return parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
 
 
-def _silence(address: str) -> str | None:
+def _explain_no_connection(address: str) -> str | None:
     """Return why no connection opens to an address in time; None if one opens or a proxy stands in between."""
     parts = urlsplit(address)
     if _behind_proxy(address):
@@ -211,7 +211,7 @@ def _silence(address: str) -> str | None:
         port = parts.port or PORTS.get(parts.scheme, 80)
     except ValueError:
         return "the port is not a number"
-    return _within(PATIENCE_S, lambda: _connect(parts.hostname or "", port))
+    return _answer_within(PATIENCE_S, lambda: _connect(parts.hostname or "", port))
 
 
 def _connect(host: str, port: int) -> str | None:
@@ -222,7 +222,7 @@ def _connect(host: str, port: int) -> str | None:
     return None
 
 
-def _within(seconds: float, question: Callable[[], str | None]) -> str | None:
+def _answer_within(seconds: float, question: Callable[[], str | None]) -> str | None:
     """Return what `question` returns, or that it took too long; a thread asks, because name look-ups have no
     timeout.
     """

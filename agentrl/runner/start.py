@@ -17,7 +17,7 @@ from agentrl.core.console import printer
 from agentrl.core.errors import UserError
 from agentrl.evaluation.estimate import check_tasks, estimate, print_estimate
 from agentrl.report.table import print_result
-from agentrl.runner.gpus import own_gpus
+from agentrl.runner.gpus import reserve_gpus
 from agentrl.runner.launch import COMPLETED, INTERRUPTED, launch
 from agentrl.runner.reach import check_reach
 from agentrl.runner.ready import check_ready
@@ -36,13 +36,13 @@ def start(
     GPUs. A resumed run may have other values of the keys `may_move`.
     """
     console = printer(output)
-    for warning in [*check(config), *_unwise(config)]:
+    for warning in [*check(config), *_warn_unwise(config)]:
         complaints = Console(file=output, stderr=output is None, soft_wrap=True)
         complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
     run = RunDirectory.create(config)
     if run is None:
         run = RunDirectory(run_path(config))
-        _same_run(run, config, may_move)
+        _check_same_run(run, config, may_move)
     state = run.status()["status"]
     if config.scaled_by and (state != "completed" or config.dry_run):
         console.print(f"Scaled down for model={config.model.name} by {', '.join(config.scaled_by)}")
@@ -68,7 +68,7 @@ def start(
         f"Starting a process for {config.algo.name} with {config.model.path}: its libraries load for some seconds."
     )
     gpus_apart = beside_others and config.hardware.device == "cuda"
-    with own_gpus(config.hardware.processes, console.print) if gpus_apart else nullcontext(None) as gpus:
+    with reserve_gpus(config.hardware.processes, console.print) if gpus_apart else nullcontext(None) as gpus:
         code = launch(run, config, output, gpus)
     if code == COMPLETED:
         console.print(f"Results: {run.path}")
@@ -95,7 +95,7 @@ def check(config: Config, here: bool = True) -> list[str]:
     return warnings
 
 
-def _unwise(config: Config) -> list[str]:
+def _warn_unwise(config: Config) -> list[str]:
     """Return warnings: a tiny model on a bench that it does not know, or training that takes days on a CPU."""
     if not isinstance(config.algo, Evaluate):
         if config.model.path == "builtin:tiny" and isinstance(config.bench, Minihif):
@@ -137,7 +137,7 @@ def _is_complete(path: Path) -> bool:
     return (path / "status.json").is_file() and RunDirectory(path).status()["status"] == "completed"
 
 
-def _same_run(run: RunDirectory, config: Config, may_move: tuple[str, ...]) -> None:
+def _check_same_run(run: RunDirectory, config: Config, may_move: tuple[str, ...]) -> None:
     """Raise UserError if the directory holds another run, which an explicit run_id may name."""
     run.status()  # refuses a directory that is not a run
     changed = [key for key in changed_keys(run.config(), config) if key not in may_move]

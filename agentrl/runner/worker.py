@@ -42,7 +42,7 @@ from agentrl.core.signals import stop_signals
 from agentrl.core.stop import StopRequest
 from agentrl.core.streams import keep_streams
 from agentrl.evaluation.evaluate import Interrupted, evaluate
-from agentrl.evaluation.results import Item, missing_of, summarise, summarise_groups
+from agentrl.evaluation.results import Item, count_missing_items, summarise, summarise_groups
 from agentrl.judges.build import build_judge
 from agentrl.models.adapters import check_lora
 from agentrl.models.loading import load_chat, load_model, needs_of
@@ -55,7 +55,7 @@ from agentrl.store import checkpoints
 from agentrl.store.redact import mask_streams
 from agentrl.store.run import RunDirectory
 from agentrl.store.trouble import trouble
-from agentrl.traces.files import by_task, read_traces
+from agentrl.traces.files import make_lookup, read_traces
 from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import track_run
 from agentrl.trainers.build import build_trainer, final_engine, keep_fitting, rl_trainer
@@ -150,7 +150,7 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
         except Interrupted:
             return False
         if is_leader():
-            summary = summary_of(config, result, round(time.perf_counter() - started, 1))
+            summary = build_summary(config, result, round(time.perf_counter() - started, 1))
             run.write_json(run.summary_path, summary)
             plot_run(run.read_metrics(), run.plots_dir)
             print_result(summary, console.console)
@@ -183,7 +183,7 @@ class Result:
     sampling: dict[str, Any] | None = None
 
 
-def counts_of(judge: Judge | None) -> dict[str, float] | None:
+def count_verdicts(judge: Judge | None) -> dict[str, float] | None:
     """Return what all processes together asked a judge (see `Judge.counts`); all of them must call this together."""
     if judge is None:
         return None
@@ -191,7 +191,7 @@ def counts_of(judge: Judge | None) -> dict[str, float] | None:
     return {name: sum(one[name] for one in counts) for name in counts[0]}
 
 
-def summary_of(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
+def build_summary(config: Config, result: Result, wall_s: float) -> dict[str, Any]:
     """Return the content of summary.json."""
     return {
         "status": "completed",
@@ -233,9 +233,9 @@ def _evaluate_only(
         where = f"{model.num_parameters():,} parameters"
     console.say(f"eval of {config.model.name} ({where}) on {bench.name}: {len(tasks)} tasks, {run.path}")
     items = evaluate(engine, bench, tasks, config.eval, run, "after", console, stop, judge)
-    result = Result(bench.solve_metric, items, judge=counts_of(judge))
+    result = Result(bench.solve_metric, items, judge=count_verdicts(judge))
     if endpoint is not None:
-        result.missing = missing_of(run.records(run.eval_dir / "after.jsonl"))
+        result.missing = count_missing_items(run.records(run.eval_dir / "after.jsonl"))
         result.sampling = endpoint.sampling(Decoding(config.eval.temperature, config.eval.top_p))
         if result.sampling is None and run.summary_path.exists():  # nothing new was played: the earlier settings stand
             result.sampling = json.loads(run.summary_path.read_text(encoding="utf-8")).get("sampling")
@@ -252,7 +252,7 @@ def _train_and_evaluate(
         check_lora(config.model)
     console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
-    expert_trace = bench.expert_trace if config.traces is None else by_task(read_traces(Path(config.traces)))
+    expert_trace = bench.expert_trace if config.traces is None else make_lookup(read_traces(Path(config.traces)))
     judge = build_judge(config, str(run.path), config.hardware.device)
     trains = config.algo.trains  # otherwise the run only evaluates twice
     train_tasks = bench.tasks("train") if trains else []
@@ -273,7 +273,7 @@ def _train_and_evaluate(
     if trainer is not None:
         tracker.attach(trainer)
         if config.model.lora.enabled:
-            console.say(trained_share(trainer.model))
+            console.say(describe_adapters(trainer.model))
     # One process looks, because it moves damaged checkpoints aside; all use what it found.
     found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
     checkpoint = broadcast_object_list(found)[0]
@@ -291,11 +291,11 @@ def _train_and_evaluate(
         if is_leader():
             chat.save(run.path / "model")
         result.steps, result.tokens = trainer.state.global_step, int(trainer.state.num_input_tokens_seen)
-    result.judge = counts_of(judge)
+    result.judge = count_verdicts(judge)
     return result
 
 
-def trained_share(model: torch.nn.Module) -> str:
+def describe_adapters(model: torch.nn.Module) -> str:
     """Return a text that says how many parameters the adapters have."""
     every = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -50,7 +50,7 @@ def read_traces(path: Path) -> dict[str, ExpertTrace]:
     return traces
 
 
-def by_task(traces: Mapping[str, ExpertTrace]) -> ExpertTraces:
+def make_lookup(traces: Mapping[str, ExpertTrace]) -> ExpertTraces:
     """Return a function that gives a task's trace, or None. Trainers use it instead of the bench's own traces."""
     return lambda task: traces.get(task.id)
 

@@ -34,7 +34,7 @@ ANNOTATION = (
 )
 
 
-def for_teacher(task: Task) -> Task:
+def add_teacher_prompt(task: Task) -> Task:
     """Return the task as the teacher gets it: with the teacher's instructions before the bench's own prompt."""
     system = {"role": "system", "content": TEACHER_PROMPT}
     return replace(task, prompt=[system, *task.prompt])
@@ -69,7 +69,7 @@ def judge_rollout(
     return ExpertTrace(task.id, tuple(turns), task.answer, "teacher"), None
 
 
-def taught(
+def make_traces(
     engine: RolloutEngine, bench: Bench, tasks: list[Task], tries: int, annotate: Annotator | None
 ) -> Iterator[ExpertTrace | dict[str, Any]]:
     """Yield the trace of every task once one of its rollouts is kept, then a record for each other task.
@@ -84,7 +84,7 @@ def taught(
         # The first try is greedy. Later tries are sampled, because a greedy try would repeat the first.
         decoding = Decoding(0.0 if attempt == 0 else 1.0)
         asked = list(left.values())
-        episodes = [Episode(for_teacher(task), bench.environment(task)) for task in asked]
+        episodes = [Episode(add_teacher_prompt(task), bench.environment(task)) for task in asked]
         for task, trajectory in zip(asked, engine.rollout(episodes, decoding), strict=True):
             if trajectory.failure is not None:
                 missing[task.id] = trajectory.failure
@@ -114,7 +114,7 @@ def is_verified(bench: Bench, task: Task, trajectory: Trajectory) -> bool:
     return bool(answer) and answer in trajectory.calls[-1].observation.lower()
 
 
-def endpoint_annotator(ask: Callable[[list[dict[str, str]]], str], types: tuple[str, ...]) -> Annotator:
+def build_annotator(ask: Callable[[list[dict[str, str]]], str], types: tuple[str, ...]) -> Annotator:
     """Make an annotator that asks a chat model. `ask` sends messages and returns the text of the reply."""
 
     def annotate(sentences: list[str]) -> list[str] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.commands.arguments import command_keys, file_to_write, flag, places_and_keys, read_whole_number, run_at
+from agentrl.commands.arguments import file_to_write, flag, open_run, read_whole_number, split_keys, split_places
 from agentrl.commands.cli import COMMANDS
 from agentrl.core.errors import UserError
 
@@ -17,20 +17,20 @@ KNOWN = {"out": "File to write.", "transcripts": "File to read."}
 
 
 def test_a_command_separates_its_keys_from_the_configurations() -> None:
-    own, rest = command_keys(["bench=ftrl", "out=x.jsonl", "--config-dir", "mine", "seed=1"], KNOWN)
+    own, rest = split_keys(["bench=ftrl", "out=x.jsonl", "--config-dir", "mine", "seed=1"], KNOWN)
     assert (own, rest) == ({"out": "x.jsonl"}, ["bench=ftrl", "--config-dir", "mine", "seed=1"])
     with pytest.raises(UserError, match="'transcript' is not key=value; did you mean transcripts"):
-        command_keys(["transcript"], KNOWN)
+        split_keys(["transcript"], KNOWN)
     with pytest.raises(UserError, match="'model' is not key=value; agentrl --help lists the keys of a run"):
-        command_keys(["model"], {})
+        split_keys(["model"], {})
     with pytest.raises(UserError, match="out is given twice"):
-        command_keys(["out=a", "out=b"], KNOWN)
+        split_keys(["out=a", "out=b"], KNOWN)
 
 
 def test_a_command_separates_places_from_keys() -> None:
-    assert places_and_keys(["runs/a", "out=x", "runs/b"], KNOWN) == (["runs/a", "runs/b"], {"out": "x"})
+    assert split_places(["runs/a", "out=x", "runs/b"], KNOWN) == (["runs/a", "runs/b"], {"out": "x"})
     with pytest.raises(UserError, match="this command has no key transcript; did you mean transcripts"):
-        places_and_keys(["runs/a", "transcript=x"], KNOWN)
+        split_places(["runs/a", "transcript=x"], KNOWN)
 
 
 def test_typed_values_are_read_or_refused() -> None:
@@ -62,10 +62,10 @@ def test_a_file_to_write_is_checked_before_the_work(tmp_path: Path) -> None:
 
 def test_a_place_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run directory"):
-        run_at(str(tmp_path))
+        open_run(str(tmp_path))
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(UserError, match=r"status\.json is damaged"):
-        run_at(str(tmp_path))
+        open_run(str(tmp_path))
 
 
 ALL_VERBS = """

@@ -14,7 +14,7 @@ from agentrl.benches import load_bench
 from agentrl.commands.traces import main as traces_command
 from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
-from agentrl.traces.files import by_task, read_traces, to_line
+from agentrl.traces.files import make_lookup, read_traces, to_line
 from agentrl.traces.segmentation import PREVIEW, previews, segment, split_sentences
 from tests.support.chat_server import ChatServer, Reply, call, completion, said
 
@@ -82,7 +82,7 @@ def test_traces_read_from_a_file_replace_the_benchs_own(tmp_path: Path) -> None:
     (tmp_path / "traces.jsonl").write_text(to_line(trace))
     traces = read_traces(tmp_path / "traces.jsonl")
     assert traces == {first.id: trace}
-    given = by_task(traces)
+    given = make_lookup(traces)
     assert given(first) == trace and given(second) is None and bench.expert_trace(second) is not None
 
 

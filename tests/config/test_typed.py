@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from agentrl.commands.analyse import main as analyse
-from agentrl.commands.arguments import places_and_keys
+from agentrl.commands.arguments import split_places
 from agentrl.commands.doctor import main as doctor
 from agentrl.config.compose import compose
 from agentrl.config.target import weights_of
@@ -165,14 +165,14 @@ def test_a_run_and_a_sweep_with_odd_paths(here: Path) -> None:
 
 def test_commands_tell_places_with_an_equals_sign_from_keys(here: Path) -> None:
     (here / "a=b").mkdir()
-    assert places_and_keys(["runs/x=1/s0", "a=b", "out=c=d.html"], {"out": ""}) == (
+    assert split_places(["runs/x=1/s0", "a=b", "out=c=d.html"], {"out": ""}) == (
         ["runs/x=1/s0", "a=b"],
         {"out": "c=d.html"},
     )
     with pytest.raises(UserError, match="no key ouf; did you mean out"):
-        places_and_keys(["ouf=x"], {"out": ""})
+        split_places(["ouf=x"], {"out": ""})
     with pytest.raises(UserError, match="--out is not a flag; write keys without dashes: out="):
-        places_and_keys(["--out", "x"], {"out": ""})
+        split_places(["--out", "x"], {"out": ""})
 
 
 def test_commas_divide_only_what_is_not_one_place(here: Path) -> None:

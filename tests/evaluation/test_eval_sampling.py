@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentrl.commands.arguments import command_keys
+from agentrl.commands.arguments import split_keys
 from agentrl.commands.eval import KEYS, _benches, job
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
@@ -26,7 +26,7 @@ HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda", "dpo", "split_softmax",
 
 def job_of(*arguments: str) -> Config:
     """The configuration of an `agentrl eval` of one model on one bench."""
-    own, overrides = command_keys(list(arguments), KEYS)
+    own, overrides = split_keys(list(arguments), KEYS)
     (bench,), _ = _benches(own)
     return job(own["model"], bench, own, overrides, [bench])
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentrl.evaluation.grading import missing_text
-from agentrl.evaluation.results import item_values, summarise, summarise_groups, verdicts_missing
+from agentrl.evaluation.results import count_missing_verdicts, item_values, summarise, summarise_groups
 from agentrl.report.table import result_text
 
 
@@ -78,7 +78,7 @@ def test_how_many_verdicts_are_missing_is_in_the_summary_and_in_tables() -> None
     assert summary["after"]["missing/r_sys"]["mean"] == pytest.approx(2 / 3)
     text = result_text({"eval": summary})
     assert "missing/r_sys" in text and "0.667" in text
-    assert "20 of 30 replies have no r_sys (67%)" in missing_text("r_sys", *verdicts_missing(items)["r_sys"])
+    assert "20 of 30 replies have no r_sys (67%)" in missing_text("r_sys", *count_missing_verdicts(items)["r_sys"])
     none = summarise([], [judged("a", 0, None)], "r_sys")["after"]["r_sys"]
     assert (none["mean"], none["lo"], none["n"]) == (None, None, 0)
 

@@ -17,7 +17,7 @@ import yaml
 
 from agentrl.commands import eval as eval_command
 from agentrl.commands import judge
-from agentrl.commands.arguments import command_keys, places_and_keys
+from agentrl.commands.arguments import split_keys, split_places
 from agentrl.commands.cli import COMMANDS
 from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
@@ -171,13 +171,13 @@ def run_understood(words: list[str]) -> None:
 def verb_understood(verb: str, rest: list[str]) -> None:
     module = importlib.import_module(COMMANDS[verb])
     if verb == "eval":
-        own, overrides = command_keys(rest, module.KEYS)
+        own, overrides = split_keys(rest, module.KEYS)
         benches, _ = eval_command._benches(own)
         for bench in benches:  # the model may be a run, which is not there
             eval_command.job(own.get("model", "tiny") if "endpoint" in own else "tiny", bench, own, overrides, benches)
     elif verb in ("doctor", "score", "traces", "analyse"):
         line = " ".join(rest).replace("--base ", "base=").replace("--json", "")
-        own, overrides = command_keys([word for word in line.split() if "=" in word], getattr(module, "KEYS", {}))
+        own, overrides = split_keys([word for word in line.split() if "=" in word], getattr(module, "KEYS", {}))
         compose(overrides)
     elif verb == "ls":
         known = {"status", "name", "algo", "model", "bench", *(key for key, *_ in all_keys())}
@@ -188,7 +188,7 @@ def verb_understood(verb: str, rest: list[str]) -> None:
         )
     else:
         keys = {"judge": {**judge.COMPARE_KEYS, **judge.DISTILL_KEYS}}.get(verb) or module.KEYS
-        places_and_keys(rest, keys)
+        split_places(rest, keys)
 
 
 UNFINISHED = [["algo=split"], ["doctor", "model=..."], ["score", "..."]]  # what a page leaves open on purpose

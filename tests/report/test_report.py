@@ -19,12 +19,12 @@ from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from agentrl.report.arms import (
     Arm,
-    arms_of,
     compare_arms,
     difference_pairs,
     distinguishing_keys,
+    group_into_arms,
+    list_metrics,
     load_records,
-    metrics_of,
     pool_metric,
 )
 from agentrl.report.curves import band
@@ -81,11 +81,11 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_arms_are_named_by_as_few_keys_as_possible(runs: Path) -> None:
-    keys, arms = arms_of(load_records([runs]))
+    keys, arms = group_into_arms(load_records([runs]))
     assert keys == ["algo.name"]  # dozens of keys differ between grpo and pact, and follow from it
     assert {arm.label: [run.seed for run in arm.runs] for arm in arms} == {"grpo": [0, 1, 2], "pact": [0, 1, 2]}
     fake_run(runs, 0.1, "algo=pact", "seed=0", "algo.q=0.9")
-    keys, arms = arms_of(load_records([runs]))
+    keys, arms = group_into_arms(load_records([runs]))
     assert keys == ["algo.name", "algo.q"]
     assert [arm.label for arm in arms if arm.values[1] == 0.9] == ["pact q=0.9"]
 
@@ -96,8 +96,8 @@ def test_keys_that_follow_from_others_are_left_out() -> None:
 
 
 def test_seeds_are_pooled_by_hand_computed_t_intervals(runs: Path) -> None:
-    _, (grpo, pact) = arms_of(load_records([runs]))
-    assert metrics_of([grpo, pact]) == ["solve_rate"]
+    _, (grpo, pact) = group_into_arms(load_records([runs]))
+    assert list_metrics([grpo, pact]) == ["solve_rate"]
     found = pool_metric(grpo, "after", "solve_rate")
     # mean 0.5, sd 0.1, t(0.975, 2) = 4.302653: half width 4.302653 * 0.1 / sqrt(3) = 0.248414
     assert found is not None and found.mean == pytest.approx(0.5)
@@ -113,7 +113,7 @@ def test_seeds_are_pooled_by_hand_computed_t_intervals(runs: Path) -> None:
 def test_one_seed_keeps_the_interval_over_items(tmp_path: Path) -> None:
     fake_run(tmp_path, 0.4, "algo=grpo")
     fake_run(tmp_path, 0.6, "algo=pact")
-    _, (grpo, pact) = arms_of(load_records([tmp_path]))
+    _, (grpo, pact) = group_into_arms(load_records([tmp_path]))
     one = pool_metric(grpo, "after", "solve_rate")
     assert one is not None and (one.mean, one.lo, one.hi, one.n) == pytest.approx((0.4, 0.3, 0.5, 4))
     # paired by item: 0.2 on a, 0 on b
@@ -126,7 +126,7 @@ def test_equal_seeds_keep_the_interval_over_items(tmp_path: Path) -> None:
     for seed in range(3):
         fake_run(tmp_path, 0.5, "algo=grpo", f"seed={seed}")
         fake_run(tmp_path, 0.5, "algo=pact", f"seed={seed}")
-    _, (grpo, pact) = arms_of(load_records([tmp_path]))
+    _, (grpo, pact) = group_into_arms(load_records([tmp_path]))
     found = pool_metric(grpo, "after", "solve_rate")
     assert found is not None and (found.mean, found.lo, found.hi, found.n) == pytest.approx((0.5, 0.4, 0.6, 4))
     gap = compare_arms(grpo, pact, "solve_rate")
@@ -137,7 +137,7 @@ def test_equal_seeds_keep_the_interval_over_items(tmp_path: Path) -> None:
 def test_intervals_over_seeds_stay_in_range(tmp_path: Path) -> None:
     for seed, after in enumerate((0.9, 1.0, 1.0)):
         fake_run(tmp_path, after, "algo=grpo", f"seed={seed}")
-    _, (grpo,) = arms_of(load_records([tmp_path]))
+    _, (grpo,) = group_into_arms(load_records([tmp_path]))
     found = pool_metric(grpo, "after", "solve_rate")
     assert found is not None and found.hi == 1.0 and found.lo == pytest.approx(0.823242, abs=1e-5)
 
@@ -336,7 +336,7 @@ def test_a_list_that_repeats_a_number_does_not_name_arms(tmp_path: Path) -> None
     for tau in (0.7, 0.9):
         for eta in (0.1, 0.5):
             fake_run(tmp_path, tau, "algo=hipo", f"algo.tau={tau}", f"dual.learning_rate={eta}")
-    keys, _ = arms_of(load_records([tmp_path]))
+    keys, _ = group_into_arms(load_records([tmp_path]))
     assert keys == ["algo.tau", "dual.learning_rate"]  # algo.constraints holds tau too
     fake_run(tmp_path, 0.5, "algo=sft", "algo.components=[answer]")
     fake_run(tmp_path, 0.5, "algo=sft", "algo.components=[answer,reasoning]")

@@ -25,7 +25,7 @@ from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import ToolCall
 from agentrl.endpoint import client
 from agentrl.evaluation.evaluate import evaluate
-from agentrl.evaluation.results import missing_of
+from agentrl.evaluation.results import count_missing_items
 from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.store.run import RunDirectory
 from tests.support.chat_server import ChatServer, Reply, call, completion, said
@@ -161,10 +161,10 @@ def test_an_item_that_the_server_does_not_play_is_missing_and_tried_again(
         failed = lines(run)["1"]
         assert reason in failed["missing"] and "metrics" not in failed
         assert [message["role"] for message in failed["messages"]] == ["assistant", "tool"] * (turn - 1)
-        assert missing_of(lines(run).values()) == {failed["missing"]: 1}
+        assert count_missing_items(lines(run).values()) == {failed["missing"]: 1}
         asked, mended = len(server.bodies), True
         items, run = play(server, tmp_path)
-        assert solved(items) == [1, 1, 1, 1] and not missing_of(lines(run).values())
+        assert solved(items) == [1, 1, 1, 1] and not count_missing_items(lines(run).values())
         assert len(run.records(run.eval_dir / "after.jsonl")) == 4
         assert {number(body) for body in server.bodies[asked:]} == {1}  # what is there is not paid for again
 
@@ -196,8 +196,8 @@ def test_a_server_that_goes_away_leaves_what_was_played(tmp_path: Path) -> None:
     with ChatServer(lambda body, n: good(body) if n <= 20 else refusal(503, "gone")) as server:
         items, run = play(server, tmp_path, batch=8, retries=0, count=100)
         assert 4 <= len(items) <= 10 and set(solved(items)) == {1}
-        assert len(server.bodies) < 60 and sum(missing_of(lines(run).values()).values()) == 100 - len(items)
-        assert set(missing_of(lines(run).values())) == {"HTTP 503: gone"}
+        assert len(server.bodies) < 60 and sum(count_missing_items(lines(run).values()).values()) == 100 - len(items)
+        assert set(count_missing_items(lines(run).values())) == {"HTTP 503: gone"}
 
 
 def test_nobody_at_the_address_is_known_at_once(tmp_path: Path) -> None:

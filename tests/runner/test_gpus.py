@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.runner import gpus
-from agentrl.runner.gpus import own_gpus, visible_gpus
+from agentrl.runner.gpus import reserve_gpus, visible_gpus
 from tests.runner.test_launch import DRIVER, PRELUDE, parallel
 
 
@@ -29,11 +29,11 @@ def test_jobs_take_the_gpus_in_turn_and_wait_for_the_next(monkeypatch: pytest.Mo
     got: list[list[str]] = []
 
     def third() -> None:
-        with own_gpus(1, said.append) as mine:
+        with reserve_gpus(1, said.append) as mine:
             got.append(mine)
 
-    with own_gpus(1, said.append) as first:
-        with own_gpus(1, said.append) as second:
+    with reserve_gpus(1, said.append) as first:
+        with reserve_gpus(1, said.append) as second:
             assert (first, second, said) == (["3"], ["GPU-8a"], [])
             waits = threading.Thread(target=third)
             waits.start()
@@ -42,33 +42,33 @@ def test_jobs_take_the_gpus_in_turn_and_wait_for_the_next(monkeypatch: pytest.Mo
         waits.join(10)
     assert got == [["GPU-8a"]]
     assert said == ["All of the GPUs 3, GPU-8a are used by other jobs; waiting for 1."]
-    with own_gpus(1, said.append) as again:
+    with reserve_gpus(1, said.append) as again:
         assert again == ["3"]
 
 
 def test_a_job_of_several_processes_takes_as_many_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    with own_gpus(2, print) as pair, own_gpus(1, print) as single:
+    with reserve_gpus(2, print) as pair, reserve_gpus(1, print) as single:
         assert (pair, single) == (["0", "1"], ["2"])
-    with own_gpus(4, print) as too_many:  # the worker says that there are too few
+    with reserve_gpus(4, print) as too_many:  # the worker says that there are too few
         assert too_many == ["0", "1", "2"]
 
 
 def test_a_gpu_named_twice_takes_two_jobs_and_cluster_jobs_do_not_share_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,0")
-    with own_gpus(1, print) as first, own_gpus(1, print) as second:
+    with reserve_gpus(1, print) as first, reserve_gpus(1, print) as second:
         assert first == second == ["0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with own_gpus(1, print):
+    with reserve_gpus(1, print):
         monkeypatch.setenv("SLURM_JOB_ID", "17")
-        with own_gpus(1, print) as other:
+        with reserve_gpus(1, print) as other:
             assert other == ["0"]
 
 
 def test_the_visible_gpus_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []
-    with own_gpus(1, print) as none:
+    with reserve_gpus(1, print) as none:
         assert none == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from agentrl.core.errors import UserError
 from agentrl.report.arms import Arm, RunRecord, load_records
-from agentrl.report.sweep import pareto, report_sweep, violation
+from agentrl.report.sweep import pareto_front, report_sweep, violation
 from agentrl.report.sweep_live import job_table, progress
 from agentrl.store.run import RunDirectory
 from agentrl.store.sweeps import Job, Sweep, digest, with_directory
@@ -247,8 +247,8 @@ def test_the_live_table_shows_the_jobs(tmp_path: Path) -> None:
 
 def test_pareto_keeps_the_points_that_no_other_beats() -> None:
     points = [(0.2, 0.9), (0.0, 0.5), (0.1, 0.4), (0.1, 0.7), (0.0, 0.3), (0.3, 0.9), (0.4, 0.95)]
-    assert pareto(points) == [(0.0, 0.5), (0.1, 0.7), (0.2, 0.9), (0.4, 0.95)]
-    assert pareto([]) == []
+    assert pareto_front(points) == [(0.0, 0.5), (0.1, 0.7), (0.2, 0.9), (0.4, 0.95)]
+    assert pareto_front([]) == []
 
 
 def two_sided(values: str, sys: float, by: dict[str, float]) -> Arm:
@@ -299,7 +299,11 @@ def test_two_sided_runs_draw_a_front(tmp_path: Path) -> None:
     console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     (tmp_path / "sweep").mkdir()
     report_sweep(tmp_path / "sweep", runs, console)
-    assert {path.name for path in (tmp_path / "sweep" / "plots").iterdir()} == {"r_user.png", "r_sys.png", "pareto.png"}
+    assert {path.name for path in (tmp_path / "sweep" / "plots").iterdir()} == {
+        "r_user.png",
+        "r_sys.png",
+        "pareto.png",
+    }
     assert console.export_text().count("q=0.") == 2
 
 

@@ -223,8 +223,8 @@ def test_the_summary_counts_what_every_process_asked_a_judge(monkeypatch: pytest
             return {"verdicts": 3, "cost": 0.5}
 
     monkeypatch.setattr(worker, "gather_object", lambda mine: [*mine, {"verdicts": 4, "cost": 0.25}])
-    assert worker.counts_of(Asked()) == {"verdicts": 7, "cost": 0.75}  # type: ignore[arg-type]
-    assert worker.counts_of(None) is None
+    assert worker.count_verdicts(Asked()) == {"verdicts": 7, "cost": 0.75}  # type: ignore[arg-type]
+    assert worker.count_verdicts(None) is None
 
 
 def test_an_interrupted_worker_is_no_failure_to_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
