@@ -17,7 +17,7 @@ from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.expert_trace import ExpertTrace, TraceTurn
 from agentrl.core.trajectory import Trajectory
 from agentrl.mining.grounding import Knowledge
-from agentrl.mining.mine import MinedTrace, Miner, Question, Rejection, references
+from agentrl.mining.mine import MinedTrace, Miner, Question, Rejection, verified_calls
 from agentrl.mining.search import Hop
 from agentrl.mining.templates import write_reasoning
 from agentrl.rewards.verdicts import solve_scores
@@ -112,7 +112,7 @@ class FtrlBench(Bench):
         row: Row = task.data["row"]
         if row.ground_truth:
             return [{"name": name, "arguments": arguments} for name, arguments in row.ground_truth]
-        return references(self.mine(task))
+        return verified_calls(self.mine(task))
 
     def mine(self, task: Task) -> MinedTrace | Rejection:
         """The mined trace with its steps, or why there is none; `miner.coverage` counts."""

@@ -24,7 +24,7 @@ from agentrl.config.benches import ToolHop
 from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.expert_trace import ExpertTrace
 from agentrl.core.trajectory import Trajectory
-from agentrl.mining.mine import MinedTrace, Miner, Question, Rejection, references
+from agentrl.mining.mine import MinedTrace, Miner, Question, Rejection, verified_calls
 from agentrl.mining.search import Hop
 from agentrl.rewards.verdicts import (
     answer_verify,
@@ -165,7 +165,7 @@ class ToolHopBench(Bench):
 
     def reference_calls(self, task: Task) -> list[dict[str, Any]]:
         """A call for each hop, in order, whether or not a trace was kept; none where the prompt has no tools."""
-        return references(self.mine(task)) if task.tools else []
+        return verified_calls(self.mine(task)) if task.tools else []
 
     def mine(self, task: Task) -> MinedTrace | Rejection:
         """The mined trace with its steps, or why there is none; `miner.coverage` counts."""

@@ -109,7 +109,7 @@ def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: f
     from transformers.utils import logging
 
     from agentrl.models.loading import load_chat, load_model, needs_of
-    from agentrl.models.onset import compare, measure_onset
+    from agentrl.models.onset import compare_onsets, measure_onset
     from agentrl.models.spans import prompt_spans
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -131,7 +131,7 @@ def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: f
     kinds = {}
     for kind, indices in groups.items():
         before, after = (replace(table, rows=[table.rows[index] for index in indices]) for table in tables)
-        kinds[kind] = compare(before, after, [tasks[index].cluster for index in indices])
+        kinds[kind] = compare_onsets(before, after, [tasks[index].cluster for index in indices])
     return {"kinds": kinds, "profiles": {"base": tables[0].profile, "trained": tables[1].profile}}
 
 

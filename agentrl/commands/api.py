@@ -49,14 +49,14 @@ def evaluate(
     Raises:
         UserError: as in `run`.
     """
-    from agentrl.commands.eval import job, names_typed
+    from agentrl.commands.eval import compose_job, names_typed
     from agentrl.config.typed import as_typed
 
     if "," in bench:
         raise UserError(f"bench={bench}: a call takes one bench; call agentrl.evaluate for each")
     own, words = {} if endpoint is None else {"endpoint": endpoint}, _as_words(overrides)
     try:
-        return _finish(job(str(model), bench, own, words, [bench]))
+        return _finish(compose_job(str(model), bench, own, words, [bench]))
     except UserError as error:
         raise UserError(as_typed(str(error), names_typed(own, words, bench))) from error
 

@@ -67,7 +67,7 @@ def _is_place(argument: str, known: Mapping[str, str]) -> bool:
     return not equals or "/" in name or Path(argument).expanduser().exists()
 
 
-def flag(own: Mapping[str, str], name: str, default: bool = False) -> bool:
+def read_flag(own: Mapping[str, str], name: str, default: bool = False) -> bool:
     """Return the value of a key that is true or false. Raise UserError for anything else."""
     value = own.get(name, str(default).lower())
     require(value in ("true", "false"), name, value, "must be true or false")

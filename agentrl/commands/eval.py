@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     out = file_to_write(own["out"]) if "out" in own else None
     benches, suite = _benches(own)
     models = split_names(own.get("model", "tiny"))
-    jobs = [job(model, bench, own, overrides, benches) for model in models for bench in benches]
+    jobs = [compose_job(model, bench, own, overrides, benches) for model in models for bench in benches]
     if suite == "hipo" and jobs and jobs[0].judge.name == "program":
         raise UserError("suite=hipo: its table needs a judge's verdicts; choose judge=openai, local or distilled")
     names = [names_typed(own, overrides, config.bench.name) for config in jobs]
@@ -118,7 +118,7 @@ def _benches(own: dict[str, str]) -> tuple[list[str], str | None]:
     return list(SUITES[suite]), suite
 
 
-def job(model: str, bench: str, own: dict[str, str], overrides: list[str], benches: list[str]) -> Config:
+def compose_job(model: str, bench: str, own: dict[str, str], overrides: list[str], benches: list[str]) -> Config:
     """Return the configuration of one evaluation."""
     chosen = [f"bench={bench}"]
     if "endpoint" in own:

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from agentrl.commands.arguments import flag, key_lines, open_run, split_places
+from agentrl.commands.arguments import key_lines, open_run, read_flag, split_places
 from agentrl.config.checks import require
 from agentrl.core.errors import UserError, first_line
 from agentrl.store.run import RunDirectory
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     places, own = split_places(arguments, KEYS)
     if len(places) != 2:
         raise UserError(f"name a run directory and a repository: {USAGE}")
-    private, dry_run = flag(own, "private", default=True), flag(own, "dry_run")
+    private, dry_run = read_flag(own, "private", default=True), read_flag(own, "dry_run")
     run, repository = open_run(places[0]), places[1]
     if run.status()["status"] != "completed":
         raise UserError(f"{run.path} is {run.status()['status']}, and a model card needs its results; finish the run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from agentrl.commands.arguments import flag, key_lines, open_run, read_whole_number, split_places
+from agentrl.commands.arguments import key_lines, open_run, read_flag, read_whole_number, split_places
 from agentrl.core.console import WIDE, on_a_terminal
 from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
@@ -46,20 +46,27 @@ def main(arguments: list[str]) -> int:
 
 def _show_rollouts(run: RunDirectory, own: dict[str, str], limit: int, console: Console) -> int:
     from agentrl.report.rollouts import View, view
-    from agentrl.report.terminal import facts, find_tasks, legend, parse_filter, refuse_unknown, rollout_panel
+    from agentrl.report.terminal import (
+        find_tasks,
+        parse_filter,
+        print_legend,
+        refuse_unknown,
+        rollout_numbers,
+        rollout_panel,
+    )
 
-    keep, prompt = parse_filter(own.get("where", "")), flag(own, "prompt")
+    keep, prompt = parse_filter(own.get("where", "")), read_flag(own, "prompt")
     views = [view(record) for record in run.records(run.rollouts_path)]
-    refuse_unknown(own.get("where", ""), {name for one in views for name in facts(one)})
+    refuse_unknown(own.get("where", ""), {name for one in views for name in rollout_numbers(one)})
     steps = sorted({one.step for one in views})
     chosen: dict[int, list[View]] = {step: [] for step in _steps(own.get("step"), steps)}
     meant = find_tasks(own.get("task", ""), {one.task for one in views})
     for one in views:
-        if one.step in chosen and one.task in meant and keep(facts(one)):
+        if one.step in chosen and one.task in meant and keep(rollout_numbers(one)):
             chosen[one.step].append(one)
     found = [one for group in chosen.values() for one in group[: max(limit // max(len(chosen), 1), 1)]][:limit]
     if found:
-        legend(console)
+        print_legend(console)
     for one in found:
         console.print(rollout_panel(one, prompt=prompt))
     total = sum(map(len, chosen.values()))

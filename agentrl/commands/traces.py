@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agentrl.commands.arguments import file_to_write, flag, key_lines, read_whole_number, split_keys
+from agentrl.commands.arguments import file_to_write, key_lines, read_flag, read_whole_number, split_keys
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
@@ -130,7 +130,7 @@ def _ask_teacher(config: Config, own: dict[str, str], out: Path) -> tuple[int, C
         write_records(rejected, [record for record in _lines(rejected) if "missing" not in record])
     bench = load_bench(config.bench, config.sandbox)
     engine = EndpointEngine(config)
-    annotate = build_annotator(engine.ask, CHUNK_TYPES) if flag(own, "annotate") else None
+    annotate = build_annotator(engine.ask, CHUNK_TYPES) if read_flag(own, "annotate") else None
     settled = {record["task_id"] for file in (out, rejected) for record in _lines(file)}
     todo = [task for task in _tasks(bench, own, config.seed) if task.id not in settled]
     with out.open("a", encoding="utf-8") as traces, rejected.open("a", encoding="utf-8") as rejections:

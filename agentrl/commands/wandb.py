@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from agentrl.commands.arguments import flag, key_lines, split_places
+from agentrl.commands.arguments import key_lines, read_flag, split_places
 from agentrl.core.errors import UserError, first_line
 from agentrl.core.install import install_line
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     for name in names:
         if name not in VIEWS:
             raise UserError(f"algo={name} has no view; choose from {', '.join(VIEWS)}")
-    if flag(own, "dry_run"):
+    if read_flag(own, "dry_run"):
         print(json.dumps({name: VIEWS[name] for name in names}, indent=2))
         return 0
     if find_spec("wandb_workspaces") is None:

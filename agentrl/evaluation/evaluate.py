@@ -16,7 +16,7 @@ from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge
 from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import Trajectory
-from agentrl.evaluation.grading import missing_text, scores
+from agentrl.evaluation.grading import missing_text, score_episodes
 from agentrl.evaluation.results import Item, count_missing_items, count_missing_verdicts, played_items
 from agentrl.rollout.preparation import prepare_tasks
 from agentrl.store.run import RunDirectory
@@ -136,7 +136,7 @@ def _lines(
 ) -> list[Item]:
     """Return a line for each episode: its score, or the reason why an endpoint did not play it."""
     whole = [(task, one) for (task, _), one in zip(mine, trajectories, strict=True) if one.failure is None]
-    graded = iter(scores(bench, judge, [task for task, _ in whole], [one for _, one in whole]))
+    graded = iter(score_episodes(bench, judge, [task for task, _ in whole], [one for _, one in whole]))
     return [
         item_record(next(graded), task, sample, one)
         if one.failure is None

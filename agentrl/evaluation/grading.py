@@ -87,7 +87,9 @@ def missing_text(name: str, missing: int, asked: int) -> str:
     )
 
 
-def scores(bench: Bench, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[Score]:
+def score_episodes(
+    bench: Bench, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory]
+) -> list[Score]:
     """Return the bench's own metrics of finished episodes, with r_sys and r_user beside them if a judge gives them.
 
     A missing verdict is None, and every mean leaves it out.

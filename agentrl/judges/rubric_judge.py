@@ -13,7 +13,7 @@ from typing import Any
 
 from agentrl.core.judge import JudgeRequest, Verdict
 from agentrl.judges.cache import Entry, JudgeIdentity, Usage, VerdictCache, content_key
-from agentrl.judges.rubrics import Unparsable, messages, parse_reply
+from agentrl.judges.rubrics import Unparsable, parse_reply, write_messages
 
 Messages = list[dict[str, str]]
 
@@ -107,7 +107,7 @@ class RubricJudge(ABC):
         """Return a verdict for each question's key. Each is recorded in the cache as soon as it is known."""
 
     def _question(self, request: JudgeRequest) -> Question:
-        asked = messages(self._rubrics[request.side], request, self.control_tokens)
+        asked = write_messages(self._rubrics[request.side], request, self.control_tokens)
         return Question(content_key(self.name, asked, self._settings), request, asked)
 
     def _read(self, question: Question, reply: str, usage: Usage, last: bool) -> tuple[Verdict | None, Messages]:

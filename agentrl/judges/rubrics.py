@@ -66,7 +66,7 @@ def load_rubrics(system: str | None = None, user: str | None = None) -> dict[str
     return rubrics
 
 
-def messages(rubric: str, request: JudgeRequest, control_tokens: Iterable[str] = ()) -> list[dict[str, str]]:
+def write_messages(rubric: str, request: JudgeRequest, control_tokens: Iterable[str] = ()) -> list[dict[str, str]]:
     """Return chat messages that ask a judge: the rubric as system message, the fenced texts as user message.
 
     A blank is put into each control token of a text (the usual ones and `control_tokens`), and the judge is told so.
@@ -134,10 +134,10 @@ def parse_reply(reply: str, rubric: str | None = None) -> float:
             raise Unparsable(f"`requirements` must be a list of at most {MAX_REQUIREMENTS}")
         if not all(isinstance(entry, dict) for entry in requirements):
             raise Unparsable("each requirement must be an object")
-        return snap(1 - sum(_number(entry, "deduction") for entry in requirements))
+        return round_score(1 - sum(_number(entry, "deduction") for entry in requirements))
     if form == "criteria":
-        return snap(sum(_number(verdict, name) for name in CRITERIA) / len(CRITERIA))
-    return snap(_number(verdict, "score"))
+        return round_score(sum(_number(verdict, name) for name in CRITERIA) / len(CRITERIA))
+    return round_score(_number(verdict, "score"))
 
 
 def _asks_for(rubric: str, form: str) -> bool:
@@ -146,7 +146,7 @@ def _asks_for(rubric: str, form: str) -> bool:
     return bool(needed) and all(name in rubric for name in needed)
 
 
-def snap(score: float) -> float:
+def round_score(score: float) -> float:
     """Clamp `score` to [0, 1] and round it to the nearest multiple of 0.05 (halves up)."""
     return round(math.floor(min(1.0, max(0.0, score)) / STEP + 0.5 + 1e-9) * STEP, 2)
 

@@ -79,7 +79,7 @@ _YEAR = re.compile(r"(?<![\d.,])(1\d{3}|20\d{2})(?!\d|[.,]\d)")
 Date = tuple[int, int, int]  # year, month, day; 0 if unknown
 
 
-def words(texts: Iterable[str]) -> set[str]:
+def find_words(texts: Iterable[str]) -> set[str]:
     """Return the lower-cased words and numbers of all texts, without accents, thousands' commas and possessives."""
     found: set[str] = set()
     for text in texts:
@@ -90,7 +90,7 @@ def words(texts: Iterable[str]) -> set[str]:
     return found
 
 
-def dates(text: str) -> list[Date]:
+def find_dates(text: str) -> list[Date]:
     """Return every date that a text states, in any of the usual forms."""
     found: dict[Date, None] = {}
     for pattern in _DATES:
@@ -137,7 +137,7 @@ class Knowledge:
     def add(self, label: str, text: str) -> None:
         """Add one text, such as ("question", ...) or ("step 1", ...)."""
         self.texts.append((label, text))
-        tokens = words([text])
+        tokens = find_words([text])
         self._words.append(tokens | {stem(token) for token in tokens})
 
     def source(self, value: Any, schema: Mapping[str, Any] | None = None) -> str | None:
@@ -156,7 +156,7 @@ class Knowledge:
                 return "schema"
             items = schema.get("items")
             return _join_sources(self.source(item, items if isinstance(items, dict) else None) for item in value)
-        if str(schema.get("format", "")).startswith("date") and not dates(str(value)):
+        if str(schema.get("format", "")).startswith("date") and not find_dates(str(value)):
             return None  # a word of the question does not name a day
         return self._find_source(value) or ("schema" if is_offered(value, schema) else None)
 
@@ -167,9 +167,9 @@ class Knowledge:
                 spelt = {name for names in (CARDINALS, ORDINALS) for name in names[int(value) : int(value) + 1] if name}
             if value in range(1, 13):  # the number may stand for a month's name
                 spelt |= {calendar.month_name[int(value)].lower()}
-            needed = words([f"{abs(value):.12g}"])
+            needed = find_words([f"{abs(value):.12g}"])
             return self._holder(lambda known: bool(spelt & known) or needed <= known)
-        needed = words([value])
+        needed = find_words([value])
         if not needed:  # the value is punctuation, such as a delimiter
             return next((label for label, text in self.texts if value in text), None)
         needed = needed - STOPWORDS or needed
@@ -184,11 +184,11 @@ class Knowledge:
 
     def _is_all_dates(self, value: str) -> bool:
         """Check whether a value is only dates that follow from the texts: stated dates, or ends of a stated period."""
-        stated = dates(value)
+        stated = find_dates(value)
         rest = value
         for pattern in _DATES:
             rest = pattern.sub(" ", rest)
-        if not stated or words([rest]) - STOPWORDS:
+        if not stated or find_words([rest]) - STOPWORDS:
             return False
         days = self.days()
         return all(
@@ -201,7 +201,7 @@ class Knowledge:
         exact: dict[datetime.date, None] = {}
         ends: dict[datetime.date, None] = {}
         years = [int(year) for _, text in self.texts for year in _YEAR.findall(text)]
-        for year, month, day in [date for _, text in self.texts for date in dates(text)]:
+        for year, month, day in [date for _, text in self.texts for date in find_dates(text)]:
             for each in [year] if year else years:
                 last = calendar.monthrange(each, month)[1] if month and each else 0
                 if day and day <= last:

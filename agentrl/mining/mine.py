@@ -81,7 +81,7 @@ class Rejection:
     steps: tuple[Step, ...]
 
 
-def references(outcome: MinedTrace | Rejection) -> list[dict[str, Any]]:
+def verified_calls(outcome: MinedTrace | Rejection) -> list[dict[str, Any]]:
     """Return the verified call of every step, even if no trace was kept; the step's result if no call is known."""
     calls = []
     for step in outcome.steps:

@@ -13,7 +13,18 @@ from typing import Any
 
 from agentrl.mining.grounding import Knowledge
 from agentrl.mining.instrument import Site
-from agentrl.mining.values import Path, at, convert, fit, items_schema, kinds, leaves, offers, replace_at, schema_at
+from agentrl.mining.values import (
+    Path,
+    convert,
+    fit_values,
+    items_schema,
+    kinds,
+    leaves,
+    offers,
+    replace_at,
+    schema_at,
+    value_at,
+)
 
 Arguments = dict[str, Any]
 MAX_ALTERNATIVES = 40  # alternatives taken from one container
@@ -87,7 +98,7 @@ class Mutator:
             if "boolean" in kinds(schema):
                 yield arguments | {name: not result}
             elif not result:
-                for value in fit([*offers(schema), *self.pool], schema, 6):
+                for value in fit_values([*offers(schema), *self.pool], schema, 6):
                     if self._is_allowed(value, schema):
                         yield arguments | {name: value}
 
@@ -146,9 +157,9 @@ class Mutator:
         if wanted is None or wanted == seen:
             return
         places = sorted(names & set(self.parameters)) or [
-            str(path[0]) for path, value in leaves(arguments) if same(value, seen)
+            str(path[0]) for path, value in leaves(arguments) if may_be_same(value, seen)
         ]
-        for place in sorted(places, key=lambda name: not same(arguments.get(name), seen)):
+        for place in sorted(places, key=lambda name: not may_be_same(arguments.get(name), seen)):
             for path in self._paths(arguments, (place,), seen):
                 yield from self._put(arguments, path, seen, wanted)
 
@@ -156,18 +167,18 @@ class Mutator:
         """Return the paths below a parameter that may have given `seen`: those of equal value, else all, also absent
         ones.
         """
-        value = at(arguments, place)
+        value = value_at(arguments, place)
         below = [((*place, *path), leaf) for path, leaf in leaves(value)] if isinstance(value, dict | list) else []
-        equal = [path for path, leaf in below if same(leaf, seen)]
+        equal = [path for path, leaf in below if may_be_same(leaf, seen)]
         if equal:
             return equal
         schema = schema_at(self.parameters, place)
         absent = [(*place, key) for key in schema.get("properties") or {}] if "object" in kinds(schema) else []
-        return [place, *(path for path, _ in below), *(path for path in absent if at(arguments, path) is None)]
+        return [place, *(path for path, _ in below), *(path for path in absent if value_at(arguments, path) is None)]
 
     def _put(self, arguments: Arguments, path: Path, seen: Any, wanted: Any) -> Iterator[Arguments]:
         schema = schema_at(self.parameters, path)
-        present = at(arguments, path)
+        present = value_at(arguments, path)
         if isinstance(present, str) and isinstance(wanted, str | int) and not isinstance(wanted, bool):
             part = str(seen)
             if 0 < len(part) < len(present) and part.lower() in present.lower():  # `seen` is a part of a longer text
@@ -198,7 +209,9 @@ class Mutator:
         if wanted not in self._surfaces:
             pattern = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", re.IGNORECASE)
             found = next(filter(None, (pattern.search(text) for _, text in self.knowledge.texts)), None)
-            squeezed = next((v for v in self.pool if isinstance(v, str) and not found and same(v, wanted)), wanted)
+            squeezed = next(
+                (v for v in self.pool if isinstance(v, str) and not found and may_be_same(v, wanted)), wanted
+            )
             self._surfaces[wanted] = found.group() if found else squeezed
         return self._surfaces[wanted]
 
@@ -211,7 +224,7 @@ class Mutator:
         return self._known[key]
 
 
-def same(value: Any, seen: Any) -> bool:
+def may_be_same(value: Any, seen: Any) -> bool:
     """Check whether the code may have made one value from the other by case, white space, punctuation or type."""
     if isinstance(value, bool) or isinstance(seen, bool) or value is None or seen is None:
         return False

@@ -21,23 +21,23 @@ from typing import Any
 from agentrl.core.bench import Environment
 from agentrl.mining import probe
 from agentrl.mining.examples import example_calls
-from agentrl.mining.grounding import Knowledge, is_offered, words
+from agentrl.mining.grounding import Knowledge, find_words, is_offered
 from agentrl.mining.instrument import Site, instrument
 from agentrl.mining.mutations import Arguments, Mutator
 from agentrl.mining.values import (
     Path,
     by_rank,
     examples_of,
-    fit,
+    fit_values,
     is_date,
     items_schema,
     kinds,
     leaves,
     offers,
-    pool,
+    remove_at,
     replace_at,
     schema_at,
-    without,
+    suggest_values,
 )
 from agentrl.rewards.verdicts import answer_verify
 from agentrl.sandbox import Sandbox
@@ -79,12 +79,12 @@ class Found:
         return None not in self.sources.values()
 
 
-def gives(observation: str, answer: str) -> bool:
+def states_answer(observation: str, answer: str) -> bool:
     """Check whether a result states the answer. Stricter than the scorer: whole words, and not in an error message."""
     if REFUSAL.match(observation) or not answer_verify(observation, answer):
         return False
-    stated = words([observation])
-    return words([answer]) <= stated | {token.lstrip("0") for token in stated}
+    stated = find_words([observation])
+    return find_words([answer]) <= stated | {token.lstrip("0") for token in stated}
 
 
 class Search:
@@ -93,7 +93,7 @@ class Search:
     def __init__(self, hop: Hop, source: str, knowledge: Knowledge, sandbox: Sandbox, grounded: bool = True) -> None:
         self.hop, self.source, self.knowledge, self.episode = hop, source, knowledge, sandbox.episode()
         self.parameters: dict[str, Any] = hop.tool["parameters"].get("properties") or {}
-        self.pool = pool(knowledge, hop.need)
+        self.pool = suggest_values(knowledge, hop.need)
         self.mutator = Mutator(self.parameters, knowledge, self.pool, grounded)
         self.required: list[str] = []
         self.seen: set[str] = set()
@@ -119,7 +119,7 @@ class Search:
     def check(self, arguments: Arguments, environment: Environment) -> Found | None:
         """Run the call without instruments; return it if its output states the answer, else None."""
         call = environment.call(self.hop.tool["name"], arguments, turn=0)
-        if call.error or not gives(call.observation, self.hop.answer):
+        if call.error or not states_answer(call.observation, self.hop.answer):
             return None
         return Found(arguments, call.observation, self._sources(arguments))
 
@@ -147,13 +147,13 @@ class Search:
             if not batch:
                 return
             for arguments, outcome in zip(batch, self._run(batch), strict=False):
-                if any(gives(text, self.hop.answer) for text in outcome["output"]):
+                if any(states_answer(text, self.hop.answer) for text in outcome["output"]):
                     yield arguments
                     self._reground(arguments)
                 self._continue(arguments, outcome["events"])
 
     def _is_gold(self, text: str) -> bool:
-        return gives(text, self.hop.answer)
+        return states_answer(text, self.hop.answer)
 
     def _run(self, batch: list[Arguments]) -> list[dict[str, Any]]:
         self.runs += len(batch)
@@ -211,8 +211,8 @@ class Search:
         offered = offers(schema)
         closed = bool(offered) and "enum" in json.dumps(schema)
         first = (self._days(name) or [NO_DATE["end" in name]]) if is_date(name, schema) else []
-        texts = fit([*first, *self.pool], schema, MAX_VALUES)
-        found = fit([*offered, *(() if closed else (*texts, *examples_of(schema)))], schema, MAX_VALUES + 4)
+        texts = fit_values([*first, *self.pool], schema, MAX_VALUES)
+        found = fit_values([*offered, *(() if closed else (*texts, *examples_of(schema)))], schema, MAX_VALUES + 4)
         if not found and "array" in kinds(schema) and items_schema(schema).get("properties"):  # texts hold no objects
             return [[value] for value in self._fitting_values(name, items_schema(schema))]
         return found
@@ -266,7 +266,7 @@ class Search:
                 for path, leaf in leaves(value, (name,)):
                     schema = schema_at(self.parameters, path)
                     if self.knowledge.source(leaf, schema) is None:
-                        for other in fit(self.pool, schema, MAX_VALUES):
+                        for other in fit_values(self.pool, schema, MAX_VALUES):
                             self._push(18.0, replace_at(arguments, path, other))
 
     def _simplify(self, arguments: Arguments) -> Arguments:
@@ -277,7 +277,7 @@ class Search:
         """
         for path, _ in [((name,), None) for name in arguments] + list(leaves(arguments)):
             if not self._is_needed(path):
-                arguments = self._prefer(without(arguments, path), arguments)
+                arguments = self._prefer(remove_at(arguments, path), arguments)
         for path, leaf in list(leaves(arguments)):
             schema = schema_at(self.parameters, path)
             if not isinstance(leaf, str) or is_offered(leaf, schema):
@@ -295,7 +295,7 @@ class Search:
 
     def _works(self, arguments: Arguments) -> bool:
         outcome = self._run([arguments])
-        return bool(outcome) and any(gives(text, self.hop.answer) for text in outcome[0]["output"])
+        return bool(outcome) and any(states_answer(text, self.hop.answer) for text in outcome[0]["output"])
 
     def _prefer(self, better: Arguments, arguments: Arguments) -> Arguments:
         return better if better != arguments and self._works(better) else arguments

@@ -51,7 +51,7 @@ def leaves_of_json(text: str) -> list[Any]:
     return found
 
 
-def pool(knowledge: Knowledge, need: str) -> list[Any]:
+def suggest_values(knowledge: Knowledge, need: str) -> list[Any]:
     """Return the values that the texts suggest, likeliest first: of the need, of later results, of the question."""
     numbers = _NUMBER.findall(need)
     found: list[Any] = [*operands(need), operands(need), numbers, *entities(need)]
@@ -108,7 +108,7 @@ def examples_of(schema: Mapping[str, Any]) -> list[str]:
     return [first or second for first, second in _QUOTED.findall(str(schema.get("description", "")))]
 
 
-def fit(values: Iterable[Any], schema: Mapping[str, Any], limit: int | None = None) -> list[Any]:
+def fit_values(values: Iterable[Any], schema: Mapping[str, Any], limit: int | None = None) -> list[Any]:
     """Return the values that the schema's type allows, converted to that type, without repetition.
 
     Values outside its bounds, patterns and lengths come last, because tools often accept more than their schemas say.
@@ -207,7 +207,7 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, value
 
 
-def at(value: Any, path: Path) -> Any:
+def value_at(value: Any, path: Path) -> Any:
     """Return the value at a path; None if there is none."""
     for part in path:
         try:
@@ -222,7 +222,7 @@ def replace_at(value: Any, path: Path, new: Any) -> Any:
     if not path:
         return new
     copy: Any = dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else {}
-    inner = at(copy, path[:1])
+    inner = value_at(copy, path[:1])
     part = path[0]
     if isinstance(copy, list):
         copy[int(part)] = replace_at(inner, path[1:], new)
@@ -231,8 +231,8 @@ def replace_at(value: Any, path: Path, new: Any) -> Any:
     return copy
 
 
-def without(value: Any, path: Path) -> Any:
+def remove_at(value: Any, path: Path) -> Any:
     """Return a copy without the value at a path, which must exist."""
     if len(path) == 1:
         return {key: item for key, item in value.items() if key != path[0]}
-    return replace_at(value, path[:1], without(at(value, path[:1]), path[1:]))
+    return replace_at(value, path[:1], remove_at(value_at(value, path[:1]), path[1:]))

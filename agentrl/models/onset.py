@@ -51,7 +51,7 @@ def measure_onset(model: Any, prompts: Sequence[PromptSpans], alpha: float) -> O
     return OnsetTable(rows, mass.tolist())
 
 
-def compare(base: OnsetTable, trained: OnsetTable, clusters: Sequence[str]) -> dict[str, dict[str, Interval]]:
+def compare_onsets(base: OnsetTable, trained: OnsetTable, clusters: Sequence[str]) -> dict[str, dict[str, Interval]]:
     """Return {measure: {base, trained, difference}}: means and paired differences.
 
     All have 95% bootstrap intervals by cluster. A ratio is the mean of the prompts' ratios, as in the paper (its

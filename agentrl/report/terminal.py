@@ -35,7 +35,9 @@ def parse_filter(text: str) -> Callable[[Facts], bool]:
         if not found:
             raise UserError(f"where: '{part}' is not a comparison; write e.g. where='reward<1,errors>0,r_sys<0.7'")
         tests.append((found[1], COMPARISONS[found[2]], float(found[3])))
-    return lambda facts: all(name in facts and compare(facts[name], bound) for name, compare, bound in tests)
+    return lambda rollout_numbers: all(
+        name in rollout_numbers and compare(rollout_numbers[name], bound) for name, compare, bound in tests
+    )
 
 
 def refuse_unknown(text: str, known: set[str]) -> None:
@@ -51,7 +53,7 @@ def find_tasks(text: str, ids: set[str]) -> set[str]:
     return {text} & ids or {name for name in ids if whole.search(name)} or {name for name in ids if text in name}
 
 
-def facts(view: View) -> Facts:
+def rollout_numbers(view: View) -> Facts:
     """Return the numbers of a rollout that a filter may name: its metrics, and what the run recorded beside them."""
     recorded = {"reward": view.reward, "errors": view.errors, "step": view.step, "truncated": float(view.truncated)}
     return view.metrics | recorded | {"turns": float(len(view.rewards))}
@@ -129,7 +131,7 @@ def compare_items(before: list[dict[str, Any]], after: list[dict[str, Any]], wid
             yield Group(*panels)
 
 
-def legend(console: Console) -> None:
+def print_legend(console: Console) -> None:
     """Print one line that explains the colours."""
     line = Text()
     for name in ("reasoning", "tool_call", "answer", "observation"):

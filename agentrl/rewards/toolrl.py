@@ -16,7 +16,7 @@ Range = tuple[float, float]  # lowest and highest reward
 LONG_THOUGHT = 512  # words that earn the full length reward
 
 
-def limits(switches: ToolRl, step: int) -> tuple[Range, Range]:
+def reward_bounds(switches: ToolRl, step: int) -> tuple[Range, Range]:
     """Return the (lowest, highest) format reward and the (lowest, highest) correctness reward at a training step."""
     (f_low, f_high), (c_low, c_high) = (0.0, 1.0), ((-1.0, 1.0) if switches.correct_max1 else (-3.0, 3.0))
     if switches.schedule == "two_stage":  # correctness counts one third before step 30, format counts half from then on

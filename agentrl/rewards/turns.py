@@ -12,7 +12,7 @@ from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.answers import extract_answer, has_tag, token_f1
 from agentrl.rewards.ftrl import STRAY_TAGS, calls_reward, text_reward
 from agentrl.rewards.matching import call_rewards, transport_rewards
-from agentrl.rewards.toolrl import correctness, length_reward, limits
+from agentrl.rewards.toolrl import correctness, length_reward, reward_bounds
 from agentrl.rewards.verdicts import has_whole, solves
 
 COMPARING = ("matching", "ot", "toolrl")  # these rewards compare calls with reference calls
@@ -145,7 +145,7 @@ def toolrl_rewards(
     made = [bool(calls) or _has_calls(m) for m, calls in zip(messages, trajectory.calls_by_turn(), strict=True)]
     formed = all(made[:-1]) and not made[-1] and bool(_text(messages[-1]).strip())
     formed = formed and not any(tag in _text(message) for message in messages for tag in STRAY_TAGS)
-    format_bounds, bounds = limits(switches, step)
+    format_bounds, bounds = reward_bounds(switches, step)
     total = format_bounds[formed]
     if references:
         gold = _parameters((call["name"], call["arguments"]) for call in known_calls(references, trajectory.calls))

@@ -30,13 +30,13 @@ def render_traces(file: Path, reasons: Counter[str], coverage: dict[str, Any]) -
         title=file.name,
         counts={"traces": len(traces), "rejected": sum(reasons.values()), **coverage},
         reasons=reasons.most_common(),
-        lengths=lengths(traces),
+        measure_lengths=measure_lengths(traces),
         chunks=Counter(chunk.type for trace in traces for turn in trace.turns for chunk in turn.chunks).most_common(),
         examples=traces[::step][:EXAMPLES],
     )
 
 
-def lengths(traces: list[ExpertTrace]) -> list[tuple[str, float, float, float]]:
+def measure_lengths(traces: list[ExpertTrace]) -> list[tuple[str, float, float, float]]:
     """Return (what, mean, median, largest) over the traces."""
     columns = {
         "turns": [len(trace.turns) for trace in traces],

@@ -70,7 +70,7 @@ class WandbTracker(Tracker):
             resume="allow" if mode == "online" else None,
             mode=mode,
             dir=str(self._run.path),
-            config=config.model_dump() | {"commit": commit(self._run)},
+            config=config.model_dump() | {"commit": read_commit(self._run)},
             settings=wandb.Settings(
                 init_timeout=INIT_SECONDS,
                 login_timeout=INIT_SECONDS,
@@ -99,7 +99,7 @@ class WandbTracker(Tracker):
             with self._guard():
                 if state == "completed":
                     self._session.summary.update(
-                        headline(json.loads(self._run.summary_path.read_text(encoding="utf-8")))
+                        flatten_results(json.loads(self._run.summary_path.read_text(encoding="utf-8")))
                     )
                     with results():
                         self._session.log_artifact(self._results())
@@ -206,7 +206,7 @@ def rollout_table(batch: list[dict[str, Any]]) -> Any:
     return wandb.Table(columns=COLUMNS, data=rows)
 
 
-def headline(summary: dict[str, Any]) -> dict[str, float]:
+def flatten_results(summary: dict[str, Any]) -> dict[str, float]:
     """Flatten the intervals of summary.json: `eval/after/solve_rate`, and the same with `_lo` and `_hi`."""
     numbers: dict[str, float] = {}
     for phase, metrics in summary["eval"].items():
@@ -217,7 +217,7 @@ def headline(summary: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def commit(run: RunDirectory) -> str | None:
+def read_commit(run: RunDirectory) -> str | None:
     """Return the commit that environment.json names; None for an installed package."""
     git = json.loads(run.environment_path.read_text(encoding="utf-8")).get("git")
     return None if git is None else git["commit"]

@@ -23,7 +23,7 @@ from agentrl.config.schema import Model
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.evaluate import item_record, progress
-from agentrl.evaluation.grading import scores
+from agentrl.evaluation.grading import score_episodes
 from agentrl.evaluation.results import item_values
 from agentrl.models.loading import load_chat, needs_of, thinking_arguments
 from tests.support.helpers import composed, make_trainer, rolled_batch, say, work_in_this_process
@@ -187,7 +187,7 @@ def test_a_judge_is_not_asked_about_it(tmp_path: Path) -> None:
         def score(self, requests: Any) -> Any:
             raise AssertionError("asked")
 
-    (score,) = scores(bench, Nobody(), [task], CUT[:1])  # type: ignore[arg-type]
+    (score,) = score_episodes(bench, Nobody(), [task], CUT[:1])  # type: ignore[arg-type]
     assert score.metrics["r_sys"] is None and score.metrics["r_user"] is None and score.metrics["empty"] is None
 
 

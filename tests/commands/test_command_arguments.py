@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.commands.arguments import file_to_write, flag, open_run, read_whole_number, split_keys, split_places
+from agentrl.commands.arguments import file_to_write, open_run, read_flag, read_whole_number, split_keys, split_places
 from agentrl.commands.cli import COMMANDS
 from agentrl.core.errors import UserError
 
@@ -35,7 +35,11 @@ def test_a_command_separates_places_from_keys() -> None:
 
 def test_typed_values_are_read_or_refused() -> None:
     own = {"yes": "true", "word": "yes", "count": "3", "minus": "-1", "digit": "²"}
-    assert (flag(own, "yes"), flag(own, "absent"), flag(own, "absent", default=True)) == (True, False, True)
+    assert (read_flag(own, "yes"), read_flag(own, "absent"), read_flag(own, "absent", default=True)) == (
+        True,
+        False,
+        True,
+    )
     assert (read_whole_number(own, "count", 5), read_whole_number(own, "absent", 5)) == (3, 5)
     for name in ("word", "minus", "digit"):
         with pytest.raises(UserError, match=f"{name}=.*: must be a whole number of at least 0"):
@@ -43,7 +47,7 @@ def test_typed_values_are_read_or_refused() -> None:
     with pytest.raises(UserError, match="count=3: must be a whole number of at least 4"):
         read_whole_number(own, "count", 5, least=4)
     with pytest.raises(UserError, match="word=yes: must be true or false"):
-        flag(own, "word")
+        read_flag(own, "word")
 
 
 def test_a_file_to_write_is_checked_before_the_work(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agentrl.commands.eval import job
+from agentrl.commands.eval import compose_job
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
 from agentrl.config.target import model_named
@@ -85,7 +85,9 @@ def test_a_web_address_is_not_a_hub_id() -> None:
 
 def test_a_key_of_one_bench_reaches_only_that_bench() -> None:
     arguments = ["+custom.options.tasks=4", "minihop.test_tasks=7", "custom.path=mine.py", "seed=2"]
-    custom, minihop = (job("tiny", bench, {}, arguments, ["custom", "minihop"]) for bench in ("custom", "minihop"))
+    custom, minihop = (
+        compose_job("tiny", bench, {}, arguments, ["custom", "minihop"]) for bench in ("custom", "minihop")
+    )
     assert (custom.bench.path, custom.bench.options, custom.seed) == ("mine.py", {"tasks": 4}, 2)
     assert (minihop.bench.test_tasks, minihop.seed) == (7, 2)
 

@@ -13,7 +13,7 @@ from agentrl.commands import show
 from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from agentrl.report.rollouts import view
-from agentrl.report.terminal import compare_items, facts, parse_filter, rollout_panel
+from agentrl.report.terminal import compare_items, parse_filter, rollout_numbers, rollout_panel
 from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
 
@@ -63,7 +63,7 @@ def styled(renderable: RenderableType, width: int = 200) -> str:
 
 
 def test_a_filter_needs_all_of_its_comparisons() -> None:
-    of = facts(view(line(4, "a", 0.25, errors=2)))
+    of = rollout_numbers(view(line(4, "a", 0.25, errors=2)))
     assert parse_filter("reward<1, errors>=2,solve_rate=0.25,step=4")(of)
     assert not parse_filter("reward<1,errors>2")(of)
     assert not parse_filter("r_sys<0.7")(of)  # a rollout without the metric does not pass

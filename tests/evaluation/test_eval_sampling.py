@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agentrl.commands.arguments import split_keys
-from agentrl.commands.eval import KEYS, _benches, job
+from agentrl.commands.eval import KEYS, _benches, compose_job
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.bench import Score, Task
@@ -28,7 +28,7 @@ def job_of(*arguments: str) -> Config:
     """The configuration of an `agentrl eval` of one model on one bench."""
     own, overrides = split_keys(list(arguments), KEYS)
     (bench,), _ = _benches(own)
-    return job(own["model"], bench, own, overrides, [bench])
+    return compose_job(own["model"], bench, own, overrides, [bench])
 
 
 def sampling(config: Config) -> tuple[float, float]:

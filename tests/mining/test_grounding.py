@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from agentrl.mining.examples import example_calls
-from agentrl.mining.grounding import Knowledge, dates, is_offered, words
+from agentrl.mining.grounding import Knowledge, find_dates, find_words, is_offered
 from agentrl.mining.instrument import flows, instrument
-from agentrl.mining.mutations import Mutator, same
+from agentrl.mining.mutations import Mutator, may_be_same
 from agentrl.mining.probe import probe
-from agentrl.mining.values import convert, entities, fit, pool, replace_at, schema_at, without
+from agentrl.mining.values import convert, entities, fit_values, remove_at, replace_at, schema_at, suggest_values
 
 TEXT = "In May 2021, Ann-Lee O'Neil had three cats, 1,250 fish and the second prize, on 2 days of the Serbian election"
 
@@ -55,16 +55,16 @@ def test_what_the_schema_offers(known: Knowledge) -> None:
 
 
 def test_words_and_dates() -> None:
-    assert words(["Ann's 1,250 Téa_s"]) == {"ann", "1250", "tea", "s"}
+    assert find_words(["Ann's 1,250 Téa_s"]) == {"ann", "1250", "tea", "s"}
     text = "2007-11-7, July 4, 2007, 3rd of May 1999, Aug 2001, 12/31/2020; on June 5 and 99/99/2000"
-    assert set(dates(text)) == {
+    assert set(find_dates(text)) == {
         (2007, 11, 7), (2007, 7, 4), (1999, 5, 3), (2001, 8, 0), (2020, 12, 31), (0, 6, 5),
     }  # fmt: skip
 
 
 def test_values_of_texts(known: Knowledge) -> None:
     assert entities('Which film by Ann de Boer is called "the end" (1962)?') == ["Ann de Boer", "the end", "1962"]
-    suggested = pool(known, "How many more is 9 than 4?")
+    suggested = suggest_values(known, "How many more is 9 than 4?")
     for value in ("9", "4", "Ann-Lee O'Neil", "José Marn", "Marn", "1962-03-17", "2021-05-31", 2021, TEXT):
         assert value in suggested, value
 
@@ -74,12 +74,12 @@ def test_values_take_the_form_of_the_schema() -> None:
     assert convert("x", {"type": "array", "items": {"type": "string"}}) == [["x"]]
     assert convert(["1", "x"], {"type": "array", "items": {"type": "integer"}}) == []
     assert convert(3, {"type": ["string", "integer"]}) == ["3", 3] and convert(None, {}) == []
-    assert fit(["1", "1", "x"], {"type": "number"}) == [1, 1.0]
-    assert fit([], {"type": "boolean"}) == [False, True]
+    assert fit_values(["1", "1", "x"], {"type": "number"}) == [1, 1.0]
+    assert fit_values([], {"type": "boolean"}) == [False, True]
     parameters = {"a": {"properties": {"b": {"items": {"type": "integer"}}}}}
     assert schema_at(parameters, ("a", "b", 0)) == {"type": "integer"} and schema_at(parameters, ("x",)) == {}
     assert replace_at({"a": {"b": [1, 2]}}, ("a", "b", 1), 3) == {"a": {"b": [1, 3]}}
-    assert replace_at({}, ("a", "b"), 1) == {"a": {"b": 1}} and without({"a": {"b": 1, "c": 2}}, ("a", "b")) == {
+    assert replace_at({}, ("a", "b"), 1) == {"a": {"b": 1}} and remove_at({"a": {"b": 1, "c": 2}}, ("a", "b")) == {
         "a": {"c": 2}
     }
 
@@ -158,7 +158,7 @@ def test_a_change_goes_where_the_value_came_from() -> None:
     parameters = {"a": {"type": "string"}, "b": {"type": "string"}, "n": {"type": "number"}}
     knowledge = Knowledge()
     knowledge.add("question", "Ann Lee met Bo in 1999 and Cy in 2004")
-    mutator = Mutator(parameters, knowledge, pool(knowledge, ""), grounded=True)
+    mutator = Mutator(parameters, knowledge, suggest_values(knowledge, ""), grounded=True)
     code, sites = instrument(
         "def f(a, b=None, n=1):\n    return a.lower() == 'ann lee' and b == 'Bo' and n > 2000 and a == 'Dot'",
         set(parameters), lambda text: False,
@@ -172,4 +172,9 @@ def test_a_change_goes_where_the_value_came_from() -> None:
     assert {"a": "Ann Lee", "b": "Bo"} in changes({"a": "Ann Lee"}, "==")
     assert {"a": "Ann Lee", "b": "Bo", "n": 2004} in changes({"a": "Ann Lee", "b": "Bo"}, ">")
     assert changes({"a": "Ann Lee", "b": "Bo", "n": 2004}, "==") == []  # Dot is nowhere
-    assert same("Ann Lee", "ann-lee") and same(5, "5") and not same(True, 1) and not same(None, "")
+    assert (
+        may_be_same("Ann Lee", "ann-lee")
+        and may_be_same(5, "5")
+        and not may_be_same(True, 1)
+        and not may_be_same(None, "")
+    )

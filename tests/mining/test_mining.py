@@ -12,7 +12,7 @@ from agentrl.benches.toolhop import ToolHopBench
 from agentrl.core.expert_trace import ExpertTrace
 from agentrl.mining.grounding import Knowledge
 from agentrl.mining.mine import NOT_FULL, UNGROUNDED, UNVERIFIED, Coverage, MinedTrace, Miner, Question, Rejection
-from agentrl.mining.search import Hop, gives
+from agentrl.mining.search import Hop, states_answer
 from agentrl.mining.values import by_rank
 from agentrl.sandbox import Sandbox
 from tests.benches.test_ftrl import bench as ftrl_bench
@@ -217,11 +217,15 @@ def test_a_call_that_a_later_step_needs_stands_for_a_wrong_answer_in_the_data(tm
 
 
 def test_gives() -> None:
-    assert gives('{"name": "Ann Lee"}', "ann lee") and gives("[5, 12]", "12") and gives("1,250 fish", "1250")
-    assert gives('"01100110"', "1100110")
-    assert not gives("1200", "12")  # the scorer's substring is not enough to teach from
-    assert not gives('{"error": "no record of Ann"}', "Ann") and not gives("Error: Ann", "Ann")
-    assert not gives("No match found for Ann", "Ann")
+    assert (
+        states_answer('{"name": "Ann Lee"}', "ann lee")
+        and states_answer("[5, 12]", "12")
+        and states_answer("1,250 fish", "1250")
+    )
+    assert states_answer('"01100110"', "1100110")
+    assert not states_answer("1200", "12")  # the scorer's substring is not enough to teach from
+    assert not states_answer('{"error": "no record of Ann"}', "Ann") and not states_answer("Error: Ann", "Ann")
+    assert not states_answer("No match found for Ann", "Ann")
 
 
 def test_by_rank() -> None:

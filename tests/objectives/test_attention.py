@@ -16,7 +16,7 @@ from agentrl.chat.format import ChatFormat
 from agentrl.commands import analyse
 from agentrl.core.errors import UserError
 from agentrl.models.loading import Needs, load_chat, load_model
-from agentrl.models.onset import OnsetTable, compare, onset_attention
+from agentrl.models.onset import OnsetTable, compare_onsets, onset_attention
 from agentrl.models.spans import prompt_spans
 from agentrl.objectives.attention import (
     BINS,
@@ -176,7 +176,7 @@ def test_differences_are_paired() -> None:
         return OnsetTable([dict.fromkeys(measures, value) for value in values], [])
 
     before, after = table([0.1, 0.5, 0.9, math.nan]), table([0.2, 0.6, 1.0, 0.3])
-    found = compare(before, after, ["a", "b", "c", "d"])["centroid"]
+    found = compare_onsets(before, after, ["a", "b", "c", "d"])["centroid"]
     assert found["difference"].mean == pytest.approx(0.1) and found["difference"].n == 3  # NaN is left out of both
     assert found["difference"].hi - found["difference"].lo < 1e-9  # prompts differ, their changes do not
     assert found["base"].hi - found["base"].lo > 0.1

@@ -174,7 +174,9 @@ def verb_understood(verb: str, rest: list[str]) -> None:
         own, overrides = split_keys(rest, module.KEYS)
         benches, _ = eval_command._benches(own)
         for bench in benches:  # the model may be a run, which is not there
-            eval_command.job(own.get("model", "tiny") if "endpoint" in own else "tiny", bench, own, overrides, benches)
+            eval_command.compose_job(
+                own.get("model", "tiny") if "endpoint" in own else "tiny", bench, own, overrides, benches
+            )
     elif verb in ("doctor", "score", "traces", "analyse"):
         line = " ".join(rest).replace("--base ", "base=").replace("--json", "")
         own, overrides = split_keys([word for word in line.split() if "=" in word], getattr(module, "KEYS", {}))

@@ -19,7 +19,7 @@ from agentrl.core.errors import UserError
 from agentrl.core.trajectory import ToolCall, Trajectory
 from agentrl.rewards.ftrl import VARIANTS, calls_reward, text_reward
 from agentrl.rewards.matching import similarity, transport_rewards
-from agentrl.rewards.toolrl import correctness, limits, multiset_jaccard
+from agentrl.rewards.toolrl import correctness, multiset_jaccard, reward_bounds
 from agentrl.rewards.turns import episode_rewards, turn_rewards
 from agentrl.rewards.verdicts import solves
 from agentrl.sandbox import Sandbox
@@ -195,9 +195,12 @@ def switches(correct_max1: bool = False, with_length: bool = False, schedule: An
 
 def test_toolrl_schedules() -> None:
     none, smooth, staged = (switches(schedule=schedule) for schedule in ("none", "smooth", "two_stage"))
-    assert limits(none, 99) == ((0, 1), (-3, 3)) and limits(switches(correct_max1=True), 0) == ((0, 1), (-1, 1))
-    assert limits(smooth, 0) == ((-2, 2), (-2, 2)) and limits(smooth, 300) == ((-1, 1), (-3, 3))
-    assert limits(staged, 29) == ((0, 1), (-1, 1)) and limits(staged, 30) == ((0, 0.5), (-3, 3))
+    assert reward_bounds(none, 99) == ((0, 1), (-3, 3)) and reward_bounds(switches(correct_max1=True), 0) == (
+        (0, 1),
+        (-1, 1),
+    )
+    assert reward_bounds(smooth, 0) == ((-2, 2), (-2, 2)) and reward_bounds(smooth, 300) == ((-1, 1), (-3, 3))
+    assert reward_bounds(staged, 29) == ((0, 1), (-1, 1)) and reward_bounds(staged, 30) == ((0, 0.5), (-3, 3))
 
 
 def test_toolrl_over_an_episode() -> None:

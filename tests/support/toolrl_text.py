@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from agentrl.config.schema import ToolRl
-from agentrl.rewards.toolrl import Range, correctness, length_reward, limits
+from agentrl.rewards.toolrl import Range, correctness, length_reward, reward_bounds
 
 FORMATS = {  # (the reference has calls, it has a response) -> what a whole reply must look like
     (False, True): r"^<think>.*?</think>\n<response>.*?</response>$",
@@ -22,7 +22,7 @@ def score_response(response: str, reference: str, switches: ToolRl, step: int = 
 
     The calls of a reply stand in its first block alone, one JSON object a line, with the key "parameters".
     """
-    (f_low, f_high), bounds = limits(switches, step)
+    (f_low, f_high), bounds = reward_bounds(switches, step)
     parts = {
         "format": f_high if well_formed(response, reference) else f_low,
         "correctness": _correctness_of_text(response, reference, bounds),
