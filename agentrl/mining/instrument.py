@@ -1,4 +1,4 @@
-"""Rewrite a tool so that it reports what it compares: each comparison, lookup and text test calls a hook.
+"""Rewrite a tool so that it reports what it compares: every comparison, lookup and text test calls a hook.
 
 The hooks are those of `agentrl.mining.probe`. A `Site` describes one such place in the code: which parameters flow into
 either side, and whether the place guards a statement that holds the gold answer.

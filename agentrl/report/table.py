@@ -63,7 +63,7 @@ def sampling_text(sampling: Mapping[str, Any]) -> str:
     """Return the sampling settings that an endpoint was sent, and those that it refuses and chooses itself."""
     sent = ", ".join(f"{name} {value:g}" for name, value in sampling["sent"].items())
     own = ", ".join(sampling["chosen_by_server"])
-    return f"the server was told {sent or 'nothing'}" + (f"; it refuses and chooses itself: {own}" if own else "")
+    return f"the server got {sent or 'no values'}" + (f"; it refuses and chooses itself: {own}" if own else "")
 
 
 def print_result(summary: Mapping[str, Any], console: Console | None = None) -> None:

@@ -41,7 +41,7 @@ VIEWS: dict[str, Headings] = {
             "Scale of tool calls": ("anneal/call_scale",),
             "Reasoning level": ("anneal/level",),
             "Anchored prompts": ("anneal/anchored",),
-            "Prompts whose trace is cut, or of which nothing is shown": ("trace/cut", "trace/none"),
+            "Prompts whose trace is cut or not shown": ("trace/cut", "trace/none"),
         },
         "Tools": {"Failed calls": ("tools/error_rate",), "Calls per rollout": ("tools/calls",)},
         **COMMON,
