@@ -117,7 +117,7 @@ def worker_environment(run: RunDirectory, config: Config, gpus: list[str] | None
     elif gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     elif config.hardware.processes == 1:
-        # With several GPUs transformers would spread one model over them in a way that TRL refuses.
+        # transformers would use every GPU that it sees for one model, by a method that TRL refuses.
         environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if config.hardware.threads is not None:
         environment |= dict.fromkeys(THREAD_VARIABLES, str(config.hardware.threads))

@@ -1,8 +1,8 @@
 """Cut reasoning into the semantic chunks of PACT, App. C.
 
-Rules label the sentences first. An annotator (a model) labels what the rules leave open. Without one, whole paragraphs
-become chunks. A sentence that states the call literally always gets the type `explicit_call_preview`, and never enters
-a prefix that the policy is shown. The joined texts of the chunks are the reasoning, unchanged.
+Rules label the sentences first. If they leave too much open, an annotator (a model) labels the turn; without one, whole
+paragraphs become chunks. A sentence that states the call literally always gets the type `explicit_call_preview`, and
+never enters a prefix that the policy is shown. The joined texts of the chunks are the reasoning, unchanged.
 """
 
 from __future__ import annotations
