@@ -32,6 +32,8 @@ KEYS = {
 }
 HELP = f"""agentrl eval model=NAME[,NAME] bench=NAME[,NAME] [key=value ...]
 
+Evaluates every model on every bench, and prints a table for each bench with 95% intervals.
+
 {key_lines(KEYS)}
 
 All other keys are those of a run (agentrl --help). With several benches, a key of one bench begins with its name:

@@ -1,4 +1,4 @@
-"""`agentrl merge RUN [out=DIR]`: merge the adapter that a run trained into its base, as a full checkpoint."""
+"""`agentrl merge RUN [out=DIR]`: merge a run's trained adapter into its base, as a full checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEYS = {"out": "New directory for the checkpoint (default RUN/merged)."}
 USAGE = "agentrl merge RUN [out=DIR]"
 HELP = f"""{USAGE}
 
-Merges the adapter that a run trained into its base, and writes full weights, tokenizer and chat template.
+Merges a run's trained adapter into its base, and writes full weights, tokenizer and chat template.
 
 {key_lines(KEYS)}"""
 

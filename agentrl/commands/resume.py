@@ -15,9 +15,9 @@ from agentrl.store.identity import MAY_MOVE, NOT_IN_IDENTITY, in_identity
 
 HELP = """agentrl resume RUN [key=value ...]
 
-Continues training from the last checkpoint, or evaluates what is left; for a completed run it shows the result. To
-repeat the run's own command does the same. You can change only keys that do not make another run, e.g.
-trainer.save_steps=10 or judge.max_cost=5, and the address of a server (judge.base_url, algo.endpoint.base_url)."""
+Continues training from the last checkpoint, or evaluates what is left. For a completed run it shows the result. The
+run's own command does the same. You can change only keys that do not make another run, e.g. trainer.save_steps=10 or
+judge.max_cost=5, and the address of a server (judge.base_url, algo.endpoint.base_url)."""
 # The directory itself gives these keys, because it may have been moved.
 WHERE = ("runs_dir", "name", "run_id")
 

@@ -20,6 +20,8 @@ KEYS = {
 
 HELP = f"""agentrl show RUN [key=value ...]
 
+Shows a run's rollouts, or the items of its evaluations, on the terminal.
+
 {key_lines(KEYS)}"""
 
 

@@ -31,6 +31,8 @@ KEYS = {
 }
 HELP = f"""agentrl traces build bench=NAME [bench.path=FILE] out=FILE [key=value ...]
 
+Makes expert traces for a bench: from the bench's data, or by asking a stronger model.
+
 {key_lines(KEYS)}
 
 A run uses the file with traces=FILE. The same command continues with tasks that have neither trace nor rejection."""
