@@ -30,7 +30,7 @@ def render_traces(file: Path, reasons: Counter[str], coverage: dict[str, Any]) -
         title=file.name,
         counts={"traces": len(traces), "rejected": sum(reasons.values()), **coverage},
         reasons=reasons.most_common(),
-        measure_lengths=measure_lengths(traces),
+        lengths=measure_lengths(traces),
         chunks=Counter(chunk.type for trace in traces for turn in trace.turns for chunk in turn.chunks).most_common(),
         examples=traces[::step][:EXAMPLES],
     )

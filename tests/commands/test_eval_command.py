@@ -70,7 +70,7 @@ def test_a_run_directory_names_its_model_and_lists_its_checkpoints(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["qwen9", "./absent", "/absent/model", "runs/no/where", "owner/", "/"])
 def test_an_unknown_model_name_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"is no preset|config.json") as caught:
+    with pytest.raises(UserError, match=r"is neither a preset|config.json") as caught:
         model_named(name)
     assert name == "qwen9" or "qwen3-4b" not in str(caught.value)  # presets are not suggested for a path
 
