@@ -37,8 +37,13 @@ def name_error(name: Any) -> str:
     return f"name {name!r} is not defined"
 
 
+WORKERS = 4  # of the sandbox of a bench: so many independent calls of one turn run side by side
+
+
 class ToolEnvironment:
     """The tools of one episode as {name: source}; the sandbox may be shared by any number of environments."""
+
+    independent_calls = True  # every call has a fresh namespace
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from agentrl.benches.execution import ToolEnvironment, plain_text
+from agentrl.benches.execution import WORKERS, ToolEnvironment, plain_text
 from agentrl.benches.ftrl_rows import QUESTION, Row, load_parts, load_rows, one_file, refuse_contamination
 from agentrl.chat.transcripts import BadTranscript, calls_without_output, find_row, messages_of, pair_calls_with_outputs
 from agentrl.config.benches import Ftrl
@@ -39,7 +39,7 @@ class FtrlBench(Bench):
     def __init__(self, config: Ftrl, strict: bool = False) -> None:
         self.config = config
         self._corrected = config.rules == "corrected"
-        self._sandbox = Sandbox(strict=strict)
+        self._sandbox = Sandbox(WORKERS, strict=strict)
         self._parts: dict[str, list[Row]] | None = None
         self._file: list[Row] | None = None  # every row, for transcripts
         self.miner = Miner(strict)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from agentrl.benches.execution import ToolEnvironment, plain_text
+from agentrl.benches.execution import WORKERS, ToolEnvironment, plain_text
 from agentrl.benches.rows import answers_by_tool
 from agentrl.config.benches import Minihop
 from agentrl.core.bench import Bench, Environment, Score, Task
@@ -198,7 +198,7 @@ class MinihopBench(Bench):
 
     def __init__(self, config: Minihop, strict: bool = False) -> None:
         self.config = config
-        self._sandbox = Sandbox(strict=strict)
+        self._sandbox = Sandbox(WORKERS, strict=strict)
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         shares = {"train": self.config.train_hops, "test": self.config.test_hops}[split]

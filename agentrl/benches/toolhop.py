@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentrl.benches.execution import ERROR_PREFIX, ToolEnvironment, json_text, name_error
+from agentrl.benches.execution import ERROR_PREFIX, WORKERS, ToolEnvironment, json_text, name_error
 from agentrl.benches.toolhop_rows import Row, divide, find_file, load_rows
 from agentrl.chat.transcripts import (
     BadTranscript,
@@ -74,7 +74,7 @@ class ToolHopBench(Bench):
 
     def __init__(self, config: ToolHop, strict: bool = False) -> None:
         self.config = config
-        self._sandbox = Sandbox(strict=strict)
+        self._sandbox = Sandbox(WORKERS, strict=strict)
         self._rows: list[Row] | None = None
         self.miner = Miner(strict)
         self._mined: dict[str, MinedTrace | Rejection] = {}

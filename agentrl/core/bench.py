@@ -50,11 +50,29 @@ class Score:
 
 
 class Environment(Protocol):
-    """The tools of one episode. Two rollouts never share an environment."""
+    """The tools of one episode. Two rollouts never share an environment.
+
+    An environment may have two attributes that are True: `slow_tools` (`has_slow_tools`) and `independent_calls`
+    (`has_independent_calls`).
+    """
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
         """Execute one call. An error becomes an observation; this method never raises."""
         ...
+
+
+def has_slow_tools(environment: Environment) -> bool:
+    """Whether its answers take long (a network, a long computation in another process).
+
+    They are then had in a thread while other episodes are sampled. An environment without slow tools answers between
+    two forward passes, so that equal seeds give equal batches.
+    """
+    return bool(getattr(environment, "slow_tools", False))
+
+
+def has_independent_calls(environment: Environment) -> bool:
+    """Whether no call changes what another call returns. Those of one turn are then made side by side, in threads."""
+    return bool(getattr(environment, "independent_calls", False))
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from agentrl.endpoint.answer import Answer
 from agentrl.endpoint.client import ChatClient, Unanswered
 from agentrl.endpoint.messages import Dialogue
 from agentrl.rollout.guard import ToolsDied, broken_tools
-from agentrl.rollout.loop import Messages, Rules, answered_calls, begin, go_on, play_episode
+from agentrl.rollout.loop import Messages, Rules, answered_calls, go_on, play_episode
 
 BYTES_A_TOKEN = 4  # where a server does not count
 
@@ -61,7 +61,7 @@ class EndpointEngine:
     def _play(self, episode: Episode, decoding: Decoding) -> Trajectory:
         player = ChatPlayer(episode, self._rollout, self._endpoint.history)
         play = play_episode(episode, player, self._rules)
-        asked = begin(play)
+        asked = go_on(play)
         while asked is not None:
             asked = go_on(play, self._answer(asked, decoding))
         return player.trajectory()

@@ -7,15 +7,20 @@ drives it decides which episodes are asked together.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import atexit
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing.pool import ThreadPool
 from typing import Any, Protocol, TypeVar
 
-from agentrl.core.bench import Conversation, Environment
+from agentrl.core.bench import Conversation, Environment, has_independent_calls, has_slow_tools
 from agentrl.core.engine import Episode
 from agentrl.core.text import well_formed
 from agentrl.core.trajectory import ToolCall
 from agentrl.rollout.guard import call_tool
+
+CALLS_AT_ONCE = 16  # independent calls of one turn, in all episodes together
 
 Messages = list[dict[str, Any]]
 Asked = TypeVar("Asked")
@@ -55,7 +60,14 @@ class Player(Protocol[Asked_co, Said_contra]):
         ...
 
 
-def play_episode(episode: Episode, player: Player[Asked, Said], rules: Rules) -> Generator[Asked, Said]:
+@dataclass(frozen=True)
+class Reaction:
+    """What a slow environment is to do next. Whoever drives the episode runs it, and sends back what it returned."""
+
+    run: Callable[[], tuple[Messages, bool]]
+
+
+def play_episode(episode: Episode, player: Player[Asked, Said], rules: Rules) -> Generator[Asked | Reaction, Any]:
     """Play one episode from its first assistant turn to its end. Raises ToolsDied, see `call_tool`."""
     for turn in range(rules.max_turns):
         message = None
@@ -66,24 +78,31 @@ def play_episode(episode: Episode, player: Player[Asked, Said], rules: Rules) ->
             message = player.take((yield request))
         if turn == rules.max_turns - 1 or player.spent:
             return
-        said, over = react(episode.environment, message, player.calls, rules.dead_tools)
+        answer = partial(react, episode.environment, message, player.calls, rules.dead_tools)
+        said, over = (yield Reaction(answer)) if has_slow_tools(episode.environment) else answer()
         if said:
             player.hear(said, over)
         if over or not said:
             return
 
 
-def begin(play: Generator[Asked, Said]) -> Asked | None:
-    """What the policy of an episode is asked first; None where the episode is over."""
-    return next(play, None)
-
-
-def go_on(play: Generator[Asked, Said], said: Said) -> Asked | None:
-    """What the policy is asked after it said something; None where the episode is over."""
+def advance(play: Generator[Asked | Reaction, Any], said: Any = None) -> Asked | Reaction | None:
+    """What an episode wants after it was sent `said`, which is None at its beginning; None where it is over."""
     try:
         return play.send(said)
     except StopIteration:
         return None
+
+
+def go_on(play: Generator[Asked | Reaction, Any], said: Any = None) -> Asked | None:
+    """What the policy is asked next, after it said something; None where the episode is over.
+
+    A slow environment is waited for.
+    """
+    wanted = advance(play, said)
+    while isinstance(wanted, Reaction):
+        wanted = advance(play, wanted.run())
+    return wanted
 
 
 def react(
@@ -91,18 +110,33 @@ def react(
 ) -> tuple[Messages, bool]:
     """What the environment says to an assistant turn, and whether the episode ends with it.
 
-    Every call is executed and added to `calls`; without calls it is the user's turn to speak, if there is one.
+    Every call is executed and added to `calls`, in the order of the turn; without calls it is the user's turn to speak,
+    if there is one.
     """
     if turn.get("tool_calls"):
-        said = []
-        for call in turn["tool_calls"]:
-            function = call["function"]
-            done = call_tool(environment, function["name"], function["arguments"], dead_tools)
-            calls.append(done)
-            said.append({"role": "tool", "name": str(function["name"]), "content": done.observation})
+        made = [(one["function"]["name"], one["function"]["arguments"]) for one in turn["tool_calls"]]
+        answers = _call_tools(environment, made, dead_tools)
+        calls += answers
+        said = [
+            {"role": "tool", "name": str(name), "content": answer.observation}
+            for (name, _), answer in zip(made, answers, strict=True)
+        ]
         return said, isinstance(environment, Conversation) and not environment.continue_episode()
     text = environment.next_message() if isinstance(environment, Conversation) else None
     return ([], True) if text is None else ([{"role": "user", "content": well_formed(text)}], False)
+
+
+def _call_tools(environment: Environment, made: list[tuple[Any, Any]], dead_tools: str) -> list[ToolCall]:
+    if len(made) == 1 or not has_independent_calls(environment):
+        return [call_tool(environment, name, arguments, dead_tools) for name, arguments in made]
+    return _callers().starmap(lambda name, arguments: call_tool(environment, name, arguments, dead_tools), made, 1)
+
+
+@cache
+def _callers() -> ThreadPool:
+    threads = ThreadPool(CALLS_AT_ONCE)
+    atexit.register(threads.terminate)  # which waits for no call
+    return threads
 
 
 def answered_calls(calls: list[ToolCall], messages: Messages) -> list[ToolCall]:

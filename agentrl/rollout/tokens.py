@@ -19,17 +19,18 @@ from agentrl.chat.reading import TokenReader
 from agentrl.config.schema import Config
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.trajectory import Trajectory
+from agentrl.rollout.background import Background
 from agentrl.rollout.guard import ToolsDied, broken_tools
-from agentrl.rollout.loop import Messages, Rules, answered_calls, begin, go_on, play_episode
+from agentrl.rollout.loop import Messages, Reaction, Rules, advance, answered_calls, play_episode
 from agentrl.rollout.observations import observation_ids
-from agentrl.rollout.sampler import Request, Sampler, Session, Stop, Turn
+from agentrl.rollout.sampler import Request, Sampler, Session, Stop, Turn, never
 from agentrl.rollout.transformers_sampler import TransformersSampler
 
 
 class TokenEngine:
     """Plays episodes with a sampler; implements `RolloutEngine`.
 
-    `progress` is told before each round how many episodes are waiting for a turn.
+    `progress` is told again and again how many episodes have not ended.
     """
 
     def __init__(
@@ -58,19 +59,38 @@ class TokenEngine:
 
 
 def play_together(
-    plays: list[Generator[Request, Turn]], session: Session, progress: Callable[[int], None] | None = None
+    plays: list[Generator[Request | Reaction, Any]],
+    session: Session,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Play a batch of episodes to their ends; those whose turns come back at once are asked together again."""
-    requests = [request for play in plays if (request := begin(play)) is not None]
-    waiting = 0
-    while requests or waiting:
-        waiting += len(requests)
-        if progress is not None:
-            progress(waiting)
-        turns = session.sample(requests)
-        waiting -= len(turns)
-        asked = [go_on(plays[episode], turn) for episode, turn in turns.items()]
-        requests = [request for request in asked if request is not None]
+    """Play a batch of episodes to their ends.
+
+    An environment answers at once, or in a thread if it is slow; then only its own episode waits for it.
+    """
+    requests: list[Request] = []
+    sampling = 0
+    with Background() as background:
+
+        def place(episode: int, said: Any = None) -> None:
+            wanted = advance(plays[episode], said)
+            if isinstance(wanted, Reaction):
+                background.start(episode, wanted.run)
+            elif wanted is not None:
+                requests.append(wanted)
+
+        for episode in range(len(plays)):
+            place(episode)
+        while requests or sampling or background.running:
+            sampling += len(requests)
+            if progress is not None:
+                progress(sampling + background.running)
+            asked, requests[:] = list(requests), []
+            turns = session.sample(asked, background.ready if background.running else never) if sampling else {}
+            sampling -= len(turns)
+            for episode, turn in turns.items():
+                place(episode, turn)
+            for episode, answer in background.take(wait=not sampling and not requests):
+                place(episode, answer)
 
 
 class TokenPlayer:
