@@ -87,7 +87,10 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> Tensor:
-        out, lse = torch.empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
+        out, lse = (
+            torch.empty_like(query),
+            query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32)),
+        )
         for segment in tree.segments:
             own = slice(segment.start, segment.end)
             out[:, :, own], lse[:, :, own] = _forward(*_cut(own, query, key, value), 0.0, True, scale=scale)

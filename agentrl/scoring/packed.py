@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
 from agentrl.scoring.attention import KERNEL, Tree
 from agentrl.scoring.head import by_sequence, language_model, score_places
@@ -44,11 +45,12 @@ class PackedEngine:
     def __init__(self) -> None:
         self._padded = PaddedEngine()
 
-    def prepare(self, model: Any) -> None:
-        """Let the model's attention take trees. Without one it computes as before."""
+    def prepare(self, model: Any) -> PreTrainedModel:
+        """Let the attention of the model inside take trees, and return that. Without a tree it computes as before."""
         inner = language_model(model)
         if inner.config._attn_implementation != KERNEL:
             inner.set_attn_implementation(KERNEL)
+        return inner
 
     def cost(self, sequences: Many[Sequence]) -> int:
         return _trie(sequences).tokens
@@ -67,10 +69,20 @@ class PackedEngine:
         return cut(groups, budget, piece)
 
     def score(self, model: Any, sequences: Many[Sequence], router: bool = False) -> Scores:
-        inner = language_model(model)
-        if max(len(one.ids) for one in sequences) > _window(inner.config.get_text_config()):
+        if not self.fits(model, sequences):
             return self._padded.score(model, sequences, router)
-        device = inner.device
+        output, own = self.run(model, sequences)
+        sizes, index = [len(one) for one in own], torch.cat(own)
+        return Scores(by_sequence(output.log_probs, sizes, index), by_sequence(output.entropy, sizes, index))
+
+    def fits(self, model: Any, sequences: Many[Sequence]) -> bool:
+        """Whether no sliding window of the model is shorter than a sequence."""
+        window = _window(language_model(model).config.get_text_config())
+        return max(len(one.ids) for one in sequences) <= window
+
+    def run(self, model: Any, sequences: Many[Sequence]) -> tuple[Any, list[Tensor]]:
+        """The packed forward pass: the head's output (1, S), and where in it each sequence's scored tokens are."""
+        device = language_model(model).device
         row = _trie(sequences).row()
         last, positions, before = _columns(row)
         scored = np.zeros(len(row.ids), dtype=bool)
@@ -91,8 +103,7 @@ class PackedEngine:
             torch.from_numpy(number[places[sequence.start :]]).to(device)
             for sequence, places in zip(sequences, row.places, strict=True)
         ]
-        sizes, index = [len(one) for one in own], torch.cat(own)
-        return Scores(by_sequence(output.log_probs, sizes, index), by_sequence(output.entropy, sizes, index))
+        return output, own
 
 
 def _trie(sequences: Many[Sequence]) -> Trie:

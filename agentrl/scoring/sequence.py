@@ -61,10 +61,11 @@ def score_in_pieces(
     logps, entropies = [], []
     with torch.no_grad():
         pieces = engine.cut([[one] for one in sequences], budget)
+        passes = agree(len(pieces))  # before the first: passes of sharded models wait for each other
         for piece in pieces:
             scores = engine.score(model, sequences[piece.start : piece.stop])
             logps += scores.logps
             entropies += scores.entropies
-        for _ in range(agree(len(pieces)) - len(pieces)):
+        for _ in range(passes - len(pieces)):
             engine.score(model, [STAND_IN])
     return Scores(logps, entropies)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from agentrl.core.jsonl import UTF_8, numbered_lines, read_json
 from agentrl.core.judge import Judge
 from agentrl.evaluation.grading import Rewards, grade_episodes
 from agentrl.models.adapters import lora_config
+from agentrl.scoring.forward import pack_forward
 from agentrl.store.durable import write_text
 from agentrl.trainers.arguments import dpo_arguments
 from agentrl.trainers.parts import Parts
@@ -147,10 +148,14 @@ class PairTrainer(DPOTrainer):
         model: PreTrainedModel,
         start: Model | None = None,
         peft_config: PeftConfig | None = None,
+        engine: str = "packed",
+        say: Callable[[str], None] = print,
         **kwargs: Any,
     ) -> None:
         reference = starting_policy(model, start, peft_config)
         super().__init__(model=model, ref_model=reference, peft_config=peft_config, **kwargs)
+        models = [one for one in (self.model, self.ref_model) if one is not None]
+        pack_forward(models, engine, self.aux_loss_enabled, say)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -174,6 +179,8 @@ def dpo_trainer(parts: Parts) -> PairTrainer:
         train_dataset=pair_dataset(pairs, bench.name),
         processing_class=parts.chat.tokenizer,
         peft_config=lora_config(config.model),
+        engine=config.trainer.engine,
+        say=console.say,
     )
 
 

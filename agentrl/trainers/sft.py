@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +14,7 @@ from agentrl.core.bench import Bench, ExpertTraces, Task, TwoSided
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component
 from agentrl.models.adapters import lora_config
+from agentrl.scoring.forward import pack_forward
 from agentrl.trainers.arguments import sft_arguments
 from agentrl.trainers.parts import Parts
 
@@ -109,9 +111,10 @@ class TraceSFTTrainer(SFTTrainer):
 
     _total_train_tokens: int  # TRL's own
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, engine: str = "packed", say: Callable[[str], None] = print, **kwargs: Any) -> None:
         chat: ChatFormat = kwargs.pop("chat")
         super().__init__(processing_class=chat.tokenizer, **kwargs)
+        pack_forward([self.model], engine, self.aux_loss_enabled, say)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss; its count of tokens seen goes into the trainer's state, so that it survives a resumption."""
@@ -130,4 +133,6 @@ def sft_trainer(parts: Parts) -> TraceSFTTrainer:
         args=sft_arguments(config, parts.run.checkpoints_dir),
         train_dataset=expert_dataset(parts.chat, parts.bench, parts.tasks, components, parts.expert_trace),
         peft_config=lora_config(config.model),
+        engine=config.trainer.engine,
+        say=parts.console.say,
     )
