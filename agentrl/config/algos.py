@@ -154,9 +154,7 @@ class Luffy(MethodKeys):
 class CustomAlgo(Grpo):
     """The user's own algorithm on top of GRPO, in a file outside this package."""
 
-    files = ("path",)
-
-    path: str = key("Your Python file with a class Trainer(AgentGRPOTrainer) (docs/extending.md).")
+    path: str = key("Your Python file with a class Trainer(AgentGRPOTrainer) (docs/extending.md).", place="data")
     options: dict[str, Any] = key("Your own keys for that file; agentrl does not check them.")
 
 
@@ -225,11 +223,11 @@ class Dpo(MethodKeys):
     trainer = "agentrl.trainers.preferences:dpo_trainer"
     rollouts = False
     wants = "two sides"
-    files = ("pairs",)
 
     beta: float = key("How strongly DPO keeps the policy near the reference model.", gt=0)
     pairs: str | None = key(
-        "A jsonl file of {system, user, chosen, rejected}; null samples K replies per task and ranks them by reward."
+        "A jsonl file of {system, user, chosen, rejected}; null samples K replies per task and ranks them by reward.",
+        place="data",
     )
     sys_weight: float = key("w in r_user + w r_sys, which ranks the sampled replies.", ge=0)
 

@@ -55,7 +55,7 @@ class ToolHop(BenchKeys):
     loads = "agentrl.benches.toolhop:ToolHopBench"
     runs_code = sub_answers = True
 
-    path: str | None = key("ToolHop.json, a list or a dict; null downloads `hub_id`.")
+    path: str | None = key("ToolHop.json, a list or a dict; null downloads `hub_id`.", place="data")
     hub_id: str = key("Dataset repository on the hub.")
     scenario: Literal["direct", "mandatory", "free"] = key(
         "What the prompt says about tools.",
@@ -78,7 +78,9 @@ class Ftrl(BenchKeys):
     loads = "agentrl.benches.ftrl:FtrlBench"
     runs_code = sub_answers = True
 
-    path: str = key("A directory with FTRL's train and test files (.jsonl, or MatchTIR's .parquet), or one such file.")
+    path: str = key(
+        "A directory with FTRL's train and test files (.jsonl, or MatchTIR's .parquet), or one such file.", place="data"
+    )
     rules: Rules = key("Rules of scoring.", means=CALL_RULES)
     answer_tag: Literal["train", "always", "never"] = key(
         "Which prompts ask for <answer> tags.", means=("those of training, as in MatchTIR and PACT", "all", "none")
@@ -108,7 +110,8 @@ class Bfcl(BenchKeys):
     without_path = "of the bfcl-eval package"
 
     path: str | None = key(
-        "A copy of bfcl-eval's data directory, or one data file of it; null takes the data of the installed package."
+        "A copy of bfcl-eval's data directory, or one data file of it; null takes the data of the installed package.",
+        place="data",
     )
     categories: list[Annotated[str, Among((*BFCL_GROUPS, *BFCL_GROUPS["all"]))]] = key(
         "Categories or groups of categories (docs/bfcl.md).", min_length=1
@@ -144,7 +147,7 @@ class Suite(BenchKeys):
 class HifSuite(Suite):
     """What the suites graded by a program have in common."""
 
-    path: str = key("The suite's file or directory, see docs/hif.md.")
+    path: str = key("The suite's file or directory, see docs/hif.md.", place="data")
     rules: Rules = key(
         "Rules of evaluation and of `agentrl score`.", means=("the suite's own", "ours, see docs/hif.md")
     )
@@ -180,7 +183,9 @@ class TensorTrust(HifSuite):
 class IHEval(Suite):
     loads = "agentrl.benches.hif.iheval:IHEvalBench"
 
-    path: str = key("The directory benchmark/ of your own copy of IHEval; its licence forbids us to ship one.")
+    path: str = key(
+        "The directory benchmark/ of your own copy of IHEval; its licence forbids us to ship one.", place="data"
+    )
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
 
@@ -194,7 +199,7 @@ class RealGuardrails(Suite):
     loads = "agentrl.benches.hif.judged:RealGuardrailsBench"
     grades = "none"
 
-    path: str = key("The directory with handwritten.jsonl and distractors.jsonl, or one of these files.")
+    path: str = key("The directory with handwritten.jsonl and distractors.jsonl, or one of these files.", place="data")
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
 
@@ -203,7 +208,9 @@ class Pairs(Suite):
     loads = "agentrl.benches.hif.judged:PairsBench"
     grades = "none"
 
-    path: str = key('A jsonl file of {"system", "user", "kind"}; kind is "conflict" or "aligned", or is left out.')
+    path: str = key(
+        'A jsonl file of {"system", "user", "kind"}; kind is "conflict" or "aligned", or is left out.', place="data"
+    )
     test_fraction: float = key(HELD_OUT, gt=0, le=1)
     data_seed: int = key(DIVISION)
 
@@ -216,7 +223,9 @@ class SystemCheck(Suite):
     loads = "agentrl.benches.hif.judged:SystemCheckBench"
     grades = "none"
 
-    path: str | None = key("A jsonl file as of bench=pairs, where each line has a kind; null downloads `hub_id`.")
+    path: str | None = key(
+        "A jsonl file as of bench=pairs, where each line has a kind; null downloads `hub_id`.", place="data"
+    )
     hub_id: str = key("Dataset repository on the hub.")
     train_tasks: Annotated[int, even(0)] = key(
         f"Rows of the training split{CONFLICTING}; fewer if the data has fewer, 0 to evaluate only."
@@ -237,7 +246,7 @@ class SystemCheck(Suite):
 class CustomBench(BenchKeys):
     """The user's own bench, in a file outside this package."""
 
-    path: str = key("Your Python file whose function load(config) returns the bench (docs/extending.md).")
+    path: str = key("Your Python file whose function load(config) returns the bench (docs/extending.md).", place="data")
     options: dict[str, Any] = key("Your own keys for that file; agentrl does not check them.")
 
     def check_path(self) -> None:

@@ -42,8 +42,8 @@ class OpenAIJudge(Group):
     )
     temperature: float | None = key("Sampling temperature of the judge; null leaves it to the server.", ge=0)
     max_tokens: int = key(MAX_TOKENS, ge=1)
-    system_rubric: str | None = key(SYSTEM_RUBRIC)
-    user_rubric: str | None = key(USER_RUBRIC)
+    system_rubric: str | None = key(SYSTEM_RUBRIC, place="settings")
+    user_rubric: str | None = key(USER_RUBRIC, place="settings")
     parse_retries: int = key(PARSE_RETRIES, ge=0)
     concurrency: int = key("Number of calls at the same time.", ge=1, operational=True)
     requests_per_minute: float | None = key("Rate limit of one process; null sets no limit.", gt=0, operational=True)
@@ -56,7 +56,7 @@ class OpenAIJudge(Group):
     down_after: int = key(
         "Failed calls in a row after which the judge counts as down and the run stops.", ge=1, operational=True
     )
-    cache: str | None = key(CACHE, operational=True)
+    cache: str | None = key(CACHE, operational=True, place="written")
     price_prompt: float = key(
         "Price of a million prompt tokens, for max_cost and the cost in logs.", ge=0, operational=True
     )
@@ -80,20 +80,20 @@ class OpenAIJudge(Group):
 
 class LocalJudge(Group):
     name: str = key("Judge.")
-    path: str = key("Hub id or directory of an instruct model. It judges in the worker's process.")
+    path: str = key("Hub id or directory of an instruct model. It judges in the worker's process.", place="weights")
     revision: str | None = key("Hub revision; null takes the default branch.")
     dtype: Dtype = key("Type of the weights.")
     batch: int = key("Responses judged together.", ge=1)
     max_tokens: int = key("Longest reply in tokens.", ge=1)
-    system_rubric: str | None = key(SYSTEM_RUBRIC)
-    user_rubric: str | None = key(USER_RUBRIC)
+    system_rubric: str | None = key(SYSTEM_RUBRIC, place="settings")
+    user_rubric: str | None = key(USER_RUBRIC, place="settings")
     parse_retries: int = key(PARSE_RETRIES, ge=0)
-    cache: str | None = key(CACHE, operational=True)
+    cache: str | None = key(CACHE, operational=True, place="written")
 
 
 class DistilledJudge(Group):
     name: str = key("Judge.")
-    path: str = key("Directory that `agentrl judge distill` wrote.")
+    path: str = key("Directory that `agentrl judge distill` wrote.", place="weights")
     batch: int = key("Responses scored together.", ge=1)
 
 

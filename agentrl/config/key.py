@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+Place = Literal["data", "settings", "weights", "written"]
+
 
 def key(
     sentence: str,
@@ -25,6 +27,7 @@ def key(
     hidden: bool = False,
     operational: bool = False,
     record: bool = False,
+    place: Place | None = None,
     **how: Any,
 ) -> Any:
     """Declare a key. Without `default=`, conf/ or the user must give its value.
@@ -37,9 +40,12 @@ def key(
         operational: the value does not change the result, only where or how a run is made. A run resumes with
             another value.
         record: agentrl writes the value. Users do not set it, and lists of keys do not show it.
+        place: the value is a path, to 'data' that a run reads and records the hash of, to 'settings' that it reads, to
+            'weights' (a directory; any other value is a hub id), or to what agentrl writes ('written').
         how: ge, gt, le, lt, min_length and default, as in pydantic.Field.
     """
-    extra = {"means": means, "hint": hint, "hidden": hidden, "operational": operational, "record": record}
+    traits = {"hidden": hidden, "operational": operational, "record": record, "place": place}
+    extra = {"means": means, "hint": hint, **traits}
     return Field(description=sentence, json_schema_extra=extra, **how)  # type: ignore[arg-type]
 
 

@@ -42,7 +42,9 @@ class Lora(Group):
 
 class Model(Group):
     name: str = key("Short name, used in the run directory.")
-    path: str = key("Hub id or local directory of a checkpoint with its tokenizer; 'builtin:tiny' is packaged.")
+    path: str = key(
+        "Hub id or local directory of a checkpoint with its tokenizer; 'builtin:tiny' is packaged.", place="weights"
+    )
     revision: str | None = key("Hub revision (branch, tag or commit); null takes the default branch.")
     family: Literal["tiny", "qwen2.5", "qwen3", "phi3", "phi4", "llama3", "other"] = key(
         "Family of the model, which decides the modules that LoRA adapts."
@@ -226,7 +228,9 @@ class Hardware(Group):
     processes: int = key("Number of training processes; torchrun or accelerate starts more than one.", ge=1)
     threads: int | None = key("CPU threads of each process; null takes all cores.", ge=1, hint=" for all cores")
     bf16: bool = key("Compute in bfloat16 (autocast) while training.")
-    accelerate_config: str | None = key("accelerate's configuration file (FSDP, DeepSpeed); null uses its defaults.")
+    accelerate_config: str | None = key(
+        "accelerate's configuration file (FSDP, DeepSpeed); null uses its defaults.", place="settings"
+    )
 
 
 class Vllm(Group):
@@ -274,7 +278,7 @@ class Tracker(Group):
 class Config(Group):
     """The whole configuration of one run. The `name` of `algo`, `bench` and `judge` selects their class."""
 
-    runs_dir: str = key("Directory that holds all runs.", min_length=1, operational=True)
+    runs_dir: str = key("Directory that holds all runs.", min_length=1, operational=True, place="written")
     name: Annotated[str, FOLDER] = key("Directory of this experiment in runs_dir.", operational=True)
     run_id: Annotated[str | None, FOLDER] = key(
         "Directory of this run; null derives it from seed and configuration.", operational=True
@@ -296,7 +300,9 @@ class Config(Group):
     algo: Annotated[Any, OneOf(ALGOS)] = key("Algorithm.")
     model: Model = key("Model.")
     bench: Annotated[Any, OneOf(BENCHES)] = key("Bench.")
-    traces: str | None = key("File of expert traces (by agentrl traces build, or yours); null takes the bench's own.")
+    traces: str | None = key(
+        "File of expert traces (by agentrl traces build, or yours); null takes the bench's own.", place="data"
+    )
     rollout: Rollout = key("How episodes are sampled.")
     reward: Reward = key("How episodes are rewarded.")
     anneal: Anneal = key("How PACT's weight of tool calls changes during training.")

@@ -26,7 +26,6 @@ class MethodKeys(Group):
     advantages: ClassVar[str] = "agentrl.objectives.advantages:group_advantages"  # rewards of a group -> advantages
     wants: ClassVar[Literal["tools", "two sides", "anything"]] = "tools"  # what a bench must have
     adapts: ClassVar[bool] = True  # it trains the adapters that model.lora describes
-    files: ClassVar[tuple[str, ...]] = ()  # its keys that name a file of the user
 
     name: str = key("Algorithm.")
 

@@ -16,15 +16,13 @@ from agentrl.config.checks import home
 from agentrl.config.key import type_name
 from agentrl.config.load import all_keys
 from agentrl.config.meanings import likely, suggest_key
+from agentrl.config.places import place_names
 from agentrl.core.errors import UserError
 
 OVERRIDE = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
 # Text that Hydra reads unchanged. Hydra and the type of the key decide about numbers.
 PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./:+@%-]*|[0-9]+|", re.ASCII)
 SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
-# Last parts of keys whose value is a path. If the path exists, a comma in it does not separate values.
-WRITTEN = {"runs_dir", "cache"}  # these paths need not exist yet, and nobody sweeps them
-PLACES = WRITTEN | {"path", "pairs", "traces", "system_rubric", "user_rubric", "accelerate_config"}
 
 
 FLAGS = {  # Hydra's flags -> whether a value follows
@@ -85,11 +83,10 @@ def quote_override(override: str, sweep: bool) -> str:
         return override
     if kind != "str" and (value[:1] in ("[", "{") or re.fullmatch(r"[\w.,:+*() -]*", value, re.ASCII)):
         return override  # a number, a list or a mapping: Hydra reads them, and the type is checked later
-    last = key.rsplit(".", 1)[-1]
-    place = last in PLACES
+    place = place_names().get(key.rsplit(".", 1)[-1])
     if place and value.startswith("~") and "," not in value:
         value = home(value)
-    if "," not in value or last in WRITTEN:
+    if "," not in value or place == "written":
         return f"{key}={_quote(value)}"
     parts = split_names(value)
     if sweep:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from agentrl.config.algos import Evaluate
 from agentrl.config.benches import Minihif, Minihop
+from agentrl.config.places import paths_of
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.console import printer
@@ -116,21 +117,10 @@ def _warn_unwise(config: Config) -> list[str]:
 
 def make_paths_absolute(config: Config) -> None:
     """Make paths absolute, so that a run directory works from every directory. Hub ids stay as they are."""
-    if getattr(config.bench, "path", None) is not None:
-        config.bench.path = str(Path(config.bench.path).expanduser().absolute())
-    for name in config.algo.files:
-        if (named := getattr(config.algo, name)) is not None:
-            setattr(config.algo, name, str(Path(named).expanduser().absolute()))
-    if Path(config.model.path).expanduser().is_dir():
-        config.model.path = str(Path(config.model.path).expanduser().absolute())
-    for key in ("cache", "path", "system_rubric", "user_rubric"):
-        named = getattr(config.judge, key, None)
-        if named is not None and (key == "cache" or Path(named).expanduser().exists()):
-            setattr(config.judge, key, str(Path(named).expanduser().absolute()))
-    if config.traces is not None:
-        config.traces = str(Path(config.traces).expanduser().absolute())
-    if config.hardware.accelerate_config is not None:
-        config.hardware.accelerate_config = str(Path(config.hardware.accelerate_config).expanduser().absolute())
+    for path in paths_of(config):
+        file = Path(path.value).expanduser()
+        if path.key != "runs_dir" and (path.place != "weights" or file.is_dir()):  # run_path reads runs_dir
+            setattr(path.group, path.name, str(file.absolute()))
 
 
 def _is_complete(path: Path) -> bool:

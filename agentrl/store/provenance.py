@@ -13,6 +13,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from agentrl.config.places import paths_of
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.core.version import __version__
@@ -78,14 +79,9 @@ def data_hashes(config: Config) -> dict[str, Any]:
         UserError: one of them cannot be read.
     """
     found: dict[str, Any] = {}
-    named = {
-        "bench.path": getattr(config.bench, "path", None),
-        "traces": config.traces,
-        **{f"algo.{name}": getattr(config.algo, name) for name in config.algo.files},
-    }
-    for key, path in named.items():
-        if path is not None:
-            found[key] = hash_of(key, Path(path).expanduser())
+    for path in paths_of(config):
+        if path.place == "data":
+            found[path.key] = hash_of(path.key, Path(path.value).expanduser())
     checkpoint = Path(config.model.path).expanduser()
     if (checkpoint / "config.json").is_file():
         found["model.path"] = {

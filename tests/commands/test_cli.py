@@ -18,9 +18,10 @@ from agentrl.commands.cli import COMMANDS
 from agentrl.config import help as config_help
 from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
-from agentrl.runner.start import start
+from agentrl.runner.start import make_paths_absolute, start
 from agentrl.store.run import RunDirectory
 from tests.support.command_line import agentrl
+from tests.support.helpers import composed
 from tests.support.toolhop_rows import rows
 
 
@@ -231,6 +232,25 @@ def test_paths_are_kept_absolute(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     (config,) = tmp_path.glob("runs/*/*/config.yaml")
     assert yaml.safe_load(config.read_text())["bench"]["path"] == str(tmp_path / "ToolHop.json")
+
+
+def test_every_path_of_a_configuration_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    judged = ("judge=openai", "judge.model=m", "judge.system_rubric=s.txt", "judge.user_rubric=u.txt", "judge.cache=c")
+    config = composed(
+        *("algo=dpo", "algo.pairs=p.jsonl", "bench=pairs", "bench.path=b.jsonl", "traces=t.jsonl", "runs_dir=r"),
+        *("hardware.accelerate_config=~/a.yaml", "model=custom", "model.path=weights", *judged),
+    )
+    make_paths_absolute(config)
+    judge, here = config.judge, tmp_path
+    assert [config.algo.pairs, config.bench.path, config.traces] == [f"{here}/{x}.jsonl" for x in ("p", "b", "t")]
+    assert [judge.system_rubric, judge.user_rubric, judge.cache] == [f"{here}/{x}" for x in ("s.txt", "u.txt", "c")]
+    assert config.hardware.accelerate_config == str(Path.home() / "a.yaml")
+    assert (config.model.path, config.runs_dir) == (f"{here}/weights", "r")
+    hub = composed("model=custom", "model.path=someone/agent", "judge=local", "judge.path=someone/judge")
+    make_paths_absolute(hub)
+    assert (hub.model.path, hub.judge.path, hub.traces) == ("someone/agent", "someone/judge", None)
 
 
 def test_a_run_id_is_not_reused_for_another_run(tmp_path: Path) -> None:

@@ -183,6 +183,9 @@ def test_every_key_has_a_sentence_without_its_range_and_no_default(place: str, i
     typed = [word for word in words if re.search(rf"'{re.escape(word)}'", str(item.description))]
     assert not typed, "choices are named in the type"
     assert len(words) != 1, "one choice is none"
+    if re.search(r"\b(file|directory)\b", str(item.description)) and type_name(item.annotation).startswith("str"):
+        only_a_name = place.rsplit(".", 1)[-1] in ("name", "run_id", "out")
+        assert only_a_name or extra(item)["place"] or place == "Distillation.cache", "a path is declared by place="
     if limits(item):
         assert not re.search(r"[\[(][01], ?[01][\])]|above 0|at least 1", str(item.description)), (
             "key() states the range"
