@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from agentrl.config.load import load_config
 from agentrl.core.errors import UserError
+from agentrl.core.pages import render_template
 from agentrl.core.version import __version__
 from agentrl.evaluation.estimate import estimate
 from agentrl.report.arms import (
@@ -88,14 +87,7 @@ def _add(report: Report, records: list[RunRecord], prefix: str) -> None:
 
 def render(report: Report, kind: str) -> str:
     """Return the report as text of `kind`, "html" or "md"."""
-    environment = Environment(
-        loader=PackageLoader("agentrl.report", "."),
-        autoescape=select_autoescape(["html.jinja"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(f"report.{kind}.jinja").render(report=report, colours=COLOURS)
+    return render_template("agentrl.report", f"report.{kind}.jinja", report=report, colours=COLOURS)
 
 
 def _samples(run: RunRecord) -> list[View]:

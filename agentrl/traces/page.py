@@ -7,9 +7,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from agentrl.core.expert_trace import MAX_LEVEL, ExpertTrace
+from agentrl.core.pages import render_template
 from agentrl.traces.files import read_traces
 
 EXAMPLES = 8
@@ -18,15 +17,10 @@ EXAMPLES = 8
 def render_traces(file: Path, reasons: Counter[str], coverage: dict[str, Any]) -> str:
     """Return one self-contained HTML page. All text from the data is escaped."""
     traces = list(read_traces(file).values())
-    environment = Environment(
-        loader=PackageLoader("agentrl.traces", "."),
-        autoescape=select_autoescape(["html.jinja"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     step = max(len(traces) // EXAMPLES, 1)
-    return environment.get_template("traces.html.jinja").render(
+    return render_template(
+        "agentrl.traces",
+        "traces.html.jinja",
         title=file.name,
         counts={"traces": len(traces), "rejected": sum(reasons.values()), **coverage},
         reasons=reasons.most_common(),

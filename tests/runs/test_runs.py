@@ -43,6 +43,16 @@ def only_run(runs: Path) -> Path:
     return found
 
 
+def killed_copy(run: Path, runs: Path, lost: str) -> Path:
+    """A copy of a run in the directory `runs`, as if the run had been killed before it wrote its checkpoint `lost`."""
+    shutil.copytree(run.parent.parent, runs)
+    killed = only_run(runs)
+    shutil.rmtree(killed / "checkpoints" / lost)
+    status = json.loads((killed / "status.json").read_text()) | {"status": "failed"}
+    (killed / "status.json").write_text(json.dumps(status))
+    return killed
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

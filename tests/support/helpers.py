@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import Any
+from unittest.mock import patch
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -139,6 +140,22 @@ def rolled_batch(trainer: Any, prompts: int = 2) -> Any:
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     return trainer._generate_and_score_completions(rows)
+
+
+def rolled_with_trl_advantages(trainer: Any) -> tuple[Any, Any]:
+    """`rolled_batch` of the trainer, and the advantages (rows,) that TRL computes before ours take their place."""
+    from trl import GRPOTrainer
+
+    theirs, original = [], GRPOTrainer._generate_and_score_completions
+
+    def spy(self: Any, inputs: Any) -> Any:
+        out = original(self, inputs)
+        theirs.append(out["advantages"].clone())
+        return out
+
+    with patch.object(GRPOTrainer, "_generate_and_score_completions", spy):
+        batch = rolled_batch(trainer)
+    return batch, theirs[0]
 
 
 def work_in_this_process(monkeypatch: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import TrainerControl
-from trl import GRPOTrainer
 
 from agentrl.benches import load_bench
 from agentrl.benches.hif.proxy import user_proxy
@@ -22,7 +21,7 @@ from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import Record
 from agentrl.trainers.faults import NO_SIGNAL
 from agentrl.trainers.hipo import HipoTrainer, StopWhereInfeasible
-from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, trl_loss
+from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, rolled_with_trl_advantages, trl_loss
 
 SMALL = (
     *("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.micro_batch=8", "trainer.max_steps=4"),
@@ -79,22 +78,10 @@ def test_a_multiplier_of_zero_is_grpo_on_the_users_reward(tmp_path: Path):
     trainer = make_trainer(
         composed("algo=user_only", *SMALL, "algo.importance_level=token", "algo.advantage_eps=1e-4"), tmp_path, reply
     )
-    seen = {}
-    original = GRPOTrainer._generate_and_score_completions
-
-    def spy(self, inputs):
-        out = original(self, inputs)
-        seen["advantages"] = out["advantages"].clone()
-        return out
-
-    GRPOTrainer._generate_and_score_completions = spy
-    try:
-        batch = rolled_batch(trainer)
-    finally:
-        GRPOTrainer._generate_and_score_completions = original
-    assert torch.allclose(batch["advantages"][:, 0], seen["advantages"], atol=1e-6)
+    batch, advantages = rolled_with_trl_advantages(trainer)
+    assert torch.allclose(batch["advantages"][:, 0], advantages, atol=1e-6)
     ours = trainer.compute_loss(trainer.model, batch)
-    theirs = trl_loss(trainer, {**batch, "advantages": seen["advantages"]})
+    theirs = trl_loss(trainer, {**batch, "advantages": advantages})
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     assert torch.allclose(gradient(trainer, ours), gradient(trainer, theirs), atol=1e-6)
     rolled_batch(trainer)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from agentrl.models.loading import load_model
 from agentrl.models.places import checkpoint_path
 from agentrl.trainers.preferences import PairTrainer, pair_dataset
 from tests.rollout.test_rollout import expert_script
-from tests.runs.test_runs import lines, only_run, run
+from tests.runs.test_runs import killed_copy, lines, only_run, run
 from tests.support.helpers import composed, dpo_arguments, log_probs, make_trainer, rolled_batch, small
 from tests.trainers.test_hipo_trainer import SMALL, reply
 from tests.trainers.test_kl import move
@@ -178,10 +176,6 @@ def test_a_run_from_an_adapter_and_its_resumption(adapters: dict[str, Path], tmp
     folder = only_run(tmp_path / "whole")
     first, *later = lines(folder / "metrics.jsonl")
     assert abs(first["kl"]) < 1e-6 and later[-1]["kl"] > 1e-5
-    shutil.copytree(folder.parent.parent, tmp_path / "killed")
-    killed = only_run(tmp_path / "killed")
-    shutil.rmtree(killed / "checkpoints" / "checkpoint-4")
-    status = json.loads((killed / "status.json").read_text()) | {"status": "failed"}
-    (killed / "status.json").write_text(json.dumps(status))
+    killed = killed_copy(folder, tmp_path / "killed", "checkpoint-4")
     run(tmp_path / "killed", *options)
     assert (killed / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()

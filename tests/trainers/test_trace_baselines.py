@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from agentrl.rewards.turns import turn_rewards
 from agentrl.trainers.luffy import expert_trajectory
 from agentrl.trainers.sft import trace_dataset
 from tests.rollout.test_rollout import expert_script
-from tests.runs.test_runs import lines, only_run, run
+from tests.runs.test_runs import killed_copy, lines, only_run, run
 from tests.support.helpers import log_probs, make_trainer, small, trl_loss
 from tests.trainers.test_trainers import gradient, rolled_batch
 
@@ -324,10 +323,6 @@ def test_a_run_and_its_resumption(tmp_path: Path, algo: str) -> None:
     assert json.loads((folder / "summary.json").read_text())["algo"] == algo and len(metrics) == 4
     extra = ("anneal/mu", "loss/sft") if algo == "chord" else ("expert/share", "expert/weight", "loss/expert")
     assert all(math.isfinite(row[name]) for row in metrics for name in (*extra, "loss/rl", "grad_norm"))
-    shutil.copytree(folder.parent.parent, tmp_path / "killed")
-    killed = only_run(tmp_path / "killed")
-    shutil.rmtree(killed / "checkpoints" / "checkpoint-4")
-    status = json.loads((killed / "status.json").read_text()) | {"status": "failed"}
-    (killed / "status.json").write_text(json.dumps(status))
+    killed = killed_copy(folder, tmp_path / "killed", "checkpoint-4")
     run(tmp_path / "killed", *options)
     assert (killed / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()

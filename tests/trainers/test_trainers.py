@@ -16,7 +16,15 @@ from agentrl.trainers.arguments import sft_arguments
 from agentrl.trainers.row_order import EpochSampler, crop_padding, in_row_order
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset, trace_labels
 from tests.rollout.test_rollout import expert_script
-from tests.support.helpers import gradient, log_probs, make_trainer, rolled_batch, small, trl_loss
+from tests.support.helpers import (
+    gradient,
+    log_probs,
+    make_trainer,
+    rolled_batch,
+    rolled_with_trl_advantages,
+    small,
+    trl_loss,
+)
 
 LOOSE = ("algo.entropy_coef=0", "algo.kl_coef=0")
 
@@ -55,21 +63,9 @@ def test_the_baselines_rewards_reach_the_rollouts(tmp_path: Path):
 
 def test_trajectory_advantage_is_what_trl_computes_itself(tmp_path: Path):
     trainer = make_trainer(small("algo=grpo", *LOOSE), tmp_path, expert_script)
-    seen = {}
-    original = GRPOTrainer._generate_and_score_completions
-
-    def spy(self, inputs):
-        out = original(self, inputs)
-        seen["advantages"] = out["advantages"].clone()
-        return out
-
-    GRPOTrainer._generate_and_score_completions = spy
-    try:
-        rolled_batch(trainer)
-    finally:
-        GRPOTrainer._generate_and_score_completions = original
+    _, advantages = rolled_with_trl_advantages(trainer)
     returns = torch.tensor([sum(rewards) for rewards in trainer._turn_rewards], dtype=torch.float64).view(-1, 4)
-    assert torch.allclose(trajectory_advantage(returns, 1e-4).flatten().float(), seen["advantages"], atol=1e-5)
+    assert torch.allclose(trajectory_advantage(returns, 1e-4).flatten().float(), advantages, atol=1e-5)
 
 
 def test_pact_with_q_1_and_no_sft_is_grpo(tmp_path: Path):

@@ -114,20 +114,8 @@ class DataFiles:
         try:
             if category in MULTI_TURN:
                 return self._multi_turn(category, number, row, gold)
-            kind = "memory" if category in MEMORY else "web_search"
-            classes = (f"MemoryAPI_{category.removeprefix('memory_')}",) if kind == "memory" else ("WebSearchAPI",)
-            return Entry(
-                id=row["id"].replace(kind, category, 1),
-                category=category,
-                number=number,
-                turns=tuple(messages[-1]["content"] for messages in row["question"]),
-                functions=self.docs(classes),
-                classes=classes,
-                initial_config={},
-                answers=tuple(gold["ground_truth"]),
-                source=gold.get("source"),
-                scenario=row.get("scenario", ""),
-            )
+            known = {"answers": tuple(gold["ground_truth"]), "source": gold.get("source")}
+            return self._one_tool(category, number, row, scenario=row.get("scenario", ""), **known)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{where}: not a BFCL v4 row ({reason}); use the files of bfcl-eval's wheel") from error
@@ -154,6 +142,21 @@ class DataFiles:
             gold=tuple(tuple(calls) for calls in gold["ground_truth"]),
         )
 
+    def _one_tool(self, category: str, number: int, row: Any, **known: Any) -> Entry:
+        """The entry of a row that is answered with one class of tools: a memory or the search of the web."""
+        kind = "memory" if category in MEMORY else "web_search"
+        classes = (f"MemoryAPI_{category.removeprefix('memory_')}",) if kind == "memory" else ("WebSearchAPI",)
+        return Entry(
+            id=row["id"].replace(kind, category, 1),
+            category=category,
+            number=number,
+            turns=tuple(messages[-1]["content"] for messages in row["question"]),
+            functions=self.docs(classes),
+            classes=classes,
+            initial_config={},
+            **known,
+        )
+
     def docs(self, classes: Sequence[str]) -> tuple[dict[str, Any], ...]:
         """Function docs of the classes, in order."""
         for name in classes:
@@ -163,21 +166,8 @@ class DataFiles:
 
     def conversations(self, category: str, scenario: str) -> list[Entry]:
         """The conversations that a scenario's memory comes from, in order; each goes on where the last one ended."""
-        classes = (f"MemoryAPI_{category.removeprefix('memory_')}",)
         rows = read_lines(self._file("memory_prereq_conversation", f"memory_{scenario}.json"))
-        return [
-            Entry(
-                id=row["id"].replace("memory", category, 1),
-                category=category,
-                number=number,
-                turns=tuple(messages[-1]["content"] for messages in row["question"]),
-                functions=self.docs(classes),
-                classes=classes,
-                initial_config={},
-                scenario=scenario,
-            )
-            for number, row in enumerate(rows)
-        ]
+        return [self._one_tool(category, number, row, scenario=scenario) for number, row in enumerate(rows)]
 
 
 def file_name(category: str) -> str:
