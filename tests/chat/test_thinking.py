@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,13 @@ PLAIN = ("qwen3_instruct", "qwen3_vl")  # and those of their names without it
 CLOSED = "<think>\n\n</think>\n\n"  # what Qwen3's template writes for a policy that shall not think
 
 
+@cache
+def some_model() -> Model:
+    return composed("bench=minihif").model
+
+
 def model_of(thinking: str | None) -> Model:
-    return composed("bench=minihif").model.model_copy(update={"thinking": thinking, "path": "some/model"})
+    return some_model().model_copy(update={"thinking": thinking, "path": "some/model"})
 
 
 def with_template(folder: Path, base: str, template: str) -> str:

@@ -12,11 +12,11 @@ import pytest
 
 from agentrl.benches import load_bench
 from agentrl.commands.traces import main as traces_command
-from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from agentrl.traces.files import make_lookup, read_traces, to_line
 from agentrl.traces.segmentation import PREVIEW, previews, segment, split_sentences
 from tests.support.chat_server import ChatServer, Reply, call, completion, said
+from tests.support.helpers import composed
 
 CALL = {"name": "get_mayor", "arguments": {"city": "Bajat"}}
 
@@ -75,7 +75,7 @@ def test_hard_reasoning_goes_to_the_annotator_or_becomes_paragraphs() -> None:
 
 
 def test_traces_read_from_a_file_replace_the_benchs_own(tmp_path: Path) -> None:
-    bench = load_bench(compose(["bench=minihop"]).bench)
+    bench = load_bench(composed("bench=minihop").bench)
     first, second = bench.tasks("train")[:2]
     trace = bench.expert_trace(first)
     assert trace is not None
@@ -135,7 +135,7 @@ class Teacher(ChatServer):
 
     def __init__(self) -> None:
         super().__init__(self.solve)
-        self.tasks = load_bench(compose(["bench=minihop"]).bench).tasks("train")[:8]
+        self.tasks = load_bench(composed("bench=minihop").bench).tasks("train")[:8]
         self.questions = [task.prompt[0]["content"].rsplit("Question: ", 1)[1] for task in self.tasks]
 
     def place(self, body: dict[str, Any]) -> int:

@@ -15,7 +15,6 @@ import matplotlib.image as mpl_image
 import numpy as np
 import pytest
 
-from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from agentrl.report.arms import (
     Arm,
@@ -34,6 +33,7 @@ from agentrl.report.rollouts import first_and_last, stretches, view
 from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
 from tests.support.command_line import agentrl
+from tests.support.helpers import composed
 
 HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -44,7 +44,7 @@ def interval(mean: float, lo: float, hi: float) -> dict[str, float]:
 
 def fake_run(runs: Path, after: float, *overrides: str) -> RunDirectory:
     """Make a run directory as the program does, with results written by hand."""
-    config = compose([f"runs_dir={runs}", "dry_run=true", *overrides])
+    config = composed(f"runs_dir={runs}", "dry_run=true", *overrides)
     assert start(config) == 0
     (path,) = (p.parent for p in runs.glob("*/*/status.json") if json.loads(p.read_text())["status"] == "dry_run")
     run = RunDirectory(path)
@@ -72,12 +72,19 @@ def fake_run(runs: Path, after: float, *overrides: str) -> RunDirectory:
     return run
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
     for seed, grpo, pact in ((0, 0.4, 0.5), (1, 0.5, 0.7), (2, 0.6, 0.6)):
-        fake_run(tmp_path, grpo, "algo=grpo", f"seed={seed}")
-        fake_run(tmp_path, pact, "algo=pact", f"seed={seed}")
-    return tmp_path
+        fake_run(folder, grpo, "algo=grpo", f"seed={seed}")
+        fake_run(folder, pact, "algo=pact", f"seed={seed}")
+    return folder
+
+
+@pytest.fixture
+def runs(made_runs: Path, tmp_path: Path) -> Path:
+    """Three runs of grpo and three of pact, for one test alone."""
+    return shutil.copytree(made_runs, tmp_path, dirs_exist_ok=True)
 
 
 def test_arms_are_named_by_as_few_keys_as_possible(runs: Path) -> None:
@@ -267,7 +274,7 @@ def test_benches_are_kept_apart_and_dry_runs_are_left_out(tmp_path: Path) -> Non
     fake_run(tmp_path, 0.4, "algo=grpo")
     fake_run(tmp_path, 0.6, "algo=pact")
     fake_run(tmp_path, 0.5, "algo=hipo")
-    start(compose([f"runs_dir={tmp_path}", "dry_run=true", "algo=sft"]))
+    start(composed(f"runs_dir={tmp_path}", "dry_run=true", "algo=sft"))
     report = build_report(load_records([tmp_path]), "")
     results = [table for table in report.tables["Results"] if table.title.endswith("training")]
     assert [table.title for table in results] == [

@@ -15,11 +15,11 @@ import pytest
 
 from agentrl.commands.eval import main as eval_command
 from agentrl.commands.traces import main as traces_command
-from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from agentrl.runner import reach
 from tests.support.bench_files import bench_keys
 from tests.support.command_line import run_here
+from tests.support.helpers import composed
 
 NOBODY = "http://127.0.0.1:9/v1"  # the discard port: no server listens there
 
@@ -77,7 +77,7 @@ def test_an_unknown_hub_id_is_refused(here: Path, capsys: Any, hub: str) -> None
     line = refused(capsys, "model=someone/agnet")
     assert line.startswith("agentrl: error: model=someone/agnet: not in the hub's cache, and the hub has no model")
     assert "HTTP 401" in refused(capsys, "model=someone/gated")
-    assert reach.check_reach(compose(["model=someone/agent"])) == []
+    assert reach.check_reach(composed("model=custom", "model.name=agent", "model.path=someone/agent")) == []
 
 
 def test_a_model_that_needs_the_network_is_refused_without_it(
@@ -111,7 +111,7 @@ def test_cached_models_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert reach.in_hub_cache("someone/agent")
     assert not reach.in_hub_cache("someone/agent", revision="other")
     assert not reach.in_hub_cache("someone/else")
-    reach.check_reach(compose(["model=someone/agent"]))
+    reach.check_reach(composed("model=custom", "model.name=agent", "model.path=someone/agent"))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_missing_gpu_is_refused(here: Path, capsys: Any, monkeypatch: pytest.M
     assert "a build without CUDA" in refused(capsys, "hardware=gpu")
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.0")
     monkeypatch.setattr(reach, "driver_gpus", lambda: None)  # not an NVIDIA GPU: PyTorch checks it
-    assert reach.check_reach(compose(["hardware=gpu"])) == []
+    assert reach.check_reach(composed("hardware=gpu")) == []
     assert run_here("hardware=gpu", "dry_run=true") == 0  # an estimate needs no GPU
 
 
@@ -191,7 +191,7 @@ def test_a_dead_endpoint_is_refused(here: Path, capsys: Any) -> None:
     judged = ("algo=hipo", "judge=openai", "judge.model=m", f"judge.base_url={NOBODY}")
     assert f"judge.base_url={NOBODY}: no server answers there" in refused(capsys, *judged)
     (here / "verdicts.sqlite").touch()
-    (warning,) = reach.check_reach(compose([*judged, "judge.cache=verdicts.sqlite"]))
+    (warning,) = reach.check_reach(composed(*judged, "judge.cache=verdicts.sqlite"))
     assert "only the verdicts in verdicts.sqlite can be used" in warning
 
 
