@@ -78,7 +78,10 @@ def test_losses_gradients_and_metrics_are_those_of_padded_rows(
     found = []
     for engine in ("padded", "packed"):
         trainer, batch = made(tmp_path, engine)
-        move(trainer, 0.002)  # away from the reference
+        move(trainer, 0.01)  # away from the reference
+        for model in (trainer.model, getattr(trainer, "ref_model", None)):
+            if model is not None:
+                model.double()  # DPO's margins are small differences of large sums
         trainer.model.train()
         loss = trainer.compute_loss(trainer.model, copy.deepcopy(batch))
         loss.backward()
@@ -88,6 +91,6 @@ def test_losses_gradients_and_metrics_are_those_of_padded_rows(
     assert len(packed) == (1 if made is sft else 2)  # DPO's reference is packed, too
     assert ours[0] == pytest.approx(plain[0], rel=1e-5)
     assert float((ours[1] - plain[1]).norm()) <= 1e-5 * float(plain[1].norm()) and plain[1].norm() > 1e-3
-    assert ours[2] == pytest.approx(plain[2], rel=1e-4)
+    assert ours[2] == pytest.approx(plain[2], rel=1e-4, abs=1e-4)
     distinct = PackedEngine().cost(packed[0])
     assert distinct < 0.7 * batch["input_ids"].numel()
