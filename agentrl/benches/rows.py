@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from agentrl.core.errors import UserError
+from agentrl.core.jsonl import UTF_8
 
 MAX_ROW_BYTES = 4_000_000  # a hundred times an ordinary row of FTRL or ToolHop
+
+
+def read_text(path: Path, instead: str) -> str:
+    """Return the text of a bench's file. Raises UserError; `instead` says what to do where it cannot be read."""
+    try:
+        return path.read_text(encoding=UTF_8)
+    except OSError as error:
+        raise UserError(f"bench.path: cannot read {path} ({error.strerror}); {instead}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"bench.path: {path} is not UTF-8 (byte {error.start}); convert or download it again"
+        ) from error
 
 
 def limit_row(size: int, where: str) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.benches.rows import MAX_ROW_BYTES, answers_by_tool, checks_of, limit_row
+from agentrl.benches.rows import MAX_ROW_BYTES, answers_by_tool, checks_of, limit_row, read_text
 from agentrl.config.benches import ToolHop
 from agentrl.core.errors import UserError, first_line
-from agentrl.core.jsonl import UTF_8, explain_json, read_json
+from agentrl.core.jsonl import explain_json, read_json
 
 HUB_FILE = "data/ToolHop.json"
 _FIRST_DEF = re.compile(r"def\s+(\w+)")
@@ -66,14 +66,8 @@ def find_file(config: ToolHop) -> Path:
 def load_rows(path: Path) -> list[Row]:
     """All rows of a ToolHop.json: a list of objects, or one object that maps ids to them."""
     try:
-        text = path.read_text(encoding=UTF_8)
+        text = read_text(path, "give the path of ToolHop.json")
         size, data = len(text), read_json(text)
-    except OSError as error:
-        raise UserError(f"bench.path: cannot read {path} ({error.strerror}); give the path of ToolHop.json") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"bench.path: {path} is not UTF-8 (byte {error.start}); convert or download it again"
-        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"bench.path: {path} is no whole JSON file ({explain_json(error)}); download it again"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.benches.bfcl.simulator import package_dir
+from agentrl.benches.rows import read_text
 from agentrl.core.errors import UserError
-from agentrl.core.jsonl import UTF_8, explain_json, numbered_lines, read_json
+from agentrl.core.jsonl import explain_json, numbered_lines, read_json
 
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 MEMORY = ("memory_kv", "memory_rec_sum", "memory_vector")
@@ -178,14 +179,8 @@ def file_name(category: str) -> str:
 
 def read_lines(path: Path) -> list[Any]:
     """The JSON object of every line. Raises UserError with the line."""
-    try:
-        text = path.read_text(encoding=UTF_8)
-    except OSError as error:
-        raise UserError(f"bench.path: cannot read {path} ({error.strerror}); leave bench.path=null") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"bench.path: {path} is not UTF-8 (byte {error.start}); get the file again") from error
     rows = []
-    for number, line in numbered_lines(text):
+    for number, line in numbered_lines(read_text(path, "leave bench.path=null")):
         try:
             rows.append(read_json(line))
         except (ValueError, RecursionError) as error:

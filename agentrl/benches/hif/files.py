@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from agentrl.benches.rows import read_text
 from agentrl.core.errors import UserError
-from agentrl.core.jsonl import UTF_8, explain_json, numbered_lines, read_json
+from agentrl.core.jsonl import explain_json, numbered_lines, read_json
 
 SUFFIXES = (".json", ".jsonl")
 
@@ -72,14 +73,8 @@ class Row:
 
 def rows_of(file: Path) -> Iterator[Row]:
     """Every row of a JSON list or of a jsonl file, whose empty lines are no rows."""
-    try:
-        text = file.read_text(encoding=UTF_8)
-    except OSError as error:
-        raise UserError(f"bench.path: cannot read {file} ({error.strerror}); give the suite's file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"bench.path: {file} is not UTF-8 (byte {error.start}); download it again") from error
     count = 0
-    for number, content in enumerate(_contents(file, text)):
+    for number, content in enumerate(_contents(file, read_text(file, "give the suite's file"))):
         count += 1
         yield Row(file, number, content)
     if not count:
