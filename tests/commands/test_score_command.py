@@ -11,6 +11,7 @@ import pytest
 
 from agentrl.chat.transcripts import pair_calls_with_outputs, parse_text, toolhop_content
 from agentrl.commands.score import main
+from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from tests.support.toolhop_rows import rows
 
@@ -180,7 +181,11 @@ def test_half_a_surrogate_pair_goes_through(file: Path, tmp_path: Path) -> None:
     assert "é" in (tmp_path / "out.jsonl").read_text(encoding="utf-8")
 
 
-def test_bad_lines_are_named_and_nothing_is_written(file: Path, tmp_path: Path) -> None:
+def test_bad_lines_are_named_and_nothing_is_written(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose(["bench=toolhop", f"bench.path={file}"])
+    monkeypatch.setattr("agentrl.commands.score.compose", lambda _: config)  # once for all lines
     good = json.dumps({"row": 0, "messages": final("18")})
     transcripts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     arguments = ["bench=toolhop", f"bench.path={file}", f"transcripts={transcripts}", f"out={out}"]

@@ -25,7 +25,7 @@ from agentrl.core.streams import keep_streams
 keep_streams()
 console = Console(soft_wrap=True)
 while not os.path.exists(str(run.path) + ".go"): time.sleep(0.02)
-for number in range(20_000): console.print(number); print(number, file=sys.stderr)
+for number in range(4_000): console.print(number); print(number, file=sys.stderr)
 run.set_status("completed")
 """
 )
@@ -94,7 +94,10 @@ def test_a_full_disk_behind_standard_output_fails_a_command_but_not_a_run(tmp_pa
         assert show.returncode == 2
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("show", "--help"), ("--cfg", "job")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), *(pytest.param(other, marks=pytest.mark.slow) for other in (("show", "--help"), ("--cfg", "job")))],
+)
 def test_a_command_whose_reader_leaves_ends_silently(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     process = agentrl(tmp_path, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
