@@ -111,7 +111,7 @@ def test_what_builds_on_a_packaged_option_has_its_scaled_down_files(here: Path) 
         "bench/short.yaml": "defaults: [minihop]\ntrain_tasks: 7\n",
         "bench/shorter.yaml": "defaults: [short]\ntrain_tasks: 3\n",
         "bench/own.yaml": "defaults: [minihop]\n",
-        "model/mine.yaml": "defaults: [tiny]\nname: mine\n",
+        "model/small.yaml": "defaults: [tiny]\nname: small\n",
         "algo/ours.yaml": "# @package _global_\ndefaults: [pact, _self_]\nalgo: {q: 0.1}\n",
         "limits/tiny_own.yaml": "# @package _global_\nrollout: {max_completion_tokens: 99}\n",
     }.items():
@@ -122,8 +122,8 @@ def test_what_builds_on_a_packaged_option_has_its_scaled_down_files(here: Path) 
         config = compose(["--config-dir", "mine", *overrides])
         return config.rollout.max_completion_tokens, config.trainer.max_steps
 
-    assert budget("bench=short") == budget("bench=shorter") == budget("model=mine") == budget("algo=ours") == (512, 32)
-    assert budget("bench=short", "model=mine", "algo=ours") == (512, 32)
+    assert budget("bench=short") == budget("bench=shorter") == budget("model=small") == budget("algo=ours") == (512, 32)
+    assert budget("bench=short", "model=small", "algo=ours") == (512, 32)
     assert budget("bench=own") == (99, 32)
     assert budget("bench=short", "model=qwen3-4b") == (23000, -1)  # where there is none, there is none
     assert run_here("--config-dir=mine", "dry_run=true", "bench=short", "algo=sft") == 0
