@@ -339,7 +339,7 @@ def test_retry_after_and_the_rate_limit(monkeypatch: pytest.MonkeyPatch) -> None
         ({"choices": None, "error": {"message": "Provider returned error"}}, "Provider returned error, after 2 tries"),
         (Reply("<html><title>Sign in</title></html>", headers={"Content-Type": "text/html"}), "a web page (Sign in)"),
         (Reply('{"choices": ['), "broken JSON"),
-        (completion(None), "holds no message"),
+        (completion(None), "the choice has no message"),
         (completion(said(None), "content_filter"), "content_filter"),
     ],
 )
