@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from types import MethodType
@@ -27,7 +28,7 @@ def composed(*overrides: str) -> Config:
     Hydra composes each choice of groups once, which takes it a third of a second; keys are set on a copy.
     """
     groups = tuple(override for override in overrides if override.split("=")[0] in (*GROUPS, "experiment", "preset"))
-    raw = OmegaConf.create(_composed_groups(groups))
+    raw = deepcopy(_composed_groups(groups))  # in half the time of making one from plain values
     for override in overrides:
         if override not in groups:
             key, value = override.lstrip("+").split("=", 1)
@@ -38,7 +39,7 @@ def composed(*overrides: str) -> Config:
 @cache
 def _composed_groups(groups: tuple[str, ...]) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", overrides=list(groups)))
+        return OmegaConf.create(OmegaConf.to_container(compose("config", overrides=list(groups))))
 
 
 def changed(group: Any, **values: Any) -> Any:
