@@ -29,27 +29,33 @@ from tests.support.sums_server import (
 # --- one item fails as one item ---------------------------------------------------------------------------------------
 
 
+FAULTS = [
+    (refusal(400, OVERFLOW), "HTTP 400: This model's maximum context length"),
+    (refusal(400, {"error": {"message": "filtered", "code": "content_filter"}}), "HTTP 400: filtered"),
+    (refusal(413, "too much"), "HTTP 413: too much"),
+    (refusal(422, {"detail": [{"loc": ["body"], "msg": "no"}]}), "HTTP 422: body: no"),
+    (refusal(403, "your input was flagged"), "HTTP 403: your input was flagged"),
+    (Reply({"error": {"message": OVERFLOW, "code": 400}}), "HTTP 400: This model's maximum"),
+    (completion(said(None, refusal="no"), "content_filter"), "content_filter"),
+    (completion({}) | {"choices": []}, "no choices"),
+    (Reply("<html>Welcome</html>", headers={"Content-Type": "text/html"}), "web page"),
+    (Reply("data: {}\n\n", headers={"Content-Type": "text/event-stream"}), "streams its answer"),
+    (Reply(b"no gzip", headers={"Content-Encoding": "gzip"}), "cannot be reached"),
+    (Reply(gzip.compress(b'{"choices": [')[:-9], headers={"Content-Encoding": "gzip"}), ""),
+    (Reply(good({"messages": [{"role": "user", "content": "What is 1"}]}), cut=True), "cannot be reached"),
+    (refusal(500, "boom"), "HTTP 500: boom, after 3 tries"),
+    (refusal(429, "slow down", **{"Retry-After": "4000"}), "the server asks to wait 4000 s"),
+]
+
+
 @pytest.mark.parametrize(
-    ("what", "reason"),
+    ("what", "reason", "turn"),
     [
-        (refusal(400, OVERFLOW), "HTTP 400: This model's maximum context length"),
-        (refusal(400, {"error": {"message": "filtered", "code": "content_filter"}}), "HTTP 400: filtered"),
-        (refusal(413, "too much"), "HTTP 413: too much"),
-        (refusal(422, {"detail": [{"loc": ["body"], "msg": "no"}]}), "HTTP 422: body: no"),
-        (refusal(403, "your input was flagged"), "HTTP 403: your input was flagged"),
-        (Reply({"error": {"message": OVERFLOW, "code": 400}}), "HTTP 400: This model's maximum"),
-        (completion(said(None, refusal="no"), "content_filter"), "content_filter"),
-        (completion({}) | {"choices": []}, "no choices"),
-        (Reply("<html>Welcome</html>", headers={"Content-Type": "text/html"}), "web page"),
-        (Reply("data: {}\n\n", headers={"Content-Type": "text/event-stream"}), "streams its answer"),
-        (Reply(b"no gzip", headers={"Content-Encoding": "gzip"}), "cannot be reached"),
-        (Reply(gzip.compress(b'{"choices": [')[:-9], headers={"Content-Encoding": "gzip"}), ""),
-        (Reply(good({"messages": [{"role": "user", "content": "What is 1"}]}), cut=True), "cannot be reached"),
-        (refusal(500, "boom"), "HTTP 500: boom, after 3 tries"),
-        (refusal(429, "slow down", **{"Retry-After": "4000"}), "the server asks to wait 4000 s"),
+        pytest.param(*fault, turn, marks=() if (n + turn) % 2 else pytest.mark.slow)  # each is fast in one turn
+        for n, fault in enumerate(FAULTS)
+        for turn in (1, 2)
     ],
 )
-@pytest.mark.parametrize("turn", [1, 2])
 def test_an_item_that_the_server_does_not_play_is_missing_and_tried_again(
     what: Any, reason: str, turn: int, tmp_path: Path
 ) -> None:

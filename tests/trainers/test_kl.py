@@ -45,9 +45,7 @@ def row_means(values: Tensor, mask: Tensor) -> Tensor:
     return (values.masked_fill(mask == 0, 0)).sum(1) / mask.sum(1)
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=() if m in ("grpo", "pact_prompt") else pytest.mark.slow) for m in METHODS]
-)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m == "grpo" else pytest.mark.slow) for m in METHODS])
 def test_the_kl_term_by_hand(tmp_path: Path, method: str) -> None:
     """beta mean_rows mean_tokens (exp(d) - d - 1), d = log pi_ref - log pi, and not times the ratio unless asked."""
     keys = (f"algo.kl_coef={KL}", "algo.entropy_coef=0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ METHODS = {
     "pact_prompt": ("algo=pact", "algo.q=0", "algo.sft_coef=0", "algo.kl_context=prompt", *KL),
     "hipo": ("algo=hipo", *SMALL[:-1], *KL),
 }
+
+
+def fast_with(one: str, methods: Iterable[str]) -> list[Any]:
+    """The methods as parameters of a test that is slow with all but one."""
+    return [pytest.param(method, marks=() if method == one else pytest.mark.slow) for method in methods]
 
 
 def make_adapter(base: str, folder: Path) -> Path:
@@ -75,12 +80,12 @@ def from_start(trainer: Any, context: str = "prompt") -> None:
     assert (now - other)[mask].abs().max() > 0.1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", fast_with("pact", METHODS))
 def test_kl_starts_at_0_from_an_adapter(method: str, adapters: dict[str, Path], tmp_path: Path) -> None:
     from_start(started(method, adapters, tmp_path), "context" if method == "pact" else "prompt")
 
 
-@pytest.mark.parametrize("method", ["grpo", "pact", "hipo"])
+@pytest.mark.parametrize("method", fast_with("hipo", ["grpo", "pact", "hipo"]))
 def test_kl_starts_at_0_where_adapters_are_trained_on_an_adapter(
     method: str, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
