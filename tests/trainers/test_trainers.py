@@ -258,14 +258,17 @@ def test_vllm_reserves_for_the_longest_episode(completion: int, context: int, tm
     seen = {}
     monkeypatch.setattr(GRPOTrainer, "__init__", lambda self, model, args, **_: seen.update(model=model, args=args))
     overrides = (
-        "vllm.mode=colocate",
+        *("vllm.mode=colocate", "vllm.memory=0.4", "vllm.tensor_parallel=2", "vllm.sleep=true"),
         "rollout.max_prompt_tokens=1000",
         f"rollout.max_completion_tokens={completion}",
     )
     with pytest.raises(AttributeError):  # of what TRL would have set
         make_trainer(small("algo=grpo", *overrides), tmp_path)
     assert seen["model"].config.max_position_embeddings == 16384
-    assert seen["args"].vllm_max_model_length == context
+    args = seen["args"]
+    assert (args.use_vllm, args.vllm_mode, args.vllm_max_model_length) == (True, "colocate", context)
+    assert (args.vllm_gpu_memory_utilization, args.vllm_tensor_parallel_size) == (0.4, 2)
+    assert args.vllm_enable_sleep_mode and args.vllm_importance_sampling_mode == "token_truncate"
 
 
 def test_every_process_shuffles_a_dataset_alike(tmp_path: Path):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from trl.generation import vllm_generation
 
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.errors import UserError
@@ -148,6 +149,36 @@ def test_merged_adapters_leave_the_base_where_it_was(tmp_path: Path) -> None:
                 torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
     assert not any("lora" in name or "base_layer" in name for name in taken[0])
     assert taken[0] == {name for name, _ in model.named_parameters()}
+
+
+def test_nccl_is_left_to_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL itself needs GPUs; what TRL's client is told does not."""
+    told: list[Any] = []
+
+    class Client:
+        def __init__(self, **how: Any) -> None:
+            told.append(how["base_url"])
+
+        def init_communicator(self, device: Any) -> None:
+            told.append(str(device))
+
+        def update_named_params(self, metadata: Any, tensors: Any) -> None:
+            told.append([(name, kind, tuple(shape)) for name, kind, shape in metadata])
+            told.append({name: tensor.clone() for name, tensor in tensors})
+
+        def reset_prefix_cache(self) -> None:
+            told.append("forgotten")
+
+    monkeypatch.setattr(vllm_generation, "VLLMClient", Client, raising=False)
+    monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
+    monkeypatch.setattr("agentrl.trainers.samplers.way_of_weights", lambda settings, config: "nccl")
+    with network() as (stand_in, model, taken):
+        trainer = trainer_at(stand_in, tmp_path)
+        trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
+    url, device, metadata, tensors, last = told
+    assert (url, device, last) == (stand_in.url, "cpu", "forgotten") and not taken
+    assert metadata == [(name, "float32", tuple(value.shape)) for name, value in model.named_parameters()]
+    assert all(torch.equal(tensors[name], value) for name, value in trainer.model.named_parameters())
 
 
 def test_a_sleeping_server_is_woken_for_a_batch_and_sleeps_after_it(tmp_path: Path) -> None:
