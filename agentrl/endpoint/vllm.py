@@ -12,6 +12,7 @@ import openai
 from agentrl.core.errors import UserError, first_line
 
 QUICK_S = 5.0  # for what a healthy server answers at once
+SETTINGS_S = 60.0  # for its settings: vLLM looks over the whole machine before it tells them for the first time
 SYNC_S = 600.0  # for weights to be read
 
 
@@ -74,7 +75,7 @@ class VllmServer:
 
     def settings(self) -> dict[str, Any]:
         """The resolved configuration of the server; only a server in development mode tells it."""
-        found = self._call("get", "/server_info?config_format=json")
+        found = self._call("get", "/server_info?config_format=json", timeout=SETTINGS_S)
         if not isinstance(found, dict) or not isinstance(found.get("vllm_config"), dict):
             raise VllmTrouble("its answer to /server_info is not vLLM's")
         settings: dict[str, Any] = found["vllm_config"]

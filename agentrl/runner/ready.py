@@ -16,7 +16,7 @@ from agentrl.core.errors import UserError
 from agentrl.core.install import install_line
 from agentrl.endpoint.waiting import within
 
-PATIENCE_S = 8.0  # for a server on this machine or in this network to answer three questions
+PATIENCE_S = 8.0  # for a server on this machine or in this network to say that it lives
 
 
 def check_ready(config: Config) -> None:
@@ -39,26 +39,22 @@ def check_ready(config: Config) -> None:
 
 
 def check_vllm_server(config: Config) -> None:
-    """Raise UserError, within seconds, where the server of `vllm.url` is not one that this run can train with."""
+    """Raise UserError where the server of `vllm.url` is not one that this run can train with, or answers no more."""
     from agentrl.endpoint.vllm import VllmServer, VllmTrouble  # half a second that other runs need not wait
     from agentrl.endpoint.vllm_settings import check_settings, way_of_weights
 
     where, start = f"vllm.url={config.vllm.url}", f"start it with: {serve_command(config)}"
-    steps = ["no vLLM server answers there", "that server does not take part in training"]
-
-    def ask() -> None:
+    trouble_with = "no vLLM server answers there"
+    try:
         server = VllmServer(config.vllm.url)
-        server.healthy()
-        steps.pop(0)
+        within(PATIENCE_S, server.healthy)
+        trouble_with = "that server does not take part in training"
         settings = server.settings()
         check_settings(settings, server.model()[1], config)
-        if way_of_weights(settings, config) == "nccl" and find_spec("vllm") is None:
-            raise UserError(
-                f"{where}: that server takes weights over NCCL, for which the package vllm must be installed here too; "
-                f"{install_line('vllm')}, or start it without --weight-transfer-config: then a file carries them"
-            )
-
-    try:
-        within(PATIENCE_S, ask)
     except (VllmTrouble, TimeoutError) as trouble:
-        raise UserError(f"{where}: {steps[0]} ({trouble}); {start}; or set vllm.mode=off") from trouble
+        raise UserError(f"{where}: {trouble_with} ({trouble}); {start}; or set vllm.mode=off") from trouble
+    if way_of_weights(settings, config) == "nccl" and find_spec("vllm") is None:
+        raise UserError(
+            f"{where}: that server takes weights over NCCL, for which the package vllm must be installed here too; "
+            f"{install_line('vllm')}, or start it without --weight-transfer-config: then a file carries them"
+        )
