@@ -1,4 +1,4 @@
-"""The benches, each loaded by the class of its keys."""
+"""The benches. The class of a bench's keys names the bench to load."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ METHODS = ("tasks", "size", "environment", "score", "reward", "expert_trace")
 
 
 def load_bench(config: BenchKeys, sandbox: str = "auto") -> Bench:
-    """The bench that `config` describes; its data is read when tasks are asked for.
+    """Load the bench that `config` describes. It reads its data at the first call of `tasks`.
 
-    `sandbox` is "auto" or "strict", which raises UserError where tool code would not be isolated completely.
+    `sandbox` is "auto" or "strict". "strict" raises UserError if tool code cannot be isolated completely.
     """
     if isinstance(config, CustomBench):
         return _own(config)
@@ -25,18 +25,18 @@ def load_bench(config: BenchKeys, sandbox: str = "auto") -> Bench:
 
 
 def _own(config: CustomBench) -> Bench:
-    """A user's bench. Raises UserError where it lacks a part of the contract or uses its name otherwise."""
+    """Load a user's bench. Raises UserError if a part of the contract is missing, or is not a method."""
     bench: Bench = attribute_of(config.path, "load")(config)
     lacking = [name for name in ("name", "solve_metric", *METHODS) if not hasattr(bench, name)]
     if lacking:
         raise UserError(
             f"bench.path={config.path}: the bench has no {', '.join(lacking)}; let its class inherit from "
-            "agentrl.core.bench.Bench, and write what is left (docs/extending.md)"
+            "agentrl.core.bench.Bench, and write the other parts (docs/extending.md)"
         )
     for name in METHODS:
         if not callable(getattr(bench, name)):
             raise UserError(
-                f"bench.path={config.path}: {name} of the bench is a method of agentrl.core.bench.Bench; give the "
-                "attribute of that name another one"
+                f"bench.path={config.path}: the attribute {name} of the bench hides the method {name} of "
+                "agentrl.core.bench.Bench; rename the attribute"
             )
     return bench

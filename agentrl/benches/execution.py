@@ -1,4 +1,4 @@
-"""One episode's Python tools: calls run in the sandbox, values become text by the bench's rule, errors are text too."""
+"""Runs the Python tools of one episode in the sandbox. Values and errors become text by the rule of the bench."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ ERROR_PREFIX = "an error occured when call"  # sic: the benchmarks' own spelling
 
 
 def plain_text(result: Result) -> str:
-    """FTRL's rule: a dict or list as JSON, a string as it is, anything else through str()."""
+    """Format a value by FTRL's rule: a dict or list as JSON, anything else with str()."""
     if result.type in ("dict", "list"):
         return json_text(result)
     return result.text
 
 
 def json_text(result: Result) -> str:
-    """ToolHop's rule: JSON always, so strings come quoted; a value that is no JSON is an error of the call."""
+    """Format a value by ToolHop's rule: always as JSON, so strings have quotes.
+
+    Raises ValueError if the value is not serialisable, which makes the call an error.
+    """
     if result.json is None:
         raise ValueError(result.json_error)
     return result.json
 
 
 def key_error(name: Any) -> str:
-    """FTRL looks an unknown tool up in a dictionary."""
+    """Return FTRL's error text for an unknown tool: FTRL looks it up in a dictionary."""
     return repr(name)
 
 
 def name_error(name: Any) -> str:
-    """ToolHop evaluates the name of an unknown tool."""
+    """Return ToolHop's error text for an unknown tool: ToolHop evaluates its name."""
     return f"name {name!r} is not defined"
 
 
@@ -41,7 +44,7 @@ WORKERS = 4  # of the sandbox of a bench: so many independent calls of one turn 
 
 
 class ToolEnvironment:
-    """The tools of one episode as {name: source}; the sandbox may be shared by any number of environments."""
+    """The tools of one episode as {name: source}. Any number of environments may share a sandbox."""
 
     independent_calls = True  # every call has a fresh namespace
 
@@ -57,12 +60,12 @@ class ToolEnvironment:
         self._episode = sandbox.episode()
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
-        """Execute one call. `arguments` may also be the JSON text of an object; nothing raises."""
+        """Execute one call. `arguments` may also be the JSON text of an object. Never raises."""
         try:
             if isinstance(arguments, str):
                 arguments = json.loads(arguments)
             observation, error = self._execute(name, arguments), False
-        except (ValueError, RecursionError) as failure:  # JSON of the model's or the tool's, or the call's own error
+        except (ValueError, RecursionError) as failure:  # faulty JSON, or an error of the call
             observation, error = f"{ERROR_PREFIX} {name}: {failure}", True
         return ToolCall(turn=turn, name=name, arguments=arguments, observation=observation, error=error)
 

@@ -1,7 +1,8 @@
-"""FTRL (arXiv 2508.08791): questions with Python tools and a gold result per sub-question, as its official code scores.
+"""FTRL (arXiv 2508.08791): questions with Python tools and a gold result for each sub-question, scored officially.
 
-Read from FTRL's jsonl files or MatchTIR's parquet files of the same columns. A row's turn limit is `rollout.max_turns`:
-20 in the official evaluation, 10 in MatchTIR and PACT. The final text is never scored, only what the tools returned.
+The bench reads FTRL's jsonl files, or MatchTIR's parquet files with the same columns. The turn limit is
+`rollout.max_turns`: 20 in the official evaluation, 10 in MatchTIR and PACT. The score depends only on what the tools
+returned, never on the final text.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from agentrl.schemas.plain import renderable
 ANSWER_TAG = (
     " Only output the final answer (in words, numbers or phrase) inside the <answer></answer> tag, without any "
     "explanations or extra information."
-)  # goes before QUESTION in the training prompt of MatchTIR and PACT
+)  # stands before QUESTION in the training prompt of MatchTIR and PACT
 
 
 class FtrlBench(Bench):
@@ -78,13 +79,13 @@ class FtrlBench(Bench):
         return ToolEnvironment(task.data["row"].sources, plain_text, self._sandbox)
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        """Solve-P, Solve-R and Solve-F1, whose means over rows are the official results."""
+        """Return Solve-P, Solve-R and Solve-F1, whose means over rows are the official results."""
         made = [*trajectory.calls, *calls_without_output(trajectory.unexecuted)]
         precision, recall, f1 = solve_scores(made, task.data["row"].golds, corrected=self._corrected)
         return Score({"solve_p": precision, "solve_r": recall, "solve_f1": f1}, task.cluster, {"source": task.cluster})
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """Official metrics of the episode {"row" or "id", "messages"}, or {} and what is wrong with it."""
+        """Return the official metrics of an episode {"row" or "id", "messages"}, or {} and what is wrong with it."""
         if self._file is None:
             self._file = load_rows(one_file(self.config.path))
         try:
@@ -95,11 +96,11 @@ class FtrlBench(Bench):
         precision, recall, f1 = solve_scores(
             [*calls, *calls_without_output(unexecuted)], row.golds, corrected=self._corrected
         )
-        reason = f"{unexecuted} calls of the last turn have no output; they count as unsolved" if unexecuted else None
+        reason = f"{unexecuted} calls of the last turn have no output and count as unsolved" if unexecuted else None
         return {"solve_p": precision, "solve_r": recall, "solve_f1": f1}, reason
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
-        """The row's own reference calls if they earn full marks when executed, else a mined trace that does."""
+        """Return a trace of the row's reference calls if they earn full marks when executed, else a mined trace."""
         if task.id not in self._references:
             self._references[task.id] = self._reference(task.data["row"], self.environment(task))
         if self._references[task.id] is not None:
@@ -108,14 +109,14 @@ class FtrlBench(Bench):
         return outcome.trace if isinstance(outcome, MinedTrace) else None
 
     def reference_calls(self, task: Task) -> list[dict[str, Any]]:
-        """MatchTIR's ground truth where the row has it, else a call for each sub-answer, from the tools themselves."""
+        """Return MatchTIR's ground truth if the row has it, else a mined call for each sub-answer."""
         row: Row = task.data["row"]
         if row.ground_truth:
             return [{"name": name, "arguments": arguments} for name, arguments in row.ground_truth]
         return verified_calls(self.mine(task))
 
     def mine(self, task: Task) -> MinedTrace | Rejection:
-        """The mined trace with its steps, or why there is none; `miner.coverage` counts."""
+        """Mine a trace of the task, or return why there is none. `miner.coverage` counts both."""
         if task.id not in self._mined:
             row: Row = task.data["row"]
             hops = [Hop(row.question, gold, row.functions[name]) for name, golds in row.golds.items() for gold in golds]
@@ -139,12 +140,12 @@ class FtrlBench(Bench):
 
 
 def full_marks(trace: ExpertTrace, row: Row) -> bool:
-    """Would a rollout that makes the calls of the trace score 1 in all three?"""
+    """Whether a rollout that makes the calls of the trace would score 1 in all three metrics."""
     return solve_scores(trace.executed_calls(), row.golds) == (1.0, 1.0, 1.0)
 
 
 def prompt(messages: tuple[dict[str, str], ...], tagged: bool) -> list[dict[str, str]]:
-    """The messages with or without the sentence that asks for answer tags, whichever the file has."""
+    """Add or remove the sentence that asks for answer tags, whether or not the file has it."""
     text = messages[-1]["content"].replace(ANSWER_TAG, "", 1)
     text = text.replace(QUESTION, ANSWER_TAG + QUESTION, 1) if tagged else text
     return [*messages[:-1], {"role": "user", "content": text}]

@@ -1,4 +1,4 @@
-"""FTRL's files: jsonl, or MatchTIR's parquet of the same columns; every row is checked, and splits are divided."""
+"""Reads FTRL's jsonl files and MatchTIR's parquet files, checks every row, and divides rows into splits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUESTION = "\nQuestion: "
 
 @dataclass(frozen=True)
 class Row:
-    """One question. `golds` maps tool names to the results that their calls should give, in the file's order."""
+    """One question. `golds` maps tool names to the results that their calls should return, in the file's order."""
 
     id: str
     messages: tuple[dict[str, str], ...]
@@ -36,12 +36,12 @@ class Row:
 
     @property
     def functions(self) -> dict[str, dict[str, Any]]:
-        """The tools with plain parameters, by name."""
+        """The tools by name, with plain parameters."""
         return {tool["function"]["name"]: plain_tool(tool["function"]) for tool in self.tools}
 
 
 def load_parts(config: Ftrl) -> dict[str, list[Row]]:
-    """Rows of each split. Rows of one split alone are divided, test rows only on the configuration's word."""
+    """Return the rows of each split. If there is only one split, it is divided; test rows need `train_on_test`."""
     files = split_files(Path(config.path))
     if len(files) == len(SPLITS):
         return {split: load_rows(file) for split, file in files.items()}
@@ -53,7 +53,7 @@ def load_parts(config: Ftrl) -> dict[str, list[Row]]:
 
 
 def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, list[Row]]:
-    """Rows of each split in file order: the same share of every data source, and no question in both."""
+    """Divide rows into splits: the same share of every data source, and no question in both. Keeps the file's order."""
     sources: dict[str, list[str]] = {}
     for question, source in {row.question: row.data_source for row in rows}.items():
         sources.setdefault(source, []).append(question)
@@ -65,11 +65,11 @@ def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, l
 
 
 def refuse_contamination(parts: dict[str, list[Row]], path: str) -> None:
-    """Raise UserError where a test row is among the training rows, or where there are no training rows."""
-    way_out = "set bench.train_on_test=true to train on test rows all the same"
+    """Raise UserError if a test row is among the training rows, or if there are no training rows."""
+    way_out = "set bench.train_on_test=true to train on test rows"
     if not parts["train"]:
         files = "give a directory with FTRL's train and test files"
-        raise UserError(f"bench.path: {path} holds test rows alone; {files}, or {way_out}")
+        raise UserError(f"bench.path: {path} has only test rows; {files}, or {way_out}")
     held_out = {row.question for row in parts["test"]}
     for row in parts["train"]:
         if row.split == "test" or row.question in held_out:
@@ -77,14 +77,14 @@ def refuse_contamination(parts: dict[str, list[Row]], path: str) -> None:
 
 
 def one_file(path: str) -> Path:
-    """The file whose rows transcripts count. Raises UserError for a directory."""
+    """Return the file whose rows transcripts refer to. Raises UserError for a directory."""
     if Path(path).is_dir():
-        raise UserError(f"bench.path: {path} is a directory; name the file whose rows the transcripts count")
+        raise UserError(f"bench.path: {path} is a directory; give the file whose rows the transcripts refer to")
     return Path(path)
 
 
 def split_files(path: Path) -> dict[str, Path]:
-    """{"train": file, "test": file} of a directory, or {"": file} of one file or of a directory that holds one."""
+    """Return {"train": file, "test": file} of a directory, or {"": file} if there is only one file."""
     if not path.is_dir():
         return {"": path}
     files: dict[str, Path] = {}
@@ -92,25 +92,25 @@ def split_files(path: Path) -> dict[str, Path]:
         found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
         if len(found) > 1:
             names = " and ".join(file.name for file in found)
-            raise UserError(f"bench.path: {path} holds {names}; remove one of them, or give a file")
+            raise UserError(f"bench.path: {path} has both {names}; remove one of them, or give a file")
         if found:
             files[split] = found[0]
     if not files:
         names = ", ".join(f"{split}{suffix}" for split in SPLITS for suffix in SUFFIXES)
-        raise UserError(f"bench.path: {path} holds none of {names}; give FTRL's directory or one of its files")
+        raise UserError(f"bench.path: {path} has none of {names}; give FTRL's directory or one of its files")
     return files if len(files) == len(SPLITS) else {"": next(iter(files.values()))}
 
 
 def load_rows(path: Path) -> list[Row]:
-    """All rows of a jsonl or parquet file; complaints name the file, the line (or parquet row) and the field."""
+    """Read all rows of a jsonl or parquet file. Errors name the file, the line (or parquet row) and the field."""
     rows = [row_of(entry, f"{path.stem}-{index}", where) for index, where, entry in _entries(path)]
     if not rows:
-        raise UserError(f"bench.path: {path} holds no rows; expected FTRL's jsonl or MatchTIR's parquet")
+        raise UserError(f"bench.path: {path} has no rows; give FTRL's jsonl or MatchTIR's parquet file")
     return rows
 
 
 def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """0-based index, place for complaints, and content of every row."""
+    """Yield the 0-based index, the place for errors and the content of every row."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -129,7 +129,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 (byte {error.start}); convert or download the file again") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is no whole JSON ({explain_json(error)}); download the file again") from error
+            raise UserError(f"{where} is not complete JSON ({explain_json(error)}); download the file again") from error
         yield row, where, entry
         row += 1
 
@@ -140,8 +140,8 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
 
     try:
         entries = pyarrow.parquet.read_table(path).to_pylist(maps_as_pydicts="strict")
-    except (ArrowException, OSError, KeyError) as error:  # KeyError: a map that has a key twice
-        raise UserError(f"bench.path: {path} is no whole parquet file; download it again") from error
+    except (ArrowException, OSError, KeyError) as error:  # KeyError: a map has a key twice
+        raise UserError(f"bench.path: {path} is not a complete parquet file; download it again") from error
     for index, entry in enumerate(entries):
         where = f"bench.path: {path}, row {index}"
         limit_row(sum(len(value) for value in entry.values() if isinstance(value, str)), where)
@@ -149,7 +149,7 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
 
 
 def row_of(entry: Any, name: str, where: str) -> Row:
-    """One row, checked."""
+    """Check one row and return it."""
     need = checks_of(where)
 
     def decoded(field: str, value: Any) -> Any:
@@ -167,7 +167,7 @@ def row_of(entry: Any, name: str, where: str) -> Row:
     fit = fit and all(isinstance(m.get(part), str) for m in messages for part in ("role", "content"))
     need(fit, "messages", "expected a list of messages with role and content")
     asked = messages[-1]["role"] == "user" and QUESTION in messages[-1]["content"]
-    need(asked, "messages", f"the last is no user message with a line {QUESTION.strip()!r}")
+    need(asked, "messages", f"the last is not a user message with a line {QUESTION.strip()!r}")
     need(isinstance(entry["answer"], str), "answer", f"expected a string, got {type(entry['answer']).__name__}")
 
     fit = isinstance(codes, dict) and all(isinstance(source, str) for source in codes.values())
@@ -185,7 +185,7 @@ def row_of(entry: Any, name: str, where: str) -> Row:
 
     fit = isinstance(golds, dict) and all(isinstance(answers, list) for answers in golds.values())
     need(fit, "unsolved_set", "expected an object of tool name and list of results")
-    need(any(golds.values()), "unsolved_set", "holds no results")
+    need(any(golds.values()), "unsolved_set", "has no results")
     for tool_name, answers in golds.items():
         need(tool_name in names, "unsolved_set", f"there is no tool {tool_name}")
         need(all(isinstance(answer, str) for answer in answers), "unsolved_set", f"{tool_name}: expected strings")

@@ -1,8 +1,8 @@
 """minihop: multi-hop tool use generated from a seed, in the format of ToolHop and FTRL.
 
 A task names an entity and a chain of relations ("What is Kibra's director's birthplace?"). Each relation is a tool with
-a private table; distractor tools and distractor records surround the right ones. The chains of the test split never
-occur in the training split, and its longest ones are longer than any seen in training.
+its own table. There are also distracting tools and distracting records. The chains of the test split never occur in the
+training split, and its longest chains are longer than any in the training split.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INSTRUCTION = "Answer by calling the tools, one step at a time. Put the final an
 
 @dataclass(frozen=True)
 class Relation:
-    """A typed edge of the generated world and the tool that follows it."""
+    """A relation between two types of entities, and the tool that looks it up."""
 
     name: str
     source: str
@@ -71,7 +71,7 @@ NAMES = tuple(
 
 
 def chains(hops: int) -> Iterator[tuple[Relation, ...]]:
-    """Every type-correct chain of `hops` relations without a repeated relation."""
+    """Yield every chain of `hops` relations whose types fit and that repeats no relation."""
     stack: list[tuple[Relation, ...]] = [(relation,) for relation in RELATIONS]
     while stack:
         chain = stack.pop()
@@ -82,13 +82,13 @@ def chains(hops: int) -> Iterator[tuple[Relation, ...]]:
 
 
 def held_out(chain: tuple[Relation, ...]) -> bool:
-    """Whether a chain belongs to the test split: a third of the multi-hop chains, fixed by their names alone."""
+    """Whether a chain belongs to the test split. A third of the multi-hop chains do, by a hash of their names."""
     digest = hashlib.sha256("/".join(relation.name for relation in chain).encode()).digest()
     return len(chain) > 1 and digest[0] % 3 == 0
 
 
 def tool_schema(relation: Relation) -> dict[str, Any]:
-    """JSON schema of the tool that follows `relation`."""
+    """Return the JSON schema of the tool of `relation`."""
     return {
         "type": "function",
         "function": {
@@ -104,7 +104,7 @@ def tool_schema(relation: Relation) -> dict[str, Any]:
 
 
 def tool_source(relation: Relation, records: dict[str, str]) -> str:
-    """Python source of the tool that follows `relation`, its table included."""
+    """Return the Python source of the tool of `relation`, including its table."""
     return (
         f"def {relation.tool}({relation.source}: str) -> str:\n"
         f"    records = {json.dumps(records)}\n"
@@ -115,16 +115,16 @@ def tool_source(relation: Relation, records: dict[str, str]) -> str:
 
 
 def question(start: str, chain: tuple[Relation, ...]) -> str:
-    """The task in words: possessives in the order in which the hops are taken."""
+    """Return the question in words, with the hops as possessives in their order."""
     return f"What is {start}" + "".join(f"'s {relation.name}" for relation in chain) + "?"
 
 
 def generate_task(task_id: str, chain: tuple[Relation, ...], rng: random.Random) -> Task:
-    """One task over `chain`: entities, tables, distractors, prompt and schemas, all drawn from `rng`."""
+    """Generate one task over `chain`. `rng` draws its entities, tables and distractors."""
     names = rng.sample(NAMES, len(chain) + 1 + 3 * RECORDS_PER_TOOL)
     entities, others = names[: len(chain) + 1], names[len(chain) + 1 :]
     spare = [relation for relation in RELATIONS if relation not in chain]
-    # A distractor that accepts an entity of the chain is the tempting kind: prefer those.
+    # Prefer a distractor that accepts an entity of the chain, because it is tempting.
     tempting = [relation for relation in spare if any(relation.source == hop.source for hop in chain)]
     distractors = rng.sample(tempting, min(1, len(tempting)))
     distractors += rng.sample([relation for relation in spare if relation not in distractors], 1)
@@ -159,7 +159,7 @@ def generate_task(task_id: str, chain: tuple[Relation, ...], rng: random.Random)
 
 
 def expert_turn(relation: Relation, entity: str, observation: str, with_preview: bool) -> TraceTurn:
-    """One expert turn: four semantic chunks (five with a literal preview of the call), the call, its observation."""
+    """Make one expert turn: four chunks of reasoning (five with a literal preview of the call), call, observation."""
     chunks = [
         Chunk("task_restate", f"I need the {relation.name} of {entity}."),
         Chunk("tool_selection", f" I use {relation.tool}."),
@@ -173,7 +173,7 @@ def expert_turn(relation: Relation, entity: str, observation: str, with_preview:
 
 
 def expert_trace(task: Task) -> ExpertTrace:
-    """The shortest solution of a task, in words; every fourth task previews its calls literally."""
+    """Write the shortest solution of a task. A quarter of the tasks, chosen by hash, previews its calls literally."""
     by_name = {relation.name: relation for relation in RELATIONS}
     entities = task.data["entities"]
     with_preview = hashlib.sha256(task.id.encode()).digest()[0] % 4 == 0
@@ -185,13 +185,13 @@ def expert_trace(task: Task) -> ExpertTrace:
 
 
 def without_previews(trace: ExpertTrace) -> ExpertTrace:
-    """The trace with every turn's reasoning cut before a literal preview of its call."""
+    """Cut the reasoning of every turn before a literal preview of its call."""
     turns = tuple(TraceTurn(turn.safe_chunks(), turn.calls, turn.observations) for turn in trace.turns)
     return ExpertTrace(trace.task_id, turns, trace.answer, trace.source)
 
 
 class MinihopBench(Bench):
-    """The embedded bench; see the module docstring."""
+    """The bench; see the module docstring."""
 
     name = "minihop"
     solve_metric = "solve_rate"
@@ -229,9 +229,9 @@ class MinihopBench(Bench):
         return expert_trace(task).calls
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        """Solve-P/R/F1 over the hops as FTRL defines them, and whether the final answer is right.
+        """Return Solve-P/R/F1 over the hops, as FTRL defines them, and whether the final answer is right.
 
-        `solve_rate` asks for both: the right answer, and every hop of it obtained from a tool.
+        `solve_rate` is 1 if the answer is right and a tool returned the result of every hop, else 0.
         """
         solved = count_solved(task, trajectory.calls)
         hops, calls = len(task.data["chain"]), len(trajectory.calls)
@@ -247,7 +247,7 @@ class MinihopBench(Bench):
 
 
 def count_solved(task: Task, calls: list[ToolCall]) -> int:
-    """Sub-questions solved: each call solves at most one, the hop of its tool whose answer it returned."""
+    """Count the solved hops. A call solves the hop of its tool if it returned the hop's answer, and only once."""
     entities = task.data["entities"]
     open_hops = {(f"get_{name}", target) for name, target in zip(task.data["chain"], entities[1:], strict=True)}
     solved = 0

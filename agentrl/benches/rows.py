@@ -1,4 +1,4 @@
-"""What the files of benches have in common."""
+"""Helpers to read the files of benches: limits, checks and the form of rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8
 
-MAX_ROW_BYTES = 4_000_000  # a hundred times an ordinary row of FTRL or ToolHop
+MAX_ROW_BYTES = 4_000_000  # a hundred times the size of an ordinary row of FTRL or ToolHop
 
 
 def read_text(path: Path, instead: str) -> str:
@@ -25,15 +25,15 @@ def read_text(path: Path, instead: str) -> str:
 
 
 def limit_row(size: int, where: str) -> None:
-    """Raise UserError for a row that no model could read; `where` names file and row."""
+    """Raise UserError for a row larger than MAX_ROW_BYTES, which no model could read. `where` names file and row."""
     if size > MAX_ROW_BYTES:
         raise UserError(
-            f"{where} has {size:,} bytes, more than {MAX_ROW_BYTES:,}; rows may have run together: mend or remove it"
+            f"{where} has {size:,} bytes, more than {MAX_ROW_BYTES:,}; line breaks may be missing: mend or remove it"
         )
 
 
 def checks_of(where: str) -> Callable[[bool, str, str], None]:
-    """need(condition, field, reason) for the row at `where`: a UserError that names file, row and field."""
+    """Return need(condition, field, reason) for the row at `where`. It raises a UserError with file, row and field."""
 
     def need(condition: bool, field: str, reason: str) -> None:
         if not condition:
@@ -43,7 +43,7 @@ def checks_of(where: str) -> Callable[[bool, str, str], None]:
 
 
 def answers_by_tool(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The sub-answers that each tool's calls should give, from (tool name, sub-answer)."""
+    """Map each tool to the sub-answers that its calls should return, from pairs (tool name, sub-answer)."""
     golds: dict[str, list[str]] = {}
     for tool, answer in found:
         golds.setdefault(tool, []).append(answer)
@@ -51,10 +51,10 @@ def answers_by_tool(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def without_padding(value: Any) -> Any:
-    """A value of an Arrow table without the keys that are null, at every depth.
+    """Remove keys with null from a value of an Arrow table, at every depth.
 
-    Arrow gives every row the keys of all rows and null for those that it never had. A null of the row's own looks the
-    same and goes as well; those in lists stay, for lists are not padded.
+    Arrow gives every row the keys of all rows, with null for the missing ones. A null that the row itself had looks the
+    same and is removed, too. Nulls in lists stay, because Arrow does not pad lists.
     """
     if isinstance(value, dict):
         return {key: without_padding(item) for key, item in value.items() if item is not None}

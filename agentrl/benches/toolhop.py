@@ -1,7 +1,7 @@
-"""ToolHop (arXiv 2501.02506): multi-hop questions with one Python tool per hop, as its official code asks and scores.
+"""ToolHop (arXiv 2501.02506): multi-hop questions with one Python tool per hop, asked and scored officially.
 
-ToolHop is an evaluation set. The train/test division by `test_fraction` is ours, so that it can also be trained on;
-results on its test part are not comparable with published ones, which use all rows.
+ToolHop is an evaluation set. We divide it by `test_fraction`, so that it can also be trained on. Results on our test
+split are not comparable with published results, which use all rows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ leading 0s.
 Please provide the answer in the following format: <answer>your answer here</answer>
 Answer as short as possible.
 Question: """
-# "nswer" is upstream's own spelling
+# "nswer" is upstream's spelling
 _MANDATORY = """You will be asked a question with some tools, and should provide a short final answer.
 Please note that you must call the tool at every step, you must not use your own knowledge. Your final answer must \
 also be returned from the tool.
@@ -61,9 +61,9 @@ Question: """
 _FREE = "".join(line for line in _MANDATORY.splitlines(keepends=True) if not line.startswith("Please note"))
 PROMPTS = {"direct": _DIRECT, "mandatory": _MANDATORY, "free": _FREE}
 RULES = {"toolhop": toolhop_correct, "ftrl": ftrl_correct, "strict": strict_correct}
-READERS = {"toolhop": parse_toolhop, "ftrl": parse_text, "strict": parse_text}  # of the loop that goes with the rule
+READERS = {"toolhop": parse_toolhop, "ftrl": parse_text, "strict": parse_text}  # rule -> reader of its loop
 
-PUBLISHED = 995  # rows of ToolHop.json
+PUBLISHED = 995  # number of rows in the published ToolHop.json
 
 
 class ToolHopBench(Bench):
@@ -86,7 +86,7 @@ class ToolHopBench(Bench):
         return [self._task(row) for row in rows]
 
     def size(self, split: str) -> int:
-        """Rows of the split; of the published file where it would have to be downloaded to be counted."""
+        """Return the number of rows in the split. Without a local file it is that of the published file."""
         if self.config.path is not None:
             return len(self._split(split))
         test = round(self.config.test_fraction * PUBLISHED)
@@ -117,10 +117,10 @@ class ToolHopBench(Bench):
         return ToolEnvironment(sources, json_text, self._sandbox, name_error, READERS[self.config.rule])
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        """`answer_correct` by the configured rule, absent where the official code sets no field.
+        """Return `answer_correct` by the configured rule, absent if the official code sets no field.
 
-        Solve-P/R/F1 judge the tool outputs against the sub-answers by FTRL's rule. Invocation errors, per call and per
-        query, are counted for every bench: see `evaluate.item_values`.
+        Solve-P/R/F1 compare the tool outputs with the sub-answers by FTRL's rule. Failed calls are counted for every
+        bench: see `evaluate.item_values`.
         """
         row: Row = task.data["row"]
         correct = self._verdict(trajectory.messages, row.answer)
@@ -137,9 +137,9 @@ class ToolHopBench(Bench):
         return judge_corrected(messages, answer) if corrected else RULES[self.config.rule](messages, answer)
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """Official verdict of the episode {"row" or "id", "messages"}, or {} and what is wrong with it.
+        """Return the official verdict on an episode {"row" or "id", "messages"}, or {} and what is wrong with it.
 
-        `answer_correct` is 1, 0, or None where ToolHop's code sets no field; `calls` and `error_calls` count outputs.
+        `answer_correct` is 1 or 0, or None if ToolHop's code sets no field. `calls` and `error_calls` count outputs.
         """
         rows = self._all_rows()
         ids = {name: i for i, row in enumerate(rows) for name in (row.id, f"toolhop-{row.id}")}
@@ -147,28 +147,28 @@ class ToolHopBench(Bench):
             row, messages = rows[find_row(record, len(rows), ids)], messages_of(record)
         except BadTranscript as error:
             return {}, str(error)
-        if self.config.scenario != "direct":  # without tools a text is judged as it stands
+        if self.config.scenario != "direct":  # without tools a text is judged unchanged
             messages = judged_messages(messages, self.config.rule)
         correct = self._verdict(messages, row.answer)
         outputs = [message.get("content") or "" for message in messages if message["role"] == "tool"]
         failed = sum(output.startswith(ERROR_PREFIX) for output in outputs)
         reason = (
-            None if correct is not None else "no final text: ToolHop's code sets no verdict, and counts it as wrong"
+            None if correct is not None else "no final text: ToolHop's code gives no verdict and counts it as wrong"
         )
         verdict = None if correct is None else int(correct)
         return {"answer_correct": verdict, "calls": len(outputs), "error_calls": failed}, reason
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
-        """The mined trace, kept only if the final answer that follows it scores under the configured rule."""
+        """Return the mined trace if the final answer after it scores under the configured rule, else None."""
         outcome = self.mine(task) if task.tools else None
         return outcome.trace if isinstance(outcome, MinedTrace) else None
 
     def reference_calls(self, task: Task) -> list[dict[str, Any]]:
-        """A call for each hop, in order, whether or not a trace was kept; none where the prompt has no tools."""
+        """Return a call for each hop, in order, even if no trace was kept. Empty if the prompt has no tools."""
         return verified_calls(self.mine(task)) if task.tools else []
 
     def mine(self, task: Task) -> MinedTrace | Rejection:
-        """The mined trace with its steps, or why there is none; `miner.coverage` counts."""
+        """Mine a trace of the task, or return why there is none. `miner.coverage` counts both."""
         if task.id not in self._mined:
             row: Row = task.data["row"]
             hops = [Hop(*fields) for fields in zip(row.sub_questions, row.sub_answers, row.tools, strict=True)]
@@ -177,7 +177,7 @@ class ToolHopBench(Bench):
         return self._mined[task.id]
 
     def _full_marks(self, trace: ExpertTrace) -> bool:
-        """Does the last result state the answer, and does the answer after it score?"""
+        """Whether the last result of the trace states the answer, and the answer after it scores."""
         last = trace.turns[-1].observations[-1]
         messages = [{"role": "tool", "content": last}]
         messages.append({"role": "assistant", "content": f"<answer>{trace.answer}</answer>"})
@@ -185,10 +185,10 @@ class ToolHopBench(Bench):
 
 
 def judged_messages(messages: list[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
-    """The messages with the assistant's raw texts as the loop that goes with `rule` parses them.
+    """Parse the assistant's raw texts as the official loop of `rule` does.
 
-    `parsed_content`, or `tool_calls` apart from the content, say that this has been done; so does a user message:
-    it makes the list what the official code stores, rather than the turns alone.
+    Texts with `parsed_content` or `tool_calls` are parsed already. A list with a user message is what the official code
+    stores, so all its texts are parsed already.
     """
     if any(message["role"] == "user" for message in messages):
         return messages

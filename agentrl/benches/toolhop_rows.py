@@ -1,4 +1,4 @@
-"""ToolHop.json: found on this disk or on the hub, every row checked; the division into splits is ours."""
+"""Reads ToolHop.json from the disk or the hub, checks every row, and divides the rows into splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIRST_DEF = re.compile(r"def\s+(\w+)")
 
 @dataclass(frozen=True)
 class Row:
-    """One question with its hops in order; the lists have one entry per hop."""
+    """One question with its hops in order. The lists have one entry per hop."""
 
     id: str
     question: str
@@ -28,17 +28,17 @@ class Row:
     sub_questions: tuple[str, ...]
     sub_answers: tuple[str, ...]
     tools: tuple[dict[str, Any], ...]
-    sources: dict[str, str]  # tool name -> source; of several sources with one name the last wins, as upstream
+    sources: dict[str, str]  # tool name -> source; the last source of a name wins, as upstream
     answer_type: str
 
     @property
     def golds(self) -> dict[str, list[str]]:
-        """Tool name to the sub-answers that its calls should give."""
+        """Tool name -> sub-answers that its calls should return."""
         return answers_by_tool(zip((tool["name"] for tool in self.tools), self.sub_answers, strict=True))
 
 
 def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, list[Row]]:
-    """Rows of each split in file order, both non-empty where there are two rows or more."""
+    """Divide rows into splits, in file order. Neither split is empty if there are two rows or more."""
     shuffled = random.Random(f"toolhop/{data_seed}").sample(range(len(rows)), len(rows))
     count = min(max(round(test_fraction * len(rows)), 1), max(len(rows) - 1, 1))
     test = set(shuffled[:count])
@@ -49,14 +49,14 @@ def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, l
 
 
 def find_file(config: ToolHop) -> Path:
-    """`path`, or the file of the hub repository."""
+    """Return `path`, or download the file from the hub. Raises UserError if that fails."""
     if config.path is not None:
         return Path(config.path)
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(config.hub_id, HUB_FILE, repo_type="dataset"))
-    except (OSError, ValueError) as error:  # offline, no such repository, gated, or a malformed id
+    except (OSError, ValueError) as error:  # offline, or the repository is missing, gated or misspelt
         raise UserError(
             f"bench.hub_id: cannot download {HUB_FILE} of dataset {config.hub_id} ({first_line(error)}); "
             "give a local ToolHop.json as bench.path"
@@ -64,18 +64,18 @@ def find_file(config: ToolHop) -> Path:
 
 
 def load_rows(path: Path) -> list[Row]:
-    """All rows of a ToolHop.json: a list of objects, or one object that maps ids to them."""
+    """Read all rows of a ToolHop.json, which is a list of objects, or an object that maps ids to objects."""
     try:
         text = read_text(path, "give the path of ToolHop.json")
         size, data = len(text), read_json(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"bench.path: {path} is no whole JSON file ({explain_json(error)}); download it again"
+            f"bench.path: {path} is not complete JSON ({explain_json(error)}); download it again"
         ) from error
     entries = [{"id": key, **row} if isinstance(row, dict) else row for key, row in data.items()] \
         if isinstance(data, dict) else data  # fmt: skip
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"bench.path: {path} holds no rows; expected a list of ToolHop rows")
+        raise UserError(f"bench.path: {path} has no rows; give a list of ToolHop rows")
     rows = []
     for index, entry in enumerate(entries):
         where = f"bench.path: {path}, row {index}"
@@ -85,12 +85,14 @@ def load_rows(path: Path) -> list[Row]:
     first: dict[str, int] = {}
     for index, row in enumerate(rows):
         if first.setdefault(row.id, index) != index:
-            raise UserError(f"bench.path: {path}, row {index}, id: {row.id} is also the id of row {first[row.id]}")
+            raise UserError(
+                f"bench.path: {path}, row {index}, id: row {first[row.id]} also has the id {row.id}; change one of them"
+            )
     return rows
 
 
 def _row(entry: Any, where: str) -> Row:
-    """Check one row; every complaint names file, row and field."""
+    """Check one row and return it. Errors name file, row and field."""
     need = checks_of(where)
 
     need(isinstance(entry, dict), "whole row", "expected an object")
@@ -127,7 +129,7 @@ def _row(entry: Any, where: str) -> Row:
 
 
 def _sources(functions: Any) -> dict[str, str] | None:
-    """Name to source: upstream goes by the first `def` of each source, FTRL's form is a dictionary already."""
+    """Map names to sources. Upstream names a source by its first `def`; FTRL's form is a dictionary already."""
     if isinstance(functions, dict):
         return functions if all(isinstance(source, str) for source in functions.values()) else None
     if not isinstance(functions, list) or not all(isinstance(source, str) for source in functions):

@@ -1,1 +1,1 @@
-"""Files that must survive: the run directory, its records, checkpoints, identity and provenance."""
+"""Files that must survive a crash: the run directory, its records, checkpoints, identity and provenance."""

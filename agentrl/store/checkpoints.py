@@ -1,8 +1,9 @@
-"""Checkpoints on disk: written aside, sealed with a manifest, renamed. A torn or damaged one is never resumed from.
+"""Checkpoints on disk. They are written in another folder, sealed with a manifest, then renamed.
 
 The trainer writes `checkpoints/.writing/checkpoint-N`. `seal` lists every file with its size and SHA-256 in
-`manifest.json`, flushes all of it to the disk, and renames the folder to `checkpoints/checkpoint-N`: under that name a
-checkpoint is whole, or something went wrong with the disk, which its manifest tells. No torch here.
+`manifest.json`, flushes all files to the disk, and renames the folder to `checkpoints/checkpoint-N`. A folder of that
+name is complete, unless the disk damaged it. The manifest shows such damage, and a run never resumes from a damaged
+checkpoint. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from typing import Any
 from agentrl.store.durable import sha256
 
 MANIFEST = "manifest.json"
-WRITING = ".writing"  # what a killed run leaves in here is removed when it resumes
+WRITING = ".writing"  # a resumed run deletes what a killed run left in this folder
 
 
 def writing_folder(checkpoints: Path) -> Path:
-    """Where a trainer writes: beside the sealed checkpoints, so that a rename is enough."""
+    """Return the folder that a trainer writes to. It is on the disk of the checkpoints, so a rename is enough."""
     return checkpoints / WRITING
 
 
 def seal(checkpoints: Path, step: int, metrics: dict[str, float] | None = None) -> Path:
-    """Make what was written for `step` a checkpoint; `metrics` go into its manifest. Returns its folder.
+    """Turn the files written for `step` into a checkpoint, with `metrics` in its manifest. Returns its folder.
 
-    Raises OSError where the disk refuses.
+    Raises OSError if the disk refuses.
     """
     draft, final = writing_folder(checkpoints) / f"checkpoint-{step}", checkpoints / f"checkpoint-{step}"
     files = {}
@@ -50,9 +51,9 @@ def seal(checkpoints: Path, step: int, metrics: dict[str, float] | None = None) 
 
 
 def latest(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint, or None; clears away what a killed run was writing.
+    """Return the newest complete checkpoint, or None. Deletes what a killed run was writing.
 
-    A damaged one is renamed to `checkpoint-N.damaged`, with a warning, and the one before it is tried.
+    A damaged checkpoint is renamed to `checkpoint-N.damaged`, with a warning, and the one before it is tried.
     """
     shutil.rmtree(writing_folder(checkpoints), ignore_errors=True)
     for path in reversed(_sealed_checkpoints(checkpoints)):
@@ -63,12 +64,12 @@ def latest(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
         if aside.exists():
             shutil.rmtree(aside)
         os.rename(path, aside)
-        warn(f"{path} is damaged ({fault}); it is kept as {aside.name} and the checkpoint before it is used")
+        warn(f"{path} is damaged ({fault}); it is kept as {aside.name}, and the checkpoint before it is used")
     return None
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What differs from the manifest; None for a whole checkpoint."""
+    """Return how a checkpoint differs from its manifest. None if it is complete."""
     try:
         files = manifest(checkpoint)["files"]
         for name, known in files.items():
@@ -80,18 +81,19 @@ def damage(checkpoint: Path) -> str | None:
             if sha256(path) != known["sha256"]:
                 return f"the content of {name} has changed"
     except FileNotFoundError:
-        return f"no {MANIFEST}"
-    except (ValueError, TypeError, KeyError, AttributeError):  # torn, or no manifest of ours
+        return f"{MANIFEST} is missing"
+    except (ValueError, TypeError, KeyError, AttributeError):  # incomplete, or not a manifest
         return f"{MANIFEST} cannot be read"
-    except OSError as error:  # a failing disk is damage, too
+    except OSError as error:  # a failing disk
         return str(error)
     return None
 
 
 def prune(checkpoints: Path, keep: int, best: str | None = None) -> None:
-    """Delete all but the newest `keep` and the best by `best`, a metric of the manifests ('-name': the lowest is best).
+    """Delete all checkpoints except the newest `keep` and the best one.
 
-    Of equals the newest is best. Checkpoints without the metric, or with one that is no number, are never best.
+    `best` is a metric of the manifests; with '-name' the lowest value is best. Of equal values the newest is best. A
+    checkpoint whose metric is missing or not a number is never best.
     """
     paths = _sealed_checkpoints(checkpoints)
     kept = set(paths[-keep:])
@@ -103,13 +105,13 @@ def prune(checkpoints: Path, keep: int, best: str | None = None) -> None:
 
 
 def best_checkpoint(checkpoints: Path, best: str) -> Path | None:
-    """The checkpoint whose manifest holds the best value of `best`, as `prune` understands it."""
+    """Return the checkpoint with the best value of the metric `best` (see `prune`). None if there is none."""
     name, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
     values = {}
     for path in _sealed_checkpoints(checkpoints):
         try:
             value = manifest(path)["metrics"].get(name)
-        except (OSError, ValueError, KeyError, AttributeError):  # damaged: `latest` says so when it matters
+        except (OSError, ValueError, KeyError, AttributeError):  # damaged, which `latest` reports when it matters
             continue
         if isinstance(value, int | float) and math.isfinite(value):
             values[path] = sign * value
@@ -117,23 +119,23 @@ def best_checkpoint(checkpoints: Path, best: str) -> Path | None:
 
 
 def manifest(checkpoint: Path) -> dict[str, Any]:
-    """The content of its manifest.json."""
+    """Read the manifest.json of a checkpoint."""
     return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
 
 
 def step_of(checkpoint: Path) -> int:
-    """Updates made before it."""
+    """Return the number of updates made before a checkpoint, from its name."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def _sealed_checkpoints(checkpoints: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
+    """List the checkpoint folders, oldest first."""
     found = [path for path in checkpoints.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=step_of)
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint so that being killed half-way leaves none with files missing."""
+    """Delete a checkpoint. A process killed half-way leaves no checkpoint with missing files."""
     trash = writing_folder(path.parent) / f"old-{path.name}"
     trash.parent.mkdir(exist_ok=True)
     os.rename(path, trash)
@@ -141,7 +143,7 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To the disk: after a power cut the name must not be there without the content."""
+    """Flush a file or a folder to the disk. After a power cut, the name must not be there without the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,7 @@
-"""JSON on a disk that may fill up or lose power: files replaced whole, records appended a line each, secrets masked.
+"""Writes JSON safely to a disk that may fill up or lose power, and masks secrets.
 
-A line counts only with its newline, so half a line is no record. What the disk refuses is a UserError of one line.
+Files are replaced in one step. Records are appended, one per line; a line counts only with its newline, so half a line
+is not a record. An error of the disk becomes a UserError of one line.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ DISK_ADVICE = {
     errno.EACCES: "you may not write there; choose a writable runs_dir=...",
     errno.EPERM: "you may not write there; choose a writable runs_dir=...",
     errno.ENOTDIR: "a part of the path is a file; choose another runs_dir=...",
-    errno.ENOENT: "it cannot be made there; choose a writable runs_dir=...",
+    errno.ENOENT: "it cannot be created there; choose a writable runs_dir=...",
     errno.ENAMETOOLONG: "shorten name=... or runs_dir=...",
 }
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """What the disk refuses becomes one line that names the path and the fix."""
+    """Turn an error of the disk into a UserError that names the path and the fix."""
     try:
         yield
     except OSError as error:
@@ -45,12 +46,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a whole JSON file: readers see the old content or the new, also after a power cut."""
+    """Write a JSON file in one step. Readers see the old or the new content, even after a power cut."""
     write_text(path, json.dumps(_plain(content, masker()), indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomic replacement: a temporary file beside it, flushed to the disk, renamed."""
+    """Replace a file in one step: write a temporary file beside it, flush that to the disk, rename it."""
     with disk_errors(path):
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
@@ -71,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one JSON line to a file of records, which begins with the first."""
+    """Append one JSON line to a file of records. Creates the file if it does not exist."""
     line = json.dumps(_plain(record, masker()), allow_nan=False) + "\n"
     with disk_errors(path), path.open("ab") as file:
         drop_torn_tail(path)
@@ -79,13 +80,13 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a file of records whole."""
+    """Replace a file of records in one step."""
     mask = masker()
     write_text(path, "".join(json.dumps(_plain(record, mask), allow_nan=False) + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a file of lines, none where it does not exist; a torn line is no record."""
+    """Read the complete records of a file. Empty if it does not exist."""
     if not path.exists():
         return []
     return [
@@ -96,7 +97,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def last_records(path: Path, count: int) -> list[dict[str, Any]]:
-    """The newest whole records of a file of lines, oldest first; the file may be long, and is read each second."""
+    """Read the newest `count` records of a file, oldest first. Reads only its end: it may be long, and is polled."""
     if not path.exists():
         return []
     with path.open("rb") as file:
@@ -107,13 +108,13 @@ def last_records(path: Path, count: int) -> list[dict[str, Any]]:
     for line in reversed(lines):
         if len(found) == count:
             break
-        with suppress(ValueError):  # cut at the start of the window, or torn by a crash
+        with suppress(ValueError):  # the line was cut at the start of the window, or by a crash
             found.append(dict(json.loads(line)))
     return found[::-1]
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Drop the records of later steps, and a line that a crash tore; a record without a step stays."""
+    """Drop the records of later steps, and incomplete lines. A record without a step stays."""
     if path.exists():
         lines = path.read_text(errors="replace", encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if _complete(line) and json.loads(line).get("step", step) <= step]
@@ -122,13 +123,13 @@ def drop_after(path: Path, step: int) -> None:
 
 
 def drop_torn_tail(path: Path) -> None:
-    """Cut what a crash left behind the last newline, so that the next record does not grow on it."""
+    """Cut what a crash left after the last newline, so that the next record starts on its own line."""
     if _ends_torn(path):
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def umask() -> int:
-    """The process's own file mode creation mask."""
+    """Return the file mode creation mask of the process."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -143,7 +144,7 @@ def _ends_torn(path: Path) -> bool:
 
 
 def _complete(line: str) -> bool:
-    """Whether a line of records was written to its end."""
+    """Whether a line of records is complete."""
     try:
         return line.endswith("\n") and isinstance(json.loads(line), dict)
     except json.JSONDecodeError:
@@ -151,7 +152,7 @@ def _complete(line: str) -> bool:
 
 
 def _plain(value: Any, mask: Callable[[str], str]) -> Any:
-    """`value` as strict JSON without secrets: numbers of torch and numpy by `item()`, infinities and NaN as null."""
+    """Convert `value` to strict JSON without secrets. NaN and infinities become null; torch and numpy give numbers."""
     if isinstance(value, Mapping):
         return {mask(str(key)): _plain(item, mask) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -166,13 +167,13 @@ def _plain(value: Any, mask: Callable[[str], str]) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file; False where another process holds it. It ends with the descriptor."""
+    """Take the lock of an open file. False if another process holds it. Closing the descriptor releases the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

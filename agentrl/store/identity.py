@@ -1,4 +1,4 @@
-"""Which run a configuration describes: the same values make the same run, wherever it is stored."""
+"""The identity of a run: equal values of the configuration mean the same run, wherever it is stored."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from agentrl.config.load import operational_keys
 from agentrl.config.schema import Config
 
-NOT_IN_IDENTITY = tuple(operational_keys())  # keys and groups that change where and how, not what
-# A server elsewhere is another one, unless `agentrl resume` says that it moved.
+NOT_IN_IDENTITY = tuple(operational_keys())  # keys and groups that do not change the result
+# Another address means another server, except in `agentrl resume`, which may say that the server has moved.
 MAY_MOVE = ("judge.base_url", "algo.endpoint.base_url")
 
 
 def config_hash(config: Config) -> str:
-    """Eight hexadecimal digits of what determines the result: equal for the same run, wherever it is stored."""
+    """Hash the values that determine the result, to eight hexadecimal digits."""
     values = {key: value for key, value in flat(config.model_dump()).items() if in_identity(key)}
     if config.bench.draw > 1:
         values["draw"] = config.bench.draw
@@ -25,13 +25,13 @@ def config_hash(config: Config) -> str:
 
 
 def run_path(config: Config) -> Path:
-    """`<runs_dir>/<name>/<id>`; the id is `run_id`, else derived from seed and configuration."""
+    """Return `<runs_dir>/<name>/<id>`. The id is `run_id`, or is made from the seed and the configuration."""
     identifier = config.run_id or f"s{config.seed}-{config_hash(config)}"
     return Path(config.runs_dir).expanduser().absolute() / config.name / identifier
 
 
 def changed_keys(first: Config, second: Config) -> list[str]:
-    """Dotted keys that make two configurations different runs, for a message."""
+    """Return the dotted keys that make two configurations different runs."""
     left, right = flat(first.model_dump()), flat(second.model_dump())
     keys = [key for key in {**left, **right} if left.get(key, "absent") != right.get(key, "absent")]
     return [key for key in keys if in_identity(key)]
@@ -43,7 +43,7 @@ def in_identity(key: str) -> bool:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys."""
+    """Flatten nested mappings to one level of dotted keys."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})

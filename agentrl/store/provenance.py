@@ -1,4 +1,4 @@
-"""What a result depends on besides its configuration: versions, source, hardware, data. Written once, at creation."""
+"""Collects what a result depends on besides its configuration: versions, source, hardware, data. Runs once per run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from agentrl.core.errors import UserError
 from agentrl.core.version import __version__
 from agentrl.store.durable import sha256
 
-MAX_DIFF = 1_000_000  # characters of an uncommitted diff kept
-MAX_FILES = 1000  # of a directory named as data; IHEval has some 50
-MAX_BYTES = 2**30  # of them read; beyond that a file is known by its size
+MAX_DIFF = 1_000_000  # characters of an uncommitted diff to keep
+MAX_FILES = 1000  # files of a data directory to list; IHEval has some 50
+MAX_BYTES = 2**30  # bytes of these files to hash; further files are listed with their size
 
 
 def collect(config: Config) -> dict[str, Any]:
-    """The content of environment.json."""
+    """Return the content of environment.json."""
     return {
         "agentrl": __version__,
         "command": sys.argv,
@@ -41,12 +41,12 @@ def collect(config: Config) -> dict[str, Any]:
 
 @cache
 def packages() -> dict[str, str]:
-    """Installed packages and their versions; the first call reads a file of each."""
+    """Return the installed packages and their versions. The first call reads a file of each package."""
     return dict(sorted((dist.name, dist.version) for dist in distributions()))
 
 
 def git_state(checkout: Path) -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the checkout the code runs from; None for an installed package."""
+    """Return the commit and the uncommitted changes of the checkout. None for an installed package."""
     if not (checkout / ".git").exists() or shutil.which("git") is None:
         return None
     diff = _output("git", "-C", str(checkout), "diff", "HEAD") or ""
@@ -59,7 +59,7 @@ def git_state(checkout: Path) -> dict[str, Any] | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, memory and GPUs, asked of the system: importing torch for this would cost seconds."""
+    """Return processor, memory and GPUs. Asks the system, because importing torch would take seconds."""
     gpus = None
     if shutil.which("nvidia-smi"):
         gpus = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
@@ -73,10 +73,10 @@ def hardware() -> dict[str, Any]:
 
 
 def data_hashes(config: Config) -> dict[str, Any]:
-    """SHA-256 of the files a run reads from the user's disk; weights by name and size, for they are large.
+    """Return the SHA-256 of the files that a run reads from the user's disk. Weights are large: they have their size.
 
     Raises:
-        UserError: one of them cannot be read.
+        UserError: a file cannot be read.
     """
     found: dict[str, Any] = {}
     for path in paths_of(config):
@@ -93,11 +93,11 @@ def data_hashes(config: Config) -> dict[str, Any]:
 
 
 def hash_of(key: str, path: Path) -> str | dict[str, str]:
-    """SHA-256 of the file that `key` names, or of the files below the directory. Raises UserError."""
+    """Return the SHA-256 of the file that `key` names, or of the files in the directory. Raises UserError."""
     try:
         if path.is_dir():
             return directory_hashes(path)
-        if path.exists() and not path.is_file():  # a pipe would be empty for whoever reads it next
+        if path.exists() and not path.is_file():  # a pipe can be read only once
             raise UserError(f"{key}={path} is neither a file nor a directory; save it as a file first")
         return sha256(path)
     except OSError as error:
@@ -105,10 +105,10 @@ def hash_of(key: str, path: Path) -> str | dict[str, str]:
 
 
 def directory_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 by relative path, in alphabetical order, hidden files and links to directories left out.
+    """Return the SHA-256 of files by relative path, in alphabetical order, without hidden files and linked directories.
 
-    Bounded: of more than MAX_FILES files the first are taken, and "..." says so; a file that would exceed MAX_BYTES in
-    all is given by its size.
+    At most MAX_FILES files are listed, and the key "..." says that there are more. A file that would exceed MAX_BYTES
+    in total has its size in place of its hash.
     """
     found: dict[str, str] = {}
     read = 0
@@ -133,7 +133,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _output(*command: str) -> str | None:
-    """Standard output of a short command; None where it fails: provenance must never stop a run."""
+    """Return the standard output of a short command. None if it fails, because provenance must never stop a run."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=20, check=True, encoding="utf-8"

@@ -1,7 +1,7 @@
-"""Secrets stay in the environment: what a run writes is searched for them, what a user passes as a value is refused.
+"""Keeps secrets out of files: masks them in what a run writes, and refuses them in values that a user passes.
 
-A secret is the value of an environment variable named like one (OPENAI_API_KEY, HF_TOKEN), text that has the form of a
-well-known kind of key, or user:password in an address.
+A secret is the value of an environment variable with a telling name (OPENAI_API_KEY, HF_TOKEN), a text with the form of
+a well-known kind of key, or user:password in an address.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FORMS = (
     r"|xox[abprs]-[\w-]{20,}|AKIA[A-Z0-9]{16}|AIza[\w-]{35})"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
-SHORTEST = 8  # characters: 'true' in a variable named like a secret is none
+SHORTEST = 8  # characters of a secret; a short value such as 'true' is not one
 
 
 def masker() -> Callable[[str], str]:
-    """A function that replaces every secret in a text by `<the name of its variable>`, or `<secret>`."""
-    found = [  # a path to a key is none
+    """Return a function that replaces every secret in a text by `<the name of its variable>`, or by `<secret>`."""
+    found = [  # a path to a file with a key is not a secret
         (value, name)
         for name, value in os.environ.items()
         if NAMES.search(name) and len(value.strip()) >= SHORTEST and not os.path.exists(value)
@@ -44,12 +44,12 @@ def _masker(secrets: tuple[tuple[str, str], ...]) -> Callable[[str], str]:
 
 
 def mask_secrets(text: str) -> str:
-    """`text` without secrets."""
+    """Replace the secrets in a text."""
     return masker()(text)
 
 
 def refuse_secrets(values: Any, where: str = "") -> None:
-    """Raise UserError if a text in a configuration, mapping or list holds a secret; it is not repeated."""
+    """Raise UserError if a text in a configuration, mapping or list holds a secret. The message does not repeat it."""
     if isinstance(values, BaseModel):
         values = values.model_dump()
     if isinstance(values, Mapping):
@@ -61,18 +61,18 @@ def refuse_secrets(values: Any, where: str = "") -> None:
     elif isinstance(values, str) and mask_secrets(values) != values:
         raise UserError(
             f"{where or 'the command line'} holds a secret, and values are written to files; export it as an "
-            "environment variable, and name that variable where a key asks for it (judge.api_key_env=OPENAI_API_KEY)"
+            "environment variable, and give the variable's name to a key such as judge.api_key_env=OPENAI_API_KEY"
         )
 
 
 class MaskedStream:
-    """A text stream that writes to another without secrets; in everything else it is the other."""
+    """Wraps a text stream, and masks the secrets in what is written. All else passes through."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """A secret is recognised where it arrives in one piece, as lines and tracebacks do."""
+        """Write the text without secrets. A secret must arrive in one piece, as it does in lines and tracebacks."""
         self._stream.write(mask_secrets(text))
         return len(text)
 
@@ -85,6 +85,6 @@ class MaskedStream:
 
 
 def mask_streams() -> None:
-    """From here on, standard output and error of this process carry no secrets."""
+    """Mask secrets in standard output and error of this process from now on."""
     sys.stdout = cast(TextIO, MaskedStream(sys.stdout))
     sys.stderr = cast(TextIO, MaskedStream(sys.stderr))

@@ -1,8 +1,8 @@
-"""The run directory: one place on disk that is the record of a run, made exclusively and never overwritten.
+"""The run directory: the record of a run on disk. Exactly one process creates it, and no run overwrites another's.
 
-`<runs_dir>/<name>/<id>/` appears complete or not at all: it is prepared under another name and renamed. What happens
-on the same command again is decided by `status.json` and by whether a living process holds the lock, not by the clock.
-No torch here: the command line creates run directories.
+`<runs_dir>/<name>/<id>/` appears complete or not at all, because it is prepared under another name and then renamed.
+When the same command is given again, `status.json` and the lock of a living process decide what happens, never the
+clock. The command line creates run directories, so this module does not import torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from agentrl.store import durable, provenance
 from agentrl.store.identity import MAY_MOVE, changed_keys, run_path
 
 State = Literal["created", "running", "completed", "failed", "interrupted", "dry_run"]
-LOCK_HELD = "AGENTRL_LOCK_HELD"  # set by the launcher for its worker: the run directory whose lock it holds for it
+LOCK_HELD = "AGENTRL_LOCK_HELD"  # the launcher sets it for its worker: the run directory whose lock it holds
 
 
 class RunDirectory:
@@ -40,38 +40,38 @@ class RunDirectory:
 
     @classmethod
     def create(cls, config: Config) -> RunDirectory | None:
-        """A new run directory with config, environment and status; None where one exists under that name.
+        """Create a run directory with configuration, environment and status. None if the directory exists already.
 
-        A dry run has reserved nothing: its directory is taken over, whatever values it holds.
+        The directory of a dry run is replaced, whatever values it holds.
         """
         final = run_path(config)
         with durable.disk_errors(final):
             if final.exists():
                 return cls(final)._take_over(config)
-        provided = provenance.collect(config)  # what cannot be read here is no fault of the disk that is written
+        provided = provenance.collect(config)  # outside of disk_errors: a file that cannot be read is another error
         with durable.disk_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             draft = cls(tempfile.mkdtemp(prefix=".new-", dir=final.parent))
             try:
-                draft.path.chmod(0o777 & ~durable.umask())  # mkdtemp makes private directories
+                draft.path.chmod(0o777 & ~durable.umask())  # mkdtemp makes a private directory
                 for folder in (draft.eval_dir, draft.checkpoints_dir, draft.plots_dir):
                     folder.mkdir()
                 draft._begin(config, provided)
-                os.rename(draft.path, final)  # fails where `final` has come to exist: exactly one creator wins
+                os.rename(draft.path, final)  # fails if `final` exists by now: exactly one creator wins
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                     return None
                 raise
             finally:
-                shutil.rmtree(draft.path, ignore_errors=True)  # nothing is left there after the rename
+                shutil.rmtree(draft.path, ignore_errors=True)  # does nothing after the rename
         return cls(final)
 
     def _take_over(self, config: Config) -> RunDirectory | None:
-        """This directory for another run, if it is a dry run's that nobody works on; else None."""
+        """Use the directory of a dry run for another run. None if it is another run's, or if a process works on it."""
         if not self._is_dry():
             return None
         with (self.path / ".lock").open("ab") as lock:
-            if not durable.try_lock(lock.fileno()) or not self._is_dry():  # another has just taken it
+            if not durable.try_lock(lock.fileno()) or not self._is_dry():  # another process has just taken it
                 return None
             self._begin(config, provenance.collect(config))
         return self
@@ -128,47 +128,50 @@ class RunDirectory:
         return load_config(self.config_path)
 
     def adopt(self, config: Config) -> None:
-        """Take over values outside a run's identity (a raised budget, a server's new address) before it is resumed."""
+        """Write new values for a resumed run. They must not change its identity, e.g. a budget or a server's address.
+
+        Raises ValueError if they do.
+        """
         if set(changed_keys(self.config(), config)) - set(MAY_MOVE):
-            raise ValueError("another run's configuration")
+            raise ValueError("the configuration belongs to another run")
         if self.config() != config:
             self._write_config(config)
 
     def status(self) -> dict[str, Any]:
-        """The last status written. Raises UserError where `path` is no run directory."""
+        """Read the status. Raises UserError if `path` is not a run directory."""
         try:
             return dict(json.loads(self.status_path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
-            raise UserError(f"{self.path} is no run directory (no status.json); choose another run_id=...") from error
+            raise UserError(f"{self.path} is not a run directory (no status.json); set another run_id=...") from error
         except (json.JSONDecodeError, TypeError, ValueError) as error:
             raise UserError(
-                f"{self.status_path} is damaged ({error}); move the directory away to begin anew"
+                f"{self.status_path} is damaged ({error}); move the directory away to start again"
             ) from error
 
     def set_status(self, state: State, **extra: Any) -> None:
-        """Replace the status; the time of creation is kept, other fields of the old one are not."""
+        """Replace the status. Of the old fields only the time of creation stays."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         created = self.status()["created"] if self.status_path.exists() else now
         self.write_json(self.status_path, {"status": state, "created": created, "updated": now, **extra})
 
     def note(self, **extra: Any) -> None:
-        """Add fields to the status, which otherwise stays."""
+        """Add fields to the status. The other fields stay."""
         self.write_json(self.status_path, {**self.status(), **extra})
 
     def append(self, path: Path, record: Mapping[str, Any]) -> None:
-        """Add one line to a file of records."""
+        """Append one record to a file of records."""
         durable.append_record(path, record)
 
     def replace_records(self, path: Path, records: list[dict[str, Any]]) -> None:
-        """Write a file of records anew."""
+        """Replace a file of records."""
         durable.write_records(path, records)
 
     def records(self, path: Path) -> list[dict[str, Any]]:
-        """The whole records of a file of lines, none where it does not exist."""
+        """Read the complete records of a file. Empty if it does not exist."""
         return durable.read_records(path)
 
     def summary(self) -> dict[str, Any] | None:
-        """The content of summary.json; None until the run is complete. Raises UserError where it is damaged."""
+        """Read summary.json. None until the run is complete. Raises UserError if the file is damaged."""
         try:
             found: dict[str, Any] = json.loads(self.summary_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -178,40 +181,41 @@ class RunDirectory:
         return found
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, one an update."""
+        """Read the records of metrics.jsonl, one per update."""
         return self.records(self.metrics_path)
 
     def rollouts(self) -> list[dict[str, Any]]:
-        """The records of rollouts.jsonl: trajectories sampled while training."""
+        """Read the records of rollouts.jsonl: trajectories sampled in training."""
         return self.records(self.rollouts_path)
 
     def items(self, phase: str = "after") -> list[dict[str, Any]]:
-        """The records of eval/<phase>.jsonl ("before" or "after"): one for each test item and sample."""
+        """Read the records of eval/<phase>.jsonl ("before" or "after"): one for each test item and sample."""
         return self.records(self.eval_dir / f"{phase}.jsonl")
 
     def last_metrics(self) -> dict[str, Any]:
-        """The newest record of metrics.jsonl, or {}; the file may be long."""
+        """Read the newest record of metrics.jsonl, or {}. Reads only the end of the file."""
         found = durable.last_records(self.metrics_path, 1)
         return found[0] if found else {}
 
     def write_json(self, path: Path, content: Any) -> None:
-        """Write a whole JSON file, or leave the old one."""
+        """Write a JSON file in one step."""
         durable.write_json(path, content)
 
     def truncate_after(self, step: int) -> None:
-        """Drop records that a run resumed from the checkpoint of `step` writes again, and a line that a crash tore.
+        """Drop the records that a run resumed from the checkpoint of `step` writes again, and incomplete lines.
 
-        A rollout carries the number of updates made before it was sampled, so those of `step` itself come again.
+        The step of a rollout is the number of updates before it, so the rollouts of `step` itself are sampled again.
         """
         for path, last in ((self.metrics_path, step), (self.timing_path, step), (self.rollouts_path, step - 1)):
             durable.drop_after(path, last)
 
     @contextmanager
     def lock(self) -> Iterator[int | None]:
-        """Be the only process that works on this run; yields the lock's file descriptor (None: the launcher has it).
+        """Hold the lock of this run, so that no other process works on it. Yields the file descriptor of the lock.
 
-        The kernel drops the lock with its last holder, so a killed run never blocks its own resumption. The worker of a
-        killed launcher holds it while it saves a checkpoint: that is waited for. Raises UserError for a living owner.
+        Yields None if the launcher holds the lock for this process. The kernel releases the lock when its last holder
+        ends, so a killed run never blocks its resumption. The worker of a killed launcher holds the lock while it saves
+        a checkpoint; this method waits for it. Raises UserError if a living process holds the lock.
         """
         if os.environ.get(LOCK_HELD) == str(self.path):
             yield None
@@ -225,15 +229,15 @@ class RunDirectory:
                 owner, _, host = os.pread(descriptor, 300, 0).decode(errors="replace").partition(" ")
                 if not is_gone(owner, host):
                     raise UserError(
-                        f"{self.path} is being worked on by process {owner or 'unknown'} on {host or 'another host'}; "
+                        f"{self.path} is in use by process {owner or 'unknown'} on {host or 'another host'}; "
                         "wait for it, or start another run with seed=... or run_id=..."
                     )
                 if not waiting:
-                    print("agentrl: that run's command was killed; waiting for its worker to stop", file=sys.stderr)
+                    print("agentrl: the run's command was killed; waiting for its worker to stop", file=sys.stderr)
                 waiting = True
                 time.sleep(0.1)
             os.ftruncate(descriptor, 0)
-            with suppress(OSError):  # the owner only serves the message above; a full disk must not block a lock
+            with suppress(OSError):  # the owner is only for the message above; a full disk must not block the lock
                 os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
             yield descriptor
         finally:
@@ -244,7 +248,7 @@ class RunDirectory:
 
 
 def find_runs(place: Path) -> Iterator[Path]:
-    """Run directories at or below `place`, in the order of their names; what lies inside a run is not looked at."""
+    """Yield the run directories at or below `place`, in the order of their names. Does not look inside runs."""
     if (place / "status.json").is_file() and (place / "config.yaml").is_file():
         yield place
     elif place.is_dir():
@@ -254,7 +258,7 @@ def find_runs(place: Path) -> Iterator[Path]:
 
 
 def is_gone(pid: str, host: str) -> bool:
-    """Whether a process of this machine is known to be gone (or a zombie); of another machine nothing is known."""
+    """Whether a process is known to have ended (or is a zombie). False for a process of another machine."""
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
@@ -264,5 +268,5 @@ def is_gone(pid: str, host: str) -> bool:
         return True
     except FileNotFoundError:  # it ended just now, or this system has no /proc
         return Path("/proc/self").exists()
-    except PermissionError:  # somebody else's, and alive
+    except PermissionError:  # it is alive, and another user's
         return False

@@ -1,9 +1,9 @@
-"""The record of a sweep: which jobs it has, where each one's run lies, and how far that is.
+"""The record of a sweep: its jobs, the run of each job, and how far the run is.
 
-`<runs_dir>/sweeps/<name>/jobs/` holds a small file for every job, written by the process that does it, wherever the
-launcher has put that (another process, a node of a cluster), and its output. `sweep.json` is all of them together.
-The directory's name follows from what is swept and what is fixed: the same sweep again, or with further values, goes on
-in the same record. No torch here.
+`<runs_dir>/sweeps/<name>/jobs/` has a small file for every job, and the job's output. The process that does the job
+writes them, wherever the launcher started it (another process, a node of a cluster). `sweep.json` combines these files.
+The name of the directory depends on the swept keys and the fixed values. So the same sweep, or one with further values,
+continues the same record. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from agentrl.core.signals import SWEPT_BY, stop_signals
 from agentrl.store.durable import write_json
 from agentrl.store.run import RunDirectory, is_gone
 
-STOPPING = "stopping"  # a file in the sweep's folder while it is being stopped
-IDENTITY_FREE_KEYS = ("runs_dir", "dry_run")  # values that make no other sweep
+STOPPING = "stopping"  # this file is in the sweep's folder while the sweep stops
+IDENTITY_FREE_KEYS = ("runs_dir", "dry_run")  # keys whose values do not make another sweep
 
 
 class Announcement(Callback):
-    """Named in conf/config.yaml: Hydra tells it, in the parent, that a sweep begins; it tells `hear`."""
+    """A callback of Hydra, named in conf/config.yaml. When a sweep begins, it calls `hear` in the parent process."""
 
     hear: Callable[[Sweep, DictConfig], Any] = staticmethod(lambda sweep, config: None)
 
@@ -45,7 +45,7 @@ class Announcement(Callback):
 
 
 def composed_jobs(sweep: Sweep, config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
-    """Overrides and values of every job that is known beforehand; `config` is what the announcement brought."""
+    """Yield the overrides and values of every job known beforehand. `config` is that of the announcement."""
     loader = GlobalHydra.instance().config_loader()
     for overrides in sweep.expected or []:
         values = loader.load_sweep_config(config, list(overrides))
@@ -56,18 +56,18 @@ def composed_jobs(sweep: Sweep, config: DictConfig) -> Iterator[tuple[list[str],
 
 @dataclass
 class Job:
-    """One job. `state` is pending, running, or how it ended: completed, failed, interrupted, dry_run."""
+    """One job. `state` is pending or running, or completed, failed, interrupted or dry_run after the end."""
 
     overrides: list[str]
     number: int
     state: str = "pending"
-    run: str | None = None  # its run directory, once the configuration is known to be good
-    log: str | None = None  # what its worker printed
+    run: str | None = None  # its run directory, after the configuration has passed its checks
+    log: str | None = None  # file with the output of its worker
     error: str | None = None
     code: int | None = None
-    pid: int = 0  # of the process that does it
+    pid: int = 0  # process id of the process that does the job
     host: str = ""
-    began: float = 0.0  # seconds since the epoch, of the last time it was started
+    began: float = 0.0  # time of the last start, in seconds since the epoch
     ended: float | None = None
 
     @property
@@ -76,7 +76,7 @@ class Job:
 
 
 class Sweep:
-    """The record under `folder`, and what this call of the command is to do: `expected` jobs, None where unknown."""
+    """The record in `folder`, and the jobs that this call of the command will do: `expected`, None if unknown."""
 
     def __init__(self, folder: Path, expected: list[list[str]] | None = None) -> None:
         self.folder, self.expected = folder.absolute(), expected
@@ -84,7 +84,7 @@ class Sweep:
 
     @classmethod
     def of(cls, config: DictConfig) -> Sweep:
-        """The sweep that Hydra announced; only its own sweeper says beforehand what the jobs will be."""
+        """Return the sweep that Hydra announced. Only Hydra's basic sweeper knows its jobs beforehand."""
         hydra, expected = config.hydra, None
         if hydra.sweeper._target_.endswith("BasicSweeper"):
             arguments = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
@@ -93,7 +93,7 @@ class Sweep:
         return cls(Path(hydra.sweep.dir), expected)
 
     def jobs(self) -> list[Job]:
-        """Every job on record and those still expected, in the order of their numbers."""
+        """List every recorded job and the expected ones, in the order in which they began, then by number."""
         found = {}
         for path in sorted((self.folder / "jobs").glob("*.json")):
             job = Job(**json.loads(path.read_text(encoding="utf-8")))
@@ -102,15 +102,15 @@ class Sweep:
             name = digest(overrides)
             if name not in found:
                 found[name] = Job(list(overrides), number)
-            elif found[name].began < self.began:  # of an earlier call, and due again
+            elif found[name].began < self.began:  # an earlier call did it, and this call will do it again
                 old = found[name]
                 found[name] = Job(list(overrides), number, "pending", old.run, old.log)
         return sorted(found.values(), key=lambda job: (job.began == 0, job.began, job.number))
 
     def close(self) -> list[Job]:
-        """The launcher has returned, so nothing runs any more: write sweep.json, and return its jobs.
+        """Write sweep.json after the launcher has returned, and return the jobs. No job runs any more.
 
-        None, and no file, where Hydra refused the sweep before its first job.
+        Returns an empty list and writes no file if Hydra refused the sweep before its first job.
         """
         jobs = self.jobs()
         if not any(job.began >= self.began for job in jobs):
@@ -129,7 +129,7 @@ class Sweep:
         return jobs
 
     def start(self, overrides: Sequence[str], number: int) -> Job:
-        """Note that a job begins, in the process that does it."""
+        """Record that a job begins. The process that does the job calls this."""
         stem = self.folder / "jobs" / digest(overrides)
         stem.parent.mkdir(parents=True, exist_ok=True)
         job = Job(list(overrides), number, "running", log=f"{stem}.log", pid=os.getpid(), began=time.time())
@@ -145,10 +145,9 @@ class Sweep:
 
 @contextmanager
 def stopping_jobs(sweep: Sweep) -> Iterator[None]:
-    """What stops the command stops the jobs that other processes of this machine do, too, and waits until they have.
+    """Pass a signal that stops the command on to the jobs in other processes of this machine, and wait for them.
 
-    Left to itself a parallel launcher kills its processes, and with them what saves a checkpoint there. A second signal
-    lets it do so.
+    Without this, a parallel launcher would kill its processes before they save a checkpoint. A second signal lets it.
     """
     marker, asked = sweep.folder / STOPPING, False
     marker.unlink(missing_ok=True)
@@ -179,9 +178,9 @@ def stopping_jobs(sweep: Sweep) -> Iterator[None]:
 
 
 def begin_in_process(sweep: Sweep) -> None:
-    """For a job, wherever it is done. Raises KeyboardInterrupt where its sweep is being stopped."""
+    """Prepare the process of a job for signals. Raises KeyboardInterrupt if the sweep is stopping."""
     if os.environ.get(SWEPT_BY, str(os.getpid())) != str(os.getpid()):
-        for number in (signal.SIGINT, signal.SIGHUP):  # they reach all processes of a terminal; the command tells us
+        for number in (signal.SIGINT, signal.SIGHUP):  # the command passes these on as SIGTERM
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if (sweep.folder / STOPPING).exists():
@@ -194,7 +193,7 @@ def _is_elsewhere(job: Job, since: float) -> bool:
 
 
 def _truth(job: Job) -> Job:
-    """A job whose process was killed could not write that down: its run directory knows how far it came."""
+    """Correct the state of a job whose process was killed and could not record it. Reads the status of its run."""
     if job.state != "running" or not is_gone(str(job.pid), job.host) or _saves(job):
         return job
     status: dict[str, Any] = {}
@@ -206,7 +205,7 @@ def _truth(job: Job) -> Job:
 
 
 def _saves(job: Job) -> bool:
-    """Whether the worker of a job whose process has gone is there: it saves a checkpoint."""
+    """Whether the worker of a job still lives after the job's process has ended. It then saves a checkpoint."""
     if job.directory is None or not job.directory.status_path.exists():
         return False
     status = job.directory.status()
@@ -214,25 +213,25 @@ def _saves(job: Job) -> bool:
 
 
 def digest(overrides: Sequence[str]) -> str:
-    """Name of a job's files: ten hexadecimal digits of its overrides, in whatever order."""
+    """Name the files of a job: a hash of its overrides in ten hexadecimal digits. Their order does not matter."""
     plain = sorted(text for text in overrides if text.split("=")[0] not in IDENTITY_FREE_KEYS)
     return hashlib.sha256("\n".join(plain).encode()).hexdigest()[:10]
 
 
 def split_overrides(jobs: list[Job]) -> tuple[list[str], list[str]]:
-    """Overrides that all jobs have in common, and the keys in which they differ."""
+    """Return the overrides that all jobs share, and the keys in which the jobs differ."""
     common = [text for text in jobs[0].overrides if all(text in job.overrides for job in jobs)] if jobs else []
     keys = dict.fromkeys(text.split("=")[0] for job in jobs for text in job.overrides if text not in common)
     return common, list(keys)
 
 
 def label(job: Job, common: Sequence[str]) -> str:
-    """What sets a job apart from the others, as typed."""
+    """Return the overrides in which a job differs from the others, as typed."""
     return " ".join(text for text in job.overrides if text not in common) or "the only job"
 
 
 def with_directory(arguments: list[str]) -> list[str]:
-    """The command line with `hydra.sweep.dir=...` added, if it describes a sweep and does not name one itself."""
+    """Add `hydra.sweep.dir=...` to the command line of a sweep, unless it is there."""
     overrides = [text for text in arguments if "=" in text and not text.startswith("-")]
     chosen = [text.partition("=")[2] for text in overrides if text.startswith("sweep=") and text != "sweep=null"]
     multirun = {"-m", "--multirun"} & set(arguments) or "hydra.mode=MULTIRUN" in overrides

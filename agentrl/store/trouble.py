@@ -1,4 +1,4 @@
-"""What the machine refuses, in one line that names the knob: disk and memory."""
+"""Explains errors of the machine (disk, memory) in one line that names the key to change."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MEMORY_ADVICE = (
 
 
 def trouble(error: BaseException, run: Path) -> str | None:
-    """The machine's refusal and its mending; None where something else is wrong, which keeps its traceback."""
+    """Explain an error of the disk or the memory. None for any other error, which keeps its traceback."""
     disk = disk_trouble(error, run)
     if disk is not None:
-        advice = "free or grant space there, then give the same command: it resumes from the last whole checkpoint"
+        advice = "free space or grant access there, then repeat the command: it resumes from the last whole checkpoint"
         return f"cannot write {run}: {disk}; {advice}"
     memory = memory_trouble(error)
     if memory is not None:
@@ -29,9 +29,9 @@ def trouble(error: BaseException, run: Path) -> str | None:
 
 
 def disk_trouble(error: BaseException, path: Path) -> str | None:
-    """Why the disk refused to be written below `path`, or None.
+    """Return why the disk refused to write below `path`. None if the error has another cause.
 
-    Only Python's own errors carry an errno: safetensors puts it into its text, and torch.save merely says it failed.
+    Only Python's errors carry an errno. safetensors puts it into its text, and torch.save only says that it failed.
     """
     if isinstance(error, OSError):
         elsewhere = error.filename is not None and not Path(str(error.filename)).is_relative_to(path)
@@ -45,9 +45,9 @@ def disk_trouble(error: BaseException, path: Path) -> str | None:
 
 
 def memory_trouble(error: BaseException) -> str | None:
-    """The allocator's first sentence where memory ran out, on a GPU or not; else None.
+    """Return the allocator's first sentence if memory ran out, on a CPU or a GPU. Else None.
 
-    torch's CPU allocator raises a plain RuntimeError, so that its text has to tell.
+    torch's CPU allocator raises a plain RuntimeError, so the text decides.
     """
     words = ("can't allocate memory", "not enough memory", "CUDA out of memory", "Cannot allocate memory")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or (

@@ -107,10 +107,10 @@ def test_a_category_file_as_path_names_the_rows():
         ({"id": "multi_turn_base_0", "turns": [[{"text": 3}]]}, "turns:"),
         ({"id": "multi_turn_base_0", "messages": [{"role": "assistant", "content": ["x"]}]}, "content of message 0"),
         ({"id": "multi_turn_base_0", "messages": [{"role": "assistant", "tool_calls": ["x"]}]}, "tool_calls of mess"),
-        ({"row": 0, "category": ["multi_turn_base"], "turns": []}, "no category"),
+        ({"row": 0, "category": ["multi_turn_base"], "turns": []}, "not a category"),
         ({"row": True, "category": "multi_turn_base", "turns": []}, "row: expected"),
         ({"row": 200, "category": "multi_turn_base", "turns": []}, "0 to 199"),
-        ({"row": 0, "category": "simple_python", "turns": []}, "no category"),
+        ({"row": 0, "category": "simple_python", "turns": []}, "not a category"),
     ],
 )
 def test_a_record_that_cannot_be_scored_says_why(bench, record, reason):

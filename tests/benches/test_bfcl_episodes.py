@@ -260,10 +260,7 @@ def test_categories_that_cannot_run_are_skipped_with_their_reason(monkeypatch, c
     monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
     bench = bench_of("bench.categories=[memory_kv,web_search_base]", "bench.memory=evidence")
     assert {task.data["entry"].category for task in bench.tasks("test")} == {"memory_kv"}
-    assert (
-        "web_search_base is skipped: it searches the web through SerpAPI; set SERPAPI_API_KEY"
-        in capsys.readouterr().err
-    )
+    assert "web_search_base is skipped: it needs SerpApi; set SERPAPI_API_KEY" in capsys.readouterr().err
     with pytest.raises(UserError, match="none can run here; bfcl: web_search_base is skipped"):
         bench_of("bench.categories=[web_search_base]").tasks("test")
 

@@ -115,7 +115,7 @@ def test_the_answer_tag_follows_its_key_and_not_the_file(tmp_path: Path) -> None
 
 
 def test_a_directory_has_a_file_for_each_split(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds none of train\.jsonl, train\.parquet, test\.jsonl, test\.parquet"):
+    with pytest.raises(UserError, match=r"has none of train\.jsonl, train\.parquet, test\.jsonl, test\.parquet"):
         bench(tmp_path).tasks("train")
     write(tmp_path / "train.jsonl", [row(n, "train") for n in range(3)])
     write(tmp_path / "test.jsonl", [row(n) for n in range(5, 7)])
@@ -127,14 +127,14 @@ def test_a_directory_has_a_file_for_each_split(tmp_path: Path) -> None:
     assert loaded.size("train") == 3 and bench(tmp_path).size("test") == 2
     (tmp_path / "train.parquet").touch()
     for asked in (bench(tmp_path).tasks, bench(tmp_path).size):
-        with pytest.raises(UserError, match=r"holds train\.jsonl and train\.parquet; remove one"):
+        with pytest.raises(UserError, match=r"has both train\.jsonl and train\.parquet; remove one"):
             asked("train")
 
 
 def test_a_directory_with_one_of_the_files_is_that_file(tmp_path: Path) -> None:
     file = write(tmp_path / "test.jsonl", [row(n) for n in range(5)])
     assert bench(tmp_path).tasks("test") == bench(file).tasks("test") and len(bench(tmp_path).tasks("test")) == 5
-    with pytest.raises(UserError, match="holds test rows alone"):
+    with pytest.raises(UserError, match="has only test rows"):
         bench(tmp_path).tasks("train")
 
 
@@ -156,7 +156,7 @@ def test_training_rows_alone_are_divided(tmp_path: Path) -> None:
 def test_training_on_test_rows_takes_a_word(tmp_path: Path) -> None:
     file = write(tmp_path / "test.jsonl", [row(n) for n in range(8)])
     assert len(bench(file).tasks("test")) == 8
-    with pytest.raises(UserError, match=r"test\.jsonl holds test rows alone; .*bench\.train_on_test=true"):
+    with pytest.raises(UserError, match=r"test\.jsonl has only test rows; .*bench\.train_on_test=true"):
         bench(file).tasks("train")
     loaded = bench(file, train_on_test=True)
     train, test = ({task.id for task in loaded.tasks(split)} for split in ("train", "test"))
@@ -236,7 +236,7 @@ def test_parquet_rows_are_the_same_rows(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
     assert "train.parquet, row 1, answer: expected a string" in complaint(tmp_path / "train.parquet")
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
-    assert "no whole parquet file" in complaint(tmp_path / "train.parquet")
+    assert "not a complete parquet file" in complaint(tmp_path / "train.parquet")
 
 
 # -- bad files -------------------------------------------------------------------------------------------------------
@@ -253,13 +253,13 @@ def test_unreadable_files(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     assert "x.jsonl (No such file" in complaint(file)
     file.write_text("\n")
-    assert "holds no rows" in complaint(file)
+    assert "has no rows" in complaint(file)
     assert str(tmp_path / "no.parquet") in complaint(tmp_path / "no.parquet")
     whole = json.dumps(row())
     file.write_text(f"{whole}\n{whole[:200]}")
-    assert f"{file}, line 2 (row 1) is no whole JSON (column" in complaint(file)
+    assert f"{file}, line 2 (row 1) is not complete JSON (column" in complaint(file)
     file.write_text(f"\n{whole}\n" + "[" * 100_000)
-    assert f"{file}, line 3 (row 1) is no whole JSON (nested too deeply)" in complaint(file)
+    assert f"{file}, line 3 (row 1) is not complete JSON (nested too deeply)" in complaint(file)
     file.write_bytes(whole.encode() + b"\n" + json.dumps(row(answer="é"), ensure_ascii=False).encode("latin-1"))
     assert f"{file}, line 2 (row 1) is not UTF-8" in complaint(file)
     long = row(1, codes={"capital": CAPITAL + "#" * 10_000_000, "people": PEOPLE})
@@ -276,7 +276,7 @@ TWICE = [function("capital"), function("capital")]
     [
         ("messages", [], "messages: expected a list of messages"),
         ("messages", [{"role": "user"}], "messages: expected a list of messages"),
-        ("messages", [{"role": "user", "content": "Hi"}], "messages: the last is no user message with a line"),
+        ("messages", [{"role": "user", "content": "Hi"}], "messages: the last is not a user message with a line"),
         ("answer", 3, "answer: expected a string, got int"),
         ("tools", "[{", "tools: bad JSON (column 3"),
         ("tools", "[" * 100_000, "tools: bad JSON (nested too deeply)"),
@@ -288,7 +288,7 @@ TWICE = [function("capital"), function("capital")]
         ("codes", {"capital": 3}, "codes: expected an object"),
         ("codes", "none", "codes: bad JSON"),
         ("unsolved_set", {"capital": "Brondal"}, "unsolved_set: expected an object"),
-        ("unsolved_set", {"capital": []}, "unsolved_set: holds no results"),
+        ("unsolved_set", {"capital": []}, "unsolved_set: has no results"),
         ("unsolved_set", {"capital": [3]}, "unsolved_set: capital: expected strings"),
         ("unsolved_set", {"mayor": ["x"]}, "unsolved_set: there is no tool mayor"),
         ("ground_truth", {"name": "capital"}, "ground_truth: expected a list"),

@@ -98,9 +98,9 @@ def test_verihs_own_training_file_is_used(tmp_path: Path) -> None:
         ({"type": "x:other"}, "type: 'x:other' ends neither in ':conflict' nor in ':aligned'"),
         ({"sys_prompt": " "}, "sys_prompt: empty"),
         ({"user_prompt": None}, "user_prompt: expected text, got NoneType"),
-        ({"gt": "{"}, "gt: no whole JSON"),
-        ({"gt": "[]"}, "gt: func_name None is no known constraint"),
-        ({"gt": '{"func_name": "eval"}'}, "gt: func_name 'eval' is no known constraint"),
+        ({"gt": "{"}, "gt: not complete JSON"),
+        ({"gt": "[]"}, "gt: func_name None is not a known constraint"),
+        ({"gt": '{"func_name": "eval"}'}, "gt: func_name 'eval' is not a known constraint"),
         ({"gt": '{"func_name": "verify_bullet_points"}'}, "gt: verify_bullet_points: n is null"),
         ({"gt": '{"func_name": "validate_sections", "N": 3, "section_splitter": ""}'}, 'section_splitter is ""'),
         ({"gt": '{"func_name": "verify_letter_frequency", "N": 3, "letter": "ab"}'}, 'letter is "ab"'),
@@ -120,7 +120,7 @@ def test_bad_verih_rows(tmp_path: Path, change: dict[str, Any], reason: str) -> 
         ({"messages": []}, "messages: the last message is not the user's"),
         ({"messages": [{"role": "tool", "content": ""}]}, "messages: expected messages with the role"),
         ({"messages": [{"role": "user"}]}, "messages: expected messages with text"),
-        ({"instruction_id_list": ["a:b", "c:d"]}, "'a:b' is no known instruction"),
+        ({"instruction_id_list": ["a:b", "c:d"]}, "'a:b' is not a known instruction"),
         ({"kwargs": [{}]}, "kwargs: 1 for 2 instructions"),
         ({"instruction_id_list": [], "kwargs": []}, "kwargs: 0 for 0 instructions"),
         ({**WORDS, "kwargs": [{"num_words": 3, "relation": "about"}]}, 'relation is "about"'),
@@ -140,22 +140,24 @@ def test_bad_files(tmp_path: Path) -> None:
             bench.tasks("test")
         return str(error.value)
 
-    assert "holds no sys_ifeval.jsonl" in complaint(sys_ifeval(tmp_path))
+    assert "has no sys_ifeval.jsonl" in complaint(sys_ifeval(tmp_path))
     assert "cannot read" in complaint(verih(tmp_path / "absent.json"))
     (tmp_path / "a.jsonl").write_text('{"system": "S", "user": "U"}\n\n{"b": \n', encoding="utf-8")
-    assert "row 1 (counted from 0) is no whole JSON" in complaint(
+    assert "row 1 (counted from 0) is not complete JSON" in complaint(
         load_bench(Pairs(name="pairs", path=str(tmp_path / "a.jsonl"), **SPLIT))
     )
     (tmp_path / "b.json").write_text("[1", encoding="utf-8")
-    assert "no whole JSON list" in complaint(verih(tmp_path / "b.json"))
+    assert "not a complete JSON list" in complaint(verih(tmp_path / "b.json"))
     (tmp_path / "c.json").write_text("[1]", encoding="utf-8")
     assert "row 0 (counted from 0), whole row: expected an object, got int" in complaint(verih(tmp_path / "c.json"))
     (tmp_path / "d.jsonl").write_text("\n", encoding="utf-8")
-    assert "holds no rows" in complaint(verih(tmp_path / "d.jsonl"))
+    assert "has no rows" in complaint(verih(tmp_path / "d.jsonl"))
     (tmp_path / "e.json").write_bytes(b"\xff")
     assert "not UTF-8" in complaint(verih(tmp_path / "e.json"))
     unnamed = write(tmp_path / "rows.jsonl", [trust_row(0)])
-    assert "says none of" in complaint(load_bench(TensorTrust(name="tensortrust", path=str(unnamed), **RULES, **SPLIT)))
+    assert "contains none of" in complaint(
+        load_bench(TensorTrust(name="tensortrust", path=str(unnamed), **RULES, **SPLIT))
+    )
     one = verih(write(tmp_path / "one.json", [verih_row(0)]))
     assert "no row is left for the test split" in complaint(one)
 
@@ -310,7 +312,7 @@ def test_iheval_reads_a_directory(tmp_path: Path) -> None:
     ("task", "change", "reason"),
     [
         ("verb-extract", {"answer": 3}, "answer: expected text"),
-        ("single-turn", {"answer": {"instruction_id_list": ["x"], "kwargs": [{}]}}, "'x' is no known instruction"),
+        ("single-turn", {"answer": {"instruction_id_list": ["x"], "kwargs": [{}]}}, "'x' is not a known instruction"),
         ("user-prompt-hijack", {"answer": {"access_code": "x"}}, "answer: expected access_code and label"),
         ("lang-detect", {"answer": [1]}, "answer: expected names of languages"),
         ("multi-turn", {"conversation_history": ["a"]}, "conversation_history: expected texts"),
@@ -322,7 +324,7 @@ def test_bad_iheval_rows(tmp_path: Path, task: str, change: dict[str, Any], reas
     with pytest.raises(UserError) as error:
         iheval(tmp_path).tasks("test")
     assert "row 0 (counted from 0)" in str(error.value) and reason in str(error.value)
-    with pytest.raises(UserError, match="holds no <task>"):
+    with pytest.raises(UserError, match="has no <task>"):
         iheval(tmp_path / "x" / "none").tasks("test")
 
 

@@ -137,10 +137,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert "Is a directory" in complaint(tmp_path)
     whole = json.dumps(rows(), indent=1)
     assert "line" in complaint(write(tmp_path, whole[: len(whole) // 2]))
-    assert "no whole JSON file (column 1, Expecting value)" in complaint(write(tmp_path, ""))
+    assert "not complete JSON (column 1, Expecting value)" in complaint(write(tmp_path, ""))
     assert "nested too deeply" in complaint(write(tmp_path, "[" * 100_000))
-    assert "holds no rows" in complaint(write(tmp_path, []))
-    assert "holds no rows" in complaint(write(tmp_path, "3"))
+    assert "has no rows" in complaint(write(tmp_path, []))
+    assert "has no rows" in complaint(write(tmp_path, "3"))
     long = rows()
     long[1]["question"] = "?" * 10_000_000
     assert "row 1 has 10,00" in complaint(write(tmp_path, long))
@@ -160,7 +160,7 @@ def test_offline_hub_names_the_way_out() -> None:
         ("answer", 18, "row 1, answer: expected a string, got int"),
         ("question", None, "row 1, question: expected a string"),
         ("id", None, "row 1, id: expected"),
-        ("id", 1, "row 1, id: 1 is also the id of row 0"),
+        ("id", 1, "row 1, id: row 0 also has the id 1"),
         ("sub_task", {}, "row 1, sub_task: expected a non-empty object"),
         ("sub_task", {"What is the concatenation of q and z?": 3}, "row 1, sub_task: expected sub-questions"),
         ("sub_task", {"other": "qz"}, "row 1, tools: its sub-questions differ"),

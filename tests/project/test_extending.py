@@ -138,7 +138,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
 def test_a_bench_that_uses_the_name_of_a_method_otherwise_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "sized.py"
     file.write_text(BENCH.read_text().replace("self.count", "self.size"))
-    with pytest.raises(UserError, match=r"size of the bench is a method of agentrl\.core\.bench\.Bench; give"):
+    with pytest.raises(UserError, match=r"the attribute size of the bench hides the method size"):
         load_bench(composed("bench=custom", f"bench.path={file}").bench)
 
 

@@ -337,7 +337,7 @@ def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
     run = wait_until_running(tmp_path)
     code, _, err = finish(start(tmp_path, WAITS))
     assert code == 2
-    assert "is being worked on by process" in err
+    assert "is in use by process" in err
     assert starts(run) == 1
     first.send_signal(signal.SIGINT)
     finish(first)

@@ -139,8 +139,8 @@ def test_a_path_without_a_checkpoint_is_refused(here: Path, capsys: Any, typed: 
             "bench.path={here}/hop.json leaves no row for the train",
         ),
         (["bench=toolhop", "bench.path=damaged.json"], "damaged.json, row 0, id: missing"),
-        (["bench=ftrl", "bench.path=ftrl"], "ftrl holds test rows alone"),
-        (["bench=ftrl", "bench.path=ftrl", "dry_run=true"], "ftrl holds test rows alone"),
+        (["bench=ftrl", "bench.path=ftrl"], "ftrl has only test rows"),
+        (["bench=ftrl", "bench.path=ftrl", "dry_run=true"], "ftrl has only test rows"),
         (
             ["bench=ftrl", "bench.path=ftrl", "bench.train_on_test=true", "trainer.prompts_per_batch=4"],
             "are 3 training tasks",

@@ -78,7 +78,7 @@ def mistype(path: Path) -> None:
         (cut, "model.bin has 50 bytes instead of 100"),
         (flip, "the content of model.bin has changed"),
         (lose, "inner/state.json is missing"),
-        (unlist, "no manifest.json"),
+        (unlist, "manifest.json is missing"),
         (tear, "manifest.json cannot be read"),
         (mistype, "manifest.json cannot be read"),
     ],

@@ -242,7 +242,7 @@ def test_status(run: RunDirectory) -> None:
 
 
 def test_status_of_what_is_no_run(tmp_path: Path, run: RunDirectory) -> None:
-    assert "no run directory" in refusal(RunDirectory(tmp_path).status)
+    assert "not a run directory" in refusal(RunDirectory(tmp_path).status)
     run.status_path.write_text('{"status": "comp')
     assert "damaged" in refusal(run.status)
 

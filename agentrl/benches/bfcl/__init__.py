@@ -1,1 +1,1 @@
-"""BFCL v4; `bench.py` is the entry."""
+"""BFCL v4. Start reading at `bench.py`."""

@@ -1,8 +1,9 @@
-"""BFCL v4 (gorilla.cs.berkeley.edu): multi-turn calls on simulated APIs, memory and web search, officially scored.
+"""BFCL v4 (gorilla.cs.berkeley.edu): multi-turn calls on simulated APIs, memory and web search, scored officially.
 
-APIs, checkers and data are those of the bfcl-eval package; what is official and what is ours is told in docs/bfcl.md.
-BFCL is an evaluation set. The division by `test_fraction` is ours, so that it can also be trained on; all variants of
-an item fall on the same side.
+
+APIs, checkers and data come from the bfcl-eval package. docs/bfcl.md says what is official and what is ours. BFCL is an
+evaluation set. We divide it by `test_fraction`, so that it can also be trained on; all variants of an item are in the
+same split.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from agentrl.core.trajectory import Trajectory
 if TYPE_CHECKING:
     from agentrl.core.bench import Play
 
-SECONDS = 10.0  # for one request to the simulated APIs
+SECONDS = 10.0  # time limit of one request to the simulated APIs
 KEY = "SERPAPI_API_KEY"
-ITEMS = {"multi_turn": 200, "memory": 155, "web_search": 100}  # of each category
-WEB_SECONDS, ENCODER_SECONDS = 120.0, 600.0  # a page may take the official 20 s, an encoder is loaded when imported
+ITEMS = {"multi_turn": 200, "memory": 155, "web_search": 100}  # items in each category of a kind
+WEB_SECONDS, ENCODER_SECONDS = 120.0, 600.0  # a page may take the official 20 s; the import of an encoder loads it
 
 
 class BfclBench(Bench):
-    """The bench; see the module docstring. `solve_metric` is the official verdict of the categories chosen."""
+    """The bench; see the module docstring. `solve_metric` is the official verdict of the chosen categories."""
 
     name = "bfcl"
 
@@ -57,7 +58,7 @@ class BfclBench(Bench):
         kinds = {category in MULTI_TURN for category in self.categories}
         self.solve_metric = "solved" if len(kinds) == 2 else "valid" if True in kinds else "correct"
         online = config.web == "serpapi" and any(category in WEB_SEARCH for category in self.categories)
-        unlimited = "memory_vector" in self.categories  # its encoder reserves more address space than it uses
+        unlimited = "memory_vector" in self.categories  # the encoder reserves more address space than it uses
         self.simulator = Simulator(WEB_SECONDS if online else SECONDS, 0 if unlimited else MEMORY_BYTES)
         self._entries: dict[str, list[Entry]] = {}
         self._traces: dict[str, ExpertTrace | None] = {}
@@ -79,7 +80,7 @@ class BfclBench(Bench):
         return [self.task(entry, None if played else self.evidence(entry)) for entry in entries]
 
     def size(self, split: str) -> int:
-        """Items of the chosen categories that can run here; of all the chosen ones where bfcl-eval is not installed."""
+        """Count the items of the chosen categories that can run here. Without bfcl-eval, count all chosen ones."""
         if importlib.util.find_spec("bfcl_eval") is not None:
             return sum(len(self.divide(self.entries(category))[split]) for category in self.usable_categories())
         sizes = [next(size for kind, size in ITEMS.items() if name.startswith(kind)) for name in self.categories]
@@ -87,7 +88,7 @@ class BfclBench(Bench):
         return test if split == "test" else sum(sizes) - test
 
     def task(self, entry: Entry, memory_dir: Path | None) -> Task:
-        """The item as its first turn stands; a memory's content is read from the snapshots below `memory_dir`."""
+        """Make the task of an item, with its first turn. A memory is read from the snapshots in `memory_dir`."""
         if entry.category in MEMORY:
             directory = memory_dir or self.simulator.scratch_dir("empty")
             entry = replace(entry, initial_config=memory_config(entry, directory))
@@ -107,7 +108,7 @@ class BfclBench(Bench):
         )
 
     def system_prompt(self, entry: Entry) -> str:
-        """Officially: what the memory shows, and the answer format that agentic items ask for."""
+        """Return the official system prompt: what the memory shows, and the answer format of agentic items."""
         parts = []
         if entry.category in MEMORY:
             shown = SimulatedApis(self.simulator, entry.payload).memory()
@@ -117,13 +118,13 @@ class BfclBench(Bench):
         return "\n\n".join(parts)
 
     def entries(self, category: str) -> list[Entry]:
-        """All items of a category, in file order."""
+        """Return all items of a category, in file order."""
         if category not in self._entries:
             self._entries[category] = self.data.entries(category)
         return self._entries[category]
 
     def divide(self, entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-        """Items of each split in file order; the number of an item decides, so that its variants stay together."""
+        """Divide items into splits, in file order. The number of an item decides, so its variants stay together."""
         numbers = sorted({entry.number for entry in entries})
         family = entries[0].category.split("_")[0]
         count = min(max(round(self.config.test_fraction * len(numbers)), 1), len(numbers))
@@ -134,7 +135,7 @@ class BfclBench(Bench):
         }
 
     def usable_categories(self) -> tuple[str, ...]:
-        """The chosen categories without those that cannot run here; each of these is named with its reason, once."""
+        """Return the chosen categories that can run here. The others are printed once, with the reason."""
         if self._usable is None:
             reasons = {category: self._obstacle(category) for category in self.categories}
             self._usable = tuple(category for category in self.categories if reasons[category] is None)
@@ -150,7 +151,7 @@ class BfclBench(Bench):
         if category in MULTI_TURN or (category in WEB_SEARCH and self.config.web == "replay"):
             return None
         if category in WEB_SEARCH and not os.environ.get(KEY):
-            return f"it searches the web through SerpAPI; set {KEY}, or bench.web=replay (recorded, not official)"
+            return f"it needs SerpApi; set {KEY}, or bench.web=replay (recorded pages, not official)"
         missing = self.simulator.ask("probe", timeout=ENCODER_SECONDS, classes=[name])["missing"].get(name)
         if missing is None:
             return None
@@ -161,7 +162,7 @@ class BfclBench(Bench):
     # -- memory ------------------------------------------------------------------------------------------------------
 
     def evidence(self, entry: Entry) -> Path | None:
-        """Snapshots that hold the evidence sentence of every question of the scenario (ours, not official)."""
+        """Write snapshots with the evidence sentence of every question of the scenario (ours, not official)."""
         if entry.category not in MEMORY:
             return None
         first = self.data.conversations(entry.category, entry.scenario)[0]
@@ -171,7 +172,7 @@ class BfclBench(Bench):
         return [other for other in self.entries(entry.category) if other.scenario == entry.scenario]
 
     def prepare(self, tasks: list[Task], play: Play, directory: Path) -> list[Task]:
-        """Let the policy hold the conversations that memory questions build on (`memory=played`); see `memory.py`."""
+        """Let the policy play the conversations that memory questions build on (`memory=played`); see `memory.py`."""
         asked = [task for task in tasks if task.data["entry"].category in MEMORY]
         if self.config.memory != "played" or not asked:
             return tasks
@@ -200,19 +201,19 @@ class BfclBench(Bench):
         return BfclEnvironment(entry, SimulatedApis(self.simulator, entry.payload))
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        """The official verdict: `valid` of multi-turn items, `correct` of answers, `solved` where a run has both."""
+        """Return the official verdict: `valid` for multi-turn items, `correct` for answers, `solved` if both occur."""
         entry: Entry = task.data["entry"]
         verdict, _ = verdicts.judge(self.simulator, entry, verdicts.turns_of(trajectory.messages))
         return Score({self.solve_metric: verdict}, task.cluster, {"category": entry.category})
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, float | None], str | None]:
-        """Metrics of an episode played elsewhere, and the official error type where it failed.
+        """Score an episode of another program. Returns the metrics, and the official error type if it failed.
 
-        `record` names its item by `id` (or `row_id`), or by `row` and, where several categories are configured,
-        `category`. It holds `turns` (per user turn the steps, each {"calls": [{"name", "arguments"}]} or {"text"}),
-        or `messages` (assistant texts raw, or with `tool_calls`), or for memory and web search `response`, the last
-        message without a call. Nothing of it is executed but calls of the item's functions with JSON arguments. What
-        cannot be scored gives no metrics and the reason.
+        `record` names its item by `id` (or `row_id`), or by `row` and, if several categories are configured,
+        `category`. It has one of: `turns` (for each user turn a list of steps, each {"calls": [{"name", "arguments"}]}
+        or {"text"}); `messages` (raw assistant texts, or with `tool_calls`); or, for memory and web search, `response`,
+        the last message without a call. Only calls of the item's functions with JSON arguments are executed. A record
+        that cannot be scored returns no metrics and the reason.
         """
         try:
             entry = entry_of_record(record, self.categories, self.entries)
@@ -225,10 +226,10 @@ class BfclBench(Bench):
         return {"correct" if entry.answers else "valid": verdict}, reason
 
     def expert_trace(self, task: Task) -> ExpertTrace | None:
-        """Gold calls executed and checked; for memory and web search a look-up of the evidence (ours)."""
+        """Return a checked trace of the gold calls. For memory and web search it looks up the evidence (ours)."""
         entry: Entry = task.data["entry"]
         if entry.category in WEB_SEARCH and self.config.web != "replay":
-            return None  # a trace is not worth paid searches whose results change from day to day
+            return None  # a trace would need paid searches, whose results change from day to day
         if task.id not in self._traces:
             self._traces[task.id] = traces.expert_trace(
                 entry, self.environment(task), self.simulator, self._same_memory(entry)
@@ -241,6 +242,6 @@ class BfclBench(Bench):
 
 
 def cluster_of(entry: Entry) -> str:
-    """Items that depend on one another: variants of one item, and questions that share a memory."""
+    """Name the cluster of an item: variants of one item, or questions that share a memory."""
     kind = "memory" if entry.category in MEMORY else "web_search" if entry.category in WEB_SEARCH else "multi_turn"
     return f"{kind} {entry.scenario or entry.number}"

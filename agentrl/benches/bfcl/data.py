@@ -1,4 +1,4 @@
-"""BFCL v4's data files, as they lie in the bfcl-eval package: categories, entries, function docs, gold answers."""
+"""Reads the data files of BFCL v4 in the bfcl-eval package: categories, entries, function docs, gold answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DOC_FILES = {
     "MemoryAPI_rec_sum": "memory_rec_sum",
     "MemoryAPI_vector": "memory_vector",
 }
-# JSON Schema's name of each type that the function docs use; they also write some of JSON Schema's own.
+# Names of types in the function docs -> names in JSON Schema. The docs also use some names of JSON Schema.
 SCHEMA_TYPES = {
     "dict": "object",
     "float": "number",
@@ -47,24 +47,24 @@ SCHEMA_TYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One item. Multi-turn items have `gold` calls per user turn, memory and web items accepted `answers`."""
+    """One item. Multi-turn items have `gold` calls for each user turn; memory and web items have accepted `answers`."""
 
     id: str
     category: str
-    number: int  # 0-based place in its file; variants of one item share it
-    turns: tuple[str, ...]  # what the user says, turn by turn
-    functions: tuple[dict[str, Any], ...]  # docs offered from the start
+    number: int  # 0-based place in its file, which the variants of an item share
+    turns: tuple[str, ...]  # what the user says in each turn
+    functions: tuple[dict[str, Any], ...]  # docs of the functions available from the start
     classes: tuple[str, ...]
     initial_config: dict[str, Any]
-    late: Mapping[int, tuple[dict[str, Any], ...]] = field(default_factory=dict)  # docs held out until a turn
+    late: Mapping[int, tuple[dict[str, Any], ...]] = field(default_factory=dict)  # turn -> docs available from then on
     gold: tuple[tuple[str, ...], ...] = ()
     answers: tuple[str, ...] = ()
     source: Any = None  # evidence: a sentence (memory), or hops with URLs (web search)
-    scenario: str = ""  # of memory items
+    scenario: str = ""  # scenario of a memory item
 
     @property
     def docs(self) -> dict[str, dict[str, Any]]:
-        """All function docs by name, held-out ones included: the official code executes these too at any time."""
+        """All function docs by name, including those held out: the official code executes them at any time."""
         return {doc["name"]: doc for docs in (self.functions, *self.late.values()) for doc in docs}
 
     @property
@@ -82,7 +82,7 @@ class DataFiles:
 
     @classmethod
     def of(cls, path: str | None, categories: tuple[str, ...]) -> tuple[DataFiles, tuple[str, ...]]:
-        """The data that `bench.path` names, and the categories in question: those of the file, where it is one."""
+        """Return the data that `bench.path` names, and the categories. If the path is a file, those of the file."""
         if path is None:
             return cls(), categories
         place = Path(path).expanduser()
@@ -90,22 +90,24 @@ class DataFiles:
             return cls(place), categories
         held = tuple(category for category in (*MULTI_TURN, *MEMORY, *WEB_SEARCH) if file_name(category) == place.name)
         if not held or not place.is_file():
-            raise UserError(f"bench.path: {path} is no data file of BFCL v4, such as {file_name(MULTI_TURN[0])}")
+            raise UserError(f"bench.path: {path} is not a data file of BFCL v4; give e.g. {file_name(MULTI_TURN[0])}")
         return cls(place.parent), tuple(name for name in categories if name in held) or held[:1]
 
     def _file(self, *parts: str) -> Path:
-        """A data file beside the user's, else the package's."""
+        """Return a data file of the user's directory if it is there, else the package's."""
         own = self._own.joinpath(*parts) if self._own else None
         return own if own is not None and own.is_file() else package_dir().joinpath("data", *parts)
 
     def entries(self, category: str) -> list[Entry]:
-        """Items of one category in file order, without memory's earlier conversations."""
-        package_dir()  # whatever file the items are from, the package plays and checks them
+        """Read the items of one category in file order, without the earlier conversations of memory."""
+        package_dir()  # raises without the package, which plays and checks all items
         name = file_name(category)
         file, answers = self._file(name), self._file("possible_answer", name)
         rows, golds = read_lines(file), read_lines(answers)
         if len(rows) != len(golds):
-            raise UserError(f"bench.path: {file} has {len(rows)} rows and {answers} {len(golds)}; they must match")
+            raise UserError(
+                f"bench.path: {file} has {len(rows)} rows, but {answers} has {len(golds)}; get both files again"
+            )
         return [
             self._entry(category, number, row, gold, f"bench.path: {file}, line {number + 1}")
             for number, (row, gold) in enumerate(zip(rows, golds, strict=True))
@@ -119,7 +121,7 @@ class DataFiles:
             return self._one_tool(category, number, row, scenario=row.get("scenario", ""), **known)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{where}: not a BFCL v4 row ({reason}); use the files of bfcl-eval's wheel") from error
+            raise UserError(f"{where} is not a BFCL v4 row ({reason}); use the files of bfcl-eval's wheel") from error
 
     def _multi_turn(self, category: str, number: int, row: Any, gold: Any) -> Entry:
         offered = list(self.docs(row["involved_classes"]))
@@ -144,7 +146,7 @@ class DataFiles:
         )
 
     def _one_tool(self, category: str, number: int, row: Any, **known: Any) -> Entry:
-        """The entry of a row that is answered with one class of tools: a memory or the search of the web."""
+        """Make the entry of a row with one class of tools: a memory, or web search."""
         kind = "memory" if category in MEMORY else "web_search"
         classes = (f"MemoryAPI_{category.removeprefix('memory_')}",) if kind == "memory" else ("WebSearchAPI",)
         return Entry(
@@ -159,39 +161,39 @@ class DataFiles:
         )
 
     def docs(self, classes: Sequence[str]) -> tuple[dict[str, Any], ...]:
-        """Function docs of the classes, in order."""
+        """Return the function docs of the classes, in order."""
         for name in classes:
             if name not in self._docs:
                 self._docs[name] = tuple(read_lines(self._file("multi_turn_func_doc", f"{DOC_FILES[name]}.json")))
         return tuple(doc for name in classes for doc in self._docs[name])
 
     def conversations(self, category: str, scenario: str) -> list[Entry]:
-        """The conversations that a scenario's memory comes from, in order; each goes on where the last one ended."""
+        """Return the conversations that fill a scenario's memory, in order. Each starts from the memory of the last."""
         rows = read_lines(self._file("memory_prereq_conversation", f"memory_{scenario}.json"))
         return [self._one_tool(category, number, row, scenario=scenario) for number, row in enumerate(rows)]
 
 
 def file_name(category: str) -> str:
-    """The data file of a category; the memory backends share one, and so do both kinds of web search."""
+    """Name the data file of a category. The memory backends share one file, and so do both kinds of web search."""
     shared = "memory" if category in MEMORY else "web_search" if category in WEB_SEARCH else category
     return f"BFCL_v4_{shared}.json"
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The JSON object of every line. Raises UserError with the line."""
+    """Read the JSON object of every line. Raises UserError with the line."""
     rows = []
     for number, line in numbered_lines(read_text(path, "leave bench.path=null")):
         try:
             rows.append(read_json(line))
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"bench.path: {path}, line {number}: no whole JSON ({explain_json(error)}); get the file again"
+                f"bench.path: {path}, line {number} is not complete JSON ({explain_json(error)}); get the file again"
             ) from error
     return rows
 
 
 def tool_schema(doc: Mapping[str, Any]) -> dict[str, Any]:
-    """A function doc as an OpenAI-style tool, types renamed as the official handlers for such APIs do."""
+    """Turn a function doc into an OpenAI-style tool. Types are renamed as in the official handlers of such APIs."""
     function = copy.deepcopy(dict(doc))
     parameters = function["parameters"]
     parameters["type"] = "object"
@@ -219,17 +221,17 @@ def _rename(value: dict[str, Any]) -> None:
 
 @cache
 def official_prompts() -> Any:
-    """The module of prompt texts in bfcl-eval. Importing it, unlike most of the package, has no effect on the disk."""
+    """Import the prompt texts of bfcl-eval. Unlike most of the package, this module writes nothing to the disk."""
     package_dir()
     return importlib.import_module("bfcl_eval.constants.default_prompts")
 
 
 def late_message(docs: Sequence[Mapping[str, Any]]) -> str:
-    """What the user says when functions become available later: their schemas, then the official sentence.
+    """Return what the user says when functions become available later: the official sentence with their schemas.
 
-    The official loop renders all functions anew at the top of the prompt. Tokens that were sampled after that top
-    cannot be moved under a new one, so they are announced where they appear, as the official loop does for models
-    without native function calling.
+    The official loop renders all functions again at the top of the prompt. We cannot change the prompt of tokens that
+    are already sampled. So the functions are announced where they appear, as the official loop does for models without
+    native function calling.
     """
     schemas = json.dumps([tool_schema(doc) for doc in docs])
     text: str = official_prompts().DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_PROMPTING.format(functions=schemas)
@@ -237,7 +239,7 @@ def late_message(docs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def memory_config(entry: Entry, directory: Path) -> dict[str, Any]:
-    """Initial configuration of a memory entry whose snapshots lie below `directory`."""
+    """Return the initial configuration of a memory entry, with its snapshots in `directory`."""
     return {
         entry.classes[0]: {
             "model_result_dir": os.fspath(directory.resolve()),

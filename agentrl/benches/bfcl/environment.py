@@ -1,4 +1,4 @@
-"""One BFCL episode: the user's turns, calls on the official simulated APIs, the official step limit."""
+"""Plays one BFCL episode: the user's turns, calls of the official simulated APIs, the official step limit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
 from agentrl.core.text import well_formed
 from agentrl.core.trajectory import ToolCall
 
-STEP_LIMIT = 20  # calls of one more assistant turn are executed, then the episode ends
+STEP_LIMIT = 20  # assistant turns per user turn; the calls of one more are executed, then the episode ends
 ERROR = "Error during execution: "
 TOO_LONG = f"{ERROR}the call took too long"
 
 
 class SimulatedApis:
-    """The instances of one episode in the child process; made again from the calls so far if the child ended."""
+    """The instances of one episode in the child process. If the child has ended, the calls so far are repeated."""
 
     def __init__(self, simulator: Simulator, payload: Mapping[str, Any]) -> None:
         self._simulator, self._payload = simulator, dict(payload)
@@ -29,7 +29,7 @@ class SimulatedApis:
         weakref.finalize(self, _forget, simulator, self._key)
 
     def execute(self, call: str) -> str:
-        """The official result text of a call string; one that does not return in time is undone."""
+        """Return the official result text of a call string. A call that does not return in time has no effect."""
         with self._simulator.lock:
             self._restore()
             try:
@@ -40,7 +40,7 @@ class SimulatedApis:
             return result
 
     def memory(self) -> str:
-        """What the memory shows in the system prompt at this point."""
+        """Return what the memory shows in the system prompt now."""
         with self._simulator.lock:
             self._restore()
             return str(self._ask([])["memory"])
@@ -66,7 +66,7 @@ def _forget(simulator: Simulator, key: str) -> None:
 
 
 class BfclEnvironment:
-    """An episode of `entry`; `execute` answers call strings, by the simulated APIs or by a recording."""
+    """An episode of `entry`. The simulated APIs or a recording `execute` its calls."""
 
     def __init__(self, entry: Entry, execute: Callable[[str, dict[str, Any]], str] | SimulatedApis) -> None:
         self._entry, self._execute = entry, execute
@@ -82,7 +82,7 @@ class BfclEnvironment:
 
     def _result(self, name: Any, arguments: Any) -> str:
         step = decode_calls([{"name": name, "arguments": arguments}])
-        if step is None:  # officially a step that does not decode; here the model reads why
+        if step is None:  # the official loop ends the turn; here the model reads why
             return f"{ERROR}the arguments are not a JSON object"
         ((name, arguments),) = step
         try:
@@ -94,11 +94,11 @@ class BfclEnvironment:
         return self._execute(name.strip(), arguments)
 
     def read(self, text: str) -> tuple[str, list[tuple[str, Any]]]:
-        """Content and calls of an assistant's text; a step that does not decode makes none, and ends the turn."""
+        """Return the content and the calls of an assistant's text. A step that cannot be decoded ends the turn."""
         return read_turn(text)
 
     def next_message(self) -> str | None:
-        """The user's next turn; None when all was said."""
+        """Return the user's next turn. None after the last one."""
         self._steps = 0
         return next(self._later, None)
 
@@ -108,6 +108,6 @@ class BfclEnvironment:
             self._execute.flush()
 
     def continue_episode(self) -> bool:
-        """False once a user turn has taken more than STEP_LIMIT steps: the official loop gives the entry up."""
+        """False after more than STEP_LIMIT steps in a user turn. The official loop then ends the entry."""
         self._steps += 1
         return self._steps <= STEP_LIMIT

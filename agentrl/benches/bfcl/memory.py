@@ -1,9 +1,11 @@
-"""BFCL's memory: conversations that fill it, snapshots that carry it, questions that need it.
+"""BFCL's memory: conversations fill it, snapshots store it, and questions need it.
 
-Officially the model itself holds a scenario's conversations in order, each starting from the memory that the last one
-left, and then answers questions from what it wrote down. `bench.memory=played` does that before each evaluation, with
-the snapshots in the run directory in the official layout. Training, and `bench.memory=evidence`, start from a memory
-that holds the evidence sentence of every question instead: not official, but the same for every rollout of a group.
+
+In the official benchmark, the model plays the conversations of a scenario in order. Each starts from the memory that
+the last one left. Then the model answers questions from what it wrote. `bench.memory=played` does this before each
+evaluation, with the snapshots in the run directory, in the official layout. Training and `bench.memory=evidence` start
+from a memory that holds the evidence sentence of every question. This is not official, but it is the same for every
+rollout of a group.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def instruction(entry: Entry, shown: str) -> str:
-    """The official system prompt of a memory item; `shown` is what the memory puts into the context."""
+    """Return the official system prompt of a memory item. `shown` is what the memory puts into the context."""
     prompts = official_prompts()
     unified = entry.classes[0] == "MemoryAPI_rec_sum"
     template = (
@@ -38,7 +40,7 @@ def instruction(entry: Entry, shown: str) -> str:
 
 
 def snapshot_dir(directory: Path, category: str) -> Path:
-    """Where the official code keeps the snapshots of a backend, below a model's result directory."""
+    """Return the directory of a backend's snapshots, which the official code keeps in a model's result directory."""
     return directory / "agentic" / "memory" / category.removeprefix("memory_") / "memory_snapshot"
 
 
@@ -48,11 +50,11 @@ def snapshot_dir(directory: Path, category: str) -> Path:
 def hold_conversations(
     data: DataFiles, asked: Sequence[Entry], task_of: Callable[[Entry], Task], play: Play, directory: Path
 ) -> None:
-    """Play the conversations that the questions need, those at one place in their scenarios together.
+    """Play the conversations that the questions need. Conversations at the same place of their scenarios run together.
 
-    `task_of` makes the task of a conversation whose memory is read below `directory`, where its snapshot goes, too.
-    A conversation whose snapshot is there already is not held again, so an interrupted evaluation goes on. One that an
-    endpoint does not play ends its scenario.
+    `task_of` makes the task of a conversation. Its memory is read from `directory`, and its snapshot is written there.
+    A conversation with a snapshot is not played again, so an interrupted evaluation continues. If an endpoint fails to
+    play a conversation, its scenario ends there.
     """
     chains = [
         data.conversations(category, scenario)
@@ -72,7 +74,7 @@ def hold_conversations(
 
 
 def all_held(directory: Path, entry: Entry, data: DataFiles) -> bool:
-    """Whether all the conversations that a question builds on have been held."""
+    """Whether all the conversations that a question builds on have been played."""
     return all(_is_finished(directory, one) for one in data.conversations(entry.category, entry.scenario))
 
 
@@ -88,7 +90,7 @@ def _checkpoint(directory: Path, entry: Entry) -> Path:
 def _is_finished(directory: Path, entry: Entry) -> bool:
     try:
         json.loads(_checkpoint(directory, entry).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent, or cut off by a crash
+    except (OSError, ValueError):  # missing, or cut off by a crash
         return False
     return True
 
@@ -98,7 +100,10 @@ def _predecessor(entry: Entry, data: DataFiles) -> Entry:
 
 
 def _start_from_predecessor(directory: Path, entry: Entry, data: DataFiles) -> None:
-    """The official code reads the latest snapshot: make it that of the conversation before, whatever a crash left."""
+    """Copy the snapshot of the conversation before to the latest one, which the official code reads.
+
+    A crash may have left another snapshot there.
+    """
     if entry.number:
         before = _predecessor(entry, data)
         latest = snapshot_dir(directory, entry.category) / f"{entry.scenario}_final.json"
@@ -109,7 +114,10 @@ def _start_from_predecessor(directory: Path, entry: Entry, data: DataFiles) -> N
 
 
 def write_evidence(simulator: Simulator, first: Entry, asked: Sequence[Entry]) -> Path:
-    """A directory whose snapshot of the scenario holds the evidence of all questions, written by the official API."""
+    """Write a snapshot with the evidence of all questions of a scenario. Returns its directory.
+
+    The official API writes it.
+    """
     directory = simulator.scratch_dir("evidence")
     if not (snapshot_dir(directory, first.category) / f"{first.scenario}_final.json").is_file():
         apis = SimulatedApis(simulator, {**first.payload, "initial_config": memory_config(first, directory)})
@@ -126,7 +134,7 @@ def write_evidence(simulator: Simulator, first: Entry, asked: Sequence[Entry]) -
 
 
 def evidence_keys(asked: Sequence[Entry]) -> dict[str, str]:
-    """Every evidence sentence and a key for it, made of its first words; keys are unique snake case."""
+    """Map every evidence sentence to a unique key in snake case, made of its first words."""
     keys: dict[str, str] = {}
     for sentence in dict.fromkeys(entry.source for entry in asked):
         words = re.findall(r"[a-z]+", sentence.lower())[:6]

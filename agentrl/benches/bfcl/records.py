@@ -1,4 +1,4 @@
-"""Names in records and configurations: which categories a word means, which item a record is about."""
+"""Resolves names: the categories that a word of the configuration means, and the item that a record means."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from agentrl.config.benches import BFCL_GROUPS
 
 
 def expand_categories(words: Sequence[str]) -> tuple[str, ...]:
-    """The categories that the words name, groups resolved, each once."""
+    """Return the categories that the words name, each once. Groups are replaced by their categories."""
     return tuple(dict.fromkeys(name for word in words for name in BFCL_GROUPS.get(word, (word,))))
 
 
 def entry_of_record(
     record: Mapping[str, Any], categories: Sequence[str], entries: Callable[[str], list[Entry]]
 ) -> Entry:
-    """The item that a record names. Raises ValueError where it names none."""
+    """Return the item that a record names. Raises ValueError if it names none."""
     name, row = record.get("id", record.get("row_id")), record.get("row")
     category = record.get("category")
     if category is not None:
         category = {"memory": MEMORY[0], "web_search": WEB_SEARCH[0]}.get(str(category), category)
         if category not in BFCL_GROUPS["all"]:
-            raise ValueError(f"category: {category!r} is no category of BFCL v4")
+            raise ValueError(f"category: {category!r} is not a category of BFCL v4")
         categories = (category,)
     if isinstance(name, str):
         for found in candidates(name, categories):
@@ -41,13 +41,13 @@ def entry_of_record(
 
 
 def candidates(name: str, categories: Sequence[str]) -> list[str]:
-    """Categories that may hold an id, the configured ones first."""
+    """List the categories that may have an id, the configured ones first."""
     ordered = dict.fromkeys((*categories, *MULTI_TURN, *MEMORY, *WEB_SEARCH))
     return [c for c in ordered if name.startswith(c.split("_")[0])]
 
 
 def shared_id(entry: Entry) -> str:
-    """The id as the data file has it, which the memory backends share, and both kinds of web search."""
+    """Return the id in the data file. The memory backends share one file, and so do both kinds of web search."""
     for kind, names in (("memory", MEMORY), ("web_search", WEB_SEARCH)):
         if entry.category in names:
             return entry.id.replace(entry.category, kind, 1)

@@ -1,7 +1,8 @@
-"""A run's evaluation as the result files that the official `bfcl evaluate` reads.
+"""Writes a run's evaluation as the result files that the official `bfcl evaluate` reads.
 
-One line an item, `result` being the model's text of every step of every user turn; calls are written as Qwen's
-function-calling models write them, which the official handler of these models decodes again.
+
+Each line is one item. `result` is the model's text of every step of every user turn. Calls are written as Qwen's
+function-calling models write them, so the official handler of these models can decode them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from agentrl.benches.bfcl.data import MEMORY, MULTI_TURN
 from agentrl.benches.bfcl.verdicts import Step, turns_of
 from agentrl.config.benches import BFCL_GROUPS
 
-MODEL = "Qwen/Qwen3-8B-FC"  # a name that the official evaluator knows, and whose handler reads this format
+MODEL = "Qwen/Qwen3-8B-FC"  # the official evaluator knows this name, and its handler reads this format
 
 
 def result_files(items: Iterable[Mapping[str, Any]], model: str = MODEL) -> dict[Path, list[dict[str, Any]]]:
-    """Relative path, in the official layout, to the lines of each category; the first sample of every item counts."""
+    """Map relative paths in the official layout to the lines of each category. Takes the first sample of every item."""
     files: dict[Path, list[dict[str, Any]]] = {}
     for item in items:
         if item["sample"] == 0:
@@ -33,12 +34,12 @@ def result_files(items: Iterable[Mapping[str, Any]], model: str = MODEL) -> dict
 
 
 def category_of(item_id: str) -> str:
-    """The category that begins an id."""
+    """Return the category at the beginning of an id."""
     return next(name for name in BFCL_GROUPS["all"] if item_id.startswith(f"{name}_"))
 
 
 def result_path(category: str, model: str) -> Path:
-    """`<model>/<group>/BFCL_v4_<category>_result.json`, as the official generator lays it out."""
+    """Return `<model>/<group>/BFCL_v4_<category>_result.json`, the path of the official generator."""
     if category in MULTI_TURN:
         group = Path("multi_turn")
     elif category in MEMORY:
@@ -49,7 +50,7 @@ def result_path(category: str, model: str) -> Path:
 
 
 def step_text(step: Step) -> str:
-    """The assistant's text with its calls, as a Qwen model writes them; reasoning is left out, as officially."""
+    """Return the assistant's text with its calls, as a Qwen model writes them. It has no reasoning, as officially."""
     text = without_thought(step["text"])
     blocks = [
         f"<tool_call>\n{json.dumps({'name': call['name'], 'arguments': call['arguments']})}\n</tool_call>"
@@ -59,7 +60,7 @@ def step_text(step: Step) -> str:
 
 
 def write_results(items: Sequence[Mapping[str, Any]], directory: Path, model: str) -> list[Path]:
-    """Write the files below `directory`; returns their paths."""
+    """Write the result files to `directory`. Returns their paths."""
     paths = []
     for relative, lines in result_files(items, model).items():
         path = directory / relative

@@ -1,4 +1,4 @@
-"""The parent's side of `worker.py`: starts the child, asks it, and starts it again after a call that did not return."""
+"""The parent's side of `worker.py`: starts the child, asks it, and restarts it after a call that does not return."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ MEMORY_BYTES = 4 << 30  # address space of the child
 
 
 class TookTooLong(Exception):
-    """The child did not answer within the time limit and was ended; so were all instances in it."""
+    """The child did not answer within the time limit. It was killed, and all its instances are lost."""
 
 
 def package_dir() -> Path:
-    """Where the bfcl_eval package lies, without importing it. Raises UserError where it is missing or another version.
+    """Return the directory of the bfcl_eval package, without importing it.
 
-    Its own requirements pin old releases of packages that we need newer (numpy, for one), hence --no-deps.
+    Raises UserError if it is missing or has another version. The advice has --no-deps, because the package requires old
+    releases of packages that we need newer, such as numpy.
     """
     spec = importlib.util.find_spec("bfcl_eval")
     if spec is None or spec.origin is None:
@@ -46,43 +47,43 @@ def package_dir() -> Path:
 
 
 class Simulator:
-    """One child process, shared by any number of environments; requests are answered one after the other.
+    """One child process, shared by any number of environments. It answers requests one after the other.
 
-    `timeout` is in seconds; `memory_bytes` limits the child's address space, 0 does not.
+    `timeout` is in seconds. `memory_bytes` limits the child's address space; 0 sets no limit.
     """
 
     def __init__(self, timeout: float, memory_bytes: int = MEMORY_BYTES) -> None:
         self.timeout, self._memory_bytes = timeout, memory_bytes
         self._child: subprocess.Popen[bytes] | None = None
         self._buffer = b""
-        self.lock = threading.RLock()  # held over several requests that must reach one child
+        self.lock = threading.RLock()  # held during several requests that must reach the same child
         self._numbers = itertools.count()
         self._forgotten: list[str] = []
         self._root = tempfile.TemporaryDirectory(prefix="agentrl-bfcl-", ignore_cleanup_errors=True)
         self._generation = 0
 
     def new_key(self) -> str:
-        """A name for the instances of one episode, never given twice."""
+        """Return a unique name for the instances of one episode."""
         return f"episode-{next(self._numbers)}"
 
     def generation(self) -> int:
-        """How often a child was started, the one that answers now included; instances of earlier ones are gone."""
+        """Return how many children were started, including the present one. Instances of earlier ones are lost."""
         with self.lock:
             self._start()
             return self._generation
 
     def scratch_dir(self, name: str) -> Path:
-        """A directory that lives as long as the simulator."""
+        """Make a directory that exists as long as the simulator."""
         path = Path(self._root.name) / name
         path.mkdir(exist_ok=True)
         return path
 
     def forget(self, key: str) -> None:
-        """Let the child drop the instances of an episode, with the next request; called when an environment dies."""
+        """Let the child drop the instances of an episode at the next request. Called when an environment is deleted."""
         self._forgotten.append(key)
 
     def ask(self, operation: str, timeout: float | None = None, **fields: Any) -> dict[str, Any]:
-        """The child's answer. Raises TookTooLong, or RuntimeError where the official code failed on our request."""
+        """Ask the child. Raises TookTooLong, and RuntimeError if the official code failed on the request."""
         with self.lock:
             child = self._start()
             assert child.stdin is not None
@@ -107,7 +108,7 @@ class Simulator:
             worker = Path(__file__).with_name("worker.py")
             self._buffer = b""
             self._child = subprocess.Popen(
-                # -P: this directory's own modules must not hide others of the same name.
+                # -P: the modules in this directory must not hide others of the same name.
                 [sys.executable, "-P", str(worker), str(self._memory_bytes)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -127,7 +128,7 @@ class Simulator:
                 if not selector.select(max(deadline - time.monotonic(), 0)):
                     raise TookTooLong
                 chunk = os.read(child.stdout.fileno(), 1 << 16)
-                if not chunk:  # it died, of a memory limit for instance
+                if not chunk:  # it died, e.g. at its memory limit
                     raise TookTooLong
                 self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
@@ -144,5 +145,5 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
     for stream in (child.stdin, child.stdout):
         if stream is not None:
-            with contextlib.suppress(BrokenPipeError):  # what was left to write has no reader any more
+            with contextlib.suppress(BrokenPipeError):  # nobody reads the rest any more
                 stream.close()

@@ -1,7 +1,8 @@
-"""Expert traces of BFCL without a language model: gold calls executed and checked, reasoning from templates.
+"""Makes expert traces of BFCL without a language model: executes and checks gold calls, takes reasoning from templates.
 
-Multi-turn items ship gold calls. Memory and web items ship an answer and where it was found; their traces look that up
-in the evidence memory or in the recorded search, which are ours.
+
+Multi-turn items have gold calls. Memory and web items have an answer and the place where it was found. Their traces
+look it up in the evidence memory or in the recorded search, which are ours.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ Call = tuple[str, dict[str, Any]]
 def expert_trace(
     entry: Entry, environment: Environment, simulator: Simulator, same_memory: Sequence[Entry]
 ) -> ExpertTrace | None:
-    """A trace that the official code gives full marks, or None where there is none.
+    """Return a trace that earns full marks by the official code, or None if there is none.
 
-    `environment` is a fresh one of the item; `same_memory` are all questions of its scenario, itself among them.
+    `environment` is a fresh one of the item. `same_memory` are all questions of its scenario, including the item.
     """
     if entry.category in MULTI_TURN:
         turns, steps = _multi_turn(entry, environment)
@@ -38,12 +39,12 @@ def expert_trace(
     found = " ".join(observation for turn in turns for observation in turn.observations)
     answer = entry.answers[0]
     if judge(simulator, entry, [[{"text": found, "calls": []}]])[0] < 1:
-        return None  # the look-up did not bring the answer to light
+        return None  # the look-up did not find the answer
     return ExpertTrace(entry.id, turns, answer, source="mined")
 
 
 def reference_calls(entry: Entry, same_memory: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Gold calls of a multi-turn item; for memory and web search the calls that look the evidence up (ours)."""
+    """Return the gold calls of a multi-turn item, or the calls that look up the evidence of another item (ours)."""
     if entry.category in MULTI_TURN:
         calls = [gold_call(text, entry.docs) for gold in entry.gold for text in gold]
     else:
@@ -52,7 +53,7 @@ def reference_calls(entry: Entry, same_memory: Sequence[Entry]) -> list[dict[str
 
 
 def gold_call(text: str, docs: Mapping[str, Mapping[str, Any]]) -> Call:
-    """Name and named arguments of a gold call; positional arguments take the names of the function doc, in order."""
+    """Parse a gold call into name and arguments. Positional arguments get the names of the function doc, in order."""
     node = ast.parse(text, mode="eval").body
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise ValueError(f"not a plain call: {text}")
@@ -63,12 +64,12 @@ def gold_call(text: str, docs: Mapping[str, Mapping[str, Any]]) -> Call:
 
 
 def _multi_turn(entry: Entry, environment: Environment) -> tuple[tuple[TraceTurn, ...], list[list[dict[str, Any]]]]:
-    """The trace, a gold call an assistant turn where the step limit allows, and its steps as the scorer reads them."""
+    """Return the turns of the trace, one gold call each if the step limit allows it, and the steps for the scorer."""
     turns: list[TraceTurn] = []
     steps: list[list[dict[str, Any]]] = []
     for number, (asked, gold) in enumerate(zip(entry.turns, entry.gold, strict=True)):
         calls = [gold_call(text, entry.docs) for text in gold]
-        size = -(-len(calls) // STEP_LIMIT) or 1  # one item has 34 gold calls in a turn: more than the limit's steps
+        size = -(-len(calls) // STEP_LIMIT) or 1  # one item has 34 gold calls in a turn, more than the limit
         grouped = [calls[start : start + size] for start in range(0, len(calls), size)]
         turns += [_step(entry, environment, group, "" if index else asked) for index, group in enumerate(grouped)]
         steps += [[{"text": "", "calls": list(turn.calls)} for turn in turns[len(turns) - len(grouped) :]]]
@@ -82,7 +83,7 @@ def _multi_turn(entry: Entry, environment: Environment) -> tuple[tuple[TraceTurn
 
 
 def _step(entry: Entry, environment: Environment, calls: Sequence[Call], asked: str) -> TraceTurn:
-    """The calls of one assistant turn with their thought; `asked` is what the user has just said, else empty."""
+    """Execute the calls of one assistant turn and write their thought. `asked` is what the user just said, or empty."""
     chunks = [Chunk("task_restate", f"The user asks: {asked}\n")] if asked else []
     for name, arguments in calls:
         purpose = entry.docs[name]["description"].split("Tool description: ")[-1].split(". ")[0].strip().rstrip(".")
@@ -96,7 +97,7 @@ def _step(entry: Entry, environment: Environment, calls: Sequence[Call], asked: 
 
 
 def _look_up(entry: Entry, same_memory: Sequence[Entry]) -> Iterator[Call]:
-    """Calls that find the evidence of a memory or web item."""
+    """Yield the calls that find the evidence of a memory or web item."""
     if entry.category == "memory_kv":
         yield "archival_memory_list_keys", {}
         yield "archival_memory_retrieve", {"key": evidence_keys(same_memory)[entry.source]}

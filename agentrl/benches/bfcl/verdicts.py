@@ -1,8 +1,9 @@
-"""The official verdict on an episode, however it was recorded.
+"""Gets the official verdict on an episode, in whatever form it was recorded.
 
-Quirks of the official code that are kept: a step that does not decode is skipped; an episode that has fewer turns than
-the item is lost, but one that overran its step limit in the last turn is still scored; turns without gold calls are
-executed and not checked; extra and failing calls are free as long as states and gold results agree.
+
+These rules of the official code are kept. A step that cannot be decoded is skipped. An episode with fewer turns than
+the item fails, but one that exceeded its step limit in the last turn is still scored. Turns without gold calls are
+executed and not checked. Extra calls and failed calls cost nothing if the states and the gold results agree.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Verdict = tuple[float, str | None]  # 1 or 0, and the official error type
 
 
 def judge(simulator: Simulator, entry: Entry, turns: Sequence[Sequence[Step]]) -> Verdict:
-    """Verdict on the steps of every user turn."""
+    """Return the verdict on the steps of every user turn."""
     if entry.answers:
         if len(turns) > 1:
             return 0.0, NOT_ONE_TURN
@@ -44,21 +45,21 @@ def judge(simulator: Simulator, entry: Entry, turns: Sequence[Sequence[Step]]) -
 
 
 def check(simulator: Simulator, entry: Entry, calls: list[list[list[str]]]) -> Verdict:
-    """Verdict on call strings, turn by step. A call that never returns counts as one that failed."""
+    """Return the verdict on call strings, by turn and step. A call that never returns counts as failed."""
     request: dict[str, Any] = {"entry": entry.payload, "gold": [list(turn) for turn in entry.gold]}
     try:
         verdict = simulator.ask("check", turns=calls, **request)
-    except TookTooLong:  # one of the calls hangs: it is found by trying each, and fails in the check
+    except TookTooLong:  # a call hangs: try each call to find it, and let it fail in the check
         apis = SimulatedApis(simulator, entry.payload)
         tried = [[[REFUSED if apis.execute(c) == TOO_LONG else c for c in step] for step in turn] for turn in calls]
-        # Each of them returned in time, which all together need not.
+        # Each call returned in time, but all together may need longer.
         patience = simulator.timeout * (1 + sum(len(step) for turn in tried for step in turn))
         verdict = simulator.ask("check", timeout=patience, turns=tried, **request)
     return float(verdict["valid"]), verdict["error_type"]
 
 
 def judge_answer(simulator: Simulator, entry: Entry, response: Any) -> Verdict:
-    """Verdict on the last message without a call; of a list, officially, the first element counts."""
+    """Return the verdict on the last message without a call. Of a list the first element counts, as officially."""
     if response == []:  # the official code crashes on it
         return 0.0, NO_LAST_MESSAGE
     verdict = simulator.ask("check_answer", response=response, answers=list(entry.answers))
@@ -66,9 +67,9 @@ def judge_answer(simulator: Simulator, entry: Entry, response: Any) -> Verdict:
 
 
 def turns_of(messages: Sequence[Mapping[str, Any]], raw: bool = False) -> list[list[Step]]:
-    """Steps per user turn of a conversation; `raw` assistant texts still hold their calls.
+    """Return the steps of each user turn of a conversation. With `raw`, assistant texts still contain their calls.
 
-    What comes before the first assistant message is the prompt, and a user message that got no reply is no turn.
+    The messages before the first assistant message are the prompt. A user message without a reply is not a turn.
     """
     turns: list[list[Step]] = [[]]
     for message in messages:
@@ -82,7 +83,7 @@ def turns_of(messages: Sequence[Mapping[str, Any]], raw: bool = False) -> list[l
 
 
 def turns_of_record(record: Mapping[str, Any]) -> list[list[Step]]:
-    """Steps per user turn of a record with `turns` or `messages`. Raises ValueError where it has neither, or others."""
+    """Return the steps of each user turn of a record with `turns` or `messages`. Raises ValueError on another form."""
     if "turns" in record:
         turns = record["turns"]
         if not isinstance(turns, list) or not all(isinstance(turn, list) for turn in turns):
@@ -94,9 +95,9 @@ def turns_of_record(record: Mapping[str, Any]) -> list[list[Step]]:
     for number, message in enumerate(messages):
         calls = message.get("tool_calls") or []
         if not isinstance(message.get("content"), str | None):
-            raise ValueError(f"messages: the content of message {number} is no string")
+            raise ValueError(f"messages: the content of message {number} is not a string")
         if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-            raise ValueError(f"messages: the tool_calls of message {number} are no list of objects")
+            raise ValueError(f"messages: the tool_calls of message {number} are not a list of objects")
     return turns_of(messages, raw=True)
 
 
@@ -104,7 +105,7 @@ def _step(step: Any) -> Step:
     if isinstance(step, str):
         return {"text": step, "calls": decode_text(step)}
     if not isinstance(step, Mapping) or not ("text" in step or "calls" in step):
-        raise ValueError("turns: expected steps with `calls`, or with the `text` that holds them")
+        raise ValueError("turns: expected steps with `calls`, or with a `text` that contains them")
     text = step.get("text") or ""
     if not isinstance(text, str) or not isinstance(step.get("calls", []), list):
         raise ValueError("turns: a step's `text` must be a string and its `calls` a list")

@@ -1,7 +1,8 @@
-"""Web search without the web: answers recorded from the hops that BFCL's gold answers name. Not official.
+"""Web search without the web: replays the hops that BFCL's gold answers name. This is not official.
 
-A search returns the sub-question, URL and answer of every hop, best match first; a page holds its hop's answer. So an
-episode can be played and trained on anywhere, but finding the right query and reading real pages is not tested.
+
+A search returns the sub-question, URL and answer of every hop, best match first. A page holds the answer of its hop. So
+episodes can be played anywhere, but they do not test how to find the right query and how to read real pages.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from agentrl.benches.bfcl.environment import ERROR
 
 
 class RecordedSearch:
-    """The two functions of the official WebSearchAPI, over one item's hops."""
+    """The two functions of the official WebSearchAPI, on the hops of one item."""
 
     def __init__(self, entry: Entry) -> None:
         self._hops = [hop for hop in entry.source if isinstance(hop, dict)]
         self._snippets = bool(entry.initial_config["WebSearchAPI"]["show_snippet"])
 
     def execute(self, name: str, arguments: dict[str, Any]) -> str:
-        """Result text, written as the official code writes results; a wrong argument is an error text."""
+        """Return the result as the official code writes it. A wrong argument gives an error text."""
         functions: dict[str, Callable[..., Any]] = {
             "search_engine_query": self._search,
             "fetch_url_content": self._fetch,

@@ -1,10 +1,10 @@
-"""The child process that holds BFCL's simulated APIs and checkers, the official ones of bfcl-eval.
+"""The child process with BFCL's simulated APIs and checkers, which are those of bfcl-eval.
 
-Started as a file by `simulator.py`; one JSON object a line in, one a line out. Nothing of agentrl is imported here, and
-bfcl-eval is imported nowhere else: importing it makes folders (here in a temporary one), its instances live in module
-globals, and it evaluates call strings, so a call that hangs or eats the memory must not take the trainer with it.
 
-The call strings that arrive are built by `calls.call_string` from whitelisted names and the `repr` of JSON values.
+`simulator.py` starts this file. It reads one JSON object per line and answers each with one line. It imports nothing of
+agentrl, and no other file imports bfcl-eval. The import of bfcl-eval makes folders (here in a temporary one), and its
+instances are module globals. It evaluates call strings, so a call may hang or use up the memory, which must not stop
+the trainer. `calls.call_string` makes these strings from known names and the `repr` of JSON values.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MODEL = "agentrl"  # part of the instances' names; one name will do, since every episode has its own world
+MODEL = "agentrl"  # part of the instances' names; one name is enough, because every episode has its own world
 
 
 class Worlds:
-    """The instances of each episode. Between two requests none of them is in the official module's globals."""
+    """The instances of each episode. They are in the official module's globals only during a request."""
 
     def __init__(self) -> None:
         self.utils = importlib.import_module("bfcl_eval.eval_checker.multi_turn_eval.multi_turn_utils")
@@ -32,7 +32,7 @@ class Worlds:
 
     @contextmanager
     def world(self, key: str | None) -> Iterator[None]:
-        """Put the instances of `key` in place, and take them away again; None is a world used once."""
+        """Put the instances of `key` into the globals, and remove them at the end. None makes a world for one use."""
         names = vars(self.utils)
         names.update(self._kept.pop(key, {}) if key else {})
         try:
@@ -50,7 +50,7 @@ class Worlds:
 
 
 def execute(worlds: Worlds, key: str, entry: dict[str, Any], calls: list[str]) -> dict[str, Any]:
-    """Results of one step, and what the memory shows in context where the entry has a memory."""
+    """Return the results of one step, and what the memory shows in the context (None without a memory)."""
     with worlds.world(key):
         results, instances = _run(worlds, entry, calls)
     return {"results": results, "memory": _memory(instances)}
@@ -89,7 +89,7 @@ def _memory(instances: dict[str, Any]) -> str | None:
 
 
 def check(worlds: Worlds, entry: dict[str, Any], turns: list[list[list[str]]], gold: list[list[str]]) -> dict[str, Any]:
-    """The official multi-turn verdict on decoded calls, turn by step."""
+    """Return the official multi-turn verdict on call strings, by turn and step."""
     checker = importlib.import_module("bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker")
     category = entry["id"].rsplit("_", 1)[0]
     with worlds.world(None):
@@ -98,20 +98,20 @@ def check(worlds: Worlds, entry: dict[str, Any], turns: list[list[list[str]]], g
 
 
 def check_answer(worlds: Worlds, response: Any, answers: list[str]) -> dict[str, Any]:
-    """The official verdict on a final answer (memory and web search)."""
+    """Return the official verdict on a final answer (memory and web search)."""
     checker = importlib.import_module("bfcl_eval.eval_checker.agentic_eval.agentic_checker")
     verdict = checker.agentic_checker(response, answers)
     return {"valid": bool(verdict["valid"]), "error_type": verdict.get("error_type")}
 
 
 def probe(worlds: Worlds, classes: list[str]) -> dict[str, Any]:
-    """Why a class cannot be used, by name; empty where all can."""
+    """Map each class that cannot be used to the reason."""
     config = importlib.import_module("bfcl_eval.constants.executable_backend_config")
     missing = {}
     for name in classes:
         try:
             importlib.import_module(config.CLASS_FILE_PATH_MAPPING[name])
-        except Exception as error:  # an encoder that cannot be downloaded raises whatever its library likes
+        except Exception as error:  # an encoder that cannot be downloaded may raise anything
             missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return {"missing": missing}
 
@@ -126,7 +126,7 @@ OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main(memory_bytes: int) -> None:
-    """Answer requests until the input ends. What the official code prints goes nowhere."""
+    """Answer requests until the input ends. What the official code prints is dropped."""
     channel = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if memory_bytes:
@@ -138,7 +138,7 @@ def main(memory_bytes: int) -> None:
         worlds.drop(request.pop("drop"))
         try:
             answer = OPERATIONS[request.pop("operation")](worlds, **request)
-        except Exception as error:  # reported to the parent, which knows whose request it was
+        except Exception as error:  # the parent gets the error, and knows whose request it was
             answer = {"failed": f"{type(error).__name__}: {error}"}
         channel.write(json.dumps(answer) + "\n")
         channel.flush()

@@ -1,6 +1,6 @@
 """Benches of hierarchical instruction following (HIF): a system prompt, a user prompt, one reply, two rewards.
 
-A suite says how its rows are read and graded (`SingleTurn`); trainers and evaluation know it as `TwoSided`.
+A suite defines how its rows are read and graded (`SingleTurn`). Trainers and evaluation see it as `TwoSided`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from agentrl.core.bench import Environment, NoTools, Score, Task, TwoSided
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Trajectory
 
-KINDS = ("conflict", "aligned", "reference", "mixed")  # task.data["kind"]; mixed: the file does not say
+KINDS = ("conflict", "aligned", "reference", "mixed")  # values of task.data["kind"]; mixed if the file does not say
 SPLITS = ("train", "test")
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One row: its 0-based place in the file, the prompts, and what the suite's checker needs (`data`)."""
+    """One row: its 0-based place in the file, its prompts, and the `data` that the suite's checker needs."""
 
     row: int
     kind: str
     messages: tuple[dict[str, str], ...]
     data: dict[str, Any]
-    suite: str = ""  # part of a suite that has several files
+    suite: str = ""  # the part, if the suite has several files
 
     @property
     def system(self) -> str:
@@ -39,17 +39,20 @@ class Pair:
 
     @property
     def user(self) -> str:
-        """The last thing that the user said."""
+        """The last message of the user."""
         return self.messages[-1]["content"]
 
     @property
     def cluster(self) -> str:
-        """Rows under one system prompt are not independent."""
+        """The cluster of the row. Rows with the same system prompt are not independent."""
         return hashlib.sha256((self.system or self.user).encode()).hexdigest()[:16]
 
 
 class SingleTurn(TwoSided, ABC):
-    """What the suites share: splits, tasks, an environment without tools. Subclasses load rows and grade replies."""
+    """The common part of the suites: splits, tasks, an environment without tools.
+
+    Subclasses load rows and grade replies.
+    """
 
     name: str
     solve_metric = "r_sys"
@@ -59,30 +62,30 @@ class SingleTurn(TwoSided, ABC):
 
     @abstractmethod
     def load(self) -> list[Pair]:
-        """All rows in the file's order. Raises UserError that names the row and the reason."""
+        """Read all rows in the order of the file. Raises UserError with the row and the reason."""
 
     @abstractmethod
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:
-        """Both rewards of a reply as it was sampled, think block included; see `TwoSided.reward`."""
+        """Return both rewards of a reply as it was sampled, including its think block; see `TwoSided.reward`."""
 
     @abstractmethod
     def metrics(self, task: Task, response: str) -> dict[str, float]:
-        """Metrics of one reply for evaluation."""
+        """Return the metrics of one reply for evaluation."""
 
     @abstractmethod
     def transcript(self, task: Task, response: str) -> dict[str, Any]:
-        """The suite's own verdicts on a reply made elsewhere, which is judged as it stands; {} where it has none."""
+        """Return the suite's verdicts on the unchanged reply of a transcript. {} if no program grades the suite."""
 
     @cached_property
     def rows(self) -> list[Pair]:
-        """All rows, read once."""
+        """All rows. They are read once."""
         return self.load()
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
         rows = self.divide()[split]
         if not rows:
             one = len(self.rows) > 1 and len({row.cluster for row in self.rows}) == 1
-            why = "all rows have one system prompt, which stays in one split; add rows with others" if one else ""
+            why = "all rows have one system prompt, so they are in one split; add rows with others" if one else ""
             why = why or "change bench.test_fraction"
             raise UserError(f"bench={self.name}: no row is left for the {split} split; {why}")
         if limit is not None and limit < len(rows):
@@ -93,9 +96,9 @@ class SingleTurn(TwoSided, ABC):
         return len(self.divide()[split])
 
     def divide(self) -> dict[str, list[Pair]]:
-        """Rows of each split: the share `test_fraction` of each kind is held out, and no system prompt is in both."""
+        """Divide rows into splits: `test_fraction` of each kind is held out, and no system prompt is in both splits."""
         strata: dict[str, dict[str, int]] = {}  # kind -> cluster -> rows
-        kinds: dict[str, str] = {}  # a cluster with rows of several kinds goes where its first row goes
+        kinds: dict[str, str] = {}  # a cluster with several kinds counts as the kind of its first row
         for row in self.rows:
             sizes = strata.setdefault(kinds.setdefault(row.cluster, f"{row.suite}/{row.kind}"), {})
             sizes[row.cluster] = sizes.get(row.cluster, 0) + 1
@@ -110,7 +113,7 @@ class SingleTurn(TwoSided, ABC):
         return {split: [row for row in self.rows if (row.cluster in held_out) == (split == "test")] for split in SPLITS}
 
     def task(self, row: Pair) -> Task:
-        """The row as a task; `data` holds kind, system, user and the suite's own fields."""
+        """Make a task from a row. `data` holds kind, system, user and the fields of the suite."""
         suite = f"{row.suite}-" if row.suite else ""
         data = {"kind": row.kind, "system": row.system, "user": row.user, "suite": row.suite, **row.data}
         return Task(f"{self.name}-{suite}{row.row}", list(row.messages), [], "", row.cluster, data)
@@ -119,18 +122,18 @@ class SingleTurn(TwoSided, ABC):
         return NoTools()
 
     def reward(self, task: Task, trajectory: Trajectory) -> dict[str, float | None]:
-        """`rewards` of the reply; none where the token budget ended it inside its think block."""
+        """Return `rewards` of the reply. Empty if the token budget ended the reply inside its think block."""
         return {} if cut_in_thought(trajectory) else self.rewards(task, response_of(trajectory))
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        """The suite's metrics; all of them missing where the token budget ended the think block's text."""
+        """Return the suite's metrics. All are None if the token budget ended the reply inside its think block."""
         metrics: dict[str, float | None] = dict(self.metrics(task, response_of(trajectory)))
         if cut_in_thought(trajectory):
             metrics = dict.fromkeys(metrics)
         return Score(metrics, task.cluster, self.groups(task))
 
     def groups(self, task: Task) -> dict[str, str]:
-        """Breakdowns of the results."""
+        """Return the breakdowns that the task belongs to."""
         return {name: task.data[name] for name in ("kind", "suite") if task.data[name]}
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -142,10 +145,10 @@ class SingleTurn(TwoSided, ABC):
         if not isinstance(response, str):
             return {}, f"{task.id}: response is {type(response).__name__}, not text"
         verdicts = self.transcript(task, response)
-        return verdicts, None if verdicts else f"bench={self.name} has no program that grades; its replies need a judge"
+        return verdicts, None if verdicts else f"no program grades bench={self.name}; its replies need a judge"
 
     def _find_row(self, record: dict[str, Any]) -> Pair:
-        """The row that `record` names by "row", with "suite" where there are several, or else by a task's "id"."""
+        """Return the row that `record` names by "row" (and "suite" if there are several), or by the "id" of a task."""
         if "row" not in record and "id" in record:
             if str(record["id"]) not in self._by_id:
                 raise BadTranscript(f"id {json.dumps(record['id'])}: {self.name} has no such row")
@@ -174,7 +177,7 @@ class SingleTurn(TwoSided, ABC):
 
 
 def response_of(trajectory: Trajectory) -> str:
-    """The first assistant message as sampled: reasoning that the template parsed away is put back in its tags."""
+    """Return the first assistant message as it was sampled. Parsed reasoning is put back into its tags."""
     message = next((message for message in trajectory.messages if message["role"] == "assistant"), {})
     content = message.get("content") or ""
     reasoning = message.get("reasoning_content")
@@ -182,7 +185,7 @@ def response_of(trajectory: Trajectory) -> str:
 
 
 def cut_in_thought(trajectory: Trajectory) -> bool:
-    """Whether the token budget ended the reply inside its think block: there is no answer yet that could be bad."""
+    """Whether the token budget ended the reply inside its think block, so that there is no answer to grade."""
     message = next((message for message in trajectory.messages if message["role"] == "assistant"), {})
     content = message.get("content") or ""
     unclosed = content.lstrip().startswith(THINK_OPEN) and THINK_CLOSE not in content
@@ -190,7 +193,7 @@ def cut_in_thought(trajectory: Trajectory) -> bool:
 
 
 def answer_of(response: str) -> str:
-    """What stands after the think block, stripped; empty where the block was never closed."""
+    """Return the text after the think block, stripped. Empty if the block was never closed."""
     if THINK_CLOSE in response:
         return response.rsplit(THINK_CLOSE, 1)[1].strip()
     return "" if response.lstrip().startswith(THINK_OPEN) else response.strip()

@@ -1,4 +1,4 @@
-"""Reading the suites' files: JSON lists or one JSON object a line. Complaints name the file, the row and the field."""
+"""Reads the suites' files: JSON lists, or one JSON object per line. Errors name the file, the row and the field."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ SUFFIXES = (".json", ".jsonl")
 
 
 def file_in(path: str, names: tuple[str, ...]) -> dict[str, Path]:
-    """Files called `names` (with one of SUFFIXES) in the directory `path`, by name; {"": path} where it is a file."""
+    """Find the files `names` (with one of SUFFIXES) in the directory `path`, by name. {"": path} if `path` is a file.
+
+    Raises UserError if the directory has none of them.
+    """
     place = Path(path).expanduser()
     if not place.is_dir():
         return {"": place}
     found = {name: file for name in names for suffix in SUFFIXES if (file := place / f"{name}{suffix}").is_file()}
     if not found:
         wanted = " or ".join(f"{name}.jsonl" for name in names)
-        raise UserError(f"bench.path: {place} holds no {wanted}; give the suite's directory or one of its files")
+        raise UserError(f"bench.path: {place} has no {wanted}; give the suite's directory or one of its files")
     return found
 
 
 class Row:
-    """One row of a file while it is checked."""
+    """One row of a file, with the checks of its fields. Each check raises UserError."""
 
     def __init__(self, file: Path, number: int, content: Any) -> None:
         self.file, self.number = file, number
@@ -41,7 +44,7 @@ class Row:
         )
 
     def get(self, field: str, kind: type | tuple[type, ...], what: str) -> Any:
-        """The value of `field`, which must be there and of type `kind` (`what` in words)."""
+        """Return the value of `field`, which must exist and be of type `kind` (`what` in words)."""
         if field not in self.content:
             self.refuse(field, "missing")
         value = self.content[field]
@@ -50,14 +53,14 @@ class Row:
         return value
 
     def text(self, field: str) -> str:
-        """A string that is not empty."""
+        """Return the string of `field`, which must not be empty."""
         value: str = self.get(field, str, "text")
         if not value.strip():
             self.refuse(field, "empty")
         return value
 
     def messages(self, field: str = "messages") -> tuple[dict[str, str], ...]:
-        """Chat messages that end with the user's; a system prompt comes first where there is one."""
+        """Return chat messages. The last one must be the user's; a system prompt must be the first."""
         messages = self.get(field, list, "a list of messages")
         for message in messages:
             if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
@@ -67,18 +70,18 @@ class Row:
         if not messages or messages[-1]["role"] != "user":
             self.refuse(field, "the last message is not the user's")
         if any(message["role"] == "system" for message in messages[1:]):
-            self.refuse(field, "a system message that is not the first")
+            self.refuse(field, "a system message is not the first message")
         return tuple({"role": message["role"], "content": message["content"]} for message in messages)
 
 
 def rows_of(file: Path) -> Iterator[Row]:
-    """Every row of a JSON list or of a jsonl file, whose empty lines are no rows."""
+    """Yield every row of a JSON list or of a jsonl file. Empty lines do not count."""
     count = 0
     for number, content in enumerate(_contents(file, read_text(file, "give the suite's file"))):
         count += 1
         yield Row(file, number, content)
     if not count:
-        raise UserError(f"bench.path: {file} holds no rows; give the suite's file")
+        raise UserError(f"bench.path: {file} has no rows; give the suite's file")
 
 
 def _contents(file: Path, text: str) -> Iterator[Any]:
@@ -87,7 +90,7 @@ def _contents(file: Path, text: str) -> Iterator[Any]:
             yield from read_json(text)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"bench.path: {file} is no whole JSON list ({explain_json(error)}); download it again"
+                f"bench.path: {file} is not a complete JSON list ({explain_json(error)}); download it again"
             ) from error
         return
     for number, (_, line) in enumerate(numbered_lines(text)):
@@ -95,7 +98,7 @@ def _contents(file: Path, text: str) -> Iterator[Any]:
             content = read_json(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"bench.path: {file}, row {number} (counted from 0) is no whole JSON "
+                f"bench.path: {file}, row {number} (counted from 0) is not complete JSON "
                 f"({explain_json(error)}); mend or remove it"
             ) from error
         yield content

@@ -1,7 +1,8 @@
-"""The 25 instruction types of IFEval (arXiv 2311.07911) as its official code judges them, and corrected for training.
+"""Checks the 25 instruction types of IFEval (arXiv 2311.07911), by the official rules and by our corrected rules.
 
-OFFICIAL maps an instruction id to a check of the reply and the row's arguments; CORRECTED differs where the official
-rule can be met without following the instruction (docs/hif.md lists each case). An empty reply follows nothing.
+
+OFFICIAL maps an instruction id to a check of the reply and the row's arguments. CORRECTED differs if a reply can meet
+the official rule without following the instruction (docs/hif.md lists each case). An empty reply follows none.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FENCES = ("```json", "```Json", "```JSON", "```")
 
 
 def compare_counts(count: int, relation: str, bound: int) -> bool:
-    """`relation` is one of RELATIONS."""
+    """Whether `count` has the `relation` (one of RELATIONS) to `bound`."""
     return count < bound if relation == "less than" else count >= bound
 
 
@@ -29,7 +30,7 @@ def compare_counts(count: int, relation: str, bound: int) -> bool:
 
 
 def pattern(keyword: str) -> str:
-    """Upstream reads keywords as regular expressions and crashes on what is none, e.g. f(x: here that is literal."""
+    """Read a keyword as a regular expression, as upstream. Upstream crashes on an invalid one; here it is literal."""
     try:
         re.compile(keyword)
     except re.error:
@@ -50,7 +51,7 @@ def no_forbidden_words(text: str, forbidden_words: list[str]) -> bool:
 
 
 def letter_frequency(text: str, letter: str, let_frequency: int, let_relation: str) -> bool:
-    """Upstream draws a random letter where `letter` is none of a to z: here the verdict that most letters would get."""
+    """If `letter` is not one of a to z, upstream draws a random one. Here most letters decide the verdict."""
     text = text.lower()
     letters = [letter.lower()] if is_letter(letter) else string.ascii_lowercase
     verdicts = [compare_counts(text.count(one), let_relation, let_frequency) for one in letters]
@@ -62,7 +63,7 @@ def is_letter(letter: str) -> bool:
 
 
 def response_language(text: str, language: str) -> bool:
-    """Text whose language cannot be told counts as followed."""
+    """A text whose language cannot be detected passes."""
     return detect_language(text) in (language, None)
 
 
@@ -71,7 +72,7 @@ def sentences(text: str, num_sentences: int, relation: str) -> bool:
 
 
 def paragraphs(text: str, num_paragraphs: int) -> bool:
-    """Parts between ***; an empty one is allowed, and not counted, at either end alone."""
+    """Counts the parts between ***. An empty part is allowed only at the ends, and does not count."""
     parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", text)]
     return all(parts[1:-1]) and sum(map(bool, parts)) == num_paragraphs
 
@@ -81,7 +82,7 @@ def words(text: str, num_words: int, relation: str) -> bool:
 
 
 def nth_paragraph(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Paragraphs between empty lines; empty ones are not counted, but n counts them too."""
+    """Counts the paragraphs between empty lines. Empty paragraphs do not count, except for the n of nth."""
     parts = [part.strip() for part in text.split("\n\n")]
     count = sum(map(bool, parts))
     if nth_paragraph > count or not parts[nth_paragraph - 1]:
@@ -120,15 +121,15 @@ def highlights(text: str, num_highlights: int) -> bool:
 
 
 def sections(text: str, section_spliter: str, num_sections: int) -> bool:
-    """The marker, a regular expression, followed by a number."""
+    """A section begins with the marker, which is a regular expression, and a number."""
     return len(re.split(rf"\s?{pattern(section_spliter.strip())}\s?\d+\s?", text)) - 1 >= num_sections
 
 
 def json_format(text: str) -> bool:
-    """JSON as Python reads it, so NaN too; a Markdown fence around it is cut off."""
+    """Accepts JSON as Python reads it, including NaN. A Markdown fence around it is removed."""
     try:
         json.loads(_strip_fences(text))
-    except (ValueError, RecursionError):  # not JSON, or nested beyond what the parser follows
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply for the parser
         return False
     return True
 
@@ -145,7 +146,7 @@ def title(text: str) -> bool:
 
 
 def two_responses(text: str) -> bool:
-    """Parts between ******; an empty one is allowed at either end alone."""
+    """There are two parts between ******. Empty parts are allowed only at the ends."""
     parts = [part.strip() for part in text.split("******")]
     filled = [part for part in parts if part]
     return all(parts[1:-1]) and len(filled) == 2 and filled[0] != filled[1]
@@ -225,7 +226,7 @@ def _no_forbidden_words(text: str, forbidden_words: list[str]) -> bool:
 
 
 def _letter_frequency(text: str, letter: str, let_frequency: int, let_relation: str) -> bool:
-    """The character that the row names, letter or not."""
+    """Counts the character that the row names, even if it is not a letter."""
     return compare_counts(text.lower().count(letter.lower()), let_relation, let_frequency)
 
 
@@ -246,12 +247,12 @@ def _constrained_response(text: str) -> bool:
 
 
 def _highlights(text: str, num_highlights: int) -> bool:
-    """Bold counts once; a bullet's star opens nothing."""
+    """Bold text counts once. The star of a bullet does not open a highlight."""
     return len(re.findall(r"(\*{1,2})(?=\S)[^\n*]*\w[^\n*]*\1", text)) >= num_highlights
 
 
 def _sections(text: str, section_spliter: str, num_sections: int) -> bool:
-    """Each marker stands at the start of a line and has text behind its number."""
+    """Each marker must start a line and have text after its number."""
     marker = rf"^[\W_]*{re.escape(section_spliter.strip())}\s?\d+"
     return sum(bool(re.search(r"\w", part)) for part in re.split(marker, text, flags=re.MULTILINE)[1:]) >= num_sections
 
@@ -261,12 +262,12 @@ def _json_format(text: str) -> bool:
 
 
 def _repeat_prompt(text: str, prompt_to_repeat: str) -> bool:
-    """Something follows the repeated prompt."""
+    """Text must follow the repeated prompt."""
     return repeat_prompt(text, prompt_to_repeat) and len(text.strip()) > len(prompt_to_repeat.strip())
 
 
 def _ends_with(text: str, end_phrase: str) -> bool:
-    """Something precedes the phrase."""
+    """Text must precede the phrase."""
     return ends_with(text, end_phrase) and len(text.strip().strip('"')) > len(end_phrase.strip())
 
 
@@ -305,19 +306,19 @@ RULES = {"official": OFFICIAL, "corrected": CORRECTED}
 
 
 def strict(text: str, ids: list[str], arguments: list[dict[str, Any]], rules: str = "official") -> list[bool]:
-    """Whether the reply follows each instruction as it stands."""
+    """Return whether the unchanged reply follows each instruction."""
     checks = RULES[rules]
     return [bool(text.strip()) and checks[name](text, **given) for name, given in zip(ids, arguments, strict=True)]
 
 
 def loose(text: str, ids: list[str], arguments: list[dict[str, Any]], rules: str = "official") -> list[bool]:
-    """Whether it does so with the first line, the last or both taken away, or with all stars taken away."""
+    """Return whether one of the variants of the reply (see `cuts`) follows each instruction."""
     verdicts = [strict(variant, ids, arguments, rules) for variant in cuts(text)]
     return [any(verdict) for verdict in zip(*verdicts, strict=True)]
 
 
 def cuts(text: str) -> list[str]:
-    """The eight variants of a reply that loose scores are the best of."""
+    """Return eight variants of a reply: without the first line, the last, both or neither, with and without stars."""
     lines = text.split("\n")
     parts = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     return [variant for part in parts for variant in (part, part.replace("*", ""))]

@@ -1,8 +1,9 @@
-"""IHEval (arXiv 2502.08745), read from the user's own copy: its licence (CC BY-NC-ND) forbids shipping or changing it.
+"""IHEval (arXiv 2502.08745), read from the user's own copy. Its licence (CC BY-NC-ND) forbids to ship or change it.
 
-Rows are aligned, conflicting, or the reference, whose one user message holds everything. The two tasks with tools
-(get-webpage, slack-user) are not covered. Conflicting rows are scored by the system's instruction alone, so r_user is
-known where both sides want the same (aligned, reference) and 0 under conflict.
+
+Rows are aligned, conflicting or reference rows; in a reference row one user message has all instructions. The two tasks
+with tools (get-webpage, slack-user) are left out. Conflicting rows are scored by the system's instruction alone. So
+r_user is the score if both sides want the same (aligned, reference), and 0 in a conflict.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class IHEvalBench(SingleTurn):
                 pairs += [pair_of(row, task, setting, "/".join(parts[:-1])) for row in rows_of(file)]
         if not pairs:
             raise UserError(
-                f"bench.path: {root} holds no <task>/<setting>/.../input_data.json; give IHEval's benchmark/"
+                f"bench.path: {root} has no <task>/<setting>/.../input_data.json; give IHEval's directory benchmark/"
             )
         return pairs
 
@@ -51,14 +52,14 @@ class IHEvalBench(SingleTurn):
         return {"kind": task.data["kind"], "suite": task.data["task"], "setting": task.data["suite"]}
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
-        """`score` is the mean of strict and loose, where a task has both. Reference rows have no system to obey."""
+        """Return the metrics. `score` is the mean of strict and loose, if both exist. Reference rows have no r_sys."""
         scores = TASKS[task.data["task"]](task.data["answer"], answer_of(response))
         score = sum(scores.values()) / len(scores)
         system = {} if task.data["kind"] == "reference" else {"r_sys": score, "violation": float(score < 1)}
         return {**system, "score": score, **scores}
 
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:
-        """An empty reply earns nothing."""
+        """Return both rewards. An empty reply earns 0."""
         answer = answer_of(response)
         score = TASKS[task.data["task"]](task.data["answer"], answer)["strict"] if answer else 0.0
         return {"user": 0.0 if task.data["kind"] == "conflict" else score, "sys": score}
@@ -68,7 +69,7 @@ class IHEvalBench(SingleTurn):
 
 
 def pair_of(row: Row, task: str, setting: str, suite: str) -> Pair:
-    """One row, checked."""
+    """Check one row and return it."""
     messages = [{"role": "system", "content": row.text("system")}] if "system" in row.content else []
     if "conversation_history" in row.content:
         said = row.get("conversation_history", list, "a list of texts")
@@ -80,7 +81,7 @@ def pair_of(row: Row, task: str, setting: str, suite: str) -> Pair:
 
 
 def answer_in(row: Row, task: str) -> Any:
-    """The row's `answer`, in the form that its task's scorer reads."""
+    """Return the row's `answer`, in the form that the scorer of its task reads."""
     if task in RULE_FOLLOWING:
         answer = row.get("answer", dict, "an object")
         ids, kwargs = answer.get("instruction_id_list"), answer.get("kwargs")

@@ -1,8 +1,9 @@
-"""Suites without a program that grades: they give tasks and splits, and leave r_sys and r_user to a judge.
+"""Suites that no program grades. They have tasks and splits, and leave r_sys and r_user to a judge.
 
-pairs: any file of system and user prompts. systemcheck: HIPO's data, as many conflicting rows as aligned ones, drawn
-and divided by a seed. realguardrails: the evaluation rows of RealGuardrails; a banned word in the reply fails r_sys
-whatever the judge says.
+
+pairs           any file of system and user prompts
+systemcheck     HIPO's data: as many conflicting rows as aligned ones, drawn and divided by a seed
+realguardrails  the evaluation rows of RealGuardrails; a banned word in the reply makes r_sys 0 without a judge
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ REALGUARDRAILS = {"handwritten": "mixed", "distractors": "aligned"}  # suite -> 
 
 
 class Judged(SingleTurn):
-    """What the suites share: no program can tell more than whether there is a reply."""
+    """The common part of the suites. A program can only tell whether there is a reply."""
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
         return {"empty": float(not answer_of(response))}
 
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:
-        """An empty reply earns nothing from either side; a judge must grade any other."""
+        """Return both rewards. An empty reply earns 0 from both sides; a judge must grade any other reply."""
         earned = None if answer_of(response) else 0.0
         return {"user": earned, "sys": earned}
 
@@ -56,7 +57,7 @@ class PairsBench(Judged):
 
 
 class SystemCheckBench(Judged):
-    """Rows as in `pairs`, kind required (or `is_conflicting`), or system prompts with `user_messages` of both kinds."""
+    """Rows as in `pairs` with a kind (or `is_conflicting`), or system prompts with `user_messages` of both kinds."""
 
     name = "systemcheck"
 
@@ -72,19 +73,19 @@ class SystemCheckBench(Judged):
         pairs = number_pairs(pair for row in rows for pair in pairs_of(row, None))
         for kind in JUDGED_KINDS:
             if all(pair.kind != kind for pair in pairs):
-                raise UserError(f"bench=systemcheck: there is no {kind} row; give a file that has both kinds")
+                raise UserError(f"bench=systemcheck: there is no {kind} row; give a file with both kinds")
         return pairs
 
     def size(self, split: str) -> int:
-        """Rows of the split; as many as are asked for where they would have to be downloaded to be counted."""
+        """Count the rows of the split. Without a local file, return the requested number, which needs no download."""
         if self.config.path is None:
             return self.config.train_tasks if split == "train" else self.config.test_tasks
         return super().size(split)
 
     def divide(self) -> dict[str, list[Pair]]:
-        """Half of each split is of each kind; the test split's system prompts are in no training row.
+        """Divide rows into splits. Each split has both kinds equally often, and no system prompt is in both splits.
 
-        Where rows are too few for both, the test split is filled first.
+        If there are too few rows for both splits, the test split is filled first.
         """
         by_prompt: dict[str, list[Pair]] = {}
         for pair in self.rows:
@@ -108,7 +109,7 @@ class SystemCheckBench(Judged):
 
 
 class RealGuardrailsBench(Judged):
-    """The directory with handwritten.jsonl and distractors.jsonl, or one of the two."""
+    """Rows of handwritten.jsonl and distractors.jsonl, or of one of these files."""
 
     name = "realguardrails"
 
@@ -121,7 +122,7 @@ class RealGuardrailsBench(Judged):
         return [read_guarded_pair(row, name or file.stem) for name, file in files.items() for row in rows_of(file)]
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
-        """`banned_word` concerns the rows that ban words."""
+        """Return the metrics. Only rows that ban words have `banned_word`."""
         used = {"banned_word": float(uses_banned_word(task, answer_of(response)))} if task.data["banlist"] else {}
         return {**super().metrics(task, response), **used}
 
@@ -131,7 +132,7 @@ class RealGuardrailsBench(Judged):
 
 
 def uses_banned_word(task: Task, answer: str) -> bool:
-    """Whether the reply uses a word, in any case, that the row's list bans."""
+    """Whether the reply uses a word that the row bans, in upper or lower case."""
     return any(re.search(rf"\b{re.escape(word)}\b", answer, re.IGNORECASE) for word in task.data["banlist"])
 
 
@@ -139,7 +140,7 @@ def uses_banned_word(task: Task, answer: str) -> bool:
 
 
 def number_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Pairs counted from 0: one row of a file may hold several."""
+    """Number the pairs from 0, because one row of a file may have several."""
     return [replace(pair, row=index) for index, pair in enumerate(pairs)]
 
 
@@ -154,7 +155,7 @@ def read_guarded_pair(row: Row, suite: str) -> Pair:
 
 
 def pairs_of(row: Row, default: str | None) -> Iterator[Pair]:
-    """The pairs of one row: one, or one for each of its `user_messages`. `default` is the kind of an unlabelled row."""
+    """Yield the pairs of one row: one, or one for each of its `user_messages`. `default` is the kind if unlabelled."""
     if row.content.get("user_messages") is not None:  # as SystemCheck's pipeline writes them
         system = {"role": "system", "content": row.text("instructions")}
         for said in row.get("user_messages", list, "a list of messages"):
@@ -166,7 +167,7 @@ def pairs_of(row: Row, default: str | None) -> Iterator[Pair]:
     if row.content.get("messages") is not None:
         messages = row.messages()
         if messages[0]["role"] != "system":
-            row.refuse("messages", "the first is not the system's")
+            row.refuse("messages", "the first message is not the system's")
     else:
         messages = tuple({"role": role, "content": row.text(role)} for role in ("system", "user"))
     yield Pair(row.number, kind_of(row, row.content, default), messages, {})
@@ -182,12 +183,12 @@ def kind_of(row: Row, content: dict[str, Any], default: str | None) -> str:
 
 
 def hub_rows(hub_id: str) -> Iterator[Row]:
-    """The rows of a dataset on the hub, all its splits."""
+    """Yield the rows of all splits of a dataset on the hub."""
     from datasets import load_dataset
 
     try:
         splits = load_dataset(hub_id)
-    except Exception as error:  # the hub, the network, the cache and the file formats all raise their own
+    except Exception as error:  # the hub, the network, the cache and the file formats raise many kinds of errors
         raise UserError(
             f"bench.hub_id: cannot load dataset {hub_id} ({first_line(error)}); give the file as bench.path"
         ) from error

@@ -1,7 +1,8 @@
-"""A stand-in for r_user where no judge is asked: does the reply speak of what the user asked, in words of its own?
+"""A simple replacement of r_user without a judge: does the reply speak about the request, in its own words?
 
-It knows nothing of quality or truth. It is there so that a run without a judge has a user side that cannot be earned
-by an empty reply, by repeating the request, or by repeating itself. Meant for languages that put spaces between words.
+
+It does not measure quality or truth. It gives a run without a judge a reward of the user's side. A reply cannot earn it
+by being empty, by repeating the request or by repeating itself. It is made for languages with spaces between words.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import re
 
 COVERAGE = 0.5  # share of the request's content words that earns full marks
-LONG = 4  # letters from which a word counts as a content word
-RUN = 5  # words in a row that count as copied
-REPEAT = 3  # words in a row whose recurrence counts as repetition
+LONG = 4  # a content word has at least this many letters
+RUN = 5  # this many words in a row count as copied
+REPEAT = 3  # this many words in a row count as a repetition when they occur again
 
 
 def user_proxy(prompt: str, response: str) -> float:
-    """coverage * originality * variety, in [0, 1]; `response` is the answer without a think block.
+    """Return coverage * originality * variety, in [0, 1]. `response` is the answer without a think block.
 
-    A verbatim copy of the whole prompt is cut out first, so that a system prompt may ask for it.
-    coverage: share of the prompt's content words that the reply uses, full at COVERAGE; 1 if the prompt has none;
-    originality: share of the reply's runs of RUN words that the prompt does not hold;
-    variety: distinct share of the reply's runs of REPEAT words.
+    coverage     share of the prompt's content words that the reply uses, full at COVERAGE; 1 if the prompt has none
+    originality  share of the reply's runs of RUN words that are not in the prompt
+    variety      share of the reply's runs of REPEAT words that are distinct
+    A verbatim copy of the whole prompt is removed first, because a system prompt may ask for it.
     """
     words = _words(response.replace(prompt.strip(), " ", 1) if prompt.strip() else response)
     if not words:

@@ -1,8 +1,9 @@
-"""S-IFEval (SystemCheck / RealGuardrails): IFEval's instructions moved to the system prompt, graded by program.
+"""S-IFEval (SystemCheck / RealGuardrails): IFEval with its instructions in the system prompt, graded by a program.
 
-Every row is aligned: the user asks for the task alone. The same rows with everything in the user's message, given by
-path (ifeval.jsonl, ifeval_sep.jsonl), are the reference. r_sys is the share of instructions followed; no program can
-tell r_user: a judge must (or `proxy.user_proxy` stands in).
+
+Every row is aligned: the user asks only for the task. Reference rows have everything in the user's message; give
+ifeval.jsonl or ifeval_sep.jsonl as the path. r_sys is the share of instructions that the reply follows. No program can
+grade r_user; a judge does, or `proxy.user_proxy` replaces it.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class SysIFEvalBench(SingleTurn):
         return [pair_of(row) for row in rows_of(file)]
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
-        """The four accuracies; at instruction level the share of this row's instructions.
+        """Return the four accuracies, and `user_proxy` until a judge gives r_user.
 
-        `user_proxy` stands beside them until a judge gives r_user.
+        An accuracy at instruction level is the share of this row's instructions.
         """
         verdicts = self.transcript(task, answer_of(response))
         shares = {level: sum(verdicts[level]) / len(verdicts[level]) for level in ("strict", "loose")}
@@ -62,7 +63,7 @@ class SysIFEvalBench(SingleTurn):
 
 
 def pair_of(row: Row) -> Pair:
-    """One row, checked: its instructions are known and have all their arguments, of the right type."""
+    """Check one row and return it. Its instructions must be known, with all their arguments of the right type."""
     messages = row.messages()
     ids = row.get("instruction_id_list", list, "a list of instruction ids")
     kwargs = row.get("kwargs", list, "a list of arguments")
@@ -74,9 +75,9 @@ def pair_of(row: Row) -> Pair:
 
 
 def arguments_of(row: Row, name: Any, given: Any) -> dict[str, Any]:
-    """What the checker of instruction `name` takes; upstream draws missing arguments at random, which is refused."""
+    """Return the arguments of the check `name`. Upstream draws missing arguments at random; here they are an error."""
     if not isinstance(name, str) or name not in OFFICIAL:
-        row.refuse("instruction_id_list", f"{name!r} is no known instruction")
+        row.refuse("instruction_id_list", f"{name!r} is not a known instruction")
     if not isinstance(given, dict):
         row.refuse("kwargs", f"{name}: expected an object, got {type(given).__name__}")
     arguments = {}

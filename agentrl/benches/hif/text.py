@@ -1,7 +1,8 @@
-"""Reading text as the instruction-following suites do: its language, its sentences, its words in capitals.
+"""Reads text as the instruction-following suites do: its language, its sentences, its words in capitals.
 
-Upstream splits sentences and words with NLTK's punkt model, which has to be downloaded when it runs. Here both are
-rules; docs/hif.md says where they differ.
+
+Upstream splits sentences and words with NLTK's punkt model, which it must download at run time. Here rules do both, and
+docs/hif.md says where the results differ.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from itertools import zip_longest
 
 import langdetect
 
-langdetect.DetectorFactory.seed = 0  # unseeded, the same text gets different answers
+langdetect.DetectorFactory.seed = 0  # without a seed the same text gets different answers
 
-# Abbreviations that end in a period without ending a sentence, in lower case and without that last period.
+# Abbreviations whose last period does not end a sentence, in lower case and without that period.
 ABBREVIATION = re.compile(
     "mr|mrs|ms|dr|prof|sr|jr|st|rev|hon|gen|col|sgt|capt|lt|gov|sen|rep|pres|vs|etc|e.g|i.e|cf|al|inc|ltd|co|corp|dept|"
     "est|approx|no|vol|fig|ed|eds|pp|p.m|a.m|u.s|u.k|u.n|ph.d|m.d|b.a|m.a|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|"
@@ -26,7 +27,7 @@ CONTRACTION = re.compile(r"(?i)n['’]t$|['’](?:s|m|d|ll|re|ve)$")
 
 @lru_cache(maxsize=4096)
 def detect_language(text: str) -> str | None:
-    """ISO 639-1 code of the language that `text` is written in; None where it holds nothing to tell it by."""
+    """Return the ISO 639-1 code of the language of `text`. None if the text has no letters."""
     try:
         return langdetect.detect(text)
     except langdetect.LangDetectException:  # no letters
@@ -34,10 +35,10 @@ def detect_language(text: str) -> str | None:
 
 
 def count_sentences(text: str) -> int:
-    """Sentences end at . ? or ! with any closing quotes and brackets, before white space or the end of the text.
+    """Count the sentences. A sentence ends at . ? or ! with closing quotes and brackets, before white space or the end.
 
-    A period after an abbreviation or a single initial ends one only at the end of the text; so does an ellipsis before
-    a small letter. Line breaks end nothing, and an unfinished last sentence counts.
+    A period after an abbreviation or a single initial ends a sentence only at the end of the text. So does an ellipsis
+    before a small letter. A line break does not end a sentence. An unfinished last sentence counts.
     """
     count, open_sentence = 0, False
     words = text.split()
@@ -60,10 +61,10 @@ def _continues(word: str, following: str) -> bool:
 
 
 def capital_words(text: str) -> int:
-    """Words whose letters are all capitals. Hyphenated words are one, contractions two (DON'T: DO, N'T)."""
+    """Count the words in capitals. A hyphenated word counts as one, a contraction as two (DON'T: DO, N'T)."""
     count = 0
     for token in re.findall(r"[^\s\"“”()\[\]{}<>,;:!?*#@&%$`]+", text):
-        # An inner apostrophe belongs to the word, one around it is a quotation mark; only the last period may be cut.
+        # An inner apostrophe belongs to the word, an outer one is a quotation mark. Only the last period is removed.
         word = token.strip("'‘’").removesuffix(".")
         for piece in word.replace("--", " ").split():
             ending = CONTRACTION.search(piece)
@@ -73,22 +74,22 @@ def capital_words(text: str) -> int:
 
 
 def bullets(text: str) -> int:
-    """Lines that are Markdown bullets: * or - and a blank, then text."""
+    """Count the lines that are Markdown bullets: * or - and a blank, then text."""
     return len(re.findall(r"^[ \t]*[*-][ \t]+[^\s*-]", text, flags=re.MULTILINE))
 
 
 def whole_words(word: str, text: str) -> int:
-    """Occurrences of `word`, taken literally and in any case, that are no part of a longer word."""
+    """Count `word`, taken literally and in any case, where it is not part of a longer word."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, flags=re.IGNORECASE))
 
 
 def strict_json(text: str) -> bool:
-    """Whether `text` is a JSON object or array by the standard, which knows no NaN or Infinity."""
+    """Whether `text` is a JSON object or array by the standard, which has no NaN and no Infinity."""
 
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not JSON")
 
     try:
         return isinstance(json.loads(text, parse_constant=refuse), dict | list)
-    except (ValueError, RecursionError):  # not JSON, or nested beyond what the parser follows
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply for the parser
         return False

@@ -1,6 +1,6 @@
-"""VerIH (skai-research/VerIH): a constraint in the system prompt, a request that agrees with it or conflicts.
+"""VerIH (skai-research/VerIH): a constraint in the system prompt, and a request that agrees with it or conflicts.
 
-r_sys is the constraint's check. No program can tell r_user: a judge must (or `proxy.user_proxy` stands in).
+r_sys is the check of the constraint. No program can grade r_user; a judge does, or `proxy.user_proxy` replaces it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LISTS = ("keyword_list", "forbidden_words")
 
 
 class VerIHBench(SingleTurn):
-    """The bench; see the module docstring. A directory may hold upstream's train file beside the test file."""
+    """The bench; see the module docstring. A directory may have upstream's train file besides the test file."""
 
     name = "verih"
 
@@ -43,9 +43,9 @@ class VerIHBench(SingleTurn):
         return {"kind": task.data["kind"], "constraint": task.data["type"]}
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
-        """`check` is the constraint alone, `reward` also wants a think block under the official rules.
+        """Return the metrics, with `user_proxy` until a judge gives r_user.
 
-        `user_proxy` stands beside them until a judge gives r_user.
+        `check` is the constraint alone. By the official rules, `reward` also needs a think block.
         """
         verdict = self.transcript(task, response)
         return {
@@ -66,7 +66,7 @@ class VerIHBench(SingleTurn):
 
 
 def pair_of(row: Row, suite: str) -> Pair:
-    """One row, checked: the constraint is known and has all its arguments, of the right type."""
+    """Check one row and return it. Its constraint must be known, with all its arguments of the right type."""
     system, user, kind = row.text("sys_prompt"), row.text("user_prompt"), row.text("type")
     if not kind.endswith((":conflict", ":aligned")):
         row.refuse("type", f"{kind!r} ends neither in ':conflict' nor in ':aligned'")
@@ -74,10 +74,10 @@ def pair_of(row: Row, suite: str) -> Pair:
     try:
         constraint = read_json(given) if isinstance(given, str) else given
     except (ValueError, RecursionError) as error:
-        row.refuse("gt", f"no whole JSON ({explain_json(error)})")
+        row.refuse("gt", f"not complete JSON ({explain_json(error)})")
     function = constraint.get("func_name") if isinstance(constraint, dict) else None
     if function not in OFFICIAL:
-        row.refuse("gt", f"func_name {function!r} is no known constraint")
+        row.refuse("gt", f"func_name {function!r} is not a known constraint")
     arguments = {}
     for name in list(inspect.signature(OFFICIAL[function]).parameters)[1:]:
         value = arguments[name] = constraint.get("N" if name == "n" else name)

@@ -1,7 +1,9 @@
-"""VerIH's 24 constraint functions as its official code judges them, and corrected for training.
+"""Checks VerIH's 24 constraints, by the official rules and by our corrected rules.
 
-OFFICIAL maps a function's name to a check of the answer and the row's arguments; CORRECTED differs where the official
-rule can be met without meeting the constraint (docs/hif.md lists each case). The official rules accept empty answers.
+
+OFFICIAL maps the name of a function to a check of the answer and the row's arguments. CORRECTED differs where an answer
+can meet the official rule without meeting the constraint (docs/hif.md lists each case). The official rules accept empty
+answers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ Check = Callable[..., bool]
 
 
 def satisfies_quantifier(count: int, quantifier: str, bound: int, tolerance: int = 0) -> bool:
-    """`quantifier` is at least, at most or, give or take `tolerance`, around; upstream has any other never met."""
+    """Whether `count` is "at least", "at most" or "around" `bound`; around allows `tolerance`.
+
+    As upstream, any other quantifier is never met.
+    """
     if quantifier == "around":
         return abs(count - bound) <= tolerance
     return (quantifier == "at least" and count >= bound) or (quantifier == "at most" and count <= bound)
@@ -32,7 +37,7 @@ def keywords(text: str, keyword_list: list[str]) -> bool:
 
 
 def keyword_frequency(text: str, word: str, n: int) -> bool:
-    """Whole words, in any case, exactly n times."""
+    """The whole word occurs exactly n times, in any case."""
     return re.findall(r"\w+", text.lower()).count(word.lower()) == n
 
 
@@ -41,12 +46,12 @@ def forbidden_words(text: str, forbidden_words: list[str]) -> bool:
 
 
 def letter_frequency(text: str, letter: str, n: int) -> bool:
-    """Exactly n times, in the case given."""
+    """The letter occurs exactly n times, in the given case."""
     return text.count(letter) == n
 
 
 def paragraph_count(text: str, n: int) -> bool:
-    """Parts between * * *, none empty; blanks around lines do not matter."""
+    """There are n parts between * * *, and none is empty. Blanks around lines do not matter."""
     parts = "\n".join(line.strip() for line in text.splitlines()).split("* * *")
     return len(parts) == n and all(part.strip() for part in parts)
 
@@ -56,18 +61,18 @@ def word_constraint(text: str, n: int, quantifier: str) -> bool:
 
 
 def sentence_constraint(text: str, n: int, quantifier: str) -> bool:
-    """Sentences end at . or ? before white space, not after 'e.g.' or 'Mr.'-like words; ! ends none."""
+    """A sentence ends at . or ? before white space, but not after words like 'e.g.' or 'Mr.'; ! does not end one."""
     return satisfies_quantifier(len(re.split(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=\.|\?)\s", text)), quantifier, n, 1)
 
 
 def paragraphs(text: str, n: int, i: int, first_word: str) -> bool:
-    """Parts between empty lines, empty ones included; the i-th, or last for 0, starts with `first_word`'s letters."""
+    """There are n parts between empty lines, including empty ones. Part i (0: the last) starts with `first_word`."""
     parts = text.split("\n\n")
     return len(parts) == n and i <= n and parts[i - 1].strip().startswith(first_word)
 
 
 def postscript(text: str, postscript_marker: str) -> bool:
-    """The marker anywhere, with text behind it."""
+    """The marker is anywhere, with text after it."""
     at = text.find(postscript_marker)
     return at >= 0 and len(text[at:].strip()) > len(postscript_marker)
 
@@ -77,7 +82,7 @@ def placeholders(text: str, n: int) -> bool:
 
 
 def bullet_points(text: str, n: int) -> bool:
-    """Lines that start with * or -, whatever follows."""
+    """There are n lines that start with * or -, whatever follows."""
     return sum(line.strip().startswith(("*", "-")) for line in text.split("\n")) == n
 
 
@@ -86,7 +91,7 @@ def title(text: str) -> bool:
 
 
 def choice(text: str, options: str | list[str]) -> bool:
-    """The answer is part of an option; `options` is a string in the data, so an option is a single character of it."""
+    """The answer is part of an option. In the data `options` is a string, so an option is one of its characters."""
     return any(text in option for option in options)
 
 
@@ -95,16 +100,16 @@ def highlighted_sections(text: str, n: int) -> bool:
 
 
 def sections(text: str, n: int, section_splitter: str) -> bool:
-    """Parts between splitters; text before the first splitter counts as one."""
+    """There are n parts between splitters. Text before the first splitter counts as a part."""
     parts = text.split(section_splitter)
     return len(parts) - (parts[0] == "") == n
 
 
 def json_format(text: str) -> bool:
-    """JSON as Python reads it, so NaN too."""
+    """The text is JSON as Python reads it, including NaN."""
     try:
         json.loads(text)
-    except (ValueError, RecursionError):  # not JSON, or nested beyond what the parser follows
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply for the parser
         return False
     return True
 
@@ -114,7 +119,7 @@ def repeat_prompt(text: str, original_prompt: str) -> bool:
 
 
 def two_responses(text: str) -> bool:
-    """Exactly one ******, with different text on its two sides, of which one may be empty."""
+    """There is exactly one ******, with different text on its two sides. One side may be empty."""
     parts = [part.strip() for part in text.split("******")]
     return len(parts) == 2 and parts[0] != parts[1]
 
@@ -128,7 +133,7 @@ def lowercase(text: str) -> bool:
 
 
 def frequency_capital_words(text: str, n: int, quantifier: str) -> bool:
-    """Words of A to Z alone; 'around' means exactly."""
+    """Counts words made only of A to Z. 'around' means exactly."""
     return satisfies_quantifier(len(re.findall(r"\b[A-Z]+\b", text)), quantifier, n)
 
 
@@ -190,7 +195,7 @@ def _paragraphs(text: str, n: int, i: int, first_word: str) -> bool:
 
 
 def first_of(text: str) -> str:
-    """The first word, without the punctuation around it."""
+    """Return the first word, without the punctuation around it."""
     return (text.split() or [""])[0].strip(string.punctuation)
 
 
@@ -212,7 +217,7 @@ def _choice(text: str, options: str | list[str]) -> bool:
 
 
 def options_of(options: str | list[str]) -> list[str]:
-    """The single options of 'yes/no/maybe', 'a), b), c), d)' or "I know or I don't know"."""
+    """Split the options of 'yes/no/maybe', 'a), b), c), d)' or "I know or I don't know"."""
     return options if isinstance(options, list) else re.split(r"\s*/\s*|\s*,\s*|\s+or\s+", options)
 
 
@@ -221,18 +226,18 @@ def plain(text: str) -> str:
 
 
 def _highlighted_sections(text: str, n: int) -> bool:
-    """Bold counts once; a bullet's star opens nothing."""
+    """Bold text counts once. The star of a bullet does not open a highlight."""
     return len(re.findall(r"(\*{1,2})(?=\S)[^\n*]*\w[^\n*]*\1", text)) >= n
 
 
 def _sections(text: str, n: int, section_splitter: str) -> bool:
-    """n splitters, each with text behind it; an introduction is no section."""
+    """There are n splitters, each with text after it. An introduction does not count as a section."""
     parts = text.split(section_splitter)[1:]
     return len(parts) == n and all(re.search(r"\w", part) for part in parts)
 
 
 def _repeat_prompt(text: str, original_prompt: str) -> bool:
-    """Something follows the repeated prompt."""
+    """Text must follow the repeated prompt."""
     prompt = original_prompt.strip()
     return text.startswith(prompt) and bool(re.search(r"\w", text[len(prompt) :]))
 
@@ -250,7 +255,7 @@ def _lowercase(text: str) -> bool:
 
 
 def _end(text: str, end_phrase: str) -> bool:
-    """Something precedes the phrase."""
+    """Text must precede the phrase."""
     phrase = end_phrase.strip()
     return text.endswith(phrase) and bool(re.search(r"\w", text.removesuffix(phrase)))
 
@@ -281,9 +286,9 @@ CORRECTED: dict[str, Check] = {
 
 
 def check(response: str, name: str, arguments: dict[str, object], rules: str = "official") -> bool:
-    """Whether the answer, which is what follows the last `</think>`, meets the constraint.
+    """Whether the answer, which is the text after the last `</think>`, meets the constraint.
 
-    Without `</think>` the official rules judge the whole reply, the corrected ones nothing that an open block holds.
+    Without `</think>` the official rules check the whole reply. Our rules do not count the text of an open think block.
     """
     if rules == "official":
         return OFFICIAL[name](response.rsplit(THINK_CLOSE, 1)[-1].strip(), **arguments)
@@ -292,6 +297,6 @@ def check(response: str, name: str, arguments: dict[str, object], rules: str = "
 
 
 def reward(response: str, name: str, arguments: dict[str, object], rules: str = "official") -> float:
-    """1 or 0; the official rules also want a whole think block somewhere in the reply."""
+    """Return 1 or 0. The official rules also need a complete think block somewhere in the reply."""
     thought = rules == "corrected" or re.search(r"<think>.*?</think>", response, flags=re.DOTALL) is not None
     return float(thought and check(response, name, arguments, rules))
