@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.trajectory import Trajectory
+from agentrl.models.adapters import lora_config
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.rollout import continuous, transformers_sampler
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.key_values import Cached, Shelf
 from agentrl.rollout.sampler import Request, Stop
 from agentrl.rollout.tokens import TokenEngine, local_engine
-from tests.support.helpers import changed, composed
+from tests.support.helpers import changed, composed, make_trainer, small
 
 GREEDY = Decoding(0.0)
 
@@ -299,3 +301,35 @@ def test_slots_keep_what_they_hold_when_others_leave_or_move() -> None:
         assert (keys[entry.slot, :, : entry.held] == number).all() and (
             values[entry.slot, :, : entry.held] == -number
         ).all()
+
+
+@pytest.mark.parametrize("wrapping", ["lora", "checkpointing", "bf16"])
+def test_a_trainers_model_is_sampled_as_it_is_trained(tmp_path: Path, wrapping: str) -> None:
+    """Adapters count but not their dropout, checkpointing comes back, and autocast holds for sampling too."""
+    keys = {
+        "lora": ("model/lora=on", "model.lora.dropout=0.5"),
+        "checkpointing": ("model.gradient_checkpointing=true",),
+        "bf16": ("hardware.bf16=true",),
+    }[wrapping]
+    config = small("algo=grpo", "rollout.max_completion_tokens=40", *keys)
+    trainer = make_trainer(config, tmp_path, peft_config=lora_config(config.model))
+    if wrapping == "lora":
+        with torch.no_grad():
+            for name, parameter in trainer.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+    if wrapping == "checkpointing":  # which transformers begins with training
+        trainer.model.gradient_checkpointing_enable()
+    trainer.model.train()
+    rows = [{"task": n // 2, "prompt": trainer.tasks[n // 2].prompt} for n in range(4)]
+    trainer.num_generations = 2
+    batch = trainer._generate_and_score_completions(rows)
+    assert "sampling_per_token_logps" not in batch, "TRL would correct for a sampler that is on policy"
+    assert trainer.engine.sampler.forwarded > 0 and trainer.model.training
+    assert trainer.model.is_gradient_checkpointing == (wrapping == "checkpointing")
+    model = trainer.model.eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=wrapping == "bf16"):
+        for one in trainer._trajectories:
+            tolerance = 0.1 if wrapping == "bf16" else 1e-5
+            difference = torch.tensor(one.logprobs) - forwarded(model, one, 1.0).float()
+            assert difference.abs().max() < tolerance
