@@ -24,6 +24,8 @@ from agentrl.core.errors import UserError
 
 GENERATED = ("minihop", "minihif")  # benches to which older versions gave an unused `path`
 RENAMED = {"mended": "corrected"}  # older names of the choices of bench.rules and bench.reward_rules
+# Keys without which older versions trained: they change no result except by rounding.
+ADDED = ("trainer.tokens_per_batch", "trainer.engine")
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
@@ -81,6 +83,10 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
     if isinstance(hardware, Mapping) and "vllm" in hardware:
         moved = {"mode": hardware["vllm"], "url": hardware.get("vllm_url", "http://localhost:8000")}
         values["vllm"] = read_option(CONF / "config.yaml")["vllm"] | moved
+    for key in ADDED:
+        group, _, name = key.rpartition(".")
+        if isinstance(node := values.get(group), MutableMapping):
+            node.setdefault(name, read_option(CONF / "config.yaml")[group][name])
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):
         group, _, name = key.rpartition(".")
