@@ -239,3 +239,28 @@ def test_a_saved_model_does_not_name_the_kernel(tmp_path: Any) -> None:
     packed(model)
     model.save_pretrained(tmp_path)
     assert KERNEL not in (tmp_path / "config.json").read_text()
+
+
+def kept_bytes(engine: Any, model: Any, scale: int) -> int:
+    """What a forward pass keeps for the backward pass, weights left out: 8 completions after one prompt."""
+    prompt = torch.randint(1, VOCABULARY, (40 * scale,), generator=torch.Generator().manual_seed(1)).tolist()
+    sequences = [Sequence([*prompt, n + 1, *prompt[n : n + 10 * scale]], len(prompt)) for n in range(8)]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = weighed(engine.score(model, sequences))
+    assert loss.requires_grad
+    return sum(one.untyped_storage().nbytes() for place, one in kept.items() if place not in weights)
+
+
+def test_an_update_keeps_memory_for_distinct_tokens_alone() -> None:
+    model = network()
+    engine = packed(model)
+    small, large = (kept_bytes(engine, model, scale) for scale in (2, 6))
+    assert small < 0.5 * kept_bytes(PaddedEngine(), model, 2)
+    assert large < 3.3 * small  # three times the tokens
