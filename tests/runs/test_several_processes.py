@@ -45,7 +45,7 @@ def test_two_processes_make_the_updates_of_one(algo: str, terms: tuple[str, ...]
 
 @pytest.mark.slow
 def test_a_run_with_sharded_weights(tmp_path: Path) -> None:
-    few = ("bench.train_tasks=12", "bench.test_tasks=3", "trainer.max_steps=2", "trainer.micro_batch=4")
+    few = ("bench.train_tasks=12", "bench.test_tasks=3", "trainer.max_steps=2", "trainer.tokens_per_batch=500")
     config = small(f"runs_dir={tmp_path}", *few, "algo.kl_coef=0.01", "hardware.processes=2", "hardware.threads=1")
     run = RunDirectory.create(config)
     assert run is not None

@@ -18,7 +18,7 @@ processes, out = int(sys.argv[1]), Path(sys.argv[2])
 PartialState(cpu=True)
 config = small(
     *("algo.kl_coef=0.05", "algo.entropy_coef=0.01", "trainer.learning_rate=1e-3", "trainer.max_steps=2"),
-    *("trainer.prompts_per_batch=4", "trainer.minibatch_prompts=4", "trainer.micro_batch=4"),
+    *("trainer.prompts_per_batch=4", "trainer.minibatch_prompts=4", "trainer.tokens_per_batch=500"),
     *(f"hardware.processes={processes}", *sys.argv[3:]),
 )
 trainer = make_trainer(config, out / "checkpoints", expert_script)
