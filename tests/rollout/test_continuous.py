@@ -102,11 +102,22 @@ def test_what_is_sampled_does_not_depend_on_the_budget_of_the_cache(parts: Any, 
         ]
 
 
-def test_the_cache_stays_within_its_budget(parts: Any, passes: Any) -> None:
-    tasks = [task for task in parts[2][:8] for _ in range(2)]
-    play(parts, engine(parts, cache_tokens=1500, max_completion_tokens=90), tasks, None)
-    assert 750 < max(tokens for tokens, _ in passes) <= 1500
-    assert 2 < max(rows for _, rows in passes) < len(tasks)
+@pytest.mark.parametrize("ahead", [256, 1])
+def test_the_cache_stays_within_its_budget(
+    parts: Any, passes: Any, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that enter without room for their turn grow beyond the budget: some are given up and computed again."""
+    tasks = [task for task in parts[2][:6] for _ in range(2)]
+    whole = engine(parts, max_completion_tokens=90)
+    wanted = play(parts, whole, tasks, None)
+    passes.clear()
+    monkeypatch.setattr(continuous, "AHEAD", ahead)
+    tight = engine(parts, cache_tokens=1200, max_completion_tokens=90)
+    played = play(parts, tight, tasks, None)
+    assert [one.completion_ids for one in played] == [one.completion_ids for one in wanted]
+    assert 600 < max(tokens for tokens, _ in passes) <= 1200
+    assert 2 < max(rows for _, rows in passes) < len(tasks) or ahead == 1
+    assert ahead > 1 or tight.sampler.forwarded > whole.sampler.forwarded, "no row was given up"
 
 
 def test_what_lost_its_cache_is_computed_again(parts: Any) -> None:
