@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
 
 from agentrl.rollout.key_values import Shelf
 from agentrl.scoring.attention import KERNEL as TREE
@@ -97,6 +98,9 @@ def attend(
         answers.append(_attend_last(now, last * scale, rows, trunks).flatten(1, 2))
     for other in now.others:
         keys, values = (_read(other, in_trunks, in_rows)[None] for in_trunks, in_rows in zip(trunks, rows, strict=True))
+        grouped = query.device.type == "cpu" or use_gqa_in_sdpa(other.mask, keys, values)
+        if not grouped:  # a mask and shared heads together would take CUDA's plain kernel, which holds all scores
+            keys, values = repeat_kv(keys, groups), repeat_kv(values, groups)
         answer = scaled_dot_product_attention(
             query[:, :, other.tokens],
             keys,
@@ -104,7 +108,7 @@ def attend(
             attn_mask=other.mask,
             is_causal=other.mask is None,
             scale=scaling,
-            enable_gqa=groups > 1,
+            enable_gqa=grouped and groups > 1,
         )
         answers.append(answer[0].transpose(0, 1))
     return torch.cat(answers)[None], None
@@ -253,7 +257,7 @@ def hindrance(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     rotary = getattr(config, "rope_parameters", None) or {}
-    if not getattr(model, "_supports_attention_backend", False):
+    if not getattr(model, "_supports_attention_backend", False) or not model._can_set_attn_implementation():
         return "its code has an attention of its own"
     if config._attn_implementation not in ORDINARY:
         return f"its attention kernel is {config._attn_implementation}"

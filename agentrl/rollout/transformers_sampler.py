@@ -67,7 +67,10 @@ class TransformersSampler:
     @contextmanager
     def session(self, decoding: Decoding | None) -> Iterator[Session]:
         """See `Sampler.session`. Meanwhile the model is in evaluation mode: dropout is not a part of the policy."""
-        with self._evaluating():
+        # Before training the model is not wrapped for autocast yet: base and trained model must compute alike. Over a
+        # whole session weights are cast once; those of other processes must not stay here.
+        cast = self._bf16 and not (self.sharded and decoding is None)
+        with self._evaluating(), torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=cast):
             if self.sharded or hindrance(self._accelerator.unwrap_model(self._model())) is not None:
                 yield _Rounds(self, self.generation(decoding))
                 while self.sharded and anywhere(False):
@@ -99,10 +102,7 @@ class TransformersSampler:
         training = model.training
         model.eval()
         try:
-            # Before training the model is not wrapped for autocast yet: base and trained model must compute alike. Over
-            # a whole session, weights are cast once.
-            with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._bf16):
-                yield
+            yield
         finally:
             model.train(training)
 
