@@ -28,7 +28,7 @@ from agentrl.objectives.choices import Aggregation, RatioLevel
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """The tensors of a micro-batch of rollouts. Gradients flow only through `logps` and `entropies`."""
+    """The tensors of some rollouts. Gradients flow only through `logps` and `entropies`."""
 
     logps: Tensor  # (B, C) log pi of the sampled tokens
     advantages: Tensor  # (B, C), or (B, 1) for one value per row

@@ -1,4 +1,4 @@
-"""The order of prompts over epochs and of rows over micro-batches, where it is not TRL's."""
+"""The order of prompts over epochs and of rows over mini-batches, where it is not TRL's."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PER_TOKEN = (
 
 
 def crop_padding(chunk: dict[str, Any]) -> dict[str, Any]:
-    """A micro-batch without the padding that only longer rows of the rollout batch need."""
+    """A mini-batch without the padding that only longer rows of the rollout batch need."""
     width, used = chunk["completion_ids"].shape[1], int(chunk["completion_mask"].sum(1).max())
     shorter = dict(chunk)
     for name in PER_TOKEN:
