@@ -88,7 +88,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-@pytest.mark.parametrize("budget", [1, 300])
+@pytest.mark.parametrize("budget", [pytest.param(1, marks=pytest.mark.slow), 300])
 def test_what_is_sampled_does_not_depend_on_the_budget_of_the_cache(parts: Any, passes: Any, budget: int) -> None:
     tasks = [task for task in parts[2][:2] for _ in range(2)]
     short = {"max_completion_tokens": 90, "max_turn_tokens": 32}
@@ -180,7 +180,9 @@ def test_a_nucleus_is_drawn_as_often_as_its_log_probs_say() -> None:
 
 def test_the_same_seed_gives_the_same_run_and_the_order_of_rows_changes_nothing(parts: Any) -> None:
     tasks = parts[2][:4]
-    first, again, other = (play(parts, engine(parts), tasks, None, seed) for seed in (5, 5, 6))
+    first, again, other = (
+        play(parts, engine(parts, max_completion_tokens=90), tasks, None, seed) for seed in (5, 5, 6)
+    )
     assert first == again and first != other
     answers = []
     for order in ([0, 1, 2], [2, 1, 0]):
@@ -273,7 +275,7 @@ def test_what_the_running_batch_cannot_take_is_sampled_by_generate_with_a_word(p
     assert len(played.completion_ids) > 0 and one.sampler.forwarded == 0
 
 
-@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("kernel", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 def test_families_without_shared_heads_and_with_biases_agree_too(parts: Any, kernel: str) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -314,7 +316,9 @@ def test_slots_keep_what_they_hold_when_others_leave_or_move() -> None:
         ).all()
 
 
-@pytest.mark.parametrize("wrapping", ["lora", "checkpointing", "bf16"])
+@pytest.mark.parametrize(
+    "wrapping", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("checkpointing", "bf16"))]
+)
 def test_a_trainers_model_is_sampled_as_it_is_trained(tmp_path: Path, wrapping: str) -> None:
     """Adapters count but not their dropout, checkpointing comes back, and autocast holds for sampling too."""
     keys = {
