@@ -201,7 +201,7 @@ def unsound(run: RunDirectory) -> list[str]:
         except ValueError as error:
             found.append(f"{path.name}: {error}")
     for path in run.path.glob("checkpoints/checkpoint-*"):
-        if fault := checkpoints.damage(path):
+        if fault := checkpoints.find_damage(path):
             found.append(f"{path.name}: {fault}")
     return found
 

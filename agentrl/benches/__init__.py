@@ -5,9 +5,9 @@ from __future__ import annotations
 from agentrl.config.benches import CustomBench
 from agentrl.config.traits import BenchKeys
 from agentrl.core.bench import Bench
-from agentrl.core.custom import attribute_of
-from agentrl.core.declared import declared
+from agentrl.core.custom import load_attribute
 from agentrl.core.errors import UserError
+from agentrl.core.imports import import_by_name
 
 METHODS = ("tasks", "size", "environment", "score", "reward", "expert_trace")
 
@@ -19,14 +19,14 @@ def load_bench(config: BenchKeys, sandbox: str = "auto") -> Bench:
     """
     if isinstance(config, CustomBench):
         return _own(config)
-    bench_class = declared(config.loads)
+    bench_class = import_by_name(config.loads)
     bench: Bench = bench_class(config, sandbox == "strict") if config.runs_code else bench_class(config)
     return bench
 
 
 def _own(config: CustomBench) -> Bench:
     """Load a user's bench. Raises UserError if a part of the contract is missing, or is not a method."""
-    bench: Bench = attribute_of(config.path, "load")(config)
+    bench: Bench = load_attribute(config.path, "load")(config)
     lacking = [name for name in ("name", "solve_metric", *METHODS) if not hasattr(bench, name)]
     if lacking:
         raise UserError(

@@ -11,7 +11,7 @@ import random
 from typing import Any
 
 from agentrl.benches.execution import WORKERS, ToolEnvironment, plain_text
-from agentrl.benches.ftrl_rows import QUESTION, Row, load_parts, load_rows, one_file, refuse_contamination
+from agentrl.benches.ftrl_rows import QUESTION, Row, load_parts, load_rows, refuse_contamination, require_file
 from agentrl.chat.transcripts import BadTranscript, calls_without_output, find_row, messages_of, pair_calls_with_outputs
 from agentrl.config.benches import Ftrl
 from agentrl.core.bench import Bench, Environment, Score, Task
@@ -23,7 +23,7 @@ from agentrl.mining.search import Hop
 from agentrl.mining.templates import write_reasoning
 from agentrl.rewards.verdicts import solve_scores
 from agentrl.sandbox import Sandbox
-from agentrl.schemas.plain import renderable
+from agentrl.schemas.plain import make_renderable
 
 ANSWER_TAG = (
     " Only output the final answer (in words, numbers or phrase) inside the <answer></answer> tag, without any "
@@ -56,7 +56,7 @@ class FtrlBench(Bench):
             Task(
                 id=row.id,
                 prompt=prompt(row.messages, tagged),
-                tools=[renderable(tool) for tool in row.tools],
+                tools=[make_renderable(tool) for tool in row.tools],
                 answer=row.answer,
                 cluster=row.data_source,
                 data={"row": row},
@@ -87,7 +87,7 @@ class FtrlBench(Bench):
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """Return the official metrics of an episode {"row" or "id", "messages"}, or {} and what is wrong with it."""
         if self._file is None:
-            self._file = load_rows(one_file(self.config.path))
+            self._file = load_rows(require_file(self.config.path))
         try:
             row = self._file[find_row(record, len(self._file), {row.id: i for i, row in enumerate(self._file)})]
             calls, unexecuted = pair_calls_with_outputs(messages_of(record))
@@ -121,7 +121,7 @@ class FtrlBench(Bench):
             row: Row = task.data["row"]
             hops = [Hop(row.question, gold, row.functions[name]) for name, golds in row.golds.items() for gold in golds]
             question = Question(row.id, row.question, row.answer, hops, row.sources, ordered=False)
-            self._mined[task.id] = self.miner.mine(question, self.environment(task), lambda t: full_marks(t, row))
+            self._mined[task.id] = self.miner.mine(question, self.environment(task), lambda t: earns_full_marks(t, row))
         return self._mined[task.id]
 
     def _reference(self, row: Row, environment: Environment) -> ExpertTrace | None:
@@ -136,10 +136,10 @@ class FtrlBench(Bench):
             turns.append(TraceTurn(thought, ({"name": name, "arguments": arguments},), (call.observation,)))
             known.add(f"step {len(turns)}", call.observation)
         trace = ExpertTrace(row.id, tuple(turns), row.answer, source="path")
-        return trace if full_marks(trace, row) else None
+        return trace if earns_full_marks(trace, row) else None
 
 
-def full_marks(trace: ExpertTrace, row: Row) -> bool:
+def earns_full_marks(trace: ExpertTrace, row: Row) -> bool:
     """Whether a rollout that makes the calls of the trace would score 1 in all three metrics."""
     return solve_scores(trace.executed_calls(), row.golds) == (1.0, 1.0, 1.0)
 

@@ -76,7 +76,7 @@ def refuse_contamination(parts: dict[str, list[Row]], path: str) -> None:
             raise UserError(f"bench.path: {path}, training row {row.id} is a test row; remove it, or {way_out}")
 
 
-def one_file(path: str) -> Path:
+def require_file(path: str) -> Path:
     """Return the file whose rows transcripts refer to. Raises UserError for a directory."""
     if Path(path).is_dir():
         raise UserError(f"bench.path: {path} is a directory; give the file whose rows the transcripts refer to")

@@ -77,7 +77,7 @@ def user_reward(items: tuple[str, ...], response: str) -> float:
     return len(set(words) & set(items)) / max(len(items), len(words) - 1)
 
 
-def held_out(rule: Rule) -> bool:
+def is_held_out(rule: Rule) -> bool:
     """Whether a rule belongs to the test split. A quarter of all rules do, decided by a hash of their text."""
     return hashlib.sha256(rule.text.encode()).digest()[0] % 4 == 0
 
@@ -134,7 +134,7 @@ class MinihifBench(SingleTurn):
         rows: list[Pair] = []
         while len(rows) < count:
             rule = generate_rule(rng)
-            if held_out(rule) != (split == "test"):
+            if is_held_out(rule) != (split == "test"):
                 continue
             for kind in ("conflict", "aligned"):
                 items = generate_request(rule, kind, rng)

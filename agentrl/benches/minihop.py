@@ -81,7 +81,7 @@ def chains(hops: int) -> Iterator[tuple[Relation, ...]]:
         stack.extend((*chain, nxt) for nxt in RELATIONS if nxt.source == chain[-1].target and nxt not in chain)
 
 
-def held_out(chain: tuple[Relation, ...]) -> bool:
+def is_held_out(chain: tuple[Relation, ...]) -> bool:
     """Whether a chain belongs to the test split. A third of the multi-hop chains do, by a hash of their names."""
     digest = hashlib.sha256("/".join(relation.name for relation in chain).encode()).digest()
     return len(chain) > 1 and digest[0] % 3 == 0
@@ -205,7 +205,7 @@ class MinihopBench(Bench):
         count = self.size(split)
         rng = random.Random(f"minihop/{self.config.data_seed}/{split}")
         pools = {
-            hops: [chain for chain in chains(hops) if hops == 1 or held_out(chain) == (split == "test")]
+            hops: [chain for chain in chains(hops) if hops == 1 or is_held_out(chain) == (split == "test")]
             for hops in range(1, MAX_HOPS + 1)
         }
         tasks = []

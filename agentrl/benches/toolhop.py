@@ -35,7 +35,7 @@ from agentrl.rewards.verdicts import (
     toolhop_correct,
 )
 from agentrl.sandbox import Sandbox
-from agentrl.schemas.plain import renderable
+from agentrl.schemas.plain import make_renderable
 
 _DIRECT = """You will be asked a question, and should provide a short answer.
 If the answer is a date, format is as follows: YYYY-MM-DD (ISO standard)
@@ -101,7 +101,7 @@ class ToolHopBench(Bench):
         return self._rows
 
     def _task(self, row: Row) -> Task:
-        schemas = [renderable({"type": "function", "function": tool}) for tool in row.tools]
+        schemas = [make_renderable({"type": "function", "function": tool}) for tool in row.tools]
         return Task(
             id=f"toolhop-{row.id}",
             prompt=[{"role": "user", "content": PROMPTS[self.config.scenario] + row.question}],
@@ -148,7 +148,7 @@ class ToolHopBench(Bench):
         except BadTranscript as error:
             return {}, str(error)
         if self.config.scenario != "direct":  # without tools a text is judged unchanged
-            messages = judged_messages(messages, self.config.rule)
+            messages = parse_assistant_texts(messages, self.config.rule)
         correct = self._verdict(messages, row.answer)
         outputs = [message.get("content") or "" for message in messages if message["role"] == "tool"]
         failed = sum(output.startswith(ERROR_PREFIX) for output in outputs)
@@ -173,10 +173,10 @@ class ToolHopBench(Bench):
             row: Row = task.data["row"]
             hops = [Hop(*fields) for fields in zip(row.sub_questions, row.sub_answers, row.tools, strict=True)]
             question = Question(task.id, row.question, row.answer, hops, row.sources)
-            self._mined[task.id] = self.miner.mine(question, self.environment(task), self._full_marks)
+            self._mined[task.id] = self.miner.mine(question, self.environment(task), self._earns_full_marks)
         return self._mined[task.id]
 
-    def _full_marks(self, trace: ExpertTrace) -> bool:
+    def _earns_full_marks(self, trace: ExpertTrace) -> bool:
         """Whether the last result of the trace states the answer, and the answer after it scores."""
         last = trace.turns[-1].observations[-1]
         messages = [{"role": "tool", "content": last}]
@@ -184,7 +184,7 @@ class ToolHopBench(Bench):
         return answer_verify(last, trace.answer) and self._verdict(messages, trace.answer) == 1
 
 
-def judged_messages(messages: list[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
+def parse_assistant_texts(messages: list[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
     """Parse the assistant's raw texts as the official loop of `rule` does.
 
     Texts with `parsed_content` or `tool_calls` are parsed already. A list with a user message is what the official code

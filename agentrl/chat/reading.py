@@ -14,7 +14,7 @@ from trl.chat_template_utils import parse_response
 
 from agentrl.chat.transcripts import CLOSE, OPEN, Calls, parse_text
 from agentrl.core.bench import Environment, Reading
-from agentrl.core.text import too_deep, well_formed
+from agentrl.core.text import is_too_deep, replace_surrogates
 from agentrl.schemas.plain import plain_tool
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -24,7 +24,7 @@ KEPT = (OPEN, CLOSE, THINK_OPEN, THINK_CLOSE)  # kept in the text of a turn even
 
 def read_turn(text: str, environment: Environment | None = None, tools: bool = True) -> dict[str, Any]:
     """Read a text as an assistant message, by the rule of `environment`. Without tools the text is kept unchanged."""
-    text = well_formed(text)
+    text = replace_surrogates(text)
     if not tools:
         return {"role": "assistant", "content": text}
     content, calls = environment.read(text) if isinstance(environment, Reading) else parse_text(text)
@@ -76,9 +76,9 @@ class TokenReader:
             return read_turn(text, environment, bool(tools))
         try:
             typed = [{**tool, "function": plain_tool(tool["function"])} for tool in tools]
-            parsed: dict[str, Any] = well_formed(parse_response(self._parsing, ids, prefix=context, tools=typed))
+            parsed: dict[str, Any] = replace_surrogates(parse_response(self._parsing, ids, prefix=context, tools=typed))
         except RecursionError:
             parsed = {}
-        if not parsed or too_deep(parsed):  # JSON nested too deeply does not count as a call
-            return {"role": "assistant", "content": well_formed(self.text(ids))}
+        if not parsed or is_too_deep(parsed):  # JSON nested too deeply does not count as a call
+            return {"role": "assistant", "content": replace_surrogates(self.text(ids))}
         return parsed

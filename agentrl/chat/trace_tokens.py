@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agentrl.chat.format import ChatFormat
 from agentrl.chat.trace_messages import turn_messages
-from agentrl.chat.turn_spans import MARK, Part, with_words, words_of
+from agentrl.chat.turn_spans import MARK, Part, replace_words, words_of
 from agentrl.core.bench import Task
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import ExpertTrace, TraceTurn
@@ -53,11 +53,13 @@ def tokenize_trace(chat: ChatFormat, task: Task, trace: ExpertTrace, with_answer
     written = _Conversation(chat, task)
     for index, turn in enumerate(trace.turns):
         assistant, *observations = turn_messages(turn, chat.reasoning)
-        written.assistant(assistant, index, turn)
+        written.add_assistant(assistant, index, turn)
         if observations or with_answer or index + 1 < len(trace.turns):
-            written.others(observations, index)
+            written.add_others(observations, index)
     if with_answer:
-        written.assistant({"role": "assistant", "content": f"<answer>{trace.answer}</answer>"}, len(trace.turns), None)
+        written.add_assistant(
+            {"role": "assistant", "content": f"<answer>{trace.answer}</answer>"}, len(trace.turns), None
+        )
     ids, offsets = _encode(chat.tokenizer, written.text, written.starts)
     prompt_ids = chat.ids(written.text[: written.starts[0]])
     if ids[: len(prompt_ids)] != prompt_ids:
@@ -82,19 +84,19 @@ class _Conversation:
         self.spans: list[Span] = []
         self.starts: list[int] = []  # characters at which the assistant begins to write
 
-    def others(self, messages: list[dict[str, Any]], turn: int) -> None:
+    def add_others(self, messages: list[dict[str, Any]], turn: int) -> None:
         """Add messages of tools or the user, and ask the assistant to go on."""
         start = len(self.text)
         self.text = self._extend(messages, True)
         self._messages += messages
         self.spans.append((start, len(self.text), Component.OBSERVATION, turn, -1))
 
-    def assistant(self, message: dict[str, Any], number: int, turn: TraceTurn | None) -> None:
+    def add_assistant(self, message: dict[str, Any], number: int, turn: TraceTurn | None) -> None:
         """Add a message of the assistant: an expert's turn, or the final answer if `turn` is None."""
         start, reader = len(self.text), self._chat.turns
         words, calls = words_of(message), list(turn.calls) if turn else []
         text = self._extend([message], False)
-        framed = text if not words.strip() else self._extend([with_words(message, MARK)], False)
+        framed = text if not words.strip() else self._extend([replace_words(message, MARK)], False)
         # The later span wins a token that touches two spans, so the words win over the marks around them.
         stretches = sorted(reader.divide(text[start:], framed[start:], words, calls), key=lambda s: ORDER.index(s.part))
         self.starts.append(start)

@@ -13,7 +13,7 @@ from typing import Any
 
 import json_repair
 
-from agentrl.core.text import too_deep, well_formed
+from agentrl.core.text import is_too_deep, replace_surrogates
 from agentrl.core.trajectory import ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -117,10 +117,10 @@ def _repair_blocks(blocks: Iterable[str]) -> Calls:
 
 def _call(name: Any, arguments: Any) -> tuple[str, Any]:
     """Return a call with the arguments that environments take: an object or JSON text. A string becomes JSON text."""
-    if too_deep(arguments):
+    if is_too_deep(arguments):
         raise ValueError("nested too deeply")
-    arguments = well_formed(arguments)
-    return well_formed(str(name)), json.dumps(arguments) if isinstance(arguments, str) else arguments
+    arguments = replace_surrogates(arguments)
+    return replace_surrogates(str(name)), json.dumps(arguments) if isinstance(arguments, str) else arguments
 
 
 def toolhop_content(text: str) -> str | None:

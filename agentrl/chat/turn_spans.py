@@ -42,7 +42,7 @@ class Stretch:
     part: Part
 
 
-def with_words(message: Message, words: str) -> Message:
+def replace_words(message: Message, words: str) -> Message:
     """Copy an assistant message with `words` in place of what it says."""
     field = "reasoning_content" if message.get("reasoning_content") else "content"
     return {**message, field: words}

@@ -17,7 +17,7 @@ from agentrl.config.compose import compose
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.config.target import weights_of
-from agentrl.core.console import printer
+from agentrl.core.console import make_console
 from agentrl.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -160,4 +160,4 @@ def _print(title: str, table: Mapping[str, Mapping[str, Interval]]) -> None:
             f"{row['trained'].mean:.4f}",
             f"{change.mean:+.4f} [{change.lo:+.4f}, {change.hi:+.4f}]",
         )
-    printer().print(shown)
+    make_console().print(shown)

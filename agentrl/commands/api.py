@@ -49,8 +49,8 @@ def evaluate(
     Raises:
         UserError: as in `run`.
     """
-    from agentrl.commands.eval import compose_job, names_typed
-    from agentrl.config.typed import as_typed
+    from agentrl.commands.eval import compose_job, typed_names
+    from agentrl.config.typed import restore_typed_names
 
     if "," in bench:
         raise UserError(f"bench={bench}: a call takes one bench; call agentrl.evaluate for each")
@@ -58,7 +58,7 @@ def evaluate(
     try:
         return _finish(compose_job(str(model), bench, own, words, [bench]))
     except UserError as error:
-        raise UserError(as_typed(str(error), names_typed(own, words, bench))) from error
+        raise UserError(restore_typed_names(str(error), typed_names(own, words, bench))) from error
 
 
 def load_run(path: str | Path) -> RunDirectory:

@@ -26,12 +26,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from agentrl.config.compose import compose_values, hydra_arguments, one_line, scaling_files, suggest_word
+from agentrl.config.compose import compose_values, hydra_arguments, scaling_files, shorten_error, suggest_word
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.config.shipped import CONF
-from agentrl.config.typed import as_typed
-from agentrl.core.console import printer
+from agentrl.config.typed import restore_typed_names
+from agentrl.core.console import make_console
 from agentrl.core.errors import UserError
 from agentrl.core.signals import stop_signals
 from agentrl.core.streams import keep_streams, lost_output, wrap_stream
@@ -122,7 +122,7 @@ def _help(arguments: list[str]) -> None:
     try:
         values = OmegaConf.to_container(compose_values(chosen), resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(shorten_error(error)) from error
     assert isinstance(values, dict)
     print(help_text(CONF, COMMANDS, {str(key): value for key, value in values.items()}, chosen))
 
@@ -138,14 +138,14 @@ def _train(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing pages
     try:
         arguments = hydra_arguments(arguments)
-        sys.argv[1:] = sweeps.with_directory(arguments)
+        sys.argv[1:] = sweeps.add_directory(arguments)
         with ExitStack() as stack:
             sweeps.Announcement.hear = lambda sweep, config: _check_jobs(sweep, config, stack)
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
     except (HydraException, OmegaConfBaseException) as error:
         if full_error:
             raise
-        raise UserError(one_line(error)) from error
+        raise UserError(shorten_error(error)) from error
     except ValueError as error:  # Hydra raises this for `algo=null` and for conflicting flags
         if "Only one of --run" in str(error):
             raise UserError("--cfg and -m exclude each other: --cfg shows one run's values; leave out -m") from error
@@ -170,7 +170,7 @@ def _check_jobs(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> No
     refused = 0
     here = config.hydra.launcher._target_.endswith(("BasicLauncher", "JoblibLauncher"))
     try:
-        jobs = list(sweeps.composed_jobs(sweep, config))
+        jobs = list(sweeps.compose_jobs(sweep, config))
     except (HydraException, OmegaConfBaseException):
         return  # Hydra composes all jobs before the first begins, and raises this again
     if jobs:
@@ -195,9 +195,9 @@ def _check_jobs(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> No
 @contextmanager
 def _watch_jobs(sweep: sweeps.Sweep) -> Iterator[None]:
     """Show the jobs while they run anywhere; then show the results, even if the sweep was stopped."""
-    console = printer()
+    console = make_console()
     try:
-        with SweepView(sweep, console), sweeps.stopping_jobs(sweep):
+        with SweepView(sweep, console), sweeps.pass_signals_on(sweep):
             yield
     finally:
         jobs = sweep.close()
@@ -290,4 +290,4 @@ def objective(config: Config, run: RunDirectory) -> float | None:
 
 
 def _complain(error: UserError) -> None:
-    print(mask_secrets(f"agentrl: error: {as_typed(str(error), _typed)}"), file=sys.stderr, flush=True)
+    print(mask_secrets(f"agentrl: error: {restore_typed_names(str(error), _typed)}"), file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from agentrl.commands.arguments import say, split_keys
 from agentrl.config.compose import compose
-from agentrl.core.console import printer
+from agentrl.core.console import make_console
 from agentrl.runner.doctor import diagnose
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
             style = STYLES[finding.verdict]
             fix = f"\n[bold]-> {_plain(finding.fix)}[/bold]" if finding.fix else ""
             table.add_row(f"[{style}]{finding.verdict}[/{style}]", finding.check, _plain(finding.detail) + fix)
-        printer(markup=True).print(table)
+        make_console(markup=True).print(table)
     return int(any(finding.verdict == "fail" for finding in findings))
 
 

@@ -13,7 +13,7 @@ from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.config.target import sampling_of
-from agentrl.config.typed import as_typed, split_names
+from agentrl.config.typed import restore_typed_names, split_names
 from agentrl.core.errors import UserError
 from agentrl.runner.launch import INTERRUPTED, USER_ERROR
 from agentrl.runner.start import check, start
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     jobs = [compose_job(model, bench, own, overrides, benches) for model in models for bench in benches]
     if suite == "hipo" and jobs and jobs[0].judge.name == "program":
         raise UserError("suite=hipo: its table needs a judge's verdicts; choose judge=openai, local or distilled")
-    names = [names_typed(own, overrides, config.bench.name) for config in jobs]
+    names = [typed_names(own, overrides, config.bench.name) for config in jobs]
     good = [_is_good(config, typed) for config, typed in zip(jobs, names, strict=True)]
     if not all(good):
         return USER_ERROR  # nothing begins: the others would take their time, and the table would lack a row
@@ -93,11 +93,11 @@ def _is_good(config: Config, typed: dict[str, str]) -> bool:
 
 
 def _complain(error: UserError, typed: dict[str, str]) -> None:
-    message = mask_secrets(f"agentrl: error: {as_typed(str(error), typed)}")
+    message = mask_secrets(f"agentrl: error: {restore_typed_names(str(error), typed)}")
     Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
 
 
-def names_typed(own: dict[str, str], overrides: list[str], bench: str) -> dict[str, str]:
+def typed_names(own: dict[str, str], overrides: list[str], bench: str) -> dict[str, str]:
     """Return the keys of the configuration for which the user gave another word of this command."""
     names: dict[str, str] = {f"eval.{key}": key for key in ("samples", "temperature", "top_p") if key in own}
     names |= {"algo.endpoint.base_url": "endpoint"} if "endpoint" in own else {"model.path": "model"}
@@ -142,7 +142,7 @@ def compose_job(model: str, bench: str, own: dict[str, str], overrides: list[str
     try:
         config = compose(["algo=eval", *chosen])
     except UserError as error:
-        raise UserError(as_typed(str(error), names_typed(own, overrides, bench))) from error
+        raise UserError(restore_typed_names(str(error), typed_names(own, overrides, bench))) from error
     if not isinstance(config.algo, Evaluate):
         name = config.algo.name
         raise UserError(

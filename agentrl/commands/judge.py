@@ -10,9 +10,9 @@ from rich.table import Table
 from agentrl.commands.arguments import key_lines, say, split_places
 from agentrl.config.judges import Distillation
 from agentrl.config.key import sentence
-from agentrl.config.load import checked
+from agentrl.config.load import make_group
 from agentrl.config.meanings import suggest
-from agentrl.core.console import printer
+from agentrl.core.console import make_console
 from agentrl.core.errors import UserError
 from agentrl.core.stats import Interval
 
@@ -90,7 +90,9 @@ def distill(arguments: list[str]) -> int:
     places, own = split_places(arguments, DISTILL_KEYS)
     if places:
         raise UserError(f"'{places[0]}' is not key=value: agentrl judge distill cache=FILE out=DIR [key=value ...]")
-    settings = checked(Distillation, {name: None if value == "null" else value for name, value in own.items() if value})
+    settings = make_group(
+        Distillation, {name: None if value == "null" else value for name, value in own.items() if value}
+    )
     say(f"loading {settings.base} and the verdicts of {settings.cache}")
     from agentrl.judges.distill import distill as fit
 
@@ -111,4 +113,4 @@ def _table(title: str, measured: Mapping[str, Interval]) -> None:
         if not math.isnan(interval.mean):
             bounds = [f"{interval.lo:.3f}", f"{interval.hi:.3f}"] if interval.known else ["too few", "prompts"]
             table.add_row(label, f"{interval.mean:.3f}", *bounds)
-    printer().print(table)
+    make_console().print(table)

@@ -11,7 +11,7 @@ from agentrl.config.meanings import suggest_key
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError, first_line
 from agentrl.runner.start import start
-from agentrl.store.identity import MAY_MOVE, NOT_IN_IDENTITY, in_identity
+from agentrl.store.identity import MAY_MOVE, NOT_IN_IDENTITY, is_in_identity
 
 HELP = """agentrl resume RUN [key=value ...]
 
@@ -38,7 +38,7 @@ def load_config(place: str, changes: list[str]) -> Config:
         key, known = change.partition("=")[0], [name for name, _, _ in all_keys()]
         if not any(name == key or name.startswith(f"{key}.") for name in known):
             raise UserError(f"unknown key {key}{suggest_key(key, known)}")
-        if key in WHERE or (in_identity(key) and key not in MAY_MOVE):
+        if key in WHERE or (is_in_identity(key) and key not in MAY_MOVE):
             allowed = ", ".join(
                 name
                 for name in (*NOT_IN_IDENTITY, *MAY_MOVE)

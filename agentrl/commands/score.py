@@ -22,7 +22,7 @@ from agentrl.core.bench import TranscriptBench
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8, explain_json
 from agentrl.core.stats import mean_interval
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 
 KEYS = {
     "transcripts": "File of transcripts, one JSON object per line.",
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"bench={bench.name} has no official scores for transcripts made elsewhere; name another bench")
     scored, bad = [], []
     for number, record, wrong in read_lines(Path(own["transcripts"]).expanduser()):
-        metrics, reason = ({}, wrong) if wrong else bench.score_transcript(well_formed(record))
+        metrics, reason = ({}, wrong) if wrong else bench.score_transcript(replace_surrogates(record))
         if not metrics:
             bad.append(f"line {number}: {reason}")
         else:
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     if not scored:
         raise UserError(f"transcripts={own['transcripts']} holds no transcript; name a file with one per line")
     write(out, scored)
-    summary(scored, Console(soft_wrap=True, highlight=False, markup=False))
+    print_summary(scored, Console(soft_wrap=True, highlight=False, markup=False))
     print(f"{len(scored)} transcripts scored: {out}")
     return 0
 
@@ -109,7 +109,7 @@ def write(out: Path, records: list[dict[str, Any]]) -> None:
         part.unlink(missing_ok=True)
 
 
-def summary(records: list[dict[str, Any]], console: Console) -> None:
+def print_summary(records: list[dict[str, Any]], console: Console) -> None:
     """Print the mean and 95% interval of every metric; transcripts of one row are one cluster."""
     columns: dict[str, tuple[list[float], list[str]]] = {}
     unset: dict[str, int] = {}

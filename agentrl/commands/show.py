@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from agentrl.commands.arguments import key_lines, open_run, read_flag, read_whole_number, split_places
-from agentrl.core.console import WIDE, on_a_terminal
+from agentrl.core.console import WIDE, is_on_terminal
 from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     run = open_run(places[0])
     source, limit = own.get("source") or _source(run), read_whole_number(own, "limit", 6)
     console = Console(highlight=False, markup=False)
-    if not on_a_terminal(console):
+    if not is_on_terminal(console):
         console = Console(highlight=False, markup=False, width=WIDE)
     if source == "eval":
         shown = _show_items(run, own, limit, console)
@@ -91,7 +91,7 @@ def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Con
     meant = find_tasks(own.get("task", ""), {item["id"] for item in after or before})
     kept = [item for item in after or before if item["id"] in meant and keep(item_numbers(item))]
     for renderable in compare_items(
-        before if after else [], kept[:limit], console.width if on_a_terminal(console) else 0
+        before if after else [], kept[:limit], console.width if is_on_terminal(console) else 0
     ):
         console.print(renderable)
     if len(kept) > limit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from agentrl.config.checks import python_file, require
+from agentrl.config.checks import require, require_python_file
 from agentrl.config.key import Among, Holds, key
 from agentrl.config.traits import BenchKeys, Grades, refuse_directory, require_place
 
@@ -24,7 +24,7 @@ Shares = Annotated[
 ]
 
 
-def even(least: int) -> Holds:
+def must_be_even(least: int) -> Holds:
     return Holds(
         lambda rows: rows >= least and rows % 2 == 0, f"must be even and at least {least}: half of them conflict"
     )
@@ -227,10 +227,10 @@ class SystemCheck(Suite):
         "A jsonl file as of bench=pairs, where each line has a kind; null downloads `hub_id`.", place="data"
     )
     hub_id: str = key("Dataset repository on the hub.")
-    train_tasks: Annotated[int, even(0)] = key(
+    train_tasks: Annotated[int, must_be_even(0)] = key(
         f"Rows of the training split{CONFLICTING}; fewer if the data has fewer, 0 to evaluate only."
     )
-    test_tasks: Annotated[int, even(2)] = key(
+    test_tasks: Annotated[int, must_be_even(2)] = key(
         f"Rows of the test split{CONFLICTING}; no training row has one of its system prompts."
     )
     data_seed: int = key("Seed of the choice of rows and of their division.")
@@ -250,7 +250,7 @@ class CustomBench(BenchKeys):
     options: dict[str, Any] = key("Your own keys for that file; agentrl does not check them.")
 
     def check_path(self) -> None:
-        python_file("bench.path", self.path)
+        require_python_file("bench.path", self.path)
 
 
 BENCHES: dict[str, type[BenchKeys]] = {

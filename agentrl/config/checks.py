@@ -17,16 +17,16 @@ def require(condition: bool, key: str, value: Any, rule: str) -> None:
     NaN fails every comparison, so a range check refuses it.
     """
     if not condition:
-        raise UserError(f"{key}={show(value)}: {rule}")
+        raise UserError(f"{key}={format_value(value)}: {rule}")
 
 
-def home(path: str) -> str:
-    """Return `path` with `~` resolved. A name that begins with `~` and is no home directory becomes absolute."""
+def expand_home(path: str) -> str:
+    """Return `path` with `~` resolved. If no home directory has that name, the path becomes absolute."""
     found = os.path.expanduser(path)
     return os.path.abspath(found) if found.startswith("~") else found
 
 
-def python_file(key: str, path: str) -> None:
+def require_python_file(key: str, path: str) -> None:
     """Raise UserError if `path` is not a Python file on this disk."""
     file = Path(path).expanduser()
     rule = "no such Python file; give one (docs/extending.md has examples)"
@@ -42,7 +42,7 @@ def is_web_address(url: str) -> bool:
         return False
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value for a refusal: on one line, and without the password of an address."""
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

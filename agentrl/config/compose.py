@@ -21,16 +21,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from agentrl.config.key import Group
 from agentrl.config.load import all_keys, keys_of, typed_config
-from agentrl.config.meanings import likely, suggest, suggest_key, suggest_verb
+from agentrl.config.meanings import guess_meaning, suggest, suggest_key, suggest_verb
 from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import CONF, lineage, option_files
-from agentrl.config.target import model_named
+from agentrl.config.target import resolve_model
 from agentrl.config.typed import (
     SWEEPS,
     config_folders,
-    flags_first,
+    escape_interpolation,
     is_sweep,
-    literal,
+    put_flags_first,
     quote_override,
     split_names,
     without_folders,
@@ -49,19 +49,19 @@ def compose(overrides: list[str]) -> Config:
     """
     try:
         values = _composed(overrides)
-        config = typed_config(without_hydra(values))
+        config = typed_config(drop_hydra(values))
         config.scaled_by = scaling_files(values.hydra.runtime)
         return config
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(shorten_error(error)) from error
 
 
 def compose_values(overrides: list[str]) -> DictConfig:
     """Compose the values with Hydra, without a check of types and missing keys."""
-    return without_hydra(_composed(overrides))
+    return drop_hydra(_composed(overrides))
 
 
-def without_hydra(values: DictConfig) -> DictConfig:
+def drop_hydra(values: DictConfig) -> DictConfig:
     """Return the values without Hydra's own."""
     with flag_override(values, ["struct", "readonly"], [False, False]):
         own = values.copy()
@@ -92,7 +92,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
             raise UserError(f"--config-dir{wrong}; give one that exists, e.g. --config-dir ./mine")
     presets, named = option_files("model", folders), dict[str, str | None]()
     typed = []
-    for argument in without_folders(flags_first(arguments)):
+    for argument in without_folders(put_flags_first(arguments)):
         key, _, value = argument.partition("=")
         if key == "model" and value not in (*presets, "", "null") and not SWEEPS.fullmatch(value):
             options = dict(_option_of(name, folders) for name in (split_names(value) if sweep else [value]))
@@ -109,14 +109,14 @@ def _option_of(name: str, folders: Sequence[Path]) -> tuple[str, str | None]:
 
     The option is registered if it does not exist.
     """
-    meant = model_named(name, folders)
+    meant = resolve_model(name, folders)
     if isinstance(meant, str):
         return meant, meant
     # The name of a directory is not unique, so the option has a hash of the whole path.
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", meant.values["name"])
     number = hashlib.sha256(meant.values["path"].encode()).hexdigest()[:6]
     option = plain if meant.values["path"] == name else f"{plain}-{number}"
-    values = {key: literal(value) for key, value in meant.values.items()}
+    values = {key: escape_interpolation(value) for key, value in meant.values.items()}
     node = OmegaConf.create({"defaults": [{"lora": "off"}, "_self_"], **values})
     ConfigStore.instance().store(option, node, group="model")
     return option, meant.scaled_as
@@ -167,7 +167,7 @@ def scaling_files(runtime: Any) -> list[str]:
     return taken
 
 
-def one_line(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
     """Shorten an error of Hydra to one line that says what to write instead."""
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -182,7 +182,7 @@ def one_line(error: Exception) -> str:
         options = re.findall(r"^\t([^\s=]+)$", text, re.MULTILINE)  # including those of --config-dir
         return f"{found[1]}={found[2]} is not a choice{suggest(found[2], options)}"
     if found := re.search(r"Could not override '?([\w./@-]+)'?\.?\s*No match in the defaults list", text):
-        meant = likely(found[1])
+        meant = guess_meaning(found[1])
         return f"unknown group {found[1]}; " + (
             f"did you mean {meant}?" if meant else "agentrl --help lists the groups"
         )

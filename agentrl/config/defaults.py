@@ -70,13 +70,13 @@ def default_of(key: Key) -> str:
     other: dict[str, list[str]] = {}
     for (_, option), value in by_option.items():
         if value != base:
-            other.setdefault(show(value), []).append(option)
+            other.setdefault(format_typed(value), []).append(option)
     if len(other) >= FEW:
-        return f"{show(base)}; others by option"
-    return "; ".join([show(base), *(f"{value} with {', '.join(options)}" for value, options in other.items())])
+        return f"{format_typed(base)}; others by option"
+    return "; ".join([format_typed(base), *(f"{value} with {', '.join(options)}" for value, options in other.items())])
 
 
-def show(value: Any) -> str:
+def format_typed(value: Any) -> str:
     """Format a value as a user types it. A key that must be given has no default."""
     if value == "???":
         return "none: must be given"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.algos import ALGOS
-from agentrl.config.defaults import chosen_options, default_of, keys, show
+from agentrl.config.defaults import chosen_options, default_of, format_typed, keys
 from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import option_files, sentence_of
 
@@ -79,7 +79,7 @@ def help_all(conf: Path, commands: Iterable[str]) -> str:
     lines += ["", "Groups (first the default):"]
     for group, purpose in GROUPS.items():
         lines += [f"  {group:<11} {purpose}", f"              {', '.join(options(conf, group))}"]
-        lines += [f"                {name:<15} {sentence}" for name, sentence in described(group)]
+        lines += [f"                {name:<15} {sentence}" for name, sentence in describe_options(group)]
     lines += ["", *_examples(), "", *FLAGS, "", "Keys (type; the options that have it; default):"]
     for key in keys():
         owners = f"; {', '.join(key.owners)}" if key.owners else ""
@@ -129,7 +129,7 @@ def _section(section: str, values: Mapping[str, Any]) -> list[str]:
             value = value.get(part) if isinstance(value, Mapping) else None
         missing = value == "???"
         doc = f"Must be given. {key.doc}" if missing else key.doc
-        lines += _entry(f"{key.name}={'...' if missing else show(value)}", doc, 42)
+        lines += _entry(f"{key.name}={'...' if missing else format_typed(value)}", doc, 42)
     return lines if len(lines) > 2 else []
 
 
@@ -163,7 +163,7 @@ def options(conf: Path, group: str) -> list[str]:
     return sorted(found, key=lambda option: option != default)
 
 
-def described(group: str) -> list[tuple[str, str]]:
+def describe_options(group: str) -> list[tuple[str, str]]:
     """List the methods or benches with a sentence on each, in the order of registration; empty for other groups."""
     files = option_files(group) if group in ("algo", "bench") else {}
     return [(name, sentence_of(files[name])) for name in VARIANTS.get(group, ()) if name in files]
@@ -181,7 +181,7 @@ def reference() -> str:
     ]
     for section in sections():
         owned = section in VARIANTS
-        said = [f"| `{name}` | {sentence} |" for name, sentence in described(section)]
+        said = [f"| `{name}` | {sentence} |" for name, sentence in describe_options(section)]
         title = f"`{section}`: {TITLES[section]}" if section else TITLES[section]
         head = ["key", *(["of"] if owned else []), "type", "default", "meaning"]
         lines += ["", f"## {title}", ""]

@@ -38,10 +38,10 @@ def typed_config(raw: DictConfig | Mapping[str, Any]) -> Config:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise UserError("the configuration is not a mapping of keys to values")
-    return checked(Config, {str(key): value for key, value in values.items()})
+    return make_group(Config, {str(key): value for key, value in values.items()})
 
 
-def checked(cls: type[AnyGroup], values: Mapping[str, Any]) -> AnyGroup:
+def make_group(cls: type[AnyGroup], values: Mapping[str, Any]) -> AnyGroup:
     """Make a group of keys from `values`, converted to the declared types. Raises UserError for a wrong value."""
     try:
         return cls.model_validate(_given(values))

@@ -150,7 +150,7 @@ VERBS = {
 }
 
 
-def likely(word: str) -> str | None:
+def guess_meaning(word: str) -> str | None:
     """Return what an unknown key probably means, by the whole word or by its last part. None if it is not known."""
     plain = _plain(word)
     return MEANINGS.get(plain) or MEANINGS.get(plain.rsplit(".", 1)[-1])
@@ -178,7 +178,10 @@ def suggest_key(word: str, known: list[str]) -> str:
     last = word.rsplit(".", 1)[-1]
     by_last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
     meant = (
-        likely(word) or by_last.get(last) or by_last.get(_close(last, list(by_last), 0.8)) or _close(word, known, 0.5)
+        guess_meaning(word)
+        or by_last.get(last)
+        or by_last.get(_close(last, list(by_last), 0.8))
+        or _close(word, known, 0.5)
     )
     return f"; did you mean {meant}?" if meant else "; agentrl --help all lists the keys"
 
@@ -196,7 +199,7 @@ def suggest_verb(word: str, verbs: Iterable[str]) -> str:
         return f"; did you mean {verb}?"
     if close := _close(word, list(verbs), 0.7):
         return f"; did you mean agentrl {close}?"
-    if (meant := likely(word)) is not None:
+    if (meant := guess_meaning(word)) is not None:
         return f"; did you mean {meant}{'' if '=' in meant or ':' in meant else '=...'}?"
     return f"; choose from {', '.join(verbs)}" if verbs else "; agentrl --help lists the keys"
 

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from agentrl.config.checks import show
+from agentrl.config.checks import format_value
 from agentrl.config.key import Group, choices, extra, group_in, limits, sentence, type_name, variants
-from agentrl.config.meanings import REMOVED, likely, suggest, suggest_key
+from agentrl.config.meanings import REMOVED, guess_meaning, suggest, suggest_key
 from agentrl.core.errors import UserError
 
 # Kinds of errors that are reported last. Unknown keys come first, then missing keys and values of a wrong type.
@@ -29,7 +29,7 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
     path, item, group = _place(cls, found["loc"])
     if kind == "extra_forbidden":
         above, _, name = path.rpartition(".")
-        slip = not known or (above and path not in REMOVED and likely(name) is None)
+        slip = not known or (above and path not in REMOVED and guess_meaning(name) is None)
         return f"unknown key {path}{suggest(name, list(group.model_fields)) if slip else suggest_key(path, known)}"
     assert item is not None
     if kind == "missing":
@@ -48,7 +48,7 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
 
 def _of_value(kind: str, value: Any, path: str, item: FieldInfo, in_list: bool) -> str:
     """Say what is wrong with the value of a key, or with one entry of a list."""
-    shown = "***" if extra(item)["hidden"] else show(value)
+    shown = "***" if extra(item)["hidden"] else format_value(value)
     if kind == "literal_error":
         return f"{path}={shown} is not a choice{suggest(str(value), list(choices(item.annotation)))}"
     if kind == "too_short" and choices(item.annotation):

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from agentrl.config.checks import home
+from agentrl.config.checks import expand_home
 from agentrl.config.meanings import suggest
 from agentrl.config.shipped import option_files, read_option
 from agentrl.core.errors import UserError
@@ -35,7 +35,7 @@ class Named:
     scaled_as: str | None = None
 
 
-def model_named(name: str, folders: Sequence[Path] = ()) -> str | Named:
+def resolve_model(name: str, folders: Sequence[Path] = ()) -> str | Named:
     """Return the preset or the values that `name` means. `folders` hold the user's own presets (--config-dir).
 
     A run directory means its trained model (its `model/`). A directory inside a run takes keys of the run's model. A
@@ -45,7 +45,7 @@ def model_named(name: str, folders: Sequence[Path] = ()) -> str | Named:
     presets = option_files("model", folders)
     if name in presets:
         return name
-    place = Path(home(name))
+    place = Path(expand_home(name))
     if place.is_dir():
         return _of_directory(place.absolute(), name)
     if place.exists():
@@ -64,13 +64,13 @@ def model_named(name: str, folders: Sequence[Path] = ()) -> str | Named:
 
 def weights_of(name: str) -> str:
     """Return the place of the weights that `name` means: a directory, a hub id or a packaged checkpoint."""
-    meant = model_named(name)
+    meant = resolve_model(name)
     return str(read_option(option_files("model")[meant])["path"] if isinstance(meant, str) else meant.values["path"])
 
 
 def sampling_of(name: str, bench: str) -> list[str]:
     """Return overrides that sample the model of a run as the run did, if `bench` is the run's. Else no overrides."""
-    run = _run_of(Path(home(name)).absolute())
+    run = _run_of(Path(expand_home(name)).absolute())
     saved = OmegaConf.load(run / "config.yaml") if run is not None else None
     if saved is None or OmegaConf.select(saved, "bench.name") != bench:
         return []
@@ -119,7 +119,7 @@ def _preset_of(saved: Any) -> str | None:
     if name in option_files("model") and name != "custom":
         return str(name)
     try:
-        named = model_named(path) if Path(path).is_dir() else None
+        named = resolve_model(path) if Path(path).is_dir() else None
     except UserError:  # that run was moved or deleted
         return None
     return named.scaled_as if isinstance(named, Named) else named

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.checks import home
+from agentrl.config.checks import expand_home
 from agentrl.config.key import type_name
 from agentrl.config.load import all_keys
-from agentrl.config.meanings import likely, suggest_key
+from agentrl.config.meanings import guess_meaning, suggest_key
 from agentrl.config.places import place_names
 from agentrl.core.errors import UserError
 
@@ -33,7 +33,7 @@ FLAGS = {  # Hydra's flags -> whether a value follows
 }
 
 
-def flags_first(arguments: list[str]) -> list[str]:
+def put_flags_first(arguments: list[str]) -> list[str]:
     """Put flags before overrides, because Hydra does not allow a flag between two overrides.
 
     Raises UserError for an unknown flag, which may be a key written with dashes.
@@ -49,16 +49,16 @@ def flags_first(arguments: list[str]) -> list[str]:
                 del waiting[:1]
         elif argument.startswith("-"):
             following = waiting[0] if waiting and not equals and not waiting[0].startswith("-") else "..."
-            raise UserError(_no_flag(name, value if equals else following))
+            raise UserError(_explain_flag(name, value if equals else following))
         else:
             overrides.append(argument)
     return flags + overrides
 
 
-def _no_flag(name: str, value: str) -> str:
+def _explain_flag(name: str, value: str) -> str:
     word = name.lstrip("-").replace("-", "_")
     known = {key for key, _, _ in all_keys()} | {"algo", "model", "bench", "hardware", "sweep", "experiment", "reward"}
-    meant = word if word in known else likely(word)
+    meant = word if word in known else guess_meaning(word)
     if meant is None:
         near = suggest_key(word, sorted(known))
         return f"{name} is not a flag{near}; keys are written without dashes: key=value"
@@ -85,13 +85,13 @@ def quote_override(override: str, sweep: bool) -> str:
         return override  # a number, a list or a mapping: Hydra reads them, and the type is checked later
     place = place_names().get(key.rsplit(".", 1)[-1])
     if place and value.startswith("~") and "," not in value:
-        value = home(value)
+        value = expand_home(value)
     if "," not in value or place == "written":
         return f"{key}={_quote(value)}"
     parts = split_names(value)
     if sweep:
         return f"{key}={','.join(map(_quote, parts))}"
-    meant_as_sweep = not place or (len(parts) > 1 and all(Path(home(part)).exists() for part in parts))
+    meant_as_sweep = not place or (len(parts) > 1 and all(Path(expand_home(part)).exists() for part in parts))
     return override if meant_as_sweep else f"{key}={_quote(value)}"
 
 
@@ -99,14 +99,14 @@ def split_names(value: str) -> list[str]:
     """Split names at commas, except at a comma inside a path that exists."""
     parts, names = value.split(","), []
     while parts:
-        joined = [n for n in range(len(parts), 1, -1) if Path(home(",".join(parts[:n]))).exists()]
+        joined = [n for n in range(len(parts), 1, -1) if Path(expand_home(",".join(parts[:n]))).exists()]
         count = joined[0] if joined else 1
         names.append(",".join(parts[:count]))
         parts = parts[count:]
     return [name for name in names if name]
 
 
-def as_typed(message: str, names: Mapping[str, str]) -> str:
+def restore_typed_names(message: str, names: Mapping[str, str]) -> str:
     """Rewrite a message with the keys as the person typed them.
 
     `names` maps a real key, or the start of one that ends in '.', to the typed key.
@@ -119,7 +119,7 @@ def as_typed(message: str, names: Mapping[str, str]) -> str:
 
 def config_folders(arguments: list[str]) -> list[Path]:
     """List the directories of --config-dir, in the order given."""
-    return [Path(home(folder)) for _, _, folder in _folders_at(arguments)]
+    return [Path(expand_home(folder)) for _, _, folder in _folders_at(arguments)]
 
 
 def without_folders(arguments: list[str]) -> list[str]:
@@ -166,6 +166,6 @@ def _escape(backslashes: str, quote: str, at_end: bool) -> str:
     return 2 * backslashes if at_end and not quote else backslashes + quote
 
 
-def literal(text: Any) -> Any:
+def escape_interpolation(text: Any) -> Any:
     """Escape a value so that OmegaConf keeps it: `${` in a path is not an interpolation."""
     return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text) if isinstance(text, str) else text

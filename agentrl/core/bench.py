@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from agentrl.core.expert_trace import ExpertTrace
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 from agentrl.core.trajectory import ToolCall, Trajectory
 
 
@@ -29,7 +29,7 @@ class Task:
 
     def __post_init__(self) -> None:
         for name in ("id", "prompt", "tools", "answer", "cluster"):  # tokenizers and files reject half a character
-            object.__setattr__(self, name, well_formed(getattr(self, name)))
+            object.__setattr__(self, name, replace_surrogates(getattr(self, name)))
 
 
 @dataclass(frozen=True)

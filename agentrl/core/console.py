@@ -16,15 +16,15 @@ STOPPING = "agentrl: saving a checkpoint, then stopping; a second signal kills t
 WIDE = 4000  # columns of a pipe or a file: programs that read them need unbroken lines
 
 
-def on_a_terminal(console: Console) -> bool:
+def is_on_terminal(console: Console) -> bool:
     """Whether lines can be redrawn there. A pipe is not a terminal, even if a notebook or CI sets FORCE_COLOR."""
     return console.is_terminal and console.file.isatty()
 
 
-def printer(file: TextIO | None = None, markup: bool = False) -> Console:
+def make_console(file: TextIO | None = None, markup: bool = False) -> Console:
     """Make a console that never cuts text. A terminal folds long lines; elsewhere each row of a table is one line."""
     console = Console(file=file, soft_wrap=True, highlight=False, markup=markup)
-    if on_a_terminal(console):
+    if is_on_terminal(console):
         return console
     return Console(file=file, soft_wrap=True, highlight=False, markup=markup, width=WIDE)
 
@@ -45,7 +45,7 @@ class RunConsole:
 
     def __init__(self, console: Console | None = None, notice: Callable[[], str] = lambda: "") -> None:
         self.console = console or Console(file=sys.stdout, soft_wrap=True)
-        self._live = on_a_terminal(self.console)
+        self._live = is_on_terminal(self.console)
         self._progress = Bars(
             TextColumn("{task.description:>16}"),
             BarColumn(bar_width=24),

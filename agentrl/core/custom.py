@@ -10,7 +10,7 @@ from typing import Any
 from agentrl.core.errors import UserError
 
 
-def attribute_of(path: str, name: str) -> Any:
+def load_attribute(path: str, name: str) -> Any:
     """Return the attribute `name` of the Python file at `path`. The file runs once per process, with the run's rights.
 
     Raises:

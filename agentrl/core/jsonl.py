@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 
 UTF_8 = "utf-8-sig"  # encoding of the user's files: Windows puts a byte-order mark before the text
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # half of a surrogate pair; this also matches the halves of a complete pair
@@ -26,7 +26,7 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 def read_json(text: str) -> Any:
     """Parse a text of JSON. Half a surrogate pair becomes U+FFFD. Raises as json.loads does."""
     content = json.loads(text)
-    return well_formed(content) if _HALF.search(text) else content
+    return replace_surrogates(content) if _HALF.search(text) else content
 
 
 def explain_json(error: ValueError | RecursionError) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentrl.core.errors import UserError
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 
 SIDES = ("system", "user")  # the side whose instructions a response is graded by; each has its own rubric
 
@@ -24,7 +24,7 @@ class JudgeRequest:
         if self.side not in SIDES:
             raise ValueError(f"side {self.side!r} is not one of {', '.join(SIDES)}")
         for name in ("prompt", "response"):  # UTF-8 cannot encode lone surrogates: requests and the cache would fail
-            object.__setattr__(self, name, well_formed(getattr(self, name)))
+            object.__setattr__(self, name, replace_surrogates(getattr(self, name)))
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
 
-    def anywhere(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether any process was asked to stop. All processes must call this at the same point."""
-        return anywhere(self.signal is not None)
+        return any_process(self.signal is not None)
 
 
-def anywhere(here: bool) -> bool:
+def any_process(here: bool) -> bool:
     """Whether `here` is true in any process. All processes must call this together."""
     state = PartialState()
     if state.num_processes == 1:

@@ -9,7 +9,7 @@ MAX_DEPTH = 100
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
-def well_formed(value: Any) -> Any:
+def replace_surrogates(value: Any) -> Any:
     """Copy `value` with U+FFFD in place of each half of a surrogate pair, in every string and key at any depth."""
     whole = [value]
     holders: list[Any] = [whole]
@@ -17,17 +17,17 @@ def well_formed(value: Any) -> Any:
         holder = holders.pop()
         for key, item in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
             if isinstance(item, dict):
-                holder[key] = {_replace_surrogates(name): inner for name, inner in item.items()}
+                holder[key] = {_replace_in_text(name): inner for name, inner in item.items()}
                 holders.append(holder[key])
             elif isinstance(item, list):
                 holder[key] = list(item)
                 holders.append(holder[key])
             elif isinstance(item, str):
-                holder[key] = _replace_surrogates(item)
+                holder[key] = _replace_in_text(item)
     return whole[0]
 
 
-def too_deep(value: Any) -> bool:
+def is_too_deep(value: Any) -> bool:
     """Whether a value nests deeper than MAX_DEPTH, which chat templates and files could not follow."""
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -38,5 +38,5 @@ def too_deep(value: Any) -> bool:
     return True
 
 
-def _replace_surrogates(text: Any) -> Any:
+def _replace_in_text(text: Any) -> Any:
     return _HALVES.sub("\ufffd", text) if isinstance(text, str) and not text.isascii() else text

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 
 LONGEST = 300  # characters of a server's words to quote
 TEXT_PARTS = ("text", "output_text", "refusal")
@@ -50,19 +50,19 @@ def read_answer(text: str, content_type: str = "") -> Answer:
     if not choices and (complaint := complaint_of(body)):
         raise NoAnswer(complaint, status_of(body))
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise NoAnswer(f"the answer has no choices: {short(text)}")
+        raise NoAnswer(f"the answer has no choices: {shorten(text)}")
     choice = choices[0]
     if isinstance(choice.get("error"), dict | str):
         raise NoAnswer(complaint_of(choice) or "the choice is an error", status_of(choice))
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise NoAnswer(f"the choice has no message: {short(json.dumps(choice))}")
+        raise NoAnswer(f"the choice has no message: {shorten(json.dumps(choice))}")
     content, thought = _content(message.get("content"))
     finish = choice.get("finish_reason")
     finish = finish if isinstance(finish, str) else "stop"
     refusal = message.get("refusal") if isinstance(message.get("refusal"), str) else ""
     if finish in GIVEN_UP:
-        words = f": {short(refusal or content)}" if refusal or content else ""
+        words = f": {shorten(refusal or content)}" if refusal or content else ""
         raise NoAnswer(f"the server ended the answer (finish_reason {finish}){words}", final=finish == "content_filter")
     key = next((name for name in ("reasoning_content", "reasoning") if isinstance(message.get(name), str)), None)
     return Answer(
@@ -81,8 +81,8 @@ def refusal_words(text: str, content_type: str = "") -> str:
         body = _json(text, content_type)
     except NoAnswer as what:
         plain = text.strip() and not text.lstrip().startswith(("<", "{", "[")) and "html" not in content_type
-        return short(text) if plain else str(what)
-    return complaint_of(body) or short(text)
+        return shorten(text) if plain else str(what)
+    return complaint_of(body) or shorten(text)
 
 
 def complaint_of(body: dict[str, Any]) -> str:
@@ -91,14 +91,14 @@ def complaint_of(body: dict[str, Any]) -> str:
     if isinstance(error, dict):
         words = _text(error.get("message")) or _text(error)
         raw = (error.get("metadata") or {}).get("raw") if isinstance(error.get("metadata"), dict | None) else None
-        return short(f"{words} ({_text(raw)})" if raw else words)
+        return shorten(f"{words} ({_text(raw)})" if raw else words)
     if error:
-        return short(_text(error))
+        return shorten(_text(error))
     if isinstance(body.get("detail"), list):  # FastAPI lists the fields and their faults
         entries = [one for one in body["detail"] if isinstance(one, dict)]
         told = [f"{'.'.join(map(str, one.get('loc') or []))}: {_text(one.get('msg'))}" for one in entries]
-        return short("; ".join(told)) or short(_text(body["detail"]))
-    return short(_text(body.get("message") or body.get("detail")))
+        return shorten("; ".join(told)) or shorten(_text(body["detail"]))
+    return shorten(_text(body.get("message") or body.get("detail")))
 
 
 def status_of(body: dict[str, Any]) -> int | None:
@@ -111,7 +111,7 @@ def status_of(body: dict[str, Any]) -> int | None:
     return None
 
 
-def short(text: str) -> str:
+def shorten(text: str) -> str:
     """Shorten a server's text to one line of at most LONGEST characters."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
@@ -129,16 +129,16 @@ def _json(text: str, content_type: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         if "html" in content_type or start[:1] == "<":
             raise NoAnswer(f"the answer is a web page{_page_title(text)}") from None
-        raise NoAnswer(f"the answer is broken JSON: {short(text)}") from None
+        raise NoAnswer(f"the answer is broken JSON: {shorten(text)}") from None
     if not isinstance(body, dict):
-        raise NoAnswer(f"the answer is not a JSON object: {short(text)}")
-    return dict(well_formed(body))
+        raise NoAnswer(f"the answer is not a JSON object: {shorten(text)}")
+    return dict(replace_surrogates(body))
 
 
 def _page_title(page: str) -> str:
     words = re.search(r"<(title|h1)[^>]*>(.*?)</\1>", page, re.IGNORECASE | re.DOTALL)
     told = words[2] if words else re.sub(r"<[^>]*>", " ", page)
-    return f" ({short(told)})" if told.strip() else ""
+    return f" ({shorten(told)})" if told.strip() else ""
 
 
 def _content(content: Any) -> tuple[str, str]:
@@ -148,7 +148,7 @@ def _content(content: Any) -> tuple[str, str]:
     if isinstance(content, str):
         return content, ""
     if not isinstance(content, list) or not all(isinstance(part, dict | str) for part in content):
-        raise NoAnswer(f"the message's content is not text: {short(_text(content))}")
+        raise NoAnswer(f"the message's content is not text: {shorten(_text(content))}")
     text, thought = [], []
     for part in content:
         kind = "text" if isinstance(part, str) else part.get("type", "text")
@@ -167,12 +167,12 @@ def _calls(message: dict[str, Any]) -> list[tuple[str, Any]]:
     if not made:
         made = [{"function": message["function_call"]}] if message.get("function_call") else []
     if not isinstance(made, list):
-        raise NoAnswer(f"tool_calls is not a list: {short(_text(made))}")
+        raise NoAnswer(f"tool_calls is not a list: {shorten(_text(made))}")
     calls = []
     for call in made:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
-            raise NoAnswer(f"a tool call names no function: {short(json.dumps(call))}")
+            raise NoAnswer(f"a tool call names no function: {shorten(json.dumps(call))}")
         name = function.get("name")
         calls.append((name if isinstance(name, str) else "", function.get("arguments")))
     return calls

@@ -20,10 +20,10 @@ import openai
 from agentrl.config.algos import Endpoint
 from agentrl.core.engine import Decoding
 from agentrl.core.errors import UserError
-from agentrl.core.text import well_formed
-from agentrl.endpoint.answer import Answer, NoAnswer, read_answer, refusal_words, short
+from agentrl.core.text import replace_surrogates
+from agentrl.endpoint.answer import Answer, NoAnswer, read_answer, refusal_words, shorten
 from agentrl.endpoint.form import SAMPLING, Form, Messages
-from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after, within
+from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, call_within, is_temporary, retry_after
 from agentrl.store.redact import mask_secrets
 
 LONGEST_WAIT = 16.0  # seconds between tries
@@ -69,7 +69,7 @@ class ChatClient:
 
     def complete(self, messages: Messages, tools: Messages, budget: int, decoding: Decoding) -> Answer:
         """Return the model's next message. Raises Unanswered after the last try."""
-        messages, tools = well_formed(messages), well_formed(tools)
+        messages, tools = replace_surrogates(messages), replace_surrogates(tools)
         known = self._form
         try:
             answer, form = self._negotiate(known, (messages, tools, budget, decoding), tried={known})
@@ -104,7 +104,7 @@ class ChatClient:
             if refusal.kind != "refused" or refusal.status not in (400, 422):
                 raise
             told = refusal
-            for milder in form.milder(str(refusal), body, self._proven):
+            for milder in form.milder_forms(str(refusal), body, self._proven):
                 if milder in tried or len(tried) > MOST_FORMS:
                     continue
                 tried.add(milder)
@@ -142,7 +142,9 @@ class ChatClient:
         try:
             create: Any = self._client.chat.completions.with_raw_response.create
             extra = {**rest, "stream": False}
-            raw = within(self._timeout, lambda: create(model=self._model, messages=body["messages"], extra_body=extra))
+            raw = call_within(
+                self._timeout, lambda: create(model=self._model, messages=body["messages"], extra_body=extra)
+            )
             self._met = True
             response = raw.http_response
             try:
@@ -178,7 +180,7 @@ class ChatClient:
         if status in REFUSED_ALL:
             reason = f"{self._url} answers HTTP {status} for model {self._model}: {words}{self._hint(response)}"
             return Unanswered("server", reason, status=status)
-        if passes(status):
+        if is_temporary(status):
             wait = retry_after(response.headers.get("retry-after"))
             asks = f"; the server asks to wait {wait:.0f} s" if wait > LONGEST_RETRY_AFTER else ""
             return Unanswered("busy", f"HTTP {status}: {words}{asks}", wait, status)
@@ -199,7 +201,7 @@ class ChatClient:
     def _list_models(self) -> list[str]:
         """Return the names of the server's models. Empty if the server does not list them."""
         try:
-            text = within(HINT_WAIT, self._client.models.with_raw_response.list).http_response.text
+            text = call_within(HINT_WAIT, self._client.models.with_raw_response.list).http_response.text
             return [str(one["id"]) for one in json.loads(text)["data"]]
         except (
             openai.APIError,
@@ -229,7 +231,7 @@ class ChatClient:
     def _clean(self, text: str) -> str:
         """Return the text in one line, without the key, which some servers repeat."""
         key = self._client.api_key
-        return mask_secrets(short(text.replace(key, "***") if key and key != NO_KEY else text))
+        return mask_secrets(shorten(text.replace(key, "***") if key and key != NO_KEY else text))
 
 
 NO_KEY = "none"  # the client library needs some key

@@ -60,7 +60,7 @@ class Form:
         kept = {key: value for key, value in message.items() if key not in self.without}
         return kept | {"role": self.system} if message["role"] == "system" else kept
 
-    def milder(self, words: str, body: dict[str, Any], proven: set[str]) -> Iterator[Form]:
+    def milder_forms(self, words: str, body: dict[str, Any], proven: set[str]) -> Iterator[Form]:
         """Yield the forms to try after the server refused `body` with `words`, the likeliest first.
 
         `proven` are parameters that the server accepted before.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentrl.chat.reading import assistant_message, read_turn
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 from agentrl.endpoint.answer import Answer
 
 Message = dict[str, Any]
@@ -49,7 +49,7 @@ def read_arguments(sent: Any) -> Any:
         except (ValueError, RecursionError):
             break
     value = {} if value is None else value
-    return well_formed(value if isinstance(value, dict | list) else sent)
+    return replace_surrogates(value if isinstance(value, dict | list) else sent)
 
 
 class Dialogue:
@@ -89,7 +89,7 @@ class Dialogue:
         self.sent.append(back)
         return message
 
-    def heard(self, messages: list[Message]) -> None:
+    def add_observations(self, messages: list[Message]) -> None:
         """Add what the environment says: the results of the calls in their order, or the user's next message."""
         for message in messages:
             back = {key: message[key] for key in ("role", "content")}
@@ -98,7 +98,7 @@ class Dialogue:
             self.said.append(message)
             self.sent.append(back)
 
-    def unheard(self) -> None:
+    def remove_observations(self) -> None:
         """Remove what the environment said last."""
         while self.said and self.said[-1]["role"] != "assistant":
             self.said.pop()

@@ -61,15 +61,15 @@ class VllmServer:
         try:
             urlsplit(self.url).port  # noqa: B018
         except ValueError as error:
-            raise VllmTrouble("the port is no number") from error
-        self._client = openai.OpenAI(**self._how(), timeout=QUICK_S)
+            raise VllmTrouble("the port is not a number") from error
+        self._client = openai.OpenAI(**self._client_options(), timeout=QUICK_S)
 
-    def _how(self) -> dict[str, Any]:
+    def _client_options(self) -> dict[str, Any]:
         # vLLM's own variable for its key; the client insists on some.
         # A retry is for a connection that the server closed while it was idle; a turn has its seed, so it stays itself.
         return {"max_retries": 1, "base_url": self.url, "api_key": os.environ.get("VLLM_API_KEY") or "none"}
 
-    def healthy(self) -> None:
+    def check_health(self) -> None:
         """Return if the server answers and its engine lives."""
         self._call("get", "/health", retries=0)
 
@@ -124,12 +124,12 @@ class VllmServer:
             how["body"] = body
         try:
             return getattr(self._client, verb)(path, **how)
-        except (openai.OpenAIError, ValueError) as error:  # the latter: an answer that is no JSON
-            raise VllmTrouble(reason(error, path)) from error
+        except (openai.OpenAIError, ValueError) as error:  # the latter: an answer that is not JSON
+            raise VllmTrouble(describe_failure(error, path)) from error
 
     def connection(self) -> openai.AsyncOpenAI:
         """A client for `sample`, for one event loop. It waits for a turn as long as the connection holds."""
-        return openai.AsyncOpenAI(**self._how(), timeout=openai.Timeout(None, connect=QUICK_S))
+        return openai.AsyncOpenAI(**self._client_options(), timeout=openai.Timeout(None, connect=QUICK_S))
 
     @staticmethod
     async def sample(connection: openai.AsyncOpenAI, ask: Ask) -> tuple[list[int], list[float]]:
@@ -141,7 +141,7 @@ class VllmServer:
             ids, logprobs = list(choice["token_ids"]), choice["logprobs"]["token_logprobs"]
             logprobs = [float("nan") if value is None else value for value in logprobs]
         except (openai.OpenAIError, ValueError) as error:
-            raise VllmTrouble(reason(error, path)) from error
+            raise VllmTrouble(describe_failure(error, path)) from error
         except (TypeError, KeyError, IndexError) as error:
             raise VllmTrouble(f"its answer to {path} has no token ids or no log-probs") from error
         if choice.get("finish_reason") not in ("stop", "length"):
@@ -149,7 +149,7 @@ class VllmServer:
         return ids, logprobs
 
 
-def reason(error: Exception, path: str) -> str:
+def describe_failure(error: Exception, path: str) -> str:
     """Why a request failed, in a few words."""
     if isinstance(error, openai.APIStatusError):
         body = error.body if isinstance(error.body, dict) else {}
@@ -160,7 +160,7 @@ def reason(error: Exception, path: str) -> str:
     return first_line(cause) or type(cause).__name__
 
 
-def gone(key: str, url: str, trouble: object) -> UserError:
+def server_failure(key: str, url: str, trouble: object) -> UserError:
     """What the user reads where the server fails in the middle of a run."""
     return UserError(
         f"{key}={url}: the vLLM server failed ({trouble}); its log says why; start it again and give the same command: "

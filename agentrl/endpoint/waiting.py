@@ -16,7 +16,7 @@ LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks to wait longer counts
 BUSY = (408, 409, 425, 429)  # HTTP statuses that may pass, like all from 500 on
 
 
-def passes(status: int) -> bool:
+def is_temporary(status: int) -> bool:
     """Whether the same request may be answered later."""
     return status in BUSY or status >= 500
 
@@ -35,7 +35,7 @@ def retry_after(header: str | None) -> float:
         return 0.0
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
+def call_within(seconds: float, call: Callable[[], T]) -> T:
     """Return or raise what `call` does. Raises TimeoutError after `seconds`, whatever `call` is doing.
 
     The timeouts of a client start again with each byte, and do not limit the look-up of a name. Without this limit, a

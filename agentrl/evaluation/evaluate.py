@@ -69,7 +69,7 @@ def evaluate(
         share = file.to_play(every[start : start + size])
         if not share:
             continue
-        if stop.anywhere():
+        if stop.is_requested():
             raise Interrupted
         set_seed((zlib.crc32(f"{seed} {phase} {start}".encode()) >> 1) + state.process_index)
         file.keep([missing_record(task, n, unprepared[task.id], []) for task, n in share if task.id in unprepared])

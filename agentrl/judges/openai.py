@@ -16,7 +16,7 @@ import openai
 from agentrl.config.judges import OpenAIJudge
 from agentrl.core.judge import JudgeStopped, Verdict
 from agentrl.endpoint.answer import Answer, NoAnswer, read_answer
-from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, passes, retry_after, within
+from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, call_within, is_temporary, retry_after
 from agentrl.judges.cache import Usage, VerdictCache
 from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
 from agentrl.judges.rubrics import load_rubrics
@@ -60,7 +60,7 @@ class EndpointJudge(RubricJudge):
         """
         for attempt in range(3):
             try:
-                within(self.config.timeout, self._client.models.list)
+                call_within(self.config.timeout, self._client.models.list)
                 return
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 raise self._refusal(error) from None
@@ -138,7 +138,7 @@ class EndpointJudge(RubricJudge):
                     self._json.note_refusal(reason)
                     self._count(retries=1)
                     continue
-                if not passes(error.status_code):
+                if not is_temporary(error.status_code):
                     raise GaveUp(reason) from None
                 pause = max(pause, retry_after(error.response.headers.get("retry-after")))
                 if pause > LONGEST_RETRY_AFTER:
@@ -166,7 +166,7 @@ class EndpointJudge(RubricJudge):
             # its types ask for a class for each role
             create: Any = self._client.chat.completions.with_raw_response.create
             more |= {"model": self.config.model, "messages": messages, "max_tokens": self.config.max_tokens}
-            raw = within(self.config.timeout, lambda: create(**more))
+            raw = call_within(self.config.timeout, lambda: create(**more))
             response = raw.http_response
             answer = read_answer(response.text, response.headers.get("content-type", ""))
             return answer.content, self._usage(answer, messages)

@@ -18,11 +18,11 @@ from agentrl.mining.values import (
     convert,
     fit_values,
     items_schema,
-    kinds,
     leaves,
-    offers,
+    own_values,
     replace_at,
     schema_at,
+    types_of,
     value_at,
 )
 
@@ -89,16 +89,16 @@ class Mutator:
         for name in sorted(names & set(self.parameters)):
             present = arguments.get(name)
             if isinstance(present, str) and self._is_allowed(part, {}):
-                yield arguments | {name: f"{present} {self.surface(part)}"}
+                yield arguments | {name: f"{present} {self.restore_spelling(part)}"}
 
     def _toggle(self, arguments: Arguments, result: bool, names: frozenset[str]) -> Iterator[Arguments]:
         """Flip a flag, or make a choice that is absent."""
         for name in sorted(names & set(self.parameters)):
             schema = self.parameters[name]
-            if "boolean" in kinds(schema):
+            if "boolean" in types_of(schema):
                 yield arguments | {name: not result}
             elif not result:
-                for value in fit_values([*offers(schema), *self.pool], schema, 6):
+                for value in fit_values([*own_values(schema), *self.pool], schema, 6):
                     if self._is_allowed(value, schema):
                         yield arguments | {name: value}
 
@@ -173,7 +173,7 @@ class Mutator:
         if equal:
             return equal
         schema = schema_at(self.parameters, place)
-        absent = [(*place, key) for key in schema.get("properties") or {}] if "object" in kinds(schema) else []
+        absent = [(*place, key) for key in schema.get("properties") or {}] if "object" in types_of(schema) else []
         return [place, *(path for path, _ in below), *(path for path in absent if value_at(arguments, path) is None)]
 
     def _put(self, arguments: Arguments, path: Path, seen: Any, wanted: Any) -> Iterator[Arguments]:
@@ -188,21 +188,21 @@ class Mutator:
         for form in self._forms(wanted, schema):
             if self._is_allowed(form, schema) and form != present:
                 yield replace_at(arguments, path, form)
-        if isinstance(present, list) and "array" in kinds(schema) and not isinstance(wanted, list):
+        if isinstance(present, list) and "array" in types_of(schema) and not isinstance(wanted, list):
             for form in self._forms(wanted, items_schema(schema)):
                 if self._is_allowed(form, items_schema(schema)) and form not in present:
                     yield replace_at(arguments, path, [*present, form])
 
     def _forms(self, wanted: Any, schema: Mapping[str, Any]) -> list[Any]:
-        options = [self.surface(wanted), wanted] if isinstance(wanted, str) else [wanted]
+        options = [self.restore_spelling(wanted), wanted] if isinstance(wanted, str) else [wanted]
         if isinstance(wanted, list):
-            options = [[self.surface(item) for item in wanted], wanted]
+            options = [[self.restore_spelling(item) for item in wanted], wanted]
         elif not schema:  # the schema does not describe this part of the object
             return options
         fitted = [form for option in options for form in convert(option, schema)]
         return [form for i, form in enumerate(fitted) if form not in fitted[:i]]
 
-    def surface(self, wanted: Any) -> Any:
+    def restore_spelling(self, wanted: Any) -> Any:
         """Return a text as the question or a result writes it, with its capitals; unchanged if none holds it."""
         if not isinstance(wanted, str) or not wanted.strip():
             return wanted

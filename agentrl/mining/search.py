@@ -26,18 +26,18 @@ from agentrl.mining.instrument import Site, instrument
 from agentrl.mining.mutations import Arguments, Mutator
 from agentrl.mining.values import (
     Path,
-    by_rank,
     examples_of,
     fit_values,
     is_date,
     items_schema,
-    kinds,
     leaves,
-    offers,
+    own_values,
+    product_by_rank,
     remove_at,
     replace_at,
     schema_at,
     suggest_values,
+    types_of,
 )
 from agentrl.rewards.verdicts import answer_verify
 from agentrl.sandbox import Sandbox
@@ -204,16 +204,17 @@ class Search:
         return self._fitting_values(name, self.parameters[name])
 
     def _fitting_values(self, name: str, schema: Mapping[str, Any]) -> list[Any]:
-        if schema.get("properties") and kinds(schema)[0] == "object":
+        if schema.get("properties") and types_of(schema)[0] == "object":
             needed = schema.get("required") or []
             whole = {key: self._likeliest(key, inner) for key, inner in schema["properties"].items()}
             return [whole, {key: value for key, value in whole.items() if key in needed}]
-        offered = offers(schema)
+        offered = own_values(schema)
         closed = bool(offered) and "enum" in json.dumps(schema)
         first = (self._days(name) or [NO_DATE["end" in name]]) if is_date(name, schema) else []
         texts = fit_values([*first, *self.pool], schema, MAX_VALUES)
         found = fit_values([*offered, *(() if closed else (*texts, *examples_of(schema)))], schema, MAX_VALUES + 4)
-        if not found and "array" in kinds(schema) and items_schema(schema).get("properties"):  # texts hold no objects
+        # Texts hold no objects.
+        if not found and "array" in types_of(schema) and items_schema(schema).get("properties"):
             return [[value] for value in self._fitting_values(name, items_schema(schema))]
         return found
 
@@ -225,7 +226,7 @@ class Search:
     def _likeliest(self, name: str, schema: Mapping[str, Any]) -> Any:
         values = self._fitting_values(name, schema)
         placeholders = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}
-        return values[0] if values else placeholders.get(kinds(schema)[0], "?")
+        return values[0] if values else placeholders.get(types_of(schema)[0], "?")
 
     def _start(self) -> Arguments:
         """Return the required parameters with their likeliest values; a placeholder if no text has a value."""
@@ -236,7 +237,7 @@ class Search:
         start = self._start()
         for name in self.parameters:
             choices = name not in self.required and (
-                "boolean" in kinds(self.parameters[name]) or offers(self.parameters[name])
+                "boolean" in types_of(self.parameters[name]) or own_values(self.parameters[name])
             )
             if name in self.required or choices:
                 for value in self._values(name):
@@ -249,7 +250,7 @@ class Search:
         for extra in [(), *((name,) for name in optional), *itertools.combinations(optional, 2)]:
             names = [*self.required, *extra]
             values = [self._values(name) for name in names]
-            for combination in itertools.islice(by_rank(values), limits[len(extra)]):
+            for combination in itertools.islice(product_by_rank(values), limits[len(extra)]):
                 yield dict(zip(names, combination, strict=True))
 
     # -- better arguments with the same result
@@ -283,7 +284,7 @@ class Search:
             if not isinstance(leaf, str) or is_offered(leaf, schema):
                 continue
             examples = examples_of(schema)[:1] if self._works(replace_at(arguments, path, "?")) else []
-            for better in [*examples, self.mutator.surface(leaf)]:
+            for better in [*examples, self.mutator.restore_spelling(leaf)]:
                 arguments = self._prefer(replace_at(arguments, path, better), arguments)
         return arguments
 

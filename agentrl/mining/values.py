@@ -96,7 +96,7 @@ def schema_at(parameters: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return dict(schema)
 
 
-def offers(schema: Mapping[str, Any]) -> list[Any]:
+def own_values(schema: Mapping[str, Any]) -> list[Any]:
     """Return the schema's own values: enums (also those of its items), examples and the default."""
     default = [schema["default"]] if schema.get("default") is not None else []
     examples = schema["examples"] if isinstance(schema.get("examples"), list) else []
@@ -115,13 +115,13 @@ def fit_values(values: Iterable[Any], schema: Mapping[str, Any], limit: int | No
     """
     fitted: dict[str, Any] = {}
     outside: dict[str, Any] = {}
-    for value in [*([False, True] if "boolean" in kinds(schema) else []), *values]:
+    for value in [*([False, True] if "boolean" in types_of(schema) else []), *values]:
         for form in convert(value, schema):
             (fitted if allows(schema, form) else outside).setdefault(json.dumps(form, sort_keys=True), form)
         if limit is not None and len(fitted) >= limit:
             break
     found = [*fitted.values(), *outside.values()][:limit]
-    if "number" in (*kinds(schema), *kinds(items_schema(schema))):  # some tools give 289.0 only for 17.0
+    if "number" in (*types_of(schema), *types_of(items_schema(schema))):  # some tools give 289.0 only for 17.0
         found += [form for form in map(_as_float, found[:3]) if json.dumps(form) not in fitted]
     return found
 
@@ -135,12 +135,12 @@ def _as_float(value: Any) -> Any:
 def is_date(name: str, schema: Mapping[str, Any]) -> bool:
     """Check whether a parameter takes a day as YYYY-MM-DD."""
     told = f"{schema.get('format', '')} {schema.get('description', '')}".lower()
-    return "string" in kinds(schema) and (
+    return "string" in types_of(schema) and (
         "yyyy-mm-dd" in told or schema.get("format") == "date" or name.endswith("date")
     )
 
 
-def kinds(schema: Mapping[str, Any]) -> list[str]:
+def types_of(schema: Mapping[str, Any]) -> list[str]:
     """Return the types of a plain schema, likeliest first; a schema that names none may be any type."""
     kind = schema.get("type")
     if not kind:
@@ -150,7 +150,7 @@ def kinds(schema: Mapping[str, Any]) -> list[str]:
 
 def convert(value: Any, schema: Mapping[str, Any]) -> list[Any]:
     """Return the value in each form that the schema's type allows; empty if there is none."""
-    return [form for kind in kinds(schema) for form in _convert(value, kind, schema)]
+    return [form for kind in types_of(schema) for form in _convert(value, kind, schema)]
 
 
 def _convert(value: Any, kind: str, schema: Mapping[str, Any]) -> list[Any]:
@@ -177,7 +177,7 @@ def _convert(value: Any, kind: str, schema: Mapping[str, Any]) -> list[Any]:
     return [number] if kind == "number" else []
 
 
-def by_rank(lists: list[list[Any]]) -> Iterator[tuple[Any, ...]]:
+def product_by_rank(lists: list[list[Any]]) -> Iterator[tuple[Any, ...]]:
     """Yield the product of lists; combinations with the smallest sum of positions come first."""
     if not all(lists):
         return

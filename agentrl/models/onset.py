@@ -12,7 +12,7 @@ from torch import Tensor
 from agentrl.core.errors import UserError
 from agentrl.core.stats import Interval, bootstrap_interval
 from agentrl.models.spans import PromptSpans
-from agentrl.objectives.attention import MEASURES, onset_measures, profile
+from agentrl.objectives.attention import MEASURES, distance_profile, onset_measures
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def measure_onset(model: Any, prompts: Sequence[PromptSpans], alpha: float) -> O
     for prompt in prompts:
         attention = onset_attention(model, prompt.ids).cpu()
         rows.append(onset_measures(attention, prompt.system, prompt.user, alpha))
-        mass = mass + profile(attention, alpha) / len(prompts)
+        mass = mass + distance_profile(attention, alpha) / len(prompts)
     return OnsetTable(rows, mass.tolist())
 
 

@@ -52,7 +52,7 @@ def onset_measures(attention: Tensor, system: Tensor, user: Tensor, alpha: float
     }
 
 
-def profile(attention: Tensor, alpha: float) -> Tensor:
+def distance_profile(attention: Tensor, alpha: float) -> Tensor:
     """Attention mass by relative distance, shape (BINS,), closest first, averaged over the heads of `far_heads`."""
     weights = attention.double()[far_heads(attention, alpha)].mean(0)
     bins = (relative_distance(len(weights), weights.device) * BINS).long().clamp(max=BINS - 1)

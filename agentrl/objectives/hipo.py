@@ -39,6 +39,6 @@ def repetition(ids: Sequence[int]) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def degenerate(ids: Sequence[int], min_tokens: int, max_repetition: float) -> bool:
+def is_degenerate(ids: Sequence[int], min_tokens: int, max_repetition: float) -> bool:
     """Whether a reply, without its end token, is shorter than `min_tokens` or repeats more than `max_repetition`."""
     return len(ids) < min_tokens or repetition(ids) > max_repetition

@@ -19,7 +19,7 @@ from agentrl.core.errors import UserError, first_line
 from agentrl.core.stats import ROUNDING, Interval, are_shares, paired_difference, seeds_interval, t_interval
 from agentrl.evaluation.results import LINEARISED, item_values, played_items
 from agentrl.report.lineage import lineage
-from agentrl.store.identity import flat, in_identity
+from agentrl.store.identity import flatten, is_in_identity
 from agentrl.store.run import RunDirectory, find_runs
 
 # The metrics that a reader looks for first; the others follow in alphabetical order, as summaries hold them.
@@ -285,4 +285,4 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{file} does not hold a configuration")
     update_old_values(values)
     named = {str(key): value for key, value in values.items()}
-    return {key: value for key, value in flat(named).items() if in_identity(key)}
+    return {key: value for key, value in flatten(named).items() if is_in_identity(key)}

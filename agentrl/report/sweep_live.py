@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agentrl.core.console import on_a_terminal
+from agentrl.core.console import is_on_terminal
 from agentrl.store.durable import last_records
 from agentrl.store.run import RunDirectory
 from agentrl.store.sweeps import Job, Sweep, label, split_overrides
@@ -36,7 +36,7 @@ class SweepView:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> SweepView:
-        if on_a_terminal(self._console):
+        if is_on_terminal(self._console):
             self._live.start(refresh=True)
         else:
             self._watcher.start()
@@ -45,7 +45,7 @@ class SweepView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if on_a_terminal(self._console):
+        if is_on_terminal(self._console):
             self._live.stop()
         else:
             self._over.set()

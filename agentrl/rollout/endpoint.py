@@ -130,13 +130,13 @@ class ChatPlayer:
 
     def hear(self, said: Messages, over: bool) -> None:
         """Record what the environment said."""
-        self._dialogue.heard(said)
+        self._dialogue.add_observations(said)
         self._count.hear(said)
 
     def trajectory(self) -> Trajectory:
         """The episode as it was played, without token ids; `failure` says why it was not played to its end."""
         if self._room < 0:  # as in process: what the environment said last was too long, the policy never sees it
-            self._dialogue.unheard()
+            self._dialogue.remove_observations()
         messages = self._dialogue.said
         return Trajectory(
             task_id=self._task.id,

@@ -12,7 +12,7 @@ from typing import Any
 
 from agentrl.core.bench import Environment
 from agentrl.core.errors import UserError
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 from agentrl.core.trajectory import ToolCall
 
 UNAVAILABLE = "the tool is not available"
@@ -26,7 +26,7 @@ def call_tool(environment: Environment, name: str, arguments: Any, dead_tools: s
     """One call. Where the environment breaks: ToolsDied for dead_tools='stop', else a failed call and a warning."""
     try:
         done = environment.call(name, arguments, 0)
-        return done if done.observation.isascii() else replace(done, observation=well_formed(done.observation))
+        return done if done.observation.isascii() else replace(done, observation=replace_surrogates(done.observation))
     except Exception as failure:  # whatever the bench's own code raises; it is reported either way
         reason = f"{type(failure).__name__}: {failure}"
         if dead_tools == "stop":

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from agentrl.core.bench import Conversation, Environment, has_independent_calls, has_slow_tools
 from agentrl.core.engine import Episode
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 from agentrl.core.trajectory import ToolCall
 from agentrl.rollout.guard import call_tool
 
@@ -123,7 +123,7 @@ def react(
         ]
         return said, isinstance(environment, Conversation) and not environment.continue_episode()
     text = environment.next_message() if isinstance(environment, Conversation) else None
-    return ([], True) if text is None else ([{"role": "user", "content": well_formed(text)}], False)
+    return ([], True) if text is None else ([{"role": "user", "content": replace_surrogates(text)}], False)
 
 
 def _call_tools(environment: Environment, made: list[tuple[Any, Any]], dead_tools: str) -> list[ToolCall]:

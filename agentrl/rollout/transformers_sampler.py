@@ -16,7 +16,7 @@ from trl.trainer.utils import pad
 
 from agentrl.config.schema import Config
 from agentrl.core.engine import Decoding
-from agentrl.core.stop import anywhere
+from agentrl.core.stop import any_process
 from agentrl.rollout.continuous import Continuous
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.packed import hindrance, packed
@@ -73,7 +73,7 @@ class TransformersSampler:
         with self._evaluating(), torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=cast):
             if self.sharded or hindrance(self._accelerator.unwrap_model(self._model())) is not None:
                 yield _Rounds(self, self.generation(decoding))
-                while self.sharded and anywhere(False):
+                while self.sharded and any_process(False):
                     self.lend_weights()
                 return
             with (
@@ -161,7 +161,7 @@ class _Rounds:
     def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
         sampler = self._sampler
         if sampler.sharded:
-            anywhere(True)
+            any_process(True)
         sampled = sampler.generate([request.ids for request in requests], self._generation)
         return {
             request.episode: cut_turn(request, ids, None, sampler.ends, sampler.context)

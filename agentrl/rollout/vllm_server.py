@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from agentrl.config.schema import Rollout
 from agentrl.core.engine import Decoding
 from agentrl.core.errors import UserError
-from agentrl.endpoint.vllm import Ask, VllmServer, VllmTrouble, gone
+from agentrl.endpoint.vllm import Ask, VllmServer, VllmTrouble, server_failure
 from agentrl.rollout.sampler import Request, Stop, Turn, cut_turn, never
 
 SILENCE_S = 10.0  # without a turn, until the server is asked whether it lives
@@ -147,7 +147,7 @@ class _Session:
             if silent >= SILENCE_S:
                 silent = 0.0
                 try:
-                    self._server.healthy()
+                    self._server.check_health()
                 except VllmTrouble as trouble:
                     raise self._gone(trouble) from trouble
         return []
@@ -161,7 +161,7 @@ class _Session:
         await self._connection.close()
 
     def _gone(self, trouble: VllmTrouble) -> UserError:
-        return gone("vllm.url", self._server.url, trouble)
+        return server_failure("vllm.url", self._server.url, trouble)
 
 
 def seed_of(origin: str, episode: int, turn: int) -> int:

@@ -23,7 +23,7 @@ from agentrl.core.errors import UserError
 from agentrl.core.install import install_line, requirements
 from agentrl.core.version import DISTRIBUTION
 from agentrl.evaluation.estimate import count_parameters, memory
-from agentrl.runner.reach import hub_address, in_hub_cache, is_reachable
+from agentrl.runner.reach import hub_address, is_in_hub_cache, is_reachable
 from agentrl.runner.ready import check_vllm_server
 from agentrl.store.durable import sha256
 
@@ -183,7 +183,7 @@ def chat_template(config: Config) -> Iterator[Finding]:
     local = config.model.path.startswith("builtin:") or Path(config.model.path).expanduser().is_dir()
     if (
         not local
-        and not in_hub_cache(config.model.path, "model", config.model.revision)
+        and not is_in_hub_cache(config.model.path, "model", config.model.revision)
         and not is_reachable(hub_address())
     ):
         yield Finding(
@@ -208,7 +208,7 @@ def data(config: Config) -> Iterator[Finding]:
         hub = getattr(config.bench, "hub_id", None)
         if hub is None:
             yield Finding("data", "ok", config.bench.without_path or f"{config.bench.name} is generated")
-        elif in_hub_cache(hub, "dataset") or is_reachable(hub_address()):
+        elif is_in_hub_cache(hub, "dataset") or is_reachable(hub_address()):
             yield Finding("data", "ok", f"{hub} from the hub")
         else:
             yield Finding("data", "fail", f"{hub}: the hub cannot be reached", "bench.path=<file on this disk>")

@@ -23,7 +23,7 @@ from agentrl.config.algos import Evaluate
 from agentrl.config.judges import LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
-from agentrl.endpoint.waiting import within
+from agentrl.endpoint.waiting import call_within
 
 PATIENCE_S = 3.0  # for looking up a name and opening a connection
 ANSWER_S = 5.0  # for an answer over the connection
@@ -57,7 +57,7 @@ def hub_address() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def in_hub_cache(repository: str, kind: str = "model", revision: str | None = None) -> bool:
+def is_in_hub_cache(repository: str, kind: str = "model", revision: str | None = None) -> bool:
     """Check whether a repository is in the hub's cache: a model by its configuration, a data set by any file."""
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -126,7 +126,7 @@ def _base_of(adapter: Path) -> str | None:
 
 
 def _check_hub(key: str, repository: str, kind: str, revision: str | None) -> None:
-    if in_hub_cache(repository, kind, revision):
+    if is_in_hub_cache(repository, kind, revision):
         return
     named = f"{key}={repository}" if "=" not in key else f"{key} {repository}"
     advice = "name a local directory" if kind == "model" else "name a local file as bench.path=..."
@@ -191,7 +191,7 @@ def _explain_no_answer(address: str) -> str | None:
             urllib.request.urlopen(f"{address.rstrip('/')}/models", timeout=2 * ANSWER_S).close()
 
     try:
-        within(ANSWER_S, ask)
+        call_within(ANSWER_S, ask)
     except TimeoutError:
         return f"it accepts connections but gives no answer in {ANSWER_S:g} s"
     return None
@@ -227,6 +227,6 @@ def _answer_within(seconds: float, question: Callable[[], str | None]) -> str | 
     timeout.
     """
     try:
-        return within(seconds, question)
+        return call_within(seconds, question)
     except TimeoutError:
         return f"no answer in {seconds:g} s"

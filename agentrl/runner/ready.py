@@ -14,7 +14,7 @@ from agentrl.config.schema import Config
 from agentrl.config.vllm import samples_with_vllm, serve_command
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line
-from agentrl.endpoint.waiting import within
+from agentrl.endpoint.waiting import call_within
 
 PATIENCE_S = 8.0  # for a server on this machine or in this network to say that it lives
 
@@ -47,7 +47,7 @@ def check_vllm_server(config: Config) -> None:
     trouble_with = "no vLLM server answers there"
     try:
         server = VllmServer(config.vllm.url)
-        within(PATIENCE_S, server.healthy)
+        call_within(PATIENCE_S, server.check_health)
         trouble_with = "that server does not take part in training"
         settings = server.settings()
         check_settings(settings, server.model()[1], config)

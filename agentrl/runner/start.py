@@ -14,7 +14,7 @@ from agentrl.config.benches import Minihif, Minihop
 from agentrl.config.places import paths_of
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
-from agentrl.core.console import printer
+from agentrl.core.console import make_console
 from agentrl.core.errors import UserError
 from agentrl.evaluation.estimate import check_tasks, estimate, print_estimate
 from agentrl.report.table import print_result
@@ -36,7 +36,7 @@ def start(
     Output goes to the terminal or to `output`. With `beside_others` (one of several jobs), the run reserves its own
     GPUs. A resumed run may have other values of the keys `may_move`.
     """
-    console = printer(output)
+    console = make_console(output)
     for warning in [*check(config), *_warn_unwise(config)]:
         complaints = Console(file=output, stderr=output is None, soft_wrap=True)
         complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)

@@ -54,7 +54,7 @@ from agentrl.runner.launch import die_with_launcher, is_direct
 from agentrl.store import checkpoints
 from agentrl.store.redact import mask_streams
 from agentrl.store.run import RunDirectory
-from agentrl.store.trouble import trouble
+from agentrl.store.trouble import explain_trouble
 from agentrl.traces.files import make_lookup, read_traces
 from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import track_run
@@ -78,7 +78,7 @@ def main(run_path: Path) -> int:
         except UserError as error:
             return _fail(run, str(error), 2)
         except (Exception, SystemExit) as error:  # SystemExit comes from a library or from a user's file
-            message = trouble(error, run.path)  # asked before space is freed, because a full disk may be the reason
+            message = explain_trouble(error, run.path)  # before space is freed: the disk may be full
             if is_leader():  # frees space for the status
                 shutil.rmtree(checkpoints.writing_folder(run.checkpoints_dir), ignore_errors=True)
             if message is None:
@@ -275,7 +275,7 @@ def _train_and_evaluate(
         if config.model.lora.enabled:
             console.say(describe_adapters(trainer.model))
     # One process looks, because it moves damaged checkpoints aside; all use what it found.
-    found = [checkpoints.latest(run.checkpoints_dir, _warn) if is_leader() else None]
+    found = [checkpoints.find_latest(run.checkpoints_dir, _warn) if is_leader() else None]
     checkpoint = broadcast_object_list(found)[0]
     result = Result(bench.solve_metric, after=[])
     # A resumed run was evaluated before it trained; its file is read again.

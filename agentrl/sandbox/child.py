@@ -91,7 +91,7 @@ class Zygote:
             process.spent += time.monotonic() - start
             # do not keep a process that used up its time, or that may have started others
             used_up = process.calls >= MAX_CALLS or process.spent > self.settings["timeout_s"] / 2
-            if outcome or episode == ONE_CALL or used_up or self.restrict is unrestricted:
+            if outcome or episode == ONE_CALL or used_up or self.restrict is restrict_without_seccomp:
                 status = self.end(process, deadline if outcome == "ended" else 0)
                 if outcome == "ended":
                     outcome = "ended without a result" + _reason(status)
@@ -119,7 +119,7 @@ class Zygote:
                 os.dup2(theirs.fileno(), OWN_FD)
                 os.closerange(OWN_FD + 1, MAX_FDS)
                 limits.die_with_parent()
-                limits.lower(resource.RLIMIT_CPU, 2 * int(self.settings["timeout_s"]) + 2)
+                limits.lower_limit(resource.RLIMIT_CPU, 2 * int(self.settings["timeout_s"]) + 2)
                 self.restrict()
                 tool.serve(OWN_FD, answer, self.settings["output_chars"], self.pristine)
             finally:
@@ -133,12 +133,12 @@ class Zygote:
         # first let it end by itself, so that we report its own status
         status = _reap(process.pid, min(patience, time.monotonic() + 0.2)) if patience else None
         process.channel.close()
-        if self.restrict is unrestricted:
+        if self.restrict is restrict_without_seccomp:
             _kill_group(process.pid)
         if status is None:
             os.kill(process.pid, signal.SIGKILL)
             os.waitpid(process.pid, 0)
-        if self.restrict is unrestricted and self.namespaces:
+        if self.restrict is restrict_without_seccomp and self.namespaces:
             _kill_all()  # kills all that the tool started: nothing else is in this pid namespace
         return status
 
@@ -238,13 +238,13 @@ def isolate(settings: dict[str, Any], namespaces: str) -> tuple[list[str], Any]:
     try:
         if not namespaces:
             raise OSError("no mount namespace")
-        limits.new_root(readable, hidden)
+        limits.make_root(readable, hidden)
         rooted = True
     except OSError:
         try:
             if "landlock" in without:
                 raise
-            limits.landlock(readable, hidden)
+            limits.restrict_files(readable, hidden)
         except OSError:
             missing.append("files")
     importlib.invalidate_caches()
@@ -257,17 +257,17 @@ def isolate(settings: dict[str, Any], namespaces: str) -> tuple[list[str], Any]:
             raise OSError("left out")
         restrict = limits.seccomp_installer()
     except OSError:
-        restrict = unrestricted
+        restrict = restrict_without_seccomp
         if not namespaces:
             missing += ["network", "processes"]
-    limits.rlimits(settings["memory_mb"])
+    limits.set_limits(settings["memory_mb"])
     return missing, restrict
 
 
-def unrestricted() -> None:
+def restrict_without_seccomp() -> None:
     """Restrict a tool process on a machine without seccomp: few processes, all in one group."""
     os.setsid()
-    limits.lower(resource.RLIMIT_NPROC, MAX_PROCESSES)
+    limits.lower_limit(resource.RLIMIT_NPROC, MAX_PROCESSES)
 
 
 def supervise(zygote: int, parent: int) -> None:

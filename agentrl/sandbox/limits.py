@@ -79,15 +79,15 @@ def die_with_parent() -> None:
         _prctl(PR_SET_PDEATHSIG, 9)
 
 
-def rlimits(memory_mb: int) -> None:
+def set_limits(memory_mb: int) -> None:
     """Set the limits of the whole worker. Each tool process sets the limits of its calls."""
-    lower(resource.RLIMIT_AS, memory_mb << 20)
-    lower(resource.RLIMIT_FSIZE, 0)
-    lower(resource.RLIMIT_NOFILE, 64)
-    lower(resource.RLIMIT_CORE, 0)
+    lower_limit(resource.RLIMIT_AS, memory_mb << 20)
+    lower_limit(resource.RLIMIT_FSIZE, 0)
+    lower_limit(resource.RLIMIT_NOFILE, 64)
+    lower_limit(resource.RLIMIT_CORE, 0)
 
 
-def lower(limit: int, value: int) -> None:
+def lower_limit(limit: int, value: int) -> None:
     """Set a limit permanently, unless a smaller one is in force."""
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -127,7 +127,7 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
            f"mount {target}")  # fmt: skip
 
 
-def new_root(readable: Iterable[str], hidden: Iterable[str]) -> None:
+def make_root(readable: Iterable[str], hidden: Iterable[str]) -> None:
     """Make a new root that holds only `readable` (read-only, same paths), without `hidden`.
 
     Raises OSError if the kernel refuses.
@@ -185,7 +185,7 @@ _ACCESS_V1 = (1 << 13) - 1  # every right of the first version: read, write, exe
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 
 
-def landlock(readable: Iterable[str], hidden: Iterable[str]) -> None:
+def restrict_files(readable: Iterable[str], hidden: Iterable[str]) -> None:
     """Allow reading `readable` without `hidden`, and no other access to files.
 
     `hidden` are direct children of a readable directory. Raises OSError if the kernel has no Landlock.

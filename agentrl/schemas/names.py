@@ -6,7 +6,7 @@ import ast
 import re
 from typing import Any
 
-from agentrl.schemas.algebra import Schema, as_list, either, kind_of, merged_types, simplest
+from agentrl.schemas.algebra import Schema, as_list, json_type, merge_types, simplify_types, unite
 
 NAMES = {
     "string": ("string", "str", "text", "char", "varchar", "bytes", "uuid", "url", "uri", "email"),
@@ -27,10 +27,10 @@ def schema_of_type(name: Any) -> Schema:
         return schema_of_name(name) if isinstance(name, str) else {}
     read = [schema_of_name(one) if isinstance(one, str) else {} for one in name]
     known = [one for one in read if "type" in one]
-    kinds = merged_types(*(as_list(one["type"]) for one in known))
+    kinds = merge_types(*(as_list(one["type"]) for one in known))
     if not kinds:
         return {}
-    return {**either(known), "type": kinds}
+    return {**unite(known), "type": kinds}
 
 
 def schema_of_name(name: str) -> Schema:
@@ -43,33 +43,33 @@ def schema_of_name(name: str) -> Schema:
     if of := re.fullmatch(r"(?:array|list)s? of (\w+?)s?", word):
         return {"type": "array"} | ({"items": inner} if (inner := schema_of_name(of[1])) else {})
     try:
-        return annotation(ast.parse(name.strip().removesuffix("?"), mode="eval").body)
+        return schema_of_annotation(ast.parse(name.strip().removesuffix("?"), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # free text
         return {}
 
 
-def annotation(node: ast.expr) -> Schema:
+def schema_of_annotation(node: ast.expr) -> Schema:
     """Return the plain schema of a Python annotation: `list[str]`, `Optional[int]`, `int | None`, `Literal["a"]`."""
     if isinstance(node, ast.Constant) and node.value is None:
         return {"type": "null"}
     if isinstance(node, ast.Attribute):
-        return annotation(ast.Name(node.attr))
+        return schema_of_annotation(ast.Name(node.attr))
     if isinstance(node, ast.Name):
         kind = TYPES.get(node.id.lower())
         return {"type": kind} if kind else {}
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return either([annotation(node.left), annotation(node.right)])
+        return unite([schema_of_annotation(node.left), schema_of_annotation(node.right)])
     if not isinstance(node, ast.Subscript):
         return {}
     head = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
     inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     if head.lower() == "literal":
         values = [ast.literal_eval(one) for one in inner]
-        return {"enum": values, "type": simplest([kind_of(value) for value in values])}
-    parts = [annotation(one) for one in inner]
+        return {"enum": values, "type": simplify_types([json_type(value) for value in values])}
+    parts = [schema_of_annotation(one) for one in inner]
     if head.lower() in ("optional", "union"):
-        return either([*parts, *([{"type": "null"}] if head.lower() == "optional" else [])])
+        return unite([*parts, *([{"type": "null"}] if head.lower() == "optional" else [])])
     kind = TYPES.get(head.lower())
     if kind == "array":
-        return {"type": "array", "items": either([one for one in parts if one])}
+        return {"type": "array", "items": unite([one for one in parts if one])}
     return {"type": kind} if kind else parts[0] if head.lower() == "annotated" else {}

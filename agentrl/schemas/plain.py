@@ -15,7 +15,16 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from agentrl.schemas.algebra import CONSTRAINTS, Schema, as_list, both, either, kind_of, merged_types, simplest
+from agentrl.schemas.algebra import (
+    CONSTRAINTS,
+    Schema,
+    as_list,
+    intersect,
+    json_type,
+    merge_types,
+    simplify_types,
+    unite,
+)
 from agentrl.schemas.names import schema_of_name, schema_of_type
 
 MERGED = ("$ref", "allOf", "anyOf", "oneOf", "const", "nullable", "prefixItems")
@@ -41,10 +50,10 @@ def plain_parameters(parameters: Any) -> Schema:
             parameters = {"properties": parameters}
     elif isinstance(parameters, list):
         parameters = {"properties": parameters}
-    return Reader(parameters).plain(parameters)
+    return Reader(parameters).make_plain(parameters)
 
 
-def renderable(tool: Mapping[str, Any]) -> dict[str, Any]:
+def make_renderable(tool: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tool {"type": "function", "function": ...} as its author wrote it.
 
     Its parameters become plain if some chat templates could not iterate over them.
@@ -85,7 +94,7 @@ class Reader:
         self._read = 0
         self._resolver = Registry().resolver_with_root(resource)
 
-    def plain(self, schema: Any, seen: tuple[str, ...] = ()) -> Schema:
+    def make_plain(self, schema: Any, seen: tuple[str, ...] = ()) -> Schema:
         """Return the plain form. `seen` has an entry for each level and reference on the way here, to end recursion."""
         self._read += 1
         if len(seen) > MAX_DEPTH or self._read > MAX_READ:
@@ -100,13 +109,13 @@ class Reader:
         read = {key: value for key, value in schema.items() if key not in MERGED}
         self._own(read, seen)
         for part in self._parts(schema, seen):
-            read = both(read, part)
+            read = intersect(read, part)
         for choice in ("anyOf", "oneOf"):
             if isinstance(schema.get(choice), list) and schema[choice]:
-                branches = [self.plain(one, seen) for one in schema[choice] if one is not False]
-                read = both(read, either(branches))
+                branches = [self.make_plain(one, seen) for one in schema[choice] if one is not False]
+                read = intersect(read, unite(branches))
         if schema.get("nullable") is True and read.get("type"):
-            read["type"] = merged_types(as_list(read["type"]), ["null"])
+            read["type"] = merge_types(as_list(read["type"]), ["null"])
         return read
 
     def _own(self, read: Schema, seen: tuple[str, ...]) -> None:
@@ -120,14 +129,16 @@ class Reader:
         if read.get("enum") == []:  # no value would be valid: the author meant no restriction
             del read["enum"]
         if "enum" in read and "type" not in read:
-            read["type"] = simplest([kind_of(value) for value in read["enum"]])
+            read["type"] = simplify_types([json_type(value) for value in read["enum"]])
         if "items" in read:
             items = read["items"]
             read["items"] = (
-                either([self.plain(one, seen) for one in items]) if isinstance(items, list) else self.plain(items, seen)
+                unite([self.make_plain(one, seen) for one in items])
+                if isinstance(items, list)
+                else self.make_plain(items, seen)
             )
         if "properties" in read or "required" in read:
-            given = by_name(read.get("properties"))
+            given = index_by_name(read.get("properties"))
             needed = required_names(read.get("required"), given)
             if "properties" in read:
                 read["properties"] = {
@@ -139,7 +150,7 @@ class Reader:
                 read.pop("required", None)
 
     def _property(self, schema: Any, seen: tuple[str, ...]) -> Schema:
-        read = self.plain(schema, seen)
+        read = self.make_plain(schema, seen)
         if not isinstance(read.get("required", []), list) or "properties" not in read:
             read.pop("required", None)  # "required": true belongs to the parent
         return read
@@ -149,13 +160,15 @@ class Reader:
         parts = []
         reference = schema.get("$ref")
         if isinstance(reference, str) and reference not in seen:
-            parts.append(self.plain(self._target(reference), (*seen, reference)))
+            parts.append(self.make_plain(self._target(reference), (*seen, reference)))
         if isinstance(schema.get("allOf"), list):
-            parts += [self.plain(one, seen) for one in schema["allOf"]]
+            parts += [self.make_plain(one, seen) for one in schema["allOf"]]
         if "const" in schema:
-            parts.append({"enum": [schema["const"]], "type": kind_of(schema["const"])})
+            parts.append({"enum": [schema["const"]], "type": json_type(schema["const"])})
         if isinstance(schema.get("prefixItems"), list):
-            parts.append({"type": "array", "items": either([self.plain(one, seen) for one in schema["prefixItems"]])})
+            parts.append(
+                {"type": "array", "items": unite([self.make_plain(one, seen) for one in schema["prefixItems"]])}
+            )
         return parts
 
     def _target(self, reference: str) -> Any:
@@ -165,7 +178,7 @@ class Reader:
             return {}
 
 
-def by_name(properties: Any) -> dict[str, Any]:
+def index_by_name(properties: Any) -> dict[str, Any]:
     """Return properties as an object. Authors also write a list of names, of named schemas or of one-key objects."""
     if isinstance(properties, Mapping):
         return {str(name): schema for name, schema in properties.items()}

@@ -50,14 +50,14 @@ def seal(checkpoints: Path, step: int, metrics: dict[str, float] | None = None) 
     return final
 
 
-def latest(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
+def find_latest(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
     """Return the newest complete checkpoint, or None. Deletes what a killed run was writing.
 
     A damaged checkpoint is renamed to `checkpoint-N.damaged`, with a warning, and the one before it is tried.
     """
     shutil.rmtree(writing_folder(checkpoints), ignore_errors=True)
     for path in reversed(_sealed_checkpoints(checkpoints)):
-        fault = damage(path)
+        fault = find_damage(path)
         if fault is None:
             return path
         aside = path.with_name(f"{path.name}.damaged")
@@ -68,10 +68,10 @@ def latest(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def damage(checkpoint: Path) -> str | None:
+def find_damage(checkpoint: Path) -> str | None:
     """Return how a checkpoint differs from its manifest. None if it is complete."""
     try:
-        files = manifest(checkpoint)["files"]
+        files = read_manifest(checkpoint)["files"]
         for name, known in files.items():
             path = checkpoint / name
             if not path.is_file():
@@ -110,15 +110,15 @@ def best_checkpoint(checkpoints: Path, best: str) -> Path | None:
     values = {}
     for path in _sealed_checkpoints(checkpoints):
         try:
-            value = manifest(path)["metrics"].get(name)
-        except (OSError, ValueError, KeyError, AttributeError):  # damaged, which `latest` reports when it matters
+            value = read_manifest(path)["metrics"].get(name)
+        except (OSError, ValueError, KeyError, AttributeError):  # damaged, which `find_latest` reports when it matters
             continue
         if isinstance(value, int | float) and math.isfinite(value):
             values[path] = sign * value
     return max(values, key=lambda path: (values[path], step_of(path)), default=None)
 
 
-def manifest(checkpoint: Path) -> dict[str, Any]:
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """Read the manifest.json of a checkpoint."""
     return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
 

@@ -18,7 +18,7 @@ MAY_MOVE = ("judge.base_url", "algo.endpoint.base_url")
 
 def config_hash(config: Config) -> str:
     """Hash the values that determine the result, to eight hexadecimal digits."""
-    values = {key: value for key, value in flat(config.model_dump()).items() if in_identity(key)}
+    values = {key: value for key, value in flatten(config.model_dump()).items() if is_in_identity(key)}
     if config.bench.draw > 1:
         values["draw"] = config.bench.draw
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -32,19 +32,19 @@ def run_path(config: Config) -> Path:
 
 def changed_keys(first: Config, second: Config) -> list[str]:
     """Return the dotted keys that make two configurations different runs."""
-    left, right = flat(first.model_dump()), flat(second.model_dump())
+    left, right = flatten(first.model_dump()), flatten(second.model_dump())
     keys = [key for key in {**left, **right} if left.get(key, "absent") != right.get(key, "absent")]
-    return [key for key in keys if in_identity(key)]
+    return [key for key in keys if is_in_identity(key)]
 
 
-def in_identity(key: str) -> bool:
+def is_in_identity(key: str) -> bool:
     """Whether a dotted key determines the result of a run."""
     return key not in NOT_IN_IDENTITY and key.split(".")[0] not in NOT_IN_IDENTITY
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings to one level of dotted keys."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        result.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return result

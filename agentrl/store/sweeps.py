@@ -44,7 +44,7 @@ class Announcement(Callback):
         type(self).hear(Sweep.of(config), config)
 
 
-def composed_jobs(sweep: Sweep, config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
+def compose_jobs(sweep: Sweep, config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
     """Yield the overrides and values of every job known beforehand. `config` is that of the announcement."""
     loader = GlobalHydra.instance().config_loader()
     for overrides in sweep.expected or []:
@@ -144,7 +144,7 @@ class Sweep:
 
 
 @contextmanager
-def stopping_jobs(sweep: Sweep) -> Iterator[None]:
+def pass_signals_on(sweep: Sweep) -> Iterator[None]:
     """Pass a signal that stops the command on to the jobs in other processes of this machine, and wait for them.
 
     Without this, a parallel launcher would kill its processes before they save a checkpoint. A second signal lets it.
@@ -230,7 +230,7 @@ def label(job: Job, common: Sequence[str]) -> str:
     return " ".join(text for text in job.overrides if text not in common) or "the only job"
 
 
-def with_directory(arguments: list[str]) -> list[str]:
+def add_directory(arguments: list[str]) -> list[str]:
     """Add `hydra.sweep.dir=...` to the command line of a sweep, unless it is there."""
     overrides = [text for text in arguments if "=" in text and not text.startswith("-")]
     chosen = [text.partition("=")[2] for text in overrides if text.startswith("sweep=") and text != "sweep=null"]

@@ -16,7 +16,7 @@ MEMORY_ADVICE = (
 )
 
 
-def trouble(error: BaseException, run: Path) -> str | None:
+def explain_trouble(error: BaseException, run: Path) -> str | None:
     """Explain an error of the disk or the memory. None for any other error, which keeps its traceback."""
     disk = disk_trouble(error, run)
     if disk is not None:

@@ -171,7 +171,7 @@ def build_model(vocab_size: int, hidden_size: int = 128, layers: int = 4) -> Qwe
 
 def train_chains(hops: int) -> list[tuple[minihop.Relation, ...]]:
     """Return the chains that the model may see: those of minihop's training split."""
-    return [chain for chain in minihop.chains(hops) if not minihop.held_out(chain)]
+    return [chain for chain in minihop.chains(hops) if not minihop.is_held_out(chain)]
 
 
 def base_episode(index: int, rng: random.Random, phase: Phase) -> tuple[Task, bool]:

@@ -84,7 +84,7 @@ def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 def episode(reply: Writer, rng: random.Random) -> tuple[minihif.Rule, tuple[str, ...], str]:
     """Make rule, request and reply of one pre-training episode, never with a rule of the test split."""
-    while minihif.held_out(rule := minihif.generate_rule(rng, CAPS)):
+    while minihif.is_held_out(rule := minihif.generate_rule(rng, CAPS)):
         pass
     items = minihif.generate_request(rule, rng.choice(["conflict", "aligned"]), rng)
     return rule, items, reply(rule, items, rng)

@@ -13,10 +13,10 @@ from agentrl.config.schema import Config
 from agentrl.config.schema import Trainer as Settings
 from agentrl.core.bench import Bench, ExpertTraces, Task, TwoSided, has_own_reward, reference_calls
 from agentrl.core.console import RunConsole
-from agentrl.core.custom import attribute_of
-from agentrl.core.declared import declared
+from agentrl.core.custom import load_attribute
 from agentrl.core.engine import RolloutEngine
 from agentrl.core.errors import UserError
+from agentrl.core.imports import import_by_name
 from agentrl.core.judge import Judge
 from agentrl.core.stop import StopRequest
 from agentrl.models.adapters import lora_config
@@ -42,9 +42,9 @@ def rl_trainer(algo: Any) -> type[AgentGRPOTrainer] | None:
     if not algo.rollouts:
         return None
     if not isinstance(algo, CustomAlgo):
-        trainer_class: type[AgentGRPOTrainer] = declared(algo.trainer)
+        trainer_class: type[AgentGRPOTrainer] = import_by_name(algo.trainer)
         return trainer_class
-    found = attribute_of(algo.path, "Trainer")
+    found = load_attribute(algo.path, "Trainer")
     if not (isinstance(found, type) and issubclass(found, AgentGRPOTrainer)):
         raise UserError(f"algo.path={algo.path}: Trainer must be a subclass of agentrl.trainers.grpo.AgentGRPOTrainer")
     return found
@@ -159,7 +159,7 @@ def build_trainer(
         if not config.algo.trains:
             return None, engine
         parts = Parts(config, run, bench, chat, model, tasks, engine, console, judge, expert_trace)
-        trainer = declared(config.algo.trainer)(parts)
+        trainer = import_by_name(config.algo.trainer)(parts)
     callbacks: list[TrainerCallback] = [
         Record(run, console),
         Watch(config.faults, console.say),

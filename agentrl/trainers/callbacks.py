@@ -97,7 +97,7 @@ class Checkpoints(TrainerCallback):
         finished = step >= state.max_steps
         between_batches = step % self._cycle == 0 or finished
         due = every > 0 and step // every > self._last // every
-        stopping = self._stop.anywhere()
+        stopping = self._stop.is_requested()
         if between_batches and (due or stopping or finished):
             control.should_save = True
         if between_batches and stopping and not finished:

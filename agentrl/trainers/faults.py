@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from agentrl.config.schema import Faults
 from agentrl.core.errors import UserError
-from agentrl.core.stop import anywhere
+from agentrl.core.stop import any_process
 
 NO_SIGNAL = "no_signal"  # share of groups that teach nothing, by no reward that counts and by no expert trace
 
@@ -37,7 +37,7 @@ class Watch(TrainerCallback):
         """Before the weights are touched: an update with NaN or infinity in it would destroy them."""
         assert model is not None
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if not anywhere(bool(gradients) and not bool(torch.stack([g.isfinite().all() for g in gradients]).all())):
+        if not any_process(bool(gradients) and not bool(torch.stack([g.isfinite().all() for g in gradients]).all())):
             return
         step, before = (
             state.global_step + 1,

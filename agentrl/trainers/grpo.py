@@ -17,8 +17,8 @@ from agentrl.chat.format import ChatFormat
 from agentrl.config.schema import Config
 from agentrl.core.bench import Bench, ExpertTraces, Task
 from agentrl.core.console import RunConsole
-from agentrl.core.declared import declared
 from agentrl.core.engine import Episode
+from agentrl.core.imports import import_by_name
 from agentrl.core.judge import Judge
 from agentrl.core.trajectory import Trajectory
 from agentrl.objectives.advantages import spread_to_tokens
@@ -186,7 +186,7 @@ class AgentGRPOTrainer(LossTrainer):
         """
         algo, (rows, turns) = self.config.algo, rewards.shape
         groups = (rewards.view(-1, self.num_generations, turns), mask.view(-1, self.num_generations, turns))
-        advantages: Tensor = declared(algo.advantages)(*groups, **algo.advantage_arguments())
+        advantages: Tensor = import_by_name(algo.advantages)(*groups, **algo.advantage_arguments())
         return advantages.reshape(rows, turns)
 
     def _token_advantages(self, batch: dict[str, Any]) -> Tensor:

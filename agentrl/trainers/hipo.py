@@ -18,14 +18,14 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from agentrl.benches.hif.base import cut_in_thought
+from agentrl.benches.hif.base import is_cut_in_thought
 from agentrl.config.algos import Constraint
 from agentrl.config.schema import Config
 from agentrl.core.bench import Score, Task
 from agentrl.core.errors import UserError
 from agentrl.evaluation.grading import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, rewards_to_log
 from agentrl.objectives.dual import DualVariables, Multiplier
-from agentrl.objectives.hipo import degenerate, lagrangian_advantage
+from agentrl.objectives.hipo import is_degenerate, lagrangian_advantage
 from agentrl.objectives.policy import PolicySettings
 from agentrl.trainers.grpo import AgentGRPOTrainer
 
@@ -97,10 +97,12 @@ class HipoTrainer(AgentGRPOTrainer):
         algo = self.config.algo
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         self._filtered = [
-            degenerate([token for token in t.completion_ids if token not in ends], algo.min_tokens, algo.max_repetition)
+            is_degenerate(
+                [token for token in t.completion_ids if token not in ends], algo.min_tokens, algo.max_repetition
+            )
             for t in self._trajectories
         ]
-        self._cut = [cut_in_thought(trajectory) for trajectory in self._trajectories]
+        self._cut = [is_cut_in_thought(trajectory) for trajectory in self._trajectories]
         kept = [row for row, filtered in enumerate(self._filtered) if not filtered]
         graded = grade_episodes(
             self.bench,  # type: ignore[arg-type]

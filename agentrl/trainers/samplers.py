@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from trl.generation import vllm_generation
 
 from agentrl.core.engine import Decoding
-from agentrl.endpoint.vllm import VllmServer, VllmTrouble, gone
+from agentrl.endpoint.vllm import VllmServer, VllmTrouble, server_failure
 from agentrl.endpoint.vllm_settings import serves_untied, way_of_weights
 from agentrl.rollout.sampler import Sampler
 from agentrl.rollout.transformers_sampler import TransformersSampler
@@ -65,7 +65,7 @@ def _server_sampler(trainer: Any) -> ServerSampler:
         if config.vllm.sleep:
             server.wake_up()  # a run that was killed may have left it asleep
     except VllmTrouble as trouble:
-        raise gone("vllm.url", config.vllm.url, trouble) from trouble
+        raise server_failure("vllm.url", config.vllm.url, trouble) from trouble
     weights = _weights(trainer, server, settings, name)
     loaded: dict[str, Any] = {"step": None, "name": name, "awake": True}
 
@@ -117,7 +117,7 @@ def _sleep(trainer: Any, server: VllmServer, state: dict[str, Any], awake: bool)
         try:
             server.wake_up() if awake else server.sleep()
         except VllmTrouble as trouble:
-            raise gone("vllm.url", server.url, trouble) from trouble
+            raise server_failure("vllm.url", server.url, trouble) from trouble
     trainer.accelerator.wait_for_everyone()
     state["awake"] = awake
 

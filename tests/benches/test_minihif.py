@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from agentrl.benches import load_bench
-from agentrl.benches.minihif import Rule, held_out, permitted_words, system_reward, user_reward
+from agentrl.benches.minihif import Rule, is_held_out, permitted_words, system_reward, user_reward
 from tests.support.helpers import composed
 
 BAN = Rule("sure", ("dog", "hen"), 0)
@@ -67,7 +67,7 @@ def test_kinds_are_one_to_one_and_share_a_rule(bench):
 def test_no_rule_is_in_both_splits_and_the_data_repeat(bench):
     train, test = bench.tasks("train"), bench.tasks("test")
     assert not {t.data["system"] for t in train} & {t.data["system"] for t in test}
-    assert all(held_out(t.data["rule"]) for t in test)
+    assert all(is_held_out(t.data["rule"]) for t in test)
     assert [t.prompt for t in bench.tasks("test")] == [t.prompt for t in test]
     assert len({t.id for t in train + test}) == len(train) + len(test)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from agentrl.benches import load_bench
-from agentrl.benches.minihop import NAMES, RELATIONS, chains, count_solved, expert_trace, held_out
+from agentrl.benches.minihop import NAMES, RELATIONS, chains, count_solved, expert_trace, is_held_out
 from agentrl.core.trajectory import Component, ToolCall, Trajectory
 from tests.support.helpers import composed
 
@@ -38,7 +38,7 @@ def test_test_chains_and_lengths_never_occur_in_training(bench):
     assert {len(c) for c in train} == {1, 2, 3}
     assert {len(c) for c in test} == {1, 2, 3, 4}
     for hops in (2, 3, 4):
-        share = sum(map(held_out, chains(hops))) / len(list(chains(hops)))
+        share = sum(map(is_held_out, chains(hops))) / len(list(chains(hops)))
         assert 0.25 < share < 0.45
 
 

@@ -14,7 +14,7 @@ import trl
 from transformers import AutoTokenizer
 
 from agentrl.benches import load_bench
-from agentrl.benches.hif.base import cut_in_thought
+from agentrl.benches.hif.base import is_cut_in_thought
 from agentrl.chat.reading import TokenReader
 from agentrl.chat.trace_messages import turn_messages
 from agentrl.commands.eval import main as eval_command
@@ -167,7 +167,7 @@ def test_a_reply_cut_inside_its_think_block_has_no_metrics_but_is_truncated(play
     bench = load_bench(composed("bench=minihif").bench)
     (task,) = bench.tasks("test", 1)
     score = bench.score(task, played)
-    assert cut_in_thought(played) and score.metrics == {"r_sys": None, "r_user": None, "violation": None}
+    assert is_cut_in_thought(played) and score.metrics == {"r_sys": None, "r_user": None, "violation": None}
     whole = bench.score(task, trajectory("sure", False))
     items = [item_record(score, task, 0, played), {**item_record(whole, task, 0, GRADED[1]), "id": "b"}]
     values = item_values(items, "r_sys")
@@ -180,7 +180,7 @@ def test_a_reply_cut_inside_its_think_block_has_no_metrics_but_is_truncated(play
 def test_any_other_reply_is_graded(played: Trajectory) -> None:
     bench = load_bench(composed("bench=minihif").bench)
     (task,) = bench.tasks("test", 1)
-    assert not cut_in_thought(played) and None not in bench.score(task, played).metrics.values()
+    assert not is_cut_in_thought(played) and None not in bench.score(task, played).metrics.values()
 
 
 def test_a_judge_is_not_asked_about_it(tmp_path: Path) -> None:

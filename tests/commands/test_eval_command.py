@@ -16,7 +16,7 @@ import pytest
 from agentrl.commands.eval import compose_job
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
-from agentrl.config.target import model_named
+from agentrl.config.target import resolve_model
 from agentrl.core.errors import UserError
 from agentrl.report.markdown import markdown_table
 from agentrl.report.published import published_table
@@ -40,7 +40,7 @@ def model_of(name: str) -> Any:
 
 
 def test_model_names_presets_hub_ids_and_directories(tmp_path: Path) -> None:
-    assert model_named("qwen3-4b") == "qwen3-4b"
+    assert resolve_model("qwen3-4b") == "qwen3-4b"
     assert model_of("Qwen/Qwen3-4B") == model_of("qwen3-4b")  # a preset says more about the model than its id
     hub = model_of("someone/agent-7b")
     assert (hub.name, hub.path, hub.family) == ("someone--agent-7b", "someone/agent-7b", "other")
@@ -65,19 +65,19 @@ def test_a_run_directory_names_its_model_and_lists_its_checkpoints(tmp_path: Pat
     assert (earlier.name, earlier.family) == ("minihop-tiny-pact-s0-12345678-checkpoint-4", "tiny")
     shutil.rmtree(run / "model")
     with pytest.raises(UserError, match="has no trained model yet"):
-        model_named(str(run))
+        resolve_model(str(run))
 
 
 @pytest.mark.parametrize("name", ["qwen9", "./absent", "/absent/model", "runs/no/where", "owner/", "/"])
 def test_an_unknown_model_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"is neither a preset|config.json") as caught:
-        model_named(name)
+        resolve_model(name)
     assert name == "qwen9" or "qwen3-4b" not in str(caught.value)  # presets are not suggested for a path
 
 
 def test_a_web_address_is_not_a_hub_id() -> None:
     with pytest.raises(UserError, match=r"did you mean Qwen/Qwen3-4B\?"):
-        model_named("https://huggingface.co/Qwen/Qwen3-4B/")
+        resolve_model("https://huggingface.co/Qwen/Qwen3-4B/")
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.runner.start import start
-from agentrl.store.identity import flat, run_path
+from agentrl.store.identity import flatten, run_path
 from agentrl.store.run import RunDirectory
 from tests.report.test_report import fake_run
 
@@ -254,7 +254,7 @@ def test_only_resume_may_change_the_address_of_a_server(
         start(compose([*words, moved, f"run_id={run.path.name}"]))
     assert resume.main([str(run.path), moved]) == 0
     assert run_path(started[1]) == run.path and run.config() == started[1]
-    assert flat(run.config().model_dump())[key] == "http://127.0.0.1:1/v1"
+    assert flatten(run.config().model_dump())[key] == "http://127.0.0.1:1/v1"
 
 
 def test_resume_shows_a_completed_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

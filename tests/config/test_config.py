@@ -17,11 +17,11 @@ from agentrl.config import help as config_help
 from agentrl.config.algos import ALGOS
 from agentrl.config.compose import compose as compose_command
 from agentrl.config.key import Group, Holds, choices, extra, group_in, key, limits, type_name, variants
-from agentrl.config.load import all_keys, checked, keys_of, load_config
+from agentrl.config.load import all_keys, keys_of, load_config, make_group
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
-from agentrl.store.identity import in_identity
+from agentrl.store.identity import is_in_identity
 from tests.support.helpers import CONF, SUITES, composed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,7 +217,7 @@ def test_choices_ranges_and_defaults_reach_reference_help_and_refusals_from_the_
         "int or null",
     ]
     good = {"shape": "flat", "share": "1", "parts": ["b"], "pair": ["1", 2], "steps": None}
-    assert checked(Made, good).model_dump() == good | {"share": 1.0, "pair": [1, 2]}
+    assert make_group(Made, good).model_dump() == good | {"share": 1.0, "pair": [1, 2]}
     for wrong, words in (
         ({"shape": "flet"}, "shape=flet is not a choice; did you mean flat?"),
         ({"share": 0}, "share=0: must lie in (0, 1] (the paper: 0.3)"),
@@ -231,9 +231,9 @@ def test_choices_ranges_and_defaults_reach_reference_help_and_refusals_from_the_
         ({"step": 1}, "unknown key step; did you mean steps?"),
     ):
         with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
-            checked(Made, good | wrong)
+            make_group(Made, good | wrong)
     with pytest.raises(UserError, match=re.escape("pair has no value; set pair=... (Pair. Two numbers.)")):
-        checked(Made, good | {"pair": "???"})
+        make_group(Made, good | {"pair": "???"})
 
 
 def test_every_choice_and_range_stands_in_the_reference() -> None:
@@ -313,7 +313,7 @@ def test_a_key_that_is_gone_is_refused_with_what_took_its_place() -> None:
 def test_a_run_knows_the_files_that_scaled_it_down(overrides: list[str], files: list[str]) -> None:
     config = compose_command(overrides)
     assert config.scaled_by == [f"conf/{file}.yaml" for file in files]
-    assert not in_identity("scaled_by") and "scaled_by" not in {key for key, _, _ in all_keys()}
+    assert not is_in_identity("scaled_by") and "scaled_by" not in {key for key, _, _ in all_keys()}
 
 
 def test_files_of_the_users_that_scale_down_are_named_in_full(tmp_path: Path) -> None:

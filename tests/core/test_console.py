@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.config.compose import compose
-from agentrl.core.console import STOPPING, RunConsole, printer
+from agentrl.core.console import STOPPING, RunConsole, make_console
 from agentrl.runner.start import start
 
 LONG = "a text of more than eighty columns, in which nothing may be cut and nothing folded: " + "x" * 60
@@ -22,7 +22,7 @@ def test_a_table_in_a_pipe_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table("first", "second")
     table.add_row(LONG, LONG)
     out = io.StringIO()
-    printer(out).print(table)
+    make_console(out).print(table)
     (row,) = (line for line in out.getvalue().splitlines() if "a text" in line)
     assert row.count(LONG) == 2
 

@@ -17,7 +17,7 @@ from agentrl.chat.reading import read_turn
 from agentrl.core.bench import Task
 from agentrl.core.jsonl import read_json
 from agentrl.core.judge import JudgeRequest
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 from agentrl.core.trajectory import ToolCall
 from agentrl.models.loading import checkpoint_path
 from agentrl.rollout.guard import call_tool
@@ -170,6 +170,6 @@ def test_whole_pairs_and_depth_are_left_as_they_are() -> None:
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
-    well_formed(deep)
+    replace_surrogates(deep)
     given = {"a": [HALF]}
-    assert well_formed(given) == {"a": [MARK]} and given == {"a": [HALF]}
+    assert replace_surrogates(given) == {"a": [MARK]} and given == {"a": [HALF]}

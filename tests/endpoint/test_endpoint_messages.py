@@ -159,7 +159,7 @@ def test_calls_are_read_wherever_the_server_left_them() -> None:
 def test_results_name_the_call_they_answer(history: str) -> None:
     dialogue = Dialogue(history)
     dialogue.add_answer(answered(said("two", call("a", '{"x": "\u00e9"}', id="same"), call("b", "", id="same"))))
-    dialogue.heard([{"role": "tool", "name": name, "content": name} for name in "ab"])
+    dialogue.add_observations([{"role": "tool", "name": name, "content": name} for name in "ab"])
     first, *results = dialogue.sent
     ids = [result["tool_call_id"] for result in results]
     assert len(set(ids)) == 2 and [result["content"] for result in results] == ["a", "b"]

@@ -13,7 +13,7 @@ from agentrl.core.expert_trace import ExpertTrace
 from agentrl.mining.grounding import Knowledge
 from agentrl.mining.mine import NOT_FULL, UNGROUNDED, UNVERIFIED, Coverage, MinedTrace, Miner, Question, Rejection
 from agentrl.mining.search import Hop, states_answer
-from agentrl.mining.values import by_rank
+from agentrl.mining.values import product_by_rank
 from agentrl.sandbox import Sandbox
 from tests.benches.test_ftrl import bench as ftrl_bench
 from tests.benches.test_toolhop import all_tasks, bench, trajectory, write
@@ -229,8 +229,8 @@ def test_gives() -> None:
 
 
 def test_by_rank() -> None:
-    assert list(by_rank([[1, 2], ["a", "b"]])) == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
-    assert list(by_rank([])) == [()] and list(by_rank([[1], []])) == []
+    assert list(product_by_rank([[1, 2], ["a", "b"]])) == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
+    assert list(product_by_rank([])) == [()] and list(product_by_rank([[1], []])) == []
 
 
 # -- the real rows ---------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from agentrl.models.onset import OnsetTable, compare_onsets, onset_attention
 from agentrl.models.spans import prompt_spans
 from agentrl.objectives.attention import (
     BINS,
+    distance_profile,
     far_heads,
     onset_measures,
-    profile,
     relative_distance,
     split_softmax,
 )
@@ -75,11 +75,11 @@ def test_heads_are_chosen_in_each_layer() -> None:
 
 def test_the_profile_keeps_all_mass() -> None:
     attention = torch.rand(2, 4, 77).softmax(-1)
-    mass = profile(attention, 1.0)
+    mass = distance_profile(attention, 1.0)
     assert mass.shape == (BINS,) and float(mass.sum()) == pytest.approx(1, abs=1e-6)
     spike = torch.zeros(1, 1, 77)
     spike[0, 0, 0] = 1
-    assert profile(spike, 1.0).tolist() == [0] * (BINS - 1) + [1]  # the first token is the farthest bin
+    assert distance_profile(spike, 1.0).tolist() == [0] * (BINS - 1) + [1]  # the first token is the farthest bin
 
 
 def test_split_softmax_by_hand() -> None:

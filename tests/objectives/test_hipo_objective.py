@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agentrl.objectives.advantages import trajectory_advantage
-from agentrl.objectives.hipo import degenerate, lagrangian_advantage, repetition
+from agentrl.objectives.hipo import is_degenerate, lagrangian_advantage, repetition
 
 EPS = 1e-6
 USER = torch.tensor([[1.0, 0.0, 0.5, 0.5], [0.2, 0.8, 0.8, 0.2]], dtype=torch.float64)
@@ -72,8 +72,8 @@ def test_repetition_counts_runs_of_three_tokens():
 
 
 def test_what_is_degenerate():
-    assert degenerate([], 1, 0.5)
-    assert not degenerate([7], 1, 0.5)
-    assert degenerate([1] * 10, 1, 0.5)
-    assert not degenerate([1] * 10, 1, 1.0)
-    assert not degenerate([1, 2, 3, 1, 2, 4], 1, 0.5)
+    assert is_degenerate([], 1, 0.5)
+    assert not is_degenerate([7], 1, 0.5)
+    assert is_degenerate([1] * 10, 1, 0.5)
+    assert not is_degenerate([1] * 10, 1, 1.0)
+    assert not is_degenerate([1, 2, 3, 1, 2, 4], 1, 0.5)

@@ -22,7 +22,7 @@ from agentrl.commands.cli import COMMANDS
 from agentrl.config.compose import CONF, compose
 from agentrl.config.load import all_keys
 from agentrl.config.rules import validate
-from agentrl.store.identity import MAY_MOVE, in_identity
+from agentrl.store.identity import MAY_MOVE, is_in_identity
 from tests.project.test_structure import FLOORS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,9 +185,9 @@ def verb_understood(verb: str, rest: list[str]) -> None:
         known = {"status", "name", "algo", "model", "bench", *(key for key, *_ in all_keys())}
         assert {word.split("=")[0] for word in rest if "=" in word} <= known, rest
     elif verb == "resume":
-        assert not any(in_identity(key) and key not in MAY_MOVE for key in (word.split("=")[0] for word in rest[1:])), (
-            rest
-        )
+        assert not any(
+            is_in_identity(key) and key not in MAY_MOVE for key in (word.split("=")[0] for word in rest[1:])
+        ), rest
     else:
         keys = {"judge": {**judge.COMPARE_KEYS, **judge.DISTILL_KEYS}}.get(verb) or module.KEYS
         split_places(rest, keys)

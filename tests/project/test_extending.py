@@ -16,7 +16,7 @@ import torch
 
 from agentrl.benches import load_bench
 from agentrl.config.benches import CustomBench
-from agentrl.core.custom import attribute_of
+from agentrl.core.custom import load_attribute
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component, Trajectory
 from agentrl.trainers.build import rl_trainer, tell_reward
@@ -56,7 +56,7 @@ def test_the_bench_keeps_the_contract() -> None:
 
 
 def test_leave_one_out_by_hand() -> None:
-    leave_one_out = attribute_of(str(ALGO), "leave_one_out")
+    leave_one_out = load_attribute(str(ALGO), "leave_one_out")
     # 1 - (2 + 6) / 2 = -3; 2 - (1 + 6) / 2 = -1.5; 6 - (1 + 2) / 2 = 4.5
     expected = torch.tensor([[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]])
     assert torch.equal(leave_one_out(torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]])), expected)
@@ -128,7 +128,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"empty\.py has no load"):
         load_bench(CustomBench(name="custom", path=str(tmp_path / "empty.py"), options={}))
     with pytest.raises(UserError, match=r"gone\.py is not a Python file"):
-        attribute_of(str(tmp_path / "gone.py"), "load")
+        load_attribute(str(tmp_path / "gone.py"), "load")
     (tmp_path / "other.py").write_text("class Trainer: pass")
     config = composed("algo=custom", f"algo.path={tmp_path / 'other.py'}")
     with pytest.raises(UserError, match="must be a subclass"):
@@ -177,7 +177,7 @@ def test_a_file_of_ones_own_imports_those_beside_it_and_hides_no_library(tmp_pat
     (tmp_path / "mine.py").write_text(
         "from beside_it import LARGEST\n\ndef largest():\n    import yaml\n    return LARGEST"
     )
-    code = "from agentrl.core.custom import attribute_of; import sys; print(attribute_of(sys.argv[1], 'largest')())"
+    code = "from agentrl.core.custom import load_attribute; import sys; print(load_attribute(sys.argv[1], 'largest')())"
     done = subprocess.run(
         [sys.executable, "-c", code, "mine.py"],
         cwd=tmp_path, env=os.environ | {"PYTHONSAFEPATH": "1"}, capture_output=True, text=True, timeout=60,

@@ -163,7 +163,7 @@ def test_with_sharded_weights_the_first_to_end_takes_part_until_all_have_ended(t
     asked: list[bool | int] = []
     others = iter([True, True, False])  # two turns more elsewhere than here
 
-    def anywhere(here: bool) -> bool:
+    def any_process(here: bool) -> bool:
         asked.append(here)
         return here or next(others)
 
@@ -173,7 +173,7 @@ def test_with_sharded_weights_the_first_to_end_takes_part_until_all_have_ended(t
         text = f"<tool_call>\n{call}\n</tool_call>"
         return [[*trainer.chat.ids(text), trainer.processing_class.eos_token_id] for _ in prompts]
 
-    monkeypatch.setattr(transformers_sampler, "anywhere", anywhere)
+    monkeypatch.setattr(transformers_sampler, "any_process", any_process)
     monkeypatch.setattr(TransformersSampler, "sharded", True)
     monkeypatch.setattr(TransformersSampler, "generate", generate)
     trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt} for _ in range(4)])

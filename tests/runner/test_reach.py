@@ -108,9 +108,9 @@ def test_cached_models_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert reach.in_hub_cache("someone/agent")
-    assert not reach.in_hub_cache("someone/agent", revision="other")
-    assert not reach.in_hub_cache("someone/else")
+    assert reach.is_in_hub_cache("someone/agent")
+    assert not reach.is_in_hub_cache("someone/agent", revision="other")
+    assert not reach.is_in_hub_cache("someone/else")
     reach.check_reach(composed("model=custom", "model.name=agent", "model.path=someone/agent"))
 
 

@@ -23,7 +23,7 @@ from agentrl.report.arms import Arm, RunRecord, load_records
 from agentrl.report.sweep import pareto_front, report_sweep, violation
 from agentrl.report.sweep_live import job_table, progress
 from agentrl.store.run import RunDirectory
-from agentrl.store.sweeps import Job, Sweep, digest, with_directory
+from agentrl.store.sweeps import Job, Sweep, add_directory, digest
 from tests.support.command_line import agentrl
 from tests.support.helpers import composed
 
@@ -173,7 +173,7 @@ def test_a_search_gets_its_objective(tmp_path: Path) -> None:
 
 
 def name(*arguments: str) -> str:
-    found = [text for text in with_directory(list(arguments)) if text.startswith("hydra.sweep.dir=")]
+    found = [text for text in add_directory(list(arguments)) if text.startswith("hydra.sweep.dir=")]
     return found[0].removeprefix("hydra.sweep.dir=${runs_dir}/sweeps/") if found else ""
 
 
@@ -187,7 +187,7 @@ def test_a_sweep_is_named_after_what_it_varies() -> None:
     assert name("sweep=seeds", "seed=5,6") == name("sweep=seeds")
     assert name("sweep=seeds", "algo=grpo") != name("sweep=seeds")
     named = ["-m", "seed=0,1", "hydra.sweep.dir=mine"]
-    assert with_directory(named) == named
+    assert add_directory(named) == named
 
 
 def test_a_job_is_its_overrides_in_any_order() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agentrl.store.checkpoints import damage
+from agentrl.store.checkpoints import find_damage
 
 SMALL = (
     "trainer.max_steps=4",
@@ -282,7 +282,7 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(tmp_path: Path
         folder = only_run(disk)
         assert not (folder / "summary.json").exists()
         for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
-            assert damage(checkpoint) is None
+            assert find_damage(checkpoint) is None
         # With room again the same command finishes the run.
         subprocess.run(["mount", "-o", "remount,size=60m", disk], check=True)
         run(disk, "trainer.save_steps=1")

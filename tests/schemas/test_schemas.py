@@ -22,7 +22,7 @@ from agentrl.mining.mine import MinedTrace, Miner, Question
 from agentrl.mining.search import Hop
 from agentrl.models.loading import checkpoint_path
 from agentrl.sandbox import Sandbox
-from agentrl.schemas.plain import Reader, allows, plain_parameters, renderable
+from agentrl.schemas.plain import Reader, allows, make_renderable, plain_parameters
 from tests.benches.test_ftrl import HEAD, write
 from tests.benches.test_ftrl import bench as ftrl_bench
 from tests.benches.test_ftrl import row as ftrl_row
@@ -237,7 +237,7 @@ JSON = st.recursive(
 @given(JSON)
 def test_whatever_json_is_read(parameters: Any) -> None:
     read = plain_parameters(parameters)
-    assert Reader(read).plain(read) == read
+    assert Reader(read).make_plain(read) == read
     check(read)
 
 
@@ -272,11 +272,11 @@ def test_templates_that_iterate_over_parameters_render_every_form() -> None:
             for template in (gptoss_chat_template, gemma4_chat_template):
                 messages = [{"role": "user", "content": "x"}]
                 text = tokenizer.apply_chat_template(
-                    messages, tools=[renderable(tool)], chat_template=template, tokenize=False
+                    messages, tools=[make_renderable(tool)], chat_template=template, tokenize=False
                 )
                 assert "code_of" in text
     kept = FORMS["anyOf beside a description"][0]
-    assert renderable({"type": "function", "function": {"parameters": kept}})["function"]["parameters"] is kept
+    assert make_renderable({"type": "function", "function": {"parameters": kept}})["function"]["parameters"] is kept
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.store import checkpoints
-from agentrl.store.checkpoints import MANIFEST, best_checkpoint, damage, latest, prune, seal, writing_folder
+from agentrl.store.checkpoints import MANIFEST, best_checkpoint, find_damage, find_latest, prune, seal, writing_folder
 
 
 def write(folder: Path, step: int, **metrics: float) -> Path:
@@ -37,15 +37,15 @@ def test_a_sealed_checkpoint_lists_its_files(tmp_path: Path) -> None:
         "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",  # of "{}"
     }
     assert set(content["files"]) == {"model.bin", "inner/state.json"}
-    assert damage(path) is None
-    assert latest(tmp_path, no_warning) == path
+    assert find_damage(path) is None
+    assert find_latest(tmp_path, no_warning) == path
 
 
 def test_the_newest_is_by_number(tmp_path: Path) -> None:
-    assert latest(tmp_path, no_warning) is None
+    assert find_latest(tmp_path, no_warning) is None
     for step in (2, 10, 9):
         write(tmp_path, step)
-    assert latest(tmp_path, no_warning) == tmp_path / "checkpoint-10"
+    assert find_latest(tmp_path, no_warning) == tmp_path / "checkpoint-10"
 
 
 def cut(path: Path) -> None:
@@ -87,14 +87,14 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_it_used(tmp_path: Path, h
     write(tmp_path, 2)
     harm(write(tmp_path, 4))
     warnings: list[str] = []
-    assert latest(tmp_path, warnings.append) == tmp_path / "checkpoint-2"
+    assert find_latest(tmp_path, warnings.append) == tmp_path / "checkpoint-2"
     assert len(warnings) == 1
     assert words in warnings[0]
     assert "checkpoint-4.damaged" in warnings[0]
     assert (tmp_path / "checkpoint-4.damaged").is_dir()  # nothing is lost
-    assert latest(tmp_path, no_warning) == tmp_path / "checkpoint-2"  # said once
+    assert find_latest(tmp_path, no_warning) == tmp_path / "checkpoint-2"  # said once
     write(tmp_path, 4)  # the resumed run comes here again
-    assert latest(tmp_path, no_warning) == tmp_path / "checkpoint-4"
+    assert find_latest(tmp_path, no_warning) == tmp_path / "checkpoint-4"
 
 
 def test_what_was_being_written_is_no_checkpoint(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_what_was_being_written_is_no_checkpoint(tmp_path: Path) -> None:
     draft = writing_folder(tmp_path) / "checkpoint-4"
     draft.mkdir()
     (draft / "model.bin").write_bytes(b"half")
-    assert latest(tmp_path, no_warning) == tmp_path / "checkpoint-2"
+    assert find_latest(tmp_path, no_warning) == tmp_path / "checkpoint-2"
     assert not writing_folder(tmp_path).exists()
 
 
@@ -134,4 +134,4 @@ def test_a_removal_that_is_killed_leaves_no_half_checkpoint(tmp_path: Path, monk
         with pytest.raises(KeyboardInterrupt):
             prune(tmp_path, 1)
     assert names(tmp_path) == ["checkpoint-2"]
-    assert latest(tmp_path, no_warning) == tmp_path / "checkpoint-2"
+    assert find_latest(tmp_path, no_warning) == tmp_path / "checkpoint-2"

@@ -60,7 +60,7 @@ def test_the_base_never_saw_a_test_chain():
         phase = tiny.PHASES[index % len(tiny.PHASES)]
         task, with_trace = tiny.base_episode(index, rng, phase)
         chain = task.data["chain"]
-        assert not minihop.held_out(tuple(r for name in chain for r in minihop.RELATIONS if r.name == name))
+        assert not minihop.is_held_out(tuple(r for name in chain for r in minihop.RELATIONS if r.name == name))
         assert len(chain) <= (3 if with_trace else max(length for length, _ in phase.hops))
 
 

@@ -44,7 +44,7 @@ def test_the_base_never_saw_a_rule_of_the_test_split_and_learned_the_replies_alo
     rng = random.Random(0)
     for index in range(300):
         rule, items, reply = tiny_hif.episode((tiny_hif.lesson_reply, tiny_hif.base_reply)[index % 2], rng)
-        assert not minihif.held_out(rule)
+        assert not minihif.is_held_out(rule)
         ids, labels = tiny_hif.encode(chat, rule, items, reply)
         targets = [label for label in labels if label != -100]
         assert chat.tokenizer.decode(targets) == f"{reply}<|im_end|>"

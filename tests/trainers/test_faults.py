@@ -22,7 +22,7 @@ from agentrl.core.errors import UserError
 from agentrl.rollout.guard import UNAVAILABLE
 from agentrl.runner import worker
 from agentrl.store.run import RunDirectory
-from agentrl.store.trouble import trouble
+from agentrl.store.trouble import explain_trouble
 from agentrl.trainers import grpo
 from agentrl.trainers.faults import NO_SIGNAL, Watch, finite_rewards
 from tests.support.helpers import composed, make_trainer, rolled_batch, say, small
@@ -185,13 +185,13 @@ def test_memory_that_runs_out_names_the_knobs(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 55)
     for failure in (error.value, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), MemoryError()):
-        text = trouble(failure, tmp_path)
+        text = explain_trouble(failure, tmp_path)
         assert text is not None and text.startswith("out of memory (") and "\n" not in text
         assert "trainer.micro_batch" in text and "eval.batch" in text
-    assert trouble(RuntimeError("shapes do not match"), tmp_path) is None
-    assert trouble(OSError(errno.ENOSPC, "full", "/elsewhere/file"), tmp_path) is None
-    assert "No space left" in str(trouble(OSError(errno.ENOSPC, "full", str(tmp_path / "a")), tmp_path))
-    assert "Read-only" in str(trouble(RuntimeError("safetensors: io error: (os error 30)"), tmp_path))
+    assert explain_trouble(RuntimeError("shapes do not match"), tmp_path) is None
+    assert explain_trouble(OSError(errno.ENOSPC, "full", "/elsewhere/file"), tmp_path) is None
+    assert "No space left" in str(explain_trouble(OSError(errno.ENOSPC, "full", str(tmp_path / "a")), tmp_path))
+    assert "Read-only" in str(explain_trouble(RuntimeError("safetensors: io error: (os error 30)"), tmp_path))
 
 
 def test_the_status_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

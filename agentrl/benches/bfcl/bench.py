@@ -188,7 +188,7 @@ class BfclBench(Bench):
             entry: Entry = task.data["entry"]
             if entry.category not in MEMORY:
                 ready.append(task)
-            elif memory.all_held(directory, entry, self.data):
+            elif memory.are_all_played(directory, entry, self.data):
                 ready.append(self.task(entry, directory))
         return ready
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from agentrl.core.text import too_deep, well_formed
+from agentrl.core.text import is_too_deep, replace_surrogates
 
 _BLOCK = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 # Replaces a refused call. The official code finds no function of this name, and goes on as with any unknown name.
@@ -69,9 +69,9 @@ def decode_calls(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]] | Non
                 arguments = json.loads(arguments)
             except (ValueError, RecursionError):  # not JSON
                 return None
-        if not isinstance(arguments, Mapping) or too_deep(arguments):
+        if not isinstance(arguments, Mapping) or is_too_deep(arguments):
             return None
-        step.append((well_formed(str(call["name"])), well_formed(dict(arguments))))
+        step.append((replace_surrogates(str(call["name"])), replace_surrogates(dict(arguments))))
     return step
 
 

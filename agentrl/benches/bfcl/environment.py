@@ -10,7 +10,7 @@ from typing import Any
 from agentrl.benches.bfcl.calls import RefusedCall, call_string, decode_calls, read_turn
 from agentrl.benches.bfcl.data import Entry
 from agentrl.benches.bfcl.simulator import Simulator, TookTooLong
-from agentrl.core.text import well_formed
+from agentrl.core.text import replace_surrogates
 from agentrl.core.trajectory import ToolCall
 
 STEP_LIMIT = 20  # assistant turns per user turn; the calls of one more are executed, then the episode ends
@@ -76,7 +76,7 @@ class BfclEnvironment:
 
     def call(self, name: str, arguments: Any, turn: int) -> ToolCall:
         """Execute one call. `arguments` may also be the JSON text of an object, as the official decoder allows."""
-        observation = well_formed(self._result(name, arguments))
+        observation = replace_surrogates(self._result(name, arguments))
         failed = observation.startswith(ERROR)
         return ToolCall(turn, name, arguments, observation, failed)
 

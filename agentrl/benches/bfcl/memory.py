@@ -73,7 +73,7 @@ def hold_conversations(
         play([task_of(entry) for entry in due], _flush)
 
 
-def all_held(directory: Path, entry: Entry, data: DataFiles) -> bool:
+def are_all_played(directory: Path, entry: Entry, data: DataFiles) -> bool:
     """Whether all the conversations that a question builds on have been played."""
     return all(_is_finished(directory, one) for one in data.conversations(entry.category, entry.scenario))
 

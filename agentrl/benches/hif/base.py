@@ -123,12 +123,12 @@ class SingleTurn(TwoSided, ABC):
 
     def reward(self, task: Task, trajectory: Trajectory) -> dict[str, float | None]:
         """Return `rewards` of the reply. Empty if the token budget ended the reply inside its think block."""
-        return {} if cut_in_thought(trajectory) else self.rewards(task, response_of(trajectory))
+        return {} if is_cut_in_thought(trajectory) else self.rewards(task, response_of(trajectory))
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         """Return the suite's metrics. All are None if the token budget ended the reply inside its think block."""
         metrics: dict[str, float | None] = dict(self.metrics(task, response_of(trajectory)))
-        if cut_in_thought(trajectory):
+        if is_cut_in_thought(trajectory):
             metrics = dict.fromkeys(metrics)
         return Score(metrics, task.cluster, self.groups(task))
 
@@ -184,7 +184,7 @@ def response_of(trajectory: Trajectory) -> str:
     return f"{THINK_OPEN}{reasoning}{THINK_CLOSE}{content}" if reasoning else content
 
 
-def cut_in_thought(trajectory: Trajectory) -> bool:
+def is_cut_in_thought(trajectory: Trajectory) -> bool:
     """Whether the token budget ended the reply inside its think block, so that there is no answer to grade."""
     message = next((message for message in trajectory.messages if message["role"] == "assistant"), {})
     content = message.get("content") or ""

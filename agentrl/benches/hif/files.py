@@ -13,7 +13,7 @@ from agentrl.core.jsonl import explain_json, numbered_lines, read_json
 SUFFIXES = (".json", ".jsonl")
 
 
-def file_in(path: str, names: tuple[str, ...]) -> dict[str, Path]:
+def find_files(path: str, names: tuple[str, ...]) -> dict[str, Path]:
     """Find the files `names` (with one of SUFFIXES) in the directory `path`, by name. {"": path} if `path` is a file.
 
     Raises UserError if the directory has none of them.

@@ -13,7 +13,14 @@ import string
 from collections.abc import Callable
 from typing import Any
 
-from agentrl.benches.hif.text import bullets, capital_words, count_sentences, detect_language, strict_json, whole_words
+from agentrl.benches.hif.text import (
+    count_bullets,
+    count_capital_words,
+    count_sentences,
+    count_whole_words,
+    detect_language,
+    is_strict_json,
+)
 
 Check = Callable[..., bool]
 RELATIONS = ("less than", "at least")
@@ -161,7 +168,7 @@ def ends_with(text: str, end_phrase: str) -> bool:
 
 
 def capital_word_frequency(text: str, capital_frequency: int, capital_relation: str) -> bool:
-    return compare_counts(capital_words(text), capital_relation, capital_frequency)
+    return compare_counts(count_capital_words(text), capital_relation, capital_frequency)
 
 
 def english_capital(text: str) -> bool:
@@ -214,15 +221,15 @@ OFFICIAL: dict[str, Check] = {
 
 
 def _keywords_exist(text: str, keywords: list[str]) -> bool:
-    return all(whole_words(keyword, text) for keyword in keywords)
+    return all(count_whole_words(keyword, text) for keyword in keywords)
 
 
 def _keyword_frequency(text: str, keyword: str, frequency: int, relation: str) -> bool:
-    return compare_counts(whole_words(keyword.strip(), text), relation, frequency)
+    return compare_counts(count_whole_words(keyword.strip(), text), relation, frequency)
 
 
 def _no_forbidden_words(text: str, forbidden_words: list[str]) -> bool:
-    return not any(whole_words(word, text) for word in forbidden_words)
+    return not any(count_whole_words(word, text) for word in forbidden_words)
 
 
 def _letter_frequency(text: str, letter: str, let_frequency: int, let_relation: str) -> bool:
@@ -239,7 +246,7 @@ def _placeholders(text: str, num_placeholders: int) -> bool:
 
 
 def _bullet_lists(text: str, num_bullets: int) -> bool:
-    return bullets(text) == num_bullets
+    return count_bullets(text) == num_bullets
 
 
 def _constrained_response(text: str) -> bool:
@@ -258,7 +265,7 @@ def _sections(text: str, section_spliter: str, num_sections: int) -> bool:
 
 
 def _json_format(text: str) -> bool:
-    return strict_json(_strip_fences(text))
+    return is_strict_json(_strip_fences(text))
 
 
 def _repeat_prompt(text: str, prompt_to_repeat: str) -> bool:
@@ -305,19 +312,19 @@ CORRECTED: dict[str, Check] = {
 RULES = {"official": OFFICIAL, "corrected": CORRECTED}
 
 
-def strict(text: str, ids: list[str], arguments: list[dict[str, Any]], rules: str = "official") -> list[bool]:
+def check_strictly(text: str, ids: list[str], arguments: list[dict[str, Any]], rules: str = "official") -> list[bool]:
     """Return whether the unchanged reply follows each instruction."""
     checks = RULES[rules]
     return [bool(text.strip()) and checks[name](text, **given) for name, given in zip(ids, arguments, strict=True)]
 
 
-def loose(text: str, ids: list[str], arguments: list[dict[str, Any]], rules: str = "official") -> list[bool]:
-    """Return whether one of the variants of the reply (see `cuts`) follows each instruction."""
-    verdicts = [strict(variant, ids, arguments, rules) for variant in cuts(text)]
+def check_loosely(text: str, ids: list[str], arguments: list[dict[str, Any]], rules: str = "official") -> list[bool]:
+    """Return whether one of the variants of the reply (see `reply_variants`) follows each instruction."""
+    verdicts = [check_strictly(variant, ids, arguments, rules) for variant in reply_variants(text)]
     return [any(verdict) for verdict in zip(*verdicts, strict=True)]
 
 
-def cuts(text: str) -> list[str]:
+def reply_variants(text: str) -> list[str]:
     """Return eight variants of a reply: without the first line, the last, both or neither, with and without stars."""
     lines = text.split("\n")
     parts = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]

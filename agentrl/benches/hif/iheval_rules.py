@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agentrl.benches.hif.ifeval_rules import cuts, loose, strict
+from agentrl.benches.hif.ifeval_rules import check_loosely, check_strictly, reply_variants
 
 Scores = dict[str, float]
 
@@ -58,12 +58,15 @@ def word_f1(target: str, reply: str) -> float:
 
 def verb_extract(answer: str, reply: str) -> Scores:
     """Word F1. The loose score also tries the reply without its first or last line, without stars, after a colon."""
-    variants = [cut.split(":")[1] if ":" in cut else cut for cut in cuts(reply)]
+    variants = [cut.split(":")[1] if ":" in cut else cut for cut in reply_variants(reply)]
     return {"strict": word_f1(answer, reply), "loose": max(word_f1(answer, variant) for variant in variants)}
 
 
 def translation(answer: str, reply: str) -> Scores:
-    return {"strict": rouge_l(answer, reply), "loose": max(rouge_l(answer, variant) for variant in cuts(reply))}
+    return {
+        "strict": rouge_l(answer, reply),
+        "loose": max(rouge_l(answer, variant) for variant in reply_variants(reply)),
+    }
 
 
 def lang_detect(answer: str | list[str], reply: str) -> Scores:
@@ -97,7 +100,10 @@ def access_code(answer: dict[str, Any], reply: str) -> Scores:
 def instructions(answer: dict[str, Any], reply: str) -> Scores:
     """Each score is the mean of two: whether all instructions are followed, and the share that is followed."""
     given = answer["instruction_id_list"], answer["kwargs"]
-    verdicts: dict[str, Sequence[bool]] = {"strict": strict(reply, *given), "loose": loose(reply, *given)}
+    verdicts: dict[str, Sequence[bool]] = {
+        "strict": check_strictly(reply, *given),
+        "loose": check_loosely(reply, *given),
+    }
     return {name: (all(each) + sum(each) / len(each)) / 2 for name, each in verdicts.items()}
 
 

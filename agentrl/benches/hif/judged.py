@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn, answer_of
-from agentrl.benches.hif.files import Row, file_in, rows_of
+from agentrl.benches.hif.files import Row, find_files, rows_of
 from agentrl.benches.rows import without_padding
 from agentrl.config.benches import Pairs, RealGuardrails, SystemCheck
 from agentrl.core.bench import Task
@@ -118,7 +118,7 @@ class RealGuardrailsBench(Judged):
         self.config = config
 
     def load(self) -> list[Pair]:
-        files = file_in(self.config.path, tuple(REALGUARDRAILS))
+        files = find_files(self.config.path, tuple(REALGUARDRAILS))
         return [read_guarded_pair(row, name or file.stem) for name, file in files.items() for row in rows_of(file)]
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:

@@ -13,8 +13,8 @@ import json
 from typing import Any
 
 from agentrl.benches.hif.base import Pair, SingleTurn, answer_of
-from agentrl.benches.hif.files import Row, file_in, rows_of
-from agentrl.benches.hif.ifeval_rules import OFFICIAL, RELATIONS, loose, strict
+from agentrl.benches.hif.files import Row, find_files, rows_of
+from agentrl.benches.hif.ifeval_rules import OFFICIAL, RELATIONS, check_loosely, check_strictly
 from agentrl.benches.hif.proxy import user_proxy
 from agentrl.config.benches import SysIFEval
 from agentrl.core.bench import Task
@@ -32,7 +32,7 @@ class SysIFEvalBench(SingleTurn):
         self.config = config
 
     def load(self) -> list[Pair]:
-        (file,) = file_in(self.config.path, ("sys_ifeval",)).values()
+        (file,) = find_files(self.config.path, ("sys_ifeval",)).values()
         return [pair_of(row) for row in rows_of(file)]
 
     def metrics(self, task: Task, response: str) -> dict[str, float]:
@@ -53,12 +53,14 @@ class SysIFEvalBench(SingleTurn):
         }
 
     def rewards(self, task: Task, response: str) -> dict[str, float | None]:
-        verdicts = strict(answer_of(response), task.data["ids"], task.data["arguments"], self.config.reward_rules)
+        verdicts = check_strictly(
+            answer_of(response), task.data["ids"], task.data["arguments"], self.config.reward_rules
+        )
         return {"user": None, "sys": sum(verdicts) / len(verdicts)}
 
     def transcript(self, task: Task, response: str) -> dict[str, Any]:
         given = task.data["ids"], task.data["arguments"], self.config.rules
-        exact, lenient = strict(response, *given), loose(response, *given)
+        exact, lenient = check_strictly(response, *given), check_loosely(response, *given)
         return {"strict": exact, "loose": lenient, "prompt_strict": all(exact), "prompt_loose": all(lenient)}
 
 

@@ -60,7 +60,7 @@ def _continues(word: str, following: str) -> bool:
     return ABBREVIATION.fullmatch(stem) is not None or (len(stem) == 1 and stem.isalpha() and stem != "i")
 
 
-def capital_words(text: str) -> int:
+def count_capital_words(text: str) -> int:
     """Count the words in capitals. A hyphenated word counts as one, a contraction as two (DON'T: DO, N'T)."""
     count = 0
     for token in re.findall(r"[^\s\"“”()\[\]{}<>,;:!?*#@&%$`]+", text):
@@ -73,17 +73,17 @@ def capital_words(text: str) -> int:
     return count
 
 
-def bullets(text: str) -> int:
+def count_bullets(text: str) -> int:
     """Count the lines that are Markdown bullets: * or - and a blank, then text."""
     return len(re.findall(r"^[ \t]*[*-][ \t]+[^\s*-]", text, flags=re.MULTILINE))
 
 
-def whole_words(word: str, text: str) -> int:
+def count_whole_words(word: str, text: str) -> int:
     """Count `word`, taken literally and in any case, where it is not part of a longer word."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, flags=re.IGNORECASE))
 
 
-def strict_json(text: str) -> bool:
+def is_strict_json(text: str) -> bool:
     """Whether `text` is a JSON object or array by the standard, which has no NaN and no Infinity."""
 
     def refuse(name: str) -> None:

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn, answer_of
-from agentrl.benches.hif.files import Row, file_in, rows_of
+from agentrl.benches.hif.files import Row, find_files, rows_of
 from agentrl.benches.hif.proxy import user_proxy
 from agentrl.benches.hif.verih_rules import OFFICIAL, check, reward
 from agentrl.config.benches import VerIH
@@ -31,7 +31,7 @@ class VerIHBench(SingleTurn):
         self.config = config
 
     def load(self) -> list[Pair]:
-        files = file_in(self.config.path, SPLITS)
+        files = find_files(self.config.path, SPLITS)
         both = len(files) == 2
         return [pair_of(row, split if both else "") for split, file in files.items() for row in rows_of(file)]
 

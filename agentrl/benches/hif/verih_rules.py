@@ -14,7 +14,7 @@ import string
 from collections.abc import Callable
 
 from agentrl.benches.hif.base import THINK_CLOSE, answer_of
-from agentrl.benches.hif.text import bullets, count_sentences, strict_json, whole_words
+from agentrl.benches.hif.text import count_bullets, count_sentences, count_whole_words, is_strict_json
 
 Check = Callable[..., bool]
 
@@ -181,7 +181,7 @@ OFFICIAL: dict[str, Check] = {
 
 
 def _keywords(text: str, keyword_list: list[str]) -> bool:
-    return all(whole_words(keyword, text) for keyword in keyword_list)
+    return all(count_whole_words(keyword, text) for keyword in keyword_list)
 
 
 def _sentence_constraint(text: str, n: int, quantifier: str) -> bool:
@@ -191,10 +191,12 @@ def _sentence_constraint(text: str, n: int, quantifier: str) -> bool:
 def _paragraphs(text: str, n: int, i: int, first_word: str) -> bool:
     """No paragraph is empty, and `first_word` is a whole word."""
     parts = [part.strip() for part in text.split("\n\n")]
-    return len(parts) == n and all(parts) and 1 <= i <= n and first_of(parts[i - 1]) == first_of(first_word)
+    return (
+        len(parts) == n and all(parts) and 1 <= i <= n and bare_first_word(parts[i - 1]) == bare_first_word(first_word)
+    )
 
 
-def first_of(text: str) -> str:
+def bare_first_word(text: str) -> str:
     """Return the first word, without the punctuation around it."""
     return (text.split() or [""])[0].strip(string.punctuation)
 
@@ -204,7 +206,7 @@ def _placeholders(text: str, n: int) -> bool:
 
 
 def _bullet_points(text: str, n: int) -> bool:
-    return bullets(text) == n
+    return count_bullets(text) == n
 
 
 def _title(text: str) -> bool:
@@ -213,7 +215,7 @@ def _title(text: str) -> bool:
 
 def _choice(text: str, options: str | list[str]) -> bool:
     """The answer is one of the options, whatever its case and the punctuation around it."""
-    return plain(text) in {plain(option) for option in options_of(options)}
+    return normalise(text) in {normalise(option) for option in options_of(options)}
 
 
 def options_of(options: str | list[str]) -> list[str]:
@@ -221,7 +223,7 @@ def options_of(options: str | list[str]) -> list[str]:
     return options if isinstance(options, list) else re.split(r"\s*/\s*|\s*,\s*|\s+or\s+", options)
 
 
-def plain(text: str) -> str:
+def normalise(text: str) -> str:
     return " ".join(text.replace("’", "'").lower().split()).strip(string.punctuation + " ")
 
 
@@ -275,7 +277,7 @@ CORRECTED: dict[str, Check] = {
     "validate_choice": _choice,
     "validate_highlighted_sections": _highlighted_sections,
     "validate_sections": _sections,
-    "validate_json_format": strict_json,
+    "validate_json_format": is_strict_json,
     "validate_repeat_prompt": _repeat_prompt,
     "validate_two_responses": _two_responses,
     "validate_uppercase": _uppercase,

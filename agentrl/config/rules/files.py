@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentrl.config.algos import CustomAlgo, Dpo, Evaluate
-from agentrl.config.checks import python_file, require
+from agentrl.config.checks import require, require_python_file
 from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
 
@@ -14,7 +14,7 @@ def check_files(config: Config) -> None:
     """Raise UserError for a path that does not exist or is of the wrong kind."""
     _file("traces", config.traces, "no such file; make it with agentrl traces build, or set null")
     if isinstance(config.algo, CustomAlgo):
-        python_file("algo.path", config.algo.path)
+        require_python_file("algo.path", config.algo.path)
     if isinstance(config.algo, Dpo):
         _file("algo.pairs", config.algo.pairs, "no such file; give one, or set null to sample pairs")
     config.bench.check_path()

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 
-def declared(name: str) -> Any:
+def import_by_name(name: str) -> Any:
     """Import "package.module" and return its attribute, from a text "package.module:attribute"."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
