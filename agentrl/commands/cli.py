@@ -98,8 +98,8 @@ def _command(arguments: list[str]) -> int:
             return int(command.main(rest))
         case [word, *_] if re.fullmatch(r"[a-z][a-z_-]*", word):
             raise UserError(
-                f"unknown command '{word}'{suggest_word(word, COMMANDS)} A run is described by key=value "
-                "(agentrl --help)"
+                f"unknown command '{word}'{suggest_word(word, COMMANDS)} (a run is described by key=value, see "
+                "agentrl --help)"
             )
         case ["--version"]:  # otherwise Hydra prints its own version
             print(f"agentrl {__version__}")
@@ -146,14 +146,10 @@ def _train(arguments: list[str]) -> int:
         if full_error:
             raise
         raise UserError(shorten_error(error)) from error
-    except ValueError as error:  # Hydra raises this for `algo=null` and for conflicting flags
-        if "Only one of --run" in str(error):
-            raise UserError("--cfg and -m exclude each other: --cfg shows one run's values; leave out -m") from error
-        if "Config group override" not in str(error):
+    except ValueError as error:  # Hydra raises this for conflicting flags
+        if "Only one of --run" not in str(error):
             raise
-        raise UserError(
-            "a group cannot be null; name one of the group's options (agentrl --help lists them)"
-        ) from error
+        raise UserError("--cfg and -m exclude each other: --cfg shows one run's values; leave out -m") from error
     except OSError as error:  # the directory of a sweep; the code that makes a run's own directory checks it
         if error.filename is None:
             raise

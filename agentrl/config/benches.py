@@ -71,7 +71,8 @@ class ToolHop(BenchKeys):
 
     def check_path(self) -> None:
         rule = "no such file; give the path of ToolHop.json, or null to download it from the hub"
-        require_place(self.path, rule, "file")
+        require_place(self.path, rule)
+        refuse_directory(self.path)
 
 
 class Ftrl(BenchKeys):

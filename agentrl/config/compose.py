@@ -40,6 +40,7 @@ from agentrl.core.errors import UserError
 # Files scale values down for a model: `preset/<model>_<algo>.yaml` and `limits/<model>_<bench>.yaml`.
 STAND_INS = {"tiny": "tiny_hif", "tiny_hif": "tiny"}  # both have the same size, so the files of one fit the other
 SCALED = {"preset": "algo", "limits": "bench"}
+GROUP = re.compile(r"[a-z]+(/[a-z]+)*")
 
 
 def compose(overrides: list[str]) -> Config:
@@ -83,7 +84,7 @@ def _composed(overrides: list[str]) -> DictConfig:
 def hydra_arguments(arguments: list[str]) -> list[str]:
     """Rewrite what a person typed for Hydra, and register a new option for each model that is not a preset.
 
-    Raises UserError if a model or a --config-dir does not exist.
+    Raises UserError if an option or a --config-dir does not exist.
     """
     sweep, folders = is_sweep(arguments), config_folders(arguments)
     for folder in folders:
@@ -101,6 +102,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
         typed.append(quote_override(argument, sweep))
     for group, other in SCALED.items():
         _scale_down(group, other, named, folders)
+    _check_options(typed, sweep, folders)
     return [*(text for folder in folders for text in ("--config-dir", str(folder))), *typed]
 
 
@@ -146,6 +148,30 @@ def _scale_down(group: str, other: str, named: Mapping[str, str | None], folders
         if found not in (None, f"{model}_{option}"):
             node = OmegaConf.create({"defaults": [found]})
             ConfigStore.instance().store(f"{model}_{option}", node, group=group, package="_global_")
+
+
+def _check_options(arguments: Sequence[str], sweep: bool, folders: Sequence[Path]) -> None:
+    """Raise UserError if a person chose an option that does not exist.
+
+    Hydra would pass over an unknown preset, because its entry of the defaults list is optional. It refuses null and
+    numbers in words that do not name the group.
+    """
+    for argument in arguments:
+        group, _, value = argument.lstrip("+~").partition("=")
+        files = option_files(group, folders) if GROUP.fullmatch(group) else {}
+        if not files:
+            continue
+        if argument.startswith("~") and group not in SCALED:
+            raise UserError(f"{argument}: a run needs this group; choose {group}=NAME (agentrl --help lists the names)")
+        if "=" not in argument or "${" in value or SWEEPS.fullmatch(value) or ("," in value and not sweep):
+            continue
+        made = {name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})}
+        known = sorted(made | set(files) if group in SCALED else files)
+        for name in split_names(value) if sweep else [value.strip("'\"")]:
+            if name == "null" and group in SCALED:
+                raise UserError(f"{argument}: write '~{group}' to take the values that are not scaled down")
+            if name not in made | set(files):
+                raise UserError(f"{group}={name} is not a choice{suggest(name, known)}")
 
 
 def scaling_files(runtime: Any) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from agentrl.config.algos import ALGOS
 from agentrl.config.defaults import chosen_options, default_of, format_typed, keys
+from agentrl.config.load import operational_keys
 from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import option_files, sentence_of
 
@@ -177,8 +178,10 @@ def reference() -> str:
         "Made from `agentrl/config/` and `conf/` by `python -m agentrl.config.help`; do not edit.",
         "`agentrl algo=... --help` shows the keys of a choice with their values, `agentrl --cfg job` all values.",
         "Each row has the default first, then the defaults that options bring. It leaves out the values that",
-        "`conf/preset/` and `conf/limits/` scale down for a small model.",
+        "`conf/preset/` and `conf/limits/` scale down for a small model. A run resumes with another value of a key",
+        "that *changes no result*. Another value of any other key makes another run.",
     ]
+    operational = set(operational_keys())
     for section in sections():
         owned = section in VARIANTS
         said = [f"| `{name}` | {sentence} |" for name, sentence in describe_options(section)]
@@ -191,7 +194,8 @@ def reference() -> str:
             if key.section == section:
                 owners = [", ".join(key.owners) or "all"] if owned else []
                 default = "" if ".N." in key.name else default_of(key)
-                row = [f"`{key.name}`", *owners, key.kind, default, key.doc]
+                mark = " *Changes no result.*" if {key.name, key.section} & operational else ""
+                row = [f"`{key.name}`", *owners, key.kind, default, key.doc + mark]
                 lines.append("| " + " | ".join(cell.replace("|", chr(92) + "|") for cell in row) + " |")
     return "\n".join(lines) + "\n"
 

@@ -46,7 +46,7 @@ MEANINGS: dict[str, str] = {
     **dict.fromkeys(("threads", "num_threads", "cores", "num_workers", "workers"), "hardware.threads"),
     **dict.fromkeys(("bf16", "bfloat16", "mixed_precision", "amp", "fp16"), "hardware.bf16=true"),
     **dict.fromkeys(("dtype", "torch_dtype", "precision"), "model.dtype"),
-    **dict.fromkeys(("use_vllm", "vllm_mode"), "vllm.mode=server or colocate"),
+    **dict.fromkeys(("vllm", "use_vllm", "vllm_mode"), "vllm.mode=server or colocate"),
     **dict.fromkeys(("vllm_url", "vllm_server_base_url", "vllm_server_host"), "vllm.url"),
     **dict.fromkeys(("gpu_memory_utilization", "vllm_gpu_memory_utilization"), "vllm.memory"),
     **dict.fromkeys(("tensor_parallel_size", "vllm_tensor_parallel_size", "tp"), "vllm.tensor_parallel"),
@@ -175,14 +175,13 @@ def suggest_key(word: str, known: list[str]) -> str:
         return f"; did you mean {meant}?"
     if close := _close(word, known, 0.8):
         return f"; did you mean {close}?"
-    last = word.rsplit(".", 1)[-1]
+    group, _, last = word.rpartition(".")
     by_last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
-    meant = (
-        guess_meaning(word)
-        or by_last.get(last)
-        or by_last.get(_close(last, list(by_last), 0.8))
-        or _close(word, known, 0.5)
-    )
+    meant = guess_meaning(word) or by_last.get(last)
+    if meant is None:
+        of_group = {key.rsplit(".", 1)[-1]: key for key in known if key.rpartition(".")[0] == group}
+        meant = of_group.get(_close(last, list(of_group), 0.45)) if group else _close(word, list(GROUPS), 0.6)
+    meant = meant or by_last.get(_close(last, list(by_last), 0.8))
     return f"; did you mean {meant}?" if meant else "; agentrl --help all lists the keys"
 
 

@@ -36,7 +36,7 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
         return f"{path} has no value; set {path}=... ({sentence(item)})"
     if kind.startswith("union_tag"):
         chosen = value.get("name") if isinstance(value, dict) else value
-        return f"{path}.name={chosen!r} is not a known {path}{suggest(str(chosen), list(variants(item)))}"
+        return f"{path}.name={_format_wrong(chosen)} is not a known {path}{suggest(str(chosen), list(variants(item)))}"
     if variants(item) or group_in(item.annotation):
         if item.annotation is not group_in(item.annotation) and not variants(item):
             return f"{path}={value!r} is not a list of groups of keys. {sentence(item)}"
@@ -57,9 +57,14 @@ def _of_value(kind: str, value: Any, path: str, item: FieldInfo, in_list: bool) 
         return f"{path}={shown}: {'; '.join(filter(None, ('must be a finite number', limits(item))))}"
     if kind.startswith(LATER):
         return f"{path}={shown}: {limits(item)}"
-    typed = "***" if extra(item)["hidden"] else repr(value)
+    typed = "***" if extra(item)["hidden"] else _format_wrong(value)
     held = f" holds {typed} but" if in_list else f"={typed}"
     return f"{path}{held} must be of type {type_name(item.annotation)}. {sentence(item)}"
+
+
+def _format_wrong(value: Any) -> str:
+    """Format a value of a wrong type: a text in quotes, anything else as a person types it."""
+    return repr(value) if isinstance(value, str) else format_value(value)
 
 
 def _place(cls: type[Group], loc: Sequence[int | str]) -> tuple[str, FieldInfo | None, type[Group]]:

@@ -73,13 +73,12 @@ class BenchKeys(Group):
         require(getattr(self, "test_fraction", 0) != 1, "bench.test_fraction", 1, rule)
 
 
-def require_place(path: str | None, rule: str, kind: Literal["file", "any"] = "any") -> None:
+def require_place(path: str | None, rule: str) -> None:
     """Raise UserError if `bench.path` does not exist. Null is allowed."""
-    place = Path(path or "").expanduser()
-    require(path is None or (place.is_file() if kind == "file" else place.exists()), "bench.path", path, rule)
+    require(path is None or Path(path).expanduser().exists(), "bench.path", path, rule)
 
 
 def refuse_directory(path: str | None) -> None:
     """Raise UserError if `bench.path` is a directory where a file is needed."""
     folder = path is not None and Path(path).expanduser().is_dir()
-    require(not folder, "bench.path", path, "is a directory; give the jsonl file in it")
+    require(not folder, "bench.path", path, "is a directory; give the file in it")

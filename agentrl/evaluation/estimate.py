@@ -21,6 +21,7 @@ from agentrl.config.rules.batches import group_size
 from agentrl.config.schema import Config
 from agentrl.config.vllm import samples_with_vllm, serve_command
 from agentrl.core.errors import UserError
+from agentrl.traces.files import read_traces
 
 # Number of parameters by hub id, from the model cards.
 KNOWN_PARAMETERS = {
@@ -106,13 +107,15 @@ def memory(config: Config, parameters: float) -> dict[str, float]:
 
 
 def check_tasks(config: Config) -> None:
-    """Check that the bench's files can be read, that no split is empty, and that there are enough tasks for a batch.
+    """Check that the files of bench and traces can be read, that no split is empty, and that the tasks fill a batch.
 
     A user's own Python file is not checked here; the run checks it.
 
     Raises:
         UserError: one of these is not so; the message is the bench's own if it has one.
     """
+    if config.traces is not None:
+        read_traces(Path(config.traces))
     if isinstance(config.bench, CustomBench):
         return
     bench, trains = load_bench(config.bench), config.algo.trains
@@ -154,6 +157,11 @@ def safetensors_parameters(file: Path) -> int | None:
         return None
 
 
+def format_gigabytes(gigabytes: float) -> str:
+    """Format a size with three digits, and never as a power of ten."""
+    return f"{gigabytes:.3g}" if gigabytes < 999.5 else f"{gigabytes:,.0f}"
+
+
 def print_estimate(config: Config, console: Console) -> None:
     """Print the estimate as a table, and what it leaves out."""
     result = estimate(config)
@@ -169,10 +177,10 @@ def print_estimate(config: Config, console: Console) -> None:
     if result.parameters is None or result.memory_gb is None:
         rows.append(("memory", "unknown: the size of this model is not known before it is loaded"))
     else:
-        parts = ", ".join(f"{name} {size:.3g}" for name, size in result.memory_gb.items() if size)
+        parts = ", ".join(f"{name} {format_gigabytes(size)}" for name, size in result.memory_gb.items() if size)
         rows.append(("parameters", f"{result.parameters:,.0f}"))
         total = sum(result.memory_gb.values())
-        rows.append(("memory per process, GB", f"{total:.3g} ({parts}) + activations + KV cache"))
+        rows.append(("memory per process, GB", f"{format_gigabytes(total)} ({parts}) + activations + KV cache"))
     table = Table(title="Estimate (from the configuration; nothing was measured)", show_header=False)
     for label, value in rows:
         table.add_row(label, value)

@@ -22,7 +22,7 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line, requirements
 from agentrl.core.version import DISTRIBUTION
-from agentrl.evaluation.estimate import count_parameters, memory
+from agentrl.evaluation.estimate import count_parameters, format_gigabytes, memory
 from agentrl.runner.reach import hub_address, is_in_hub_cache, is_reachable
 from agentrl.runner.ready import check_vllm_server
 from agentrl.store.durable import sha256
@@ -252,7 +252,7 @@ def disk(config: Config) -> Iterator[Finding]:
     share = 0.01 if config.model.lora.enabled else 1.0
     # All kept checkpoints, the one being written, and the final weights.
     needed = parameters * 4 * share * (CHECKPOINT_COPIES * (config.trainer.keep_checkpoints + 1) + 1) / 2**30
-    detail = f"{free:.1f} GB free for runs_dir={config.runs_dir}, checkpoints need about {needed:.2g} GB"
+    detail = f"{free:.1f} GB free for runs_dir={config.runs_dir}, checkpoints need about {format_gigabytes(needed)} GB"
     if free < needed:
         yield Finding("disk", "fail", detail, "another runs_dir=..., trainer.keep_checkpoints=1, or model/lora=on")
     else:
@@ -273,7 +273,10 @@ def memory_of_machine(config: Config) -> Iterator[Finding]:
         have, where = module.cuda.get_device_properties(0).total_memory / 2**30, "of GPU memory"
     else:
         have, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, "of memory"
-    detail = f"{have:.1f} GB {where}; weights, gradients and optimizer need {needed:.2g} GB, activations need more"
+    detail = (
+        f"{have:.1f} GB {where}; weights, gradients and optimizer need "
+        f"{format_gigabytes(needed)} GB, activations need more"
+    )
     if needed > have:
         yield Finding("memory", "fail", detail, "a smaller model, model/lora=on, or FSDP (hardware.accelerate_config)")
     else:

@@ -11,7 +11,7 @@ from typing import Any
 from agentrl.core.bench import ExpertTraces
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
-from agentrl.core.jsonl import UTF_8, numbered_lines, read_json
+from agentrl.core.jsonl import UTF_8, explain_json, numbered_lines, read_json
 
 FORM = (
     '{"task_id": str, "answer": str, "turns": [{"chunks": [{"type": str, "text": str}], '
@@ -38,8 +38,14 @@ def read_traces(path: Path) -> dict[str, ExpertTrace]:
     traces: dict[str, ExpertTrace] = {}
     for number, line in numbered_lines(text):
         try:
-            trace = _trace(read_json(line))
-        except (ValueError, RecursionError, TypeError, KeyError) as error:
+            record = read_json(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"traces={path}, line {number} is not JSON ({explain_json(error)}); a line is {FORM}"
+            ) from error
+        try:
+            trace = _trace(record)
+        except (ValueError, TypeError, KeyError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"traces={path}, line {number}: {reason}; a line is {FORM}") from error
         if trace.task_id in traces:

@@ -222,7 +222,7 @@ def test_choices_ranges_and_defaults_reach_reference_help_and_refusals_from_the_
         ({"shape": "flet"}, "shape=flet is not a choice; did you mean flat?"),
         ({"share": 0}, "share=0: must lie in (0, 1] (the paper: 0.3)"),
         ({"share": "much"}, "share='much' must be of type float. Share. In (0, 1]."),
-        ({"share": True}, "share=True must be of type float. Share. In (0, 1]."),
+        ({"share": True}, "share=true must be of type float. Share. In (0, 1]."),
         ({"parts": ["c"]}, "parts=c is not a choice; choose from a, b"),
         ({"pair": [1]}, "pair=[1]: must be two numbers"),
         ({"pair": [1, "x"]}, "pair holds 'x' but must be of type list of int. Pair. Two numbers."),

@@ -216,6 +216,17 @@ MEANT = [
     ("ftrl.path=x", "did you mean bench.path?"),
     ("openai.model=x", "did you mean judge.model?"),
     ("bench=", "bench= is not a choice; choose from bfcl, "),
+    ("algo=1", "algo=1 is not a choice; choose from chord, "),
+    ("+algo=null", "algo=null is not a choice; choose from chord, "),
+    ("algo=[pact]", "algo=[pact] is not a choice; did you mean pact?"),
+    ("~algo", "~algo: a run needs this group; choose algo=NAME"),
+    ("preset=tiny_grop", "preset=tiny_grop is not a choice; did you mean tiny_grpo?"),
+    ("limits=tiny_minihpo", "limits=tiny_minihpo is not a choice; did you mean tiny_minihop?"),
+    ("preset=null", "preset=null: write '~preset' to take the values that are not scaled down"),
+    ("alog=pact", "unknown key alog; did you mean algo?"),
+    ("modle=tiny", "unknown key modle; did you mean model?"),
+    ("rollout.vllm=true", "did you mean vllm.mode=server or colocate?"),
+    ("rollout.frobnicate=1", "unknown key rollout.frobnicate; agentrl --help all lists the keys"),
     ("model=", "model= is not a choice; choose from "),
 ]
 ALSO_MEANT = [
@@ -241,7 +252,7 @@ def test_a_word_of_another_tool_is_understood(typed: str, meant: str) -> None:
     ("typed", "meant"),
     [
         ("lr=1e-4", "trainer.learning_rate?"),
-        ("model=null", "a group cannot be null"),
+        ("model=null", "model=null is not a choice; choose from custom, "),
         ("cuda", "hardware=gpu"),
         ("train", "agentrl algo=..."),
         ("runs", "runs_dir=..."),

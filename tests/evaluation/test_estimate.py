@@ -10,7 +10,7 @@ import yaml
 
 from agentrl.benches import load_bench
 from agentrl.core.errors import UserError
-from agentrl.evaluation.estimate import count_parameters, estimate
+from agentrl.evaluation.estimate import check_tasks, count_parameters, estimate
 from tests.support.bench_files import bench_keys
 from tests.support.helpers import CONF, composed
 
@@ -104,3 +104,9 @@ def test_an_evaluation_trains_nothing() -> None:
     result = estimate(composed("algo=eval", "eval.limit=7", "eval.samples=3"))
     assert (result.train_tasks, result.updates, result.sequences, result.trained_tokens) == (0, 0, 0, 0)
     assert result.eval_episodes == 21 and list(result.memory_gb or {}) == ["weights"]
+
+
+def test_a_file_of_traces_is_read_before_a_run_begins(tmp_path: Path) -> None:
+    (tmp_path / "traces.jsonl").write_text("# Traces\n")
+    with pytest.raises(UserError, match=r"traces\.jsonl, line 1 is not JSON \(column 1, Expecting value\)"):
+        check_tasks(composed(f"traces={tmp_path / 'traces.jsonl'}"))

@@ -176,8 +176,8 @@ def test_data_that_cannot_be_read_is_no_fault_of_the_disk(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
-        ("algo=eval bench=pairs bench.path={dir}", "is a directory; give the jsonl file"),
-        ("algo=eval bench=systemcheck bench.path={dir}", "is a directory; give the jsonl file"),
+        ("algo=eval bench=pairs bench.path={dir}", "is a directory; give the file in it"),
+        ("algo=eval bench=systemcheck bench.path={dir}", "is a directory; give the file in it"),
         ("algo=eval bench=iheval bench.path={file}", "is a file; give the directory benchmark/"),
         ("algo=hipo bench=realguardrails bench.path={dir} judge=openai judge.model=m", "leaves no row to train on"),
         ("algo=hipo bench=iheval bench.path={dir}", "leaves no row to train on"),

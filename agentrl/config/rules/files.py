@@ -30,7 +30,9 @@ def check_files(config: Config) -> None:
 
 
 def _file(key: str, path: str | None, rule: str) -> None:
-    require(path is None or Path(path).expanduser().is_file(), key, path, rule)
+    place = Path(path or "").expanduser()
+    require(path is None or not place.is_dir(), key, path, "is a directory; give a file")
+    require(path is None or place.is_file(), key, path, rule)
 
 
 def _checkpoint(config: Config) -> None:

@@ -51,7 +51,8 @@ def _constraints(algo: Hipo, dual: Dual) -> None:
     require(len(set(names)) == len(names), "algo.constraints", names, "two constraints share a name; rename one")
     initial_rule = f"must lie in [0, dual.cap={dual.cap:g}]"
     for index, one in enumerate(algo.constraints):
-        require(one.initial <= dual.cap, f"algo.constraints.{index}.initial", one.initial, initial_rule)
+        key = "dual.initial" if one.initial == dual.initial else f"algo.constraints.{index}.initial"
+        require(one.initial <= dual.cap, key, one.initial, initial_rule)
     idle = all(dual.kind == "fixed" and one.initial == 0 for one in algo.constraints)  # also if there are none
     idle_rule = "leaves nothing to learn from; raise it, or add a constraint"
     require(algo.user_weight != 0 or not idle, "algo.user_weight", algo.user_weight, idle_rule)
