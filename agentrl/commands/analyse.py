@@ -1,4 +1,4 @@
-"""`agentrl analyse attention CHECKPOINT [--base CHECKPOINT]`: make HIPO's Table 3 for a model and its base."""
+"""`agentrl analyse attention CHECKPOINT [base=CHECKPOINT]`: make HIPO's Table 3 for a model and its base."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEYS = {
     "extent": "What counts as a message: 'message' with the template's marks, or only its 'content' (default message).",
     "out": "Directory for attention.json and attention.png (default: analysis/ in the run, else ./analysis).",
 }
-HELP = f"""agentrl analyse attention CHECKPOINT [--base CHECKPOINT] [key=value ...]
+HELP = f"""agentrl analyse attention CHECKPOINT [base=CHECKPOINT] [key=value ...]
 
 Shows where a model looks when its response begins: at the system prompt or the user, far or near (HIPO, Table 3).
 CHECKPOINT is anything that model= accepts: a run directory, a checkpoint or adapter directory, a hub id, a preset.
@@ -50,14 +50,11 @@ LABELS = {
 
 def main(arguments: list[str]) -> int:
     if arguments[:1] != ["attention"]:
-        raise UserError("say what to analyse: agentrl analyse attention CHECKPOINT [--base CHECKPOINT]")
+        raise UserError("say what to analyse: agentrl analyse attention CHECKPOINT [base=CHECKPOINT]")
     rest = arguments[1:]
-    if "--base" in rest:
-        position = rest.index("--base")
-        rest[position : position + 2] = [f"base={rest[position + 1]}"] if position + 1 < len(rest) else []
     named = [argument for argument in rest if "=" not in argument and argument != "--config-dir"]
     if not named or rest[0] != named[0]:
-        raise UserError("name the checkpoint first: agentrl analyse attention CHECKPOINT [--base CHECKPOINT]")
+        raise UserError("name the checkpoint first: agentrl analyse attention CHECKPOINT [base=CHECKPOINT]")
     own, overrides = split_keys(rest[1:], KEYS)
     return attention(named[0], own, overrides)
 
@@ -69,7 +66,7 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     config = load_config(run) if is_run and not overrides else compose(overrides)
     base = own.get("base") or (load_config(run).model.path if is_run else None)
     if base is None:
-        raise UserError("base=... is missing; name the checkpoint to compare with, e.g. --base Qwen/Qwen3-1.7B")
+        raise UserError("base=... is missing; name the checkpoint to compare with, e.g. base=Qwen/Qwen3-1.7B")
     alpha, limit = _share(own, "alpha", 0.25), read_whole_number(own, "limit", 200, least=2)
     extent = own.get("extent", "message")
     if extent not in ("message", "content"):

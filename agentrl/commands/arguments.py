@@ -74,7 +74,7 @@ def read_flag(own: Mapping[str, str], name: str, default: bool = False) -> bool:
     return value == "true"
 
 
-def read_whole_number(own: Mapping[str, str], name: str, default: int, least: int = 0) -> int:
+def read_whole_number(own: Mapping[str, str], name: str, default: int, least: int = 1) -> int:
     """Return the value of a key that is a whole number of at least `least`. Raise UserError for anything else."""
     value = own.get(name, str(default))
     good = value.isascii() and value.isdigit() and int(value) >= least
@@ -82,12 +82,15 @@ def read_whole_number(own: Mapping[str, str], name: str, default: int, least: in
     return int(value)
 
 
-def file_to_write(path: str, new: bool = False) -> Path:
+def file_to_write(path: str, new: bool = False, kinds: tuple[str, ...] = ()) -> Path:
     """Return the file that `out=` names, checked before the work begins.
 
-    Raises UserError if its directory does not exist or is not writable, or, with `new`, if the file exists.
+    Raises UserError if its directory does not exist or is not writable, if its name ends in none of `kinds`, or, with
+    `new`, if the file exists.
     """
     file = Path(path).expanduser()
+    ending = f"must end in {', '.join(kinds[:-1])} or {kinds[-1]}" if kinds else ""
+    require(not kinds or file.suffix in kinds, "out", path, ending)
     folder = file.absolute().parent
     require(folder.is_dir() and os.access(folder, os.W_OK), "out", path, "its directory must exist and be writable")
     require(not file.is_dir(), "out", path, "is a directory; name a file")

@@ -22,9 +22,7 @@ def main(arguments: list[str]) -> int:
     places, own = split_places(arguments, KEYS)
     if len(places) != 2:
         raise UserError("name two runs: agentrl compare A B")
-    out = file_to_write(own["out"]) if "out" in own else None
-    if out is not None and out.suffix not in KINDS:
-        raise UserError(f"out={out} must end in .md, .tex or .csv")
+    out = file_to_write(own["out"], kinds=KINDS) if "out" in own else None
     from agentrl.report.arms import load_records
     from agentrl.report.comparison import compare_tables
     from agentrl.report.files import markdown, write_tables

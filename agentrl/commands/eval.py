@@ -48,7 +48,7 @@ toolhop.path=ToolHop.json ftrl.path=test.jsonl. Benches of any kind can be mixed
 def main(arguments: list[str]) -> int:
     """Evaluate every pair and print the results; return the worst exit code of the evaluations."""
     own, overrides = split_keys(arguments, KEYS)
-    out = file_to_write(own["out"]) if "out" in own else None
+    out = file_to_write(own["out"], kinds=(".md", ".tex", ".csv")) if "out" in own else None
     benches, suite = _benches(own)
     models = split_names(own.get("model", "tiny"))
     jobs = [compose_job(model, bench, own, overrides, benches) for model in models for bench in benches]

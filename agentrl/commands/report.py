@@ -28,9 +28,7 @@ def main(arguments: list[str]) -> int:
     if not places:
         raise UserError("name run directories, or a directory that holds some: agentrl report RUN [RUN ...]")
     paths = [Path(place).expanduser() for place in places]
-    out = file_to_write(own["out"]) if "out" in own else paths[0] / "report.html"
-    if out.suffix not in KINDS:
-        raise UserError(f"out={out} must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    out = file_to_write(own["out"], kinds=KINDS) if "out" in own else paths[0] / "report.html"
     # Matplotlib is slow to import; a mistake above is reported at once.
     from agentrl.report.arms import load_records
     from agentrl.report.page import build_report, render

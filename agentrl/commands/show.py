@@ -12,10 +12,10 @@ from agentrl.store.run import RunDirectory
 KEYS = {
     "source": "rollouts (sampled in training; the default) or eval (evaluated items, before and after side by side).",
     "where": "Comparisons that must all be true, e.g. where='reward<1,errors>0' (any metric, step, turns, truncated).",
-    "step": "Rollouts of this logged step: a number, first, last or all; default: first and last.",
+    "step": "For rollouts: those of this logged step: a number, first, last or all; default: first and last.",
     "task": "Only the task with this id; if there is none, the tasks whose id contains this.",
     "limit": "The largest number of rollouts or items to show.",
-    "prompt": "true also shows the prompts.",
+    "prompt": "For rollouts: true also shows the prompts.",
 }
 
 HELP = f"""agentrl show RUN [key=value ...]
@@ -83,6 +83,9 @@ def _show_items(run: RunDirectory, own: dict[str, str], limit: int, console: Con
     from agentrl.evaluation.results import played_items
     from agentrl.report.terminal import compare_items, find_tasks, item_numbers, parse_filter, refuse_unknown
 
+    for name in ("step", "prompt"):
+        if name in own:
+            raise UserError(f"{name}={own[name]}: only rollouts have it; leave it out, or set source=rollouts")
     keep = parse_filter(own.get("where", ""))
     before, after = (played_items(run.items(phase)) for phase in ("before", "after"))
     if not before and not after:

@@ -88,7 +88,7 @@ def _tasks(bench: Any, own: dict[str, str], seed: int) -> list[Any]:
     if split not in ("train", "test", "all"):
         raise UserError(f"split={split} is not a choice; choose train, test or all")
     tasks = [task for one in (("train", "test") if split == "all" else (split,)) for task in bench.tasks(one)]
-    return tasks[: read_whole_number(own, "limit", len(tasks))]
+    return tasks[: read_whole_number(own, "limit", max(len(tasks), 1))]
 
 
 def _mine(config: Config, own: dict[str, str], out: Path) -> tuple[int, Counter[str], dict[str, Any]]:
@@ -123,7 +123,7 @@ def _ask_teacher(config: Config, own: dict[str, str], out: Path) -> tuple[int, C
     from agentrl.traces.files import to_line
     from agentrl.traces.teacher import build_annotator, make_traces
 
-    tries = read_whole_number(own, "tries", 4, least=1)
+    tries = read_whole_number(own, "tries", 4)
     rejected = out.with_suffix(".rejected.jsonl")
     if out.exists():
         drop_torn_tail(out)

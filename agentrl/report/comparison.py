@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from agentrl.config.checks import format_value
 from agentrl.core.errors import UserError
 from agentrl.core.stats import Interval
 from agentrl.report.arms import (
@@ -99,4 +100,4 @@ def _code(run: RunRecord) -> dict[str, Any]:
 
 
 def _show(values: dict[str, Any], key: str) -> str:
-    return "–" if key not in values else "null" if values[key] is None else str(values[key])
+    return format_value(values[key]) if key in values else "–"

@@ -92,7 +92,7 @@ def rollout_panel(view: View, prompt: bool) -> Panel:
         parts.append(trace)
     title = f"{view.task} after {view.step} updates: reward {view.reward:.3f}, {_numbers(view.metrics)}"
     ending = ["cut off by the token budget"] if view.truncated else []
-    ending += [f"{view.errors} failed calls"] if view.errors else []
+    ending += [f"failed calls: {view.errors}"] if view.errors else []
     return Panel(Group(*parts), title=Text(title), subtitle=Text(", ".join(ending)), title_align="left", expand=False)
 
 

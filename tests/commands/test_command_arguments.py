@@ -42,7 +42,7 @@ def test_typed_values_are_read_or_refused() -> None:
     )
     assert (read_whole_number(own, "count", 5), read_whole_number(own, "absent", 5)) == (3, 5)
     for name in ("word", "minus", "digit"):
-        with pytest.raises(UserError, match=f"{name}=.*: must be a whole number of at least 0"):
+        with pytest.raises(UserError, match=f"{name}=.*: must be a whole number of at least 1"):
             read_whole_number(own, name, 5)
     with pytest.raises(UserError, match="count=3: must be a whole number of at least 4"):
         read_whole_number(own, "count", 5, least=4)
@@ -62,6 +62,8 @@ def test_a_file_to_write_is_checked_before_the_work(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"out={path}: {reason}"):
             file_to_write(str(path), new)
+    with pytest.raises(UserError, match=r"out=x\.pdf: must end in \.md, \.tex or \.csv"):
+        file_to_write("x.pdf", kinds=(".md", ".tex", ".csv"))
 
 
 def test_a_place_that_is_not_a_run_is_refused(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_a_key_of_one_bench_reaches_only_that_bench() -> None:
         ),
         (["eval.before=true"], "evaluates once"),
         (["algo=pact"], "algo=pact trains"),
+        (["out=table.pdf"], "out=table.pdf: must end in .md, .tex or .csv"),
     ],
 )
 def test_mistakes_name_the_key(arguments: list[str], reason: str, tmp_path: Path, capsys: Any) -> None:

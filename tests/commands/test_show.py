@@ -78,7 +78,7 @@ def test_first_and_last_step_are_shown_unless_asked_otherwise(
 ) -> None:
     code, text = shown(capsys, str(run.path))
     assert code == 0 and "a after 0 updates" in text and "b after 8 updates" in text and "after 4" not in text
-    assert "reward 0.250" in text and "advantage +0.500" in text and "2 failed calls" in text and "L^h" in text
+    assert "reward 0.250" in text and "advantage +0.500" in text and "failed calls: 2" in text and "L^h" in text
     assert "PROMPT" not in text and "PROMPT" in shown(capsys, str(run.path), "prompt=true")[1]
     _, text = shown(capsys, str(run.path), "step=4", "where=errors>0")
     assert "b after 4 updates" in text and "a after" not in text
@@ -120,6 +120,8 @@ def test_the_same_item_before_and_after(run: RunDirectory, capsys: pytest.Captur
     ("arguments", "reason"),
     [
         (["step=3"], "step=3 was not logged; logged are 0 to 8"),
+        (["source=eval", "step=3"], "step=3: only rollouts have it; leave it out, or set source=rollouts"),
+        (["limit=0"], "limit=0: must be a whole number of at least 1"),
         (["limit=some"], "limit=some: must be a whole number"),
         (["source=disk"], "source=disk is not a choice"),
         (["colour=red"], "this command has no key colour"),

@@ -193,7 +193,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(0))
     model.save_pretrained(tmp_path / "adapter")
-    arguments = ["attention", str(tmp_path / "adapter"), "--base", "builtin:tiny", f"out={tmp_path / 'out'}", "alpha=1"]
+    arguments = ["attention", str(tmp_path / "adapter"), "base=builtin:tiny", f"out={tmp_path / 'out'}", "alpha=1"]
     assert analyse.main([*arguments, "bench=pairs", f"bench.path={tmp_path / 'pairs.jsonl'}", "limit=6"]) == 0
     record = json.loads((tmp_path / "out" / "attention.json").read_text())
     row = record["kinds"]["all"]["system_mass"]
@@ -221,7 +221,7 @@ KINDS = ("conflict", "aligned")
         (["attention", "x", "base=y", "alpha=0"], r"alpha=0\.0: must lie in \(0, 1\]"),
         (["attention", "x", "base=y", "limit=ten"], "limit=ten: must be a whole number"),
         (["attention", "x", "base=y", "extent=all"], "must be message or content"),
-        (["attention", "x", "--base", "y", "bench=minihop"], "no test task has a system and a user message"),
+        (["attention", "x", "base=y", "bench=minihop"], "no test task has a system and a user message"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:

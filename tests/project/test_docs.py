@@ -178,7 +178,7 @@ def verb_understood(verb: str, rest: list[str]) -> None:
                 own.get("model", "tiny") if "endpoint" in own else "tiny", bench, own, overrides, benches
             )
     elif verb in ("doctor", "score", "traces", "analyse"):
-        line = " ".join(rest).replace("--base ", "base=").replace("--json", "")
+        line = " ".join(rest).replace("--json", "")
         own, overrides = split_keys([word for word in line.split() if "=" in word], getattr(module, "KEYS", {}))
         compose(overrides)
     elif verb == "ls":
