@@ -84,15 +84,20 @@ def evaluate(
         file.keep(gather_object(_lines(bench, judge, mine, trajectories)))
         console.update(label, len(file.played), progress(file.played, bench.solve_metric), line=True)
     console.finish(label)
-    lacking: dict[tuple[int, int], list[str]] = {}
-    for name, counts in count_missing_verdicts(file.played).items():
-        lacking.setdefault(counts, []).append(name)
-    for (missing, asked), names in lacking.items():
-        console.say(f"warning: {label}: {missing_text(', '.join(names), missing, asked)}")
+    for text in describe_missing_verdicts(file.played):
+        console.say(f"warning: {label}: {text}")
     if every and not file.played:
         reason = next(iter(count_missing_items(file.lines.values())))
         raise UserError(f"none of {len(every)} items was played: {reason}; the same command tries them again")
     return file.played
+
+
+def describe_missing_verdicts(items: list[Item]) -> list[str]:
+    """Return a text for the rewards whose verdicts did not come. Rewards with equal counts share one text."""
+    lacking: dict[tuple[int, int], list[str]] = {}
+    for name, counts in count_missing_verdicts(items).items():
+        lacking.setdefault(counts, []).append(name)
+    return [missing_text(", ".join(names), missing, asked) for (missing, asked), names in lacking.items()]
 
 
 class ItemFile:

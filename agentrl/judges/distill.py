@@ -96,22 +96,7 @@ def distill(settings: Distillation) -> dict[str, SideReport]:
         for entry in train
     ]
     torch.manual_seed(settings.seed)
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch,
-        warmup_steps=math.ceil(0.1 * settings.epochs * len(rows) / settings.batch),
-        lr_scheduler_type="linear",
-        seed=settings.seed,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        logging_strategy="no",
-        remove_unused_columns=False,
-        use_cpu=settings.device == "cpu",
-        dataloader_pin_memory=False,
-    )
+    arguments = _make_arguments(settings, out, len(rows))
 
     def collate(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {
@@ -132,6 +117,26 @@ def distill(settings: Distillation) -> dict[str, SideReport]:
     record |= {"settings": settings.model_dump(), "report": {side: entry.as_dict() for side, entry in report.items()}}
     (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _make_arguments(settings: Distillation, out: Path, rows: int) -> TrainingArguments:
+    """Return the arguments of transformers' trainer: a linear schedule with 10% of warm-up, no checkpoints, no logs."""
+    return TrainingArguments(
+        output_dir=str(out),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch,
+        warmup_steps=math.ceil(0.1 * settings.epochs * rows / settings.batch),
+        lr_scheduler_type="linear",
+        seed=settings.seed,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        remove_unused_columns=False,
+        use_cpu=settings.device == "cpu",
+        dataloader_pin_memory=False,
+    )
 
 
 def divide(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list[Entry], list[Entry]]:
