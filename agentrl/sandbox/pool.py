@@ -67,10 +67,6 @@ class Result:
     truncated: bool = False  # one of the texts above was cut to `output_chars`
 
     @property
-    def ok(self) -> bool:
-        return self.error is None
-
-    @property
     def value(self) -> Any:
         """The value after a round trip through JSON. Raises ValueError if it is not serialisable, or was cut."""
         if self.json is None:

@@ -42,7 +42,7 @@ def test_code_is_compiled_where_no_tool_has_run(sandbox: Sandbox, monkeypatch: p
     episode = sandbox.episode()
     spoil = "import builtins, marshal\ndef f():\n    g = lambda *a, **k: (compile_('x = 1', 'x', 'exec'), False)\n"
     spoil += "    global compile_\n    compile_ = builtins.compile\n    builtins.compile = g\n    marshal.dumps = g\n"
-    assert episode.call(spoil, "f", {}).ok
+    assert episode.call(spoil, "f", {}).error is None
     fresh = "def product(a, b):\n    return a * b\n"
     episode.call(fresh, "product", {"a": 2, "b": 3})  # first seen in the spoilt episode
     assert sandbox.episode().call(fresh, "product", {"a": 2, "b": 3}).value == 6
@@ -199,5 +199,5 @@ def test_simple_code_that_takes_too_much_gives_the_others_a_new_process(sandbox:
     probe = as_if_simple(sandbox, PID)
     for name in ("hang", "slow memory bomb"):
         before = sandbox.call(probe, "pid", {}).value
-        assert not run(sandbox, HOSTILE[name][0]).ok
+        assert run(sandbox, HOSTILE[name][0]).error is not None
         assert sandbox.call(probe, "pid", {}).value != before
