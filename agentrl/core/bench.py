@@ -17,7 +17,7 @@ from agentrl.core.trajectory import ToolCall, Trajectory
 
 @dataclass(frozen=True)
 class Task:
-    """One item of a bench. `data` belongs to the bench: nothing outside the bench reads it."""
+    """One item of a bench. Nothing outside the bench reads `data`, except three entries of a `TwoSided` bench."""
 
     id: str
     prompt: list[dict[str, str]]  # chat messages
@@ -64,14 +64,14 @@ class Environment(Protocol):
 def has_slow_tools(environment: Environment) -> bool:
     """Whether its answers take long (a network, a long computation in another process).
 
-    They are then had in a thread while other episodes are sampled. An environment without slow tools answers between
+    Its calls then run in a thread while other episodes are sampled. An environment without slow tools answers between
     two forward passes, so that equal seeds give equal batches.
     """
     return bool(getattr(environment, "slow_tools", False))
 
 
 def has_independent_calls(environment: Environment) -> bool:
-    """Whether no call changes what another call returns. Those of one turn are then made side by side, in threads."""
+    """Whether no call changes what another call returns. Those of one turn then run side by side, in threads."""
     return bool(getattr(environment, "independent_calls", False))
 
 
