@@ -24,7 +24,7 @@ from agentrl.core.errors import UserError
 
 GENERATED = ("minihop", "minihif")  # benches to which older versions gave an unused `path`
 RENAMED = {"mended": "corrected"}  # older names of the choices of bench.rules and bench.reward_rules
-# Keys without which older versions trained: they change no result except by rounding.
+# Keys without which older versions trained, besides operational ones: they change no result except by rounding.
 ADDED = ("trainer.tokens_per_batch", "trainer.engine")
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
@@ -78,15 +78,21 @@ def saved_values(path: str | Path) -> DictConfig:
 
 
 def update_old_values(values: MutableMapping[Any, Any]) -> None:
-    """Remove the keys that only older versions have, and rename the keys and choices with another name there."""
+    """Remove the keys that only older versions have, and rename the keys and choices with another name there.
+
+    A key that they did not have gets the value of conf/config.yaml if it changes no result.
+    """
     bench, hardware = values.get("bench"), values.get("hardware")
+    shared, added = read_option(CONF / "config.yaml"), {*ADDED, *operational_keys()}
     if isinstance(hardware, Mapping) and "vllm" in hardware:
         moved = {"mode": hardware["vllm"], "url": hardware.get("vllm_url", "http://localhost:8000")}
-        values["vllm"] = read_option(CONF / "config.yaml")["vllm"] | moved
-    for key in ADDED:
-        group, _, name = key.rpartition(".")
-        if isinstance(node := values.get(group), MutableMapping):
-            node.setdefault(name, read_option(CONF / "config.yaml")[group][name])
+        values["vllm"] = shared["vllm"] | moved
+    for group, given in shared.items():
+        if not isinstance(given, Mapping) or not isinstance(node := values.get(group), MutableMapping):
+            continue
+        for name, value in given.items():
+            if {group, f"{group}.{name}"} & added:
+                node.setdefault(name, value)
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):
         group, _, name = key.rpartition(".")
