@@ -93,6 +93,9 @@ def distill(arguments: list[str]) -> int:
     settings = make_group(
         Distillation, {name: None if value == "null" else value for name, value in own.items() if value}
     )
+    from agentrl.judges.cache import open_cache
+
+    open_cache(settings.cache)  # a missing file is refused before the slow imports
     say(f"loading {settings.base} and the verdicts of {settings.cache}")
     from agentrl.judges.distill import distill as fit
 

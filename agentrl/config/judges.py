@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -101,7 +102,9 @@ class Distillation(Group):
     """The keys of the command `agentrl judge distill`. It composes no configuration, so its defaults are here."""
 
     cache: str = key("File of verdicts to learn from: the judge.cache of a run.")
-    out: str = key("Directory to write the reward model to; must not exist yet.")
+    out: Annotated[
+        str, Holds(lambda out: not Path(out).expanduser().exists(), "must be a directory that does not exist yet")
+    ] = key("Directory to write the reward model to.")
     judge_model: str | None = key(
         "Judge to learn from, if the cache holds several: the name of its model, or MODEL#DIGITS as shown.",
         default=None,

@@ -78,12 +78,9 @@ def distill(settings: Distillation) -> dict[str, SideReport]:
     compare`.
 
     Raises:
-        UserError: there are too few verdicts or several judges in the cache, the base cannot be loaded, or `out`
-            exists.
+        UserError: there are too few verdicts or several judges in the cache, or the base cannot be loaded.
     """
     out = Path(settings.out).expanduser()
-    if out.exists():
-        raise UserError(f"out={out} exists already; name another directory, or remove it")
     entries = choose_entries(open_cache(settings.cache), settings.judge_model, "judge_model")
     train, held_out = divide(entries, settings.held_out, settings.seed)
     tokenizer, model = _load(weights_of(settings.base))

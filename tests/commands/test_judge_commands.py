@@ -137,7 +137,8 @@ def test_distil_refuses_if_nothing_is_left_to_learn_from() -> None:
         (["distill", "cache=x", "out=y", "epoch=3"], "did you mean epochs"),
         (["distill", "cache=x", "out=y", "epochs=many"], "epochs='many' must be of type float"),
         (["distill", "cache=x", "out=y", "held_out=1"], r"held_out=1: must lie in \(0, 1\)"),
-        (["distill", "cache=x", "out=/tmp"], "out=/tmp exists already"),
+        (["distill", "cache=x", "out=/tmp"], "out=/tmp: must be a directory that does not exist yet"),
+        (["distill", "cache=/nowhere", "out=/nowhere"], "/nowhere: no such file; name the judge.cache of a run"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
