@@ -1,7 +1,8 @@
 """HIPO (arXiv 2603.16152): the advantage of its Lagrangian, and a test for replies too degenerate to learn from.
 
 steps 2, 3 of the algorithm    `lagrangian_advantage`
-step 4                         `policy.policy_loss`, the ratio at level 'sequence'
+step 4                         `policy.policy_loss`, with the ratio of a whole reply (level 'sequence'; the default is
+                               its geometric mean over the tokens, 'sequence_mean') and `policy.k3` for log(pi/pi_ref)
 step 5                         `dual.py`
 
 Shapes: P prompts, G rollouts of each, K constraints. NaN marks a missing reward, which never counts as 0.
