@@ -68,6 +68,9 @@ def _results(a: Arm, b: Arm, name_a: str, name_b: str) -> Table:
     note = f"Mean [95% interval]; B - A is paired by {pairs}, n counts pairs."
     if not paired:
         note = f"Mean [95% interval]. No B - A: A and B have no {'item' if single else 'seed'} in common."
+    for side, arm in (("A", a), ("B", b)):
+        if len(arm.completed) < len(arm.runs):
+            note += f" {side} has the results of {len(arm.completed)} of its {len(arm.runs)} runs."
     return Table(f"A: {name_a}\nB: {name_b}", ["metric", "A", "B", "B - A", "n"], rows, note)
 
 

@@ -141,12 +141,15 @@ def test_compare_pairs_two_runs_by_item(runs: Path, capsys: pytest.CaptureFixtur
 def test_compare_pairs_seeds(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, after in ((0, 0.5), (1, 0.9)):
         fake_run(runs, after, "algo=grpo", f"seed={seed}", "name=faster", "trainer.learning_rate=1e-3")
+    unfinished = fake_run(runs, 0.5, "algo=grpo", "seed=2", "name=faster", "trainer.learning_rate=1e-3")
+    unfinished.summary_path.unlink()
+    unfinished.set_status("interrupted")
     out = runs / "c.csv"
     assert compare.main([str(runs / "minihop-tiny-grpo"), str(runs / "faster"), f"out={out}"]) == 0
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if line.startswith("| solve_rate"))
     assert row.split("|")[4].strip().startswith("+0.200")  # 0.1 and 0.3
-    assert "paired by seed" in shown
+    assert "paired by seed" in shown and "B has the results of 2 of its 3 runs." in shown
     assert [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("| trainer.")] == [
         "trainer.learning_rate"
     ]
