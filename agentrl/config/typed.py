@@ -6,6 +6,7 @@ not have to know this.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -59,6 +60,8 @@ def _explain_flag(name: str, value: str) -> str:
     word = name.lstrip("-").replace("-", "_")
     known = {key for key, _, _ in all_keys()} | {"algo", "model", "bench", "hardware", "sweep", "experiment", "reward"}
     meant = word if word in known else guess_meaning(word)
+    if meant is None and (flag := difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.8)):
+        return f"{name} is not a flag; did you mean {flag[0]}?"
     if meant is None:
         near = suggest_key(word, sorted(known))
         return f"{name} is not a flag{near}; keys are written without dashes: key=value"

@@ -276,6 +276,7 @@ def test_the_command_says_so_in_one_line(here: Path, capsys: Any, typed: str, me
         (["seed=1", "--num-train-epochs", "3"], "trainer.epochs=3"),
         (["--trainer.max_steps=3"], "trainer.max_steps=3"),
         (["--frobnicate"], "--frobnicate is not a flag"),
+        (["--helpp"], "--helpp is not a flag; did you mean --help?"),
         (["seed=ñ"], "must be of type int"),
         (["tracker.tags=[ü]"], "'tracker.tags=[\"a b\"]'"),
         (["algo=pact", "tiny"], "did you mean model=tiny?"),
