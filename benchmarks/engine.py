@@ -1,0 +1,197 @@
+"""How fast a training step is: agentrl's engines beside stock TRL, the same work in one process, in turns.
+
+    python benchmarks/engine.py                        # every CPU workload, medians of 3 rounds
+    python benchmarks/engine.py update-300 --rounds 1  # one of them: a regression shows in a minute
+    python benchmarks/engine.py --device cuda qwen3-0.6b
+    python benchmarks/engine.py --model DIR checkpoint # a checkpoint of your own
+
+Every arm plays a round in turn, so that what else the machine does falls on all alike. A round is one rollout batch.
+Ratios are medians over rounds of (seconds of the arm / seconds of the first arm of the row). Peak memory is what an arm
+needs beyond the loaded model, each in a process of its own. Results go to the file of --out, one line a workload,
+beside the commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from engine_arms import Arm, Workload
+from made_up import Lengths
+
+GRPO = (("trl", "grpo", None), ("padded", "grpo", "padded"), ("packed", "grpo", "packed"))
+PACT = (("padded", "pact", "padded"), ("packed", "pact", "packed"), ("packed grpo", "grpo", "packed"))
+SAMPLING = (("trl", "grpo", None), ("agentrl", "grpo", "packed"))
+TOOLHOP = Lengths(prompt=1500, completion=400, turns=6)
+SHORT = Lengths(prompt=300, completion=90, turns=1)
+TURNS = Lengths(prompt=300, completion=340, turns=6)
+
+# name: the work, and its arms (name, algo, engine; no engine means stock TRL)
+WORKLOADS = {
+    "update-300": (Workload("tiny", SHORT, prompts=4), GRPO),
+    "update-toolhop": (Workload("25m", TOOLHOP, prompts=2), GRPO),
+    "pact-300": (Workload("tiny", replace(SHORT, turns=3, completion=120), prompts=5), PACT),
+    "pact-toolhop": (Workload("25m", TOOLHOP, prompts=5), PACT),
+    "sampling-300": (Workload("tiny", TURNS, prompts=4, sampled=True), SAMPLING),
+    "step-toolhop": (Workload("25m", TOOLHOP, prompts=2, sampled=True), SAMPLING),
+    "slow-tools": (Workload("tiny", TURNS, prompts=8, sampled=True, tool_seconds=0.2), SAMPLING),
+    **{
+        f"length-{size}": (Workload("tiny", Lengths(size, size // 2, 2), prompts=2), GRPO[1:])
+        for size in (256, 512, 1024, 2048, 4096)
+    },
+    "checkpoint": (Workload("", Lengths(200, 120, 2), prompts=2, rollouts=4), GRPO),
+}
+CUDA = {
+    shape: (Workload(shape, TOOLHOP, prompts=4, device="cuda", bf16=True), GRPO)
+    for shape in ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
+}
+PARTS = ("sampling", "scoring", "forward", "backward")
+
+
+def measure(name: str, work: Workload, arms: Any, rounds: int, out: Path) -> dict[str, Any]:
+    """Seconds of each part of a step in each arm (medians), tokens forwarded, and ratios to the first arm."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        built = {arm: Arm(work, algo, engine, out / arm) for arm, algo, engine in arms}
+        seen: dict[str, list[dict[str, float]]] = {arm: [] for arm in built}
+        tokens: dict[str, dict[str, int]] = {}
+        for turn in range(rounds + 1):  # the first warms up
+            for arm, trainer in built.items():
+                clock = trainer.run()
+                tokens[arm] = {part: clock.tokens[part] for part in PARTS if clock.tokens[part]}
+                if turn:
+                    seen[arm].append(
+                        {part: clock.seconds[part] for part in PARTS} | {"step": sum(clock.seconds.values())}
+                    )
+    first = next(iter(built))
+    result: dict[str, Any] = {"workload": name, "rounds": rounds, "arms": {}}
+    for arm, rows in seen.items():
+        medians = {part: statistics.median(row[part] for row in rows) for part in (*PARTS, "step")}
+        result["arms"][arm] = {
+            "seconds": {part: round(value, 4) for part, value in medians.items()},
+            "tokens": tokens[arm],
+            "update": round(ratio(seen[first], rows, ("forward", "backward")), 3),
+            "step": round(ratio(seen[first], rows, ("step",)), 3),
+        }
+        if work.sampled:
+            result["arms"][arm]["sampling"] = round(ratio(seen[first], rows, ("sampling",)), 3)
+    return result
+
+
+def ratio(first: list[dict[str, float]], rows: list[dict[str, float]], parts: tuple[str, ...]) -> float:
+    """How many times faster `rows` are than `first` in some parts: the median over rounds."""
+    pairs = zip(first, rows, strict=True)
+    return statistics.median(sum(a[p] for p in parts) / max(sum(b[p] for p in parts), 1e-9) for a, b in pairs)
+
+
+def peak(work: Workload, algo: str, engine: str | None, out: Path) -> float:
+    """MiB that one rollout batch needs beyond the model and its trainer. For a process that does nothing else."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        arm = Arm(work, algo, engine, out)
+        if work.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            arm.run()
+            return (torch.cuda.max_memory_allocated() - before) / 2**20
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        arm.run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def peaks(name: str, arms: Any, options: list[str]) -> dict[str, float]:
+    """Peak memory of every arm, each in a process of its own."""
+    found = {}
+    for arm, _, _ in arms:
+        command = [sys.executable, __file__, name, "--peak", arm, *options]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        found[arm] = round(float(done.stdout.split()[-1]), 1)
+    return found
+
+
+def show(result: dict[str, Any]) -> None:
+    """One line an arm."""
+    first = next(iter(result["arms"]))
+    print(f"\n{result['workload']} (medians of {result['rounds']} rounds; times faster than {first})")
+    print(
+        f"{'arm':<14}" + "".join(f"{part:>10}" for part in (*PARTS, "step")) + "   update x   step x   tokens  peak MiB"
+    )
+    for arm, row in result["arms"].items():
+        seconds = "".join(f"{row['seconds'][part]:>10.3f}" for part in (*PARTS, "step"))
+        memory = f"{row['peak_mib']:>10.0f}" if "peak_mib" in row else ""
+        print(f"{arm:<14}{seconds}{row['update']:>11.2f}{row['step']:>9.2f}{sum(row['tokens'].values()):>9}{memory}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join([*WORKLOADS, *CUDA]))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--model", default="", help="directory of a checkpoint, for the workload 'checkpoint'")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory, too")
+    parser.add_argument("--out", type=Path, help="a file of JSON lines to add the results to")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    known = WORKLOADS | CUDA
+    if unknown := set(asked.workloads) - set(known):
+        parser.error(f"unknown workloads: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    default = CUDA if asked.device == "cuda" else [name for name in WORKLOADS if name != "checkpoint"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in asked.workloads or default:
+            work, arms = known[name]
+            work = replace(work, model=work.model or asked.model, device=asked.device)
+            if not work.model:
+                parser.error("the workload 'checkpoint' needs --model DIR")
+            if asked.peak:
+                algo, engine = next((algo, engine) for arm, algo, engine in arms if arm == asked.peak)
+                print(peak(work, algo, engine, Path(folder)))
+                return
+            result = measure(name, work, arms, asked.rounds, Path(folder))
+            if asked.memory:
+                options = ["--device", asked.device, "--model", asked.model, "--threads", str(asked.threads)]
+                for arm, mib in peaks(name, arms, options).items():
+                    result["arms"][arm]["peak_mib"] = mib
+            show(result)
+            if asked.out:
+                record(result, asked.out)
+
+
+def record(result: dict[str, Any], out: Path) -> None:
+    """Add a result to a file of JSON lines, with the commit and the machine it was measured on."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=Path(__file__).parent,
+    )
+    where = {
+        "commit": git.stdout.strip(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result | where) + "\n")
+
+
+if __name__ == "__main__":
+    main()
