@@ -53,7 +53,6 @@ class Continuous:
         context: tokens of the longest context, the turn included.
         longest_turn: tokens of a turn at most.
         budget: tokens of the cache. One row is held whatever its length.
-        count: told the number of tokens of each forward pass.
     """
 
     def __init__(
@@ -64,9 +63,8 @@ class Continuous:
         context: int,
         longest_turn: int,
         budget: int,
-        count: Callable[[int], None],
     ) -> None:
-        self._model, self._draw, self._count = model, draw, count
+        self._model, self._draw = model, draw
         self._ends, self._context, self._longest_turn, self._budget = tuple(ends), context, longest_turn, budget
         self._rows: Shelf[Row] = Shelf()
         self._trunks: Shelf[Cached] = Shelf()
@@ -124,7 +122,6 @@ class Continuous:
         pieces, prompts = self._plan(unfinished)
         active = self._rows.entries[: len(pieces)]
         logits = forward(self._model, self._rows, self._trunks, pieces, prompts)
-        self._count(sum(len(piece.ids) for piece in (*pieces, *prompts)))
         for trunk, piece in zip(unfinished, prompts, strict=False):
             trunk.held += len(piece.ids)
         drawing: list[Row] = []

@@ -17,6 +17,7 @@ from trl.trainer.utils import pad
 from agentrl.config.schema import Config
 from agentrl.core.engine import Decoding
 from agentrl.core.stop import any_process
+from agentrl.models.modes import evaluating
 from agentrl.rollout.continuous import Continuous
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.packed import hindrance, packed
@@ -32,8 +33,6 @@ class TransformersSampler:
     processes each hold a part of the weights. There every token needs all of them: a process whose episodes have ended
     takes part in the turns of the others.
     """
-
-    forwarded = 0  # tokens that the model has computed; what `generate` does is not counted
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class TransformersSampler:
         # Before training the model is not wrapped for autocast yet: base and trained model must compute alike. Over a
         # whole session weights are cast once; those of other processes must not stay here.
         cast = self._bf16 and not (self.sharded and decoding is None)
-        with self._evaluating(), torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=cast):
+        with evaluating(self._model()), torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=cast):
             if self.sharded or hindrance(self._accelerator.unwrap_model(self._model())) is not None:
                 yield _Rounds(self, self.generation(decoding))
                 while self.sharded and any_process(False):
@@ -90,21 +89,7 @@ class TransformersSampler:
                     self.context,
                     self._longest_turn,
                     self._budget,
-                    self._count,
                 )
-
-    def _count(self, tokens: int) -> None:
-        self.forwarded += tokens
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        model = self._model()
-        training = model.training
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(training)
 
     def _decoding(self, decoding: Decoding | None) -> Decoding:
         return decoding or Decoding(self._rollout.temperature, self._rollout.top_p)

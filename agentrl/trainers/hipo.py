@@ -154,16 +154,12 @@ class HipoTrainer(AgentGRPOTrainer):
         patience = self.config.dual.patience
         for constraint, multiplier in zip(constraints, self.dual, strict=True):
             if int(multiplier.at_cap) == patience:
-                self._say(f"warning: {infeasible(constraint, multiplier)}")
+                self._tell(f"warning: {infeasible(constraint, multiplier)}")
             if int(multiplier.satisfied) == patience:
-                self._say(
+                self._tell(
                     f"warning: constraint '{constraint.name}': every reply of the last {patience} batches earned "
                     f"r_{constraint.reward} = 1, so it teaches nothing; is the bench too easy or its grader too kind?"
                 )
-
-    def _say(self, text: str) -> None:
-        if self._console is not None:
-            self._console.say(text)
 
     def _mean(self, values: Tensor) -> float | None:
         """Mean over all processes of what is not NaN; None where nothing is."""
@@ -192,11 +188,11 @@ class HipoTrainer(AgentGRPOTrainer):
             count, asked = self._sums(torch.tensor(missing, dtype=torch.float64))
             values[f"missing/{reward}"] = count / asked if asked else None
             if self.model.training and (warning := lacking.add(int(count), int(asked))):
-                self._say(f"warning: {warning}")
+                self._tell(f"warning: {warning}")
         values["filtered"] = self._mean(torch.tensor(self._filtered, dtype=torch.float64))
         values["cut_in_thought"] = self._mean(torch.tensor(self._cut, dtype=torch.float64))
         if values["cut_in_thought"] and not self._cut_told:
-            self._say(f"warning: {values['cut_in_thought']:.0%} of this batch's replies {CUT_ADVICE}")
+            self._tell(f"warning: {values['cut_in_thought']:.0%} of this batch's replies {CUT_ADVICE}")
             self._cut_told = True
         groups = advantages.view(-1, self.num_generations * advantages.shape[1])
         values["frac_reward_zero_std"] = self._mean((groups == 0).all(1).double())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from agentrl.core.engine import Decoding
 from agentrl.core.errors import UserError
+from agentrl.models.modes import evaluating
 from agentrl.rollout.sampler import Request, Turn
 
 PROMPTS, TOKENS = 4, 32  # of the training tasks, and sampled after each
@@ -33,7 +32,7 @@ def check_parity(trainer: Any, turns: dict[int, Turn]) -> None:
         UserError: they differ by more than `vllm.parity`, on average.
     """
     differences = []
-    with _evaluating(trainer.model):
+    with evaluating(trainer.model):
         for request in parity_requests(trainer):
             turn = turns[request.episode]
             theirs = torch.tensor(turn.logprobs, dtype=torch.float64)
@@ -66,13 +65,3 @@ def probe_logps(trainer: Any, prompt: list[int], ids: list[int]) -> Tensor:
         )
     logps = (output.logits[0, :-1].double() / PROBE.temperature).log_softmax(-1)
     return logps.gather(1, torch.tensor(ids, device=device)[:, None])[:, 0].cpu()
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -1,4 +1,4 @@
-"""Between TRL's trainer of groups and the rollout: a sampler of its policy, and nothing of TRL's own reading."""
+"""Make the sampler that plays the episodes of a trainer of groups: transformers, or vLLM here or behind a server."""
 
 from __future__ import annotations
 
