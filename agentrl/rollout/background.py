@@ -1,4 +1,4 @@
-"""Answers of slow environments, had in threads while the policy is sampled for other episodes."""
+"""Runs slow environments in threads while the policy is sampled for other episodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-AT_ONCE = 64  # answers that are waited for; more wait for these
+AT_ONCE = 64  # threads; work beyond that waits for a free one
 
 
 class Background:

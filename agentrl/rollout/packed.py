@@ -264,7 +264,7 @@ def hindrance(model: PreTrainedModel) -> str | None:
     if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
         return "not every layer attends to the whole context"
     if getattr(config, "attn_logit_softcapping", None) or config.model_type == "gpt_oss":
-        return "its attention is no plain softmax"
+        return "its attention is not a plain softmax"
     if rotary.get("rope_type") in MOVING:
         return "its rotary embeddings change with the length"
     if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:

@@ -1,4 +1,4 @@
-"""What the sampler computes otherwise than the trainer: logged as it is, and corrected token by token."""
+"""Measure how the sampler's log-probs differ from the trainer's, log it, and correct for it token by token."""
 
 from __future__ import annotations
 

@@ -14,14 +14,16 @@ from agentrl.scoring.sequence import STAND_IN, Engine
 
 
 def balanced(accelerator: Any, passes: int) -> int:
-    """The most passes that a process needs: every process must run as many, or the others wait for ever."""
+    """Return the largest number of passes that any process needs. Every process must run that many, or the others wait
+    for ever.
+    """
     if accelerator.num_processes == 1:
         return passes
     return int(accelerator.gather(torch.tensor([passes], device=accelerator.device)).max())
 
 
 def stand_in(engine: Engine, model: Any) -> Tensor:
-    """A pass that weighs nothing, for a process that has no piece left."""
+    """Run a pass whose loss is 0, for a process that has no piece left."""
     return 0.0 * engine.score(model, [STAND_IN]).logps[0].sum()
 
 

@@ -138,7 +138,7 @@ def vllm_cache(kind: str) -> Iterator[None]:
 
 @contextmanager
 def unparsed(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
-    """TRL parses nothing meanwhile: the messages of a rollout are read already."""
+    """Keep TRL from parsing completions: the rollout has already read them as messages."""
     template, tokenizer.response_template = tokenizer.response_template, None
     try:
         yield
