@@ -55,11 +55,11 @@ def _pack(model: Any) -> None:
 
 
 def _row(ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Sequence, Tensor]:
-    """A padded row (L,) as a sequence scored from its first label on, and the columns of what is scored."""
+    """A padded row (L,) as a sequence whose labels are scored, and the columns of what is scored."""
     places = mask.nonzero().flatten()
-    targets = ((labels != IGNORED) & mask)[places].nonzero().flatten()
-    start = max(int(targets[0]), 1) if len(targets) else len(places)
-    return Sequence(ids[places].tolist(), start), places[start:]
+    targets = (labels != IGNORED)[places].nonzero().flatten()
+    targets = targets[targets > 0]
+    return Sequence(ids[places].tolist(), targets.tolist()), places[targets]
 
 
 def _scored(scorer: PackedEngine, model: Any, rows: list[tuple[Sequence, Tensor]], wanted: Tensor) -> Any:

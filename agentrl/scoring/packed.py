@@ -85,9 +85,10 @@ class PackedEngine:
         device = language_model(model).device
         row = _trie(sequences).row()
         last, positions, before = _columns(row)
+        own = [places[np.asarray(one.scored, np.int64)] for one, places in zip(sequences, row.places, strict=True)]
         scored = np.zeros(len(row.ids), dtype=bool)
-        for sequence, places in zip(sequences, row.places, strict=True):
-            scored[places[sequence.start :]] = True
+        for places in own:
+            scored[places] = True
         number = np.cumsum(scored) - 1  # of a scored place among all that are
         output = score_places(
             model,
@@ -99,11 +100,7 @@ class PackedEngine:
             attention_mask=torch.zeros(1, 1, 0, 0, device=device),
             tree=Tree(row.segments, torch.from_numpy(last).to(device)),
         )
-        own = [
-            torch.from_numpy(number[places[sequence.start :]]).to(device)
-            for sequence, places in zip(sequences, row.places, strict=True)
-        ]
-        return output, own
+        return output, [torch.from_numpy(number[places]).to(device) for places in own]
 
 
 def _trie(sequences: Many[Sequence]) -> Trie:

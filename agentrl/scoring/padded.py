@@ -18,7 +18,7 @@ class PaddedEngine:
     """Every sequence whole; its cost is the number of sequences times the longest of them."""
 
     def cost(self, sequences: Many[Sequence]) -> int:
-        return len(sequences) * max(len(one.ids) for one in sequences)
+        return len(sequences) * max((len(one.ids) for one in sequences), default=0)
 
     def cut(self, groups: Many[Many[Sequence]], budget: int) -> list[range]:
         def piece() -> Callable[[Many[Sequence]], int]:
@@ -38,15 +38,14 @@ class PaddedEngine:
         ids = pad_sequence(rows, batch_first=True)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         width = ids.shape[1]
-        sizes = [len(one.ids) - one.start for one in sequences]
-        places = torch.cat(
-            [torch.arange(one.start - 1, len(one.ids) - 1) + row * width for row, one in enumerate(sequences)]
-        )
-        targets = torch.cat([row[one.start :] for row, one in zip(rows, sequences, strict=True)])
+        scored = [torch.as_tensor(one.scored, dtype=torch.long) for one in sequences]
+        sizes = [len(places) for places in scored]
+        before = torch.cat([places - 1 + row * width for row, places in enumerate(scored)])
+        targets = torch.cat([row[places] for row, places in zip(rows, scored, strict=True)])
         extra = {"output_router_logits": True} if router else {}
         output = score_places(
             model,
-            places.to(device),
+            before.to(device),
             targets.to(device),
             input_ids=ids.to(device),
             attention_mask=mask.to(device),

@@ -13,15 +13,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tokens of which those from `start` on are scored, 1 <= start <= len(ids): the first token has no prediction."""
+    """Tokens, and the places of those that are scored: ascending, without 0, since nothing predicts the first token."""
 
     ids: Many[int]
-    start: int
+    scored: Many[int]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says of sequences: one tensor (len(ids) - start,) a sequence, in their order.
+    """What a model says of sequences: one tensor (len(scored),) a sequence, in their order.
 
     Log-probs and entropies are at the temperature of the model's scoring head, and have a graph where gradients are on.
     """
@@ -41,10 +41,13 @@ class Engine(Protocol):
         """Consecutive `groups` of sequences in pieces of at most `budget` tokens each, or of one group."""
 
     def score(self, model: Any, sequences: Many[Sequence], router: bool = False) -> Scores:
-        """Score sequences in one forward pass of `model`; `router` asks for the loss of a mixture of experts."""
+        """Score sequences in one forward pass of `model`; some place must be scored.
+
+        `router` asks for the loss of a mixture of experts.
+        """
 
 
-STAND_IN = Sequence([0, 0], 1)  # scored by a process that has nothing left where others have
+STAND_IN = Sequence([0, 0], [1])  # scored by a process that has nothing left where others have
 
 
 def score_in_pieces(

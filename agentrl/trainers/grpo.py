@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
 from trl import GRPOConfig
 
@@ -174,6 +175,12 @@ class AgentGRPOTrainer(LossTrainer):
         silent = [not self.teaches(row, batch["advantages"]) for row in range(0, len(inputs), self.num_generations)]
         self._metrics["train" if self.model.training else "eval"][NO_SIGNAL].append(self._global_mean(silent))
         return batch
+
+    def sampled_tokens(self, completion_mask: Tensor) -> Tensor:
+        """Mask (B, C) of what the policy sampled in the rollout batch: results of tools are left out."""
+        sampled = [torch.tensor(trajectory.policy_mask) for trajectory in self._trajectories]
+        padded = pad_sequence(sampled, batch_first=True).to(completion_mask)
+        return completion_mask * torch.nn.functional.pad(padded, (0, completion_mask.shape[1] - padded.shape[1]))
 
     def teaches(self, row: int, advantages: Tensor) -> bool:
         """Whether the group that begins at `row` of the rollout batch moves the policy: here, by some advantage."""

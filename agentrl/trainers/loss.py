@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOTrainer
 from trl.trainer.utils import nanmax, nanmin
 
@@ -61,28 +60,34 @@ class LossTrainer(GRPOTrainer):
         """Rows of a rollout batch whose old and reference log-probs under their prompt are needed: all."""
         return list(range(rows))
 
+    def sampled_tokens(self, completion_mask: Tensor) -> Tensor:
+        """Mask (B, C) of the tokens of a rollout batch that the policy sampled: here, all of `completion_mask`."""
+        return completion_mask
+
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **_: Any
     ) -> tuple[Tensor, None, None]:
-        """Log-probs (B, C) of a rollout batch under the old or the reference policy; 0 in rows that are not needed.
+        """Log-probs (B, C) of the sampled tokens of a rollout batch under the old or the reference policy.
 
-        TRL asks for these; the loss itself calls the engine.
+        They are 0 at all other tokens and in rows that are not needed. TRL asks for these; the loss itself calls the
+        engine.
         """
         prompt, completion = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
         masks = attention_mask[:, :-logits_to_keep], attention_mask[:, -logits_to_keep:]
-        sequences = row_sequences(prompt, masks[0], completion, masks[1])
-        return self.score_rows(model, sequences, self.rows_under_prompt(len(sequences)), completion), None, None
+        sampled = self.sampled_tokens(masks[1])
+        sequences = row_sequences(prompt, masks[0], completion, masks[1], sampled)
+        return self.score_rows(model, sequences, self.rows_under_prompt(len(completion)), sampled), None, None
 
-    def score_rows(self, model: Any, sequences: list[Sequence], rows: list[int], like: Tensor) -> Tensor:
-        """Log-probs (B, C), shaped as `like`, of the sequences of some rows without a graph; 0 in the others."""
-        logps = torch.zeros(like.shape, dtype=torch.float32, device=like.device)
+    def score_rows(self, model: Any, sequences: dict[int, Sequence], rows: list[int], mask: Tensor) -> Tensor:
+        """Log-probs (B, C) of the sequences of some rows, without a graph, where `mask` (B, C) is on; 0 elsewhere."""
+        scored = [row for row in rows if row in sequences]
         budget = self.config.trainer.tokens_per_batch
         with self.accelerator.autocast():
             agree = partial(balanced, self.accelerator)
-            scores = score_in_pieces(self.scorer, model, [sequences[row] for row in rows], budget, agree)
-        for row, values in zip(rows, scores.logps, strict=True):
-            logps[row, : len(values)] = values
-        return logps
+            scores = score_in_pieces(self.scorer, model, [sequences[row] for row in scored], budget, agree)
+        there = torch.zeros_like(mask)
+        there[scored] = mask[scored]
+        return spread(scores.logps, there)
 
     def wanted(self, inputs: Inputs) -> Wanted:
         """What the loss needs scored: the rollouts under their prompts."""
@@ -117,8 +122,7 @@ class LossTrainer(GRPOTrainer):
         wanted = self.wanted(inputs)
         rows = len(inputs["completion_ids"])
         groups = [[of_rows[row] for of_rows in wanted.values() if row in of_rows] for row in range(rows)]
-        trained = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).sum()
-        whole = {"rows_of_update": rows, "tokens_of_update": trained}
+        whole = {"rows_of_update": rows, "tokens_of_update": trained_tokens(inputs).sum()}
         ranges = self.scorer.cut(groups, self.config.trainer.tokens_per_batch)
         return [{**piece_of(inputs, one, rows), **whole} for one in ranges]
 
@@ -129,15 +133,17 @@ class LossTrainer(GRPOTrainer):
         """The share of a piece in the loss of its mini-batch."""
         wanted = self.wanted(inputs)
         sequences = [one for of_rows in wanted.values() for one in of_rows.values()]
-        if not sequences:
-            return stand_in(self.scorer, model)
-        with self.accelerator.autocast():
-            scores = self.scorer.score(model, sequences, router=self.aux_loss_enabled)
+        scores = Scores([], [])
+        if sequences:
+            with self.accelerator.autocast():
+                scores = self.scorer.score(model, sequences, router=self.aux_loss_enabled)
         scored, start = {}, 0
         for name, of_rows in wanted.items():
             own = slice(start, start + len(of_rows))
             scored[name], start = Scores(scores.logps[own], scores.entropies[own]), own.stop
         loss = self.loss_of(inputs, scored)
+        if not sequences:
+            loss = loss + stand_in(self.scorer, model)
         if scores.router is not None:  # what a mixture of experts adds, so that its experts get tokens alike
             router = scores.router * (len(inputs["completion_ids"]) / rows_of_update(inputs))
             self.log_step.add("aux_loss", router)
@@ -154,12 +160,12 @@ class LossTrainer(GRPOTrainer):
 
     def policy_batch(self, inputs: Inputs, scores: Scores) -> PolicyBatch:
         """What the loss reads, from the scores of the rows."""
-        width = inputs["completion_ids"].shape[1]
+        mask = trained_tokens(inputs)
         return PolicyBatch(
-            logps=as_rows(scores.logps, width),
+            logps=spread(scores.logps, mask),
             advantages=inputs["advantages"],
-            mask=inputs["completion_mask"] * inputs.get("tool_mask", 1),
-            entropies=as_rows(scores.entropies, width),
+            mask=mask,
+            entropies=spread(scores.entropies, mask),
             old=inputs.get("old_per_token_logps"),
             reference=inputs.get("ref_per_token_logps"),
             sampler_weights=inputs.get("importance_sampling_ratio"),
@@ -212,24 +218,35 @@ def piece_of(inputs: Inputs, rows: range, count: int) -> Inputs:
     }
 
 
-def row_sequences(before: Tensor, before_mask: Tensor, after: Tensor, after_mask: Tensor) -> list[Sequence]:
-    """Sequences of padded rows: ids (B, P) that are not scored, then ids (B, C) that are."""
-    sequences = []
-    for first, first_mask, second, second_mask in zip(
-        *(part.cpu() for part in (before, before_mask.bool(), after, after_mask.bool())), strict=True
-    ):
-        context = first[first_mask].tolist()
-        sequences.append(Sequence(context + second[second_mask].tolist(), len(context)))
+def trained_tokens(inputs: Inputs) -> Tensor:
+    """Mask (B, C) of the completion tokens that the loss reads: what the policy sampled, tool results left out."""
+    mask: Tensor = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+    return mask
+
+
+def row_sequences(
+    before: Tensor, before_mask: Tensor, after: Tensor, after_mask: Tensor, scored: Tensor
+) -> dict[int, Sequence]:
+    """Sequences of padded rows, ids (B, P) and then ids (B, C), of which `scored` (B, C) are scored.
+
+    A row of which nothing is scored has no sequence.
+    """
+    parts = (before, before_mask.bool(), after, after_mask.bool(), scored.bool())
+    sequences = {}
+    for row, (first, first_mask, second, second_mask, wanted) in enumerate(zip(*(p.cpu() for p in parts), strict=True)):
+        context, places = first[first_mask].tolist(), wanted[second_mask].nonzero().flatten()
+        if len(places):
+            sequences[row] = Sequence(context + second[second_mask].tolist(), (places + len(context)).tolist())
     return sequences
 
 
 def rollouts_after(inputs: Inputs, context: str) -> dict[int, Sequence]:
-    """Every row's completion after its `<context>_ids`."""
-    before = inputs[f"{context}_ids"], inputs[f"{context}_mask"]
-    return dict(enumerate(row_sequences(*before, inputs["completion_ids"], inputs["completion_mask"])))
+    """Every row's completion after its `<context>_ids`, with the tokens scored that the loss reads."""
+    before, after = ((inputs[f"{part}_ids"], inputs[f"{part}_mask"]) for part in (context, "completion"))
+    return row_sequences(*before, *after, trained_tokens(inputs))
 
 
-def as_rows(values: list[Tensor], width: int | None = None) -> Tensor:
-    """Tensors of different lengths as the rows of one, zeros after their ends, `width` wide or as wide as they need."""
-    rows = pad_sequence(values, batch_first=True)
-    return rows if width is None else torch.nn.functional.pad(rows, (0, width - rows.shape[1]))
+def spread(values: list[Tensor], mask: Tensor) -> Tensor:
+    """The values of rows, in their order, as a tensor of the shape of `mask` (B, C): where it is on, 0 elsewhere."""
+    whole = torch.zeros(mask.shape, dtype=values[0].dtype if values else torch.float32, device=mask.device)
+    return whole.masked_scatter(mask.bool(), torch.cat(values)) if values else whole

@@ -21,9 +21,9 @@ from agentrl.objectives.pact import anchor_gates, mixed_loss, sft_loss, sft_toke
 from agentrl.objectives.policy import divergence_loss, policy_loss
 from agentrl.objectives.schedules import anneal_value, progress, reasoning_level
 from agentrl.scoring.sequence import Scores, Sequence
-from agentrl.trainers.loss import Wanted, rollouts_after
+from agentrl.trainers.loss import Wanted, rollouts_after, trained_tokens
 from agentrl.trainers.reference import start_of_adapters
-from agentrl.trainers.traced import TracedTrainer, traces_beside
+from agentrl.trainers.traced import TracedTrainer
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class PactTrainer(TracedTrainer):
             rows[row] = torch.tensor(self._trace(self._batch[row]).context)
         batch["context_ids"] = pad(rows, self._tokenizer.pad_token_id, padding_side="left").to(device)
         batch["context_mask"] = pad([torch.ones_like(row) for row in rows], 0, padding_side="left").to(device)
-        sequences = list(rollouts_after(batch, "context").values())
+        sequences, mask = rollouts_after(batch, "context"), trained_tokens(batch)
         if batch.get("old_per_token_logps") is not None:
             batch["prompt_old_logps"] = batch["old_per_token_logps"].clone()  # of a KL term under x
-            old = self.score_rows(self.model, sequences, conditioned, batch["completion_ids"])
+            old = self.score_rows(self.model, sequences, conditioned, mask)
             batch["old_per_token_logps"][conditioned] = old[conditioned]
         if batch.get("ref_per_token_logps") is not None and self.config.algo.kl_context == "ratio":
-            reference = self._reference_logps(sequences, conditioned, batch["completion_ids"])
+            reference = self._reference_logps(sequences, conditioned, mask)
             batch["ref_per_token_logps"][conditioned] = reference[conditioned]
 
     def rows_under_prompt(self, rows: int) -> list[int]:
@@ -118,11 +118,11 @@ class PactTrainer(TracedTrainer):
             return super().rows_under_prompt(rows)
         return [row for row in range(rows) if not self._is_conditioned(row)]
 
-    def _reference_logps(self, sequences: list[Sequence], rows: list[int], like: Tensor) -> Tensor:
+    def _reference_logps(self, sequences: dict[int, Sequence], rows: list[int], mask: Tensor) -> Tensor:
         if self.ref_model is not None:
-            return self.score_rows(self.ref_model, sequences, rows, like)
+            return self.score_rows(self.ref_model, sequences, rows, mask)
         with start_of_adapters(self.accelerator.unwrap_model(self.model)):
-            return self.score_rows(self.model, sequences, rows, like)
+            return self.score_rows(self.model, sequences, rows, mask)
 
     def wanted(self, inputs: dict[str, Any]) -> Wanted:
         """Rollouts under the contexts of their ratios, conditioned ones under x too if the KL term is, and traces."""
@@ -133,7 +133,7 @@ class PactTrainer(TracedTrainer):
                 under_x, conditioned = rollouts_after(inputs, "prompt"), inputs["conditioned"].tolist()
                 wanted["under_x"] = {row: one for row, one in under_x.items() if conditioned[row]}
         if algo.sft_coef > 0:
-            wanted["traces"] = traces_beside(inputs)
+            wanted["traces"] = self.traces_beside(inputs)
         return wanted
 
     def loss_of(self, inputs: dict[str, Any], scored: dict[str, Scores]) -> Tensor:
@@ -163,8 +163,9 @@ class PactTrainer(TracedTrainer):
     def _divergence_term(self, inputs: dict[str, Any], scores: Scores, under_x: Scores) -> Tensor:
         """The KL term of all rows under x: conditioned ones have scores under x of their own."""
         again = iter(zip(under_x.logps, under_x.entropies, strict=True))
-        rows = zip(scores.logps, scores.entropies, inputs["conditioned"].tolist(), strict=True)
-        chosen = [next(again) if conditioned else (logps, entropies) for logps, entropies, conditioned in rows]
+        conditioned = inputs["conditioned"].tolist()
+        rows = zip(rollouts_after(inputs, "prompt"), scores.logps, scores.entropies, strict=True)
+        chosen = [next(again) if conditioned[row] else (logps, entropies) for row, logps, entropies in rows]
         plain = {**inputs, "old_per_token_logps": inputs.get("prompt_old_logps")}
         batch = self.policy_batch(plain, Scores([one for one, _ in chosen], [one for _, one in chosen]))
         counts = self.counts(inputs)

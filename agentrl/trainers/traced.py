@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Task
 from agentrl.objectives.supervised import prompt_mean
 from agentrl.scoring.sequence import Scores, Sequence
 from agentrl.trainers.grpo import AgentGRPOTrainer
-from agentrl.trainers.loss import Wanted, as_rows, rows_of_update
+from agentrl.trainers.loss import Wanted, rows_of_update, spread
 from agentrl.trainers.sft import IGNORED, TARGETS, trace_labels
 
 
@@ -53,7 +54,21 @@ class TracedTrainer(AgentGRPOTrainer):
 
     def wanted(self, inputs: dict[str, Any]) -> Wanted:
         """The traces after the plain prompts, besides the rollouts."""
-        return {**super().wanted(inputs), "traces": traces_beside(inputs)}
+        return {**super().wanted(inputs), "traces": self.traces_beside(inputs)}
+
+    def traces_beside(self, inputs: dict[str, Any]) -> dict[int, Sequence]:
+        """The trace of every row that has one with a token to learn, after its plain prompt."""
+        sequences = {}
+        for row, weights in self._weights_beside(inputs).items():
+            trace, places = inputs["trace"][row], weights.nonzero().flatten()
+            sequences[row] = Sequence(trace.prompt_ids + trace.ids, (places + len(trace.prompt_ids)).tolist())
+        return sequences
+
+    def _weights_beside(self, inputs: dict[str, Any]) -> dict[int, Tensor]:
+        """The weights (L,) of the same traces."""
+        traces = {row: trace for row, trace in enumerate(inputs["trace"]) if trace is not None}
+        weights = {row: self.trace_weights(trace) for row, trace in traces.items()}
+        return {row: one for row, one in weights.items() if one.any()}
 
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
         """Loss (S,) of the traces beside `rows` of the piece, from log-probs and weights (S, L)."""
@@ -61,11 +76,10 @@ class TracedTrainer(AgentGRPOTrainer):
 
     def trace_term(self, inputs: dict[str, Any], scores: Scores) -> Tensor:
         """Mean of `trace_losses` over the mini-batch's prompts, as far as they are in this piece."""
-        rows = [row for row, trace in enumerate(inputs["trace"]) if trace is not None]
-        logps = as_rows(scores.logps) if rows else inputs["advantages"].new_zeros(0, 0)
-        weights = [self.trace_weights(inputs["trace"][row]) for row in rows]
-        padded = (as_rows(weights) if rows else torch.zeros(0, 0)).to(logps.device)
-        losses = self.trace_losses(logps, padded, rows, inputs)
+        beside = self._weights_beside(inputs)
+        weights = pad_sequence([*beside.values()], batch_first=True) if beside else torch.zeros(0, 0)
+        weights = weights.to(inputs["advantages"].device)
+        losses = self.trace_losses(spread(scores.logps, weights > 0), weights, [*beside], inputs)
         return prompt_mean(losses, self.num_generations, rows_of_update(inputs))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -73,12 +87,3 @@ class TracedTrainer(AgentGRPOTrainer):
         group = self.num_generations
         batch["trace"] = [None if row % group else self.trace_beside(row) for row in range(len(inputs))]
         return batch
-
-
-def traces_beside(inputs: dict[str, Any]) -> dict[int, Sequence]:
-    """The trace of every row that has one, after its plain prompt."""
-    return {
-        row: Sequence(trace.prompt_ids + trace.ids, len(trace.prompt_ids))
-        for row, trace in enumerate(inputs["trace"])
-        if trace is not None
-    }

@@ -250,6 +250,12 @@ def test_what_does_not_fit_is_refused() -> None:
 # --- against TRL's loss -----------------------------------------------------------------------------------------------
 
 
+def scores_of(logps: Tensor, entropies: Tensor, mask: Tensor) -> Scores:
+    """What an engine says of rows of which the tokens of `mask` are scored; nothing of a row without any."""
+    rows = [row for row in range(len(mask)) if mask[row].any()]
+    return Scores(*([values[row][mask[row].bool()] for row in rows] for values in (logps, entropies)))
+
+
 def bare_trainer(batch: PolicyBatch, settings: PolicySettings, steps: int) -> tuple[Any, dict[str, Any]]:
     """A trainer whose network's answer is `batch`, and the micro-batch it would read. It has no model."""
     trainer: Any = LossTrainer.__new__(LossTrainer)
@@ -257,7 +263,7 @@ def bare_trainer(batch: PolicyBatch, settings: PolicySettings, steps: int) -> tu
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (batch.logps, batch.entropies, None)
     trainer.scorer = SimpleNamespace(
         cut=lambda groups, _: [range(len(groups))],
-        score=lambda *_, **__: Scores(list(batch.logps), list(batch.entropies)),
+        score=lambda *_, **__: scores_of(batch.logps, batch.entropies, batch.mask),
     )
     trainer.config = SimpleNamespace(trainer=SimpleNamespace(tokens_per_batch=1))
     trainer.model, trainer._metrics = SimpleNamespace(training=True), {"train": _Lists()}
@@ -323,7 +329,8 @@ def test_the_router_loss_of_a_mixture_of_experts_is_added_as_trl_does() -> None:
     without = trainer.compute_loss(None, inputs)
     logps, entropies, _ = trainer._get_per_token_logps_and_entropies()
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logps, entropies, torch.tensor(1.5))
-    trainer.scorer.score = lambda *_, **__: Scores(list(logps), list(entropies), torch.tensor(1.5))
+    plain = trainer.scorer.score
+    trainer.scorer.score = lambda *args, **named: replace(plain(*args, **named), router=torch.tensor(1.5))
     trainer.aux_loss_enabled, trainer.router_aux_loss_coef = True, 0.1
     trainer.accelerator.gather_for_metrics = trainer.accelerator.gather
     ours, theirs = trainer.compute_loss(None, inputs), trl_loss(trainer, inputs)

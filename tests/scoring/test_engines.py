@@ -28,11 +28,16 @@ def drawn(seed: int = 0) -> list[Sequence]:
         return torch.randint(1, VOCABULARY, (size,), generator=generator).tolist()
 
     system, first, second, opening = ids(20), ids(31), ids(18), ids(17)
-    sequences = [Sequence(system + first + opening + ids(size), 51) for size in (9, 14, 3)]
-    sequences += [Sequence(system + first + ids(size), 51) for size in (25, 1)]
-    sequences += [Sequence(system + second + ids(size), 38) for size in (12, 8)]
-    sequences += [Sequence(ids(40), 1), Sequence(system + first + opening + ids(7), 20)]
-    return sequences
+    sequences = [scored_from(system + first + opening + ids(size), 51) for size in (9, 14, 3)]
+    sequences += [scored_from(system + first + ids(size), 51) for size in (25, 1)]
+    sequences += [scored_from(system + second + ids(size), 38) for size in (12, 8)]
+    sequences += [scored_from(ids(40), 1), scored_from(system + first + opening + ids(7), 20)]
+    long = system + first + opening + ids(30)
+    return [*sequences, Sequence(long, [52, 53, 60, 70, len(long) - 1]), Sequence(long[:60], [])]
+
+
+def scored_from(ids: list[int], start: int) -> Sequence:
+    return Sequence(ids, range(start, len(ids)))
 
 
 def weighed(scores: Scores) -> torch.Tensor:
@@ -80,11 +85,11 @@ def test_numbers_and_gradients_are_those_of_the_padded_engine(family: str) -> No
 
 def test_scores_are_what_the_logits_say() -> None:
     model = network(temperature=0.7)
-    sequence = drawn()[0]
+    sequence = drawn()[-2]
     logits = model(torch.tensor([sequence.ids])).logits[0] / 0.7
     expected = logits.log_softmax(-1)
-    targets = torch.tensor(sequence.ids[sequence.start :])
-    rows = expected[sequence.start - 1 : -1]
+    targets = torch.tensor(sequence.ids)[list(sequence.scored)]
+    rows = expected[torch.tensor(sequence.scored) - 1]
     scores = packed(model).score(model, [sequence])
     torch.testing.assert_close(scores.logps[0], rows.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores.entropies[0], -(rows.exp() * rows).sum(-1), rtol=1e-5, atol=1e-5)
@@ -138,13 +143,12 @@ def test_neither_order_nor_cuts_change_anything() -> None:
 @given(st.lists(st.lists(st.integers(1, 3), min_size=2, max_size=24), min_size=1, max_size=6), st.data())
 def test_any_forest_scores_as_its_sequences_alone(ids: list[list[int]], data: Any) -> None:
     model = MODEL
-    sequences = [Sequence(one, data.draw(st.integers(1, len(one)))) for one in ids]
-    if all(one.start == len(one.ids) for one in sequences):
-        sequences[0] = Sequence(ids[0], 1)
+    sequences = [Sequence(one, sorted(data.draw(st.sets(st.integers(1, len(one) - 1))))) for one in ids]
+    if not any(one.scored for one in sequences):
+        sequences[0] = scored_from(ids[0], 1)
     together = PackedEngine().score(model, sequences)
     for one, logps in zip(sequences, together.logps, strict=True):
-        assert len(logps) == len(one.ids) - one.start
-        alone = PaddedEngine().score(model, [Sequence(one.ids, 1)]).logps[0][one.start - 1 :]
+        alone = PaddedEngine().score(model, [scored_from(list(one.ids), 1)]).logps[0][[n - 1 for n in one.scored]]
         torch.testing.assert_close(logps, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -244,7 +248,7 @@ def test_a_saved_model_does_not_name_the_kernel(tmp_path: Any) -> None:
 def kept_bytes(engine: Any, model: Any, scale: int) -> int:
     """What a forward pass keeps for the backward pass, weights left out: 8 completions after one prompt."""
     prompt = torch.randint(1, VOCABULARY, (40 * scale,), generator=torch.Generator().manual_seed(1)).tolist()
-    sequences = [Sequence([*prompt, n + 1, *prompt[n : n + 10 * scale]], len(prompt)) for n in range(8)]
+    sequences = [scored_from([*prompt, n + 1, *prompt[n : n + 10 * scale]], len(prompt)) for n in range(8)]
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 

@@ -143,3 +143,35 @@ def test_rows_of_a_prompt_score_alike_in_any_order(tmp_path: Path) -> None:
         order, trainer.scorer.score(trainer.model, [sequences[i] for i in order]).logps, strict=True
     ):
         torch.testing.assert_close(values, plain[place], rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("method", ["pact"])
+def test_only_what_the_loss_reads_is_scored(method: str, tmp_path: Path) -> None:
+    """No result of a tool, no token of a trace without a weight; a trace without any is not even computed."""
+    trainer, batch = moved(method, tmp_path)
+    trained = batch["completion_mask"] * batch["tool_mask"]
+    assert trained.sum() < batch["completion_mask"].sum()  # there are results of tools
+    wanted = trainer.wanted(batch)
+    for row, sequence in wanted["rollouts"].items():
+        prompt = int(batch["context_mask"][row].sum())
+        assert [place - prompt for place in sequence.scored] == trained[row].nonzero().flatten().tolist()
+    (row, sequence), *_ = wanted["traces"].items()
+    trace = batch["trace"][row]
+    weights = trainer.trace_weights(trace)
+    assert len(sequence.scored) == int((weights > 0).sum()) < len(trace.ids)
+    trainer.trace_weights = lambda trace: torch.zeros(len(trace.ids))
+    assert trainer.wanted(batch)["traces"] == {}
+    assert math.isfinite(trainer.compute_loss(trainer.model, batch).item())
+
+
+def test_rows_of_which_nothing_is_trained_on_are_not_computed(tmp_path: Path) -> None:
+    trainer, batch = moved("grpo", tmp_path)
+    plain = update(trainer, batch, PaddedEngine(), 10**6)
+    masked = {**batch, "tool_mask": batch["tool_mask"].clone()}
+    masked["tool_mask"][2] = 0
+    assert list(trainer.wanted(masked)["rollouts"]) == [0, 1, 3, 4, 5, 6, 7]
+    one = update(trainer, masked, PaddedEngine(), 10**6)
+    assert one[0] != pytest.approx(plain[0], rel=1e-6)
+    assert_same(update(trainer, masked, PackedEngine(), 10**6), one)
+    masked["tool_mask"][:] = 0
+    assert update(trainer, masked, PackedEngine(), 10**6)[1].norm() == 0
