@@ -41,6 +41,10 @@ class Relation:
     def tool(self) -> str:
         return f"get_{self.name}"
 
+    def describe(self) -> str:
+        """What the tool does, for its schema."""
+        return f"Find the {self.name} of a {self.source}."
+
 
 RELATIONS = tuple(
     Relation(*fields)
@@ -93,7 +97,7 @@ def tool_schema(relation: Relation) -> dict[str, Any]:
         "type": "function",
         "function": {
             "name": relation.tool,
-            "description": f"Find the {relation.name} of a {relation.source}.",
+            "description": relation.describe(),
             "parameters": {
                 "type": "object",
                 "properties": {relation.source: {"type": "string"}},
@@ -229,27 +233,30 @@ class MinihopBench(Bench):
         return expert_trace(task).calls
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        """Return Solve-P/R/F1 over the hops, as FTRL defines them, and whether the final answer is right.
+        return score_hops(task, trajectory)
 
-        `solve_rate` is 1 if the answer is right and a tool returned the result of every hop, else 0.
-        """
-        solved = count_solved(task, trajectory.calls)
-        hops, calls = len(task.data["chain"]), len(trajectory.calls)
-        correct = float(extract_answer(trajectory.final_text).strip().lower() == task.answer.lower())
-        metrics = {
-            "solve_rate": correct * float(solved == hops),
-            "answer_correct": correct,
-            "solve_p": solved / calls if calls else 1.0,
-            "solve_r": solved / hops,
-            "solve_f1": 2 * solved / (calls + hops),
-        }
-        return Score(metrics, task.cluster, {"hops": str(hops)})
+
+def score_hops(task: Task, trajectory: Trajectory) -> Score:
+    """Return Solve-P/R/F1 over the hops, as FTRL defines them, and whether the final answer is right.
+
+    `solve_rate` is 1 if the answer is right and a tool returned the result of every hop, else 0.
+    """
+    solved = count_solved(task, trajectory.calls)
+    hops, calls = sum(map(len, task.golds.values())), len(trajectory.calls)
+    correct = float(extract_answer(trajectory.final_text).strip().lower() == task.answer.lower())
+    metrics = {
+        "solve_rate": correct * float(solved == hops),
+        "answer_correct": correct,
+        "solve_p": solved / calls if calls else 1.0,
+        "solve_r": solved / hops,
+        "solve_f1": 2 * solved / (calls + hops),
+    }
+    return Score(metrics, task.cluster, {"hops": str(hops)})
 
 
 def count_solved(task: Task, calls: list[ToolCall]) -> int:
     """Count the solved hops. A call solves the hop of its tool if it returned the hop's answer, and only once."""
-    entities = task.data["entities"]
-    open_hops = {(f"get_{name}", target) for name, target in zip(task.data["chain"], entities[1:], strict=True)}
+    open_hops = {(tool, answer) for tool, answers in task.golds.items() for answer in answers}
     solved = 0
     for call in calls:
         if (call.name, call.observation) in open_hops and not call.error:

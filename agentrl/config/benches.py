@@ -15,13 +15,18 @@ CONFLICTING = ", half of them conflicting"
 GENERATED = "Seed of the generated data. It is separate from `seed`, so runs with other seeds share the data."
 Rules = Literal["official", "corrected"]
 CALL_RULES = ("the bench's own, see docs/benches.md", "ours: whole words must match, and failed calls earn nothing")
-Shares = Annotated[
-    list[float],
-    Holds(
-        lambda shares: len(shares) == 4 and all(share >= 0 for share in shares) and abs(sum(shares) - 1) < 1e-6,
-        "must be four shares (1 to 4 hops), none negative, that sum to 1",
-    ),
-]
+TraceQuality = Literal["clean", "verbose", "noisy"]
+
+
+def must_be_shares(count: int, of: str) -> Holds:
+    return Holds(
+        lambda shares: len(shares) == count and all(share >= 0 for share in shares) and abs(sum(shares) - 1) < 1e-6,
+        f"must be {of}, none negative, that sum to 1",
+    )
+
+
+HopShares = Annotated[list[float], must_be_shares(4, "four shares (1 to 4 hops)")]
+CallShares = Annotated[list[float], must_be_shares(6, "six shares (1 to 6 calls)")]
 
 
 def must_be_even(least: int) -> Holds:
@@ -37,8 +42,27 @@ class Minihop(BenchKeys):
     data_seed: int = key(GENERATED)
     train_tasks: int = key("Tasks in the training split.", ge=1)
     test_tasks: int = key("Tasks in the held-out split.", ge=1)
-    train_hops: Shares = key("Shares of tasks with 1, 2, 3 and 4 hops in the training split.")
-    test_hops: Shares = key("Shares of tasks with 1, 2, 3 and 4 hops in the test split.")
+    train_hops: HopShares = key("Shares of tasks with 1, 2, 3 and 4 hops in the training split.")
+    test_hops: HopShares = key("Shares of tasks with 1, 2, 3 and 4 hops in the test split.")
+
+
+class MinihopHard(BenchKeys):
+    loads = "agentrl.benches.minihop_hard:MinihopHardBench"
+    runs_code = sub_answers = True
+
+    data_seed: int = key(GENERATED)
+    train_tasks: int = key("Tasks in the training split.", ge=1)
+    test_tasks: int = key("Tasks in the held-out split.", ge=1)
+    train_calls: CallShares = key("Shares of tasks with 1, 2, 3, 4, 5 and 6 right calls in the training split.")
+    test_calls: CallShares = key("Shares of tasks with 1, 2, 3, 4, 5 and 6 right calls in the test split.")
+    joins: float = key("Share of tasks with two chains, which a tool with two arguments joins.", ge=0, le=1)
+    former: float = key("Share of hops that need the optional argument.", ge=0, le=1)
+    renamed: float = key("Share of calls that fail first: the tool knows the entity under another name.", ge=0, le=1)
+    distractors: int = key("Tools of a task that it does not need.", ge=0, le=8)
+    trace_quality: TraceQuality = key(
+        "How the expert traces are written.",
+        means=("in few words", "in many words", "in few words, and a fifth of the steps are wrong"),
+    )
 
 
 class Minihif(BenchKeys):
@@ -256,6 +280,7 @@ class CustomBench(BenchKeys):
 
 BENCHES: dict[str, type[BenchKeys]] = {
     "minihop": Minihop,
+    "minihop_hard": MinihopHard,
     "toolhop": ToolHop,
     "ftrl": Ftrl,
     "bfcl": Bfcl,
