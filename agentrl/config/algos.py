@@ -29,6 +29,10 @@ class Advantage(Group):
     lone_raw: bool = key(
         "For hard_credit: a turn that only one rollout reached keeps its return, as in MatchTIR's code."
     )
+    signs: Literal["earned", "random"] = key(
+        "Signs of the advantages.",
+        means=("as the rewards say", "a coin for each rollout: a control that any useful term must beat"),
+    )
 
 
 class Trace(Group):

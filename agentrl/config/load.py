@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from pydantic import ValidationError
 
+from agentrl.config.algos import ALGOS
 from agentrl.config.key import Group, extra, group_in, sentence, variants
 from agentrl.config.meanings import REMOVED
 from agentrl.config.refusals import refusal
@@ -26,6 +27,8 @@ GENERATED = ("minihop", "minihif")  # benches to which older versions gave an un
 RENAMED = {"mended": "corrected"}  # older names of the choices of bench.rules and bench.reward_rules
 # Keys without which older versions trained, besides operational ones: they change no result except by rounding.
 ADDED = ("trainer.tokens_per_batch", "trainer.engine")
+# Keys that methods lacked, and the values with which they train as they did.
+ADDED_TO_METHODS: dict[str, Any] = {"advantage.signs": "earned"}
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
@@ -92,6 +95,13 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
             continue
         for name, value in given.items():
             if {group, f"{group}.{name}"} & added:
+                node.setdefault(name, value)
+    if isinstance(algo := values.get("algo"), MutableMapping) and (method := ALGOS.get(algo.get("name"))) is not None:
+        known = {key for key, _, _ in keys_of(method)}
+        for key, value in ADDED_TO_METHODS.items():
+            group, _, name = key.rpartition(".")
+            node = algo.get(group) if group else algo
+            if key in known and isinstance(node, MutableMapping):
                 node.setdefault(name, value)
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):

@@ -32,7 +32,11 @@ class MethodKeys(Group):
     def advantage_arguments(self) -> dict[str, Any]:
         """Return the keywords of `advantages`, a function of rewards and mask (N, K, T) that returns (N, K, T)."""
         keys: Group = self.advantage  # type: ignore[attr-defined]  # methods with these advantages have this group
-        return keys.model_dump()
+        return keys.model_dump(exclude={"signs"})  # the trainer draws them
+
+    def has_random_signs(self) -> bool:
+        """Whether the signs of its advantages are drawn at random."""
+        return getattr(getattr(self, "advantage", None), "signs", "earned") == "random"
 
     def imitates(self) -> bool:
         """Whether its loss has a term on the expert traces."""

@@ -9,8 +9,12 @@ Shape suffixes: N prompts, K rollouts of a prompt, T turns, B = N * K rows, C co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from agentrl.objectives.chance import uniform
 
 # Values closer than this count as equal: they differ by the rounding of a float32 sum. The distance is relative above 1
 # and absolute below. Otherwise a group of equal values would get advantages of about 0.1, made of rounding alone.
@@ -94,6 +98,19 @@ def group_advantages(
     if kind == "hard_credit":
         return hard_credit_advantage(turn_rewards, mask, gamma, eps, scale, lone_raw=lone_raw)
     return trajectory_advantage(turn_rewards.sum(-1), eps)[..., None].expand_as(turn_rewards)
+
+
+def random_signs(seed: int, step: int, prompt_keys: Sequence[int]) -> Tensor:
+    """Draw +1 or -1 for each rollout at a step, by `chance.uniform`: a control whose advantages say nothing.
+
+    prompt_keys: the prompt of each of the B rollouts; those of a prompt follow each other. Returns float64 (B,).
+    """
+    seen: dict[int, int] = {}
+    draws = []
+    for key in prompt_keys:
+        seen[key] = seen.get(key, -1) + 1
+        draws.append(1.0 if uniform(f"sign:{seed}:{step}:{key}:{seen[key]}") < 0.5 else -1.0)
+    return torch.tensor(draws, dtype=torch.float64)
 
 
 def spread_to_tokens(turn_values: Tensor, turn: Tensor, policy_mask: Tensor) -> Tensor:

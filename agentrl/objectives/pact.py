@@ -21,7 +21,6 @@ Shape suffixes: N prompts, S expert traces, L tokens of a trace.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import get_args
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from agentrl.core.expert_trace import MAX_LEVEL
 from agentrl.core.trajectory import Component
+from agentrl.objectives.chance import uniform
 from agentrl.objectives.choices import CallSchedule, ReasoningSchedule, SftNorm
 from agentrl.objectives.supervised import weighted_nll
 
@@ -38,12 +38,12 @@ from agentrl.objectives.supervised import weighted_nll
 def anchor_gates(q: float, seed: int, step: int, prompt_keys: Sequence[int]) -> Tensor:
     """Draw the gate z ~ Bernoulli(q) of each prompt at a step (eq. 13). True anchors the prompt.
 
-    Returns bool (N,). A gate is a hash of (seed, step, key), not a draw from a generator, so it does not depend on
-    resuming, on the number of processes or on the order of the batch. Raises ValueError unless 0 <= q <= 1.
+    Returns bool (N,). A gate is drawn by `chance.uniform`: q = 0 never anchors, q = 1 always does. Raises ValueError
+    unless 0 <= q <= 1.
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q {q} is not in [0, 1]")
-    return torch.tensor([_uniform(seed, step, int(key)) < q for key in prompt_keys], dtype=torch.bool)
+    return torch.tensor([uniform(f"pact-gate:{seed}:{step}:{int(key)}") < q for key in prompt_keys], dtype=torch.bool)
 
 
 def sft_token_weights(
@@ -127,11 +127,6 @@ def mixed_loss(rl: Tensor, sft: Tensor, rl_coef: float, sft_coef: float) -> Tens
     rl_coef is 1 in the paper, and 0 in its SFT-only ablation. sft_coef is beta_SFT.
     """
     return rl_coef * rl + sft_coef * sft
-
-
-def _uniform(seed: int, step: int, key: int) -> float:
-    digest = hashlib.blake2b(f"pact-gate:{seed}:{step}:{key}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits in [0, 1): q = 0 never anchors, q = 1 always does
 
 
 def _first_share(selected: Tensor, share: float) -> Tensor:

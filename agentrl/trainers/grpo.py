@@ -22,7 +22,7 @@ from agentrl.core.engine import Episode
 from agentrl.core.imports import import_by_name
 from agentrl.core.judge import Judge
 from agentrl.core.trajectory import Trajectory
-from agentrl.objectives.advantages import spread_to_tokens
+from agentrl.objectives.advantages import random_signs, spread_to_tokens
 from agentrl.rewards.turns import episode_rewards
 from agentrl.rollout.tokens import TokenEngine
 from agentrl.scoring.choose import scoring_engine
@@ -194,7 +194,11 @@ class AgentGRPOTrainer(LossTrainer):
         algo, (rows, turns) = self.config.algo, rewards.shape
         groups = (rewards.view(-1, self.num_generations, turns), mask.view(-1, self.num_generations, turns))
         advantages: Tensor = import_by_name(algo.advantages)(*groups, **algo.advantage_arguments())
-        return advantages.reshape(rows, turns)
+        advantages = advantages.reshape(rows, turns)
+        if algo.has_random_signs():
+            signs = random_signs(self.config.seed, self.state.global_step, self._batch_rows)
+            advantages = advantages * signs.to(advantages)[:, None]
+        return advantages
 
     def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
         """Advantages (B, C), one value a turn, zero on observations."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agentrl.objectives.advantages import (
     hard_credit_advantage,
+    random_signs,
     spread_to_tokens,
     trajectory_advantage,
     turn_advantage,
@@ -186,3 +187,19 @@ def test_parity_with_matchtir() -> None:
                         assert fused[k, t].item() == pytest.approx(official["fused_per_turn"][i][t], abs=5e-6)
                     compared += 1
     assert compared > 1000
+
+
+# -- random signs ------------------------------------------------------------------------------------------------------
+
+
+def test_random_signs_are_fair_coins_that_depend_on_seed_step_prompt_and_place_alone() -> None:
+    keys = [prompt for prompt in range(1000) for _ in range(4)]
+    signs = random_signs(0, 3, keys)
+    assert set(signs.tolist()) == {-1.0, 1.0}
+    assert abs(signs.mean().item()) < 3 / len(keys) ** 0.5
+    within = signs.view(-1, 4)
+    assert abs((within[:, 0] * within[:, 1]).mean().item()) < 0.1  # rollouts of a prompt have coins of their own
+    assert torch.equal(signs, random_signs(0, 3, keys))
+    assert torch.equal(signs[400:], random_signs(0, 3, keys[400:]))  # also where another process has the first prompts
+    for other in (random_signs(1, 3, keys), random_signs(0, 4, keys)):
+        assert not torch.equal(signs, other)

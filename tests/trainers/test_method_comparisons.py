@@ -93,6 +93,38 @@ def test_the_only_rollout_that_reached_a_turn_has_no_group_there(tmp_path: Path)
     assert torch.equal(found["false"][:, 0], found["true"][:, 0])
 
 
+@pytest.mark.parametrize("algo", ["grpo", "pact"])
+def test_the_control_changes_signs_of_whole_rollouts_and_nothing_else(algo: str, tmp_path: Path) -> None:
+    rewards, mask = torch.rand(8, 3, dtype=torch.float64), torch.ones(8, 3, dtype=torch.bool)
+    found = []
+    for signs in ("earned", "random"):
+        trainer = make_trainer(small(f"algo={algo}", f"algo.advantage.signs={signs}", *LOOSE), tmp_path, expert_script)
+        trainer._batch_rows = [0] * 4 + [1] * 4
+        found.append(trainer.turn_advantages(rewards, mask))
+    ratio = found[1] / found[0]
+    assert torch.equal(ratio, ratio[:, :1].expand_as(ratio))
+    assert set(ratio.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_the_arms_of_table_2_differ_in_their_terms_alone() -> None:
+    arms = {}
+    for name in ("control", "lx", "lh", "lx_sft", "lh_sft", "anchored"):
+        config = composed(f"experiment=pact_{name}")
+        algo = config.algo
+        arms[name] = (algo.q, algo.sft_coef, algo.condition_on_trace, algo.advantage.signs)
+        neutral = {"q": 0.4, "sft_coef": 0.1, "condition_on_trace": True}
+        algo = algo.model_copy(update={**neutral, "advantage": composed().algo.advantage})
+        assert config.model_copy(update={"algo": algo}) == composed()
+    assert arms == {
+        "control": (1, 0, True, "random"),
+        "lx": (1, 0, True, "earned"),
+        "lh": (0, 0, True, "earned"),
+        "lx_sft": (0, 0.1, False, "earned"),
+        "lh_sft": (0, 0.1, True, "earned"),
+        "anchored": (0.4, 0.1, True, "earned"),
+    }
+
+
 def test_matchtirs_experiments_do_what_its_code_does() -> None:
     for name in ("matchtir", "matchtir_ot"):
         chosen = composed(f"experiment={name}")
