@@ -114,9 +114,10 @@ def generate_task(task_id: str, shape: Shape, names: list[str], config: MinihopH
 
 def make_tables(steps: list[Step], others: list[str], distractors: int, rng: random.Random) -> list[Table]:
     """Draw the tables of all tools of a task: those of its steps, and distracting ones that know its entities, too."""
-    used = [step.relation for step in steps]
+    used: list[Relation | Joint] = [step.relation for step in steps]
+    known: list[Relation | Joint] = [*RELATIONS, *JOINTS]
     entities = {entity for step in steps for entity in step.entities}
-    spare = rng.sample([one for one in (*RELATIONS, *JOINTS) if one not in used], distractors)
+    spare = rng.sample([one for one in known if one not in used], distractors)
     relations = rng.sample([*used, *spare], len(steps) + distractors)
     by_relation = {step.relation: step for step in steps}
     tables = []

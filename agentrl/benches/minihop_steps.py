@@ -71,7 +71,7 @@ class Shape:
         chains = "+".join("/".join(relation.name for relation in chain) for chain in self.branches)
         if self.joint is None:
             return chains
-        return f"{chains}>{'/'.join(one.name for one in (self.joint, *self.tail))}"
+        return f"{chains}>{'/'.join([self.joint.name, *(relation.name for relation in self.tail)])}"
 
     def is_held_out(self) -> bool:
         """Whether the shape belongs to the test split. A third of them do, by a hash."""

@@ -96,7 +96,10 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
         for name, value in given.items():
             if {group, f"{group}.{name}"} & added:
                 node.setdefault(name, value)
-    if isinstance(algo := values.get("algo"), MutableMapping) and (method := ALGOS.get(algo.get("name"))) is not None:
+    if (
+        isinstance(algo := values.get("algo"), MutableMapping)
+        and (method := ALGOS.get(str(algo.get("name")))) is not None
+    ):
         known = {key for key, _, _ in keys_of(method)}
         for key, value in ADDED_TO_METHODS.items():
             group, _, name = key.rpartition(".")

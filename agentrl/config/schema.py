@@ -195,6 +195,12 @@ class Trainer(Group):
         "checkpoint); '-name' keeps the lowest.",
         operational=True,
     )
+    diagnose: int = key(
+        "Every how many updates to measure what the terms of a method with expert traces pull at (docs/diagnosis.md); "
+        "0 never.",
+        ge=0,
+        operational=True,
+    )
     log_rollouts: int = key("Trajectories of each rollout batch to write to rollouts.jsonl.", ge=0)
 
 

@@ -30,7 +30,7 @@ from agentrl.report.markdown import cell
 from agentrl.report.rollouts import View, first_and_last, view
 from agentrl.report.table import missing_text
 
-SECTIONS = ("Results", "Differences", "Grid", "Compute", "Settings", "Runs")
+SECTIONS = ("Results", "Differences", "Grid", "Diagnosis", "Compute", "Settings", "Runs")
 ROLLOUTS = 2  # shown of the first and of the last step, for each arm
 MAX_DIFFERENCES = 28  # the pairs of eight arms; with more arms only the differences to the first arm are shown
 
@@ -74,6 +74,7 @@ def _add(report: Report, records: list[RunRecord], prefix: str) -> None:
         "Results": [_results(arms, metrics), *_splits(arms, metrics)],
         "Differences": _differences(arms, metrics),
         "Grid": _grids(keys, arms, metrics),
+        "Diagnosis": _diagnosis(arms),
         "Compute": [_ledger(arms)],
         "Settings": [_settings(keys, arms)],
         "Runs": [_runs(arms)],
@@ -182,6 +183,47 @@ def _grids(keys: list[str], arms: list[Arm], metrics: list[str]) -> list[Table]:
         cells = [at.get(repr((first, second))) for second in across]
         rows.append([str(first), *(cell(pool_metric(arm, "after", metrics[0])) if arm else "–" for arm in cells)])
     return [Table(f"{metrics[0]} after training", [f"{keys[0]} \\ {keys[1]}", *map(str, across)], rows)]
+
+
+MEASURED = {
+    "norm_x": "|g_x|",
+    "norm_h": "|g_h|",
+    "norm_sft": "|g_SFT|",
+    "cos_x_h": "cos(x, h)",
+    "cos_x_sft": "cos(x, SFT)",
+    "cos_h_sft": "cos(h, SFT)",
+    "pull_good_x": "pull up, x",
+    "pull_good_h": "pull up, h",
+    "improbable_x": "p < 0.01, x",
+    "improbable_h": "p < 0.01, h",
+    "shift_good": "d, good",
+    "shift_bad": "d, bad",
+}
+MEANING = (
+    "g: gradients of L^x, L^h and L_SFT on the same rollouts and traces. Pull up: mean |A| (1 - p) where A > 0; "
+    "near 0, nothing is left to reinforce. p < 0.01: share of the push on tokens with A < 0 that is on tokens which "
+    "the context makes improbable anyway. d: log p(y|x,h) - log p(y|x) of tokens with A > 0 (good) and A < 0 (bad)."
+)
+
+
+def _diagnosis(arms: list[Arm]) -> list[Table]:
+    """Return what trainer.diagnose measured, in the first and in the last third of each arm's measurements."""
+    rows = []
+    for arm in arms:
+        runs = [run.directory.read_metrics() for run in arm.runs]
+        measured = [[row for row in run if any(key.startswith("diagnose/") for key in row)] for run in runs]
+        third = max((len(run) + 2) // 3 for run in measured)
+        for name, parts in (("first", [run[:third] for run in measured]), ("last", [run[-third:] for run in measured])):
+            found = [row for part in parts for row in part] if third else []
+            if found:
+                cells = [_mean_cell([row.get(f"diagnose/{key}") for row in found]) for key in MEASURED]
+                rows.append([arm.label, name, *cells])
+    return [Table("What the terms pull at", ["arm", "third", *MEASURED.values()], rows, MEANING)] if rows else []
+
+
+def _mean_cell(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3g}" if known else "–"
 
 
 def _ledger(arms: list[Arm]) -> Table:

@@ -18,6 +18,10 @@ class Sequence:
     ids: Many[int]
     scored: Many[int]
 
+    def after(self, context: list[int], own: int) -> Sequence:
+        """The same sequence with `context` in place of its first `own` tokens, none of which is scored."""
+        return Sequence([*context, *self.ids[own:]], [place - own + len(context) for place in self.scored])
+
 
 @dataclass(frozen=True)
 class Scores:

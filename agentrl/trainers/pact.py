@@ -65,6 +65,13 @@ class PactTrainer(TracedTrainer):
         keys = self._batch_rows[row : row + 1]
         return bool(anchor_gates(self.config.algo.q, self.config.seed, self.state.global_step, keys))
 
+    def context_with_trace(self, task: Task) -> list[int] | None:
+        found = self._trace(task)
+        return None if found.trace is None else found.context
+
+    def whole_trace(self, task: Task) -> TokenizedTrace | None:
+        return self._trace(task).trace
+
     def trace_beside(self, row: int) -> TokenizedTrace | None:
         """h* without its answer, as the schedules show it; None for an anchored prompt."""
         hidden = self._is_anchored(row) or self.config.algo.sft_coef == 0

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from agentrl.chat.trace_messages import context_ids
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Task
 from agentrl.objectives.supervised import prompt_mean
 from agentrl.scoring.sequence import Scores, Sequence
+from agentrl.trainers.diagnosis import MEASURES, diagnose
 from agentrl.trainers.grpo import AgentGRPOTrainer
-from agentrl.trainers.loss import Wanted, rows_of_update, spread
+from agentrl.trainers.loss import Wanted, rollouts_after, rows_of_update, spread
 from agentrl.trainers.sft import IGNORED, TARGETS, trace_labels
+from agentrl.trainers.step_log import StepLog
+
+SHOWN_TOKENS = 4096  # of the longest trace in [x; h*], where a method has no key for it
 
 
 class TracedTrainer(AgentGRPOTrainer):
@@ -81,6 +87,39 @@ class TracedTrainer(AgentGRPOTrainer):
         weights = weights.to(inputs["advantages"].device)
         losses = self.trace_losses(spread(scores.logps, weights > 0), weights, [*beside], inputs)
         return prompt_mean(losses, self.num_generations, rows_of_update(inputs))
+
+    def context_with_trace(self, task: Task) -> list[int] | None:
+        """Ids of [x; h*]; None where no trace is shown."""
+        trace = self.expert_trace(task)
+        return None if trace is None else context_ids(self.chat, task, trace, "message", SHOWN_TOKENS)[0]
+
+    def whole_trace(self, task: Task) -> TokenizedTrace | None:
+        """The trace that the method imitates, whether or not its prompt does so in this update."""
+        return self.expert(task)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        every = self.config.trainer.diagnose
+        if every > 0 and self.model.training and self.state.global_step % every == 0:
+            self._diagnose(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _diagnose(self, inputs: dict[str, Any]) -> None:
+        """Log what the terms of the loss pull at in this mini-batch."""
+        tasks = [self._batch[row] for row in inputs["row"].tolist()]
+        under_h = {}
+        for row, rollout in rollouts_after(inputs, "prompt").items():
+            if (context := self.context_with_trace(tasks[row])) is not None:
+                under_h[row] = rollout.after(context, int(inputs["prompt_mask"][row].sum()))
+        traces = [None if row % self.num_generations else self.whole_trace(task) for row, task in enumerate(tasks)]
+        inputs = {**inputs, "trace": traces, "rows_of_update": len(tasks)}
+        model = self.accelerator.unwrap_model(self.model)
+        self.log_step = StepLog()  # for what the term logs; that of the update replaces it
+        found = diagnose(self, model, inputs, under_h, self.traces_beside(inputs), self.trace_term)
+        known = torch.tensor([[0.0, 0.0] if math.isnan(found[name]) else [found[name], 1.0] for name in MEASURES])
+        sums = self.accelerator.reduce(known.double().to(self.accelerator.device), reduction="sum").tolist()
+        for name, (total, count) in zip(MEASURES, sums, strict=True):
+            if count:
+                self._metrics["train"][f"diagnose/{name}"].append(total / count)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)

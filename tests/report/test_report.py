@@ -308,6 +308,24 @@ def test_hops_are_sorted_as_numbers_with_before_beside_after(tmp_path: Path) -> 
     ]
 
 
+def test_the_diagnosis_compares_the_first_and_the_last_third_of_what_was_measured(runs: Path) -> None:
+    for each in (record.directory for record in load_records([runs]) if record.seed != 0 or "grpo" in str(record.path)):
+        shutil.rmtree(each.path)
+    (record,) = load_records([runs])
+    run = record.directory
+    assert build_report([record], "x").tables["Diagnosis"] == []
+    for step, norm in enumerate([1.0, 3.0, 0.0, 0.0, 5.0, 7.0]):
+        run.append(run.metrics_path, {"step": step, "diagnose/norm_x": norm, "diagnose/shift_bad": -norm})
+        run.append(run.metrics_path, {"step": step, "reward": 1.0})
+    (table,) = build_report([record], "x").tables["Diagnosis"]
+    assert [row[1] for row in table.rows] == ["first", "last"]
+    at = {name: index for index, name in enumerate(table.head)}
+    assert [row[at["|g_x|"]] for row in table.rows] == ["2", "6"]
+    assert [row[at["d, bad"]] for row in table.rows] == ["-2", "-6"]
+    assert table.rows[0][at["|g_h|"]] == "–"
+    assert "What the terms pull at" in render(build_report([record], "x"), "html")
+
+
 def test_two_swept_keys_give_a_grid(tmp_path: Path) -> None:
     for q in (0.2, 0.6):
         for coefficient in (0.1, 0.5):

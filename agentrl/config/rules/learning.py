@@ -33,6 +33,16 @@ def check_learning(config: Config) -> None:
         require(not idle, "algo.rl_coef", algo.rl_coef, idle_rule)
     if isinstance(algo, Hipo):
         _constraints(algo, config.dual)
+    _diagnosis(config)
+
+
+def _diagnosis(config: Config) -> None:
+    every, algo = config.trainer.diagnose, config.algo
+    traced = algo.rollouts and "traces" in algo.reads
+    method_rule = f"algo={algo.name} reads no expert traces beside rollouts; set 0, or algo=pact, chord or luffy"
+    require(every == 0 or traced, "trainer.diagnose", every, method_rule)
+    whole_rule = "needs whole weights in each process; set 0, or hardware.accelerate_config=null"
+    require(every == 0 or config.hardware.accelerate_config is None, "trainer.diagnose", every, whole_rule)
 
 
 def _anneal(anneal: Anneal) -> None:
