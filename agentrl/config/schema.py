@@ -80,6 +80,12 @@ class Rollout(Group):
         ge=1,
         operational=True,
     )
+    ahead: int = key(
+        "Rollout batches that a vLLM server samples ahead. With 1 it samples the next batch while one trains. Its "
+        "weights lack the updates of that batch, and the loss is corrected for it (docs/vllm.md).",
+        ge=0,
+        le=1,
+    )
 
 
 class ToolRl(Group):

@@ -4,13 +4,19 @@
 
 r     importance ratio pi / pi_old of a token or of a whole row (PPO, arXiv 1707.06347, eq. 7; `importance_ratio`)
 A     advantage, constant in the loss (`objectives/advantages.py`)
-w     correction for a sampler whose probabilities differ slightly from pi_old (`truncated_weights`)
+w     pi_old / pi_sampler, where the sampler's probabilities are not those of pi_old (`truncated_weights`)
 kl    estimate of KL(pi || pi_ref) at a token (`k3`)
 H     entropy of the policy's next-token distribution
 
 GRPO (arXiv 2402.03300, eq. 3-4) is this loss with A normalised in the group. PACT's L^x (eq. 4-5) is this loss with the
 log-probs under the prompt x, and L^h (eq. 7-8) with the log-probs under [x; h*], the prompt and an expert trace. CHORD,
 LUFFY and HIPO put other weights on it.
+
+pi_old is the policy at the beginning of a rollout batch's updates. If it sampled the batch as well, w = 1. vLLM differs
+from it by rounding, and with rollout.ahead=1 vLLM samples with the weights before the last batch's updates. Then w r is
+the ratio of pi to the policy that sampled, and the clip still holds pi near pi_old: the decoupled objective of Hilton
+et al. (arXiv 2110.00641), with pi_old for the proximal policy. PACT's L^h takes w under x, where its rollouts were
+sampled. The KL and entropy terms are not weighed, as in TRL.
 
 Shape suffixes: B rows (one rollout each), C completion tokens. R is C if each token has a ratio, and 1 if each row has
 one. `mask` is 1 on the tokens to train on. Values outside the mask are never read, so they may be NaN or infinite.
@@ -135,14 +141,16 @@ def k3(logps: Tensor, reference: Tensor) -> Tensor:
     return delta.exp() - delta - 1
 
 
-def truncated_weights(old: Tensor, sampled: Tensor, mask: Tensor, cap: float) -> Tensor:
+def truncated_weights(old: Tensor, sampled: Tensor, mask: Tensor, cap: float, level: RatioLevel = "token") -> Tensor:
     """w = min(pi_old / pi_sampler, cap) of each token (B, C), without a gradient: truncated importance sampling.
 
     old, sampled: (B, C) log-probs of the same tokens, from the trainer and from the sampler; mask: (B, C).
-    Tokens without a log-prob of the sampler (NaN) have weight 1, and so have tokens outside the mask.
+    level: that of r (`importance_ratio`). Where the cap does not cut w, w r is the ratio pi / pi_sampler of that level.
+    If rows have ratios, all tokens of a row have the same weight.
+    Tokens without a log-prob of the sampler (NaN) count as if both agreed, and so do tokens outside the mask.
     """
-    difference = (old - sampled).masked_fill(mask == 0, 0)
-    return difference.nan_to_num(nan=0.0).exp().clamp(max=cap).detach()
+    difference = (old - sampled).masked_fill(mask == 0, 0).nan_to_num(nan=0.0)
+    return importance_ratio(difference, mask, level).clamp(max=cap).detach().expand(mask.shape)
 
 
 def average(

@@ -7,6 +7,7 @@ and never trained on.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -23,6 +24,7 @@ from agentrl.rollout.background import Background
 from agentrl.rollout.guard import ToolsDied, broken_tools
 from agentrl.rollout.loop import Messages, Reaction, Rules, advance, answered_calls, play_episode
 from agentrl.rollout.observations import observation_ids
+from agentrl.rollout.playing import GivenUp, Playing
 from agentrl.rollout.sampler import Request, Sampler, Session, Stop, Turn, never
 from agentrl.rollout.transformers_sampler import TransformersSampler
 
@@ -45,14 +47,27 @@ class TokenEngine:
 
     def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
         """See `RolloutEngine.rollout`. Raises UserError where tools die and `faults.dead_tools` says stop."""
+        with self.sampler.session(decoding) as session:
+            return self._play(episodes, session, self._progress)
+
+    def begin(self, episodes: list[Episode]) -> Playing:
+        """Begin to play the episodes with the weights of now and the training settings, in a thread."""
+        return Playing(self.sampler.session(None), partial(self._play, episodes))
+
+    def _play(
+        self,
+        episodes: list[Episode],
+        session: Session,
+        progress: Callable[[int], None] | None,
+        given_up: Callable[[], bool] = never,
+    ) -> list[Trajectory]:
         players = [
             TokenPlayer(number, episode, self._chat, self._reader, self.sampler, self._budget)
             for number, episode in enumerate(episodes)
         ]
         plays = [play_episode(episode, player, self._rules) for episode, player in zip(episodes, players, strict=True)]
         try:
-            with self.sampler.session(decoding) as session:
-                play_together(plays, session, self._progress)
+            play_together(plays, session, progress, given_up)
         except ToolsDied as death:
             raise broken_tools(self._bench, death) from death
         return [player.trajectory(self._label) for player in players]
@@ -62,8 +77,9 @@ def play_together(
     plays: list[Generator[Request | Reaction, Any]],
     session: Session,
     progress: Callable[[int], None] | None = None,
+    given_up: Callable[[], bool] = never,
 ) -> None:
-    """Play a batch of episodes to their ends.
+    """Play a batch of episodes to their ends. Raises GivenUp soon after `given_up` says so.
 
     An environment answers at once, or in a thread if it is slow; then only its own episode waits for it.
     """
@@ -78,6 +94,9 @@ def play_together(
             elif wanted is not None:
                 requests.append(wanted)
 
+        def interrupts() -> bool:
+            return background.ready() or given_up()
+
         for episode in range(len(plays)):
             place(episode)
         while requests or sampling or background.running:
@@ -85,7 +104,10 @@ def play_together(
             if progress is not None:
                 progress(sampling + background.running)
             asked, requests[:] = list(requests), []
-            turns = session.sample(asked, background.ready if background.running else never) if sampling else {}
+            waits_for_more = background.running or given_up is not never
+            turns = session.sample(asked, interrupts if waits_for_more else never) if sampling else {}
+            if given_up():
+                raise GivenUp
             sampling -= len(turns)
             for episode, turn in turns.items():
                 place(episode, turn)

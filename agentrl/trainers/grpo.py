@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from peft import PeftConfig
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig
 
 from agentrl.chat.format import ChatFormat
@@ -26,6 +28,7 @@ from agentrl.objectives.advantages import random_signs, spread_to_tokens
 from agentrl.rewards.turns import episode_rewards
 from agentrl.rollout.tokens import TokenEngine
 from agentrl.scoring.choose import scoring_engine
+from agentrl.trainers.ahead import Ahead
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.loss import LossTrainer
 from agentrl.trainers.reference import starting_policy, use_as_reference
@@ -82,10 +85,12 @@ class AgentGRPOTrainer(LossTrainer):
                 peft_config=peft_config,
                 rollout_func=self._roll_out,
             )
-        self.engine = TokenEngine(policy_sampler(self), chat, config, self._show_rollout)
+        self.engine = TokenEngine(policy_sampler(self), chat, config, self.show_rollout)
         models = [one for one in (self.model, self.ref_model) if one is not None]
         self.scorer = scoring_engine(config.trainer.engine, models, self.aux_loss_enabled, self._tell)
         self._rows_updated = 0  # of the rollout batch
+        self.rollout_step: int = 0  # at which the batch trains that is sampled now
+        self._ahead = Ahead(self) if config.rollout.ahead else None
 
     @classmethod
     def check_tasks(cls, config: Config, tasks: Sequence[Task]) -> None:
@@ -110,13 +115,12 @@ class AgentGRPOTrainer(LossTrainer):
             seed=self.args.seed,
         )
         self.add_callback(SeedEpochs(sampler))
+        self.order = sampler
         return sampler
 
     def _roll_out(self, prompts: list[Any], _: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: plays the episodes of the batch, whose trajectories are kept."""
-        trajectories = self._trajectories = self.engine.rollout(
-            [Episode(task, self.bench.environment(task)) for task in self._batch]
-        )
+        trajectories = self._trajectories = self._play()
         return {
             "prompt_ids": [one.prompt_ids for one in trajectories],
             "completion_ids": [one.completion_ids for one in trajectories],
@@ -125,12 +129,43 @@ class AgentGRPOTrainer(LossTrainer):
             "env_mask": [one.policy_mask for one in trajectories],
         }
 
+    def _play(self) -> list[Trajectory]:
+        """Play the present batch, or take it where it was sampled ahead."""
+        self.rollout_step = self.state.global_step
+        if self._ahead is None or not self.model.training:
+            return self.engine.rollout(self.episodes(self._batch))
+        played, behind = self._ahead.take(self._batch_rows)
+        self._metrics["train"]["sampler/behind"].append(float(behind))
+        return played
+
+    def episodes(self, tasks: list[Task]) -> list[Episode]:
+        return [Episode(task, self.bench.environment(task)) for task in tasks]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; however it ends, no batch is left that a thread plays."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._ahead is not None:
+                self._ahead.give_up()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self._ahead is not None:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self._ahead.save(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._ahead is not None and checkpoint is not None:
+            self._ahead.load(Path(checkpoint))
+
     def place(self) -> None:
         """Put the model on the device: transformers leaves it to FSDP and DeepSpeed, which only begin with training."""
         if not self.place_model_on_device:
             self._move_model_to_device(self.model, self.args.device)
 
-    def _show_rollout(self, waiting: int) -> None:
+    def show_rollout(self, waiting: int) -> None:
         """Move the rollout bar on: episodes that wait for no turn have ended."""
         if self._console is not None and self.model.training:
             self._console.update("rollout", len(self._batch) - waiting, f"{waiting} sampling")

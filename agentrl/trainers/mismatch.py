@@ -16,7 +16,7 @@ PLACES = 2048  # tokens whose logits over the vocabulary are held at once
 
 
 def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
-    """Log how the policy differs from what was sampled; where vLLM sampled, weigh each token by the difference.
+    """Log how the policy differs from what was sampled; where vLLM sampled, weigh tokens or rows by the difference.
 
     Both are taken under the temperature and the top_p of the rollouts. `batch` is TRL's rollout batch with the
     sampler's log-probs (B, C) in it, and gets `old_per_token_logps` and `importance_sampling_ratio`.
@@ -42,7 +42,8 @@ def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
         log[f"sampler/{name}"].append((nanmax(every) if name == "ratio_max" else every.nanmean()).item())
     if weighs:
         cap = trainer.vllm_importance_sampling_clip_max
-        batch["importance_sampling_ratio"] = truncated_weights(old, sampled, mask, cap)
+        level = trainer.policy_settings().level
+        batch["importance_sampling_ratio"] = truncated_weights(old, sampled, mask, cap, level)
 
 
 def log_masses(trainer: Any, ids: Tensor, mask: Tensor, width: int) -> Tensor | float:

@@ -18,6 +18,16 @@ class EpochSampler(RepeatSampler):
         if self.shuffle:
             self.generator.manual_seed(self.seed + epoch)
 
+    def rollout_batch(self, number: int) -> list[int]:
+        """The rows of rollout batch `number` of the run, of all processes, each prompt `mini_repeat_count` times."""
+        epoch, place = divmod(number, self.num_samples // self.batch_size)
+        order = EpochSampler(
+            self.data_source, self.mini_repeat_count, self.batch_size, shuffle=self.shuffle, seed=self.seed
+        )
+        order.set_epoch(epoch)
+        rows = self.mini_repeat_count * self.batch_size
+        return list(order)[place * rows : (place + 1) * rows]
+
 
 class SeedEpochs(TrainerCallback):
     """Tells the sampler which epoch begins; accelerate's own way does not reach it in every resumed run."""

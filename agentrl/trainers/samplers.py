@@ -80,7 +80,7 @@ def _server_sampler(trainer: Any) -> ServerSampler:
 
     def origin(decoding: Decoding | None) -> str:
         """A training batch is known by its step; an evaluation seeds torch for every batch."""
-        where = f"step {trainer.state.global_step}" if decoding is None else f"evaluation {torch.initial_seed()}"
+        where = f"step {trainer.rollout_step}" if decoding is None else f"evaluation {torch.initial_seed()}"
         return f"{config.seed} {where} {accelerator.process_index}"
 
     sampler = ServerSampler(

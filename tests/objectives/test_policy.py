@@ -134,6 +134,25 @@ def test_the_weights_of_another_sampler_by_hand() -> None:
     assert loss.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_weight_times_ratio_is_the_ratio_to_what_sampled(level: Any) -> None:
+    """Whoever sampled: the policies of the trainer and of the sampler may be updates apart."""
+    batch = random_batch(11)
+    assert batch.old is not None
+    sampled = batch.old + 0.1 * torch.randn(batch.old.shape, generator=torch.Generator().manual_seed(12))
+    weights = truncated_weights(batch.old, sampled, batch.mask, math.inf, level)
+    ratio, whole = (
+        importance_ratio((batch.logps - one).masked_fill(batch.mask == 0, 0), batch.mask, level)
+        for one in (batch.old, sampled)
+    )
+    torch.testing.assert_close(weights * ratio, whole.expand(weights.shape))
+    capped = truncated_weights(batch.old, sampled, batch.mask, 1.0, level)
+    assert torch.equal(capped, weights.clamp(max=1)) and weights.max() > 1.01
+    if level == "sequence":  # one value a row, by hand
+        first = ((batch.old - sampled)[0] * batch.mask[0]).sum().exp()
+        torch.testing.assert_close(weights[0], first.expand(weights[0].shape))
+
+
 def test_k3_is_never_below_0_and_0_where_the_policies_agree() -> None:
     batch = random_batch()
     assert k3(batch.logps, batch.reference).min() > 0

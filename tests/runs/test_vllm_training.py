@@ -64,10 +64,11 @@ def check_metrics(run: Path, steps: int = 2, items: int = 8) -> None:
 
 
 def test_pact_trains_through_vllm_and_gets_its_own_weights(served: Vllm, tmp_path: Path) -> None:
+    log = served.directory / "server.log"
+    before = log.read_text().count('"POST /collective_rpc HTTP/1.1" 200')
     run = trained(served, tmp_path, "algo=pact")
     check_metrics(run)
-    log = (served.directory / "server.log").read_text()
-    assert log.count('"POST /collective_rpc HTTP/1.1" 200') == 3  # at the start, and after either update
+    assert log.read_text().count('"POST /collective_rpc HTTP/1.1" 200') == before + 3  # at the start, after each update
     assert not list(run.glob("**/vllm/*"))  # the files that carried them
     # Greedily the trained model says in this process what it said through vLLM.
     done = agentrl("eval", f"model={run}", "bench=minihop", "eval.limit=8", f"runs_dir={tmp_path / 'here'}")
@@ -78,6 +79,18 @@ def test_pact_trains_through_vllm_and_gets_its_own_weights(served: Vllm, tmp_pat
         for file in (here, run / "eval" / "after.jsonl")
     ]
     assert said[0] == said[1]
+
+
+def test_the_next_batch_is_sampled_while_one_trains(served: Vllm, tmp_path: Path) -> None:
+    log = served.directory / "server.log"
+    before = log.read_text().count('"POST /collective_rpc HTTP/1.1" 200')
+    faster = ("rollout.ahead=1", "trainer.max_steps=3", "trainer.learning_rate=1e-3", "trainer.warmup_steps=0")
+    run = trained(served, tmp_path, "algo=grpo", *faster)
+    rows = metrics_of(run)
+    assert [row["sampler/behind"] for row in rows] == [0, 1, 1]
+    assert rows[0]["sampler/ratio_max"] < 1.01 and max(row["sampler/ratio_max"] for row in rows[1:]) > 1.02
+    # At the start, for the third batch, and for the evaluation; each was compared with the trainer.
+    assert log.read_text().count('"POST /collective_rpc HTTP/1.1" 200') == before + 3
 
 
 def test_hipo_trains_through_vllm_with_the_top_p_of_the_paper(tmp_path: Path) -> None:

@@ -5,60 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from trl.generation import vllm_generation
 
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.errors import UserError
-from agentrl.models.loading import load_model
 from agentrl.trainers import mismatch
 from tests.support.helpers import make_trainer, small
+from tests.support.vllm_network import CHOSEN, network
 from tests.support.vllm_stand_in import StandIn
-
-CHOSEN = (
-    *("algo=grpo", "vllm.mode=server", "model=tiny", "rollout.num_generations=2", "rollout.max_turns=2"),
-    *("trainer.prompts_per_batch=1", "trainer.minibatch_prompts=1", "rollout.max_turn_tokens=8"),
-)
-
-
-@contextmanager
-def network(*overrides: str, stale: bool = False) -> Iterator[tuple[StandIn, Any, list[set[str]]]]:
-    """A server, the model behind it, and the names of the tensors that it was sent; `stale`: it forgets them."""
-    model = load_model(small(*CHOSEN, *overrides).model).eval()
-    lock, taken = threading.Lock(), []
-
-    def take(folder: str) -> None:
-        weights = load_file(Path(folder) / "model.safetensors")
-        taken.append(set(weights))
-        if not stale:
-            lost, unknown = model.load_state_dict(weights, strict=False)
-            assert not unknown and set(lost) <= {"lm_head.weight"}
-
-    def say(body: Any) -> Any:
-        with lock, torch.no_grad():
-            rng, ids, logprobs = torch.Generator().manual_seed(body["seed"]), list(body["prompt"]), []
-            while len(logprobs) < body["max_tokens"]:
-                logits = model(torch.tensor([ids])).logits[0, -1] / (body["temperature"] or 1e-3)
-                distribution, order = logits.softmax(-1).sort(descending=True)
-                distribution[distribution.cumsum(-1) - distribution >= body["top_p"]] = 0
-                distribution /= distribution.sum()
-                rank = int(torch.multinomial(distribution, 1, generator=rng))
-                ids.append(int(order[rank]))
-                logprobs.append(float(distribution[rank].log()))
-                if ids[-1] in body["stop_token_ids"]:
-                    break
-        return ids[len(body["prompt"]) :], logprobs
-
-    with StandIn(say, take).serving() as stand_in:
-        yield stand_in, model, taken
 
 
 def trainer_at(stand_in: StandIn, tmp_path: Path, *overrides: str) -> Any:
@@ -205,20 +164,21 @@ def test_the_mass_that_top_p_keeps_is_the_same_piece_by_piece(tmp_path: Path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapters", ["off", "on"])
-def test_two_processes_share_a_server_and_one_sends_the_weights(adapters: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("adapters", "ahead"), [("off", 0), ("on", 0), ("off", 1)])
+def test_two_processes_share_a_server_and_one_sends_the_weights(adapters: str, ahead: int, tmp_path: Path) -> None:
     chosen = (*CHOSEN[:5], "hardware.processes=2", "hardware.threads=1", "trainer.max_steps=2", "eval.limit=2")
     batch = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "rollout.max_turn_tokens=8")
     with network(f"model/lora={adapters}") as (stand_in, _, taken):
         command = [sys.executable, "-m", "agentrl", *chosen, *batch, f"model/lora={adapters}"]
-        command += [f"vllm.url={stand_in.url}", f"runs_dir={tmp_path}", "eval.before=false"]
+        command += [f"vllm.url={stand_in.url}", f"runs_dir={tmp_path}", "eval.before=false", f"rollout.ahead={ahead}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert len(taken) == 3
+    assert len(taken) == 3 - ahead  # at the start, after either update; ahead, nobody samples between the two
     (file,) = tmp_path.glob("*/*/metrics.jsonl")
     metrics = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(metrics) == 2
-    for row in metrics:
+    assert [row.get("sampler/behind") for row in metrics] == ([0, 1] if ahead else [None, None])
+    for row in metrics[: 2 - ahead]:
         assert 0 <= row["sampler/kl"] < 1e-6 and row["sampler/ratio_max"] < 1.001
     seeds = [body["seed"] for path, body in stand_in.asked if path == "/v1/completions"]
     assert len(set(seeds)) == len(seeds)  # no process asks for what another asks for

@@ -21,6 +21,8 @@ def check_machine(config: Config) -> list[str]:
     """Raise UserError for what the hardware and the installed packages cannot do. Returns warnings."""
     if samples_with_vllm(config):
         _vllm(config)
+    if config.algo.rollouts:
+        _ahead(config)
     if config.hardware.accelerate_config is not None:
         _accelerate(config.hardware)
     _packages(config)
@@ -75,6 +77,17 @@ def _vllm(config: Config) -> None:
     rank, most = config.model.lora.r, RANKS[-1]
     rank_rule = f"vLLM takes adapters of rank {most} at most; lower it, or set vllm.mode=off"
     require(not config.model.lora.enabled or rank <= most, "model.lora.r", rank, rank_rule)
+
+
+def _ahead(config: Config) -> None:
+    """Sampling ahead needs a sampler that works while this process trains."""
+    alone = config.rollout.ahead == 0 or config.vllm.mode == "server"
+    alone_rule = (
+        "this process cannot sample while it trains; start a vLLM server (vllm.mode=server, docs/vllm.md), or set 0"
+    )
+    require(alone, "rollout.ahead", config.rollout.ahead, alone_rule)
+    awake_rule = "with rollout.ahead=1 the server samples while this process trains; set vllm.sleep=false"
+    require(config.rollout.ahead == 0 or not config.vllm.sleep, "vllm.sleep", "true", awake_rule)
 
 
 def _accelerate(hardware: Hardware) -> None:
