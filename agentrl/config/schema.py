@@ -43,7 +43,8 @@ class Lora(Group):
 class Model(Group):
     name: str = key("Short name, used in the run directory.")
     path: str = key(
-        "Hub id or local directory of a checkpoint with its tokenizer; 'builtin:tiny' is packaged.", place="weights"
+        "Hub id, local directory or GGUF file of a checkpoint with its tokenizer; 'builtin:tiny' is packaged.",
+        place="weights",
     )
     revision: str | None = key("Hub revision (branch, tag or commit); null takes the default branch.")
     family: Literal["tiny", "qwen2.5", "qwen3", "phi3", "phi4", "llama3", "other"] = key(

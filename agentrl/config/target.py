@@ -1,4 +1,7 @@
-"""Resolves `model=NAME`: a preset, a run, a checkpoint, an adapter or a hub id. Reads only configuration files."""
+"""Resolves `model=NAME`: a preset, a run, a checkpoint, an adapter, a GGUF file or a hub id.
+
+Reads only configuration files.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from agentrl.config.checks import expand_home
 from agentrl.config.meanings import suggest
 from agentrl.config.shipped import option_files, read_option
 from agentrl.core.errors import UserError
+from agentrl.core.gguf import is_gguf
 
 FAMILIES = {"qwen2": "qwen2.5", "qwen3": "qwen3", "llama": "llama3", "phi3": "phi3"}  # by config.json's model_type
 INHERITED = ("family", "reasoning", "thinking", "dtype", "attn_implementation")  # keys taken from the run of a model
@@ -48,8 +52,10 @@ def resolve_model(name: str, folders: Sequence[Path] = ()) -> str | Named:
     place = Path(expand_home(name))
     if place.is_dir():
         return _of_directory(place.absolute(), name)
+    if place.is_file() and is_gguf(name):
+        return Named({"name": place.stem, "path": str(place.absolute()), "family": "other"})
     if place.exists():
-        raise UserError(f"model={name} is a file; give the directory with config.json and the weights")
+        raise UserError(f"model={name} is a file; give the directory with config.json and the weights, or a GGUF file")
     for preset, file in presets.items():
         if read_option(file).get("path") == name:
             return preset

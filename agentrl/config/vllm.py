@@ -9,6 +9,7 @@ from typing import Any
 
 from agentrl.config.schema import Config
 from agentrl.config.shipped import PACKAGE
+from agentrl.core.gguf import converted_folder, is_gguf
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 
@@ -21,6 +22,8 @@ def samples_with_vllm(config: Config) -> bool:
 def served_path(config: Config) -> str:
     """Hub id or directory of the model, as another program finds it."""
     path = config.model.path
+    if is_gguf(path):
+        return str(converted_folder(Path(path)))
     return str(PACKAGE / "tiny" / path.removeprefix("builtin:")) if path.startswith("builtin:") else path
 
 

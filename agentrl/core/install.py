@@ -26,5 +26,7 @@ def install_line(extra: str) -> str:
     try:
         wanted = requirements(extra)
     except importlib.metadata.PackageNotFoundError:
+        wanted = []
+    if not wanted:  # a checkout that was never installed, or before it had this extra
         return f"pip install '.[{extra}]' in the checkout"
     return "pip install " + " ".join(f"'{one.name}{one.specifier}'" if one.specifier else one.name for one in wanted)

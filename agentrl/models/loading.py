@@ -27,6 +27,7 @@ from agentrl.config.schema import Model
 from agentrl.core.bench import Task
 from agentrl.core.errors import UserError, first_line
 from agentrl.models.adapters import adapter_base, merge_adapter
+from agentrl.models.complete import require_complete
 from agentrl.models.places import checkpoint_path
 from agentrl.models.vocabulary import fit_vocabulary
 
@@ -53,13 +54,7 @@ def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) ->
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"model.path={config.path} cannot be loaded: {first_line(error)}") from error
-    # transformers fills missing weights with random numbers and only logs it.
-    if report["missing_keys"] or report["mismatched_keys"]:
-        lost = sorted([*report["missing_keys"], *(str(entry) for entry in report["mismatched_keys"])])
-        raise UserError(
-            f"model.path={config.path}: {len(lost)} weights are missing or have another shape (first: {lost[0]}); the "
-            "checkpoint belongs to another architecture or is incomplete; name another checkpoint"
-        )
+    require_complete(config.path, report)
     return model
 
 

@@ -180,7 +180,7 @@ def configuration(config: Config) -> Iterator[Finding]:
 def chat_template(config: Config) -> Iterator[Finding]:
     """Load the tokenizer and check that its template renders tool calls and keeps turns, or a system message."""
     loading = importlib.import_module("agentrl.models.loading")
-    local = config.model.path.startswith("builtin:") or Path(config.model.path).expanduser().is_dir()
+    local = config.model.path.startswith("builtin:") or Path(config.model.path).expanduser().exists()
     if (
         not local
         and not is_in_hub_cache(config.model.path, "model", config.model.revision)

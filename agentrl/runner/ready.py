@@ -10,9 +10,11 @@ from pathlib import Path
 
 import yaml
 
+from agentrl.config.algos import Evaluate
 from agentrl.config.schema import Config
 from agentrl.config.vllm import samples_with_vllm, serve_command
 from agentrl.core.errors import UserError
+from agentrl.core.gguf import converted_folder, is_gguf, require_packages
 from agentrl.core.install import install_line
 from agentrl.endpoint.waiting import call_within
 
@@ -21,7 +23,10 @@ PATIENCE_S = 8.0  # for a server on this machine or in this network to say that 
 
 def check_ready(config: Config) -> None:
     """Raise a UserError of one line for a package or a server that the run would miss later."""
-    hardware = config.hardware
+    hardware, model = config.hardware, config.model.path
+    remote = isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
+    if is_gguf(model) and not remote and not converted_folder(Path(model)).is_dir():
+        require_packages(f"model.path={model}")
     if samples_with_vllm(config):
         if config.vllm.mode == "server":
             check_vllm_server(config)

@@ -119,7 +119,7 @@ def make_paths_absolute(config: Config) -> None:
     """Make paths absolute, so that a run directory works from every directory. Hub ids stay as they are."""
     for path in paths_of(config):
         file = Path(path.value).expanduser()
-        if path.key != "runs_dir" and (path.place != "weights" or file.is_dir()):  # run_path reads runs_dir
+        if path.key != "runs_dir" and (path.place != "weights" or file.exists()):  # run_path reads runs_dir
             setattr(path.group, path.name, str(file.absolute()))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from agentrl.config.places import paths_of
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
+from agentrl.core.gguf import content_hash
 from agentrl.core.version import __version__
 from agentrl.store.durable import sha256
 
@@ -89,6 +90,8 @@ def data_hashes(config: Config) -> dict[str, Any]:
             for file in sorted(checkpoint.iterdir())
             if file.is_file()
         }
+    elif checkpoint.is_file():
+        found["model.path"] = content_hash(checkpoint)
     return found
 
 

@@ -8,6 +8,7 @@ from agentrl.config.algos import CustomAlgo, Dpo, Evaluate
 from agentrl.config.checks import require, require_python_file
 from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
+from agentrl.core.gguf import holds_gguf, is_gguf
 
 
 def check_files(config: Config) -> None:
@@ -38,10 +39,14 @@ def _file(key: str, path: str | None, rule: str) -> None:
 def _checkpoint(config: Config) -> None:
     """Check the files of a local model, unless a server plays the episodes."""
     path, folder = config.model.path, Path(config.model.path).expanduser()
-    local = path.startswith(("/", "./", "../", "~")) or folder.exists() or path.count("/") > 1
+    local = path.startswith(("/", "./", "../", "~")) or folder.exists() or path.count("/") > 1 or is_gguf(path)
     if not local or (isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None):
         return
-    require(not folder.is_file(), "model.path", path, "is a file; give the directory with config.json")
+    if is_gguf(path):
+        require(folder.is_file(), "model.path", path, "no such file; name an existing one, or a hub id")
+        require(holds_gguf(folder), "model.path", path, "does not hold GGUF; download the file again")
+        return
+    require(not folder.is_file(), "model.path", path, "is a file; give the directory with config.json, or a GGUF file")
     found = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
     path_rule = "is not a checkpoint (no config.json); give a directory made by save_pretrained, or a hub id"
     require(found, "model.path", path, path_rule)

@@ -12,6 +12,7 @@ from agentrl.config.checks import require
 from agentrl.config.schema import Config, Hardware
 from agentrl.config.vllm import RANKS, samples_with_vllm
 from agentrl.core.errors import UserError
+from agentrl.core.gguf import converted_folder, is_gguf
 from agentrl.core.install import install_line
 
 ON_A_CPU = ("NO", "MULTI_CPU")  # accelerate's distributed_types for a CPU; it silently ignores all others there
@@ -65,6 +66,10 @@ def _vllm(config: Config) -> None:
     url_rule = "must be the address of a vLLM server without /v1, e.g. http://localhost:8000"
     address = vllm.url.startswith(("http://", "https://")) and not vllm.url.rstrip("/").endswith("/v1")
     require(vllm.mode == "colocate" or address, "vllm.url", vllm.url, url_rule)
+    path = config.model.path
+    if vllm.mode == "server" and is_gguf(path):
+        make_rule = f"the server loads the checkpoint made from it; run: python -m agentrl.models.gguf {path}"
+        require(converted_folder(Path(path)).is_dir(), "model.path", path, make_rule)
     if vllm.mode == "colocate":
         split_rule = f"must divide hardware.processes={hardware.processes}, among which vLLM is split"
         split = hardware.processes % vllm.tensor_parallel == 0
