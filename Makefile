@@ -11,7 +11,7 @@ ARGS ?=
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test smollm2 vllm test-vllm test-slow lint type bench tiny docs site build lock image clean
+.PHONY: help setup run test smollm2 vllm test-vllm test-cuda test-slow lint type bench tiny docs site build lock image clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ vllm: .vllm/.installed ## Make .vllm/ (2.5 GB) with vLLM for a CPU
 
 test-vllm: $(STAMP) ## Train and evaluate through a real vLLM server on a CPU; skipped without make vllm
 	$(BIN)/python -m pytest -m vllm $(ARGS)
+
+test-cuda: $(STAMP) ## Run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m cuda $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow -n 2 $(ARGS)

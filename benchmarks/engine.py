@@ -2,19 +2,22 @@
 
     python benchmarks/engine.py                        # every CPU workload, medians of 3 rounds
     python benchmarks/engine.py update-300 --rounds 1  # one of them: a regression shows in a minute
-    python benchmarks/engine.py --device cuda qwen3-0.6b
+    python benchmarks/engine.py --device cuda qwen3-0.6b row-65k
+    python benchmarks/engine.py --device cuda qwen3-0.6b --profile  # the kernels that take the most time
     python benchmarks/engine.py --model DIR checkpoint # a checkpoint of your own
 
-Every arm plays a round in turn, so that what else the machine does falls on all alike. A round is one rollout batch.
-Ratios are medians over rounds of (seconds of the arm / seconds of the first arm of the row). Peak memory is what an arm
-needs beyond the loaded model, each in a process of its own. Results go to the file of --out, one line a workload,
-beside the commit.
+On a CPU every arm plays a round in turn, so that what else the machine does falls on all alike. On a GPU one arm plays
+after the other, because its memory has room for one. A round is one rollout batch. Ratios are medians over rounds of
+(seconds of the first arm of the row / seconds of the arm). Peak memory is what an arm needs beyond the loaded model;
+on a CPU each is measured in a process of its own. MFU counts the operations on distinct tokens alone, over those that
+the tensor cores could do. Results go to the file of --out, one line a workload, beside the commit.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import platform
@@ -55,40 +58,96 @@ WORKLOADS = {
     },
     "checkpoint": (Workload("", Lengths(200, 120, 2), prompts=2, rollouts=4), GRPO),
 }
+ON_CUDA = Workload("qwen3-0.6b", TOOLHOP, prompts=4, device="cuda", bf16=True)
+LARGE = replace(ON_CUDA, checkpointing=True)
 CUDA = {
-    shape: (Workload(shape, TOOLHOP, prompts=4, device="cuda", bf16=True), GRPO)
-    for shape in ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
+    "qwen3-0.6b": (ON_CUDA, GRPO),
+    "pact-0.6b": (replace(ON_CUDA, prompts=5), PACT),
+    "qwen3-1.7b": (replace(LARGE, model="qwen3-1.7b"), GRPO),
+    "qwen3-4b": (replace(LARGE, model="qwen3-4b", prompts=2), GRPO[2:]),
+    "row-16k": (replace(LARGE, lengths=Lengths(8_000, 1_000, 2), prompts=1), GRPO[2:]),
+    "row-65k": (replace(LARGE, lengths=Lengths(33_000, 4_000, 2), prompts=1), GRPO[2:]),
 }
+PEAK = 989e12  # dense bfloat16 operations a second of an H100, by its data sheet
 PARTS = ("sampling", "scoring", "forward", "backward")
 
 
 def measure(name: str, work: Workload, arms: Any, rounds: int, out: Path) -> dict[str, Any]:
     """Seconds of each part of a step in each arm (medians), tokens forwarded, and ratios to the first arm."""
+    played = one_by_one if work.device == "cuda" else in_turn
     with contextlib.redirect_stdout(io.StringIO()):
-        built = {arm: Arm(work, algo, engine, out / arm) for arm, algo, engine in arms}
-        seen: dict[str, list[dict[str, float]]] = {arm: [] for arm in built}
-        tokens: dict[str, dict[str, int]] = {}
-        for turn in range(rounds + 1):  # the first warms up
-            for arm, trainer in built.items():
-                clock = trainer.run()
-                tokens[arm] = {part: clock.tokens[part] for part in PARTS if clock.tokens[part]}
-                if turn:
-                    seen[arm].append(
-                        {part: clock.seconds[part] for part in PARTS} | {"step": sum(clock.seconds.values())}
-                    )
-    first = next(iter(built))
+        found = played(work, arms, rounds, out)
+    seen = {arm: rows for arm, (rows, _) in found.items()}
+    first = next(iter(seen))
     result: dict[str, Any] = {"workload": name, "rounds": rounds, "arms": {}}
     for arm, rows in seen.items():
         medians = {part: statistics.median(row[part] for row in rows) for part in (*PARTS, "step")}
         result["arms"][arm] = {
             "seconds": {part: round(value, 4) for part, value in medians.items()},
-            "tokens": tokens[arm],
+            **found[arm][1],
             "update": round(ratio(seen[first], rows, ("forward", "backward")), 3),
             "step": round(ratio(seen[first], rows, ("step",)), 3),
         }
         if work.sampled:
             result["arms"][arm]["sampling"] = round(ratio(seen[first], rows, ("sampling",)), 3)
     return result
+
+
+Rows = list[dict[str, float]]  # of each round: seconds by part
+
+
+def in_turn(work: Workload, arms: Any, rounds: int, out: Path) -> dict[str, tuple[Rows, dict[str, Any]]]:
+    """Of each arm, its rounds and what else is known of it. All arms play a round before any plays the next."""
+    built = {arm: Arm(work, algo, engine, out / arm) for arm, algo, engine in arms}
+    found: dict[str, tuple[Rows, dict[str, Any]]] = {arm: ([], {}) for arm in built}
+    for number in range(rounds + 1):  # the first warms up
+        for arm, trainer in built.items():
+            play(trainer, found[arm], warm=number > 0)
+    return found
+
+
+def one_by_one(work: Workload, arms: Any, rounds: int, out: Path) -> dict[str, tuple[Rows, dict[str, Any]]]:
+    """The same, each arm played and freed before the next is built; with the peak of its memory, and its MFU."""
+    found: dict[str, tuple[Rows, dict[str, Any]]] = {arm: ([], {}) for arm, _, _ in arms}
+    for arm, algo, engine in arms:
+        trainer = Arm(work, algo, engine, out / arm)
+        before = torch.cuda.memory_allocated()
+        for number in range(rounds + 1):
+            play(trainer, found[arm], warm=number > 0)
+        operations = trainer.update_operations() * work.prompts
+        seconds = statistics.median(row["forward"] + row["backward"] for row in found[arm][0])
+        found[arm][1].update(
+            peak_mib=round((torch.cuda.max_memory_allocated() - before) / 2**20),
+            mfu=round(operations / seconds / PEAK, 4),
+            distinct_tokens_per_second=round(trainer.distinct_tokens() * work.prompts / seconds),
+        )
+        del trainer
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return found
+
+
+def play(trainer: Arm, found: tuple[Rows, dict[str, Any]], warm: bool) -> None:
+    """Play a round; it counts if the arm is warm."""
+    clock = trainer.run()
+    found[1]["tokens"] = {part: clock.tokens[part] for part in PARTS if clock.tokens[part]}
+    if warm:
+        found[0].append({part: clock.seconds[part] for part in PARTS} | {"step": sum(clock.seconds.values())})
+
+
+def profile(work: Workload, algo: str, engine: str | None, out: Path) -> str:
+    """The kernels in which a warm arm spends the most time of the GPU, a line each."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        arm = Arm(work, algo, engine, out)
+        arm.run()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            arm.run()
+    kernels = sorted(seen.key_averages(), key=lambda one: -one.self_device_time_total)
+    whole = sum(one.self_device_time_total for one in kernels)
+    busy = f"{sum(arm.clock.seconds.values()):.3f} s in all, kernels {whole / 1e6:.3f} s"
+    spent = [(one.self_device_time_total, one.count, one.key[:90]) for one in kernels[:15]]
+    return "\n".join([busy, *(f"{us / whole:6.1%} {us / 1e3:9.1f} ms {count:7} x {key}" for us, count, key in spent)])
 
 
 def ratio(first: list[dict[str, float]], rows: list[dict[str, float]], parts: tuple[str, ...]) -> float:
@@ -101,11 +160,6 @@ def peak(work: Workload, algo: str, engine: str | None, out: Path) -> float:
     """MiB that one rollout batch needs beyond the model and its trainer. For a process that does nothing else."""
     with contextlib.redirect_stdout(io.StringIO()):
         arm = Arm(work, algo, engine, out)
-        if work.device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            arm.run()
-            return (torch.cuda.max_memory_allocated() - before) / 2**20
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         arm.run()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -133,6 +187,8 @@ def show(result: dict[str, Any]) -> None:
     for arm, row in result["arms"].items():
         seconds = "".join(f"{row['seconds'][part]:>10.3f}" for part in (*PARTS, "step"))
         memory = f"{row['peak_mib']:>10.0f}" if "peak_mib" in row else ""
+        if "mfu" in row:
+            memory += f"  MFU {row['mfu']:.1%}, {row['distinct_tokens_per_second']:,} distinct tokens/s"
         print(f"{arm:<14}{seconds}{row['update']:>11.2f}{row['step']:>9.2f}{sum(row['tokens'].values()):>9}{memory}")
 
 
@@ -145,6 +201,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="measure peak memory, too")
     parser.add_argument("--out", type=Path, help="a file of JSON lines to add the results to")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="name the costliest kernels of the last arm (CUDA)")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -165,8 +222,11 @@ def main() -> None:
                 algo, engine = next((algo, engine) for arm, algo, engine in arms if arm == asked.peak)
                 print(peak(work, algo, engine, Path(folder)))
                 return
+            if asked.profile:
+                print(f"\n{name}, {arms[-1][0]}: {profile(work, *arms[-1][1:], Path(folder))}")
+                continue
             result = measure(name, work, arms, asked.rounds, Path(folder))
-            if asked.memory:
+            if asked.memory and asked.device == "cpu":
                 options = ["--device", asked.device, "--model", asked.model, "--threads", str(asked.threads)]
                 for arm, mib in peaks(name, arms, options).items():
                     result["arms"][arm]["peak_mib"] = mib
@@ -186,7 +246,7 @@ def record(result: dict[str, Any], out: Path) -> None:
     )
     where = {
         "commit": git.stdout.strip(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
         "torch": torch.__version__,
     }
     with out.open("a", encoding="utf-8") as file:

@@ -38,6 +38,7 @@ class Workload:
     q: float = 0.4  # PACT's share of anchored prompts
     device: str = "cpu"
     bf16: bool = False
+    checkpointing: bool = False  # activations are computed again in the backward pass
 
     def config(self, algo: str, engine: str | None) -> Config:
         """The run's configuration."""
@@ -46,6 +47,7 @@ class Workload:
             f"algo={algo}",
             f"hardware={'cpu' if self.device == 'cpu' else 'gpu'}",
             f"hardware.bf16={str(self.bf16).lower()}",
+            f"model.gradient_checkpointing={str(self.checkpointing).lower()}",
             f"trainer.prompts_per_batch={self.prompts}",
             "trainer.minibatch_prompts=1",
             f"rollout.num_generations={self.rollouts}",
@@ -141,6 +143,23 @@ class Arm:
         """Play and train one rollout batch; the clock that ran meanwhile."""
         self.trainer.train()
         return self.clock
+
+    def distinct_tokens(self) -> int:
+        """Tokens of one update: the prompt once, and every completion."""
+        return self.workload.lengths.prompt + self.workload.rollouts * self.workload.lengths.completion
+
+    def update_operations(self) -> float:
+        """Floating-point operations that the forward and backward pass of one update needs: those of distinct tokens.
+
+        2 for each weight in the forward pass and 4 in the backward pass; attention over the pairs that see each other;
+        the head at the tokens of completions alone. What checkpointing computes again does not count.
+        """
+        lengths, rows, config = self.workload.lengths, self.workload.rollouts, self.model.config
+        table = self.model.get_input_embeddings().weight.numel()
+        weights = sum(one.numel() for one in self.model.parameters()) - table
+        pairs = lengths.prompt**2 / 2 + rows * (lengths.completion * lengths.prompt + lengths.completion**2 / 2)
+        attention = 2 * pairs * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+        return 6 * (weights * self.distinct_tokens() + table * rows * lengths.completion + attention)
 
     def _model(self) -> Any:
         workload = self.workload

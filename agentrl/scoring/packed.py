@@ -22,6 +22,8 @@ from agentrl.scoring.pieces import cut
 from agentrl.scoring.sequence import Scores, Sequence
 from agentrl.scoring.trie import Row, Trie
 
+SMALLEST_HEAD = 16
+
 
 def why_not_packed(model: Any, router: bool = False) -> str | None:
     """Why a model cannot score packed rows exactly; None where it can. `router`: its router's loss is trained on."""
@@ -36,6 +38,8 @@ def why_not_packed(model: Any, router: bool = False) -> str | None:
         return f"model.attn_implementation={inner.config._attn_implementation}, and trees need sdpa"
     if getattr(config, "attention_dropout", 0.0):
         return "it drops out attention"
+    if inner.device.type == "cuda" and _head_size(config) < SMALLEST_HEAD:
+        return f"its heads have {_head_size(config)} dimensions, and FlexAttention needs {SMALLEST_HEAD}"
     return None
 
 
@@ -101,6 +105,11 @@ class PackedEngine:
             tree=Tree(row.segments, torch.from_numpy(last).to(device)),
         )
         return output, [torch.from_numpy(number[places]).to(device) for places in own]
+
+
+def _head_size(config: PretrainedConfig) -> int:
+    given: int | None = getattr(config, "head_dim", None)
+    return given or config.hidden_size // config.num_attention_heads
 
 
 def _trie(sequences: Many[Sequence]) -> Trie:
