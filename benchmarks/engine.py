@@ -58,15 +58,15 @@ WORKLOADS = {
     },
     "checkpoint": (Workload("", Lengths(200, 120, 2), prompts=2, rollouts=4), GRPO),
 }
-ON_CUDA = Workload("qwen3-0.6b", TOOLHOP, prompts=4, device="cuda", bf16=True)
+ON_CUDA = Workload("qwen3-0.6b", TOOLHOP, prompts=8, together=4, device="cuda", bf16=True)
 LARGE = replace(ON_CUDA, checkpointing=True)
 CUDA = {
     "qwen3-0.6b": (ON_CUDA, GRPO),
-    "pact-0.6b": (replace(ON_CUDA, prompts=5), PACT),
+    "pact-0.6b": (replace(ON_CUDA, prompts=10, together=5), PACT),
     "qwen3-1.7b": (replace(LARGE, model="qwen3-1.7b"), GRPO),
-    "qwen3-4b": (replace(LARGE, model="qwen3-4b", prompts=2), GRPO[2:]),
-    "row-16k": (replace(LARGE, lengths=Lengths(8_000, 1_000, 2), prompts=1), GRPO[2:]),
-    "row-65k": (replace(LARGE, lengths=Lengths(33_000, 4_000, 2), prompts=1), GRPO[2:]),
+    "qwen3-4b": (replace(LARGE, model="qwen3-4b", prompts=2, together=1), GRPO[2:]),
+    "row-16k": (replace(LARGE, budget=70_000, lengths=Lengths(8_000, 1_000, 2), prompts=1, together=1), GRPO[2:]),
+    "row-65k": (replace(LARGE, budget=70_000, lengths=Lengths(33_000, 4_000, 2), prompts=1, together=1), GRPO[2:]),
 }
 PEAK = 989e12  # dense bfloat16 operations a second of an H100, by its data sheet
 PARTS = ("sampling", "scoring", "forward", "backward")
@@ -114,12 +114,12 @@ def one_by_one(work: Workload, arms: Any, rounds: int, out: Path) -> dict[str, t
         before = torch.cuda.memory_allocated()
         for number in range(rounds + 1):
             play(trainer, found[arm], warm=number > 0)
-        operations = trainer.update_operations() * work.prompts
+        operations = trainer.update_operations()
         seconds = statistics.median(row["forward"] + row["backward"] for row in found[arm][0])
         found[arm][1].update(
             peak_mib=round((torch.cuda.max_memory_allocated() - before) / 2**20),
             mfu=round(operations / seconds / PEAK, 4),
-            distinct_tokens_per_second=round(trainer.distinct_tokens() * work.prompts / seconds),
+            distinct_tokens_per_second=round(trainer.distinct_tokens() / seconds),
         )
         del trainer
         gc.collect()

@@ -27,17 +27,19 @@ from agentrl.trainers.build import rl_trainer
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on: `prompts` prompts a rollout batch, `rollouts` rollouts of each, one update a prompt."""
+    """What is trained on: `prompts` prompts a rollout batch, `rollouts` rollouts of each."""
 
     model: str  # 'tiny', a name in made_up.SHAPES, or the directory of a checkpoint
     lengths: Lengths
     prompts: int = 2
+    together: int = 1  # prompts of an update
     rollouts: int = 8
     tool_seconds: float = 0.0
     sampled: bool = False  # episodes are played; otherwise they are made up
     q: float = 0.4  # PACT's share of anchored prompts
     device: str = "cpu"
     bf16: bool = False
+    budget: int = 30_000  # tokens of a forward pass
     checkpointing: bool = False  # activations are computed again in the backward pass
 
     def config(self, algo: str, engine: str | None) -> Config:
@@ -49,7 +51,8 @@ class Workload:
             f"hardware.bf16={str(self.bf16).lower()}",
             f"model.gradient_checkpointing={str(self.checkpointing).lower()}",
             f"trainer.prompts_per_batch={self.prompts}",
-            "trainer.minibatch_prompts=1",
+            f"trainer.minibatch_prompts={self.together}",
+            f"trainer.tokens_per_batch={self.budget}",
             f"rollout.num_generations={self.rollouts}",
             f"rollout.max_turns={self.lengths.turns}",
             f"rollout.max_turn_tokens={turn}",
@@ -133,7 +136,7 @@ class Arm:
         self.rollouts = MadeUpRollouts(self.chat, workload.lengths, seed=1)
         self.trainer = self._stock(out) if engine is None else self._ours(out)
         self.trainer.remove_callback(PrinterCallback)
-        self.trainer.add_callback(OneBatch(workload.prompts, self.clock))
+        self.trainer.add_callback(OneBatch(workload.prompts // workload.together, self.clock))
         self.clock.watch(self.trainer, "training_step", "forward")
         self.clock.watch(self.trainer, "_generate_and_score_completions", "scoring")
         self.clock.watch(self.trainer.accelerator, "backward", "backward")
@@ -145,11 +148,12 @@ class Arm:
         return self.clock
 
     def distinct_tokens(self) -> int:
-        """Tokens of one update: the prompt once, and every completion."""
-        return self.workload.lengths.prompt + self.workload.rollouts * self.workload.lengths.completion
+        """Tokens of a rollout batch: each prompt once, and every completion."""
+        one = self.workload.lengths.prompt + self.workload.rollouts * self.workload.lengths.completion
+        return one * self.workload.prompts
 
     def update_operations(self) -> float:
-        """Floating-point operations that the forward and backward pass of one update needs: those of distinct tokens.
+        """Floating-point operations that the updates of a rollout batch need: those of distinct tokens.
 
         2 for each weight in the forward pass and 4 in the backward pass; attention over the pairs that see each other;
         the head at the tokens of completions alone. What checkpointing computes again does not count.
@@ -159,7 +163,8 @@ class Arm:
         weights = sum(one.numel() for one in self.model.parameters()) - table
         pairs = lengths.prompt**2 / 2 + rows * (lengths.completion * lengths.prompt + lengths.completion**2 / 2)
         attention = 2 * pairs * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-        return 6 * (weights * self.distinct_tokens() + table * rows * lengths.completion + attention)
+        scored = rows * lengths.completion
+        return 6 * (weights * self.distinct_tokens() + self.workload.prompts * (table * scored + attention))
 
     def _model(self) -> Any:
         workload = self.workload
@@ -191,7 +196,7 @@ class Arm:
         """TRL's own trainer and loop over turns, a group of rollouts in each forward pass."""
         workload, args, tasks = self.workload, self._arguments(out), self.bench.tasks("train")
         args.per_device_train_batch_size = workload.rollouts
-        args.gradient_accumulation_steps, args.steps_per_generation = 1, workload.prompts
+        args.gradient_accumulation_steps, args.steps_per_generation = workload.together, workload.prompts
         args.generation_batch_size = workload.prompts * workload.rollouts
         args.max_tool_calling_iterations = workload.lengths.turns - 1
         made: dict[str, Any] = {"environment_factory": Row} if workload.sampled else {"rollout_func": self._made_up}

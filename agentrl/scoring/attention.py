@@ -88,6 +88,8 @@ def tree_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.is_autocast_enabled(query.device.type):  # a norm of queries and keys gives them back in float32
+        query, key, value = (one.to(torch.get_autocast_dtype(query.device.type)) for one in (query, key, value))
     if query.device.type == "cpu":
         groups = query.shape[1] // key.shape[1]
         out: Tensor = _TreeAttention.apply(query, repeat_kv(key, groups), repeat_kv(value, groups), tree, scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from torch.nn.attention.flex_attention import create_mask, flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
 from agentrl.scoring import attention
 from agentrl.scoring.attention import KERNEL, Tree, sees, tree_attention
@@ -187,6 +188,35 @@ def test_blocks_and_flex_attention_give_what_the_dense_mask_gives() -> None:
     heads = (query.detach(), key.detach(), value.detach())  # on a CPU it has no backward pass
     flexed = flex_attention(*heads, block_mask=tree.blocks, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(flexed, expected)
+
+
+def test_bfloat16_is_about_as_near_to_float32_as_padded_rows_are() -> None:
+    """Queries and keys that a norm gave back in float32 meet values in bfloat16."""
+    model = network()
+
+    def logps(engine: Any, bf16: bool) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return torch.cat(engine.score(model, drawn()).logps).float()
+
+    exact, padded, ours = logps(PaddedEngine(), False), logps(PaddedEngine(), True), logps(packed(model), True)
+    assert 0 < float((ours - exact).norm()) < 1.5 * float((padded - exact).norm())
+
+
+def test_blocks_of_flex_attention_are_those_of_the_mask() -> None:
+    """Read off the tree, they equal what computing every pair of places finds."""
+    draw = random.Random(0)
+    for _ in range(20):
+        bases = [[draw.randint(0, 2) for _ in range(draw.randint(1, 700))] for _ in range(3)]
+        sequences = [draw.choice(bases)[: draw.randint(1, 700)] + [3] * draw.randint(0, 300) for _ in range(5)]
+        tree = tree_of(sequences)
+        size = len(tree.last)
+        wanted = create_block_mask(sees(tree.last), None, None, size, size, device="cpu")
+        for name in ("kv", "full_kv", "q", "full_q"):
+            counts = getattr(tree.blocks, f"{name}_num_blocks")
+            assert torch.equal(counts, getattr(wanted, f"{name}_num_blocks"))
+            for row, count in enumerate(counts[0, 0]):
+                pair = (getattr(blocks, f"{name}_indices")[0, 0, row, :count] for blocks in (tree.blocks, wanted))
+                assert torch.equal(*pair)
 
 
 def test_memory_of_attention_is_linear_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
