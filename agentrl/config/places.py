@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from agentrl.config.accelerate_files import READY
 from agentrl.config.key import Group, Place, extra, group_in, variants
 from agentrl.config.schema import Config
 
@@ -30,7 +31,7 @@ def paths_of(group: Group, prefix: str = "") -> Iterator[ConfigPath]:
         value = getattr(group, name)
         if isinstance(value, Group):
             yield from paths_of(value, f"{prefix}{name}.")
-        elif value is not None and (place := extra(item)["place"]):
+        elif value is not None and (place := extra(item)["place"]) and (place != "settings" or value not in READY):
             yield ConfigPath(f"{prefix}{name}", group, name, place)
 
 

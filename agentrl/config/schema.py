@@ -242,7 +242,9 @@ class Hardware(Group):
     threads: int | None = key("CPU threads of each process; null takes all cores.", ge=1, hint=" for all cores")
     bf16: bool = key("Compute in bfloat16 (autocast) while training.")
     accelerate_config: str | None = key(
-        "accelerate's configuration file (FSDP, DeepSpeed); null uses its defaults.", place="settings"
+        "How processes share the model: ddp (a whole copy each), fsdp2, zero2 or zero3 (DeepSpeed), or a file that "
+        "`accelerate config` made; null is ddp.",
+        place="settings",
     )
 
 

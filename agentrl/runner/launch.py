@@ -17,6 +17,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO
 
+from agentrl.config.accelerate_files import accelerate_file
 from agentrl.config.schema import Config
 from agentrl.core.console import STOPPING
 from agentrl.core.errors import UserError
@@ -80,20 +81,20 @@ def is_direct(config: Config) -> bool:
 def worker_command(run: RunDirectory, config: Config) -> list[str]:
     """Return the command that starts the worker.
 
-    It starts one process, or `hardware.processes` of them through torchrun, or through accelerate if there is an
-    `hardware.accelerate_config`.
+    It starts one process, or `hardware.processes` of them through torchrun, or through accelerate if
+    `hardware.accelerate_config` is a file.
     """
     hardware, worker = config.hardware, ["-m", "agentrl.runner.worker", str(run.path)]
     if is_direct(config):
         return [sys.executable, *worker]
-    if hardware.accelerate_config is None:
+    if (file := accelerate_file(hardware.accelerate_config)) is None:
         # `accelerate launch --cpu` always starts one process; torchrun starts as many as it is told.
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={hardware.processes}"]
         command.append(f"--master_port={_free_port()}")
         return command + worker
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={hardware.processes}"]
     command += ["--num_machines=1", f"--main_process_port={_free_port()}"]
-    command.append(f"--config_file={os.path.expanduser(hardware.accelerate_config)}")
+    command.append(f"--config_file={file}")
     if hardware.threads is not None:
         command.append(f"--num_cpu_threads_per_process={hardware.threads}")
     return command + worker

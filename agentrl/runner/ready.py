@@ -6,10 +6,8 @@ This module imports no torch.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
-import yaml
-
+from agentrl.config.accelerate_files import distributed_type
 from agentrl.config.algos import Evaluate
 from agentrl.config.schema import Config
 from agentrl.config.vllm import samples_with_vllm, serve_command
@@ -34,13 +32,11 @@ def check_ready(config: Config) -> None:
             raise UserError(
                 f"vllm.mode=colocate: the package vllm is not installed; {install_line('vllm')}, or set vllm.mode=off"
             )
-    if hardware.accelerate_config is not None and find_spec("deepspeed") is None:
-        content = yaml.safe_load(Path(hardware.accelerate_config).expanduser().read_text(encoding="utf-8"))
-        if str(content.get("distributed_type")).upper() == "DEEPSPEED":
-            raise UserError(
-                f"hardware.accelerate_config={hardware.accelerate_config}: the package deepspeed is not installed; "
-                f"{install_line('deepspeed')}, or choose distributed_type: FSDP"
-            )
+    if find_spec("deepspeed") is None and distributed_type(hardware.accelerate_config) == "DEEPSPEED":
+        raise UserError(
+            f"hardware.accelerate_config={hardware.accelerate_config}: the package deepspeed is not installed; "
+            f"{install_line('deepspeed')}, or set hardware.accelerate_config=fsdp2"
+        )
 
 
 def check_vllm_server(config: Config) -> None:

@@ -59,6 +59,7 @@ from agentrl.traces.files import make_lookup, read_traces
 from agentrl.tracking.base import Tracker
 from agentrl.tracking.tracker import track_run
 from agentrl.trainers.build import build_trainer, final_engine, keep_fitting, rl_trainer
+from agentrl.trainers.sharding import load_trained
 
 # How long processes wait for each other, e.g. for the longest episode, a judge, a checkpoint. torch's default for GPUs
 # is ten minutes.
@@ -317,7 +318,7 @@ def train(
         console.say(f"resuming from {checkpoint}")
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if state.global_step >= state.max_steps:  # transformers would make one more update before it stops
-            trainer._load_from_checkpoint(str(checkpoint))
+            load_trained(trainer, checkpoint)
             trainer.state = state
             return True
     # Random numbers drawn by evaluation must not change training; a checkpoint then restores its own random states.

@@ -30,6 +30,7 @@ from agentrl.trainers.faults import Watch
 from agentrl.trainers.grpo import AgentGRPOTrainer
 from agentrl.trainers.parts import Parts
 from agentrl.trainers.rollout_log import RolloutLog
+from agentrl.trainers.sharding import check_sharding
 from agentrl.trainers.traced import TracedTrainer
 
 
@@ -160,6 +161,7 @@ def build_trainer(
             return None, engine
         parts = Parts(config, run, bench, chat, model, tasks, engine, console, judge, expert_trace)
         trainer = import_by_name(config.algo.trainer)(parts)
+    check_sharding(trainer, config.hardware)
     callbacks: list[TrainerCallback] = [
         Record(run, console),
         Watch(config.faults, console.say),

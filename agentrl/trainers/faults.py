@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import DeepSpeedOptimizerWrapper
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -32,12 +33,17 @@ class Watch(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
+        optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Before the weights are touched: an update with NaN or infinity in it would destroy them."""
+        """Before the weights are touched: an update with NaN or infinity in it would destroy them.
+
+        DeepSpeed has made its update by now, or has found such a gradient and left the update out.
+        """
         assert model is not None
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if not any_process(bool(gradients) and not bool(torch.stack([g.isfinite().all() for g in gradients]).all())):
+        here = bool(gradients) and not bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+        if not any_process(here or (isinstance(optimizer, DeepSpeedOptimizerWrapper) and optimizer.step_was_skipped)):
             return
         step, before = (
             state.global_step + 1,

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
+from trl.distributed import DistributedBackend
 from trl.trainer.utils import nanmax, nanmin
 
 from agentrl.config.schema import Config
 from agentrl.objectives.policy import PolicyBatch, PolicySettings, policy_loss
 from agentrl.scoring.sequence import Engine, Scores, Sequence, score_in_pieces
 from agentrl.trainers.mismatch import compare_with_sampler
-from agentrl.trainers.passes import balanced, stand_in, synced
+from agentrl.trainers.passes import balanced, stand_in, synced, through_head
 from agentrl.trainers.step_log import StepLog
 
 Inputs = dict[str, Any]  # rows of a rollout batch, as TRL hands them on: see `_generate_and_score_completions`
@@ -108,7 +109,7 @@ class LossTrainer(GRPOTrainer):
             last = number == passes - 1
             with synced(self.accelerator, model, last):
                 piece = pieces[number] if number < len(pieces) else None
-                loss = stand_in(self.scorer, model) if piece is None else self._compute_loss(model, piece)
+                loss = self._stand_in(model) if piece is None else self._compute_loss(model, piece)
                 if not last:
                     self.accelerator.backward(loss)
                     done += loss.detach()
@@ -125,6 +126,9 @@ class LossTrainer(GRPOTrainer):
         whole = {"rows_of_update": rows, "tokens_of_update": trained_tokens(inputs).sum()}
         ranges = self.scorer.cut(groups, self.config.trainer.tokens_per_batch)
         return [{**piece_of(inputs, one, rows), **whole} for one in ranges]
+
+    def _stand_in(self, model: Any) -> Tensor:
+        return stand_in(self.scorer, model, self.policy_settings().entropy_coef != 0)
 
     def piece_done(self, rows: int) -> None:
         """Called after each piece, of so many rows."""
@@ -143,7 +147,9 @@ class LossTrainer(GRPOTrainer):
             scored[name], start = Scores(scores.logps[own], scores.entropies[own]), own.stop
         loss = self.loss_of(inputs, scored)
         if not sequences:
-            loss = loss + stand_in(self.scorer, model)
+            loss = loss + self._stand_in(model)
+        elif DistributedBackend(self.accelerator).is_zero3:
+            loss = loss + through_head(scores, self.policy_settings().entropy_coef != 0)
         if scores.router is not None:  # what a mixture of experts adds, so that its experts get tokens alike
             router = scores.router * (len(inputs["completion_ids"]) / rows_of_update(inputs))
             self.log_step.add("aux_loss", router)

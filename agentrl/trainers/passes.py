@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from agentrl.scoring.sequence import STAND_IN, Engine
+from agentrl.scoring.sequence import STAND_IN, Engine, Scores
 
 
 def balanced(accelerator: Any, passes: int) -> int:
@@ -22,9 +22,18 @@ def balanced(accelerator: Any, passes: int) -> int:
     return int(accelerator.gather(torch.tensor([passes], device=accelerator.device)).max())
 
 
-def stand_in(engine: Engine, model: Any) -> Tensor:
-    """Run a pass whose loss is 0, for a process that has no piece left."""
-    return 0.0 * engine.score(model, [STAND_IN]).logps[0].sum()
+def stand_in(engine: Engine, model: Any, entropies: bool = False) -> Tensor:
+    """Run a pass whose loss is 0, for a process that has no piece left; `entropies`: see `through_head`."""
+    return through_head(engine.score(model, [STAND_IN]), entropies)
+
+
+def through_head(scores: Scores, entropies: bool) -> Tensor:
+    """Return 0 with a graph through the log-probs and, if the loss of other passes has such a term, the entropies.
+
+    DeepSpeed ZeRO-3 wants every backward pass to go through the same outputs on all processes, or they wait for each
+    other for ever.
+    """
+    return 0.0 * torch.cat(scores.logps + (scores.entropies if entropies else [])).sum()
 
 
 @contextmanager

@@ -247,6 +247,9 @@ def test_every_path_of_a_configuration_becomes_absolute(tmp_path: Path, monkeypa
     assert [config.algo.pairs, config.bench.path, config.traces] == [f"{here}/{x}.jsonl" for x in ("p", "b", "t")]
     assert [judge.system_rubric, judge.user_rubric, judge.cache] == [f"{here}/{x}" for x in ("s.txt", "u.txt", "c")]
     assert config.hardware.accelerate_config == str(Path.home() / "a.yaml")
+    ready = composed("hardware=gpu", "hardware.accelerate_config=zero2")  # a name, not a file
+    make_paths_absolute(ready)
+    assert ready.hardware.accelerate_config == "zero2"
     assert (config.model.path, config.runs_dir) == (f"{here}/weights", "r")
     hub = composed("model=custom", "model.path=someone/agent", "judge=local", "judge.path=someone/judge")
     make_paths_absolute(hub)

@@ -208,6 +208,8 @@ ACCELERATE = [  # what the file says, what is chosen, what the refusal says; Non
     ("distributed_type: MULTI_GPU", "hardware=cpu", "distributed_type=MULTI_GPU needs GPUs"),
     ("distributed_type: MEGATRON_LM", "hardware=cpu", "set hardware=gpu or multi_gpu"),
     ("distributed_type: deepspeed", "hardware=cpu", "distributed_type=DEEPSPEED needs GPUs"),
+    ("distributed_type: MEGATRON_LM", "hardware=gpu", "distributed_type=MEGATRON_LM, but agentrl trains with"),
+    ("distributed_type: 'NO'", "hardware=multi_gpu", "starts one process, not hardware.processes=4; set ddp"),
     ("use_cpu: true", "hardware=gpu", "puts the processes on the CPU, but hardware=gpu"),
     ("distributed_type: MULTI_CPU", "hardware=gpu", "puts the processes on the CPU"),
     ("num_machines: 2", "hardware=gpu", "num_machines=2, but agentrl starts processes on one machine"),
@@ -233,6 +235,16 @@ def test_what_an_accelerate_file_asks_for_is_never_dropped(
         validate(composed(*overrides))
     else:
         assert words in refusal(*overrides) and f"hardware.accelerate_config={file}: " in refusal(*overrides)
+
+
+def test_ready_ways_to_share_a_model_are_known_by_name() -> None:
+    for way, kind in (("fsdp2", "FSDP"), ("zero2", "DEEPSPEED"), ("zero3", "DEEPSPEED")):
+        validate(composed("hardware=multi_gpu", f"hardware.accelerate_config={way}"))
+        dropped = refusal("hardware=cpu", f"hardware.accelerate_config={way}")
+        assert f"hardware.accelerate_config={way}: distributed_type={kind} needs GPUs" in dropped
+    for hardware in ("cpu", "gpu", "multi_gpu"):
+        validate(composed(f"hardware={hardware}", "hardware.accelerate_config=ddp"))
+    assert "choose from ddp, fsdp2, zero2, zero3" in refusal("hardware=gpu", "hardware.accelerate_config=fsdp3")
 
 
 def test_top_p_goes_with_vllm() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
 from agentrl.config.compose import CONF
@@ -402,7 +403,14 @@ def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: py
     command = launch.worker_command(run, config)
     assert command[2] == "accelerate.commands.launch"
     assert {"--num_processes=2", "--config_file=fsdp.yaml"} <= set(command)
-    config.hardware.processes = 1  # DeepSpeed offloads on a single GPU too
+    config.hardware.accelerate_config = "zero3"
+    (file,) = [word.partition("=")[2] for word in launch.worker_command(run, config) if "--config_file" in word]
+    assert yaml.safe_load(Path(file).read_text())["deepspeed_config"]["zero_stage"] == 3
+    config.hardware.accelerate_config = "ddp"
+    assert launch.worker_command(run, config)[2] == "torch.distributed.run"
+    config.hardware.processes = 1
+    assert launch.worker_command(run, config)[2] == "torch.distributed.run"
+    config.hardware.accelerate_config = "fsdp.yaml"  # DeepSpeed offloads on a single GPU too
     assert {"--num_processes=1", "--config_file=fsdp.yaml"} <= set(launch.worker_command(run, config))
 
 

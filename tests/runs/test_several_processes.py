@@ -1,4 +1,4 @@
-"""Several processes of a CPU: the same training as in one, and sharded weights from the first rollout to the last."""
+"""Several processes of a CPU make the same training as one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from agentrl.store.run import RunDirectory
-from tests.support.helpers import small
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,16 +38,3 @@ def test_two_processes_make_the_updates_of_one(algo: str, terms: tuple[str, ...]
         first, second = ([line[name] for line in result["log"][:2]] for result in results)
         assert len(first) == 2 and first == pytest.approx(second, rel=1e-4, abs=1e-6), name
     assert one["log"][0]["grad_norm"] > 0.01 and one["log"][0][terms[0]] != 0
-
-
-@pytest.mark.slow
-def test_a_run_with_sharded_weights(tmp_path: Path) -> None:
-    few = ("bench.train_tasks=12", "bench.test_tasks=3", "trainer.max_steps=2", "trainer.tokens_per_batch=500")
-    config = small(f"runs_dir={tmp_path}", *few, "algo.kl_coef=0.01", "hardware.processes=2", "hardware.threads=1")
-    run = RunDirectory.create(config)
-    assert run is not None
-    start(2, "fsdp_on_cpu", str(run.path))
-    assert run.status()["status"] == "completed"
-    before, after = (run.records(run.eval_dir / f"{phase}.jsonl") for phase in ("before", "after"))
-    assert len(before) == len(after) == 3 and len(run.read_metrics()) == 2
-    assert (run.path / "model" / "model.safetensors").stat().st_size > 1_000_000

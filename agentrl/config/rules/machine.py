@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
-import yaml
-
+from agentrl.config.accelerate_files import READY, SHARDED, accelerate_file, read_accelerate_file
 from agentrl.config.algos import Hipo
 from agentrl.config.checks import require
 from agentrl.config.schema import Config, Hardware
@@ -98,20 +96,26 @@ def _ahead(config: Config) -> None:
 def _accelerate(hardware: Hardware) -> None:
     """Check accelerate's file. It may say how weights are distributed; the keys of `hardware` say the rest."""
     key, given = "hardware.accelerate_config", hardware.accelerate_config
-    file = Path(str(given)).expanduser()
-    require(file.is_file(), key, given, "no such file; make one with `accelerate config`, or set null")
+    if (file := accelerate_file(given)) is None:
+        return
+    missing_rule = f"no such file; choose from {', '.join(READY)}, make a file with `accelerate config`, or set null"
+    require(file.is_file(), key, given, missing_rule)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{key}={given}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
-    require(isinstance(content, dict), key, given, "has no keys; make the file with `accelerate config`")
+        content = read_accelerate_file(file)
+    except UserError as error:
+        raise UserError(f"{key}={error}") from error
     kind = str(content.get("distributed_type", "NO")).upper()
     if hardware.device == "cpu":
-        kind_rule = f"distributed_type={kind} needs GPUs; set hardware=gpu or multi_gpu, or change it in the file"
+        kind_rule = f"distributed_type={kind} needs GPUs; set hardware=gpu or multi_gpu, or accelerate_config=null"
         require(kind in ON_A_CPU, key, given, kind_rule)
     else:
         cpu_rule = f"puts the processes on the CPU, but hardware={hardware.name}; remove use_cpu and MULTI_CPU from it"
         require(not content.get("use_cpu") and kind != "MULTI_CPU", key, given, cpu_rule)
+        known = ("NO", "MULTI_GPU", *SHARDED)
+        known_rule = f"distributed_type={kind}, but agentrl trains with one of {', '.join(known)} alone"
+        require(kind in known, key, given, known_rule)
+    alone_rule = f"distributed_type={kind} starts one process, not hardware.processes={hardware.processes}; set ddp"
+    require(hardware.processes == 1 or kind not in ON_A_CPU, key, given, alone_rule)
     machines, processes = content.get("num_machines", 1), content.get("num_processes")
     machines_rule = f"num_machines={machines}, but agentrl starts processes on one machine; set 1"
     require(machines in (1, None), key, given, machines_rule)
