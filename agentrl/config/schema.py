@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from agentrl.config.algos import ALGOS
 from agentrl.config.benches import BENCHES
+from agentrl.config.hardware import Hardware
 from agentrl.config.judges import JUDGES, Dtype
 from agentrl.config.key import Group, Holds, OneOf, key
 from agentrl.objectives.choices import AnnealKind, DualUpdate
@@ -232,19 +233,6 @@ class Faults(Group):
     )
     dead_tools: Literal["stop", "continue"] = key(
         "What to do if a tool environment breaks.", means=("stop at once", "count its calls as errors")
-    )
-
-
-class Hardware(Group):
-    name: str = key("Hardware.")
-    device: Literal["cpu", "cuda"] = key("Device of the model.")
-    processes: int = key("Number of training processes; torchrun or accelerate starts more than one.", ge=1)
-    threads: int | None = key("CPU threads of each process; null takes all cores.", ge=1, hint=" for all cores")
-    bf16: bool = key("Compute in bfloat16 (autocast) while training.")
-    accelerate_config: str | None = key(
-        "How processes share the model: ddp (a whole copy each), fsdp2, zero2 or zero3 (DeepSpeed), or a file that "
-        "`accelerate config` made; null is ddp.",
-        place="settings",
     )
 
 

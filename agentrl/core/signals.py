@@ -11,10 +11,10 @@ SWEPT_BY = "AGENTRL_SWEPT_BY"  # the process id of a sweep's command; it sets th
 def stop_signals() -> list[signal.Signals]:
     """Return the signals that ask to save and stop: Ctrl-C, a termination and, except under nohup, a hang-up.
 
-    A process that a parallel sweep started listens to the termination alone. The sweep's command passes the other two
-    on as a termination.
+    A batch system sends SIGUSR1 before its time limit. A process that a parallel sweep started listens to the
+    termination alone. The sweep's command passes the others on as a termination.
     """
     if os.environ.get(SWEPT_BY, str(os.getpid())) != str(os.getpid()):
         return [signal.SIGTERM]
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM] if nohup else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *([] if nohup else [signal.SIGHUP])]

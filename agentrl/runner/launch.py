@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import FrameType
 from typing import IO
 
@@ -38,7 +38,9 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpu
     Raises:
         UserError: another living process works on this run.
     """
-    with run.lock() as lock:
+    leads = config.hardware.rank_here == 0  # of several machines, the first one locks the run and records how it ends
+    run.node_path(config.hardware.rank_here).unlink(missing_ok=True)
+    with run.lock() if leads else nullcontext() as lock:
         # The worker inherits the lock: if this process is killed, the run stays locked until the worker has ended too.
         before = run.status().get("pid")
         process = subprocess.Popen(
@@ -53,11 +55,14 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpu
 
         def listener() -> int:
             """Return the process that saves a checkpoint when asked. torchrun would kill its processes after 30 s."""
+            if not leads:
+                return run.process_of_node(config.hardware.rank_here) or process.pid
             leader = run.status().get("pid")
             return process.pid if is_direct(config) or leader in (None, before) else int(leader)
 
         def shown_by_worker() -> bool:
-            return output is None and sys.stdout.isatty() and run.status().get("pid") not in (None, before)
+            known = leads and run.status().get("pid") not in (None, before)
+            return output is None and sys.stdout.isatty() and known
 
         code, asked = _wait(process, listener, shown_by_worker)
         with suppress(ProcessLookupError, PermissionError):  # no process is left in the group (macOS raises the latter)
@@ -68,14 +73,15 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpu
             code, killed = ENDS.get(state, code), killed or state in ("created", "running")
         if asked and killed:
             code = INTERRUPTED  # the signal came before the worker could catch it
-        if code != COMPLETED:
-            _record_end(run, code)
+        if code != COMPLETED and leads:
+            _record_end(run, code, config)
         return code
 
 
 def is_direct(config: Config) -> bool:
     """Check whether the worker is a child of this process, and not of torchrun or accelerate."""
-    return config.hardware.processes == 1 and config.hardware.accelerate_config is None
+    hardware = config.hardware
+    return hardware.processes == 1 and hardware.accelerate_config is None
 
 
 def worker_command(run: RunDirectory, config: Config) -> list[str]:
@@ -87,13 +93,16 @@ def worker_command(run: RunDirectory, config: Config) -> list[str]:
     hardware, worker = config.hardware, ["-m", "agentrl.runner.worker", str(run.path)]
     if is_direct(config):
         return [sys.executable, *worker]
+    host, _, port = (hardware.rendezvous or f"127.0.0.1:{_free_port()}").rpartition(":")
     if (file := accelerate_file(hardware.accelerate_config)) is None:
         # `accelerate launch --cpu` always starts one process; torchrun starts as many as it is told.
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={hardware.processes}"]
-        command.append(f"--master_port={_free_port()}")
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={hardware.processes_here}"]
+        command += [f"--nnodes={hardware.nodes}", f"--node_rank={hardware.rank_here}"]
+        command += [f"--master_addr={host}", f"--master_port={port}"]
         return command + worker
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={hardware.processes}"]
-    command += ["--num_machines=1", f"--main_process_port={_free_port()}"]
+    command += [f"--num_machines={hardware.nodes}", f"--machine_rank={hardware.rank_here}"]
+    command += ["--same_network", f"--main_process_ip={host}", f"--main_process_port={port}"]
     command.append(f"--config_file={file}")
     if hardware.threads is not None:
         command.append(f"--num_cpu_threads_per_process={hardware.threads}")
@@ -117,7 +126,7 @@ def worker_environment(run: RunDirectory, config: Config, gpus: list[str] | None
         environment["ACCELERATE_USE_CPU"] = "true"
     elif gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    elif config.hardware.processes == 1:
+    elif config.hardware.processes_here == 1:
         # transformers would use every GPU that it sees for one model, by a method that TRL refuses.
         environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if config.hardware.threads is not None:
@@ -164,7 +173,7 @@ def _wait(
     return (128 - code if code < 0 else code), asked
 
 
-def _record_end(run: RunDirectory, code: int) -> None:
+def _record_end(run: RunDirectory, code: int, config: Config) -> None:
     """Record the end of a worker that could not do so itself: it was killed, or stopped before it began."""
     if run.status()["status"] not in ("created", "running"):
         return
@@ -175,6 +184,9 @@ def _record_end(run: RunDirectory, code: int) -> None:
             cause = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
             if code == 128 + signal.SIGKILL:
                 cause += " (if memory ran out, lower trainer.tokens_per_batch or eval.batch)"
+            if config.hardware.nodes > 1:
+                nodes, meeting = config.hardware.nodes, config.hardware.rendezvous
+                cause += f" (did all hardware.nodes={nodes} machines start, and do they reach {meeting}?)"
             run.set_status("failed", error=f"the worker ended without a record: {cause}")
 
 

@@ -91,9 +91,9 @@ def _check_gpus(config: Config) -> None:
             "with CUDA, or set hardware=cpu"
         )
     found = driver_gpus()
-    if found is not None and found < hardware.processes:
+    if found is not None and found < hardware.processes_here:
         raise UserError(
-            f"hardware={hardware.name} needs {hardware.processes} GPU(s), but the driver shows {found}; check "
+            f"hardware={hardware.name} needs {hardware.processes_here} GPU(s), but the driver shows {found}; check "
             "nvidia-smi and CUDA_VISIBLE_DEVICES, lower hardware.processes, or set hardware=cpu"
         )
 

@@ -36,8 +36,9 @@ def start(
     Output goes to the terminal or to `output`. With `beside_others` (one of several jobs), the run reserves its own
     GPUs. A resumed run may have other values of the keys `may_move`.
     """
-    console = make_console(output)
-    for warning in [*check(config), *_warn_unwise(config)]:
+    leads = config.hardware.rank_here == 0  # of several machines, the first one speaks and writes
+    console = make_console(output) if leads else Console(quiet=True)
+    for warning in [*check(config, here=not config.hardware.submits), *_warn_unwise(config)]:
         complaints = Console(file=output, stderr=output is None, soft_wrap=True)
         complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
     run = RunDirectory.create(config)
@@ -64,12 +65,13 @@ def start(
     else:
         known = state in ("running", "interrupted", "failed")
         console.print(f"{'Resuming' if known else 'Run directory'}: {run.path}")
-    run.adopt(config)
+    if leads:
+        run.adopt(config)
     console.print(
         f"Starting a process for {config.algo.name} with {config.model.path}: its libraries load for some seconds."
     )
     gpus_apart = beside_others and config.hardware.device == "cuda"
-    with reserve_gpus(config.hardware.processes, console.print) if gpus_apart else nullcontext(None) as gpus:
+    with reserve_gpus(config.hardware.processes_here, console.print) if gpus_apart else nullcontext(None) as gpus:
         code = launch(run, config, output, gpus)
     if code == COMPLETED:
         console.print(f"Results: {run.path}")

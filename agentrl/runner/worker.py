@@ -51,6 +51,7 @@ from agentrl.report.table import print_result, sampling_text
 from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.rollout.tokens import local_engine
 from agentrl.runner.launch import die_with_launcher, is_direct
+from agentrl.runner.meeting import introduce, meet
 from agentrl.store import checkpoints
 from agentrl.store.redact import mask_streams
 from agentrl.store.run import RunDirectory
@@ -71,6 +72,7 @@ def main(run_path: Path) -> int:
     run = RunDirectory(run_path)
     stop = StopRequest()
     _catch_signals(stop)
+    introduce(run)
     with run.lock() if is_leader() else nullcontext(), ExitStack() as ending:
         try:
             if is_leader():
@@ -85,14 +87,13 @@ def main(run_path: Path) -> int:
             if message is None:
                 return _fail(run, traceback.format_exc(), 1)  # the traceback is recorded; nothing is swallowed
             return _fail(run, message, 2)
-        if not is_leader():
-            return 0
-        if not finished:
-            run.set_status("interrupted")
+        if is_leader():
+            run.set_status("completed" if finished else "interrupted")
+        PartialState().wait_for_everyone()  # the launchers of other machines read the status
+        if is_leader() and not finished:
             print(f"interrupted; the same command resumes from {run.path}", file=sys.stderr)
             # torchrun would print a long report of a failure; the launcher reads the status.
             return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130
-        run.set_status("completed")
     return 0
 
 
@@ -142,6 +143,8 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
             f"hardware.processes={config.hardware.processes}, but {started_processes} process(es) were started; set "
             "the same number in the file of hardware.accelerate_config"
         )
+    if config.hardware.nodes > 1:
+        config = meet(run, config)
     tracker = ending.enter_context(track_run(config, run))
     stopping = lambda: STOPPING if stop.signal else ""  # noqa: E731
     with RunConsole(None if is_leader() else Console(quiet=True), stopping) as console:
@@ -160,11 +163,11 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
 
 def _check_devices(config: Config) -> None:
     """Raise UserError if there are fewer GPUs than processes: transformers would fall back to the CPU or crash."""
-    hardware = config.hardware
+    hardware, wanted = config.hardware, config.hardware.processes_here
     remote = isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
-    if hardware.device == "cuda" and not remote and (found := torch.cuda.device_count()) < hardware.processes:
+    if hardware.device == "cuda" and not remote and (found := torch.cuda.device_count()) < wanted:
         raise UserError(
-            f"hardware={hardware.name} needs {hardware.processes} GPU(s), PyTorch {torch.__version__} sees {found}; "
+            f"hardware={hardware.name} needs {wanted} GPU(s), PyTorch {torch.__version__} sees {found}; "
             "lower hardware.processes, install a PyTorch that fits the driver, or set hardware=cpu"
         )
 

@@ -124,6 +124,15 @@ class RunDirectory:
     def plots_dir(self) -> Path:
         return self.path / "plots"
 
+    def node_path(self, rank: int) -> Path:
+        """The file in which a process of machine `rank` says who it is."""
+        return self.path / f".node-{rank}"
+
+    def process_of_node(self, rank: int) -> int | None:
+        """Return the process of machine `rank` that listens to signals; None until it has begun."""
+        file = self.node_path(rank)
+        return int(file.read_text(encoding="utf-8")) if file.is_file() else None
+
     def config(self) -> Config:
         return load_config(self.config_path)
 
@@ -134,7 +143,7 @@ class RunDirectory:
         """
         if set(changed_keys(self.config(), config)) - set(MAY_MOVE):
             raise ValueError("the configuration belongs to another run")
-        if self.config() != config:
+        if self.config() != _unplaced(config):
             self._write_config(config)
 
     def status(self) -> dict[str, Any]:
@@ -244,7 +253,13 @@ class RunDirectory:
             os.close(descriptor)
 
     def _write_config(self, config: Config) -> None:
-        durable.write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+        durable.write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(_unplaced(config).model_dump())))
+
+
+def _unplaced(config: Config) -> Config:
+    """The configuration without what each machine of a run is told anew, whenever the run starts."""
+    hardware = config.hardware.model_copy(update={"node_rank": None, "rendezvous": None})
+    return config.model_copy(update={"hardware": hardware})
 
 
 def find_runs(place: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import Trainer
 
 from agentrl.config.accelerate_files import SHARDED, distributed_type
-from agentrl.config.schema import Hardware
+from agentrl.config.hardware import Hardware
 from agentrl.core.errors import UserError
 
 

@@ -212,7 +212,7 @@ ACCELERATE = [  # what the file says, what is chosen, what the refusal says; Non
     ("distributed_type: 'NO'", "hardware=multi_gpu", "starts one process, not hardware.processes=4; set ddp"),
     ("use_cpu: true", "hardware=gpu", "puts the processes on the CPU, but hardware=gpu"),
     ("distributed_type: MULTI_CPU", "hardware=gpu", "puts the processes on the CPU"),
-    ("num_machines: 2", "hardware=gpu", "num_machines=2, but agentrl starts processes on one machine"),
+    ("num_machines: 2", "hardware=gpu", "has num_machines=2; set hardware.nodes=2"),
     ("num_processes: 8", "hardware=gpu", "has num_processes=8; set hardware.processes=8"),
     ("- a list", "hardware=gpu", "has no keys"),
     ("a: [", "hardware=gpu", "cannot be read as YAML"),

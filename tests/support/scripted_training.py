@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import make_trainer, small
+from tests.trainers.test_hipo_trainer import reply
 
 processes, out = int(sys.argv[1]), Path(sys.argv[2])
 PartialState(cpu=True)
@@ -21,7 +22,7 @@ config = small(
     *("trainer.prompts_per_batch=4", "trainer.minibatch_prompts=4", "trainer.tokens_per_batch=500"),
     *(f"hardware.processes={processes}", *sys.argv[3:]),
 )
-trainer = make_trainer(config, out / "checkpoints", expert_script)
+trainer = make_trainer(config, out / "checkpoints", reply if config.algo.name == "hipo" else expert_script)
 trainer.train()
 if trainer.accelerator.is_main_process:
     weights = {name: value.double().norm().item() for name, value in trainer.model.named_parameters()}

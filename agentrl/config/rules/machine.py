@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from agentrl.config.accelerate_files import READY, SHARDED, accelerate_file, read_accelerate_file
 from agentrl.config.algos import Hipo
 from agentrl.config.checks import require
-from agentrl.config.schema import Config, Hardware
+from agentrl.config.hardware import Hardware
+from agentrl.config.schema import Config
 from agentrl.config.vllm import RANKS, samples_with_vllm
 from agentrl.core.errors import UserError
 from agentrl.core.gguf import converted_folder, is_gguf
@@ -22,6 +24,7 @@ def check_machine(config: Config) -> list[str]:
         _vllm(config)
     if config.algo.rollouts:
         _ahead(config)
+    _nodes(config.hardware)
     if config.hardware.accelerate_config is not None:
         _accelerate(config.hardware)
     _packages(config)
@@ -93,6 +96,20 @@ def _ahead(config: Config) -> None:
     require(config.rollout.ahead == 0 or not config.vllm.sleep, "vllm.sleep", "true", awake_rule)
 
 
+def _nodes(hardware: Hardware) -> None:
+    """Check that this machine knows which one it is and where the others are."""
+    nodes, rank = hardware.nodes, hardware.node_rank
+    split_rule = f"must divide hardware.processes={hardware.processes}, which counts those of all machines"
+    require(hardware.processes % nodes == 0, "hardware.nodes", nodes, split_rule)
+    if hardware.submits or nodes == 1:
+        return
+    given = os.environ.get("SLURM_NODEID", "") if rank is None else str(rank)
+    rank_rule = f"give each of the hardware.nodes={nodes} machines its number, from 0; only under SLURM it is known"
+    require(given.isdigit() and int(given) < nodes, "hardware.node_rank", rank, rank_rule)
+    meeting_rule = f"give all hardware.nodes={nodes} machines the same host:port: machine 0 and a free port of it"
+    require(hardware.rendezvous is not None, "hardware.rendezvous", None, meeting_rule)
+
+
 def _accelerate(hardware: Hardware) -> None:
     """Check accelerate's file. It may say how weights are distributed; the keys of `hardware` say the rest."""
     key, given = "hardware.accelerate_config", hardware.accelerate_config
@@ -116,8 +133,8 @@ def _accelerate(hardware: Hardware) -> None:
         require(kind in known, key, given, known_rule)
     alone_rule = f"distributed_type={kind} starts one process, not hardware.processes={hardware.processes}; set ddp"
     require(hardware.processes == 1 or kind not in ON_A_CPU, key, given, alone_rule)
-    machines, processes = content.get("num_machines", 1), content.get("num_processes")
-    machines_rule = f"num_machines={machines}, but agentrl starts processes on one machine; set 1"
-    require(machines in (1, None), key, given, machines_rule)
+    machines, processes = content.get("num_machines"), content.get("num_processes")
+    machines_rule = f"has num_machines={machines}; set hardware.nodes={machines}, or remove it from the file"
+    require(machines in (hardware.nodes, None), key, given, machines_rule)
     count_rule = f"has num_processes={processes}; set hardware.processes={processes}, or remove it from the file"
     require(processes in (None, hardware.processes), key, given, count_rule)
