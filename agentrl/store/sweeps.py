@@ -180,7 +180,7 @@ def pass_signals_on(sweep: Sweep) -> Iterator[None]:
 def begin_in_process(sweep: Sweep) -> None:
     """Prepare the process of a job for signals. Raises KeyboardInterrupt if the sweep is stopping."""
     if os.environ.get(SWEPT_BY, str(os.getpid())) != str(os.getpid()):
-        for number in (signal.SIGINT, signal.SIGHUP):  # the command passes these on as SIGTERM
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # the command passes these on as SIGTERM
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if (sweep.folder / STOPPING).exists():
