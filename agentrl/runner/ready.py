@@ -6,6 +6,7 @@ This module imports no torch.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from agentrl.config.accelerate_files import distributed_type
 from agentrl.config.algos import Evaluate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 from agentrl.config.accelerate_files import READY, SHARDED, accelerate_file, read_accelerate_file
 from agentrl.config.algos import Hipo
