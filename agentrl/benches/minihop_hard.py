@@ -26,6 +26,7 @@ from agentrl.core.trajectory import Trajectory
 from agentrl.sandbox import Sandbox
 
 CALLS = range(1, 7)  # right calls of a task, mended ones counted once
+TASK_NAMES = 40  # of a task: at most 15 belong to its steps, the others fill the tables
 JOINTS = (
     Joint("agent", ("person", "company"), "person"),
     Joint("branch", ("company", "city"), "company"),
@@ -72,14 +73,20 @@ def draw_shapes(count: int, split: str, shares: list[float], joins: float, rng: 
     return drawn
 
 
-def names_of(split: str) -> list[str]:
-    """The names of the entities of a split: no name is in both."""
-    return [name for index, name in enumerate(NAMES) if (index % 3 == 0) == (split == "test")]
+def draw_names(count: int, split: str, rng: random.Random) -> list[str]:
+    """Draw names of two words for the entities of a task, each word once. No name is in both splits, every word is."""
+    words = rng.sample(range(len(NAMES)), len(NAMES))
+    names = []
+    while len(names) < count:
+        first = words.pop()
+        second = next(word for word in reversed(words) if ((first + word) % 3 == 0) == (split == "test"))
+        words.remove(second)
+        names.append(f"{NAMES[first]} {NAMES[second]}")
+    return names
 
 
-def generate_task(task_id: str, shape: Shape, names: list[str], config: MinihopHard, rng: random.Random) -> Task:
-    """Generate one task of a shape. `rng` draws its entities, tables and distractors."""
-    pool = rng.sample(names, len(names))
+def generate_task(task_id: str, shape: Shape, pool: list[str], config: MinihopHard, rng: random.Random) -> Task:
+    """Generate one task of a shape. `pool` has its names, and `rng` draws its tables and distractors."""
     steps: list[Step] = []
     ends: list[tuple[str, int | None]] = []  # of each branch: its last entity, and the step that found it
     starts = [pool.pop() for _ in shape.branches]
@@ -157,9 +164,8 @@ class MinihopHardBench(Bench):
         shares = {"train": config.train_calls, "test": config.test_calls}[split]
         rng = random.Random(f"minihop_hard/{config.data_seed}/{split}")
         shapes = draw_shapes(count, split, shares, config.joins, rng)
-        names = names_of(split)
         tasks = [
-            generate_task(f"minihop_hard-{split}-{index}", shape, names, config, rng)
+            generate_task(f"minihop_hard-{split}-{index}", shape, draw_names(TASK_NAMES, split, rng), config, rng)
             for index, shape in enumerate(shapes)
         ]
         return tasks if limit is None or limit >= count else random.Random(seed).sample(tasks, limit)

@@ -9,7 +9,7 @@ import pytest
 
 from agentrl.benches import load_bench
 from agentrl.benches.minihop import NAMES, RELATIONS
-from agentrl.benches.minihop_hard import JOINTS, MinihopHardBench, names_of
+from agentrl.benches.minihop_hard import JOINTS, MinihopHardBench
 from agentrl.benches.minihop_steps import FORMER, Shape, Step
 from agentrl.benches.minihop_traces import WRONG_STEPS, right_order
 from agentrl.core.bench import Task
@@ -84,8 +84,13 @@ def test_splits_share_neither_shapes_nor_names_and_test_tasks_are_longer(bench: 
     assert not {task.cluster for task in train} & {task.cluster for task in test}
     assert {len(task.data["steps"]) for task in train} == {3, 4, 5}
     assert {len(task.data["steps"]) for task in test} == {3, 4, 5, 6}
-    assert set(names_of("train")).isdisjoint(names_of("test"))
-    assert {*names_of("train"), *names_of("test")} == set(NAMES)
+    names = [
+        {name for task in tasks for step in task.data["steps"] for name in (*step.entities, step.result)}
+        for tasks in (train, test)
+    ]
+    assert not names[0] & names[1]
+    words = [{word for name in found for word in name.split()} for found in names]
+    assert len(words[0] & words[1]) > 0.9 * len(NAMES)
     assert bench.tasks("train") == train
     assert [t.prompt for t in bench_of(data_seed=1).tasks("train")] != [t.prompt for t in train]
 
