@@ -76,7 +76,7 @@ def draw_shapes(count: int, split: str, shares: list[float], joins: float, rng: 
 def draw_names(count: int, split: str, rng: random.Random) -> list[str]:
     """Draw names of two words for the entities of a task, each word once. No name is in both splits, every word is."""
     words = rng.sample(range(len(NAMES)), len(NAMES))
-    names = []
+    names: list[str] = []
     while len(names) < count:
         first = words.pop()
         second = next(word for word in reversed(words) if ((first + word) % 3 == 0) == (split == "test"))

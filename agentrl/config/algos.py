@@ -8,7 +8,15 @@ from agentrl.config.checks import is_web_address
 from agentrl.config.key import Group, Holds, key
 from agentrl.config.traits import MethodKeys
 from agentrl.core.expert_trace import TracePart
-from agentrl.objectives.choices import Aggregation, CallSchedule, RatioLevel, ReasoningSchedule, SftNorm, TokenWeight
+from agentrl.objectives.choices import (
+    Aggregation,
+    CallSchedule,
+    RatioLevel,
+    ReasoningSchedule,
+    Selection,
+    SftNorm,
+    TokenWeight,
+)
 
 KL = "Coefficient of the KL term, which keeps the policy near the reference model; 0 loads no reference model."
 KL_CORRECTION = "Multiply the KL estimate by the importance ratio. TRL does so by default, but no paper here does."
@@ -73,6 +81,20 @@ class Schedule(Group):
     ] = key("Fractions of the horizon at which the level of reasoning drops.")
 
 
+class Conditioned(Group):
+    advantages: Selection = key(
+        "Tokens that L^h trains on.", means=("all", "those with a positive advantage alone (docs/pact.md)")
+    )
+    floor: float | None = key(
+        "L^h leaves out tokens with a negative advantage and a smaller probability under [x; h*]; null keeps all.",
+        gt=0,
+        lt=1,
+    )
+    weight: Literal["one", "ratio"] = key(
+        "Weight of a token in L^h.", means=("1", "min(1, p(y|x,h) / p(y|x)), by the policy that sampled it")
+    )
+
+
 class Pact(MethodKeys):
     trainer = "agentrl.trainers.pact:PactTrainer"
     reads = ("reward", "traces", "anneal")
@@ -92,6 +114,10 @@ class Pact(MethodKeys):
         le=1,
         hint=" (the paper: 0.4)",
     )
+    q_from: Literal["key", "success"] = key(
+        "Where the probability of anchoring comes from.",
+        means=("algo.q for all prompts", "q + (1 - q) s, where s is the share of the prompt's rollouts that solve it"),
+    )
     clip_eps: float = key("PPO clip range eps of eq. 5. PACT does not report it; MatchTIR uses 0.2.", gt=0, lt=1)
     kl_coef: float = key(KL, ge=0)
     kl_ratio_correction: bool = key(KL_CORRECTION)
@@ -100,6 +126,11 @@ class Pact(MethodKeys):
     )
     entropy_coef: float = key(f"{ENTROPY} PACT does not report it; MatchTIR uses 0.001.", ge=0)
     loss_aggregation: Aggregation = key(AVERAGING, means=SEQUENCES_OR_TOKENS)
+    dual_clip: float | None = key(
+        "c of dual clipping: where the advantage A is negative, the surrogate is at least c A; null has no such bound.",
+        gt=1,
+    )
+    conditioned: Conditioned = key("Variants of L^h.")
     advantage: Advantage = key("How rewards become token advantages.")
     trace: Trace = key("How expert traces are rendered.")
     schedule: Schedule = key("Which parts of the trace L_SFT trains on as training proceeds.")

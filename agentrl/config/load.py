@@ -28,7 +28,12 @@ RENAMED = {"mended": "corrected"}  # older names of the choices of bench.rules a
 # Keys without which older versions trained, besides operational ones: they change no result except by rounding.
 ADDED = ("trainer.tokens_per_batch", "trainer.engine")
 # Keys that methods lacked, and the values with which they train as they did.
-ADDED_TO_METHODS: dict[str, Any] = {"advantage.signs": "earned"}
+ADDED_TO_METHODS: dict[str, Any] = {
+    "advantage.signs": "earned",
+    "q_from": "key",
+    "dual_clip": None,
+    "conditioned": {"advantages": "all", "floor": None, "weight": "one"},
+}
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
@@ -104,7 +109,7 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
         for key, value in ADDED_TO_METHODS.items():
             group, _, name = key.rpartition(".")
             node = algo.get(group) if group else algo
-            if key in known and isinstance(node, MutableMapping):
+            if any(one == key or one.startswith(f"{key}.") for one in known) and isinstance(node, MutableMapping):
                 node.setdefault(name, value)
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):

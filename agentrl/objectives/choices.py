@@ -10,6 +10,7 @@ from typing import Literal
 Aggregation = Literal["sequence", "token"]  # policy.average
 RatioLevel = Literal["sequence", "sequence_mean", "token"]  # policy.importance_ratio
 SftNorm = Literal["weights", "tokens"]  # pact.sft_loss
+Selection = Literal["all", "positive"]  # pact.conditioned_weights
 ReasoningSchedule = Literal["segment", "token", "full_token", "fixed", "none"]  # pact.sft_token_weights
 CallSchedule = Literal["scale", "token", "fixed", "none"]  # pact.sft_token_weights
 TokenWeight = Literal["uniform", "phi"]  # chord.chord_sft_loss

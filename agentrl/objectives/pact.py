@@ -31,7 +31,7 @@ from torch import Tensor
 from agentrl.core.expert_trace import MAX_LEVEL
 from agentrl.core.trajectory import Component
 from agentrl.objectives.chance import uniform
-from agentrl.objectives.choices import CallSchedule, ReasoningSchedule, SftNorm
+from agentrl.objectives.choices import CallSchedule, ReasoningSchedule, Selection, SftNorm
 from agentrl.objectives.supervised import weighted_nll
 
 
@@ -119,6 +119,36 @@ def sft_loss(logps: Tensor, weights: Tensor, norm: SftNorm = "weights") -> tuple
     weights = weights.to(logps.dtype)
     z = weights.sum(1) if norm == "weights" else (weights > 0).sum(1).to(weights)
     return weighted_nll(logps, weights, z), z
+
+
+def conditioned_weights(
+    under_h: Tensor,
+    advantages: Tensor,
+    selection: Selection = "all",
+    floor: float = 0.0,
+    under_x: Tensor | None = None,
+) -> Tensor:
+    """Weight of each token (B, C) in L^h: variants that are not in the paper. Without a gradient.
+
+    selection: all, or positive for the tokens with A > 0 alone
+    floor      tokens with A < 0 and p(y|x,h) < floor have the weight 0: the trace excludes them anyway
+    under_x    log p(y|x); where given, min(1, p(y|x,h) / p(y|x)) multiplies the weight
+    under_h: (B, C) log p(y|x,h); advantages: (B, C). Raises ValueError on an unknown selection.
+    """
+    if selection not in get_args(Selection):
+        raise ValueError(f"unknown selection {selection!r}")
+    under_h = under_h.detach()
+    weights = torch.ones_like(under_h)
+    if under_x is not None:
+        weights = (under_h - under_x.detach()).clamp(max=0).exp()
+    excluded = under_h < (math.log(floor) if floor > 0 else -math.inf)
+    weights = weights.masked_fill((advantages < 0) & excluded, 0)
+    return weights if selection == "all" else weights.masked_fill(advantages <= 0, 0)
+
+
+def success_q(q: float, success: float) -> float:
+    """q + (1 - q) s: the more of its rollouts (a share s) a prompt solves, the more often it is anchored."""
+    return q + (1 - q) * success
 
 
 def mixed_loss(rl: Tensor, sft: Tensor, rl_coef: float, sft_coef: float) -> Tensor:

@@ -24,6 +24,7 @@ one. `mask` is 1 on the tokens to train on. Values outside the mask are never re
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,7 @@ class PolicySettings:
     """The variant of the loss."""
 
     clip_eps: float = 0.2  # eps; infinity removes the clip
+    dual_clip: float = math.inf  # c: where A < 0, the surrogate is at least c A; infinity removes it
     level: RatioLevel = "token"  # what the ratio belongs to, see `importance_ratio`
     aggregation: Aggregation = "sequence"  # how tokens are averaged, see `average`
     kl_coef: float = 0.0  # beta
@@ -73,16 +75,16 @@ def policy_loss(
 
     Metrics have no gradient. 'policy_loss' is the loss without its entropy term, a scalar. The other metrics are values
     of each token (B, C), to be averaged over `mask`: 'entropy', 'kl' (with its correction, only if kl_coef > 0),
-    'clip_low' and 'clip_high' (1 where the clip removes the gradient: below 1 - eps, and above 1 + eps).
+    'clip_low' and 'clip_high' (1 where the clip removes the gradient: below 1 - eps, and above 1 + eps or c).
 
     Raises ValueError on differing shapes, on an unknown level or aggregation, and if `reference` or `tokens` is needed
     but missing.
     """
     ratio, advantages = _ratio(batch, settings), _masked(batch.advantages, batch.mask)
-    per_token = -clipped_surrogate(ratio, advantages, settings.clip_eps)
+    per_token = -clipped_surrogate(ratio, advantages, settings.clip_eps, settings.dual_clip)
     if batch.sampler_weights is not None:
         per_token = per_token * _masked(batch.sampler_weights, batch.mask)
-    metrics = {"entropy": batch.entropies.detach(), **_clipped(ratio, advantages, settings.clip_eps)}
+    metrics = {"entropy": batch.entropies.detach(), **_clipped(ratio, advantages, settings)}
     if settings.kl_coef > 0:
         kl = _divergence(batch, ratio, settings)
         per_token = per_token + settings.kl_coef * kl
@@ -126,9 +128,15 @@ def importance_ratio(log_ratio: Tensor, mask: Tensor, level: RatioLevel) -> Tens
     return total.exp()
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_eps: float) -> Tensor:
-    """min(r A, clip(r, 1 - eps, 1 + eps) A), to be maximised (PPO, eq. 7; PACT, eq. 5). Shapes broadcast."""
-    return torch.min(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_eps: float, dual_clip: float = math.inf) -> Tensor:
+    """min(r A, clip(r, 1 - eps, 1 + eps) A), to be maximised (PPO, eq. 7; PACT, eq. 5). Shapes broadcast.
+
+    Where A < 0 it is min(r, c) A for r > 1 + eps: without `dual_clip` c it has no bound (arXiv 1912.09729, eq. 8).
+    """
+    surrogate = torch.min(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
+    if math.isinf(dual_clip):
+        return surrogate
+    return torch.where(advantages < 0, torch.max(surrogate, dual_clip * advantages), surrogate)
 
 
 def k3(logps: Tensor, reference: Tensor) -> Tensor:
@@ -207,7 +215,9 @@ def _divergence(batch: PolicyBatch, ratio: Tensor, settings: PolicySettings) -> 
     return kl * ratio if settings.kl_ratio_correction else kl
 
 
-def _clipped(ratio: Tensor, advantages: Tensor, eps: float) -> dict[str, Tensor]:
-    """1 where the minimum is the clipped value (B, R), below and above."""
-    low, high = (ratio < 1 - eps) & (advantages < 0), (ratio > 1 + eps) & (advantages > 0)
+def _clipped(ratio: Tensor, advantages: Tensor, settings: PolicySettings) -> dict[str, Tensor]:
+    """1 where the surrogate is a clipped value (B, R), below and above."""
+    low = (ratio < 1 - settings.clip_eps) & (advantages < 0)
+    high = (ratio > 1 + settings.clip_eps) & (advantages > 0)
+    high = high | ((ratio > settings.dual_clip) & (advantages < 0))
     return {"clip_low": low.float(), "clip_high": high.float()}

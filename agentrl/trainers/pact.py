@@ -7,6 +7,7 @@ Both surrogates are one call of `objectives.policy.policy_loss`: a row's context
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +18,15 @@ from trl.trainer.utils import pad
 from agentrl.chat.trace_messages import context_ids
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Task
-from agentrl.objectives.pact import anchor_gates, mixed_loss, sft_loss, sft_token_weights
-from agentrl.objectives.policy import divergence_loss, policy_loss
+from agentrl.objectives.pact import (
+    anchor_gates,
+    conditioned_weights,
+    mixed_loss,
+    sft_loss,
+    sft_token_weights,
+    success_q,
+)
+from agentrl.objectives.policy import PolicyBatch, PolicySettings, divergence_loss, policy_loss
 from agentrl.objectives.schedules import anneal_value, progress, reasoning_level
 from agentrl.scoring.sequence import Scores, Sequence
 from agentrl.trainers.loss import Wanted, rollouts_after, trained_tokens
@@ -41,6 +49,7 @@ class PactTrainer(TracedTrainer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._privileged: dict[str, Privileged] = {}
+        self._anchoring: list[float] = []  # q of the prompt of each row of the rollout batch
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -49,6 +58,7 @@ class PactTrainer(TracedTrainer):
         self._add_contexts(batch, [row for row in rows if conditioned[row]])
         batch["conditioned"] = torch.tensor(conditioned, device=batch["advantages"].device)
         metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["anneal/q"].append(self._global_mean(self._anchoring))
         metrics["anneal/anchored"].append(self._global_mean([float(self._is_anchored(row)) for row in rows]))
         shown = [self._trace(task).shown for task in self._batch]
         for kind in ("cut", "none"):
@@ -63,7 +73,20 @@ class PactTrainer(TracedTrainer):
     def _is_anchored(self, row: int) -> bool:
         """z of eq. 13 for the prompt of a row of the rollout batch, the same for all rollouts of its group."""
         keys = self._batch_rows[row : row + 1]
-        return bool(anchor_gates(self.config.algo.q, self.config.seed, self.state.global_step, keys))
+        return bool(anchor_gates(self._anchoring[row], self.config.seed, self.state.global_step, keys))
+
+    def _roll_out(self, prompts: list[Any], vllm: Any) -> dict[str, Any]:
+        """Plays the batch, and knows then how often each prompt is anchored."""
+        played = super()._roll_out(prompts, vllm)
+        algo, group = self.config.algo, self.num_generations
+        self._anchoring = [algo.q] * len(self._batch)
+        if algo.q_from == "success":
+            scores = [self.bench.score(task, t) for task, t in zip(self._batch, self._trajectories, strict=True)]
+            solved = [(score.metrics.get(self.bench.solve_metric) or 0.0) >= 1 for score in scores]
+            for start in range(0, len(solved), group):
+                share = sum(solved[start : start + group]) / group
+                self._anchoring[start : start + group] = [success_q(algo.q, share)] * group
+        return played
 
     def context_with_trace(self, task: Task) -> list[int] | None:
         found = self._trace(task)
@@ -115,6 +138,13 @@ class PactTrainer(TracedTrainer):
             batch["prompt_old_logps"] = batch["old_per_token_logps"].clone()  # of a KL term under x
             old = self.score_rows(self.model, sequences, conditioned, mask)
             batch["old_per_token_logps"][conditioned] = old[conditioned]
+        if self.config.algo.conditioned.weight == "ratio":
+            under_x, under_h = (
+                self.score_rows(self.model, rollouts_after(batch, context), conditioned, mask)
+                for context in ("prompt", "context")
+            )
+            weights = conditioned_weights(under_h, batch["advantages"], under_x=under_x)
+            batch["conditioned_weight"] = weights  # of the policy that sampled; 1 in other rows, whose log-probs are 0
         if batch.get("ref_per_token_logps") is not None and self.config.algo.kl_context == "ratio":
             reference = self._reference_logps(sequences, conditioned, mask)
             batch["ref_per_token_logps"][conditioned] = reference[conditioned]
@@ -162,10 +192,24 @@ class PactTrainer(TracedTrainer):
         if self.config.algo.kl_context == "prompt":
             settings = replace(settings, kl_coef=0.0)  # `_divergence_term` adds it
         batch = self.policy_batch(inputs, scores)
+        batch = replace(batch, sampler_weights=self._token_weights(inputs, batch))
         loss, metrics = policy_loss(batch, settings, **self.counts(inputs))
         self._log_policy(metrics, batch.mask, settings)
         self._log_contexts(metrics, batch.mask, inputs["conditioned"])
         return loss
+
+    def policy_settings(self) -> PolicySettings:
+        return replace(super().policy_settings(), dual_clip=self.config.algo.dual_clip or math.inf)
+
+    def _token_weights(self, inputs: dict[str, Any], batch: PolicyBatch) -> Tensor | None:
+        """The weights of the sampler's correction, times those of the variants of L^h in conditioned rows."""
+        keys, given = self.config.algo.conditioned, batch.sampler_weights
+        weights = inputs.get("conditioned_weight")
+        if keys.advantages != "all" or keys.floor is not None:
+            own = conditioned_weights(batch.logps, batch.advantages, keys.advantages, keys.floor or 0.0)
+            own = torch.where(inputs["conditioned"][:, None], own, 1.0)
+            weights = own if weights is None else weights * own
+        return given if weights is None else weights if given is None else given * weights
 
     def _divergence_term(self, inputs: dict[str, Any], scores: Scores, under_x: Scores) -> Tensor:
         """The KL term of all rows under x: conditioned ones have scores under x of their own."""

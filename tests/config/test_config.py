@@ -268,7 +268,7 @@ def test_the_file_of_an_older_run_is_read_without_keys_that_are_gone(tmp_path: P
     values["rollout"]["engine"], values["bench"]["path"] = "trl", None
     del values["trainer"]["tokens_per_batch"], values["trainer"]["engine"]
     del values["rollout"]["cache_tokens"], values["faults"]["dead_tools"]
-    del values["algo"]["advantage"]["signs"]
+    del values["algo"]["advantage"]["signs"], values["algo"]["q_from"], values["algo"]["conditioned"]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
     assert load_config(tmp_path) == config
     del values["vllm"]
