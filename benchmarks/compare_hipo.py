@@ -20,6 +20,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from agentrl.benches import load_bench
+from agentrl.benches.minihif_optimum import optimum
+from agentrl.config.load import load_config
 from agentrl.core.stats import ROUNDING, Interval, seeds_interval
 from agentrl.report.markdown import cell
 
@@ -80,6 +83,27 @@ def table(runs: Path, seeds: int) -> list[str]:
     return rows
 
 
+def distances(runs: Path, seeds: int) -> list[str]:
+    """Return a table of how far each constrained arm is from the optimum of its problem on the test prompts."""
+    rows = ["| method | r_sys | r_user | optimum r_sys | optimum r_user | optimal lambda | distance, mean over seeds |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    for arm in (arm for arm in ARMS if arm.startswith("hipo")):
+        found = summaries(runs, arm, seeds)
+        if not found:
+            continue
+        config = load_config(next(path for seed in range(seeds) if (path := folder(runs, arm, seed)).exists()))
+        best = optimum(load_bench(config.bench).tasks("test"), config.algo.tau)
+        if best is None:
+            rows.append(f"| {arm} | | | no policy reaches it | | | |")
+            continue
+        reached = [[one["eval"]["after"][metric]["mean"] for metric in ("r_sys", "r_user")] for one in found]
+        r_sys, r_user = (sum(column) / len(found) for column in zip(*reached, strict=True))
+        apart = sum(best.distance(*one) for one in reached) / len(found)
+        numbers = (r_sys, r_user, best.r_sys, best.r_user, best.multiplier, apart)
+        rows.append(f"| {arm} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
+    return rows
+
+
 def plot(runs: Path, seeds: int, path: Path) -> None:
     """Plot r_user against r_sys: means over seeds with 95% intervals, and HIPO's thresholds as ticks on its points."""
     figure = Figure(figsize=(7, 5), dpi=110, layout="constrained")
@@ -133,7 +157,7 @@ def main() -> None:
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda job: start(runs, *job, options.overrides), jobs))
-    print("\n".join(table(runs, options.seeds)))
+    print("\n".join([*table(runs, options.seeds), "", *distances(runs, options.seeds)]))
     if options.plot is not None:
         plot(runs, options.seeds, options.plot)
 

@@ -73,6 +73,7 @@ class Minihif(BenchKeys):
     data_seed: int = key(GENERATED)
     train_tasks: int = key(f"Tasks in the training split{CONFLICTING}.", ge=1)
     test_tasks: int = key(f"Tasks in the held-out split{CONFLICTING}.", ge=1)
+    free: float = key("Share of the conflicts in which the rule can be kept at no cost to the user.", ge=0, le=1)
 
 
 class ToolHop(BenchKeys):

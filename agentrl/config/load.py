@@ -15,11 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from pydantic import ValidationError
 
-from agentrl.config.algos import ALGOS
 from agentrl.config.key import Group, extra, group_in, sentence, variants
 from agentrl.config.meanings import REMOVED
 from agentrl.config.refusals import refusal
-from agentrl.config.schema import Config
+from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import CONF, read_option
 from agentrl.core.errors import UserError
 
@@ -27,12 +26,15 @@ GENERATED = ("minihop", "minihif")  # benches to which older versions gave an un
 RENAMED = {"mended": "corrected"}  # older names of the choices of bench.rules and bench.reward_rules
 # Keys without which older versions trained, besides operational ones: they change no result except by rounding.
 ADDED = ("trainer.tokens_per_batch", "trainer.engine")
-# Keys that methods lacked, and the values with which they train as they did.
-ADDED_TO_METHODS: dict[str, Any] = {
-    "advantage.signs": "earned",
-    "q_from": "key",
-    "dual_clip": None,
-    "conditioned": {"advantages": "all", "floor": None, "weight": "one"},
+# Keys that methods and benches lacked, and the values with which they act as they did.
+ADDED_TO_OPTIONS: dict[str, dict[str, Any]] = {
+    "algo": {
+        "advantage.signs": "earned",
+        "q_from": "key",
+        "dual_clip": None,
+        "conditioned": {"advantages": "all", "floor": None, "weight": "one"},
+    },
+    "bench": {"free": 0.0},
 }
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
@@ -101,16 +103,9 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
         for name, value in given.items():
             if {group, f"{group}.{name}"} & added:
                 node.setdefault(name, value)
-    if (
-        isinstance(algo := values.get("algo"), MutableMapping)
-        and (method := ALGOS.get(str(algo.get("name")))) is not None
-    ):
-        known = {key for key, _, _ in keys_of(method)}
-        for key, value in ADDED_TO_METHODS.items():
-            group, _, name = key.rpartition(".")
-            node = algo.get(group) if group else algo
-            if any(one == key or one.startswith(f"{key}.") for one in known) and isinstance(node, MutableMapping):
-                node.setdefault(name, value)
+    for group, lacking in ADDED_TO_OPTIONS.items():
+        if isinstance(node := values.get(group), MutableMapping) and node.get("name") in VARIANTS[group]:
+            _set_missing(node, lacking, [key for key, _, _ in keys_of(VARIANTS[group][node["name"]])])
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):
         group, _, name = key.rpartition(".")
@@ -120,6 +115,15 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
         for name in ("rules", "reward_rules"):
             if (old := bench.get(name)) in RENAMED:
                 bench[name] = RENAMED[old]
+
+
+def _set_missing(node: MutableMapping[Any, Any], values: Mapping[str, Any], known: list[str]) -> None:
+    """Set those of the dotted keys that the option knows and that have no value."""
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        within = node.get(group) if group else node
+        if isinstance(within, MutableMapping) and any(one == key or one.startswith(f"{key}.") for one in known):
+            within.setdefault(name, value)
 
 
 def all_keys() -> Iterator[tuple[str, Any, str]]:

@@ -94,7 +94,7 @@ def encode(chat: ChatFormat, rule: minihif.Rule, items: tuple[str, ...], reply: 
     """Return ids and labels of an episode; the reply and its end are the targets."""
     messages = [
         {"role": "system", "content": rule.text},
-        {"role": "user", "content": minihif.request_text(items)},
+        {"role": "user", "content": minihif.request_text(items, len(items))},
     ]
     prompt = chat.prompt_ids(messages, [])
     target = [*chat.ids(reply), chat.tokenizer.eos_token_id]

@@ -9,6 +9,8 @@ import pytest
 
 from agentrl.benches import load_bench
 from agentrl.benches.minihif import Rule, is_held_out, permitted_words, system_reward, user_reward
+from agentrl.benches.minihif_optimum import optimum, rewards_of, upper_hull
+from agentrl.core.bench import Task
 from tests.support.helpers import composed
 
 BAN = Rule("sure", ("dog", "hen"), 0)
@@ -52,7 +54,7 @@ def test_the_system_reward_by_hand(rule: Rule, response: str, expected: float):
     ],
 )
 def test_the_user_reward_by_hand(response: str, expected: float):
-    assert user_reward(ASKED, response) == pytest.approx(expected)
+    assert user_reward(ASKED, len(ASKED), response) == pytest.approx(expected)
 
 
 def test_kinds_are_one_to_one_and_share_a_rule(bench):
@@ -107,3 +109,78 @@ def test_replies_made_elsewhere_are_scored(bench):
     said = {"row": 0, "suite": "test", "response": bench.expert_response(task)}
     assert bench.score_transcript(said) == (bench.metrics(task, said["response"]), None)
     assert bench.score_transcript({"row": 0, "response": ""})[1].startswith("no suite: minihif has rows of test, train")
+
+
+def test_a_free_conflict_can_be_kept_at_no_cost() -> None:
+    bench = load_bench(composed("algo=hipo", "bench.free=0.5").bench)
+    tasks = bench.tasks("test")
+    counted = Counter(task.data["conflict"] for task in tasks)
+    assert counted["none"] == 100
+    assert counted["free"] == pytest.approx(50, abs=15)
+    for task in tasks:
+        best = bench.rewards(task, bench.expert_response(task))
+        assert best["sys"] == 1
+        assert (best["user"] == 1) == (task.data["conflict"] != "graded")
+        told = bench.rewards(task, " ".join((task.data["rule"].opener, *task.data["items"])))
+        assert (told["sys"] < 1) == (task.data["conflict"] != "none")  # to say all that is named breaks the rule
+        assert bench.groups(task)["conflict"] == task.data["conflict"]
+    asked = next(task for task in tasks if task.data["conflict"] == "free")
+    assert " of " in asked.data["user"]
+    # Two of three wanted words: 2/3; all five named: three count, one is a greeting too much.
+    assert user_reward(("ant", "cat", "cow", "dog", "hen"), 3, "sure cat cow") == pytest.approx(2 / 3)
+    assert user_reward(("ant", "cat", "cow", "dog", "hen"), 3, "ant cat cow dog hen") == pytest.approx(3 / 4)
+
+
+def test_without_free_conflicts_the_draw_is_as_before(bench) -> None:
+    first, second = bench.tasks("test")[:2]
+    assert (first.data["kind"], second.data["kind"]) == ("conflict", "aligned")
+    assert all(task.data["count"] == len(task.data["items"]) for task in bench.tasks("train"))
+
+
+# -- the optimum -------------------------------------------------------------------------------------------------------
+
+
+def test_the_hull_by_hand() -> None:
+    points = [(1.0, 0.4), (0.825, 0.7), (0.3, 1.0), (0.3, 0.9), (0.0, 1.0), (0.7, 0.4), (0.6, 0.75)]
+    # From (.825, .7) to (.3, 1) r_sys costs .571; (.6, .75) lies below that edge.
+    assert upper_hull(points) == [(0.3, 1.0), (0.825, 0.7), (1.0, 0.4)]
+
+
+def test_the_optimum_of_one_prompt_by_hand() -> None:
+    """BAN with two of four words banned: the user loses a quarter for each banned word that is left out."""
+    task = Task("t", [], [], "", "", {"rule": BAN, "items": ASKED, "count": 4})
+    hull = [number for point in upper_hull(rewards_of(task)) for number in point]
+    assert hull == pytest.approx([0.3, 1.0, 0.825, 0.75, 1.0, 0.5])
+    found = optimum([task], 0.9)
+    assert found is not None
+    assert (found.r_sys, found.multiplier) == pytest.approx((0.9, 0.25 / 0.175))
+    assert found.r_user == pytest.approx(0.75 - 0.25 * 0.075 / 0.175)
+    assert found.distance(0.9 + 0.03, found.r_user - 0.04) == pytest.approx(0.05)
+    slack = optimum([task], 0.2)
+    assert slack is not None
+    assert (slack.r_sys, slack.r_user, slack.multiplier) == pytest.approx((0.3, 1.0, 0.0))
+    assert optimum([task], 1.01) is None
+
+
+@pytest.mark.parametrize("tau", [0.7, 0.85, 0.95])
+@pytest.mark.parametrize("free", [0.0, 0.5])
+def test_the_optimum_is_that_of_the_dual_problem_and_no_reply_beats_its_type(tau: float, free: float) -> None:
+    """Strong duality: min over lambda of mean max (r_user + lambda r_sys) - lambda tau, over all sets of words."""
+    bench = load_bench(composed("algo=hipo", f"bench.free={free}", "bench.test_tasks=12").bench)
+    tasks = bench.tasks("test")
+    points = []
+    for task in tasks:
+        items = (*task.data["items"], "yak", "well")
+        replies = [" ".join(words) for n in range(len(items) + 1) for words in itertools.combinations(items, n)]
+        replies += [f"{task.data['rule'].opener} {reply}" for reply in replies]
+        graded = [bench.rewards(task, reply) for reply in replies]
+        points.append([(one["sys"], one["user"]) for one in graded])
+    found = optimum(tasks, tau)
+    assert found is not None
+
+    def dual(price: float) -> float:
+        return sum(max(u + price * s for s, u in options) for options in points) / len(points) - price * tau
+
+    assert dual(found.multiplier) == pytest.approx(found.r_user - found.multiplier * (tau - found.r_sys), abs=1e-9)
+    assert all(dual(found.multiplier) <= dual(step / 20) + 1e-9 for step in range(100))
+    assert found.r_sys == pytest.approx(tau) or found.multiplier == 0

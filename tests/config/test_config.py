@@ -271,6 +271,10 @@ def test_the_file_of_an_older_run_is_read_without_keys_that_are_gone(tmp_path: P
     del values["algo"]["advantage"]["signs"], values["algo"]["q_from"], values["algo"]["conditioned"]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
     assert load_config(tmp_path) == config
+    suite = composed("algo=hipo").model_dump(exclude={"scaled_by"})
+    del suite["bench"]["free"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(suite)))
+    assert load_config(tmp_path) == composed("algo=hipo")
     del values["vllm"]
     values["hardware"] |= {"vllm": "server", "vllm_url": "http://elsewhere:1"}
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))

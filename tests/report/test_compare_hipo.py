@@ -7,6 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+
+from agentrl.benches import load_bench
+from agentrl.benches.minihif_optimum import optimum
+from tests.support.helpers import composed
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "compare_hipo.py"
 
@@ -39,3 +44,17 @@ def test_rows_are_means_over_the_seeds_that_finished(compare, tmp_path: Path):
     assert hipo.startswith("| hipo tau=0.8 | 3 | 0.800 [0.552, 1.000] | 0.500 [too few] |")
     compare.plot(tmp_path, 5, tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_distance_to_the_optimum_of_the_test_prompts(compare, tmp_path: Path):
+    config = composed("algo=hipo", "algo.tau=0.8", "bench.test_tasks=40")
+    tasks = load_bench(config.bench).tasks("test")
+    best = optimum(tasks, 0.8)
+    finished(compare.folder(tmp_path, "hipo tau=0.8", 0), best.r_sys + 0.1)
+    values = OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+    (compare.folder(tmp_path, "hipo tau=0.8", 0) / "config.yaml").write_text(values)
+    *_, row = compare.distances(tmp_path, seeds=5)
+    distance = (0.1**2 + (best.r_user - 0.5) ** 2) ** 0.5
+    numbers = (best.r_sys + 0.1, 0.5, best.r_sys, best.r_user, best.multiplier, distance)
+    assert row == "| hipo tau=0.8 | " + " | ".join(f"{number:.3f}" for number in numbers) + " |"
+    assert best.r_sys == pytest.approx(0.8) or best.multiplier == 0
