@@ -1,7 +1,8 @@
 """Turns sampled in one running batch: rows that end leave it, waiting rows enter, and every token is computed once.
 
-A row keeps its keys and values from turn to turn, and rollouts of one prompt share those of the prompt. The cache has a
-budget of tokens. Where it is used up, rows wait, and what has waited longest loses its cache and is computed again.
+A row keeps its keys and values from turn to turn, and rollouts of one prompt share those of the prompt. A prompt copies
+those of a beginning that another prompt has, too. The cache has a budget of tokens. Where it is used up, rows wait, and
+what has waited longest loses its cache and is computed again.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.key_values import Cached, Shelf, round_up
 from agentrl.rollout.packed import Piece, forward
+from agentrl.rollout.prefixes import BLOCK, Prefixes, shared_tokens
 from agentrl.rollout.sampler import Request, Turn, cut_turn, never
 
 TOGETHER = 2048  # new tokens of prompts and of tools' results in one forward pass, at most
+LEAST_SHARED = 64  # tokens; a prompt waits for others to compute so many
 AHEAD = 256  # tokens that a row is given room for when it enters, or what its turn may have if that is less
 
 
@@ -70,6 +73,8 @@ class Continuous:
         self._trunks: Shelf[Cached] = Shelf()
         self._episodes: dict[int, Row] = {}
         self._prompts: dict[tuple[int, ...], Cached] = {}
+        self._prefixes = Prefixes()
+        self._lenders: dict[Cached, Cached] = {}  # of what entered in this step
         self._waiting: deque[Row] = deque()  # asked, without a slot
         self._clock = 0
 
@@ -94,7 +99,11 @@ class Continuous:
             row = self._episodes[request.episode] = Row()
             prompt = tuple(request.ids[:-1])
             if prompt and prompts[prompt] > 1:
-                row.trunk = self._prompts.setdefault(prompt, Cached(list(prompt)))
+                if prompt not in self._prompts:
+                    self._prompts[prompt] = Cached(list(prompt), path=self._prefixes.path(prompt))
+                row.trunk = self._prompts[prompt]
+            else:
+                row.path = self._prefixes.path(request.ids)
 
     def _take(self, request: Request) -> Turn | None:
         """Start a turn; returned is one that ends before it began."""
@@ -106,6 +115,8 @@ class Continuous:
         row.random, row.logprobs = self._draw.stream(request.episode, row.turn), []
         if row.trunk is not None and request.ids[: len(row.trunk.ids)] != row.trunk.ids:
             row.trunk = None
+        if row.turn and row.path:
+            del row.path[common_length(row.ids, request.ids) // BLOCK :]
         if row.slot is not None:  # what the cache holds and the request repeats
             row.held = min(common_length(row.ids[: row.held], request.ids), len(request.ids) - 1)
             if (row.trunk is None and row.base) or row.held < row.base:
@@ -156,12 +167,18 @@ class Continuous:
         while self._waiting:
             row = self._waiting.popleft()
             trunk = row.trunk
+            lender, comes = self._lender(row)
+            if comes:
+                kept.append(row)  # it enters when the beginning of its prompt is there
+                continue
             if trunk is not None and trunk.slot is None and not self._make_room(row, trunk):
                 kept.append(row)
                 break
             if trunk is not None and trunk.slot is None:
                 self._trunks.put(trunk)
                 trunk.used = self._clock
+                if lender is not None:
+                    self._lenders[trunk] = lender
             if trunk is not None and trunk.held < len(trunk.ids):
                 kept.append(row)  # it enters when its prompt is there
                 continue
@@ -171,8 +188,29 @@ class Continuous:
             row.base = 0 if trunk is None else len(trunk.ids)
             self._rows.put(row)
             row.used = self._clock
+            if lender is not None and trunk is None:
+                self._lenders[row] = lender
         self._waiting.extendleft(reversed(kept))
         return [trunk for trunk in self._trunks.entries if trunk.held < len(trunk.ids)]
+
+    def _lender(self, row: Row) -> tuple[Cached | None, bool]:
+        """What holds the longest beginning of a prompt that is about to enter, and whether that is still to come."""
+        entry, entries = (row, self._rows.entries) if row.trunk is None else (row.trunk, self._trunks.entries)
+        lender, most = None, LEAST_SHARED - 1
+        if entry.slot is None and entry.path:
+            for one in entries:
+                if (shared := shared_tokens(entry.path, one.path)) > most:
+                    lender, most = one, shared
+        return lender, lender is not None and lender.held < most
+
+    def _borrow(self) -> None:
+        """Copy the beginnings of prompts that entered, as far as their lenders still hold them."""
+        for entry, lender in self._lenders.items():
+            shared = min(shared_tokens(entry.path, lender.path), lender.held, len(entry.ids) - 1)
+            if entry.slot is not None and lender.slot is not None and shared > 0:
+                shelf: Shelf[Any] = self._rows if isinstance(entry, Row) else self._trunks
+                shelf.copy(lender, entry, shared)
+        self._lenders.clear()
 
     def _plan(self, unfinished: list[Cached]) -> tuple[list[Piece], list[Piece]]:
         """The new tokens of this pass, by slot, after room was made for them."""
@@ -183,6 +221,7 @@ class Continuous:
         length = self._length_of_trunks()
         self._rows.fit(width, self._budget - length * len(self._trunks.entries))
         self._trunks.fit(length, self._budget - self._rows.rows * self._rows.width)
+        self._borrow()
         self._rows.bring_forward(set(active))
         self._trunks.bring_forward(reading)
         room = TOGETHER

@@ -21,6 +21,7 @@ class Cached:
     slot: int | None = None
     used: int = 0  # when it was last in a forward pass
     base: int = 0  # the first tokens of `ids` that lie elsewhere, in a slot of the prompt
+    path: list[int] = field(default_factory=list)  # of its prompt, see prefixes.py; empty if another slot holds that
 
     @property
     def own(self) -> int:
@@ -56,6 +57,12 @@ class Shelf(Generic[Entry]):
             last.slot = entry.slot
             self.entries[entry.slot] = last
         entry.slot, entry.held = None, 0
+
+    def copy(self, lender: Entry, entry: Entry, tokens: int) -> None:
+        """Copy the keys and values of the first tokens of `lender`, with which `entry` begins, too."""
+        for whole in self._tensors():
+            whole[entry.slot, :, :tokens] = whole[lender.slot, :, :tokens]
+        entry.held = tokens
 
     def bring_forward(self, wanted: Container[Entry]) -> None:
         """Order the slots so that those of `wanted` come first."""

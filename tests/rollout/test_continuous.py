@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from agentrl.core.trajectory import Trajectory
 from agentrl.models.adapters import lora_config
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.rollout import continuous, transformers_sampler
+from agentrl.rollout.continuous import common_length
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.key_values import Cached, Shelf
 from agentrl.rollout.sampler import Request, Stop
@@ -159,6 +161,47 @@ def test_every_token_is_computed_once(parts: Any, computed: list[int]) -> None:
     assert bound - 2 * len(tasks) <= sum(computed) <= bound
     padded = sum(len(p.prompt_ids) + len(p.completion_ids) for p in played)
     assert sum(computed) < 0.7 * padded
+
+
+@pytest.mark.parametrize("rollouts", [1, 2])
+@pytest.mark.parametrize("budget", [None, 1300])
+def test_a_beginning_that_prompts_share_is_computed_once(
+    parts: Any, computed: list[int], monkeypatch: pytest.MonkeyPatch, rollouts: int, budget: int | None
+) -> None:
+    """And the turns stay those of `generate`, also where the cache lets go of a prompt that others would copy."""
+    talk = " ".join(["Answer with care."] * 40)
+    tasks = [
+        replace(task, prompt=[{"role": "system", "content": talk}, task.prompt[-1]])
+        for task in parts[2][:4]
+        for _ in range(rollouts)
+    ]
+    limits = {"max_completion_tokens": 60, "max_turn_tokens": 24}
+    wanted = by_generate(parts, tasks, monkeypatch, **limits)
+    assert len({tuple(one.prompt_ids) for one in wanted}) == 4
+    computed.clear()
+    assert play(parts, engine(parts, cache_tokens=budget, **limits), tasks, GREEDY) == wanted
+    prompts = [one.prompt_ids for one in wanted[::rollouts]]
+    alike = min(common_length(prompts[0], one) for one in prompts[1:])
+    assert alike > 128
+    once = sum(map(len, prompts)) - 3 * (alike // 32 * 32) + sum(len(one.completion_ids) for one in wanted)
+    if budget is None:
+        assert sum(computed) <= once + len(wanted)
+    else:
+        assert once + len(wanted) < sum(computed) < once + 3 * alike, "some prompts were there, and some had gone"
+
+
+def test_a_changed_context_is_not_taken_for_the_prompt_that_it_was(parts: Any) -> None:
+    """A row that lends the beginning of its prompt lends only what it still begins with."""
+    ids = torch.randint(3, 1000, (400,), generator=torch.Generator().manual_seed(1)).tolist()
+    first, other = ids[:200], ids[:80] + ids[300:400]
+    wanted = []
+    for alone in (True, False):
+        with engine(parts).sampler.session(GREEDY) as session:
+            if not alone:
+                session.sample([Request(0, first, 2)])
+                session.sample([Request(0, other, 2)])
+            wanted.append(session.sample([Request(1, [*first[:190], 7, 9], 8)])[1].ids)
+    assert wanted[0] == wanted[1]
 
 
 def test_log_probs_are_those_of_a_training_forward(parts: Any) -> None:
