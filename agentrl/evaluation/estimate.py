@@ -1,7 +1,7 @@
 """Estimate what a run will cost from its configuration alone: upper bounds of steps, sequences, tokens and memory.
 
 Nothing is loaded and no hub is asked. Sizes come from a table or from a local checkpoint's headers. The memory leaves
-out activations and KV cache, because they depend on lengths that only the run will show.
+out activations, because they depend on lengths that only the run will show.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from agentrl.benches import load_bench
 from agentrl.config.benches import CustomBench
+from agentrl.config.cache import BYTES, cached_bytes, most_cached
 from agentrl.config.rules.batches import group_size
 from agentrl.config.schema import Config
 from agentrl.config.vllm import samples_with_vllm, serve_command
@@ -39,7 +40,7 @@ KNOWN_PARAMETERS = {
     "meta-llama/Llama-3.2-3B-Instruct": 3.21e9,
 }
 LORA_SHARE = 0.01  # adapters have about this share of the weights, at the usual ranks
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CACHE = "KV cache"  # keys and values while this process samples
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Estimate:
     trained_tokens: int  # tokens of the forward and backward passes, prompts included
     eval_episodes: int
     parameters: float | None
-    memory_gb: dict[str, float] | None  # per process: weights, gradients, optimizer, reference
+    memory_gb: dict[str, float] | None  # per process, by part, see `memory`
 
 
 def estimate(config: Config) -> Estimate:
@@ -92,18 +93,25 @@ def estimate(config: Config) -> Estimate:
 
 
 def memory(config: Config, parameters: float) -> dict[str, float]:
-    """Return the GB for each process without sharding: weights, gradients, Adam's two moments, and a reference model.
+    """Return the GB for each process without sharding: weights, gradients, Adam's two moments, a reference model, and
+    the KV cache of sampling.
 
-    Only DPO and a KL term need the reference.
+    Only DPO and a KL term need the reference. The cache is 0 if the size of a token is not known.
     """
     weight = parameters * BYTES[config.model.dtype] / 2**30
+    cached = most_cached(config) * (cached_bytes(config) or 0) / 2**30
     if not config.algo.trains:
-        return {"weights": weight}
+        return {"weights": weight, CACHE: cached}
     lora = config.model.lora.enabled
     trained = weight * (LORA_SHARE if lora else 1)
     # With adapters the reference is the same network with the adapters switched off.
     reference = weight if config.algo.measures_reference() and not lora else 0.0
-    return {"weights": weight, "gradients": trained, "optimizer": 2 * trained, "reference": reference}
+    return {"weights": weight, "gradients": trained, "optimizer": 2 * trained, "reference": reference, CACHE: cached}
+
+
+def most_memory(parts: dict[str, float]) -> float:
+    """Return the GB that are needed at once: while a process samples it has no gradients, and then no cache."""
+    return sum(parts.values()) - min(parts.get("gradients", 0.0), parts[CACHE])
 
 
 def check_tasks(config: Config) -> None:
@@ -179,8 +187,9 @@ def print_estimate(config: Config, console: Console) -> None:
     else:
         parts = ", ".join(f"{name} {format_gigabytes(size)}" for name, size in result.memory_gb.items() if size)
         rows.append(("parameters", f"{result.parameters:,.0f}"))
-        total = sum(result.memory_gb.values())
-        rows.append(("memory per process, GB", f"{format_gigabytes(total)} ({parts}) + activations + KV cache"))
+        needed, known = format_gigabytes(most_memory(result.memory_gb)), cached_bytes(config) is not None
+        more = "activations" if known or not most_cached(config) else "activations + KV cache"
+        rows.append(("memory per process, GB", f"{needed} at once ({parts}) + {more}"))
     table = Table(title="Estimate (from the configuration; nothing was measured)", show_header=False)
     for label, value in rows:
         table.add_row(label, value)

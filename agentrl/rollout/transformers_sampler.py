@@ -14,6 +14,7 @@ from trl.distributed import DistributedBackend
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
+from agentrl.config.cache import cache_budget
 from agentrl.config.schema import Config
 from agentrl.core.engine import Decoding
 from agentrl.core.stop import any_process
@@ -22,8 +23,6 @@ from agentrl.rollout.continuous import Continuous
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.packed import hindrance, packed
 from agentrl.rollout.sampler import Request, Session, Turn, cut_turn, never
-
-LEAST_CACHE = 65536  # tokens; short episodes fill a batch, and long ones find room on one device
 
 
 class TransformersSampler:
@@ -50,8 +49,7 @@ class TransformersSampler:
         self.ends: Sequence[int] = end_tokens(unwrapped, tokenizer)
         self.context = int(unwrapped.config.max_position_embeddings)
         self._longest_turn = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
-        longest = min(self.context, self._rollout.max_prompt_tokens + self._rollout.max_completion_tokens)
-        self._budget = self._rollout.cache_tokens or max(LEAST_CACHE, 4 * longest)
+        self._budget = cache_budget(self._rollout, self.context)
         if not self.sharded and (why := hindrance(unwrapped)) is not None:
             warnings.warn(
                 f"rollouts are sampled by transformers' generate, one padded batch a turn, which is slower: {why}",

@@ -22,7 +22,7 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line, requirements
 from agentrl.core.version import DISTRIBUTION
-from agentrl.evaluation.estimate import count_parameters, format_gigabytes, memory
+from agentrl.evaluation.estimate import count_parameters, format_gigabytes, memory, most_memory
 from agentrl.runner.reach import hub_address, is_in_hub_cache, is_reachable
 from agentrl.runner.ready import check_vllm_server
 from agentrl.store.durable import sha256
@@ -264,7 +264,7 @@ def memory_of_machine(config: Config) -> Iterator[Finding]:
     if parameters is None:
         yield Finding("memory", "skip", "the model's size is not known before it is loaded")
         return
-    needed = sum(memory(config, parameters).values())
+    needed = most_memory(memory(config, parameters))
     if config.hardware.device == "cuda":
         module = importlib.import_module("torch")
         if not module.cuda.is_available():
@@ -274,11 +274,12 @@ def memory_of_machine(config: Config) -> Iterator[Finding]:
     else:
         have, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, "of memory"
     detail = (
-        f"{have:.1f} GB {where}; weights, gradients and optimizer need "
+        f"{have:.1f} GB {where}; weights, gradients, optimizer and KV cache need "
         f"{format_gigabytes(needed)} GB, activations need more"
     )
     if needed > have:
-        yield Finding("memory", "fail", detail, "a smaller model, model/lora=on, or FSDP (hardware.accelerate_config)")
+        smaller = "a smaller model, model/lora=on, a smaller rollout.cache_tokens, or FSDP (hardware.accelerate_config)"
+        yield Finding("memory", "fail", detail, smaller)
     else:
         yield Finding("memory", "ok", detail)
 
