@@ -86,7 +86,7 @@ def attend(
     """Attention of query (1, H, N, D) after key and value (1, H', N, D) went to their slots; returns (1, N, H, D)."""
     (now,) = _now
     layer: Any = module.layer_idx
-    # Autocast leaves keys in float32 behind a norm, and rounds them before each product; rounded here, they are smaller.
+    # Autocast leaves keys in float32 behind a norm, and rounds them before each product. Rounded here they are smaller.
     new = key[0].to(value.dtype).transpose(0, 1), value[0].transpose(0, 1)
     split = len(now.in_rows[0])
     rows = now.rows.write(layer, new[0][:split], new[1][:split], now.in_rows)
