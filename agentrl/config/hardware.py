@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Literal
 
 from agentrl.config.key import Group, Holds, key
@@ -15,7 +16,14 @@ def _is_meeting_point(text: str | None) -> bool:
 
 class Slurm(Group):
     submit: bool = key("Submit the run as a SLURM job instead of starting it here.")
-    time: str | None = key("Time limit of the job (--time), e.g. 24:00:00; null takes the cluster's.")
+    time: Annotated[
+        str | None,
+        Holds(
+            # a number is what YAML makes of an unquoted 24:00:00, and SLURM would read it as minutes
+            lambda time: time is None or re.fullmatch(r"(\d+-)?\d+(:\d\d){1,2}|\d+-\d+", time) is not None,
+            "must be a limit such as 24:00:00 or 2-12:00:00, quoted in a YAML file, or null",
+        ),
+    ] = key("Time limit of the job (--time); null takes the cluster's.")
     partition: str | None = key("Partition of the job; null takes the cluster's.")
     account: str | None = key("Account that the job is charged to; null takes yours.")
     options: list[str] = key("Further options of sbatch, e.g. [--qos=high,--cpus-per-task=16].")
@@ -56,9 +64,9 @@ class Hardware(Group):
     @property
     def rank_here(self) -> int:
         """Which of the machines this one is."""
-        if self.nodes == 1:
+        if self.nodes == 1 or self.submits:
             return 0
-        return int(os.environ["SLURM_NODEID"]) if self.node_rank is None else self.node_rank
+        return int(os.environ.get("SLURM_NODEID", "0")) if self.node_rank is None else self.node_rank
 
     @property
     def submits(self) -> bool:

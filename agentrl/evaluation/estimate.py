@@ -194,5 +194,5 @@ def print_estimate(config: Config, console: Console) -> None:
     for label, value in rows:
         table.add_row(label, value)
     console.print(table)
-    if samples_with_vllm(config) and config.vllm.mode == "server":
+    if samples_with_vllm(config) and config.vllm.mode == "server" and not config.hardware.submits:
         console.print(f"Start the server first: {serve_command(config)}", markup=False, highlight=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from agentrl.runner.gpus import reserve_gpus
 from agentrl.runner.launch import COMPLETED, INTERRUPTED, launch
 from agentrl.runner.reach import check_reach
 from agentrl.runner.ready import check_ready
+from agentrl.runner.slurm import submit, write_script
 from agentrl.store.identity import MAY_MOVE, changed_keys, run_path
 from agentrl.store.run import RunDirectory
 
@@ -50,6 +51,8 @@ def start(
         console.print(f"Scaled down for model={config.model.name} by {', '.join(config.scaled_by)}")
     if config.dry_run:
         print_estimate(config, console)
+        if config.hardware.submits:
+            console.print(f"Batch script: {write_script(run, config)}")
         console.print(f"Dry run: nothing was loaded or trained. {run.path}")
         return COMPLETED
     summary = json.loads(run.summary_path.read_text(encoding="utf-8")) if run.summary_path.exists() else {}
@@ -67,6 +70,10 @@ def start(
         console.print(f"{'Resuming' if known else 'Run directory'}: {run.path}")
     if leads:
         run.adopt(config)
+    if config.hardware.submits:
+        job = submit(write_script(run, config))
+        console.print(f"Submitted as SLURM job {job}; its log: {run.path}/job-{job}.log")
+        return COMPLETED
     console.print(
         f"Starting a process for {config.algo.name} with {config.model.path}: its libraries load for some seconds."
     )

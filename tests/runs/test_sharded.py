@@ -76,7 +76,7 @@ def roll_back(run: RunDirectory, to: int) -> None:
 def test_a_model_that_is_shared_out_is_trained_resumed_and_saved_whole(way: str, method: str, tmp_path: Path) -> None:
     run, config = create(tmp_path, way, *METHODS[method])
     whole = complete(run, config)
-    assert len(whole["metrics"]) == 2 and len(whole["items"]) == 3
+    assert len(whole["metrics"]) == 2 and len(whole["items"]) in (3, 6)  # minihif has two kinds of item
     assert whole["metrics"][0]["grad_norm"] > 0
     for resumed_at in (1, 2):  # between two updates, and after the last one
         roll_back(run, resumed_at)

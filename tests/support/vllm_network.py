@@ -23,9 +23,11 @@ CHOSEN = (
 
 @contextmanager
 def network(
-    *overrides: str, stale: bool = False, chosen: tuple[str, ...] = CHOSEN
+    *overrides: str, stale: bool = False, chosen: tuple[str, ...] = CHOSEN, **where: Any
 ) -> Iterator[tuple[StandIn, Any, list[set[str]]]]:
-    """A server, the model behind it, and the names of the tensors that it was sent; `stale`: it forgets them."""
+    """A server, the model behind it, and the names of the tensors that it was sent; `stale`: it forgets them; `where`:
+    host and port.
+    """
     model = load_model(small(*chosen, *overrides).model).eval()
     lock, taken = threading.Lock(), []
 
@@ -51,5 +53,5 @@ def network(
                     break
         return ids[len(body["prompt"]) :], logprobs
 
-    with StandIn(say, take).serving() as stand_in:
+    with StandIn(say, take).serving(**where) as stand_in:
         yield stand_in, model, taken

@@ -56,7 +56,7 @@ class StandIn:
         raise KeyError(path)
 
     @contextmanager
-    def serving(self) -> Iterator[StandIn]:
+    def serving(self, host: str = "127.0.0.1", port: int = 0) -> Iterator[StandIn]:
         """Answer at `url` meanwhile."""
         stand_in, sockets = self, []
 
@@ -94,7 +94,7 @@ class StandIn:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Replies)
+        server = ThreadingHTTPServer((host, port), Replies)
         server.daemon_threads, server.block_on_close = True, False
         server.handle_error = lambda *_: None  # type: ignore[method-assign]
 
@@ -106,7 +106,7 @@ class StandIn:
                     one.shutdown(socket.SHUT_RDWR)
 
         self.die = die
-        self.url = f"http://127.0.0.1:{server.server_port}"
+        self.url = f"http://{host}:{server.server_port}"
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield self
