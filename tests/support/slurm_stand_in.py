@@ -39,7 +39,8 @@ def sbatch(arguments: list[str]) -> int:
     number = str(len(list(CLUSTER.glob("*.job"))) + 101)
     (CLUSTER / f"{number}.job").write_text(arguments[1])
     command = [sys.executable, "-m", "tests.support.slurm_stand_in", "job", number]
-    subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+    nothing = subprocess.DEVNULL
+    subprocess.Popen(command, start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing)
     print(number)
     return 0
 
