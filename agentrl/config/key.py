@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-Place = Literal["data", "settings", "weights", "written"]
+Place = Literal["data", "settings", "template", "weights", "written"]
 
 
 def key(
@@ -41,6 +41,7 @@ def key(
             another value.
         record: agentrl writes the value. Users do not set it, and lists of keys do not show it.
         place: the value is a path, to 'data' that a run reads and records the hash of, to 'settings' that it reads, to
+            a 'template' (a file; any other value is a name),
             'weights' (a directory or a GGUF file; any other value is a hub id), or to what agentrl writes ('written').
         how: ge, gt, le, lt, min_length and default, as in pydantic.Field.
     """

@@ -61,6 +61,12 @@ class Model(Group):
         "Tells the chat template whether the policy thinks before it answers. off writes the reasoning of a trace as "
         "text; null leaves the choice to the template."
     )
+    chat_template: str | None = key(
+        "Chat template in place of the model's own: a Jinja file, the name of a template that TRL ships (qwen2_5, "
+        "llama3_2, ...), or chatml_tools (ChatML with tools). It is saved with the trained model. null takes the "
+        "model's own.",
+        place="template",
+    )
     lora: Lora = key("Low-rank adaptation through PEFT.")
 
 

@@ -23,6 +23,7 @@ from trl.chat_template_utils import (
 )
 
 from agentrl.chat.format import THINKING_ARGUMENTS, ChatFormat
+from agentrl.chat.templates import OFFER, use_template
 from agentrl.config.schema import Model
 from agentrl.core.bench import Task
 from agentrl.core.errors import UserError, first_line
@@ -84,6 +85,8 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
             parser for its tool calls is known.
     """
     tokenizer = _tokenizer(config)
+    if config.chat_template is not None:
+        use_template(config.chat_template, tokenizer)
     variants = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
     if variants is not None:
         tokenizer.chat_template = _choose_template(config, variants, needs)
@@ -93,7 +96,7 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
     if needs.system and not carries_system_message(tokenizer):
         raise UserError(
             f"model.path={config.path}: its chat template has no system role, so the model would never see the rules "
-            "of this bench; choose a model whose template renders system messages, or edit the tokenizer's template"
+            "of this bench; {OFFER}, or choose a model whose template renders system messages"
         )
     template = _tool_template(config, tokenizer) if needs.tools else None
     reasoning = "content" if config.thinking == "off" else config.reasoning
@@ -137,8 +140,10 @@ def _tokenizer(config: Model) -> PreTrainedTokenizerFast:
         if (base := adapter_base(config)) is not None:
             return _tokenizer(base)
         raise UserError(f"model.path={config.path}: its tokenizer cannot be loaded: {first_line(error)}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.chat_template is None:
-        raise UserError(f"model.path={config.path}: no fast tokenizer with a chat template; choose an instruct model")
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"model.path={config.path}: no fast tokenizer (tokenizer.json); choose a model that has one")
+    if tokenizer.chat_template is None and config.chat_template is None:
+        raise UserError(f"model.path={config.path}: no chat template; choose an instruct model, or {OFFER}")
     return tokenizer
 
 
@@ -168,14 +173,14 @@ def carries_system_message(tokenizer: PreTrainedTokenizerFast) -> bool:
 def _tool_template(config: Model, tokenizer: PreTrainedTokenizerFast) -> str | None:
     """Return the template for multi-turn tool use, None for the tokenizer's own; check that calls can be parsed."""
     if not supports_tool_calling(tokenizer):
-        raise UserError(f"model.path={config.path}: its chat template cannot render tool calls; choose another model")
+        raise UserError(f"model.path={config.path}: its chat template cannot render tool calls; {OFFER}")
     if tokenizer.response_template is None:
         try:
             add_response_schema(tokenizer)
         except ValueError as error:
             raise UserError(
-                f"model.path={config.path}: no parser for the tool calls of its chat template; set `response_template` "
-                "in its tokenizer_config.json (see the model card), or use a Qwen2.5, Qwen3 or Llama 3 instruct model"
+                f"model.path={config.path}: no parser for the tool calls of its chat template; {OFFER}, or set "
+                "`response_template` in its tokenizer_config.json (see the model card)"
             ) from error
     if is_chat_template_prefix_preserving(tokenizer):
         return None
@@ -184,6 +189,6 @@ def _tool_template(config: Model, tokenizer: PreTrainedTokenizerFast) -> str | N
     except ValueError as error:
         raise UserError(
             f"model.path={config.path}: its chat template rewrites earlier turns, so a multi-turn rollout cannot be "
-            "trained on token by token; give its tokenizer a template that leaves earlier turns unchanged"
+            f"trained on token by token; {OFFER}"
         ) from error
     return template

@@ -14,6 +14,7 @@ from agentrl.config.benches import Minihif, Minihop
 from agentrl.config.places import paths_of
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
+from agentrl.config.templates import template_names
 from agentrl.core.console import make_console
 from agentrl.core.errors import UserError
 from agentrl.evaluation.estimate import check_tasks, estimate, print_estimate
@@ -128,7 +129,9 @@ def make_paths_absolute(config: Config) -> None:
     """Make paths absolute, so that a run directory works from every directory. Hub ids stay as they are."""
     for path in paths_of(config):
         file = Path(path.value).expanduser()
-        if path.key != "runs_dir" and (path.place != "weights" or file.exists()):  # run_path reads runs_dir
+        if path.key == "runs_dir" or (path.place == "weights" and not file.exists()):  # run_path reads runs_dir
+            continue
+        if path.place != "template" or path.value not in template_names():
             setattr(path.group, path.name, str(file.absolute()))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from agentrl.config.places import paths_of
 from agentrl.config.schema import Config
+from agentrl.config.templates import template_names
 from agentrl.core.errors import UserError
 from agentrl.core.gguf import content_hash
 from agentrl.core.version import __version__
@@ -81,7 +82,7 @@ def data_hashes(config: Config) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for path in paths_of(config):
-        if path.place == "data":
+        if path.place == "data" or (path.place == "template" and path.value not in template_names()):
             found[path.key] = hash_of(path.key, Path(path.value).expanduser())
     checkpoint = Path(config.model.path).expanduser()
     if (checkpoint / "config.json").is_file():

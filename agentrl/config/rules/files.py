@@ -8,6 +8,7 @@ from agentrl.config.algos import CustomAlgo, Dpo, Evaluate
 from agentrl.config.checks import require, require_python_file
 from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
+from agentrl.config.templates import check_template
 from agentrl.core.gguf import holds_gguf, is_gguf
 
 
@@ -27,6 +28,7 @@ def check_files(config: Config) -> None:
     if isinstance(judge, DistilledJudge):
         made = (Path(judge.path).expanduser() / "distilled.json").is_file()
         require(made, "judge.path", judge.path, "has no distilled.json; make one with agentrl judge distill")
+    check_template(config.model.chat_template)
     _checkpoint(config)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentrl.config.algos import Hipo, Sft
+from agentrl.config.algos import Evaluate, Hipo, Sft
 from agentrl.config.benches import ToolHop
 from agentrl.config.checks import require
 from agentrl.config.judges import OpenAIJudge
@@ -18,6 +18,7 @@ def check_fit(config: Config) -> list[str]:
     _rewards(config)
     _training_rows(config)
     _direct(config)
+    _template(config)
     _prices(config)
     return _warnings(config)
 
@@ -58,6 +59,13 @@ def _direct(config: Config) -> None:
         require(traceless, "bench.scenario", "direct", f"algo={config.algo.name}: {tools}")
         answer_rule = "without tools there is no call to match; set reward=answer, or bench.scenario=mandatory or free"
         require(config.reward.name == "answer", "bench.scenario", "direct", answer_rule)
+
+
+def _template(config: Config) -> None:
+    if isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None:
+        template = config.model.chat_template
+        server_rule = "the server renders conversations with its own; give the template to the server, and set null"
+        require(template is None, "model.chat_template", template, server_rule)
 
 
 def _prices(config: Config) -> None:
