@@ -4,8 +4,8 @@ A task asks for three to six calls (one or two make a base). One chain of relati
 whose ends a tool with two arguments joins ("Given Kibra's director and Sotav's studio, what is their agent's
 birthplace?"). The two chains may be walked in any order. A relation may be asked for in its former state, which an
 optional argument chooses. A tool may know an entity under another name: the call fails, the error says the name, and
-the call must be mended. The shapes and the names of the test split never occur in the training split, and its longest
-tasks are longer.
+the call must be mended. The shapes of the test split, and names of two words, never occur in the training split, and
+its longest tasks are longer.
 """
 
 from __future__ import annotations
@@ -73,8 +73,13 @@ def draw_shapes(count: int, split: str, shares: list[float], joins: float, rng: 
     return drawn
 
 
-def draw_names(count: int, split: str, rng: random.Random) -> list[str]:
-    """Draw names of two words for the entities of a task, each word once. No name is in both splits, every word is."""
+def draw_names(count: int, split: str, length: int, rng: random.Random) -> list[str]:
+    """Draw names of one or two words for the entities of a task, each word once.
+
+    No name of two words is in both splits, but every word is. Names of one word are shared.
+    """
+    if length == 1:
+        return rng.sample(NAMES, count)
     words = rng.sample(range(len(NAMES)), len(NAMES))
     names: list[str] = []
     while len(names) < count:
@@ -165,7 +170,13 @@ class MinihopHardBench(Bench):
         rng = random.Random(f"minihop_hard/{config.data_seed}/{split}")
         shapes = draw_shapes(count, split, shares, config.joins, rng)
         tasks = [
-            generate_task(f"minihop_hard-{split}-{index}", shape, draw_names(TASK_NAMES, split, rng), config, rng)
+            generate_task(
+                f"minihop_hard-{split}-{index}",
+                shape,
+                draw_names(TASK_NAMES, split, config.name_words, rng),
+                config,
+                rng,
+            )
             for index, shape in enumerate(shapes)
         ]
         return tasks if limit is None or limit >= count else random.Random(seed).sample(tasks, limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from agentrl.config.checks import is_web_address
+from agentrl.config.constraints import Constraint, EpisodeConstraint
 from agentrl.config.key import Group, Holds, key
 from agentrl.config.traits import MethodKeys
 from agentrl.core.expert_trace import TracePart
@@ -97,7 +98,7 @@ class Conditioned(Group):
 
 class Pact(MethodKeys):
     trainer = "agentrl.trainers.pact:PactTrainer"
-    reads = ("reward", "traces", "anneal")
+    reads = ("reward", "traces", "anneal", "dual")
 
     rl_coef: float = key("Weight of the policy-gradient loss; 0 trains with the SFT term alone.", ge=0)
     condition_on_trace: bool = key(
@@ -131,6 +132,9 @@ class Pact(MethodKeys):
         gt=1,
     )
     conditioned: Conditioned = key("Variants of L^h.")
+    constraints: list[EpisodeConstraint] = key(
+        "Constraints on the mean of an episode, each with a multiplier; quote the list to set it (docs/pact.md)."
+    )
     advantage: Advantage = key("How rewards become token advantages.")
     trace: Trace = key("How expert traces are rendered.")
     schedule: Schedule = key("Which parts of the trace L_SFT trains on as training proceeds.")
@@ -202,14 +206,6 @@ class Sft(MethodKeys):
     components: list[Literal["reasoning", "tool_call", "answer"]] = key(
         "Components of the expert trace to train on.", min_length=1, hint="; name at least one component"
     )
-
-
-class Constraint(Group):
-    name: str = key("Name of the constraint in logs and checkpoints.")
-    reward: Literal["sys", "user"] = key("Reward whose mean must reach the threshold.")
-    kind: Literal["conflict", "aligned"] | None = key("Kind of prompts whose replies count; null counts all.")
-    threshold: float = key("tau: the mean reward to reach.", ge=0, le=1, hint=", as rewards do")
-    initial: float = key("Multiplier lambda before the first update; at most dual.cap.", ge=0)
 
 
 class Hipo(MethodKeys):

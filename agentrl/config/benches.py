@@ -44,6 +44,12 @@ class Minihop(BenchKeys):
     test_tasks: int = key("Tasks in the held-out split.", ge=1)
     train_hops: HopShares = key("Shares of tasks with 1, 2, 3 and 4 hops in the training split.")
     test_hops: HopShares = key("Shares of tasks with 1, 2, 3 and 4 hops in the test split.")
+    forbid: float | None = key(
+        "Share of tasks whose system prompt forbids a tool that the answer needs; the others forbid a distracting "
+        "tool. null has no system prompts.",
+        ge=0,
+        le=1,
+    )
 
 
 class MinihopHard(BenchKeys):
@@ -59,6 +65,9 @@ class MinihopHard(BenchKeys):
     former: float = key("Share of hops that need the optional argument.", ge=0, le=1)
     renamed: float = key("Share of calls that fail first: the tool knows the entity under another name.", ge=0, le=1)
     distractors: int = key("Tools of a task that it does not need.", ge=0, le=8)
+    name_words: int = key(
+        "Words in the name of an entity. Names of one word are in both splits, no name of two words is.", ge=1, le=2
+    )
     trace_quality: TraceQuality = key(
         "How the expert traces are written.",
         means=("in few words", "in many words", "in few words, and a fifth of the steps are wrong"),

@@ -33,8 +33,9 @@ ADDED_TO_OPTIONS: dict[str, dict[str, Any]] = {
         "q_from": "key",
         "dual_clip": None,
         "conditioned": {"advantages": "all", "floor": None, "weight": "one"},
+        "constraints": [],
     },
-    "bench": {"free": 0.0},
+    "bench": {"free": 0.0, "forbid": None},
 }
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 

@@ -161,10 +161,13 @@ def panels(metrics: Sequence[dict[str, Any]]) -> list[Panel]:
         )
         for name in constraints
     ]
+    slacks = Panel(
+        "slack", "Slack of the constraints", "slack; 0 or more keeps it", tuple(f"slack/{name}" for name in constraints)
+    )
     multipliers = Panel(
         "lambda", "Multipliers", "lambda", tuple(f"lambda/{name}" for name in constraints), smooth=False
     )
-    return [*PANELS[:2], *loss_panels, *constraint_panels, multipliers, *PANELS[2:]]
+    return [*PANELS[:2], *loss_panels, *constraint_panels, multipliers, slacks, *PANELS[2:]]
 
 
 def _has_values(metrics: Sequence[dict[str, Any]], panel: Panel) -> bool:

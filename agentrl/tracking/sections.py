@@ -11,7 +11,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {  # the part of a metric's name before i
         *("loss", "policy_loss", "kl", "clip_ratio", "entropy", "entropy_coef", "grad_norm", "lr"),
         *("logps", "logits", "mean_token_accuracy", "expert", "sampler", "diagnose"),
     ),
-    "constraint": ("lambda", "ema", "tau", "violation_rate", "violation", "missing"),
+    "constraint": ("lambda", "ema", "tau", "slack", "violation_rate", "violation", "missing"),
     "annealing": ("anneal", "trace"),
     "tools": ("tools",),
     "lengths": ("completion",),

@@ -10,26 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BitsAndBytesConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import BitsAndBytesConfig
 
 from agentrl.benches.hif.base import is_cut_in_thought
-from agentrl.config.algos import Constraint
+from agentrl.config.constraints import Constraint
 from agentrl.config.schema import Config
 from agentrl.core.bench import Score, Task
 from agentrl.core.errors import UserError
 from agentrl.evaluation.grading import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, rewards_to_log
-from agentrl.objectives.dual import DualVariables, Multiplier
 from agentrl.objectives.hipo import is_degenerate, lagrangian_advantage
 from agentrl.objectives.policy import PolicySettings
-from agentrl.trainers.grpo import AgentGRPOTrainer
+from agentrl.trainers.constraints import ConstrainedTrainer
 
-DUAL_FILE = "dual.pt"  # in every checkpoint
 CUT_ADVICE = (
     "were cut by the token budget inside their think block; they have no reward and teach nothing: raise "
     "rollout.max_completion_tokens, or set model.thinking=off (cut_in_thought in metrics.jsonl counts them)"
@@ -37,33 +33,10 @@ CUT_ADVICE = (
 KINDS = ("conflict", "aligned")
 
 
-def dual_variables(config: Config) -> DualVariables:
-    """The multipliers that `config` describes, before their first update."""
-    dual = config.dual
-    return DualVariables(
-        {
-            constraint.name: Multiplier(
-                dual.kind,
-                constraint.threshold,
-                constraint.initial,
-                dual.learning_rate,
-                cap=dual.cap,
-                decay=dual.ema_decay,
-                warmup=dual.warmup,
-                betas=(dual.beta1, dual.beta2),
-                k_p=dual.k_p,
-                k_d=dual.k_d,
-            )
-            for constraint in config.algo.constraints
-        }
-    )
-
-
-class HipoTrainer(AgentGRPOTrainer):
+class HipoTrainer(ConstrainedTrainer):
     """max E[r_user] subject to E[r_k] >= tau_k, by alternating an update of the policy and one of the multipliers."""
 
     def __init__(self, **kwargs: Any) -> None:
-        self.dual = dual_variables(kwargs["config"])
         self._rewards: list[Rewards] = []
         self._filtered: list[bool] = []
         self._cut: list[bool] = []  # by the token budget, inside the think block
@@ -88,9 +61,6 @@ class HipoTrainer(AgentGRPOTrainer):
         if config.algo.reference != "4bit" or config.algo.kl_coef == 0:
             return None
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-
-    def own_callbacks(self) -> list[TrainerCallback]:
-        return [StopWhereInfeasible(self)] if self.config.dual.on_infeasible == "stop" else []
 
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
         """Grade the batch. TRL takes r_user for the reward, but complains of missing ones at length: 0 stands in."""
@@ -123,14 +93,14 @@ class HipoTrainer(AgentGRPOTrainer):
             (batch["completion_mask"] * batch["tool_mask"]).sum()
         ).sum()
         if self.model.training:
-            self._update_dual()
+            self.update_dual()
         return batch
 
     def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
         """Advantages (B, C): one value for all tokens of a reply."""
         algo, group = self.config.algo, self.num_generations
         user = self._column("user", None).view(-1, group)
-        constraints = [self._column(one.reward, one.kind).view(-1, group) for one in algo.constraints]
+        constraints = [self.measured(one).view(-1, group) for one in algo.constraints]
         stacked = torch.stack(constraints) if constraints else user.new_zeros((0, *user.shape))
         advantage = lagrangian_advantage(user, stacked, self.dual.values(), algo.user_weight, algo.advantage_eps)
         width = batch["completion_ids"].shape[1]
@@ -147,36 +117,13 @@ class HipoTrainer(AgentGRPOTrainer):
         ]
         return torch.tensor(values, dtype=torch.float64)
 
-    def _update_dual(self) -> None:
-        """One update of every multiplier, from the same means on every process; says what a person should know."""
-        constraints: list[Constraint] = self.config.algo.constraints
-        self.dual.update({one.name: self._mean(self._column(one.reward, one.kind)) for one in constraints})
-        patience = self.config.dual.patience
-        for constraint, multiplier in zip(constraints, self.dual, strict=True):
-            if int(multiplier.at_cap) == patience:
-                self._tell(f"warning: {infeasible(constraint, multiplier)}")
-            if int(multiplier.satisfied) == patience:
-                self._tell(
-                    f"warning: constraint '{constraint.name}': every reply of the last {patience} batches earned "
-                    f"r_{constraint.reward} = 1, so it teaches nothing; is the bench too easy or its grader too kind?"
-                )
-
-    def _mean(self, values: Tensor) -> float | None:
-        """Mean over all processes of what is not NaN; None where nothing is."""
-        total, count = self._sums(values)
-        return total / count if count else None
+    def measured(self, constraint: Constraint) -> Tensor:
+        return self._column(constraint.reward, constraint.kind)
 
     def _spread(self, values: Tensor) -> float | None:
         """Standard deviation likewise, unbiased; None below two values."""
         (total, count), (squares, _) = self._sums(values), self._sums(values.square())
         return math.sqrt(max(squares - total**2 / count, 0.0) / (count - 1)) if count > 1 else None
-
-    def _sums(self, values: Tensor) -> tuple[float, float]:
-        """Sum and number over all processes of what is not NaN."""
-        known = values[~torch.isnan(values)]
-        local = torch.tensor([known.sum(), len(known)], dtype=torch.float64, device=self.accelerator.device)
-        total, count = self.accelerator.reduce(local, reduction="sum").tolist()
-        return total, count
 
     def _log_rollouts(self, advantages: Tensor) -> None:
         values = {**self._rewards_to_log(), **self._constraints_to_log()}
@@ -229,7 +176,7 @@ class HipoTrainer(AgentGRPOTrainer):
         kinds = [task.data["kind"] for task in self._batch]
         violated, held, unknown = torch.zeros(3, len(kinds), dtype=torch.bool)
         for constraint, multiplier in zip(self.config.algo.constraints, self.dual, strict=True):
-            column = self._column(constraint.reward, constraint.kind)
+            column = self.measured(constraint)
             below, missing = column < constraint.threshold, torch.isnan(column)
             holds = torch.tensor([constraint.kind in (None, kind) for kind in kinds])
             violated, held, unknown = violated | below, held | holds, unknown | (holds & missing)
@@ -251,47 +198,3 @@ class HipoTrainer(AgentGRPOTrainer):
             {**rewards_to_log(rewards), "filtered": filtered, "kind": task.data["kind"]}
             for rewards, filtered, task in zip(self._rewards, self._filtered, self._batch, strict=True)
         ]
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            torch.save(self.dual.state_dict(), folder / DUAL_FILE)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.dual.load_state_dict(torch.load(Path(checkpoint) / DUAL_FILE, weights_only=True))
-
-
-def infeasible(constraint: Constraint, multiplier: Multiplier) -> str:
-    """What it means that a multiplier stays at its cap, and what to do."""
-    return (
-        f"constraint '{constraint.name}': lambda has been at its cap {multiplier.cap:g} for {int(multiplier.at_cap)} "
-        f"batches, r_{constraint.reward} averages {float(multiplier.ema):.3f} and tau is {constraint.threshold:g}; "
-        "this policy may not reach it: lower its threshold (algo.tau, or the one in algo.constraints), raise dual.cap, "
-        "or train longer or at a larger learning rate"
-    )
-
-
-class StopWhereInfeasible(TrainerCallback):
-    """dual.on_infeasible=stop: saves a checkpoint after the batch that exhausted the patience, and ends the run.
-
-    To be added after the callback that seals checkpoints.
-    """
-
-    def __init__(self, trainer: HipoTrainer) -> None:
-        self._trainer = trainer
-        self._reason: str | None = None
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        config = self._trainer.config
-        cycle = self._trainer.args.steps_per_generation // self._trainer.args.gradient_accumulation_steps
-        for constraint, multiplier in zip(config.algo.constraints, self._trainer.dual, strict=True):
-            if int(multiplier.at_cap) >= config.dual.patience and state.global_step % cycle == 0:
-                self._reason = infeasible(constraint, multiplier)
-                control.should_save = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._reason is not None:
-            raise UserError(f"{self._reason} (dual.on_infeasible=stop; the checkpoint of this step is kept)")

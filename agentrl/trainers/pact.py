@@ -29,6 +29,7 @@ from agentrl.objectives.pact import (
 from agentrl.objectives.policy import PolicyBatch, PolicySettings, divergence_loss, policy_loss
 from agentrl.objectives.schedules import anneal_value, progress, reasoning_level
 from agentrl.scoring.sequence import Scores, Sequence
+from agentrl.trainers.episode_constraints import EpisodeConstrainedTrainer
 from agentrl.trainers.loss import Wanted, rollouts_after, trained_tokens
 from agentrl.trainers.reference import start_of_adapters
 from agentrl.trainers.traced import TracedTrainer
@@ -43,7 +44,7 @@ class Privileged:
     shown: str  # of the trace: whole, cut (later turns are dropped), none
 
 
-class PactTrainer(TracedTrainer):
+class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
     """L = mean over prompts of (1 - z) (L^h + beta_SFT L_SFT) + z L^x (PACT, eq. 12-14)."""
 
     def __init__(self, **kwargs: Any) -> None:

@@ -79,20 +79,25 @@ def test_verbose_traces_say_more_and_in_other_words() -> None:
     assert sum(map(len, texts[1])) > 1.5 * sum(map(len, texts[0]))
 
 
-def test_splits_share_neither_shapes_nor_names_and_test_tasks_are_longer(bench: MinihopHardBench) -> None:
+def test_splits_share_no_shape_and_test_tasks_are_longer(bench: MinihopHardBench) -> None:
     train, test = bench.tasks("train"), bench.tasks("test")
     assert not {task.cluster for task in train} & {task.cluster for task in test}
     assert {len(task.data["steps"]) for task in train} == {3, 4, 5}
     assert {len(task.data["steps"]) for task in test} == {3, 4, 5, 6}
-    names = [
-        {name for task in tasks for step in task.data["steps"] for name in (*step.entities, step.result)}
-        for tasks in (train, test)
-    ]
-    assert not names[0] & names[1]
-    words = [{word for name in found for word in name.split()} for found in names]
-    assert len(words[0] & words[1]) > 0.9 * len(NAMES)
     assert bench.tasks("train") == train
     assert [t.prompt for t in bench_of(data_seed=1).tasks("train")] != [t.prompt for t in train]
+
+
+def test_names_of_two_words_are_in_one_split_alone() -> None:
+    bench = bench_of(name_words=2)
+    names = [
+        {name for task in bench.tasks(split) for step in task.data["steps"] for name in (*step.entities, step.result)}
+        for split in ("train", "test")
+    ]
+    assert not names[0] & names[1]
+    assert all(len(name.split()) == 2 for found in names for name in found)
+    words = [{word for name in found for word in name.split()} for found in names]
+    assert len(words[0] & words[1]) > 0.9 * len(NAMES)
 
 
 def test_every_kind_of_difficulty_occurs_as_often_as_its_key_says() -> None:

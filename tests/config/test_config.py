@@ -269,6 +269,7 @@ def test_the_file_of_an_older_run_is_read_without_keys_that_are_gone(tmp_path: P
     del values["trainer"]["tokens_per_batch"], values["trainer"]["engine"]
     del values["rollout"]["cache_tokens"], values["faults"]["dead_tools"]
     del values["algo"]["advantage"]["signs"], values["algo"]["q_from"], values["algo"]["conditioned"]
+    del values["algo"]["constraints"], values["bench"]["forbid"]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
     assert load_config(tmp_path) == config
     suite = composed("algo=hipo").model_dump(exclude={"scaled_by"})

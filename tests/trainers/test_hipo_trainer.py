@@ -19,8 +19,9 @@ from agentrl.core.judge import JudgeRequest, Verdict
 from agentrl.objectives.hipo import lagrangian_advantage
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.callbacks import Record
+from agentrl.trainers.constraints import StopWhereInfeasible
 from agentrl.trainers.faults import NO_SIGNAL
-from agentrl.trainers.hipo import HipoTrainer, StopWhereInfeasible
+from agentrl.trainers.hipo import HipoTrainer
 from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, rolled_with_trl_advantages, trl_loss
 
 SMALL = (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agentrl.config.algos import Chord, Dpo, Evaluate, Hipo, Pact
 from agentrl.config.checks import require
+from agentrl.config.constraints import Constraint, EpisodeConstraint
 from agentrl.config.schema import Anneal, Config, Dual
 
 
@@ -31,6 +34,7 @@ def check_learning(config: Config) -> None:
         idle = algo.rl_coef == 0 and (algo.sft_coef == 0 or algo.q == 1)
         idle_rule = "leaves no loss to train with; raise it, or raise algo.sft_coef and keep algo.q below 1"
         require(not idle, "algo.rl_coef", algo.rl_coef, idle_rule)
+        _multipliers(algo, config.dual)
     if isinstance(algo, Hipo):
         _constraints(algo, config.dual)
     _diagnosis(config)
@@ -56,13 +60,18 @@ def _dual(dual: Dual) -> None:
     require(grows, "dual.initial", dual.initial, "dual=log multiplies lambda, so 0 would stay 0; set it above 0")
 
 
-def _constraints(algo: Hipo, dual: Dual) -> None:
+def _multipliers(algo: Hipo | Pact, dual: Dual) -> None:
     names = [constraint.name for constraint in algo.constraints]
     require(len(set(names)) == len(names), "algo.constraints", names, "two constraints share a name; rename one")
     initial_rule = f"must lie in [0, dual.cap={dual.cap:g}]"
-    for index, one in enumerate(algo.constraints):
+    constraints: Sequence[Constraint | EpisodeConstraint] = algo.constraints
+    for index, one in enumerate(constraints):
         key = "dual.initial" if one.initial == dual.initial else f"algo.constraints.{index}.initial"
         require(one.initial <= dual.cap, key, one.initial, initial_rule)
+
+
+def _constraints(algo: Hipo, dual: Dual) -> None:
+    _multipliers(algo, dual)
     idle = all(dual.kind == "fixed" and one.initial == 0 for one in algo.constraints)  # also if there are none
     idle_rule = "leaves nothing to learn from; raise it, or add a constraint"
     require(algo.user_weight != 0 or not idle, "algo.user_weight", algo.user_weight, idle_rule)

@@ -1,0 +1,132 @@
+"""Constraints on the mean of what an episode is measured by, each with a multiplier that moves after every batch.
+
+A method adds lambda times the advantage of each measure to its own advantage, and calls `update_dual` once a rollout
+batch. The multipliers are part of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from agentrl.config.constraints import Constraint, EpisodeConstraint
+from agentrl.config.schema import Config
+from agentrl.core.errors import UserError
+from agentrl.objectives.dual import DualVariables, Multiplier
+from agentrl.trainers.grpo import AgentGRPOTrainer
+
+DUAL_FILE = "dual.pt"  # in every checkpoint of a run with constraints
+
+
+def dual_variables(config: Config) -> DualVariables:
+    """The multipliers that `config` describes, before their first update."""
+    dual = config.dual
+    return DualVariables(
+        {
+            constraint.name: Multiplier(
+                dual.kind,
+                constraint.threshold,
+                constraint.initial,
+                dual.learning_rate,
+                cap=dual.cap,
+                decay=dual.ema_decay,
+                warmup=dual.warmup,
+                betas=(dual.beta1, dual.beta2),
+                k_p=dual.k_p,
+                k_d=dual.k_d,
+            )
+            for constraint in config.algo.constraints
+        }
+    )
+
+
+class ConstrainedTrainer(AgentGRPOTrainer):
+    """A trainer of groups with `algo.constraints`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.dual = dual_variables(kwargs["config"])
+        super().__init__(**kwargs)
+
+    def own_callbacks(self) -> list[TrainerCallback]:
+        stop = [StopWhereInfeasible(self)] if self.config.dual.on_infeasible == "stop" else []
+        return [*super().own_callbacks(), *stop]
+
+    def measured(self, constraint: Any) -> Tensor:
+        """What a constraint measures (B,) in the rollout batch, larger is better; NaN where it does not apply."""
+        raise NotImplementedError
+
+    def update_dual(self) -> None:
+        """One update of every multiplier, from the same means on every process; says what a person should know."""
+        constraints: list[Constraint | EpisodeConstraint] = self.config.algo.constraints
+        self.dual.update({one.name: self._mean(self.measured(one)) for one in constraints})
+        patience = self.config.dual.patience
+        for constraint, multiplier in zip(constraints, self.dual, strict=True):
+            if int(multiplier.at_cap) == patience:
+                self._tell(f"warning: {infeasible(constraint, multiplier)}")
+            if int(multiplier.satisfied) == patience:
+                self._tell(
+                    f"warning: constraint '{constraint.name}': every reply of the last {patience} batches earned "
+                    f"{constraint.label} = 1, so it teaches nothing; is the bench too easy or its grader too kind?"
+                )
+
+    def _mean(self, values: Tensor) -> float | None:
+        """Mean over all processes of what is not NaN; None where nothing is."""
+        total, count = self._sums(values)
+        return total / count if count else None
+
+    def _sums(self, values: Tensor) -> tuple[float, float]:
+        """Sum and number over all processes of what is not NaN."""
+        known = values[~torch.isnan(values)]
+        local = torch.tensor([known.sum(), len(known)], dtype=torch.float64, device=self.accelerator.device)
+        total, count = self.accelerator.reduce(local, reduction="sum").tolist()
+        return total, count
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and self.dual.names:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            torch.save(self.dual.state_dict(), folder / DUAL_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.dual.names:
+            self.dual.load_state_dict(torch.load(Path(checkpoint) / DUAL_FILE, weights_only=True))
+
+
+def infeasible(constraint: Constraint | EpisodeConstraint, multiplier: Multiplier) -> str:
+    """What it means that a multiplier stays at its cap, and what to do."""
+    return (
+        f"constraint '{constraint.name}': lambda has been at its cap {multiplier.cap:g} for {int(multiplier.at_cap)} "
+        f"batches, {constraint.label} averages {constraint.sign * float(multiplier.ema):.3f} and "
+        f"{constraint.bound_label} is {constraint.sign * constraint.threshold:g}; "
+        "this policy may not reach it: lower its threshold (algo.tau, or the one in algo.constraints), raise dual.cap, "
+        "or train longer or at a larger learning rate"
+    )
+
+
+class StopWhereInfeasible(TrainerCallback):
+    """dual.on_infeasible=stop: saves a checkpoint after the batch that exhausted the patience, and ends the run.
+
+    To be added after the callback that seals checkpoints.
+    """
+
+    def __init__(self, trainer: ConstrainedTrainer) -> None:
+        self._trainer = trainer
+        self._reason: str | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        config = self._trainer.config
+        cycle = self._trainer.args.steps_per_generation // self._trainer.args.gradient_accumulation_steps
+        for constraint, multiplier in zip(config.algo.constraints, self._trainer.dual, strict=True):
+            if int(multiplier.at_cap) >= config.dual.patience and state.global_step % cycle == 0:
+                self._reason = infeasible(constraint, multiplier)
+                control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._reason is not None:
+            raise UserError(f"{self._reason} (dual.on_infeasible=stop; the checkpoint of this step is kept)")
