@@ -41,7 +41,7 @@ TINY = (
     *("trainer.max_steps=6", "trainer.save_steps=2", "trainer.lr_schedule=linear", "trainer.warmup_steps=1"),
     *("rollout.num_generations=2", "rollout.max_turns=3", "hardware.threads=1", "eval.batch=2"),
 )
-SMALL_BATCH = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.micro_batch=2")
+SMALL_BATCH = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2")
 SMALL_BENCH = ("bench.train_tasks=8", "bench.test_tasks=4")  # so an epoch ends within the run
 # The smallest runs that cover everything that a resumed run must restore.
 RUNS: dict[str, tuple[str, ...]] = {

@@ -25,7 +25,7 @@ MEANINGS: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("micro_batch", "micro_batch_size", "per_device_train_batch_size", "per_device_batch_size"),
-        "trainer.tokens_per_batch (tokens in a forward pass), or trainer.micro_batch for algo=sft, dpo and focal_lora",
+        "trainer.tokens_per_batch (tokens in a forward pass)",
     ),
     **dict.fromkeys(("mini_batch", "minibatch", "minibatch_size", "mini_batch_size"), "trainer.minibatch_prompts"),
     **dict.fromkeys(
@@ -138,6 +138,7 @@ REMOVED = {
     "rollout.engine": "was removed: leave it out; vllm.mode=colocate or server samples with vLLM",
     "hardware.vllm": "is vllm.mode now",
     "hardware.vllm_url": "is vllm.url now",
+    "trainer.micro_batch": "was removed: trainer.tokens_per_batch bounds a forward pass in tokens, for every algorithm",
 }
 GROUPS = ("algo", "model", "bench", "hardware", "reward", "judge", "tracker", "experiment", "sweep", "anneal", "dual")
 VERBS = {

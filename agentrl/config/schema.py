@@ -193,11 +193,6 @@ class Trainer(Group):
         "How an update computes its sequences.",
         means=("as a prefix tree, each distinct token once", "one sequence per row; the slower reference"),
     )
-    micro_batch: int = key(
-        "Largest number of sequences in a forward pass on a device, for algo=sft, dpo and focal_lora; lower it if "
-        "memory runs out.",
-        ge=1,
-    )
     save_steps: int = key(
         "Updates between checkpoints, which are saved at the end of a rollout batch; 0 saves only the last one.",
         ge=0,

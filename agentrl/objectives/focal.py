@@ -28,13 +28,19 @@ def most_sensitive(sensitivity: Tensor, share: float) -> Tensor:
 
 
 def focal_loss(
-    attentions: Sequence[Tensor], system: Tensor, queries: Tensor, heads: Tensor, eps: float = 1e-6
+    attentions: Sequence[Tensor],
+    system: Tensor,
+    queries: Tensor,
+    heads: Tensor,
+    count: Tensor | float | None = None,
+    eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """Minus the mean log of the attention mass that the chosen heads put on the system prompt.
+    """L = -(1/N) sum log(m + eps), where m is the attention mass that a chosen head puts on the system prompt.
 
     attentions: L tensors (B, H, T, T); system: mask (B, T) of the system prompt's keys; queries: mask (B, T) of the
-    positions that count; heads: mask (L, H). The mean is over all chosen (row, query, head). Returns the loss and the
-    mean mass without a gradient, both scalars.
+    positions that count; heads: mask (L, H). The sum is over all chosen (row, query, head). `count` is N, their number
+    in the mini-batch of which these rows are a piece: the losses of the pieces then sum to its loss. None takes the
+    number in these rows. Returns the loss and, without a gradient, (1/N) sum m; both are scalars.
     """
     chosen = []
     for layer, attention in enumerate(attentions):
@@ -43,4 +49,5 @@ def focal_loss(
             chosen.append(mass.transpose(1, 2)[queries][:, heads[layer]].flatten())
     masses = torch.cat(chosen)
     masses = masses.to(torch.promote_types(masses.dtype, torch.float32))  # bfloat16 is too coarse for a logarithm
-    return -(masses + eps).log().mean(), masses.detach().mean()
+    total = masses.numel() if count is None else count
+    return -(masses + eps).log().sum() / total, masses.detach().sum() / total

@@ -4,10 +4,11 @@
 
 A method chooses the weights w, and for each trace its own denominator Z, so that one trace never rescales another:
 
-SFT      w = 1 on targets, Z their number (aggregated over the tokens of all traces by TRL, see trainers/sft.py)
 PACT     w = m_n(s) of eq. 9, Z = sum_n m_n (eq. 10) or the number of targets (`objectives/pact.py`)
 CHORD    w = 1 or p (1 - p), Z the number of targets (`objectives/chord.py`)
-LUFFY does not use this loss: its expert tokens have an advantage and a shaped ratio (`objectives/luffy.py`).
+
+Two methods differ. SFT takes the mean over the targets of all traces together (`token_nll`). LUFFY gives expert tokens
+an advantage and a shaped ratio (`objectives/luffy.py`).
 
 Shape suffixes: S expert traces, L tokens of a trace.
 """
@@ -32,6 +33,16 @@ def weighted_nll(logps: Tensor, weights: Tensor, z: Tensor) -> Tensor:
     weights, z = weights.detach().to(logps.dtype), z.to(logps.dtype)
     total = -(weights * logps.masked_fill(weights == 0, 0)).sum(1)
     return total / torch.where(z > 0, z, torch.ones_like(z))
+
+
+def token_nll(logps: Tensor, targets: Tensor | float) -> Tensor:
+    """-(1/N) sum log pi of the targets of all traces (SFT): each target token counts alike. Returns a scalar.
+
+    logps: (T,) log-probs of targets; `targets` is N, their number. If these are a piece of a mini-batch, N is the
+    number of the mini-batch, and the losses of the pieces sum to its loss. Without a target (N = 0) the loss is 0.
+    """
+    count = torch.as_tensor(targets)
+    return -logps.sum() / torch.where(count > 0, count, 1)
 
 
 def prompt_mean(losses: Tensor, group_size: int, rows: int) -> Tensor:

@@ -32,10 +32,11 @@ Verdict = Literal["ok", "warn", "fail", "skip"]
 # Private methods of TRL that our trainers override or call. They move between releases.
 TRL_SEAMS: dict[str, tuple[str, ...]] = {
     "GRPOTrainer": (
-        *("_calculate_rewards", "_compute_loss", "_generate_and_score_completions", "compute_loss"),
+        *("_calculate_rewards", "_generate_and_score_completions", "compute_loss"),
         *("_get_per_token_logps_and_entropies", "_get_train_sampler", "_prepare_inputs"),
     ),
     "SFTTrainer": ("compute_loss",),
+    "DPOTrainer": ("_prepare_dataset", "compute_loss"),
 }
 # The published files that this program knows, by SHA-256.
 KNOWN_DATA = {

@@ -6,11 +6,13 @@ projects every place of the batch on a CPU; here the places are picked between t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Many
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from agentrl.scoring.sequence import Scores
 
 
 def language_model(model: nn.Module) -> PreTrainedModel:
@@ -21,18 +23,26 @@ def language_model(model: nn.Module) -> PreTrainedModel:
     raise TypeError(f"{type(model).__name__} holds no language model of transformers")
 
 
-def by_sequence(values: Tensor | None, sizes: Sequence[int], index: Tensor | None = None) -> list[Tensor]:
-    """Cut an output (1, S) of the head into the values of each sequence; none where the head does not compute it."""
-    if values is None:
-        return []
-    return list((values[0] if index is None else values[0][index]).split(list(sizes)))
+def scores_by_sequence(output: Any, sizes: Many[int], index: Tensor | None = None, router: bool = False) -> Scores:
+    """Cut what the head computed, each (1, S), into the values of each sequence.
+
+    index: where among the S places each sequence finds its own; None if they lie one after the other.
+    """
+
+    def split(values: Tensor | None) -> list[Tensor]:
+        if values is None:
+            return []
+        return list((values[0] if index is None else values[0][index]).split(list(sizes)))
+
+    logps, entropies, best, logits = map(split, (output.log_probs, output.entropy, output.is_top1, output.mean_logits))
+    return Scores(logps, entropies, best, logits, output.aux_loss if router else None)
 
 
 def score_places(model: nn.Module, places: Tensor, targets: Tensor, **inputs: Any) -> Any:
     """Run `model`, whose head TRL's `add_fused_lm_head` has made, and score `targets` (S,) at `places` (S,).
 
-    A place is an index into the flattened (batch, length) of the inputs; its hidden state predicts the target. The
-    output's `log_probs` and `entropy` are (1, S).
+    A place is an index into the flattened (batch, length) of the inputs; its hidden state predicts the target. Every
+    field of the output is (1, S).
     """
 
     def pick(module: nn.Module, args: Any, output: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from agentrl.scoring.attention import KERNEL, Tree
-from agentrl.scoring.head import by_sequence, language_model, score_places
+from agentrl.scoring.head import language_model, score_places, scores_by_sequence
 from agentrl.scoring.padded import PaddedEngine
 from agentrl.scoring.pieces import cut
 from agentrl.scoring.sequence import Scores, Sequence
@@ -75,16 +75,15 @@ class PackedEngine:
     def score(self, model: Any, sequences: Many[Sequence], router: bool = False) -> Scores:
         if not self.fits(model, sequences):
             return self._padded.score(model, sequences, router)
-        output, own = self.run(model, sequences)
-        sizes, index = [len(one) for one in own], torch.cat(own)
-        return Scores(by_sequence(output.log_probs, sizes, index), by_sequence(output.entropy, sizes, index))
+        output, own = self._run(model, sequences)
+        return scores_by_sequence(output, [len(one) for one in own], torch.cat(own))
 
     def fits(self, model: Any, sequences: Many[Sequence]) -> bool:
         """Whether no sliding window of the model is shorter than a sequence."""
         window = _window(language_model(model).config.get_text_config())
         return max(len(one.ids) for one in sequences) <= window
 
-    def run(self, model: Any, sequences: Many[Sequence]) -> tuple[Any, list[Tensor]]:
+    def _run(self, model: Any, sequences: Many[Sequence]) -> tuple[Any, list[Tensor]]:
         """The packed forward pass: the head's output (1, S), and where in it each sequence's scored tokens are."""
         device = language_model(model).device
         row = _trie(sequences).row()

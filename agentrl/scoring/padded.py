@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from agentrl.scoring.head import by_sequence, language_model, score_places
+from agentrl.scoring.head import language_model, score_places, scores_by_sequence
 from agentrl.scoring.pieces import cut
 from agentrl.scoring.sequence import Scores, Sequence
 
@@ -51,8 +51,4 @@ class PaddedEngine:
             attention_mask=mask.to(device),
             **extra,
         )
-        return Scores(
-            by_sequence(output.log_probs, sizes),
-            by_sequence(output.entropy, sizes),
-            output.aux_loss if router else None,
-        )
+        return scores_by_sequence(output, sizes, router=router)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +31,10 @@ class Scores:
     """
 
     logps: list[Tensor]
-    entropies: list[Tensor]  # none at all where the model's head does not compute them
+    # Each of these is empty where the model's head does not compute it.
+    entropies: list[Tensor]
+    best: list[Tensor] = field(default_factory=list)  # whether no token is likelier
+    mean_logits: list[Tensor] = field(default_factory=list)  # over the vocabulary
     router: Tensor | None = None  # the load-balancing loss of a mixture of experts, where it was asked for
 
 

@@ -11,7 +11,7 @@ import torch
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 MEMORY_ADVICE = (
-    "lower trainer.tokens_per_batch or trainer.micro_batch (training) or eval.batch (evaluation), set "
+    "lower trainer.tokens_per_batch (training) or eval.batch (evaluation), set "
     "model.gradient_checkpointing=true, or train adapters with model/lora=on; agentrl dry_run=true estimates the need"
 )
 

@@ -96,12 +96,10 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
 
 def dataset_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
     """Arguments of trainers that read a dataset, `minibatch_prompts` rows an update."""
-    per_update = config.trainer.minibatch_prompts // config.hardware.processes
-    micro = min(config.trainer.micro_batch, per_update)
     return {
         **shared_arguments(config, checkpoints),
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": per_update // micro,
+        "per_device_train_batch_size": config.trainer.minibatch_prompts // config.hardware.processes,
+        "gradient_accumulation_steps": 1,  # `trainer.tokens_per_batch` cuts an update, see passes.py
         "remove_unused_columns": False,
     }
 

@@ -9,7 +9,9 @@ where they start: their gradient is masked.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,8 +28,12 @@ from agentrl.core.errors import UserError
 from agentrl.models.onset import onset_attention
 from agentrl.models.spans import PromptSpans, prompt_spans
 from agentrl.objectives.focal import conflict_sensitivity, focal_loss, most_sensitive
+from agentrl.scoring.padded import PaddedEngine
+from agentrl.scoring.sequence import STAND_IN
+from agentrl.scoring.sequence import Sequence as Tokens
 from agentrl.trainers.arguments import focal_arguments
 from agentrl.trainers.parts import Parts
+from agentrl.trainers.passes import CutsUpdates
 from agentrl.trainers.preferences import draw_needed
 
 HEADS = "heads.json"  # in the run directory
@@ -118,37 +124,63 @@ def collate(batch: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
     }
 
 
-class FocalLoraTrainer(Trainer):
-    """Minimises `focal_loss`; logs the mass on the system span as `system_mass`."""
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of an update, without the padding that only its longer rows need; each (B, T)."""
 
-    def __init__(self, *, heads: Tensor, **kwargs: Any) -> None:
+    ids: Tensor
+    mask: Tensor
+    system: Tensor
+    onset: Tensor
+    count: Tensor  # of chosen (row, query, head) of an average process in the whole update
+
+
+class FocalLoraTrainer(CutsUpdates, Trainer):
+    """Minimises `focal_loss`; logs the mass on the system span as `system_mass`. Its passes are always padded."""
+
+    def __init__(self, *, heads: Tensor, tokens_per_batch: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._heads = heads
-        self._masses: list[float] = []
-        self.model_accepts_loss_kwargs = False  # the loss is a mean already: have transformers divide by micro-batches
+        self._heads, self._budget = heads, tokens_per_batch
+        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
-    ) -> Tensor | tuple[Tensor, Any]:
+    def cut(self, inputs: dict[str, Tensor]) -> list[Piece]:
+        """The rows of `collate` in pieces that keep to the token budget, padding included."""
+        mask, onset = inputs["attention_mask"], inputs["onset"]
+        self.count_tokens(mask)
+        count = self.accelerator.reduce(onset.sum() * self._heads.sum().to(onset.device), reduction="sum")
+        count = count / self.accelerator.num_processes
+        lengths = mask.sum(1).tolist()
+        ranges = PaddedEngine().cut([[Tokens(range(length), [])] for length in lengths], self._budget)
+        pieces = []
+        for one in ranges:
+            rows, longest = slice(one.start, one.stop), max(lengths[one.start : one.stop])
+            ids, kept, system, queries = (
+                inputs[name][rows, :longest] for name in ("input_ids", "attention_mask", "system", "onset")
+            )
+            pieces.append(Piece(ids, kept, system, queries, count))
+        return pieces
+
+    def piece_loss(self, model: nn.Module, piece: Piece) -> Tensor:
         """See `objectives.focal.focal_loss`."""
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            output_attentions=True,
-            use_cache=False,
-            logits_to_keep=1,
-        )
-        heads = self._heads.to(inputs["input_ids"].device)
-        loss, mass = focal_loss(outputs.attentions, inputs["system"], inputs["onset"], heads)
-        self._masses.append(float(self.accelerator.gather(mass).mean()))
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum())
-        return (loss, outputs) if return_outputs else loss
+        attentions = self._attentions(model, piece.ids, piece.mask)
+        heads = self._heads.to(piece.ids.device)
+        loss, mass = focal_loss(attentions, piece.system, piece.onset, heads, piece.count)
+        self.log_step.add("system_mass", mass)
+        return loss
+
+    def idle_loss(self, model: nn.Module) -> Tensor:
+        ids = torch.tensor([STAND_IN.ids], device=self.accelerator.device)
+        return 0.0 * torch.stack([one.sum() for one in self._attentions(model, ids, torch.ones_like(ids))]).sum()
+
+    def _attentions(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Sequence[Tensor]:
+        outputs = model(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False, logits_to_keep=1)
+        attentions: Sequence[Tensor] = outputs.attentions
+        return attentions
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if self._masses:
-            mass = sum(self._masses) / len(self._masses)
-            logs = {**logs, "system_mass": mass, "num_tokens": self.state.num_input_tokens_seen}
-            self._masses.clear()
+        mine = self._metrics["train" if self.model.training else "eval"]
+        logs = {**logs, **{name: sum(values) / len(values) for name, values in mine.items()}}
+        mine.clear()
         super().log(logs, *args, **kwargs)
 
 
@@ -170,6 +202,7 @@ def focal_trainer(parts: Parts) -> FocalLoraTrainer:
     set_seed(config.seed)
     return FocalLoraTrainer(
         heads=heads,
+        tokens_per_batch=config.trainer.tokens_per_batch,
         model=adapted,
         args=focal_arguments(config, run.checkpoints_dir),
         train_dataset=rows,

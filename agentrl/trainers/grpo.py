@@ -174,15 +174,15 @@ class AgentGRPOTrainer(LossTrainer):
         if self._console is not None:
             self._console.say(text)
 
-    def piece_done(self, rows: int) -> None:
-        """Move the update bar on: so many rows of the rollout batch had their forward pass."""
+    def piece_done(self, piece: dict[str, Any]) -> None:
+        """Move the update bar on."""
         if self._console is None or not self.model.training:
             return
         total = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if self._rows_updated == 0:
             self._console.finish("rollout")
             self._console.start("update", total)
-        self._rows_updated = (self._rows_updated + rows) % total
+        self._rows_updated = (self._rows_updated + len(piece["completion_ids"])) % total
         self._console.update("update", self._rows_updated or total)
         if self._rows_updated == 0:
             self._console.finish("update")

@@ -1,8 +1,6 @@
 """TRL's trainer of groups with our loss in place of its own: tensors are put together here, `objectives` has the maths.
 
-Rollout batches, buffers, the optimizer and distribution stay TRL's. What TRL calls a micro-batch is a whole mini-batch
-here, the rows of one update on a process. It is cut into pieces under the token budget, each with its own forward and
-backward pass, so that the losses and gradients of the pieces sum to those of the mini-batch.
+Rollout batches, buffers, the optimizer and distribution stay TRL's. An update is cut into pieces, see `passes.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +16,15 @@ from trl.trainer.utils import nanmax, nanmin
 
 from agentrl.config.schema import Config
 from agentrl.objectives.policy import PolicyBatch, PolicySettings, policy_loss
-from agentrl.scoring.sequence import Engine, Scores, Sequence, score_in_pieces
+from agentrl.scoring.sequence import Scores, Sequence, score_in_pieces
 from agentrl.trainers.mismatch import compare_with_sampler
-from agentrl.trainers.passes import balanced, stand_in, synced, through_head
-from agentrl.trainers.step_log import StepLog
+from agentrl.trainers.passes import CutsUpdates, agree_on_passes, run_idle_pass, through_head
 
 Inputs = dict[str, Any]  # rows of a rollout batch, as TRL hands them on: see `_generate_and_score_completions`
 Wanted = dict[str, dict[int, Sequence]]  # what a loss needs scored: by the term that reads it, by row
 
 
-class LossTrainer(GRPOTrainer):
+class LossTrainer(CutsUpdates, GRPOTrainer):
     """GRPOTrainer whose loss is `objectives.policy.policy_loss`.
 
     Shapes: B rows, C completion tokens. A method says in `wanted` what it needs scored of some rows, and in `loss_of`
@@ -35,9 +32,7 @@ class LossTrainer(GRPOTrainer):
     """
 
     config: Config
-    scorer: Engine
     aux_loss_enabled: bool  # TRL's: the router loss of a mixture of experts
-    router_aux_loss_coef: float
 
     def policy_settings(self) -> PolicySettings:
         """Which policy-gradient loss the run takes."""
@@ -84,7 +79,7 @@ class LossTrainer(GRPOTrainer):
         scored = [row for row in rows if row in sequences]
         budget = self.config.trainer.tokens_per_batch
         with self.accelerator.autocast():
-            agree = partial(balanced, self.accelerator)
+            agree = partial(agree_on_passes, self.accelerator)
             scores = score_in_pieces(self.scorer, model, [sequences[row] for row in scored], budget, agree)
         there = torch.zeros_like(mask)
         there[scored] = mask[scored]
@@ -98,26 +93,6 @@ class LossTrainer(GRPOTrainer):
         """The loss of some rows, a scalar, from the scores of what is `wanted` (in the order of its rows)."""
         return self.policy_term(inputs, scored["rollouts"])
 
-    def compute_loss(
-        self, model: Any, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """The loss of a mini-batch. The pieces before the last have had their backward pass when it returns."""
-        self.log_step = StepLog()
-        pieces = self.cut(inputs)
-        passes, done = balanced(self.accelerator, len(pieces)), torch.zeros((), device=self.accelerator.device)
-        for number in range(passes):
-            last = number == passes - 1
-            with synced(self.accelerator, model, last):
-                piece = pieces[number] if number < len(pieces) else None
-                loss = self._stand_in(model) if piece is None else self._compute_loss(model, piece)
-                if not last:
-                    self.accelerator.backward(loss)
-                    done += loss.detach()
-            if piece is not None:
-                self.piece_done(len(piece["completion_ids"]))
-        self.log_step.write(self.accelerator, self._metrics["train" if self.model.training else "eval"])
-        return loss + done
-
     def cut(self, inputs: Inputs) -> list[Inputs]:
         """The rows of a mini-batch in pieces whose forward passes keep to the token budget."""
         wanted = self.wanted(inputs)
@@ -127,14 +102,10 @@ class LossTrainer(GRPOTrainer):
         ranges = self.scorer.cut(groups, self.config.trainer.tokens_per_batch)
         return [{**piece_of(inputs, one, rows), **whole} for one in ranges]
 
-    def _stand_in(self, model: Any) -> Tensor:
-        return stand_in(self.scorer, model, self.policy_settings().entropy_coef != 0)
+    def idle_loss(self, model: Any) -> Tensor:
+        return run_idle_pass(self.scorer, model, self.policy_settings().entropy_coef != 0)
 
-    def piece_done(self, rows: int) -> None:
-        """Called after each piece, of so many rows."""
-
-    def _compute_loss(self, model: Any, inputs: Inputs) -> Tensor:
-        """The share of a piece in the loss of its mini-batch."""
+    def piece_loss(self, model: Any, inputs: Inputs) -> Tensor:
         wanted = self.wanted(inputs)
         sequences = [one for of_rows in wanted.values() for one in of_rows.values()]
         scores = Scores([], [])
@@ -147,13 +118,10 @@ class LossTrainer(GRPOTrainer):
             scored[name], start = Scores(scores.logps[own], scores.entropies[own]), own.stop
         loss = self.loss_of(inputs, scored)
         if not sequences:
-            loss = loss + self._stand_in(model)
+            loss = loss + self.idle_loss(model)
         elif DistributedBackend(self.accelerator).is_zero3:
             loss = loss + through_head(scores, self.policy_settings().entropy_coef != 0)
-        if scores.router is not None:  # what a mixture of experts adds, so that its experts get tokens alike
-            router = scores.router * (len(inputs["completion_ids"]) / rows_of_update(inputs))
-            self.log_step.add("aux_loss", router)
-            loss = loss + self.router_aux_loss_coef * router
+        loss = self.add_router_loss(loss, scores, len(inputs["completion_ids"]) / rows_of_update(inputs))
         return loss / self.current_gradient_accumulation_steps
 
     def policy_term(self, inputs: Inputs, scores: Scores) -> Tensor:

@@ -10,7 +10,7 @@ from trl.trainer.utils import nanmax
 
 from agentrl.objectives.policy import truncated_weights
 from agentrl.objectives.sampling import kept_log_mass, sampler_mismatch
-from agentrl.trainers.passes import balanced
+from agentrl.trainers.passes import agree_on_passes
 
 PLACES = 2048  # tokens whose logits over the vocabulary are held at once
 
@@ -56,7 +56,7 @@ def log_masses(trainer: Any, ids: Tensor, mask: Tensor, width: int) -> Tensor | 
         return 0.0
     masses = torch.zeros(len(ids), width, device=ids.device)
     pieces = [(row, start) for row in range(len(ids)) for start in range(0, width, PLACES)]
-    for number in range(balanced(trainer.accelerator, len(pieces))):
+    for number in range(agree_on_passes(trainer.accelerator, len(pieces))):
         row, start = pieces[min(number, len(pieces) - 1)]  # the last again while other processes have more to do
         begin, places = int(mask[row].argmax()), min(PLACES, width - start)  # behind the padding
         until = ids.shape[1] - width + start + places

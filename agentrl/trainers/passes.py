@@ -1,4 +1,4 @@
-"""Forward and backward passes of one update on several processes: all run equally many, and sync on the last."""
+"""One update as several forward and backward passes, which keep to the token budget; processes keep in step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,76 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from agentrl.scoring.sequence import STAND_IN, Engine, Scores
+from agentrl.trainers.step_log import StepLog
 
 
-def balanced(accelerator: Any, passes: int) -> int:
+class CutsUpdates:
+    """A trainer that cuts an update into pieces. It comes before TRL's trainer among the base classes.
+
+    What TRL calls a micro-batch is the whole mini-batch here: the rows of one update on a process. Each piece of it has
+    its own forward and backward pass. Losses and gradients of the pieces sum to those of the mini-batch. A method says
+    in `cut` what the pieces are, and in `piece_loss` what their losses are.
+    """
+
+    # Of transformers' and TRL's trainers.
+    accelerator: Any
+    model: Any
+    state: Any
+    _metrics: Any
+    router_aux_loss_coef: float
+
+    scorer: Engine
+    log_step: StepLog  # of the update
+
+    def cut(self, inputs: Any) -> list[Any]:
+        """The pieces of a mini-batch, at least one."""
+        raise NotImplementedError
+
+    def piece_loss(self, model: Any, piece: Any) -> Tensor:
+        """The share of a piece in the loss of its mini-batch."""
+        raise NotImplementedError
+
+    def idle_loss(self, model: Any) -> Tensor:
+        """A loss of 0 after a pass of `model`, for a process that has no piece left where others have."""
+        return run_idle_pass(self.scorer, model)
+
+    def piece_done(self, piece: Any) -> None:
+        """Called after the passes of each piece."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The loss of a mini-batch. The pieces before the last have had their backward pass when it returns."""
+        self.log_step = StepLog()
+        pieces = self.cut(inputs)
+        passes, done = agree_on_passes(self.accelerator, len(pieces)), torch.zeros((), device=self.accelerator.device)
+        for number in range(passes):
+            last, piece = number == passes - 1, pieces[number] if number < len(pieces) else None
+            with sync_on_last(self.accelerator, model, last):
+                loss = self.idle_loss(model) if piece is None else self.piece_loss(model, piece)
+                if not last:
+                    self.accelerator.backward(loss)
+                    done += loss.detach()
+            if piece is not None:
+                self.piece_done(piece)
+        self.log_step.write(self.accelerator, self._metrics["train" if self.model.training else "eval"])
+        return loss + done
+
+    def add_router_loss(self, loss: Tensor, scores: Scores, share: float) -> Tensor:
+        """Add what a mixture of experts adds, so that its experts get tokens alike, for this share of the update."""
+        if scores.router is None:
+            return loss
+        router = scores.router * share
+        self.log_step.add("aux_loss", router)
+        return loss + self.router_aux_loss_coef * router
+
+    def count_tokens(self, mask: Tensor) -> None:
+        """Count the tokens of `mask`, of all processes, as seen; the trainer's state keeps them across a resumption."""
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(mask.sum()).sum())
+        self.log_step.constant("num_tokens", self.state.num_input_tokens_seen)
+
+
+def agree_on_passes(accelerator: Any, passes: int) -> int:
     """Return the largest number of passes that any process needs. Every process must run that many, or the others wait
     for ever.
     """
@@ -22,7 +89,7 @@ def balanced(accelerator: Any, passes: int) -> int:
     return int(accelerator.gather(torch.tensor([passes], device=accelerator.device)).max())
 
 
-def stand_in(engine: Engine, model: Any, entropies: bool = False) -> Tensor:
+def run_idle_pass(engine: Engine, model: Any, entropies: bool = False) -> Tensor:
     """Run a pass whose loss is 0, for a process that has no piece left; `entropies`: see `through_head`."""
     return through_head(engine.score(model, [STAND_IN]), entropies)
 
@@ -37,7 +104,7 @@ def through_head(scores: Scores, entropies: bool) -> Tensor:
 
 
 @contextmanager
-def synced(accelerator: Any, model: Any, last: bool) -> Iterator[None]:
+def sync_on_last(accelerator: Any, model: Any, last: bool) -> Iterator[None]:
     """Around a pass: gradients are exchanged between processes, and DeepSpeed steps, on the last one alone.
 
     FSDP exchanges them on each, since it would have to keep them whole otherwise.

@@ -1,20 +1,26 @@
-"""DPO: TRL's DPOTrainer on pairs that the policy sampled itself, ranked by reward, or on pairs of a file."""
+"""DPO: TRL's DPOTrainer with our loss, on pairs that the policy sampled itself, ranked by reward, or on a file's."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import PeftConfig
+from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 from trl import DPOTrainer
 
 from agentrl.chat.format import ChatFormat
 from agentrl.config.schema import Config, Model
+from agentrl.config.schema import Trainer as Settings
 from agentrl.core.bench import Task, TwoSided
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Decoding, Episode, RolloutEngine
@@ -23,11 +29,16 @@ from agentrl.core.jsonl import UTF_8, numbered_lines, read_json
 from agentrl.core.judge import Judge
 from agentrl.evaluation.grading import Rewards, grade_episodes
 from agentrl.models.adapters import lora_config
-from agentrl.scoring.forward import pack_forward
+from agentrl.models.modes import evaluating
+from agentrl.objectives.preference import dpo_loss, implicit_rewards, reply_log_prob
+from agentrl.scoring.choose import scoring_engine
+from agentrl.scoring.sequence import Sequence as Tokens
+from agentrl.scoring.sequence import score_in_pieces
 from agentrl.store.durable import write_text
 from agentrl.trainers.arguments import dpo_arguments
 from agentrl.trainers.parts import Parts
-from agentrl.trainers.reference import starting_policy
+from agentrl.trainers.passes import CutsUpdates, agree_on_passes
+from agentrl.trainers.reference import start_of_adapters, starting_policy
 
 PAIRS = "pairs.jsonl"  # in the run directory: what was sampled once is not sampled again on resumption
 FIELDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -139,8 +150,17 @@ def pair_dataset(pairs: list[dict[str, Any]], bench: str) -> Dataset:
     return Dataset.from_list([{name: pair[name] for name in FIELDS} for pair in pairs])
 
 
-class PairTrainer(DPOTrainer):
-    """TRL's DPO on rows that arrive tokenised, from the policy as it starts; `start` says how that was loaded."""
+@dataclass(frozen=True)
+class Piece:
+    """Some pairs of an update."""
+
+    pairs: list[tuple[Tokens, Tokens]]  # prompt and reply, the chosen one and the rejected one; replies are scored
+    reference: Tensor  # (P, 2) log-probs of the replies under the reference policy
+    pairs_of_update: int
+
+
+class PairTrainer(CutsUpdates, DPOTrainer):
+    """DPO on rows that arrive tokenised, from the policy as it starts; `start` says how that was loaded."""
 
     def __init__(
         self,
@@ -148,17 +168,57 @@ class PairTrainer(DPOTrainer):
         model: PreTrainedModel,
         start: Model | None = None,
         peft_config: PeftConfig | None = None,
-        engine: str = "packed",
+        settings: Settings,
         say: Callable[[str], None] = print,
         **kwargs: Any,
     ) -> None:
         reference = starting_policy(model, start, peft_config)
         super().__init__(model=model, ref_model=reference, peft_config=peft_config, **kwargs)
         models = [one for one in (self.model, self.ref_model) if one is not None]
-        pack_forward(models, engine, self.aux_loss_enabled, say)
+        self._budget = settings.tokens_per_batch
+        self.scorer = scoring_engine(settings.engine, models, self.aux_loss_enabled, say)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
+
+    def cut(self, inputs: dict[str, Tensor]) -> list[Piece]:
+        """The pairs of TRL's batch, in pieces that keep to the token budget."""
+        self.count_tokens(inputs["attention_mask"])
+        rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), inputs["completion_mask"], strict=True)
+        replies = [Tokens(ids[kept].tolist(), reply[kept].nonzero().flatten().tolist()) for ids, kept, reply in rows]
+        count = len(replies) // 2  # the chosen ones come first
+        pairs = list(zip(replies[:count], replies[count:], strict=True))
+        reference = self.reference_log_probs(pairs)
+        ranges = self.scorer.cut(pairs, self._budget)
+        return [Piece(pairs[one.start : one.stop], reference[one.start : one.stop], count) for one in ranges]
+
+    def reference_log_probs(self, pairs: list[tuple[Tokens, Tokens]]) -> Tensor:
+        """Log-probs (P, 2) of the replies under the reference policy."""
+        model = self.model if self.ref_model is None else self.ref_model
+        start = nullcontext() if self.ref_model is not None else start_of_adapters(self.accelerator.unwrap_model(model))
+        agree = partial(agree_on_passes, self.accelerator)
+        with self.accelerator.autocast(), evaluating(model), start:
+            scores = score_in_pieces(
+                self.scorer, model, [reply for pair in pairs for reply in pair], self._budget, agree
+            )
+        return torch.stack([reply_log_prob(one) for one in scores.logps]).view(-1, 2)
+
+    def piece_loss(self, model: Any, piece: Piece) -> Tensor:
+        with self.accelerator.autocast():
+            replies = [reply for pair in piece.pairs for reply in pair]
+            scores = self.scorer.score(model, replies, router=self.aux_loss_enabled)
+        policy = torch.stack([reply_log_prob(one) for one in scores.logps]).view(-1, 2)
+        rewards = implicit_rewards(policy, piece.reference, self.beta)
+        for place, name in enumerate(("chosen", "rejected")):
+            values = {f"rewards/{name}": rewards[:, place], f"logps/{name}": policy[:, place]}
+            self.log_step.add_means(values)
+            self.log_step.add_means({f"logits/{name}": torch.cat(scores.mean_logits[place::2])})
+        margins = rewards[:, 0] - rewards[:, 1]
+        self.log_step.add_means({"rewards/margins": margins, "rewards/accuracies": (margins > 0).float()})
+        self.log_step.add_means({"entropy": torch.cat(scores.entropies)})
+        self.log_step.add_means({"mean_token_accuracy": torch.cat(scores.best[::2])})
+        loss = dpo_loss(policy, piece.reference, self.beta, piece.pairs_of_update)
+        return self.add_router_loss(loss, scores, len(piece.pairs) / piece.pairs_of_update)
 
 
 def dpo_trainer(parts: Parts) -> PairTrainer:
@@ -179,7 +239,7 @@ def dpo_trainer(parts: Parts) -> PairTrainer:
         train_dataset=pair_dataset(pairs, bench.name),
         processing_class=parts.chat.tokenizer,
         peft_config=lora_config(config.model),
-        engine=config.trainer.engine,
+        settings=config.trainer,
         say=console.say,
     )
 

@@ -1,22 +1,29 @@
-"""Supervised fine-tuning on expert traces: TRL's SFTTrainer on traces that arrive tokenised and labelled."""
+"""Supervised fine-tuning on expert traces: TRL's SFTTrainer on traces that arrive tokenised, with our loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from trl import SFTTrainer
 
 from agentrl.chat.format import ChatFormat
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
+from agentrl.config.schema import Trainer as Settings
 from agentrl.core.bench import Bench, ExpertTraces, Task, TwoSided
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component
 from agentrl.models.adapters import lora_config
-from agentrl.scoring.forward import pack_forward
+from agentrl.objectives.supervised import token_nll
+from agentrl.scoring.choose import scoring_engine
+from agentrl.scoring.sequence import Scores, Sequence
 from agentrl.trainers.arguments import sft_arguments
 from agentrl.trainers.parts import Parts
+from agentrl.trainers.passes import CutsUpdates
 
 TARGETS = {"reasoning": Component.REASONING, "tool_call": Component.TOOL_CALL, "answer": Component.ANSWER}
 IGNORED = -100
@@ -106,22 +113,53 @@ def expert_dataset(
     return trace_dataset(chat, bench, tasks, components, expert_trace or bench.expert_trace)
 
 
-class TraceSFTTrainer(SFTTrainer):
-    """Cross-entropy on the chosen components of expert traces, averaged over tokens."""
+@dataclass(frozen=True)
+class Piece:
+    """Some traces of an update, with their targets scored."""
 
-    _total_train_tokens: int  # TRL's own
+    sequences: list[Sequence]
+    share: float  # of the rows of the update
+    targets: Tensor  # of an average process in the whole update
 
-    def __init__(self, *, engine: str = "packed", say: Callable[[str], None] = print, **kwargs: Any) -> None:
-        chat: ChatFormat = kwargs.pop("chat")
+
+class TraceSFTTrainer(CutsUpdates, SFTTrainer):
+    """Cross-entropy on the chosen components of expert traces, averaged over the targets of an update."""
+
+    def __init__(
+        self, *, chat: ChatFormat, settings: Settings, say: Callable[[str], None] = print, **kwargs: Any
+    ) -> None:
         super().__init__(processing_class=chat.tokenizer, **kwargs)
-        pack_forward([self.model], engine, self.aux_loss_enabled, say)
+        self._budget = settings.tokens_per_batch
+        self.scorer = scoring_engine(settings.engine, [self.model], self.aux_loss_enabled, say)
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss; its count of tokens seen goes into the trainer's state, so that it survives a resumption."""
-        self._total_train_tokens = max(self._total_train_tokens, self.state.num_input_tokens_seen)
-        result = super().compute_loss(*args, **kwargs)
-        self.state.num_input_tokens_seen = self._total_train_tokens
-        return result
+    def cut(self, inputs: dict[str, Tensor]) -> list[Piece]:
+        """The rows of TRL's batch, in pieces that keep to the token budget."""
+        self.count_tokens(inputs["attention_mask"])
+        rows = zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True)
+        sequences = [labelled_sequence(*row) for row in rows]
+        count = torch.tensor(sum(len(one.scored) for one in sequences), device=self.accelerator.device)
+        targets = self.accelerator.reduce(count, reduction="sum") / self.accelerator.num_processes
+        ranges = self.scorer.cut([[one] for one in sequences], self._budget)
+        return [Piece(sequences[one.start : one.stop], len(one) / len(sequences), targets) for one in ranges]
+
+    def piece_loss(self, model: Any, piece: Piece) -> Tensor:
+        sequences = [one for one in piece.sequences if one.scored]
+        scores = Scores([], [])
+        if sequences:
+            with self.accelerator.autocast():
+                scores = self.scorer.score(model, sequences, router=self.aux_loss_enabled)
+        none = piece.targets.new_zeros(0)
+        logps, entropies, best = (torch.cat([none, *one]) for one in (scores.logps, scores.entropies, scores.best))
+        self.log_step.add_means({"entropy": entropies, "mean_token_accuracy": best})
+        loss = token_nll(logps, piece.targets) if sequences else self.idle_loss(model)
+        return self.add_router_loss(loss, scores, piece.share)
+
+
+def labelled_sequence(ids: Tensor, mask: Tensor, labels: Tensor) -> Sequence:
+    """A padded row (L,) as a sequence whose labelled tokens are scored."""
+    kept = mask.bool()
+    places = (labels[kept] != IGNORED).nonzero().flatten()
+    return Sequence(ids[kept].tolist(), places[places > 0].tolist())
 
 
 def sft_trainer(parts: Parts) -> TraceSFTTrainer:
@@ -133,6 +171,6 @@ def sft_trainer(parts: Parts) -> TraceSFTTrainer:
         args=sft_arguments(config, parts.run.checkpoints_dir),
         train_dataset=expert_dataset(parts.chat, parts.bench, parts.tasks, components, parts.expert_trace),
         peft_config=lora_config(config.model),
-        engine=config.trainer.engine,
+        settings=config.trainer,
         say=parts.console.say,
     )

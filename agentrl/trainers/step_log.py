@@ -26,11 +26,14 @@ class StepLog:
         """Add a piece's share; logged is the sum, as the mean over processes."""
         self._sums[name] = self._sums.get(name, 0) + value.detach().float()
 
-    def add_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
-        """Log the mean over pieces and processes of values where `mask` (of their shape) is on; nothing without any."""
-        count = mask.sum().float()
+    def add_means(self, values: dict[str, Tensor], mask: Tensor | None = None) -> None:
+        """Log the mean over pieces and processes of values where `mask` (of their shape) is on; nothing without any.
+
+        None takes all values.
+        """
         for name, value in values.items():
-            total = value.detach().masked_fill(mask == 0, 0).sum().float()
+            kept = torch.ones_like(value) if mask is None else mask
+            total, count = value.detach().float().masked_fill(kept == 0, 0).sum(), kept.sum().float()
             self._means[name] = self._means.get(name, 0) + torch.stack([total, count])
 
     def add_extreme(self, name: str, rows: Tensor, extreme: Callable[[Tensor], Tensor]) -> None:

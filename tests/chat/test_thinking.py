@@ -100,7 +100,7 @@ def test_the_key_is_a_word_however_yaml_reads_it() -> None:
 def test_rollouts_and_traces_are_rendered_without_thinking(tmp_path: Path) -> None:
     path = with_template(tmp_path / "hif", "tiny_hif", "qwen3.jinja")
     small = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "rollout.num_generations=2")
-    keys = ("algo=hipo", f"model.path={path}", *small, "trainer.micro_batch=4", "bench.train_tasks=4", "algo.kl_coef=0")
+    keys = ("algo=hipo", f"model.path={path}", *small, "bench.train_tasks=4", "algo.kl_coef=0")
     for thinking, end in (("off", CLOSED), ("on", "assistant\n"), ("null", "assistant\n")):
         trainer = make_trainer(
             composed(*keys, f"model.thinking={thinking}"), tmp_path / thinking, lambda task, sample, turn: "sure ant"
@@ -199,7 +199,7 @@ def test_a_judge_is_not_asked_about_it(tmp_path: Path) -> None:
 
 def test_hipo_learns_nothing_from_it_and_counts_it_apart(tmp_path: Path) -> None:
     keys = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "rollout.num_generations=4")
-    config = composed("algo=hipo", *keys, "trainer.micro_batch=8", "bench.train_tasks=4", "algo.kl_coef=0")
+    config = composed("algo=hipo", *keys, "bench.train_tasks=4", "algo.kl_coef=0")
     texts = ("sure ant", "<think>I wonder", "well bat", "okay cat")
     trainer = make_trainer(config, tmp_path, lambda task, sample, turn: texts[sample])
     scripted, end = trainer.engine.sampler, trainer.processing_class.eos_token_id

@@ -14,7 +14,7 @@ from agentrl.core.errors import UserError
 from agentrl.store.run import RunDirectory
 
 SMALL = {
-    "trainer.max_steps": 1, "trainer.prompts_per_batch": 2, "trainer.minibatch_prompts": 2, "trainer.micro_batch": 8,
+    "trainer.max_steps": 1, "trainer.prompts_per_batch": 2, "trainer.minibatch_prompts": 2,
     "rollout.num_generations": 4, "bench.train_tasks": 4, "bench.test_tasks": 2, "hardware.threads": 1,
     "bench.train_hops": [1, 0, 0, 0],
 }  # fmt: skip

@@ -265,7 +265,7 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
 def test_the_file_of_an_older_run_is_read_without_keys_that_are_gone(tmp_path: Path) -> None:
     config = composed("trainer.tokens_per_batch=30000")
     values = config.model_dump(exclude={"scaled_by"})
-    values["rollout"]["engine"], values["bench"]["path"] = "trl", None
+    values["rollout"]["engine"], values["bench"]["path"], values["trainer"]["micro_batch"] = "trl", None, 4
     del values["trainer"]["tokens_per_batch"], values["trainer"]["engine"]
     del values["rollout"]["cache_tokens"], values["faults"]["dead_tools"]
     del values["algo"]["advantage"]["signs"], values["algo"]["q_from"], values["algo"]["conditioned"]
@@ -301,6 +301,8 @@ def test_a_key_that_is_gone_is_refused_with_what_took_its_place() -> None:
     for typed in ("rollout.engine=trl", "+rollout.engine=trl"):
         with pytest.raises(UserError, match=r"unknown key rollout\.engine; it was removed: .* vllm\.mode=colocate"):
             compose_command([typed])
+    with pytest.raises(UserError, match=r"trainer\.micro_batch; it was removed: trainer\.tokens_per_batch bounds"):
+        compose_command(["algo=sft", "trainer.micro_batch=8"])
     for old, new in (("vllm=off", r"vllm\.mode"), ("vllm_url=http://x", r"vllm\.url")):
         with pytest.raises(UserError, match=rf"unknown key hardware\.{old.split('=')[0]}; it is {new} now"):
             compose_command([f"hardware.{old}"])

@@ -131,6 +131,7 @@ def test_a_trainer_writes_the_revision_beside_the_adapter(hub: Path, tmp_path: P
             args=arguments,
             train_dataset=rows,
             peft_config=lora_config(config.model),
+            settings=config.trainer,
         )
     trainer.save_model(str(tmp_path / "model"))
     saved = json.loads((tmp_path / "model" / "adapter_config.json").read_text())

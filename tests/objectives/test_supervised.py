@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentrl.objectives.supervised import prompt_mean, weighted_nll
+from agentrl.objectives.supervised import prompt_mean, token_nll, weighted_nll
 
 
 def random_traces(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +54,16 @@ def test_padding_and_the_order_of_traces_change_nothing() -> None:
     padded = [torch.cat([value, torch.full((4, 2), fill).double()], 1) for value, fill in ((logps, -9), (weights, 0))]
     torch.testing.assert_close(weighted_nll(*padded, z), expected)
     torch.testing.assert_close(weighted_nll(logps[order], weights[order], z[order]), expected[order])
+
+
+def test_each_target_counts_alike_in_sft() -> None:
+    logps, weights, _ = random_traces(3)
+    targets = logps[weights > 0]
+    whole = token_nll(targets, len(targets))
+    assert whole.item() == pytest.approx(-float(targets.sum()) / len(targets))
+    torch.testing.assert_close(token_nll(targets[:3], len(targets)) + token_nll(targets[3:], len(targets)), whole)
+    assert torch.autograd.gradcheck(lambda x: token_nll(x, 5), (targets.clone().requires_grad_(),))
+    assert token_nll(targets[:0], 0) == 0
 
 
 def test_shapes_are_checked() -> None:

@@ -218,7 +218,7 @@ def test_a_trace_with_replies_reads_as_the_conversation_it_is(trainer):
 
 def test_a_bench_without_tools_is_played_by_the_same_loop(tmp_path):
     """The user speaks again, and a block that the template opened belongs to the reply."""
-    keys = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.micro_batch=8")
+    keys = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2")
     keys = (*keys, "rollout.max_turns=3", "rollout.max_completion_tokens=100")
     config = composed("algo=hipo", *keys, "bench.train_tasks=4", "algo.kl_coef=0")
     trainer = make_trainer(config, tmp_path)

@@ -150,7 +150,7 @@ def test_letters_that_an_encoding_lacks_are_replaced() -> None:
 @pytest.mark.slow
 def test_the_real_worker_trains_on_when_its_reader_leaves(tmp_path: Path) -> None:
     few = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "rollout.num_generations=4")
-    sizes = (*few, "trainer.micro_batch=8", "trainer.max_steps=2", "bench.train_tasks=12", "bench.test_tasks=4")
+    sizes = (*few, "trainer.max_steps=2", "bench.train_tasks=12", "bench.test_tasks=4")
     process = subprocess.Popen(
         [sys.executable, "-m", "agentrl", *sizes, "hardware.threads=1"],
         cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

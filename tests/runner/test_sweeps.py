@@ -311,7 +311,7 @@ def test_two_sided_runs_draw_a_front(tmp_path: Path) -> None:
 
 TINY = (
     *("algo=sft", "trainer.max_steps=3", "trainer.prompts_per_batch=4", "trainer.minibatch_prompts=4"),
-    *("trainer.micro_batch=4", "bench.train_tasks=8", "bench.test_tasks=2", "eval.before=false", "hardware.threads=1"),
+    *("bench.train_tasks=8", "bench.test_tasks=2", "eval.before=false", "hardware.threads=1"),
 )
 
 

@@ -56,7 +56,6 @@ def test_focal_lora_raises_attention_to_the_system(tmp_path: Path) -> None:
         "trainer.max_steps=8",
         "trainer.minibatch_prompts=8",
         "trainer.prompts_per_batch=8",
-        "trainer.micro_batch=8",
     )
     record = json.loads((folder / "heads.json").read_text())
     layers, heads = record["of"]

@@ -73,13 +73,13 @@ def test_an_interrupted_run_goes_on_with_the_same_multiplier(hipo_run: Path, tmp
 
 @pytest.mark.slow
 def test_two_processes_share_one_multiplier(tmp_path: Path):
-    run(tmp_path, *HIPO, "hardware.processes=2", "trainer.micro_batch=4", "rollout.temperature=1.5")
+    run(tmp_path, *HIPO, "hardware.processes=2", "rollout.temperature=1.5")
     follows_the_mean_of_all_replies(lines(only_run(tmp_path) / "metrics.jsonl"))
 
 
 @pytest.mark.slow
 def test_sft_imitates_the_expert_replies(tmp_path: Path):
-    run(tmp_path, "algo=sft", "bench=minihif", *FEW, "trainer.micro_batch=2")
+    run(tmp_path, "algo=sft", "bench=minihif", *FEW)
     assert len(lines(only_run(tmp_path) / "metrics.jsonl")) == 4
 
 

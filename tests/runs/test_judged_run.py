@@ -22,7 +22,7 @@ SMALL = (
         "trainer.max_steps=2",
         "trainer.save_steps=1",
     ),
-    *("trainer.prompts_per_batch=4", "trainer.minibatch_prompts=4", "trainer.micro_batch=8"),
+    *("trainer.prompts_per_batch=4", "trainer.minibatch_prompts=4"),
     *("rollout.num_generations=2", "rollout.max_completion_tokens=8", "rollout.max_prompt_tokens=200"),
     *("algo.kl_coef=0", "eval.limit=4", "eval.samples=1"),
 )

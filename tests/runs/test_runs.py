@@ -20,7 +20,6 @@ SMALL = (
     "trainer.max_steps=4",
     "trainer.prompts_per_batch=2",
     "trainer.minibatch_prompts=2",
-    "trainer.micro_batch=8",
     "rollout.num_generations=4",
     "bench.train_tasks=16",
     "bench.test_tasks=6",
@@ -129,7 +128,7 @@ def test_an_interrupted_run_resumes_to_the_same_metrics(pact_run: Path, tmp_path
 
 @pytest.mark.slow
 def test_several_updates_a_batch_resume_between_batches(tmp_path: Path):
-    several = ("trainer.prompts_per_batch=4", "trainer.micro_batch=4", "trainer.save_steps=1")
+    several = ("trainer.prompts_per_batch=4", "trainer.save_steps=1")
     run(tmp_path / "whole", *several)
     whole = only_run(tmp_path / "whole")
     steps = sorted(int(path.name.split("-")[1]) for path in (whole / "checkpoints").glob("checkpoint-*"))
@@ -157,7 +156,7 @@ def test_several_updates_a_batch_resume_between_batches(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["grpo", "sft"])
 def test_the_other_algorithms_run(tmp_path: Path, algo: str):
-    run(tmp_path, f"algo={algo}", "trainer.max_steps=2", "trainer.micro_batch=2")
+    run(tmp_path, f"algo={algo}", "trainer.max_steps=2")
     folder = only_run(tmp_path)
     assert json.loads((folder / "summary.json").read_text())["algo"] == algo
     assert len(lines(folder / "metrics.jsonl")) == 2
@@ -165,14 +164,14 @@ def test_the_other_algorithms_run(tmp_path: Path, algo: str):
 
 @pytest.mark.slow
 def test_an_sft_run_resumes_too(tmp_path: Path):
-    run(tmp_path / "whole", "algo=sft", "trainer.save_steps=2", "trainer.micro_batch=2")
+    run(tmp_path / "whole", "algo=sft", "trainer.save_steps=2")
     whole = only_run(tmp_path / "whole")
     shutil.copytree(whole.parent.parent, tmp_path / "killed")
     killed = only_run(tmp_path / "killed")
     shutil.rmtree(killed / "checkpoints" / "checkpoint-4")
     status = json.loads((killed / "status.json").read_text()) | {"status": "failed"}
     (killed / "status.json").write_text(json.dumps(status))
-    run(tmp_path / "killed", "algo=sft", "trainer.save_steps=2", "trainer.micro_batch=2")
+    run(tmp_path / "killed", "algo=sft", "trainer.save_steps=2")
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 

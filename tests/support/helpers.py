@@ -52,7 +52,6 @@ def small(*overrides: str) -> Config:
     return composed(
         "trainer.prompts_per_batch=2",
         "trainer.minibatch_prompts=2",
-        "trainer.micro_batch=8",
         "trainer.max_steps=4",
         "rollout.num_generations=4",
         "bench.train_tasks=12",

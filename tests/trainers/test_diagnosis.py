@@ -41,7 +41,7 @@ def measured(out: Path, *overrides: str) -> tuple[Any, dict[str, Any], dict[str,
 def test_the_norms_are_those_of_the_losses_of_the_arms(arm: tuple[str, ...], term: str, budget: int, tmp_path: Path):
     trainer, batch, found = measured(tmp_path, f"trainer.tokens_per_batch={budget}", *arm)
     whole = {**batch, "rows_of_update": len(batch["completion_ids"])}
-    loss = trainer._compute_loss(trainer.model, whole)
+    loss = trainer.piece_loss(trainer.model, whole)
     norm = gradient(trainer, loss).double().norm().item()
     assert norm > 0
     assert found[f"norm_{term}"] == pytest.approx(norm, rel=1e-4)

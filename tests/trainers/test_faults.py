@@ -187,7 +187,7 @@ def test_memory_that_runs_out_names_the_knobs(tmp_path: Path) -> None:
     for failure in (error.value, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), MemoryError()):
         text = explain_trouble(failure, tmp_path)
         assert text is not None and text.startswith("out of memory (") and "\n" not in text
-        assert "trainer.micro_batch" in text and "eval.batch" in text
+        assert "trainer.tokens_per_batch" in text and "eval.batch" in text
     assert explain_trouble(RuntimeError("shapes do not match"), tmp_path) is None
     assert explain_trouble(OSError(errno.ENOSPC, "full", "/elsewhere/file"), tmp_path) is None
     assert "No space left" in str(explain_trouble(OSError(errno.ENOSPC, "full", str(tmp_path / "a")), tmp_path))
@@ -208,7 +208,7 @@ def test_the_status_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
     monkeypatch.setattr(worker, "_work", fail)
     assert worker.main(run.path) == 2
-    assert run.status()["status"] == "failed" and "trainer.micro_batch" in run.status()["error"]
+    assert run.status()["status"] == "failed" and "trainer.tokens_per_batch" in run.status()["error"]
     assert not half.exists()
     err = capsys.readouterr().err
     assert err.startswith("agentrl: error: out of memory") and len(err.splitlines()) == 1
@@ -279,7 +279,7 @@ def test_fewer_gpus_than_processes_are_named(
 def test_a_read_only_checkpoint_folder_ends_the_run_in_one_line(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "agentrl", f"runs_dir={tmp_path}", "algo=sft", "trainer.max_steps=2"),
-        *("trainer.minibatch_prompts=4", "trainer.prompts_per_batch=4", "trainer.micro_batch=4"),
+        *("trainer.minibatch_prompts=4", "trainer.prompts_per_batch=4"),
         *("bench.train_tasks=8", "bench.test_tasks=2", "eval.before=false", "hardware.threads=1"),
     ]
     subprocess.run([*command, "dry_run=true"], check=True, capture_output=True)

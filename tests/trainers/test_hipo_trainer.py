@@ -25,7 +25,7 @@ from agentrl.trainers.hipo import HipoTrainer
 from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, rolled_with_trl_advantages, trl_loss
 
 SMALL = (
-    *("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.micro_batch=8", "trainer.max_steps=4"),
+    *("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "trainer.max_steps=4"),
     *("rollout.num_generations=4", "bench.train_tasks=12", "bench.test_tasks=4", "algo.kl_coef=0"),
 )
 
@@ -283,7 +283,7 @@ def test_a_batch_of_which_every_reply_is_left_out_changes_nothing(tmp_path: Path
 
 
 def test_four_empty_replies_to_one_prompt_do_not_end_a_run(tmp_path: Path):
-    config = composed(*HIPO, "trainer.prompts_per_batch=1", "trainer.minibatch_prompts=1", "trainer.micro_batch=4")
+    config = composed(*HIPO, "trainer.prompts_per_batch=1", "trainer.minibatch_prompts=1")
     said = 0
 
     def sometimes(task: Any, sample: int, turn: int) -> str:

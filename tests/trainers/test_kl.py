@@ -16,7 +16,7 @@ from tests.support.helpers import composed, gradient, log_probs, make_trainer, r
 from tests.trainers.test_hipo_trainer import SMALL, reply
 
 KL = 0.3
-TWO_UPDATES = ("trainer.minibatch_prompts=1", "trainer.micro_batch=4")  # so that TRL keeps old log-probs
+TWO_UPDATES = ("trainer.minibatch_prompts=1",)  # so that TRL keeps old log-probs
 METHODS = {
     "grpo": ("algo=grpo",),
     "pact": ("algo=pact", "algo.q=0", "algo.sft_coef=0"),
@@ -146,7 +146,7 @@ def test_the_kl_term_keeps_its_own_log_probs_beside_a_reply_s_ratio(tmp_path: Pa
 
 def test_where_old_log_probs_are_the_policy_s_own_a_reply_weighs_by_its_length(tmp_path: Path) -> None:
     """One update a rollout batch, as HIPO writes it: ratio 1, gradient A sum_n grad log pi in place of their mean."""
-    trainer = hipo("sequence", tmp_path, "trainer.minibatch_prompts=2", "trainer.micro_batch=8")
+    trainer = hipo("sequence", tmp_path, "trainer.minibatch_prompts=2")
     batch = rolled_batch(trainer)
     assert batch.get("old_per_token_logps") is None
     mask = batch["completion_mask"] * batch["tool_mask"]

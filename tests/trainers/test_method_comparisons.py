@@ -218,9 +218,7 @@ def test_a_bench_without_references_is_named_before_it_trains() -> None:
 
 def test_both_contexts_are_logged_separately(tmp_path: Path) -> None:
     keys = ("algo.q=0", "algo.sft_coef=0", "algo.entropy_coef=0", "algo.kl_coef=0.1")
-    trainer = make_trainer(
-        small(*keys, "trainer.minibatch_prompts=1", "trainer.micro_batch=4"), tmp_path, expert_script
-    )
+    trainer = make_trainer(small(*keys, "trainer.minibatch_prompts=1"), tmp_path, expert_script)
     lacking = trainer.tasks[1].id
     own = trainer.expert_trace
     trainer.expert_trace = lambda task: None if task.id == lacking else own(task)

@@ -1,4 +1,4 @@
-"""DPO's pairs: ranked by reward, kept as sampled; TRL's loss on them by hand."""
+"""DPO's pairs: ranked by reward, kept as sampled; the loss on them by hand."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_bad_files(line: str, message: str, tmp_path: Path, chat: ChatFormat) ->
         list(file_pairs(str(tmp_path / "none.jsonl"), chat))
 
 
-def test_trls_loss_on_our_rows(tmp_path: Path, chat: ChatFormat) -> None:
+def test_the_loss_of_pairs_by_hand(tmp_path: Path, chat: ChatFormat) -> None:
     """-log sigmoid(beta [(log pi - log ref)(chosen) - (log pi - log ref)(rejected)]), log 2 at the start."""
     rows = [
         {"prompt_ids": [20, 21, 22], "chosen_ids": [30, 31], "rejected_ids": [32]},
@@ -90,7 +90,11 @@ def test_trls_loss_on_our_rows(tmp_path: Path, chat: ChatFormat) -> None:
     arguments = dpo_arguments(tmp_path)
     model = load_model(composed().model)
     trainer = PairTrainer(
-        model=model, args=arguments, train_dataset=pair_dataset(rows, "b"), processing_class=chat.tokenizer
+        model=model,
+        args=arguments,
+        train_dataset=pair_dataset(rows, "b"),
+        processing_class=chat.tokenizer,
+        settings=composed().trainer,
     )
     batch = trainer.data_collator(rows)
     assert trainer.compute_loss(model, dict(batch)).item() == pytest.approx(math.log(2), abs=1e-5)

@@ -139,7 +139,7 @@ PAIRS = [
 
 
 def dpo(adapter: Path, out: Path, **extra: Any) -> tuple[Any, Callable[[], float]]:
-    """TRL's DPO from an adapter, and its loss on PAIRS."""
+    """A trainer of DPO from an adapter, and its loss on PAIRS."""
     arguments = dpo_arguments(out)
     start = composed().model.model_copy(update={"path": str(adapter)})
     tokenizer = AutoTokenizer.from_pretrained(adapter)
@@ -148,6 +148,7 @@ def dpo(adapter: Path, out: Path, **extra: Any) -> tuple[Any, Callable[[], float
         args=arguments,
         train_dataset=pair_dataset(PAIRS, "b"),
         processing_class=tokenizer,
+        settings=composed().trainer,
         **extra,
     )
     batch = trainer.data_collator(PAIRS)

@@ -225,7 +225,7 @@ def unclipped(trainer, batch, advantages: Tensor) -> Tensor:
 
 
 def test_luffy_without_a_trace_is_grpo_without_clip_and_std(tmp_path: Path) -> None:
-    several = ("trainer.minibatch_prompts=1", "trainer.micro_batch=4")  # so that old log-probs are kept
+    several = ("trainer.minibatch_prompts=1",)  # so that old log-probs are kept
     ours = luffy(tmp_path, *several)
     ours.expert_trace = lambda task: None
     batch = rolled_batch(ours)
@@ -316,7 +316,7 @@ def test_a_bench_without_traces_is_refused(tmp_path: Path, algo: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["chord", "luffy"])
 def test_a_run_and_its_resumption(tmp_path: Path, algo: str) -> None:
-    options = (f"algo={algo}", "trainer.save_steps=2", "trainer.micro_batch=2")
+    options = (f"algo={algo}", "trainer.save_steps=2")
     run(tmp_path / "whole", *options)
     folder = only_run(tmp_path / "whole")
     metrics = lines(folder / "metrics.jsonl")

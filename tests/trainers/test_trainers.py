@@ -82,9 +82,7 @@ def test_pact_with_q_1_and_no_sft_is_grpo(tmp_path: Path):
 
 def test_conditioned_ratios_are_1_at_the_first_update(tmp_path: Path):
     # Two updates a rollout batch: TRL then records old log-probs when the batch is sampled.
-    trainer = make_trainer(
-        small(*LOOSE, "algo.q=0", "trainer.minibatch_prompts=1", "trainer.micro_batch=2"), tmp_path, expert_script
-    )
+    trainer = make_trainer(small(*LOOSE, "algo.q=0", "trainer.minibatch_prompts=1"), tmp_path, expert_script)
     batch = rolled_batch(trainer)
     now, other = (log_probs(trainer, batch, context) for context in ("context", "prompt"))
     mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
@@ -198,9 +196,7 @@ def test_row_order_is_restored_over_chunks():
 
 
 def test_minibatches_keep_a_prompts_rollouts_together(tmp_path: Path):
-    trainer = make_trainer(
-        small(*LOOSE, "trainer.minibatch_prompts=1", "trainer.micro_batch=4"), tmp_path, expert_script
-    )
+    trainer = make_trainer(small(*LOOSE, "trainer.minibatch_prompts=1"), tmp_path, expert_script)
     trainer.model.train()
     rows = [{"task": i, "prompt": trainer.tasks[i].prompt} for i in range(2) for _ in range(4)]
     first = trainer._prepare_inputs(rows)
@@ -208,7 +204,7 @@ def test_minibatches_keep_a_prompts_rollouts_together(tmp_path: Path):
     assert trainer._buffered_inputs[1]["row"].tolist() == [4, 5, 6, 7]
 
 
-def test_without_rl_a_micro_batch_of_anchored_prompts_has_a_zero_gradient(tmp_path: Path):
+def test_without_rl_a_mini_batch_of_anchored_prompts_has_a_zero_gradient(tmp_path: Path):
     trainer = make_trainer(small(*LOOSE, "algo.q=0.9", "algo.rl_coef=0"), tmp_path, expert_script)
     batch = rolled_batch(trainer)
     batch["trace"] = [None] * 8
@@ -216,9 +212,7 @@ def test_without_rl_a_micro_batch_of_anchored_prompts_has_a_zero_gradient(tmp_pa
 
 
 def test_cropping_changes_no_loss(tmp_path: Path):
-    trainer = make_trainer(
-        small(*LOOSE, "algo.q=0", "trainer.minibatch_prompts=1", "trainer.micro_batch=4"), tmp_path, expert_script
-    )
+    trainer = make_trainer(small(*LOOSE, "algo.q=0", "trainer.minibatch_prompts=1"), tmp_path, expert_script)
     batch = rolled_batch(trainer)
     rows = {k: v[1:3] if isinstance(v, list) or (v is not None and v.dim()) else v for k, v in batch.items()}
     shorter = crop_padding(rows)
@@ -272,7 +266,7 @@ def test_vllm_reserves_for_the_longest_episode(completion: int, context: int, tm
 
 
 def test_every_process_shuffles_a_dataset_alike(tmp_path: Path):
-    config = small("algo=sft", "trainer.micro_batch=1")
+    config = small("algo=sft", "trainer.minibatch_prompts=1")
     bench = load_bench(config.bench)
     tasks = bench.tasks("train")
     chat = load_chat(config.model, needs_of(tasks))
@@ -283,6 +277,7 @@ def test_every_process_shuffles_a_dataset_alike(tmp_path: Path):
             chat=chat,
             args=sft_arguments(config, tmp_path),
             train_dataset=expert_dataset(chat, bench, tasks, config.algo.components),
+            settings=config.trainer,
         )
         torch.manual_seed(config.seed + process)  # as processes sample
         orders.append([batch["input_ids"][0].tolist() for batch in trainer.get_train_dataloader()])

@@ -22,21 +22,11 @@ def check_batches(config: Config) -> None:
     require(prompts % mini == 0, "trainer.minibatch_prompts", mini, mini_rule)
     spread = f"must be a multiple of hardware.processes={processes}, so that each process holds whole groups"
     require(prompts % processes == 0, "trainer.prompts_per_batch", prompts, spread)
-    sequences = mini * k
-    per_process = sequences // processes
-    # Rollouts are divided by tokens, not by sequences. For the others, more than an update has is allowed.
-    micro = 1 if config.algo.rollouts else min(trainer.micro_batch, max(1, per_process))
-    require(
-        sequences % (micro * processes) == 0,
-        "trainer.micro_batch",
-        micro,
-        f"an update has {sequences} sequences (minibatch_prompts={mini} x {k}) on {processes} process(es), which "
-        + (
-            f"{micro} does not divide; the nearest is {_divisor(per_process, micro)}"
-            if per_process * processes == sequences
-            else f"does not split evenly; make trainer.minibatch_prompts a multiple of {processes}"
-        ),
+    even_rule = (
+        f"an update has {mini * k} sequences (minibatch_prompts={mini} x {k}) on {processes} processes, which does not "
+        f"split evenly; make trainer.minibatch_prompts a multiple of {processes}"
     )
+    require(mini * k % processes == 0, "trainer.minibatch_prompts", mini, even_rule)
 
 
 def _budget(rollout: Rollout) -> None:
