@@ -51,12 +51,12 @@ class PolicySettings:
     """The variant of the loss."""
 
     clip_eps: float = 0.2  # eps; infinity removes the clip
-    dual_clip: float = math.inf  # c: where A < 0, the surrogate is at least c A; infinity removes it
     level: RatioLevel = "token"  # what the ratio belongs to, see `importance_ratio`
     aggregation: Aggregation = "sequence"  # how tokens are averaged, see `average`
     kl_coef: float = 0.0  # beta
     kl_ratio_correction: bool = False  # multiply kl by r
     entropy_coef: float = 0.0  # c
+    dual_clip: float = math.inf  # c: where A < 0, the surrogate is at least c A; infinity removes it
 
 
 def policy_loss(

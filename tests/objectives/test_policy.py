@@ -294,6 +294,7 @@ def bare_trainer(batch: PolicyBatch, settings: PolicySettings, steps: int) -> tu
         autocast=nullcontext,
         device="cpu",
         distributed_type=None,
+        state=SimpleNamespace(deepspeed_plugin=None),
         gradient_state=SimpleNamespace(sync_gradients=True, _set_sync_gradients=lambda _: None),
     )
     trainer.args = SimpleNamespace(steps_per_generation=2 * steps, delta=None)
