@@ -137,17 +137,22 @@ def play(trainer: Arm, found: tuple[Rows, dict[str, Any]], warm: bool) -> None:
 
 
 def profile(work: Workload, algo: str, engine: str | None, out: Path) -> str:
-    """The kernels in which a warm arm spends the most time of the GPU, a line each."""
+    """What a warm arm spends its time on: kernels of the GPU, then operations of the CPU, a line each."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with contextlib.redirect_stdout(io.StringIO()):
         arm = Arm(work, algo, engine, out)
         arm.run()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        alone = sum(arm.run().seconds.values())
+        with torch.profiler.profile(activities=activities) as seen:
             arm.run()
-    kernels = sorted(seen.key_averages(), key=lambda one: -one.self_device_time_total)
-    whole = sum(one.self_device_time_total for one in kernels)
-    busy = f"{sum(arm.clock.seconds.values()):.3f} s in all, kernels {whole / 1e6:.3f} s"
-    spent = [(one.self_device_time_total, one.count, one.key[:90]) for one in kernels[:15]]
-    return "\n".join([busy, *(f"{us / whole:6.1%} {us / 1e3:9.1f} ms {count:7} x {key}" for us, count, key in spent)])
+    lines = [f"{alone:.3f} s without the profiler"]
+    for kind, spent in (("device", "self_device_time_total"), ("cpu", "self_cpu_time_total")):
+        found = [one for one in seen.key_averages() if str(one.device_type).endswith("CUDA") == (kind == "device")]
+        costs = sorted(((getattr(one, spent), one.count, one.key[:80]) for one in found), reverse=True)
+        whole = sum(cost for cost, _, _ in costs)
+        lines.append(f"{kind}: {whole / 1e6:.3f} s")
+        lines += [f"{us / whole:6.1%} {us / 1e3:9.1f} ms {count:7} x {key}" for us, count, key in costs[:14]]
+    return "\n".join(lines)
 
 
 def ratio(first: list[dict[str, float]], rows: list[dict[str, float]], parts: tuple[str, ...]) -> float:
