@@ -22,6 +22,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from agentrl.scoring.trie import Segment
 
 KERNEL = "agentrl_tree"  # transformers' name of it; without a tree it is sdpa
+# Rows shorter than a block would take the kernel that decodes, which cannot be compiled for lengths that vary.
+KERNEL_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
 BLOCK = 128  # FlexAttention's block size: queries, and keys
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -94,7 +96,9 @@ def tree_attention(
         groups = query.shape[1] // key.shape[1]
         out: Tensor = _TreeAttention.apply(query, repeat_kv(key, groups), repeat_kv(value, groups), tree, scale)
     else:
-        out = _flex()(query, key, value, block_mask=tree.blocks, scale=scale, enable_gqa=True)
+        out = _flex()(
+            query, key, value, block_mask=tree.blocks, scale=scale, enable_gqa=True, kernel_options=KERNEL_OPTIONS
+        )
     return out.transpose(1, 2).contiguous(), None
 
 

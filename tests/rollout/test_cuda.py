@@ -49,7 +49,11 @@ def test_log_probs_are_those_of_the_packed_forward_pass(parts: Any) -> None:
     add_fused_lm_head(model, temperature=1.3, outputs=("log_probs", "entropy"))
     scorer = PackedEngine()
     scorer.prepare(model)
-    scores = scorer.score(model, [Sequence(one.prompt_ids + one.completion_ids, len(one.prompt_ids)) for one in played])
-    for one, logps in zip(played, scores.logps, strict=True):
-        mask = torch.tensor(one.policy_mask, dtype=torch.bool)
-        torch.testing.assert_close(logps.detach().cpu()[mask], torch.tensor(one.logprobs)[mask], rtol=1e-4, atol=1e-4)
+    sampled = [[place for place, own in enumerate(one.policy_mask) if own] for one in played]
+    sequences = [
+        Sequence(one.prompt_ids + one.completion_ids, [len(one.prompt_ids) + place for place in places])
+        for one, places in zip(played, sampled, strict=True)
+    ]
+    for one, places, logps in zip(played, sampled, scorer.score(model, sequences).logps, strict=True):
+        said = torch.tensor(one.logprobs)[places]
+        torch.testing.assert_close(logps.detach().cpu(), said, rtol=1e-4, atol=1e-4)

@@ -24,6 +24,10 @@ def on_the_gpu() -> Any:
         yield
 
 
+def after(prompt: list[int], completion: list[int]) -> Sequence:
+    return Sequence(prompt + completion, range(len(prompt), len(prompt) + len(completion)))
+
+
 def long(seed: int) -> list[Sequence]:
     """Rows of several blocks of FlexAttention: a prompt of 300 tokens or so, and six completions."""
     draw = torch.Generator("cuda").manual_seed(seed)
@@ -32,7 +36,7 @@ def long(seed: int) -> list[Sequence]:
         return torch.randint(1, VOCABULARY, (size,), generator=draw).tolist()
 
     prompt = ids(290 + 17 * seed)
-    return [Sequence(prompt + ids(40 + 50 * row), len(prompt)) for row in range(6)]
+    return [after(prompt, ids(40 + 50 * row)) for row in range(6)]
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "qwen2", "phi3"])
@@ -40,7 +44,8 @@ def test_numbers_and_gradients_are_those_of_the_padded_engine(family: str) -> No
     model = network(family, **HEAD, max_position_embeddings=2048)
     with torch.device("cpu"):
         short = drawn()
-    for sequences in (short, long(0), long(1)):
+    shortest = [after([5, 6, 7], [8, 9]), after([5, 6, 7], [9])]  # less than a block of FlexAttention
+    for sequences in (shortest, short, long(0), long(1), shortest):
         plain = gradients(PaddedEngine(), model, sequences)
         assert_equal(gradients(packed(model), model, sequences), plain)
 

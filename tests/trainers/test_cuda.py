@@ -11,6 +11,7 @@ from agentrl.scoring.padded import PaddedEngine
 from tests.trainers.test_packed_updates import assert_same, moved, update
 
 pytestmark = pytest.mark.cuda
+RTOL = 3e-5  # a GPU sums in other orders: 1.0e-5 was seen on an H100
 ON_GPU = ("hardware=gpu", "hardware.bf16=false")
 
 
@@ -20,5 +21,5 @@ def test_engines_and_cuts_make_the_same_update(method: str, tmp_path: Path) -> N
     packed = trainer.scorer
     assert isinstance(packed, PackedEngine) and trainer.model.device.type == "cuda"
     plain = update(trainer, batch, PaddedEngine(), 10**6)
-    assert_same(update(trainer, batch, packed, 10**6), plain)
-    assert_same(update(trainer, batch, packed, 700), plain)
+    assert_same(update(trainer, batch, packed, 10**6), plain, RTOL)
+    assert_same(update(trainer, batch, packed, 700), plain, RTOL)

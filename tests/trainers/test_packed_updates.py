@@ -68,9 +68,9 @@ def update(trainer: Any, batch: Any, engine: Any, budget: int) -> tuple[float, t
     return loss.item(), torch.cat(slopes), metrics, len(trainer.cut(batch))
 
 
-def assert_same(one: Any, other: Any) -> None:
-    assert one[0] == pytest.approx(other[0], rel=1e-5, abs=1e-6)
-    assert float((one[1] - other[1]).norm()) <= 1e-5 * float(other[1].norm())
+def assert_same(one: Any, other: Any, rtol: float = 1e-5) -> None:
+    assert one[0] == pytest.approx(other[0], rel=rtol, abs=1e-6)
+    assert float((one[1] - other[1]).norm()) <= rtol * float(other[1].norm())
     assert one[2].keys() == other[2].keys()
     for name, value in other[2].items():
         assert math.isnan(value) or one[2][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
