@@ -1,7 +1,7 @@
 """How fast a training step is: agentrl's engines beside stock TRL, the same work in one process, in turns.
 
     python benchmarks/engine.py                        # every CPU workload, medians of 3 rounds
-    python benchmarks/engine.py update-300 --rounds 1  # one of them: a regression shows in a minute
+    python benchmarks/engine.py update-300 slow-tools --rounds 1 --compare FILE  # slower than before?
     python benchmarks/engine.py --device cuda qwen3-0.6b row-65k
     python benchmarks/engine.py --device cuda qwen3-0.6b --profile  # the kernels that take the most time
     python benchmarks/engine.py --model DIR checkpoint # a checkpoint of your own
@@ -10,7 +10,11 @@ On a CPU every arm plays a round in turn, so that what else the machine does fal
 after the other, because its memory has room for one. A round is one rollout batch. Ratios are medians over rounds of
 (seconds of the first arm of the row / seconds of the arm). Peak memory is what an arm needs beyond the loaded model;
 on a CPU each is measured in a process of its own. MFU counts the operations on distinct tokens alone, over those that
-the tensor cores could do. Results go to the file of --out, one line a workload, beside the commit.
+the tensor cores could do. Results go to the file of --out, one line a workload, beside the commit. --compare holds each
+ratio of sampling or update beside the last one in such a file. The exit code is 1 if one is a fifth lower.
+
+slow-tools plays 64 episodes whose tools take 0.2 s each. Its first arm is not TRL, but a loop with a barrier: it has
+the sampler of agentrl, no turn begins before a round of turns and tools is done, and tools run one by one, as in TRL.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from typing import Any
 
 import torch
 import transformers
-from engine_arms import Arm, Workload
+from engine_arms import BARRIER, Arm, Workload
 from made_up import Lengths
 
 GRPO = (("trl", "grpo", None), ("padded", "grpo", "padded"), ("packed", "grpo", "packed"))
@@ -42,6 +46,7 @@ SAMPLING = (("trl", "grpo", None), ("agentrl", "grpo", "packed"))
 TOOLHOP = Lengths(prompt=1500, completion=400, turns=6)
 SHORT = Lengths(prompt=300, completion=90, turns=1)
 TURNS = Lengths(prompt=300, completion=340, turns=6)
+WAITING = (("barrier", "grpo", BARRIER), ("agentrl", "grpo", "packed"))
 
 # name: the work, and its arms (name, algo, engine; no engine means stock TRL)
 WORKLOADS = {
@@ -51,7 +56,7 @@ WORKLOADS = {
     "pact-toolhop": (Workload("25m", TOOLHOP, prompts=5), PACT),
     "sampling-300": (Workload("tiny", TURNS, prompts=4, sampled=True), SAMPLING),
     "step-toolhop": (Workload("25m", TOOLHOP, prompts=2, sampled=True), SAMPLING),
-    "slow-tools": (Workload("tiny", TURNS, prompts=8, sampled=True, tool_seconds=0.2), SAMPLING),
+    "slow-tools": (Workload("tiny", Lengths(300, 170, 3), prompts=8, sampled=True, tool_seconds=0.2), WAITING),
     **{
         f"length-{size}": (Workload("tiny", Lengths(size, size // 2, 2), prompts=2), GRPO[1:])
         for size in (256, 512, 1024, 2048, 4096)
@@ -69,6 +74,8 @@ CUDA = {
     "row-65k": (replace(LARGE, budget=70_000, lengths=Lengths(33_000, 4_000, 2), prompts=1, together=1), GRPO[2:]),
 }
 PEAK = 989e12  # dense bfloat16 operations a second of an H100, by its data sheet
+RATIOS = ("sampling", "update", "step")  # of what, against the first arm
+FALL = 0.8  # a ratio below this share of an earlier one is a regression
 PARTS = ("sampling", "scoring", "forward", "backward")
 
 
@@ -186,15 +193,16 @@ def show(result: dict[str, Any]) -> None:
     """One line an arm."""
     first = next(iter(result["arms"]))
     print(f"\n{result['workload']} (medians of {result['rounds']} rounds; times faster than {first})")
-    print(
-        f"{'arm':<14}" + "".join(f"{part:>10}" for part in (*PARTS, "step")) + "   update x   step x   tokens  peak MiB"
-    )
+    ratios = [kind for kind in RATIOS if kind in result["arms"][first]]
+    heads = "".join(f"{part:>10}" for part in (*PARTS, "step")) + "".join(f"{f'{kind} x':>12}" for kind in ratios)
+    print(f"{'arm':<14}{heads}   tokens  peak MiB")
     for arm, row in result["arms"].items():
         seconds = "".join(f"{row['seconds'][part]:>10.3f}" for part in (*PARTS, "step"))
         memory = f"{row['peak_mib']:>10.0f}" if "peak_mib" in row else ""
         if "mfu" in row:
             memory += f"  MFU {row['mfu']:.1%}, {row['distinct_tokens_per_second']:,} distinct tokens/s"
-        print(f"{arm:<14}{seconds}{row['update']:>11.2f}{row['step']:>9.2f}{sum(row['tokens'].values()):>9}{memory}")
+        faster = "".join(f"{row[kind]:>12.2f}" for kind in ratios)
+        print(f"{arm:<14}{seconds}{faster}{sum(row['tokens'].values()):>9}{memory}")
 
 
 def main() -> None:
@@ -205,6 +213,9 @@ def main() -> None:
     parser.add_argument("--model", default="", help="directory of a checkpoint, for the workload 'checkpoint'")
     parser.add_argument("--memory", action="store_true", help="measure peak memory, too")
     parser.add_argument("--out", type=Path, help="a file of JSON lines to add the results to")
+    parser.add_argument(
+        "--compare", type=Path, help="such a file; exit with 1 if a ratio is a fifth below its last one"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="name the costliest kernels of the last arm (CUDA)")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -217,6 +228,7 @@ def main() -> None:
     if unknown := set(asked.workloads) - set(known):
         parser.error(f"unknown workloads: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     default = CUDA if asked.device == "cuda" else [name for name in WORKLOADS if name != "checkpoint"]
+    slower = False
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.workloads or default:
             work, arms = known[name]
@@ -236,8 +248,30 @@ def main() -> None:
                 for arm, mib in peaks(name, arms, options).items():
                     result["arms"][arm]["peak_mib"] = mib
             show(result)
+            if asked.compare:
+                slower |= compare(result, asked.compare)
             if asked.out:
                 record(result, asked.out)
+    sys.exit(int(slower))
+
+
+def compare(result: dict[str, Any], file: Path) -> bool:
+    """Print ratios beside the last ones in a file of results; whether one of them has fallen."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    earlier = [line for line in lines if line["workload"] == result["workload"]]
+    if not earlier:
+        print(f"{file} has no result of {result['workload']}")
+        return False
+    slower = False
+    for arm, row in list(result["arms"].items())[1:]:
+        then = earlier[-1]["arms"].get(arm, {})
+        kind = next(kind for kind in RATIOS if kind in row)
+        if kind in then:
+            fell = row[kind] < FALL * then[kind]
+            slower |= fell
+            at = f"{then[kind]:.2f} at {earlier[-1]['commit']}"
+            print(f"{arm}: {kind} {row[kind]:.2f} times faster, {at}{' - SLOWER' if fell else ''}")
+    return slower
 
 
 def record(result: dict[str, Any], out: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,14 @@ from trl.trainer import grpo_trainer
 from agentrl.chat.format import ChatFormat
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
-from agentrl.core.engine import Episode
+from agentrl.core.engine import Decoding, Episode
 from agentrl.models.loading import Needs, load_chat, load_model
 from agentrl.objectives.pact import anchor_gates
+from agentrl.rollout.sampler import Request, Sampler, Session, Turn, never
 from agentrl.trainers.arguments import grpo_arguments
 from agentrl.trainers.build import rl_trainer
+
+BARRIER = "barrier"  # an engine: packed updates, and rollouts whose turns and tools wait for each other
 
 
 @dataclass(frozen=True)
@@ -128,11 +133,14 @@ class Arm:
     """A trainer that makes rollout batches of a workload, one after the other."""
 
     def __init__(self, workload: Workload, algo: str, engine: str | None, out: Path) -> None:
-        self.workload, self.config = workload, workload.config(algo, engine)
+        self._barrier = engine == BARRIER
+        self.workload, self.config = workload, workload.config(algo, "packed" if self._barrier else engine)
         self.clock = Clock(workload.device)
         self.model = self._model()
         self.chat = load_chat(self.config.model, Needs(tools=True, system=False))
-        self.bench = MadeUpBench(self.chat, workload.lengths, workload.prompts, workload.tool_seconds)
+        self.bench = MadeUpBench(
+            self.chat, workload.lengths, workload.prompts, workload.tool_seconds, in_threads=not self._barrier
+        )
         self.rollouts = MadeUpRollouts(self.chat, workload.lengths, seed=1)
         self.trainer = self._stock(out) if engine is None else self._ours(out)
         self.trainer.remove_callback(PrinterCallback)
@@ -187,6 +195,8 @@ class Arm:
             tasks=self.bench.tasks("train"),
         )
         if self.workload.sampled:
+            if self._barrier:
+                trainer.engine.sampler = Barrier(trainer.engine.sampler)
             self.clock.watch(trainer.engine, "rollout", "sampling")
         else:
             trainer.engine = self.rollouts
@@ -223,6 +233,31 @@ class Arm:
             "logprobs": None,
             "env_mask": [one.policy_mask for one in played],
         }
+
+
+class Barrier:
+    """A sampler whose sessions answer once every turn that was asked for has ended."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler, self.ends, self.context = sampler, sampler.ends, sampler.context
+
+    @contextmanager
+    def session(self, decoding: Decoding | None) -> Iterator[BarrierSession]:
+        with self._sampler.session(decoding) as session:
+            yield BarrierSession(session)
+
+
+class BarrierSession:
+    """See `Barrier`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
+        turns = self._session.sample(requests)
+        while len(turns) < len(requests):
+            turns |= self._session.sample([])
+        return turns
 
 
 class Row:

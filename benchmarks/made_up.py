@@ -57,8 +57,10 @@ class MadeUpBench(Bench):
     name = "made_up"
     solve_metric = "solve_rate"
 
-    def __init__(self, chat: ChatFormat, lengths: Lengths, tasks: int, tool_seconds: float = 0.0) -> None:
-        self._seconds, self._lengths, self._chat = tool_seconds, lengths, chat
+    def __init__(
+        self, chat: ChatFormat, lengths: Lengths, tasks: int, tool_seconds: float = 0.0, in_threads: bool = True
+    ) -> None:
+        self._seconds, self._in_threads, self._lengths, self._chat = tool_seconds, in_threads, lengths, chat
         self._tasks = [self._task(number) for number in range(tasks)]
         # An expert's turn has words, a call and an observation; the words make up the length.
         words = max(lengths.completion // lengths.turns - lengths.observation - 15, 4)
@@ -78,7 +80,8 @@ class MadeUpBench(Bench):
         return self._tasks[:limit]
 
     def environment(self, task: Task) -> MadeUpEnvironment:
-        return MadeUpEnvironment(filler(self._chat, max(self._lengths.observation - 8, 1)), self._seconds)
+        answer = filler(self._chat, max(self._lengths.observation - 8, 1))
+        return MadeUpEnvironment(answer, self._seconds, self._in_threads)
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
         return Score({self.solve_metric: 0.0}, task.cluster)
@@ -93,11 +96,11 @@ class MadeUpBench(Bench):
 
 
 class MadeUpEnvironment:
-    """Reads every turn as a call, and answers it after `seconds` seconds."""
+    """Reads every turn as a call, and answers it after `seconds` seconds; `in_threads`: other episodes go on then."""
 
-    def __init__(self, answer: str, seconds: float) -> None:
+    def __init__(self, answer: str, seconds: float, in_threads: bool) -> None:
         self._answer, self._seconds = answer, seconds
-        self.slow_tools = seconds > 0
+        self.slow_tools = in_threads and seconds > 0
 
     def read(self, text: str) -> tuple[str, list[tuple[str, Any]]]:
         return text, [(TOOL, {})]

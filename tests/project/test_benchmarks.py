@@ -23,6 +23,15 @@ def test_the_engine_benchmark_measures_every_arm(tmp_path):
     tokens = {arm: row["tokens"]["forward"] for arm, row in update["arms"].items()}
     assert tokens["packed"] < tokens["padded"] / 2  # eight rollouts of a long prompt share it
 
+    for fallen in (False, True):
+        for arm in ("padded", "packed"):
+            update["arms"][arm]["update"] *= 4 if fallen else 0.5
+        earlier = tmp_path / f"{fallen}.jsonl"
+        earlier.write_text(json.dumps(update | {"commit": "abc"}) + "\n")
+        done = subprocess.run([*command, "--threads", "1", "--compare", str(earlier)], capture_output=True, text=True)
+        assert "times faster" in done.stdout and "at abc" in done.stdout, done.stderr
+        assert (done.returncode, "SLOWER" in done.stdout) == (int(fallen), fallen)
+
 
 @pytest.mark.slow
 def test_an_unknown_workload_is_refused():
