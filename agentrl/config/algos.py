@@ -283,7 +283,7 @@ class SplitSoftmax(MethodKeys):
 
 class FocalLora(MethodKeys):
     trainer = "agentrl.trainers.focal_lora:focal_trainer"
-    rollouts = adapts = False
+    rollouts = adapts = packs = False
     wants = "two sides"
 
     head_share: float = key("Share of heads that get an adapter: the heads that conflicts disturb most.", gt=0, le=1)

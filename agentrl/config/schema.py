@@ -189,9 +189,13 @@ class Trainer(Group):
         "pass of its own. Changes no result except by rounding.",
         ge=1,
     )
-    engine: Literal["packed", "padded"] = key(
+    engine: Literal["auto", "packed", "padded"] = key(
         "How an update computes its sequences.",
-        means=("as a prefix tree, each distinct token once", "one sequence per row; the slower reference"),
+        means=(
+            "packed, or padded with a message if the model or the algorithm cannot be packed",
+            "as a prefix tree, each distinct token once",
+            "one sequence per row; the slower reference",
+        ),
     )
     save_steps: int = key(
         "Updates between checkpoints, which are saved at the end of a rollout batch; 0 saves only the last one.",

@@ -26,6 +26,7 @@ class MethodKeys(Group):
     advantages: ClassVar[str] = "agentrl.objectives.advantages:group_advantages"  # rewards of a group -> advantages
     wants: ClassVar[Literal["tools", "two sides", "anything"]] = "tools"  # what a bench must have
     adapts: ClassVar[bool] = True  # it trains the adapters that model.lora describes
+    packs: ClassVar[bool] = True  # its update can compute sequences as a prefix tree (trainer.engine=packed)
 
     name: str = key("Algorithm.")
 

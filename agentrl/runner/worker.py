@@ -52,6 +52,7 @@ from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.rollout.tokens import local_engine
 from agentrl.runner.launch import die_with_launcher, is_direct
 from agentrl.runner.meeting import introduce, meet
+from agentrl.scoring.choose import check_engine
 from agentrl.store import checkpoints
 from agentrl.store.redact import mask_streams
 from agentrl.store.run import RunDirectory
@@ -254,6 +255,7 @@ def _train_and_evaluate(
     """Do everything between configuration and trained model. Raise Interrupted if a signal ended it early."""
     if config.algo.adapts:
         check_lora(config.model)
+    check_engine(config.trainer.engine, config.model)
     console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
     expert_trace = bench.expert_trace if config.traces is None else make_lookup(read_traces(Path(config.traces)))

@@ -5,23 +5,53 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
+from agentrl.config.schema import Model
+from agentrl.core.errors import UserError
+from agentrl.models.adapters import network_config
 from agentrl.scoring.packed import PackedEngine, why_not_packed
 from agentrl.scoring.padded import PaddedEngine
 from agentrl.scoring.sequence import Engine
 
 
-def scoring_engine(name: str, models: Sequence[Any], router: bool, say: Callable[[str], None]) -> Engine:
-    """The engine `name` (packed or padded) for models that are scored alike; says so where it takes the other one.
+def check_engine(name: str, model: Model) -> None:
+    """Check, before the weights are read, that a model can be packed if a person asks for it (trainer.engine=packed).
 
+    Raises UserError.
+    """
+    config = network_config(model) if name == "packed" else None
+    if config is None:
+        return
+    with torch.device("meta"):
+        try:
+            network = AutoModelForCausalLM.from_config(config, attn_implementation=model.attn_implementation)
+        except (ValueError, KeyError):  # an unknown architecture: loading the weights reports it
+            return
+    if reason := why_not_packed(network, bool(getattr(config.get_text_config(), "output_router_logits", False))):
+        raise _refusal(reason)
+
+
+def scoring_engine(name: str, models: Sequence[Any], router: bool, say: Callable[[str], None]) -> Engine:
+    """The engine `name` (auto, packed or padded) for models that are scored alike.
+
+    auto takes packed, or padded where a model cannot be packed, and says so. packed raises UserError there.
     router: the loss of a mixture of experts' router is trained on.
     """
     if name == "padded":
         return PaddedEngine()
     for model in models:
         if reason := why_not_packed(model, router):
+            if name == "packed":
+                raise _refusal(reason)
             say(f"trainer.engine=padded is taken, since this model cannot be packed: {reason}")
             return PaddedEngine()
     engine = PackedEngine()
     for model in models:
         engine.prepare(model)
     return engine
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(f"trainer.engine=packed: this model cannot be packed: {reason}; set trainer.engine=auto or padded")

@@ -11,14 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
+from transformers import AutoConfig
 
+from agentrl.core.errors import UserError
 from agentrl.scoring import attention
 from agentrl.scoring.attention import KERNEL, Tree, sees, tree_attention
+from agentrl.scoring.choose import check_engine, scoring_engine
 from agentrl.scoring.packed import PackedEngine, why_not_packed
 from agentrl.scoring.padded import PaddedEngine
 from agentrl.scoring.sequence import Scores, Sequence, score_in_pieces
 from agentrl.scoring.trie import Trie
-from tests.support.networks import VOCABULARY, network
+from tests.support.helpers import composed
+from tests.support.networks import SIZES, VOCABULARY, network
 
 
 def drawn(seed: int = 0) -> list[Sequence]:
@@ -298,3 +302,26 @@ def test_an_update_keeps_memory_for_distinct_tokens_alone() -> None:
     small, large = (kept_bytes(engine, model, scale) for scale in (2, 6))
     assert small < 0.5 * kept_bytes(PaddedEngine(), model, 2)
     assert large < 3.3 * small  # three times the tokens
+
+
+def refused(folder: Any, **changes: Any) -> str:
+    """The refusal of trainer.engine=packed for a checkpoint of which only the configuration is there."""
+    AutoConfig.for_model("qwen3", **(SIZES | changes)).save_pretrained(folder)
+    model = composed("model=custom", f"model.path={folder}", "model.family=other").model
+    for name in ("auto", "padded"):
+        check_engine(name, model)
+    with pytest.raises(UserError) as error:
+        check_engine("packed", model)
+    return str(error.value)
+
+
+def test_packed_by_hand_is_refused_where_it_cannot_be(tmp_path: Any) -> None:
+    text = refused(tmp_path / "a", attention_dropout=0.1)
+    assert text.startswith("trainer.engine=packed: this model cannot be packed: it drops out attention; set")
+    said: list[str] = []
+    model = network(attention_dropout=0.1)
+    assert isinstance(scoring_engine("auto", [model], False, said.append), PaddedEngine) and len(said) == 1
+    with pytest.raises(UserError, match="drops out attention"):
+        scoring_engine("packed", [model], False, said.append)
+    check_engine("packed", composed().model)
+    assert isinstance(scoring_engine("auto", [network()], False, said.append), PackedEngine) and len(said) == 1

@@ -19,6 +19,7 @@ def check_fit(config: Config) -> list[str]:
     _training_rows(config)
     _direct(config)
     _template(config)
+    _packed(config)
     _prices(config)
     return _warnings(config)
 
@@ -66,6 +67,18 @@ def _template(config: Config) -> None:
         template = config.model.chat_template
         server_rule = "the server renders conversations with its own; give the template to the server, and set null"
         require(template is None, "model.chat_template", template, server_rule)
+
+
+def _packed(config: Config) -> None:
+    """Refuse packed updates where the keys rule them out. `scoring.choose.check_engine` looks at the model itself."""
+    if config.trainer.engine == "packed" and config.algo.trains:
+        method_rule = (
+            f"algo={config.algo.name} reads attention weights, which only padded rows have; set auto or padded"
+        )
+        require(config.algo.packs, "trainer.engine", "packed", method_rule)
+        kernel = config.model.attn_implementation
+        kernel_rule = f"needs model.attn_implementation=sdpa, not {kernel}; change that, or set auto or padded"
+        require(kernel == "sdpa", "trainer.engine", "packed", kernel_rule)
 
 
 def _prices(config: Config) -> None:
