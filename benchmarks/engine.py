@@ -11,7 +11,8 @@ after the other, because its memory has room for one. A round is one rollout bat
 (seconds of the first arm of the row / seconds of the arm). Peak memory is what an arm needs beyond the loaded model;
 on a CPU each is measured in a process of its own. MFU counts the operations on distinct tokens alone, over those that
 the tensor cores could do. Results go to the file of --out, one line a workload, beside the commit. --compare holds each
-ratio of sampling or update beside the last one in such a file. The exit code is 1 if one is a fifth lower.
+ratio of sampling or update beside the last one in such a file. The exit code is 1 if one is 30% lower: on a busy machine
+(see `load` in the file) a single round is up to 25% off.
 
 slow-tools plays 64 episodes whose tools take 0.2 s each. Its first arm is not TRL, but a loop with a barrier: it has
 the sampler of agentrl, no turn begins before a round of turns and tools is done, and tools run one by one, as in TRL.
@@ -24,6 +25,7 @@ import contextlib
 import gc
 import io
 import json
+import os
 import platform
 import resource
 import statistics
@@ -75,7 +77,7 @@ CUDA = {
 }
 PEAK = 989e12  # dense bfloat16 operations a second of an H100, by its data sheet
 RATIOS = ("sampling", "update", "step")  # of what, against the first arm
-FALL = 0.8  # a ratio below this share of an earlier one is a regression
+FALL = 0.7  # a ratio below this share of an earlier one is a regression
 PARTS = ("sampling", "scoring", "forward", "backward")
 
 
@@ -213,9 +215,7 @@ def main() -> None:
     parser.add_argument("--model", default="", help="directory of a checkpoint, for the workload 'checkpoint'")
     parser.add_argument("--memory", action="store_true", help="measure peak memory, too")
     parser.add_argument("--out", type=Path, help="a file of JSON lines to add the results to")
-    parser.add_argument(
-        "--compare", type=Path, help="such a file; exit with 1 if a ratio is a fifth below its last one"
-    )
+    parser.add_argument("--compare", type=Path, help="such a file; exit with 1 if a ratio is 30%% below its last one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="name the costliest kernels of the last arm (CUDA)")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -287,6 +287,7 @@ def record(result: dict[str, Any], out: Path) -> None:
         "commit": git.stdout.strip(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
         "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 1),  # waiting or running processes, this one included
     }
     with out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result | where) + "\n")
