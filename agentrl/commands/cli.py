@@ -213,7 +213,7 @@ def _watch_jobs(sweep: sweeps.Sweep) -> Iterator[None]:
 
 
 def _job(values: DictConfig) -> float | None:
-    """Do one run, or one job of a sweep in the launcher's process. A search gets the job's objective."""
+    """Do one run, or one job of a sweep in the launcher's process. A search gets the job's metric."""
     keep_streams()  # a parallel launcher calls this in another process
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
@@ -257,7 +257,7 @@ def _run_job(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float 
         status = RunDirectory(job.run).status()
         job.state, job.error = str(status["status"]), status.get("error")
         if job.state == "completed":
-            value = objective(config, RunDirectory(job.run))
+            value = read_metric(config, RunDirectory(job.run))
     except UserError as error:
         job.state, job.code, job.error = "failed", USER_ERROR, str(error)
     except KeyboardInterrupt:  # a signal before its worker began
@@ -269,18 +269,19 @@ def _run_job(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float 
     return value
 
 
-def objective(config: Config, run: RunDirectory) -> float | None:
-    """Return the number of summary.json that `objective` names, or None without one. Raise UserError if there is
-    none.
+def read_metric(config: Config, run: RunDirectory) -> float | None:
+    """Return the number of summary.json that `sweep.metric` names, None if it names none. Raise UserError for a name
+    without a number.
     """
-    if config.objective is None:
+    if config.sweep.metric is None:
         return None
     found: Any = json.loads(run.summary_path.read_text(encoding="utf-8"))
-    for part in config.objective.split("."):
+    for part in config.sweep.metric.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise UserError(
-            f"objective={config.objective} is not a number in {run.summary_path}; name one, e.g. eval.after.reward.mean"
+            f"sweep.metric={config.sweep.metric} is not a number in {run.summary_path}; name one, e.g. "
+            "eval.after.reward.mean"
         )
     return float(found)
 

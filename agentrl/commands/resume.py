@@ -40,9 +40,7 @@ def load_config(place: str, changes: list[str]) -> Config:
             raise UserError(f"unknown key {key}{suggest_key(key, known)}")
         if key in WHERE or (is_in_identity(key) and key not in MAY_MOVE):
             allowed = ", ".join(
-                name
-                for name in (*NOT_IN_IDENTITY, *MAY_MOVE)
-                if name not in (*WHERE, "objective", "dry_run", "scaled_by")
+                name for name in (*NOT_IN_IDENTITY, *MAY_MOVE) if name not in (*WHERE, "sweep", "dry_run", "scaled_by")
             )
             raise UserError(f"{change}: a run that goes on cannot change {key}; it can change {allowed}")
     try:

@@ -107,6 +107,8 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
     for group, lacking in ADDED_TO_OPTIONS.items():
         if isinstance(node := values.get(group), MutableMapping) and node.get("name") in VARIANTS[group]:
             _set_missing(node, lacking, [key for key, _, _ in keys_of(VARIANTS[group][node["name"]])])
+    metric = values.pop("objective", None)
+    values.setdefault("sweep", shared["sweep"] | {"metric": metric})
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
     for key in (*REMOVED, *(["bench.path"] if generated else [])):
         group, _, name = key.rpartition(".")

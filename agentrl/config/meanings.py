@@ -138,6 +138,7 @@ REMOVED = {
     "rollout.engine": "was removed: leave it out; vllm.mode=colocate or server samples with vLLM",
     "hardware.vllm": "is vllm.mode now",
     "hardware.vllm_url": "is vllm.url now",
+    "objective": "is sweep.metric now",
     "trainer.micro_batch": "was removed: trainer.tokens_per_batch bounds a forward pass in tokens, for every algorithm",
 }
 GROUPS = ("algo", "model", "bench", "hardware", "reward", "judge", "tracker", "experiment", "sweep", "anneal", "dual")

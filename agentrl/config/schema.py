@@ -273,6 +273,12 @@ class Vllm(Group):
     )
 
 
+class Sweep(Group):
+    metric: str | None = key(
+        "Number of summary.json that a search over runs optimises, such as eval.after.solve_rate.mean (docs/sweeps.md)."
+    )
+
+
 class Tracker(Group):
     name: Literal["none", "wandb", "wandb_offline", "trackio", "tensorboard"] = key(
         "Tool that shows the run live. The run's files are complete without one."
@@ -293,10 +299,6 @@ class Config(Group):
     )
     seed: int = key(
         "Seed of everything random in the run except generated data.", ge=0, le=2**32 - 1, hint=" (numpy's range)"
-    )
-    objective: str | None = key(
-        "Number of summary.json that a search by a sweeper optimises, such as eval.after.solve_rate.mean.",
-        operational=True,
     )
     sandbox: Literal["auto", "strict"] = key(
         "What to do if the kernel isolates tool code less than the sandbox needs.", means=("warn and go on", "stop")
@@ -322,6 +324,7 @@ class Config(Group):
     vllm: Vllm = key("Whether and how vLLM samples the rollouts.")
     judge: Annotated[Any, OneOf(JUDGES)] = key("Who grades a response that no program can grade.")
     tracker: Tracker = key("Live tracking.", operational=True)
+    sweep: Sweep = key("What a sweep is for.", operational=True)
     scaled_by: list[str] = key(
         "Files of conf/preset/ and conf/limits/ that scaled the values down for the model.",
         default=[],

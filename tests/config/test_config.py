@@ -281,6 +281,10 @@ def test_the_file_of_an_older_run_is_read_without_keys_that_are_gone(tmp_path: P
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
     moved = {"mode": "server", "url": "http://elsewhere:1"}
     assert load_config(tmp_path).vllm.model_dump() == config.vllm.model_dump() | moved
+    del values["sweep"]
+    values["objective"] = "eval.after.reward.mean"
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    assert load_config(tmp_path).sweep.metric == "eval.after.reward.mean"
     values["rollout"]["motor"] = "trl"
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
     with pytest.raises(UserError, match=r"unknown key rollout\.motor"):
@@ -303,6 +307,8 @@ def test_a_key_that_is_gone_is_refused_with_what_took_its_place() -> None:
             compose_command([typed])
     with pytest.raises(UserError, match=r"trainer\.micro_batch; it was removed: trainer\.tokens_per_batch bounds"):
         compose_command(["algo=sft", "trainer.micro_batch=8"])
+    with pytest.raises(UserError, match=r"unknown key objective; it is sweep\.metric now"):
+        compose_command(["objective=eval.after.reward.mean"])
     for old, new in (("vllm=off", r"vllm\.mode"), ("vllm_url=http://x", r"vllm\.url")):
         with pytest.raises(UserError, match=rf"unknown key hardware\.{old.split('=')[0]}; it is {new} now"):
             compose_command([f"hardware.{old}"])

@@ -154,19 +154,19 @@ def test_other_launchers_run_a_sweep(tmp_path: Path, launcher: tuple[str, ...], 
     assert len({job["pid"] for job in record(tmp_path)["jobs"]} - {os.getpid()}) >= 1
 
 
-def test_a_search_gets_its_objective(tmp_path: Path) -> None:
-    from agentrl.commands.cli import objective
+def test_a_search_gets_its_metric(tmp_path: Path) -> None:
+    from agentrl.commands.cli import read_metric
 
     run = RunDirectory(tmp_path)
     run.write_json(run.summary_path, {"eval": {"after": {"solve_rate": {"mean": 0.25}}}, "algo": "pact"})
     config = composed()
-    assert objective(config, run) is None
-    config.objective = "eval.after.solve_rate.mean"
-    assert objective(config, run) == 0.25
+    assert read_metric(config, run) is None
+    config.sweep.metric = "eval.after.solve_rate.mean"
+    assert read_metric(config, run) == 0.25
     for wrong in ("eval.after.reward.mean", "algo", "eval.after"):
-        config.objective = wrong
-        with pytest.raises(UserError, match=f"objective={wrong} is not a number"):
-            objective(config, run)
+        config.sweep.metric = wrong
+        with pytest.raises(UserError, match=rf"sweep\.metric={wrong} is not a number"):
+            read_metric(config, run)
 
 
 # --- names and records --------------------------------------------------------------------------------------------
