@@ -190,6 +190,40 @@ class Luffy(MethodKeys):
     entropy_coef: float = key(ENTROPY, ge=0)
 
 
+class SelfDistillation(Grpo):
+    """The keys of GRPO, for methods that score rollouts under [x; h*], too."""
+
+    reads = ("reward", "traces")
+
+    def imitates(self) -> bool:
+        return False
+
+    def trace_tokens(self, prompts: int, sequences: int, row: int) -> int:
+        """Tokens of h* in the contexts [x; h*]."""
+        return sequences * row
+
+
+class Opsd(SelfDistillation):
+    trainer = "agentrl.trainers.self_distillation:OpsdTrainer"
+
+    rl_coef: float = key("Weight of GRPO's loss; 0 distils alone.", ge=0)
+    coef: float = key("Weight of the distillation term.", ge=0)
+
+
+class Sdar(Opsd):
+    trainer = "agentrl.trainers.self_distillation:SdarTrainer"
+
+    sharpness: float = key("Factor on d = log p(y|x,h) - log p(y|x) in the gate sigmoid(sharpness d).", gt=0)
+
+
+class Rlsd(SelfDistillation):
+    trainer = "agentrl.trainers.self_distillation:RlsdTrainer"
+
+    share: float = key("l at the first update: the share of an advantage that the teacher spreads.", ge=0, le=1)
+    share_steps: int = key("Updates in which l falls to 0.", ge=0)
+    share_clip: float = key("A token's part of an advantage is at most so much above or below 1.", gt=0, le=1)
+
+
 class CustomAlgo(Grpo):
     """The user's own algorithm on top of GRPO, in a file outside this package."""
 
@@ -327,6 +361,9 @@ ALGOS: dict[str, type[MethodKeys]] = {
     "grpo": Grpo,
     "chord": Chord,
     "luffy": Luffy,
+    "opsd": Opsd,
+    "sdar": Sdar,
+    "rlsd": Rlsd,
     "sft": Sft,
     **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
     "dpo": Dpo,

@@ -61,7 +61,7 @@ def in_row_order(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 PER_TOKEN = (
     *("completion_mask", "completion_ids", "tool_mask", "advantages"),
     *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio"),
-    *("prompt_old_logps", "conditioned_weight"),
+    *("prompt_old_logps", "conditioned_weight", "teacher_logps"),
 )
 
 

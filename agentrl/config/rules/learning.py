@@ -43,7 +43,7 @@ def check_learning(config: Config) -> None:
 def _diagnosis(config: Config) -> None:
     every, algo = config.trainer.diagnose, config.algo
     traced = algo.rollouts and "traces" in algo.reads
-    method_rule = f"algo={algo.name} reads no expert traces beside rollouts; set 0, or algo=pact, chord or luffy"
+    method_rule = f"algo={algo.name} reads no expert traces beside rollouts; set 0, or algo=pact, chord, ..."
     require(every == 0 or traced, "trainer.diagnose", every, method_rule)
     whole_rule = "needs whole weights in each process; set 0, or hardware.accelerate_config=null"
     require(every == 0 or config.hardware.accelerate_config is None, "trainer.diagnose", every, whole_rule)
