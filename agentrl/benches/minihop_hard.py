@@ -112,7 +112,7 @@ def generate_task(task_id: str, shape: Shape, pool: list[str], config: MinihopHa
         end = add(shape.joint, [entity for entity, _ in ends], [step for _, step in ends])
         for relation in shape.tail:
             end = add(relation, [end[0]], [end[1]])
-    tables = make_tables(steps, pool, config.distractors, rng)
+    tables = make_tables(steps, pool, config, rng)
     return Task(
         id=task_id,
         prompt=[{"role": "user", "content": f"{INSTRUCTION}\nQuestion: {shape.question(starts, steps)}"}],
@@ -124,18 +124,24 @@ def generate_task(task_id: str, shape: Shape, pool: list[str], config: MinihopHa
     )
 
 
-def make_tables(steps: list[Step], others: list[str], distractors: int, rng: random.Random) -> list[Table]:
-    """Draw the tables of all tools of a task: those of its steps, and distracting ones that know its entities, too."""
+def make_tables(steps: list[Step], others: list[str], config: MinihopHard, rng: random.Random) -> list[Table]:
+    """Draw the tables of all tools of a task: those of its steps, and distracting ones that know its entities, too.
+
+    Distractors are as difficult as the steps of other tasks: without joins no tool has two arguments, and so on.
+    """
     used: list[Relation | Joint] = [step.relation for step in steps]
-    known: list[Relation | Joint] = [*RELATIONS, *JOINTS]
+    known: list[Relation | Joint] = [*RELATIONS, *(JOINTS if config.joins > 0 else ())]
+    optional_share = 0.3 if config.former > 0 else 0.0  # of the tools of which no former state is asked
     entities = {entity for step in steps for entity in step.entities}
-    spare = rng.sample([one for one in known if one not in used], distractors)
-    relations = rng.sample([*used, *spare], len(steps) + distractors)
+    spare = rng.sample([one for one in known if one not in used], config.distractors)
+    relations = rng.sample([*used, *spare], len(steps) + config.distractors)
     by_relation = {step.relation: step for step in steps}
     tables = []
     for relation in relations:
         step = by_relation.get(relation)
-        optional = isinstance(relation, Relation) and ((step is not None and step.former) or rng.random() < 0.3)
+        optional = isinstance(relation, Relation) and (
+            (step is not None and step.former) or rng.random() < optional_share
+        )
         sources = [relation.source] if isinstance(relation, Relation) else list(relation.sources)
         keys = ["/".join(rng.sample(others, len(sources))) for _ in range(RECORDS_PER_TOOL)]
         if step is None and len(sources) == 1:

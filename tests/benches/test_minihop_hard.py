@@ -106,6 +106,8 @@ def test_every_kind_of_difficulty_occurs_as_often_as_its_key_says() -> None:
 
     plain = steps_of(joins=0.0, former=0.0, renamed=0.0)
     assert not any(len(step.entities) > 1 or step.former or step.listed for steps in plain for step in steps)
+    for task in bench_of(joins=0.0, former=0.0, renamed=0.0).tasks("train"):  # nor do distractors have what is off
+        assert all(len(tool["function"]["parameters"]["properties"]) == 1 for tool in task.tools)
     joined = steps_of(joins=1.0)
     assert all(any(step.relation in JOINTS for step in steps) for steps in joined)
     renamed = [step for steps in steps_of(renamed=0.5) for step in steps]
