@@ -1,7 +1,7 @@
 """How fast a training step is: agentrl's engines beside stock TRL, the same work in one process, in turns.
 
     python benchmarks/engine.py                        # every CPU workload, medians of 3 rounds
-    python benchmarks/engine.py update-300 slow-tools --rounds 1 --compare FILE  # slower than before?
+    python benchmarks/engine.py update-300 slow-tools --rounds 1 --compare benchmarks/engine.jsonl  # slower than then?
     python benchmarks/engine.py --device cuda qwen3-0.6b row-65k
     python benchmarks/engine.py --device cuda qwen3-0.6b --profile  # the kernels that take the most time
     python benchmarks/engine.py --model DIR checkpoint # a checkpoint of your own
@@ -11,8 +11,8 @@ after the other, because its memory has room for one. A round is one rollout bat
 (seconds of the first arm of the row / seconds of the arm). Peak memory is what an arm needs beyond the loaded model;
 on a CPU each is measured in a process of its own. MFU counts the operations on distinct tokens alone, over those that
 the tensor cores could do. Results go to the file of --out, one line a workload, beside the commit. --compare holds each
-ratio of sampling or update beside the last one in such a file. The exit code is 1 if one is 30% lower: on a busy machine
-(see `load` in the file) a single round is up to 25% off.
+ratio of sampling or update beside the last one in such a file. The exit code is 1 if one is 30% lower: on a busy
+machine (see `load` in the file) a single round is up to 25% off.
 
 slow-tools plays 64 episodes whose tools take 0.2 s each. Its first arm is not TRL, but a loop with a barrier: it has
 the sampler of agentrl, no turn begins before a round of turns and tools is done, and tools run one by one, as in TRL.
