@@ -248,6 +248,24 @@ def test_ready_ways_to_share_a_model_are_known_by_name() -> None:
     assert "choose from ddp, fsdp2, zero2, zero3" in refusal("hardware=gpu", "hardware.accelerate_config=fsdp3")
 
 
+def test_each_of_several_machines_knows_its_number_and_where_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = ("hardware=multi_gpu", "hardware.nodes=2")
+    assert "hardware.nodes=3: must divide hardware.processes=4" in refusal("hardware=multi_gpu", "hardware.nodes=3")
+    assert "hardware.node_rank=null: give each of the hardware.nodes=2 machines its number" in refusal(*two)
+    assert "hardware.node_rank=2: " in refusal(*two, "hardware.node_rank=2")
+    assert "hardware.rendezvous=null: give all hardware.nodes=2" in refusal(*two, "hardware.node_rank=1")
+    for place in ("machine0", "machine0:", ":29500", "http://machine0:29500", "machine0:70000"):
+        assert "must be host:port" in refusal(*two, f"hardware.rendezvous='{place}'")
+    validate(composed(*two, "hardware.node_rank=1", "hardware.rendezvous=machine0:29500"))
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    under_slurm = composed(*two, "hardware.rendezvous=machine0:29500")
+    validate(under_slurm)
+    assert (under_slurm.hardware.rank_here, under_slurm.hardware.processes_here) == (1, 2)
+    submitted = composed("hardware=slurm", "hardware.nodes=2")
+    validate(submitted)  # the job says the rest
+    assert submitted.hardware.submits and submitted.hardware.rank_here == 0
+
+
 def test_top_p_goes_with_vllm() -> None:
     for choice in ("hardware=gpu vllm.mode=colocate", "vllm.mode=server", "hardware=multi_gpu vllm.mode=server"):
         validate(composed("algo=pact", *choice.split(), "rollout.top_p=0.9"))

@@ -22,8 +22,10 @@ from agentrl.config.compose import CONF
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.runner import launch
+from agentrl.store.identity import run_path
 from agentrl.store.run import RunDirectory
 from tests.support.command_line import agentrl
+from tests.support.helpers import composed
 
 SIGNALS = [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGHUP))]
 
@@ -412,6 +414,31 @@ def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: py
     assert launch.worker_command(run, config)[2] == "torch.distributed.run"
     config.hardware.accelerate_config = "fsdp.yaml"  # DeepSpeed offloads on a single GPU too
     assert {"--num_processes=1", "--config_file=fsdp.yaml"} <= set(launch.worker_command(run, config))
+
+
+def test_each_machine_starts_its_own_processes(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, hardware = RunDirectory(tmp_path / "r"), config.hardware
+    hardware.processes, hardware.nodes, hardware.node_rank, hardware.rendezvous = 4, 2, 1, "machine0:29500"
+    command = set(launch.worker_command(run, config))
+    assert {"--nproc_per_node=2", "--nnodes=2", "--node_rank=1"} <= command
+    assert {"--master_addr=machine0", "--master_port=29500"} <= command
+    hardware.accelerate_config = "fsdp2"
+    command = set(launch.worker_command(run, config))
+    assert {"--num_processes=4", "--num_machines=2", "--machine_rank=1", "--same_network"} <= command
+    assert {"--main_process_ip=machine0", "--main_process_port=29500"} <= command
+    hardware.processes, hardware.device = 2, "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert launch.worker_environment(run, config)["CUDA_VISIBLE_DEVICES"] == "3"  # one process here
+
+
+def test_where_machines_meet_is_no_part_of_a_run(tmp_path: Path) -> None:
+    given = ("hardware.processes=2", "hardware.nodes=2", "hardware.node_rank=0", "hardware.rendezvous=a:1")
+    config = composed(f"runs_dir={tmp_path}", *given)
+    run = RunDirectory.create(config)
+    assert run is not None
+    saved = run.config().hardware
+    assert (saved.nodes, saved.node_rank, saved.rendezvous) == (2, None, None)
+    assert run_path(composed(f"runs_dir={tmp_path}", "hardware.processes=2")) == run.path
 
 
 def test_one_process_sees_one_gpu(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
