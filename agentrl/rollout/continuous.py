@@ -17,7 +17,7 @@ from agentrl.rollout.drawing import Draw
 from agentrl.rollout.key_values import Cached, Shelf, round_up
 from agentrl.rollout.packed import Piece, forward
 from agentrl.rollout.prefixes import BLOCK, Prefixes, shared_tokens
-from agentrl.rollout.sampler import Request, Turn, cut_turn, never
+from agentrl.rollout.sampler import Request, Turn, always_false, cut_turn
 
 TOGETHER = 2048  # new tokens of prompts and of tools' results in one forward pass, at most
 LEAST_SHARED = 64  # tokens; a prompt waits for others to compute so many
@@ -78,7 +78,7 @@ class Continuous:
         self._waiting: deque[Row] = deque()  # asked, without a slot
         self._clock = 0
 
-    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = always_false) -> dict[int, Turn]:
         """See `Session.sample`."""
         self._find_shared(requests)
         turns = {}

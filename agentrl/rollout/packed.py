@@ -253,7 +253,7 @@ def packed(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(usual)
 
 
-def hindrance(model: PreTrainedModel) -> str | None:
+def why_unsupported(model: PreTrainedModel) -> str | None:
     """Why `forward` cannot take a model; None where it can."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])

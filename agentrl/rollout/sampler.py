@@ -41,7 +41,7 @@ class Turn:
     stop: Stop
 
 
-def never() -> bool:
+def always_false() -> bool:
     """Nothing else is waited for."""
     return False
 
@@ -49,7 +49,7 @@ def never() -> bool:
 class Session(Protocol):
     """A sampler while a batch of episodes is played."""
 
-    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = always_false) -> dict[int, Turn]:
         """Take new requests in; returns turns that have ended, by episode, at least one while any is in flight.
 
         Called with no request while turns are in flight, it waits for the next of them. A session that can be

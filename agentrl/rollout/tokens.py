@@ -25,7 +25,7 @@ from agentrl.rollout.guard import ToolsDied, broken_tools
 from agentrl.rollout.loop import Messages, Reaction, Rules, advance, answered_calls, play_episode
 from agentrl.rollout.observations import observation_ids
 from agentrl.rollout.playing import GivenUp, Playing
-from agentrl.rollout.sampler import Request, Sampler, Session, Stop, Turn, never
+from agentrl.rollout.sampler import Request, Sampler, Session, Stop, Turn, always_false
 from agentrl.rollout.transformers_sampler import TransformersSampler
 
 
@@ -59,7 +59,7 @@ class TokenEngine:
         episodes: list[Episode],
         session: Session,
         progress: Callable[[int], None] | None,
-        given_up: Callable[[], bool] = never,
+        given_up: Callable[[], bool] = always_false,
     ) -> list[Trajectory]:
         players = [
             TokenPlayer(number, episode, self._chat, self._reader, self.sampler, self._budget)
@@ -77,7 +77,7 @@ def play_together(
     plays: list[Generator[Request | Reaction, Any]],
     session: Session,
     progress: Callable[[int], None] | None = None,
-    given_up: Callable[[], bool] = never,
+    given_up: Callable[[], bool] = always_false,
 ) -> None:
     """Play a batch of episodes to their ends. Raises GivenUp soon after `given_up` says so.
 
@@ -104,8 +104,8 @@ def play_together(
             if progress is not None:
                 progress(sampling + background.running)
             asked, requests[:] = list(requests), []
-            waits_for_more = background.running or given_up is not never
-            turns = session.sample(asked, interrupts if waits_for_more else never) if sampling else {}
+            waits_for_more = background.running or given_up is not always_false
+            turns = session.sample(asked, interrupts if waits_for_more else always_false) if sampling else {}
             if given_up():
                 raise GivenUp
             sampling -= len(turns)

@@ -21,8 +21,8 @@ from agentrl.core.stop import any_process
 from agentrl.models.modes import evaluating
 from agentrl.rollout.continuous import Continuous
 from agentrl.rollout.drawing import Draw
-from agentrl.rollout.packed import hindrance, packed
-from agentrl.rollout.sampler import Request, Session, Turn, cut_turn, never
+from agentrl.rollout.packed import packed, why_unsupported
+from agentrl.rollout.sampler import Request, Session, Turn, always_false, cut_turn
 
 
 class TransformersSampler:
@@ -50,7 +50,7 @@ class TransformersSampler:
         self.context = int(unwrapped.config.max_position_embeddings)
         self._longest_turn = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
         self._budget = cache_budget(self._rollout, self.context)
-        if not self.sharded and (why := hindrance(unwrapped)) is not None:
+        if not self.sharded and (why := why_unsupported(unwrapped)) is not None:
             warnings.warn(
                 f"rollouts are sampled by transformers' generate, one padded batch a turn, which is slower: {why}",
                 stacklevel=2,
@@ -68,7 +68,7 @@ class TransformersSampler:
         # whole session weights are cast once; those of other processes must not stay here.
         cast = self._bf16 and not (self.sharded and decoding is None)
         with evaluating(self._model()), torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=cast):
-            if self.sharded or hindrance(self._accelerator.unwrap_model(self._model())) is not None:
+            if self.sharded or why_unsupported(self._accelerator.unwrap_model(self._model())) is not None:
                 yield _Rounds(self, self.generation(decoding))
                 while self.sharded and any_process(False):
                     self.lend_weights()
@@ -141,7 +141,7 @@ class _Rounds:
     def __init__(self, sampler: TransformersSampler, generation: GenerationConfig) -> None:
         self._sampler, self._generation = sampler, generation
 
-    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = always_false) -> dict[int, Turn]:
         sampler = self._sampler
         if sampler.sharded:
             any_process(True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from agentrl.core.engine import Decoding
-from agentrl.rollout.sampler import Request, Turn, cut_turn, never
+from agentrl.rollout.sampler import Request, Turn, always_false, cut_turn
 
 
 class ColocatedSampler:
@@ -54,5 +54,5 @@ class _Session:
     def __init__(self, sampler: ColocatedSampler) -> None:
         self._sampler = sampler
 
-    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = always_false) -> dict[int, Turn]:
         return self._sampler.sample_now(requests)

@@ -14,7 +14,7 @@ from agentrl.config.schema import Rollout
 from agentrl.core.engine import Decoding
 from agentrl.core.errors import UserError
 from agentrl.endpoint.vllm import Ask, VllmServer, VllmTrouble, server_failure
-from agentrl.rollout.sampler import Request, Stop, Turn, cut_turn, never
+from agentrl.rollout.sampler import Request, Stop, Turn, always_false, cut_turn
 
 SILENCE_S = 10.0  # without a turn, until the server is asked whether it lives
 LOOK_S = 0.02  # between two looks at whether an environment has answered
@@ -90,7 +90,7 @@ class _Session:
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
 
-    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = always_false) -> dict[int, Turn]:
         """See `Session.sample`: returns as soon as one turn is there, with all that are."""
         self.ask(requests)
         answers = self._wait(ready)
@@ -139,7 +139,7 @@ class _Session:
         """The next answer; none where something is `ready` before."""
         silent = 0.0
         while not ready():
-            patience = SILENCE_S if ready is never else LOOK_S
+            patience = SILENCE_S if ready is always_false else LOOK_S
             try:
                 return [self._answers.get(timeout=patience)]
             except queue.Empty:

@@ -70,7 +70,7 @@ def keep_fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str)
     return kept
 
 
-def usable(
+def choose_tasks(
     tasks: list[Task],
     bench: Bench,
     trainer_class: type[AgentGRPOTrainer],
@@ -136,7 +136,7 @@ def build_trainer(
     trainer: Trainer
     cycle = 1
     if (trainer_class := rl_trainer(config.algo)) is not None:
-        chosen = usable(tasks, bench, trainer_class, config.trainer, expert_trace)
+        chosen = choose_tasks(tasks, bench, trainer_class, config.trainer, expert_trace)
         tell_reward(config, bench, chosen, console)
         trainer = trainer_class(
             model=model,

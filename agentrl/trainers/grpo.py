@@ -33,8 +33,8 @@ from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
 from agentrl.trainers.loss import LossTrainer
 from agentrl.trainers.reference import starting_policy, use_as_reference
 from agentrl.trainers.rollout_log import RolloutLog
-from agentrl.trainers.row_order import EpochSampler, SeedEpochs, crop_padding, in_row_order
-from agentrl.trainers.samplers import policy_sampler, unparsed, vllm_cache
+from agentrl.trainers.row_order import EpochSampler, SeedEpochs, crop_padding, restore_row_order
+from agentrl.trainers.samplers import policy_sampler, skip_parsing, vllm_cache
 
 
 class AgentGRPOTrainer(LossTrainer):
@@ -202,7 +202,7 @@ class AgentGRPOTrainer(LossTrainer):
         self._batch = [self.tasks[row] for row in self._batch_rows]
         if self._console is not None:
             self._console.start("rollout", len(self._batch))
-        with unparsed(self._tokenizer):
+        with skip_parsing(self._tokenizer):
             batch = super()._generate_and_score_completions(inputs)
         batch["advantages"] = self._token_advantages(batch)
         batch["row"] = torch.arange(len(inputs), device=batch["advantages"].device)
@@ -259,7 +259,7 @@ class AgentGRPOTrainer(LossTrainer):
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self.model.training and self._buffered_inputs is not before:
-            self._buffered_inputs = [crop_padding(chunk) for chunk in in_row_order(self._buffered_inputs)]
+            self._buffered_inputs = [crop_padding(chunk) for chunk in restore_row_order(self._buffered_inputs)]
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 

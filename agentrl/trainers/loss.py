@@ -183,13 +183,19 @@ def rows_of_update(inputs: Inputs) -> int:
 
 
 def piece_of(inputs: Inputs, rows: range, count: int) -> Inputs:
-    """Some of the `count` rows of a mini-batch; what does not belong to a row stays."""
-    return {
-        name: value[rows.start : rows.stop]
-        if isinstance(value, list) or (isinstance(value, Tensor) and value.dim() > 0 and len(value) == count)
-        else value
-        for name, value in inputs.items()
-    }
+    """Some of the `count` rows of a mini-batch.
+
+    As in TRL's buffer, every list and every tensor with a dimension has one entry a row; scalars belong to the whole
+    mini-batch. Raises ValueError for a list or a tensor with another number of entries.
+    """
+    piece = {}
+    for name, value in inputs.items():
+        if isinstance(value, list) or (isinstance(value, Tensor) and value.dim() > 0):
+            if len(value) != count:
+                raise ValueError(f"{name} of a rollout batch has {len(value)} entries, but there are {count} rows")
+            value = value[rows.start : rows.stop]
+        piece[name] = value
+    return piece
 
 
 def trained_tokens(inputs: Inputs) -> Tensor:

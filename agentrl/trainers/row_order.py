@@ -39,7 +39,7 @@ class SeedEpochs(TrainerCallback):
         self._sampler.set_epoch(int(state.epoch or 0))
 
 
-def in_row_order(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def restore_row_order(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Undo TRL's shuffle: the rows of all `chunks` sorted by their `row` entry and cut again as before."""
     size = len(chunks[0]["row"])
     order = torch.argsort(torch.cat([chunk["row"] for chunk in chunks]))

@@ -137,7 +137,7 @@ def vllm_cache(kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def unparsed(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
+def skip_parsing(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
     """Keep TRL from parsing completions: the rollout has already read them as messages."""
     template, tokenizer.response_template = tokenizer.response_template, None
     try:

@@ -24,7 +24,7 @@ from agentrl.endpoint.answer import read_answer
 from agentrl.models.loading import checkpoint_path
 from agentrl.rewards.turns import turn_rewards
 from agentrl.rollout.endpoint import EndpointEngine
-from agentrl.trainers.samplers import unparsed
+from agentrl.trainers.samplers import skip_parsing
 from tests.benches.test_ftrl import bench as ftrl_bench
 from tests.benches.test_ftrl import row as ftrl_row
 from tests.benches.test_ftrl import write
@@ -355,7 +355,7 @@ def test_another_familys_calls_are_read_by_its_own_parser() -> None:
     call = '{"name": "capital", "parameters": {"country": "Norland"}}<|eot_id|>'
     ids, context = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (call, head))
     reader = TokenReader(tokenizer)
-    with unparsed(tokenizer):
+    with skip_parsing(tokenizer):
         assert tokenizer.response_template is None
         read = reader.read(SimpleNamespace(read=parse_text), ids, context, [tool])  # type: ignore[arg-type]
     assert tokenizer.response_template is not None

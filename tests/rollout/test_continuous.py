@@ -69,7 +69,7 @@ def distinct_tokens(played: list[Trajectory]) -> int:
 def by_generate(parts: Any, tasks: Any, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> list[Trajectory]:
     """Greedy trajectories as the padded batches of transformers give them."""
     with monkeypatch.context() as patch:
-        patch.setattr(transformers_sampler, "hindrance", lambda model: "the reference is wanted")
+        patch.setattr(transformers_sampler, "why_unsupported", lambda model: "the reference is wanted")
         patch.setattr(transformers_sampler.warnings, "warn", lambda *_, **__: None)
         return play(parts, engine(parts, **limits), tasks, GREEDY)
 

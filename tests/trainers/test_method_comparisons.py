@@ -17,7 +17,7 @@ from agentrl.config.compose import compose as compose_command
 from agentrl.core.errors import UserError
 from agentrl.objectives.pact import sft_loss
 from agentrl.rewards.turns import turn_rewards
-from agentrl.trainers.build import rl_trainer, tell_reward, usable
+from agentrl.trainers.build import choose_tasks, rl_trainer, tell_reward
 from tests.rewards.test_matching import TRACE, config, episode
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import CONF, composed, gradient, make_trainer, rolled_batch, small
@@ -144,7 +144,7 @@ def tasks_of(algo: str, tasks: str, without: int = 3) -> tuple[int, int]:
     trainer_class = rl_trainer(chosen.algo)
     assert trainer_class is not None
     given = lambda task: None if task.id in lacking else own(task)  # noqa: E731
-    return len(usable(everything, bench, trainer_class, chosen.trainer, given)), len(everything)
+    return len(choose_tasks(everything, bench, trainer_class, chosen.trainer, given)), len(everything)
 
 
 @pytest.mark.parametrize("algo", ["grpo", "pact", "chord", "luffy"])

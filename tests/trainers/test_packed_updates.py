@@ -14,7 +14,7 @@ from agentrl.models.adapters import lora_config
 from agentrl.objectives.pact import anchor_gates
 from agentrl.scoring.packed import PackedEngine
 from agentrl.scoring.padded import PaddedEngine
-from agentrl.trainers.loss import rollouts_after
+from agentrl.trainers.loss import piece_of, rollouts_after
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import composed, log_probs, make_trainer, rolled_batch, small
 from tests.trainers.test_hipo_trainer import SMALL, reply
@@ -175,3 +175,17 @@ def test_rows_of_which_nothing_is_trained_on_are_not_computed(tmp_path: Path) ->
     assert_same(update(trainer, masked, PackedEngine(), 10**6), one)
     masked["tool_mask"][:] = 0
     assert update(trainer, masked, PackedEngine(), 10**6)[1].norm() == 0
+
+
+def test_every_list_and_tensor_of_a_batch_has_an_entry_a_row() -> None:
+    batch = {
+        "ids": torch.arange(12).view(4, 3),
+        "trace": ["a", None, "b", None],
+        "tokens": torch.tensor(7),
+        "old": None,
+    }
+    piece = piece_of(batch, range(1, 3), 4)
+    assert piece["ids"].tolist() == [[3, 4, 5], [6, 7, 8]] and piece["trace"] == [None, "b"]
+    assert piece["tokens"] == 7 and piece["old"] is None
+    with pytest.raises(ValueError, match="columns of a rollout batch has 3 entries, but there are 4 rows"):
+        piece_of({**batch, "columns": torch.zeros(3)}, range(1, 3), 4)

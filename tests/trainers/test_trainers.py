@@ -13,7 +13,7 @@ from agentrl.benches import load_bench
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.objectives.advantages import trajectory_advantage
 from agentrl.trainers.arguments import sft_arguments
-from agentrl.trainers.row_order import EpochSampler, crop_padding, in_row_order
+from agentrl.trainers.row_order import EpochSampler, crop_padding, restore_row_order
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset, trace_labels
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import (
@@ -189,7 +189,7 @@ def test_row_order_is_restored_over_chunks():
         {"row": rows[:2], "x": rows[:2] * 10.0, "names": ["d", "a"], "n": torch.tensor(7), "none": None},
         {"row": rows[2:], "x": rows[2:] * 10.0, "names": ["c", "b"], "n": torch.tensor(7), "none": None},
     ]
-    first, second = in_row_order(chunks)
+    first, second = restore_row_order(chunks)
     assert first["row"].tolist() == [0, 1] and second["row"].tolist() == [2, 3]
     assert first["x"].tolist() == [0.0, 10.0] and second["names"] == ["c", "d"]
     assert first["n"] == 7 and first["none"] is None
