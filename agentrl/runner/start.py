@@ -9,7 +9,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from agentrl.config.algos import Evaluate
+from agentrl.config.algos import CustomAlgo, Evaluate
 from agentrl.config.benches import Minihif, Minihop
 from agentrl.config.places import paths_of
 from agentrl.config.rules import validate
@@ -100,7 +100,9 @@ def check(config: Config, here: bool = True) -> list[str]:
     make_paths_absolute(config)
     if here and not _is_complete(run_path(config)):
         check_tasks(config)
-        if not config.dry_run:
+        if config.dry_run:
+            _check_own_trainer(config)
+        else:
             check_ready(config)
             warnings += check_reach(config)
     return warnings
@@ -133,6 +135,14 @@ def make_paths_absolute(config: Config) -> None:
             continue
         if path.place != "template" or path.value not in template_names():
             setattr(path.group, path.name, str(file.absolute()))
+
+
+def _check_own_trainer(config: Config) -> None:
+    """Load the file of algo=custom, as the run does before it loads the model. Raise UserError if it has no trainer."""
+    if isinstance(config.algo, CustomAlgo):
+        from agentrl.trainers.build import rl_trainer  # imports torch, for which no other dry run has to wait
+
+        rl_trainer(config.algo)
 
 
 def _is_complete(path: Path) -> bool:

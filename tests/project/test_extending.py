@@ -19,6 +19,7 @@ from agentrl.config.benches import CustomBench
 from agentrl.core.custom import load_attribute
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Component, Trajectory
+from agentrl.runner.start import check
 from agentrl.trainers.build import rl_trainer, tell_reward
 from tests.support.helpers import composed, make_trainer
 
@@ -118,6 +119,17 @@ def test_the_run_says_that_the_configured_reward_is_not_read(keys: tuple[str, ..
     bench = load_bench(config.bench)
     tell_reward(config, bench, bench.tasks("train"), SimpleNamespace(say=said.append))  # type: ignore[arg-type]
     assert said == ([] if expected is None else [expected])
+
+
+def test_a_dry_run_looks_into_the_file(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text("class Trainer:\n    pass\n")
+    (tmp_path / "broken.py").write_text("raise KeyError('mine')\n")
+    own = ("dry_run=true", f"runs_dir={tmp_path}", "algo=custom")
+    check(composed(*own, f"algo.path={ALGO}"))
+    with pytest.raises(UserError, match="Trainer must be a subclass of agentrl"):
+        check(composed(*own, f"algo.path={tmp_path / 'other.py'}"))
+    with pytest.raises(KeyError, match="mine"):  # with the traceback, which shows the line
+        check(composed(*own, f"algo.path={tmp_path / 'broken.py'}"))
 
 
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
