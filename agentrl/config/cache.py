@@ -21,6 +21,14 @@ KNOWN_HEADS = {
     "Qwen/Qwen3-1.7B": (28, 8, 128),
     "Qwen/Qwen3-4B": (36, 8, 128),
     "Qwen/Qwen3-8B": (36, 8, 128),
+    "Qwen/Qwen3.5-0.8B": (6, 2, 256),  # of its layers, every fourth has keys and values
+    "Qwen/Qwen3.5-2B": (6, 2, 256),
+    "Qwen/Qwen3.5-4B": (8, 4, 256),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (30, 3, 64),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": (32, 5, 64),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (24, 32, 64),
+    "google/gemma-3-270m-it": (18, 1, 256),
+    "LiquidAI/LFM2-350M": (6, 8, 64),  # the others of its 16 layers are convolutions
     "microsoft/Phi-3-mini-128k-instruct": (32, 32, 96),
     "microsoft/Phi-4-mini-instruct": (32, 8, 128),
     "meta-llama/Llama-3.2-1B-Instruct": (16, 8, 64),

@@ -25,7 +25,7 @@ from agentrl.core.errors import UserError
 GENERATED = ("minihop", "minihif")  # benches to which older versions gave an unused `path`
 RENAMED = {"mended": "corrected"}  # older names of the choices of bench.rules and bench.reward_rules
 # Keys without which older versions trained, besides operational ones: they change no result except by rounding.
-ADDED = ("rollout.ahead", "trainer.tokens_per_batch", "trainer.engine", "model.chat_template")
+ADDED = ("rollout.ahead", "trainer.tokens_per_batch", "trainer.engine", "model.chat_template", "model.quantize")
 # Keys that methods and benches lacked, and the values with which they act as they did.
 ADDED_TO_OPTIONS: dict[str, dict[str, Any]] = {
     "algo": {

@@ -48,10 +48,16 @@ class Model(Group):
         place="weights",
     )
     revision: str | None = key("Hub revision (branch, tag or commit); null takes the default branch.")
-    family: Literal["tiny", "qwen2.5", "qwen3", "phi3", "phi4", "llama3", "other"] = key(
-        "Family of the model, which decides the modules that LoRA adapts."
+    family: Literal[
+        "tiny", "qwen2.5", "qwen3", "qwen3.5", "phi3", "phi4", "llama3", "smollm2", "gemma3", "lfm2", "other"
+    ] = key(
+        "Family of the model, which decides the modules that LoRA adapts; other takes that of the checkpoint, if known."
     )
     dtype: Dtype = key("Type of the weights.")
+    quantize: Literal["int8", "8bit", "4bit"] | None = key(
+        "Keep the matrices of a base that gets adapters in fewer bits. null keeps them in `dtype`.",
+        means=("torchao, also on a CPU", "bitsandbytes, on CUDA", "NF4 of bitsandbytes, on CUDA"),
+    )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = key("Attention kernel.")
     gradient_checkpointing: bool = key("Recompute activations in the backward pass: less memory, more time.")
     reasoning: Literal["content", "think"] = key(

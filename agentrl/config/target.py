@@ -20,7 +20,17 @@ from agentrl.config.shipped import option_files, read_option
 from agentrl.core.errors import UserError
 from agentrl.core.gguf import is_gguf
 
-FAMILIES = {"qwen2": "qwen2.5", "qwen3": "qwen3", "llama": "llama3", "phi3": "phi3"}  # by config.json's model_type
+FAMILIES = {  # by config.json's model_type
+    "qwen2": "qwen2.5",
+    "qwen3": "qwen3",
+    "qwen3_5": "qwen3.5",
+    "qwen3_5_text": "qwen3.5",
+    "llama": "llama3",
+    "phi3": "phi3",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
+    "lfm2": "lfm2",
+}
 INHERITED = ("family", "reasoning", "thinking", "dtype", "attn_implementation")  # keys taken from the run of a model
 SAMPLING = (  # keys taken from a run whose model is evaluated on the bench of its training
     *("rollout.temperature", "rollout.top_p", "rollout.max_turns", "rollout.max_prompt_tokens"),

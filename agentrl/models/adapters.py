@@ -15,14 +15,18 @@ from transformers.utils import find_adapter_config_file
 
 from agentrl.config.meanings import suggest
 from agentrl.config.schema import Model
+from agentrl.config.target import FAMILIES
 from agentrl.core.errors import UserError, first_line
 from agentrl.models.places import ADAPTER, checkpoint_path
 
-LORA_TARGETS = {
-    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
-    "phi4": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
-}  # Phi fuses its projections; every other family here has Llama's seven projections
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PHI_TARGETS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]  # Phi fuses its projections
+LORA_TARGETS = {
+    "phi3": PHI_TARGETS,
+    "phi4": PHI_TARGETS,
+    "lfm2": ["q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"],  # in_proj: of its convolutions
+    "qwen3.5": [*LLAMA_TARGETS, "in_proj_qkv", "in_proj_z", "out_proj"],  # the latter three: of its linear attention
+}  # every other family here has Llama's seven projections
 
 
 def lora_config(model: Model) -> LoraConfig | None:
@@ -34,10 +38,17 @@ def lora_config(model: Model) -> LoraConfig | None:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules or LORA_TARGETS.get(model.family, LLAMA_TARGETS),
+        target_modules=lora.target_modules or LORA_TARGETS.get(_family(model), LLAMA_TARGETS),
         task_type="CAUSAL_LM",
         revision=model.revision,
     )
+
+
+def _family(model: Model) -> str:
+    """Return the family that the user names, or that the checkpoint's configuration tells."""
+    if model.family != "other" or (network := network_config(model)) is None:
+        return model.family
+    return FAMILIES.get(network.model_type, model.family)
 
 
 def check_lora(model: Model) -> None:

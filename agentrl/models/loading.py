@@ -30,6 +30,7 @@ from agentrl.core.errors import UserError, first_line
 from agentrl.models.adapters import adapter_base, merge_adapter
 from agentrl.models.complete import require_complete
 from agentrl.models.places import checkpoint_path
+from agentrl.models.quantization import quantization_of
 from agentrl.models.vocabulary import fit_vocabulary
 
 
@@ -43,14 +44,15 @@ def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) ->
             config names.
     """
     if (base := adapter_base(config)) is not None:
-        return merge_adapter(load_model(base, quantization), config)
+        # An adapter is merged into the weights before rounding, as QLoRA is.
+        return merge_adapter(load_model(base.model_copy(update={"quantize": None}), quantization), config)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             checkpoint_path(config.path),
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,
-            quantization_config=quantization,
+            quantization_config=quantization or quantization_of(config),
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, json.JSONDecodeError) as error:

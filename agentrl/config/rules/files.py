@@ -52,3 +52,6 @@ def _checkpoint(config: Config) -> None:
     found = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
     path_rule = "is not a checkpoint (no config.json); give a directory made by save_pretrained, or a hub id"
     require(found, "model.path", path, path_rule)
+    kind, adapter = config.model.quantize, (folder / "adapter_config.json").is_file()
+    merge_rule = "an adapter is merged into whole weights; run agentrl merge and name what it writes, or set null"
+    require(kind is None or not adapter, "model.quantize", kind, merge_rule)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from agentrl.config.accelerate_files import READY, SHARDED, accelerate_file, read_accelerate_file
-from agentrl.config.algos import Hipo
+from agentrl.config.algos import Evaluate, Hipo
 from agentrl.config.checks import require
 from agentrl.config.hardware import Hardware
 from agentrl.config.schema import Config
@@ -29,6 +29,7 @@ def check_machine(config: Config) -> list[str]:
     if config.hardware.accelerate_config is not None:
         _accelerate(config.hardware)
     _packages(config)
+    _quantize(config)
     return _kernels(config)
 
 
@@ -41,6 +42,23 @@ def _packages(config: Config) -> None:
         require(config.hardware.device == "cuda", "algo.reference", algo.reference, quantised_rule)
         found = find_spec("bitsandbytes") is not None
         require(found, "algo.reference", algo.reference, "needs bitsandbytes; pip install bitsandbytes, or set copy")
+
+
+def _quantize(config: Config) -> None:
+    model, kind = config.model, config.model.quantize
+    if kind is None:
+        return
+    key, served = "model.quantize", isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None
+    require(not served, key, kind, "the server holds the weights; quantise them there, and set null")
+    trained = config.algo.trains and not model.lora.enabled
+    require(not trained, key, kind, "rounded weights cannot be trained; train adapters (model/lora=on), or set null")
+    vllm_rule = "vLLM would sample from the weights before rounding; set vllm.mode=off, or null"
+    require(not samples_with_vllm(config), key, kind, vllm_rule)
+    package = "torchao" if kind == "int8" else "bitsandbytes"
+    cuda_rule = "bitsandbytes computes on CUDA here; set model.quantize=int8, or hardware=gpu"
+    require(kind == "int8" or config.hardware.device == "cuda", key, kind, cuda_rule)
+    if find_spec(package) is None:
+        raise UserError(f"{key}={kind}: the package {package} is not installed; {install_line(package)}, or set null")
 
 
 def _kernels(config: Config) -> list[str]:
