@@ -56,7 +56,7 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], batch: int = 32) -> Vectors:
-        """Return one row a text, (N, dimension) in float32, each of norm 1. The encoder cuts long texts at its limit."""
+        """Return one row a text, (N, dimension) in float32, each of norm 1. Long texts are cut at the limit."""
         found = np.zeros((len(texts), self.dimension), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # texts of one length need little padding
         for start in range(0, len(order), batch):
