@@ -22,8 +22,9 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line, requirements
 from agentrl.core.version import DISTRIBUTION
+from agentrl.endpoint.connection import is_reachable
 from agentrl.evaluation.estimate import count_parameters, format_gigabytes, memory, most_memory
-from agentrl.runner.reach import hub_address, is_in_hub_cache, is_reachable
+from agentrl.models.hub import hub_address, is_in_hub_cache
 from agentrl.runner.ready import check_vllm_server
 from agentrl.store.durable import sha256
 

@@ -16,6 +16,7 @@ import pytest
 from agentrl.commands.eval import main as eval_command
 from agentrl.commands.traces import main as traces_command
 from agentrl.core.errors import UserError
+from agentrl.models import hub as hub_lookup
 from agentrl.runner import reach
 from tests.support.bench_files import bench_keys
 from tests.support.command_line import run_here
@@ -43,13 +44,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     thread.start()
     address = f"http://127.0.0.1:{listening.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", address)
-    for name in reach.OFFLINE:
+    for name in hub_lookup.OFFLINE:
         monkeypatch.delenv(name, raising=False)
-    reach._hub_refusal.cache_clear()
+    hub_lookup._hub_refusal.cache_clear()
     yield address
     listening.shutdown()
     listening.server_close()
-    reach._hub_refusal.cache_clear()
+    hub_lookup._hub_refusal.cache_clear()
 
 
 @pytest.fixture
@@ -85,14 +86,14 @@ def test_a_model_that_needs_the_network_is_refused_without_it(
 ) -> None:
     line = refused(capsys, "model=someone/offline")  # tests run with HF_HUB_OFFLINE=1
     assert "model=someone/offline: not in the hub's cache, and HF_HUB_OFFLINE" in line
-    for name in reach.OFFLINE:
+    for name in hub_lookup.OFFLINE:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", NOBODY)
-    reach._hub_refusal.cache_clear()
+    hub_lookup._hub_refusal.cache_clear()
     assert f"{NOBODY} cannot be reached (Connection refused)" in refused(capsys, "model=someone/agent")
     assert "bench.hub_id=bytedance-research/ToolHop" in refused(capsys, "bench=toolhop")
     assert "judge.path=some/judge" in refused(capsys, "algo=hipo", "judge=local", "judge.path=some/judge")
-    reach._hub_refusal.cache_clear()
+    hub_lookup._hub_refusal.cache_clear()
 
 
 def test_the_base_of_an_adapter_is_checked(here: Path, capsys: Any) -> None:
@@ -108,9 +109,9 @@ def test_cached_models_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert reach.is_in_hub_cache("someone/agent")
-    assert not reach.is_in_hub_cache("someone/agent", revision="other")
-    assert not reach.is_in_hub_cache("someone/else")
+    assert hub_lookup.is_in_hub_cache("someone/agent")
+    assert not hub_lookup.is_in_hub_cache("someone/agent", revision="other")
+    assert not hub_lookup.is_in_hub_cache("someone/else")
     reach.check_reach(composed("model=custom", "model.name=agent", "model.path=someone/agent"))
 
 

@@ -1,4 +1,4 @@
-"""Do the files exist that keys name? Hub ids are checked elsewhere (runner/reach.py)."""
+"""Do the files exist that keys name? Hub ids are checked elsewhere (models/hub.py)."""
 
 from __future__ import annotations
 
