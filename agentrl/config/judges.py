@@ -98,6 +98,12 @@ class DistilledJudge(Group):
     batch: int = key("Responses scored together.", ge=1)
 
 
+class EmbeddingJudge(Group):
+    name: str = key("Judge.")
+    path: str = key("Directory or hub id of a sentence encoder.", place="weights")
+    batch: int = key("Replies encoded together.", ge=1)
+
+
 class Distillation(Group):
     """The keys of the command `agentrl judge distill`. It composes no configuration, so its defaults are here."""
 
@@ -124,4 +130,5 @@ JUDGES: dict[str, type[Group]] = {
     "openai": OpenAIJudge,
     "local": LocalJudge,
     "distilled": DistilledJudge,
+    "embedding": EmbeddingJudge,
 }

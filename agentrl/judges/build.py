@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
+from agentrl.config.judges import DistilledJudge, EmbeddingJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
 from agentrl.core.judge import Judge
 from agentrl.judges.cache import VerdictCache
@@ -18,7 +18,7 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
     """Build the judge of `config.judge`; None for judge=program, where only the bench's own program grades.
 
     `payer` names whose budget is spent. It is the run directory, so a resumed run continues with what is left. `device`
-    is where judges that are models in this process compute.
+    is where language models that judge in this process compute.
 
     Raises:
         UserError: a rubric, cache or model cannot be read, a key is not set or is refused, or no server answers at the
@@ -29,6 +29,10 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
         from agentrl.judges.distilled import RewardModelJudge
 
         return RewardModelJudge(judge, device)
+    if isinstance(judge, EmbeddingJudge):
+        from agentrl.judges.embedding import SimilarityJudge
+
+        return SimilarityJudge(judge)
     if isinstance(judge, OpenAIJudge):
         from agentrl.judges.openai import EndpointJudge
 

@@ -32,11 +32,12 @@ def is_in_hub_cache(repository: str, kind: str = "model", revision: str | None =
     return kind != "model" and folder.is_dir()
 
 
-def check_hub(key: str, repository: str, kind: str, revision: str | None) -> None:
+def check_hub(key: str, repository: str, kind: str, revision: str | None, instead: str | None = None) -> None:
+    """Raise UserError if a repository is not in the cache and the hub refuses it; `instead` says what helps."""
     if is_in_hub_cache(repository, kind, revision):
         return
     named = f"{key}={repository}" if "=" not in key else f"{key} {repository}"
-    advice = "name a local directory" if kind == "model" else "name a local file as bench.path=..."
+    advice = instead or "name a local directory" if kind == "model" else "name a local file as bench.path=..."
     if any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE):
         raise UserError(
             f"{named}: not in the hub's cache, and {' or '.join(OFFLINE)} forbids a download; unset it, or {advice}"

@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from agentrl.config.algos import Evaluate
-from agentrl.config.judges import LocalJudge, OpenAIJudge
+from agentrl.config.judges import EmbeddingJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.endpoint.connection import behind_proxy, explain_no_connection
@@ -35,6 +35,9 @@ def check_reach(config: Config) -> list[str]:
         _check_gpus(config)
     for key, repository, kind, revision in _of_the_hub(config, endpoint is not None):
         check_hub(key, repository, kind, revision)
+    judge = config.judge
+    if isinstance(judge, EmbeddingJudge) and not Path(judge.path).expanduser().exists():
+        check_hub("judge.path", judge.path, "model", None, instead="run make minilm and set judge.path=models/minilm")
     return _judge(config)
 
 

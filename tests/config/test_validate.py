@@ -173,6 +173,11 @@ IMPOSSIBLE = [
     ("judge=openai judge.model=m judge.base_url=ftp://host", "must be http(s)://"),
     ("judge=openai judge.model=m judge.max_cost=1", "needs prices, or the cost is always 0"),
     ("judge=openai judge.model=m judge.user_rubric=/nowhere.md", "judge.user_rubric=/nowhere.md: no such file"),
+    ("judge=embedding judge.path=/nowhere", "holds no sentence encoder; run make minilm"),
+    (
+        "algo=hipo bench=systemcheck judge=embedding",
+        "no program grades r_sys of bench=systemcheck; choose",
+    ),
     ("judge=distilled judge.path=/nowhere", "make one with agentrl judge distill"),
     ("algo=dpo algo.beta=0", "algo.beta"),
     ("algo=dpo rollout.num_generations=1", "a pair needs two replies"),

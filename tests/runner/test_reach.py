@@ -16,6 +16,7 @@ import pytest
 from agentrl.commands.eval import main as eval_command
 from agentrl.commands.traces import main as traces_command
 from agentrl.core.errors import UserError
+from agentrl.endpoint import connection
 from agentrl.models import hub as hub_lookup
 from agentrl.runner import reach
 from tests.support.bench_files import bench_keys
@@ -113,6 +114,12 @@ def test_cached_models_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not hub_lookup.is_in_hub_cache("someone/agent", revision="other")
     assert not hub_lookup.is_in_hub_cache("someone/else")
     reach.check_reach(composed("model=custom", "model.name=agent", "model.path=someone/agent"))
+
+
+def test_an_encoder_that_cannot_be_had_is_refused_with_the_way_to_make_one(here: Path, capsys: Any) -> None:
+    line = refused(capsys, "algo=hipo", "bench=minihif", "judge=embedding")
+    assert "judge.path=sentence-transformers/all-MiniLM-L6-v2: not in the hub's cache" in line
+    assert line.endswith("run make minilm and set judge.path=models/minilm")
 
 
 @pytest.mark.parametrize(
@@ -230,8 +237,8 @@ def test_any_answer_of_a_server_is_enough(here: Path, status: int) -> None:
 
 
 def test_a_slow_name_look_up_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reach, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(reach, "_connect", lambda host, port: time.sleep(2))
+    monkeypatch.setattr(connection, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(connection, "_connect", lambda host, port: time.sleep(2))
     with pytest.raises(UserError, match=r"algo.endpoint.base_url=http://slow: no server answers there \(no answer in"):
         reach.check_server("algo.endpoint.base_url", "http://slow")
 

@@ -35,6 +35,7 @@ def small_encoder(folder: Path, longest: int = 8) -> Path:
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=16,
+        initializer_range=1.0,  # vectors in all directions
         max_position_embeddings=16,
     )
     BertModel(config).save_pretrained(folder)

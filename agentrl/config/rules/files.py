@@ -6,10 +6,12 @@ from pathlib import Path
 
 from agentrl.config.algos import CustomAlgo, Dpo, Evaluate
 from agentrl.config.checks import require, require_python_file
-from agentrl.config.judges import DistilledJudge, LocalJudge, OpenAIJudge
+from agentrl.config.judges import DistilledJudge, EmbeddingJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
 from agentrl.config.templates import check_template
 from agentrl.core.gguf import holds_gguf, is_gguf
+
+PREPARED = "models/minilm"  # where make minilm puts the encoder: not the form of a hub id
 
 
 def check_files(config: Config) -> None:
@@ -28,8 +30,19 @@ def check_files(config: Config) -> None:
     if isinstance(judge, DistilledJudge):
         made = (Path(judge.path).expanduser() / "distilled.json").is_file()
         require(made, "judge.path", judge.path, "has no distilled.json; make one with agentrl judge distill")
+    if isinstance(judge, EmbeddingJudge):
+        check_encoder("judge.path", judge.path)
     check_template(config.model.chat_template)
     _checkpoint(config)
+
+
+def check_encoder(key: str, path: str) -> None:
+    """Refuse a local path without an encoder."""
+    folder = Path(path).expanduser()
+    if folder.exists() or path.startswith(("/", "./", "../", "~")) or path.count("/") != 1 or path == PREPARED:
+        found = (folder / "config.json").is_file() and (folder / "1_Pooling" / "config.json").is_file()
+        rule = f"holds no sentence encoder; run make minilm and set {key}={PREPARED}, or name a hub id"
+        require(found, key, path, rule)
 
 
 def _file(key: str, path: str | None, rule: str) -> None:

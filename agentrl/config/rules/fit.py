@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentrl.config.algos import Evaluate, Hipo, Sft
 from agentrl.config.benches import ToolHop
 from agentrl.config.checks import require
-from agentrl.config.judges import OpenAIJudge
+from agentrl.config.judges import EmbeddingJudge, OpenAIJudge
 from agentrl.config.schema import Config
 
 
@@ -31,6 +31,11 @@ def _ungraded(config: Config) -> bool:
 def _rewards(config: Config) -> None:
     """Methods on instruction hierarchies need a bench with two rewards; the others need tools."""
     bench, algo = config.bench, config.algo
+    similarity = (
+        f"compares replies with the user's request, and no program grades r_sys of bench={bench.name}; choose "
+        "judge=openai, local or distilled"
+    )
+    require(not (isinstance(config.judge, EmbeddingJudge) and bench.grades == "none"), "judge", "embedding", similarity)
     if algo.wants == "two sides":
         two_rule = (
             f"has one reward, but algo={algo.name} needs one for the system and one for the user; set bench=minihif or "
@@ -104,6 +109,7 @@ def _warnings(config: Config) -> list[str]:
     if isinstance(config.algo, Hipo) and config.bench.grades != "all" and config.judge.name == "program":
         warnings.append(
             "judge=program: a program cannot tell whether the user was served; if the suite leaves r_user open, it is "
-            "the share of the request's words in the reply; judge=openai, local or distilled read the reply"
+            "the share of the request's words in the reply; judge=openai, local or distilled read the reply, and "
+            "judge=embedding compares what the two are about"
         )
     return warnings
