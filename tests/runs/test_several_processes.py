@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs.test_runs import lines, only_run, run
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -38,3 +40,23 @@ def test_two_processes_make_the_updates_of_one(algo: str, terms: tuple[str, ...]
         first, second = ([line[name] for line in result["log"][:2]] for result in results)
         assert len(first) == 2 and first == pytest.approx(second, rel=1e-4, abs=1e-6), name
     assert one["log"][0]["grad_norm"] > 0.01 and one["log"][0][terms[0]] != 0
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_updates_of_one_on_traces_too(tmp_path: Path) -> None:
+    """The budget cuts the update of a process into pieces, of which the two need different numbers."""
+    logs = []
+    for processes in (1, 2):
+        runs = tmp_path / str(processes)
+        batch = (
+            "trainer.prompts_per_batch=6",
+            "trainer.minibatch_prompts=6",
+            "trainer.tokens_per_batch=500",
+            "trainer.max_steps=2",
+        )
+        run(runs, "algo=sft", *batch, "eval.before=false", "eval.after=false", f"hardware.processes={processes}")
+        logs.append(lines(only_run(runs) / "metrics.jsonl"))
+    for name in ("loss/total", "grad_norm", "entropy", "mean_token_accuracy", "tokens"):
+        one, two = ([line[name] for line in log] for log in logs)
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-6), name
+    assert logs[0][0]["grad_norm"] > 0.01
