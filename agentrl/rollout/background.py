@@ -8,17 +8,17 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-AT_ONCE = 64  # threads; work beyond that waits for a free one
+AT_ONCE = 64  # number of threads; further work waits until a thread is free
 
 
 class Background:
-    """Runs work in threads, at most AT_ONCE at a time, which exist once there is work.
+    """Runs work in a pool of AT_ONCE threads. The pool starts with the first piece of work.
 
-    Neither its end nor that of the process waits for work that is still running.
+    When the context closes or the process exits, work that is still running is abandoned: nothing waits for it.
     """
 
     def __init__(self) -> None:
-        self.running = 0  # works that have not been taken yet
+        self.running = 0  # pieces of work whose results have not been taken yet
         self._threads: ThreadPool | None = None
         self._done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
 
@@ -30,7 +30,7 @@ class Background:
             self._threads.terminate()
 
     def start(self, number: int, work: Callable[[], Any]) -> None:
-        """Begin some work; `take` gives its result under `number`."""
+        """Start `work` in a thread. `take` returns its result together with `number`."""
         self._threads = self._threads or ThreadPool(AT_ONCE)
         self.running += 1
         self._threads.apply_async(
@@ -40,11 +40,14 @@ class Background:
         )
 
     def ready(self) -> bool:
-        """Whether a result is there."""
+        """Return whether a result can be taken."""
         return not self._done.empty()
 
     def take(self, wait: bool) -> list[tuple[int, Any]]:
-        """The results that are there, by number; with `wait` at least one while work is running. Raises its error."""
+        """Return the finished results as (number, result) pairs, sorted by number.
+
+        With `wait`, block until there is at least one, if work is running. Raises the error of work that failed.
+        """
         taken: list[tuple[int, Any]] = []
         while self.running and (not self._done.empty() or (wait and not taken)):
             number, result, error = self._done.get()

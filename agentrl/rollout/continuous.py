@@ -1,8 +1,9 @@
-"""Turns sampled in one running batch: rows that end leave it, waiting rows enter, and every token is computed once.
+"""Continuous batching: samples turns in one running batch. A row leaves when its turn ends, and a waiting row enters.
 
-A row keeps its keys and values from turn to turn, and rollouts of one prompt share those of the prompt. A prompt copies
-those of a beginning that another prompt has, too. The cache has a budget of tokens. Where it is used up, rows wait, and
-what has waited longest loses its cache and is computed again.
+A row keeps its keys and values from turn to turn, so each token is computed once. The rollouts of one prompt share the
+keys and values of the prompt. If two prompts begin alike, the second copies those of the common beginning. The cache
+has a budget of tokens. When the budget is used up, new rows wait for room. To make room, the cache of the entry that
+was used longest ago is evicted; its tokens are computed again when they are needed.
 """
 
 from __future__ import annotations
@@ -16,56 +17,50 @@ from typing import Any
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.key_values import Cached, Shelf, round_up
 from agentrl.rollout.packed import Piece, forward
-from agentrl.rollout.prefixes import BLOCK, Prefixes, shared_tokens
+from agentrl.rollout.prefixes import BLOCK, Prefixes, common_length, shared_tokens
 from agentrl.rollout.sampler import Request, Turn, always_false, cut_turn
 
-TOGETHER = 2048  # new tokens of prompts and of tools' results in one forward pass, at most
-LEAST_SHARED = 64  # tokens; a prompt waits for others to compute so many
-AHEAD = 256  # tokens that a row is given room for when it enters, or what its turn may have if that is less
+TOGETHER = 2048  # at most so many new tokens of prompts and tool results in one forward pass
+LEAST_SHARED = 64  # tokens; if two prompts begin with so many equal tokens, one waits for the other and copies them
+AHEAD = 256  # a row reserves room for so many new tokens when it enters, or for the limit of its turn if that is less
 
 
 @dataclass(eq=False)
 class Row(Cached):
-    """An episode: `ids` are its context and what it has sampled since."""
+    """The state of one episode. `ids` holds the context and the tokens sampled since."""
 
-    request: Request | None = None  # the turn being sampled; None while nothing is asked
+    request: Request | None = None  # the turn that is being sampled; None between two turns
     turn: int = -1
-    limit: int = 0  # tokens that the turn may have
+    limit: int = 0  # maximum number of tokens of the turn
     random: Random = field(default_factory=Random)
     logprobs: list[float] = field(default_factory=list)
-    trunk: Cached | None = None  # its prompt without the last token, where other episodes have the same
+    trunk: Cached | None = None  # the prompt without its last token, if other episodes share it
 
     @property
     def sampled(self) -> int:
-        """Tokens of the turn so far."""
+        """Number of tokens sampled in this turn."""
         return len(self.ids) - (len(self.request.ids) if self.request else 0)
 
     @property
     def width(self) -> int:
-        """Tokens that its slot has to hold."""
+        """Number of tokens that its slot must hold."""
         return len(self.ids) - self.base if self.request else self.own
 
 
 class Continuous:
-    """A session (`sampler.Session`) over a model whose attention is `packed`.
+    """A session (`sampler.Session`) over a model inside `packed.packed`.
 
     Args:
-        model: what computes logits; in evaluation mode, without gradients.
-        draw: how tokens are drawn.
-        ends: tokens that end a turn.
-        context: tokens of the longest context, the turn included.
-        longest_turn: tokens of a turn at most.
-        budget: tokens of the cache. One row is held whatever its length.
+        model: computes the logits. It is in evaluation mode, and gradients are off.
+        draw: draws tokens from logits.
+        ends: ids of the tokens that end a turn.
+        context: maximum length of a context in tokens, including the turn to be sampled.
+        longest_turn: maximum length of a turn in tokens.
+        budget: size of the cache in tokens. One row is always held, even if it is longer than the budget.
     """
 
     def __init__(
-        self,
-        model: Any,
-        draw: Draw,
-        ends: Sequence[int],
-        context: int,
-        longest_turn: int,
-        budget: int,
+        self, model: Any, draw: Draw, ends: Sequence[int], context: int, longest_turn: int, budget: int
     ) -> None:
         self._model, self._draw = model, draw
         self._ends, self._context, self._longest_turn, self._budget = tuple(ends), context, longest_turn, budget
@@ -74,8 +69,8 @@ class Continuous:
         self._episodes: dict[int, Row] = {}
         self._prompts: dict[tuple[int, ...], Cached] = {}
         self._prefixes = Prefixes()
-        self._lenders: dict[Cached, Cached] = {}  # of what entered in this step
-        self._waiting: deque[Row] = deque()  # asked, without a slot
+        self._lenders: dict[Cached, Cached] = {}  # for entries that got a slot in this step: what they copy from
+        self._waiting: deque[Row] = deque()  # rows with a request but without a slot
         self._clock = 0
 
     def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = always_false) -> dict[int, Turn]:
@@ -92,7 +87,7 @@ class Continuous:
         return turns
 
     def _find_shared(self, requests: Sequence[Request]) -> None:
-        """Prompts that several new episodes have in common get a trunk."""
+        """Give a trunk to every prompt that several new episodes share."""
         new = [request for request in requests if request.episode not in self._episodes]
         prompts = Counter(tuple(request.ids[:-1]) for request in new)
         for request in new:
@@ -106,7 +101,7 @@ class Continuous:
                 row.path = self._prefixes.path(request.ids)
 
     def _take(self, request: Request) -> Turn | None:
-        """Start a turn; returned is one that ends before it began."""
+        """Start a turn and return None. If no token may be sampled, return the empty turn at once."""
         row = self._episodes[request.episode]
         row.turn += 1
         limit = min(request.limit, self._longest_turn, self._context - len(request.ids))
@@ -117,7 +112,7 @@ class Continuous:
             row.trunk = None
         if row.turn and row.path:
             del row.path[common_length(row.ids, request.ids) // BLOCK :]
-        if row.slot is not None:  # what the cache holds and the request repeats
+        if row.slot is not None:  # keep the cached tokens with which the request begins, except its last token
             row.held = min(common_length(row.ids[: row.held], request.ids), len(request.ids) - 1)
             if (row.trunk is None and row.base) or row.held < row.base:
                 self._rows.drop(row)
@@ -127,7 +122,7 @@ class Continuous:
         return None
 
     def _step(self) -> dict[int, Turn]:
-        """One forward pass, and the turns that end with it."""
+        """Run one forward pass, sample one token per row, and return the turns that ended, by episode."""
         self._clock += 1
         unfinished = self._enter()
         pieces, prompts = self._plan(unfinished)
@@ -162,14 +157,14 @@ class Continuous:
         return turns
 
     def _enter(self) -> list[Cached]:
-        """Give slots to waiting rows while there is room; returns the trunks to be computed first."""
+        """Give slots to waiting rows while there is room. Return the trunks that are not fully computed yet."""
         kept: deque[Row] = deque()
         while self._waiting:
             row = self._waiting.popleft()
             trunk = row.trunk
             lender, comes = self._lender(row)
             if comes:
-                kept.append(row)  # it enters when the beginning of its prompt is there
+                kept.append(row)  # it enters when another entry has computed the beginning of its prompt
                 continue
             if trunk is not None and trunk.slot is None and not self._make_room(row, trunk):
                 kept.append(row)
@@ -180,7 +175,7 @@ class Continuous:
                 if lender is not None:
                     self._lenders[trunk] = lender
             if trunk is not None and trunk.held < len(trunk.ids):
-                kept.append(row)  # it enters when its prompt is there
+                kept.append(row)  # it enters when its prompt is computed
                 continue
             if not self._make_room(row, None):
                 kept.append(row)
@@ -194,7 +189,10 @@ class Continuous:
         return [trunk for trunk in self._trunks.entries if trunk.held < len(trunk.ids)]
 
     def _lender(self, row: Row) -> tuple[Cached | None, bool]:
-        """What holds the longest beginning of a prompt that is about to enter, and whether that is still to come."""
+        """Find the entry that shares the longest beginning with the prompt of a waiting row.
+
+        Return that entry, None if no entry shares LEAST_SHARED tokens, and whether it has yet to compute them.
+        """
         entry, entries = (row, self._rows.entries) if row.trunk is None else (row.trunk, self._trunks.entries)
         lender, most = None, LEAST_SHARED - 1
         if entry.slot is None and entry.path:
@@ -204,7 +202,7 @@ class Continuous:
         return lender, lender is not None and lender.held < most
 
     def _borrow(self) -> None:
-        """Copy the beginnings of prompts that entered, as far as their lenders still hold them."""
+        """Copy the shared beginnings into the prompts that entered, as far as their lenders still hold them."""
         for entry, lender in self._lenders.items():
             shared = min(shared_tokens(entry.path, lender.path), lender.held, len(entry.ids) - 1)
             if entry.slot is not None and lender.slot is not None and shared > 0:
@@ -213,7 +211,7 @@ class Continuous:
         self._lenders.clear()
 
     def _plan(self, unfinished: list[Cached]) -> tuple[list[Piece], list[Piece]]:
-        """The new tokens of this pass, by slot, after room was made for them."""
+        """Make room for the new tokens of this pass. Return them as pieces of rows and pieces of trunks, by slot."""
         while not self._fits(self._width(), len(self._rows.entries)) and self._give_up(unfinished):
             pass
         active, width = self._active(), self._width()
@@ -240,7 +238,10 @@ class Continuous:
         return pieces, prompts
 
     def _make_room(self, row: Row, trunk: Cached | None) -> bool:
-        """Room for one row more, or for a trunk and a row; what has waited longest makes it."""
+        """Make room for `trunk` if it is given, and for one more row, by evicting other entries.
+
+        Return whether there is room. There always is if the cache is otherwise empty.
+        """
         base = 0 if row.trunk is None else len(row.trunk.ids)
         ahead = len(row.ids) - base + min(AHEAD, row.limit - row.sampled)
         while True:
@@ -266,7 +267,10 @@ class Continuous:
         return [row for row in self._rows.entries if row.request]
 
     def _evict(self, spared: Cached | None) -> bool:
-        """Take the slot of what has waited longest: of a row of which nothing is asked, or else of an unread trunk."""
+        """Empty the slot of the entry that was used longest ago, and return whether there was one to empty.
+
+        An idle row comes first, then a trunk that no active row reads. The trunk `spared` is never evicted.
+        """
         idle = [row for row in self._rows.entries if not row.request]
         if idle:
             self._rows.drop(min(idle, key=lambda row: row.used))
@@ -278,7 +282,10 @@ class Continuous:
         return bool(unread)
 
     def _give_up(self, unfinished: list[Cached]) -> bool:
-        """Make room in a pass that has too little; False where one sequence is all that it holds."""
+        """Free one slot for a pass that does not fit the budget. Return False if only one sequence is left.
+
+        If nothing idle can be evicted, the active row that has sampled the fewest tokens goes back to the waiting rows.
+        """
         if self._evict(None):
             return True
         active = self._active()
@@ -288,11 +295,3 @@ class Continuous:
         self._rows.drop(youngest)
         self._waiting.appendleft(youngest)
         return True
-
-
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that two sequences begin with alike."""
-    length = min(len(one), len(other))
-    if one[:length] == other[:length]:
-        return length
-    return next(place for place in range(length) if one[place] != other[place])

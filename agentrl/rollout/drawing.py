@@ -1,4 +1,4 @@
-"""From logits to tokens, row by row: what a row draws depends on its own logits and its own random numbers alone."""
+"""Draws tokens from logits. The token of a row depends only on the logits and the random numbers of that row."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SEEDS = 2**62
 
 
 class Draw:
-    """Draws tokens under `decoding`; each turn of each episode has a stream of random numbers of its own.
+    """Draws tokens under `decoding`. Each turn of each episode has its own stream of random numbers.
 
-    The streams come from one draw of torch's generator, so that whatever seeds that, seeds them, and the order in which
-    rows are served changes nothing.
+    One draw from torch's generator seeds all streams. So torch's seed decides every token, and the order in which rows
+    are served changes nothing.
     """
 
     def __init__(self, decoding: Decoding) -> None:
@@ -27,16 +27,17 @@ class Draw:
         self._seed = 0 if self.greedy else int(torch.randint(SEEDS, ()).item())
 
     def stream(self, episode: int, turn: int) -> Random:
-        """The random numbers of a turn."""
+        """Return the stream of random numbers of a turn."""
         return Random(f"{self._seed}/{episode}/{turn}")
 
     def tokens(self, logits: Tensor, streams: Sequence[Random]) -> tuple[list[int], list[float] | None]:
-        """Tokens (B,) from logits (B, V), and their log-probs (B,) under what was sampled; greedy ones have none.
+        """Draw a token for each row of the logits (B, V). Return the tokens (B,) and their log-probs (B,).
 
-        Nucleus sampling is transformers'. A token is the first whose cumulative probability exceeds the row's number.
+        The log-probs are those of the distribution after temperature and top-p; greedy decoding returns None instead.
+        transformers applies top-p. A row takes the first token whose cumulative probability exceeds its random number.
 
         Raises:
-            RuntimeError: a row has no distribution, since a logit is NaN.
+            RuntimeError: a logit is NaN, so the row has no distribution.
         """
         if self.greedy:
             return logits.argmax(-1).tolist(), None

@@ -1,7 +1,7 @@
-"""Episodes played by a model behind an OpenAI-compatible chat-completions endpoint, for evaluation only.
+"""Plays episodes with a model behind an OpenAI-compatible chat-completions endpoint, for evaluation only.
 
-The server renders the conversation and samples; it reports how many tokens there were, not which. An episode that the
-server does not play to its end says why, and the others go on.
+The server renders the conversation and samples. It reports the number of tokens, not their ids. If the server fails in
+one episode, the trajectory of that episode records the reason, and the other episodes continue.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agentrl.endpoint.messages import Dialogue
 from agentrl.rollout.guard import ToolsDied, broken_tools
 from agentrl.rollout.loop import Messages, Rules, answered_calls, go_on, play_episode
 
-BYTES_A_TOKEN = 4  # where a server does not count
+BYTES_A_TOKEN = 4  # an estimate, used if the server does not report token counts
 
 
 class EndpointEngine:
@@ -36,7 +36,11 @@ class EndpointEngine:
         self._client = ChatClient(self._endpoint, config.model.path, thinking)
 
     def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
-        """One trajectory per episode, in order; `failure` is set where the endpoint refuses or stays away."""
+        """Play the episodes and return one trajectory per episode, in order.
+
+        `failure` of a trajectory is set if the endpoint refused a request or did not answer. Raises UserError if tools
+        die and `faults.dead_tools` is stop.
+        """
         settings = decoding or Decoding(self._rollout.temperature, self._rollout.top_p)
         with ThreadPoolExecutor(self._endpoint.concurrency, thread_name_prefix="endpoint") as pool:
             futures = [pool.submit(self._play, episode, settings) for episode in episodes]
@@ -50,7 +54,7 @@ class EndpointEngine:
                 raise
 
     def ask(self, messages: list[dict[str, str]]) -> str:
-        """One greedy reply without tools, as text. Raises Unanswered."""
+        """Return one greedy reply as text, without tools. Raises Unanswered if the endpoint gives none."""
         budget = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
         return self._client.complete(list(messages), [], budget, Decoding(0.0)).content
 
@@ -75,18 +79,18 @@ class EndpointEngine:
 
 @dataclass(frozen=True)
 class Asked:
-    """One turn to ask for."""
+    """One turn to request from the endpoint."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
-    budget: int  # tokens of the answer at most
+    budget: int  # maximum number of tokens of the answer
 
 
 class ChatPlayer:
-    """The record of one episode, message by message. The budget covers observations, as where tokens are known.
+    """Records one episode, message by message. The token budget covers turns and observations, as in `TokenPlayer`.
 
-    Only the next answer tells how many tokens an observation had: an answer that then turns out too long is asked
-    for again with what is left.
+    The server tells the number of tokens of an observation only with its next answer. If that answer then turns out to
+    exceed the budget, it is requested again with the tokens that are left.
     """
 
     def __init__(self, episode: Episode, limits: Rollout, history: str) -> None:
@@ -95,13 +99,13 @@ class ChatPlayer:
         self._task, self._limits = episode.task, limits
         read = partial(read_turn, environment=episode.environment, tools=bool(episode.task.tools))
         self._dialogue, self._count = Dialogue(history, read), TokenCount()
-        self._room = limits.max_completion_tokens  # tokens left for a turn
+        self._room = limits.max_completion_tokens  # tokens that are left for the next turn
         self._budget = 0
         self._again = self._over = self._cut = False
         self._failure: str | None = None
 
     def request(self) -> Asked | None:
-        """The dialogue so far; None where the budget is used up or the endpoint failed."""
+        """Return the dialogue so far as a request. Return None if the budget is used up or the endpoint failed."""
         if not self._over and not self._again:
             self._room = self._limits.max_completion_tokens - self._count.used
         if self._over or self._room < 1:
@@ -110,7 +114,10 @@ class ChatPlayer:
         return Asked([*self._task.prompt, *self._dialogue.sent], self._task.tools, self._budget)
 
     def take(self, said: Answer | Unanswered) -> dict[str, Any] | None:
-        """Record an answer, unless the observations before it left less room than it takes."""
+        """Record an answer and return its message.
+
+        Return None, and record nothing, if the endpoint failed or if the observations left too few tokens for it.
+        """
         if isinstance(said, Unanswered):
             self._failure, self._over = str(said), True
             return None
@@ -124,18 +131,18 @@ class ChatPlayer:
         self._again = False
         message = self._dialogue.add_answer(said)
         self._count.add(said)
-        self._cut = said.finish == "length"  # a call that can be read in a cut turn is made all the same
+        self._cut = said.finish == "length"  # a complete call in a cut turn is still executed
         self.spent = self._cut and self._budget == left
         return message
 
     def hear(self, said: Messages, over: bool) -> None:
-        """Record what the environment said."""
+        """Record the environment's messages."""
         self._dialogue.add_observations(said)
         self._count.hear(said)
 
     def trajectory(self) -> Trajectory:
-        """The episode as it was played, without token ids; `failure` says why it was not played to its end."""
-        if self._room < 0:  # as in process: what the environment said last was too long, the policy never sees it
+        """Return the episode without token ids. `failure` holds the reason if the endpoint broke it off."""
+        if self._room < 0:  # the last observation exceeds the budget, so the policy never sees it, as in `TokenPlayer`
             self._dialogue.remove_observations()
         messages = self._dialogue.said
         return Trajectory(
@@ -154,14 +161,15 @@ class ChatPlayer:
 
 
 class TokenCount:
-    """Tokens of one episode as the server counts them; at four bytes a token where it does not."""
+    """Counts the tokens of one episode from the server's reports, or estimates BYTES_A_TOKEN bytes a token."""
 
     def __init__(self) -> None:
-        self.sampled, self.used = 0, 0  # by the model; since the prompt ended, observations included
+        # sampled: tokens that the model wrote. used: all tokens since the end of the prompt, including observations.
+        self.sampled, self.used = 0, 0
         self._prompt: int | None = None
 
     def before(self, answer: Answer) -> int:
-        """Tokens between the prompt and a new answer."""
+        """Return the number of tokens between the prompt and a new answer."""
         prompt = answer.usage.get("prompt_tokens")
         if prompt is None:
             return self.used
@@ -170,18 +178,18 @@ class TokenCount:
         return max(prompt - self._prompt, self.used)
 
     def add(self, answer: Answer) -> None:
-        """Take another turn."""
+        """Count a turn of the model."""
         self.used = self.before(answer) + count_tokens(answer)
         self.sampled += count_tokens(answer)
 
     def hear(self, said: list[dict[str, Any]]) -> None:
-        """Take what the environment says; a server that counts does so when it answers."""
+        """Count the environment's messages by an estimate, unless the server reports counts: its next one has them."""
         if self._prompt is None:
             self.used += sum(tokens_of(message["content"]) for message in said)
 
 
 def count_tokens(answer: Answer) -> int:
-    """Tokens of an answer."""
+    """Return the number of tokens of an answer, estimated if the server reports none."""
     text = answer.content + answer.reasoning + "".join(f"{name}{arguments}" for name, arguments in answer.calls)
     return answer.usage.get("completion_tokens", tokens_of(text))
 

@@ -1,7 +1,7 @@
-"""Calls of an environment that may die.
+"""Calls tools of an environment that may break.
 
-What a model should read (a wrong argument, an error of the tool's own code) is an observation of the environment. An
-exception that leaves `Environment.call` is none: the environment itself is broken, and `faults.dead_tools` decides.
+An environment returns errors that the model should read, such as a wrong argument, as observations. If
+`Environment.call` raises an exception, the environment itself is broken. `faults.dead_tools` then decides what happens.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ class ToolsDied(Exception):
 
 
 def call_tool(environment: Environment, name: str, arguments: Any, dead_tools: str) -> ToolCall:
-    """One call. Where the environment breaks: ToolsDied for dead_tools='stop', else a failed call and a warning."""
+    """Execute one tool call and return it with its observation.
+
+    If the environment breaks, raise ToolsDied for dead_tools='stop'; otherwise warn and return a failed call.
+    """
     try:
         done = environment.call(name, arguments, 0)
         return done if done.observation.isascii() else replace(done, observation=replace_surrogates(done.observation))
-    except Exception as failure:  # whatever the bench's own code raises; it is reported either way
+    except Exception as failure:  # the bench's own code may raise anything; both branches report it
         reason = f"{type(failure).__name__}: {failure}"
         if dead_tools == "stop":
             raise ToolsDied(reason) from failure
@@ -36,8 +39,8 @@ def call_tool(environment: Environment, name: str, arguments: Any, dead_tools: s
 
 
 def broken_tools(bench: str, death: ToolsDied) -> UserError:
-    """What the user reads where the tools of `bench` died."""
+    """Make the error that tells the user that the tools of `bench` broke."""
     return UserError(
-        f"the tools of bench={bench} broke ({death}); mend them and give the same command, or let "
-        "faults.dead_tools=continue count such calls as errors"
+        f"the tools of bench={bench} broke ({death}); repair them and repeat the command, or set "
+        "faults.dead_tools=continue to count such calls as errors"
     )

@@ -1,4 +1,4 @@
-"""Keys and values of many token sequences, each at the left of a slot of its own."""
+"""Stores the keys and values of many token sequences. Each sequence fills its own slot from the left."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Generic, TypeVar
 from torch import Tensor
 from torch.nn.functional import pad
 
-STEP = 32  # slots grow by multiples of so many tokens
+STEP = 32  # the width of slots, in tokens, is a multiple of this
 
 
 @dataclass(eq=False)
 class Cached:
-    """A token sequence, the first `held` tokens of which have keys and values in a slot."""
+    """A token sequence. The keys and values of its first `held` tokens are stored."""
 
     ids: list[int] = field(default_factory=list)
     held: int = 0
     slot: int | None = None
     used: int = 0  # when it was last in a forward pass
-    base: int = 0  # the first tokens of `ids` that lie elsewhere, in a slot of the prompt
-    path: list[int] = field(default_factory=list)  # of its prompt, see prefixes.py; empty if another slot holds that
+    base: int = 0  # number of first tokens whose keys and values are stored in another slot, that of the prompt
+    path: list[int] = field(default_factory=list)  # path of its prompt (prefixes.py); empty if a trunk holds the prompt
 
     @property
     def own(self) -> int:
-        """Tokens in its slot."""
+        """Number of tokens in its own slot."""
         return self.held - self.base
 
 
@@ -33,20 +33,23 @@ Entry = TypeVar("Entry", bound=Cached)
 
 
 class Shelf(Generic[Entry]):
-    """Slots of equal width; those that a forward pass needs stand in front."""
+    """Slots of equal width, in tensors. The slots that a forward pass needs come first.
+
+    Shapes: S slots, H heads, W tokens of a slot, D dimensions of a head.
+    """
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []  # by slot
-        self.rows, self.width = 0, 0  # of the tensors
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values (S, H, W, D), made when first written
+        self.entries: list[Entry] = []  # indexed by slot
+        self.rows, self.width = 0, 0  # S and W of the tensors
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (S, H, W, D)
 
     def put(self, entry: Entry) -> None:
-        """Give an entry an empty slot behind the others; `fit` makes room for it."""
+        """Give an entry an empty slot after all others. Call `fit` before writing to it."""
         entry.slot, entry.held = len(self.entries), entry.base
         self.entries.append(entry)
 
     def drop(self, entry: Entry) -> None:
-        """Empty the slot of an entry; the last slot takes its place."""
+        """Remove an entry. The last slot moves into its place."""
         assert entry.slot is not None
         last = self.entries.pop()
         if last is not entry:
@@ -59,13 +62,13 @@ class Shelf(Generic[Entry]):
         entry.slot, entry.held = None, 0
 
     def copy(self, lender: Entry, entry: Entry, tokens: int) -> None:
-        """Copy the keys and values of the first tokens of `lender`, with which `entry` begins, too."""
+        """Copy the keys and values of the first `tokens` tokens of `lender`. `entry` begins with the same tokens."""
         for whole in self._tensors():
             whole[entry.slot, :, :tokens] = whole[lender.slot, :, :tokens]
         entry.held = tokens
 
     def bring_forward(self, wanted: Container[Entry]) -> None:
-        """Order the slots so that those of `wanted` come first."""
+        """Reorder the slots so that the entries in `wanted` come first."""
         behind = len(self.entries) - 1
         for place, entry in enumerate(self.entries):
             if entry in wanted:
@@ -87,7 +90,7 @@ class Shelf(Generic[Entry]):
         self.entries[one].slot, self.entries[other].slot = one, other
 
     def fit(self, width: int, budget: int) -> None:
-        """Make room for all entries at `width` tokens, and for some more where `budget` tokens allow it."""
+        """Resize the tensors to hold all entries at `width` tokens, with spare room as far as `budget` tokens allow."""
         rows = len(self.entries)
         if not rows:
             self._layers.clear()
@@ -106,7 +109,10 @@ class Shelf(Generic[Entry]):
         self.rows, self.width = more, wider
 
     def write(self, layer: int, keys: Tensor, values: Tensor, where: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Put keys and values (N, H, D) at slots and places (N,) each; returns all that the layer holds."""
+        """Write keys and values (N, H, D) of a layer. Return all keys and values (S, H, W, D) of the layer.
+
+        where: the slots (N,) and the places within them (N,).
+        """
         if layer not in self._layers:
             made = [one.new_zeros(self.rows, one.shape[1], self.width, one.shape[2]) for one in (keys, values)]
             self._layers[layer] = made[0], made[1]
@@ -122,5 +128,5 @@ class Shelf(Generic[Entry]):
 
 
 def round_up(tokens: int) -> int:
-    """The next multiple of STEP."""
+    """Round up to a multiple of STEP."""
     return -(-tokens // STEP) * STEP

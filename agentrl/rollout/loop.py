@@ -1,8 +1,8 @@
-"""The one loop over turns: the policy speaks, the environment reads it and answers, until nobody has anything to say.
+"""The multi-turn loop: the policy writes a turn, the environment answers, until one of them ends the episode.
 
-`play_episode` is a coroutine that knows nothing of models. It yields what the policy is asked and is sent what the
-policy says; a `Player` keeps what was said, as tokens (`tokens.py`) or as chat messages (`endpoint.py`). Whoever
-drives it decides which episodes are asked together.
+`play_episode` is a coroutine that does not depend on a model. It yields a request for a turn, and its caller sends the
+sampled turn back. A `Player` records the episode, as tokens (`tokens.py`) or as chat messages (`endpoint.py`). The
+caller decides which episodes are sampled together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agentrl.core.text import replace_surrogates
 from agentrl.core.trajectory import ToolCall
 from agentrl.rollout.guard import call_tool
 
-CALLS_AT_ONCE = 16  # independent calls of one turn, in all episodes together
+CALLS_AT_ONCE = 16  # number of threads, shared by all episodes, that run the independent calls of one turn
 
 Messages = list[dict[str, Any]]
 Asked = TypeVar("Asked")
@@ -31,44 +31,47 @@ Said_contra = TypeVar("Said_contra", contravariant=True)
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for every episode of a run."""
+    """Settings for every episode of a run."""
 
-    max_turns: int  # assistant turns at most; the last can only answer
-    dead_tools: str  # faults.dead_tools: what happens where an environment breaks
+    max_turns: int  # maximum number of assistant turns; calls of the last turn are not executed
+    dead_tools: str  # faults.dead_tools: what happens if an environment breaks
 
 
 class Player(Protocol[Asked_co, Said_contra]):
-    """The record of one episode, on the policy's side."""
+    """Makes the requests of one episode and records its turns and observations."""
 
-    calls: list[ToolCall]  # executed, in order; their `turn` is not yet set
+    calls: list[ToolCall]  # the executed calls, in order; their `turn` is not set yet
 
     def request(self) -> Asked_co | None:
-        """What the policy is asked next; None where it can say no more."""
+        """Return the request for the next turn, or None if no turn can follow."""
         ...
 
     def take(self, said: Said_contra) -> dict[str, Any] | None:
-        """Record a turn and return its message; None where there is none, and `request` says how to go on."""
+        """Record a turn and return its message. If it returns None, the loop asks `request` again."""
         ...
 
     @property
     def spent(self) -> bool:
-        """Whether the last turn was cut because it took all that was left: then nothing can follow."""
+        """Whether the last turn was cut because it used up the budget. Then nothing can follow."""
         ...
 
     def hear(self, said: Messages, over: bool) -> None:
-        """Record what the environment said; `over`: the episode ends with it."""
+        """Record the environment's messages. `over`: the episode ends with them."""
         ...
 
 
 @dataclass(frozen=True)
 class Reaction:
-    """What a slow environment is to do next. Whoever drives the episode runs it, and sends back what it returned."""
+    """The next step of a slow environment. The caller of the episode runs it and sends the result back."""
 
     run: Callable[[], tuple[Messages, bool]]
 
 
 def play_episode(episode: Episode, player: Player[Asked, Said], rules: Rules) -> Generator[Asked | Reaction, Any]:
-    """Play one episode from its first assistant turn to its end. Raises ToolsDied, see `call_tool`."""
+    """Play one episode from its first assistant turn to its end.
+
+    Raises ToolsDied if the environment breaks and dead_tools is stop.
+    """
     for turn in range(rules.max_turns):
         message = None
         while message is None:
@@ -87,7 +90,7 @@ def play_episode(episode: Episode, player: Player[Asked, Said], rules: Rules) ->
 
 
 def advance(play: Generator[Asked | Reaction, Any], said: Any = None) -> Asked | Reaction | None:
-    """What an episode wants after it was sent `said`, which is None at its beginning; None where it is over."""
+    """Send `said` to an episode, None to start it. Return the next thing it yields, or None if the episode is over."""
     try:
         return play.send(said)
     except StopIteration:
@@ -95,9 +98,9 @@ def advance(play: Generator[Asked | Reaction, Any], said: Any = None) -> Asked |
 
 
 def go_on(play: Generator[Asked | Reaction, Any], said: Any = None) -> Asked | None:
-    """What the policy is asked next, after it said something; None where the episode is over.
+    """Send the policy's turn `said` to an episode. Return the next request, or None if the episode is over.
 
-    A slow environment is waited for.
+    It blocks while a slow environment runs.
     """
     wanted = advance(play, said)
     while isinstance(wanted, Reaction):
@@ -108,10 +111,10 @@ def go_on(play: Generator[Asked | Reaction, Any], said: Any = None) -> Asked | N
 def react(
     environment: Environment, turn: dict[str, Any], calls: list[ToolCall], dead_tools: str
 ) -> tuple[Messages, bool]:
-    """What the environment says to an assistant turn, and whether the episode ends with it.
+    """Let the environment answer an assistant turn. Return its messages, and whether the episode ends with them.
 
-    Every call is executed and added to `calls`, in the order of the turn; without calls it is the user's turn to speak,
-    if there is one.
+    The calls of the turn are executed and appended to `calls`, in order. If the turn has no calls, the simulated user
+    answers; without one, or if the user is done, there is no message and the episode ends.
     """
     if turn.get("tool_calls"):
         made = [(one["function"]["name"], one["function"]["arguments"]) for one in turn["tool_calls"]]
@@ -135,15 +138,15 @@ def _call_tools(environment: Environment, made: list[tuple[Any, Any]], dead_tool
 @cache
 def _callers() -> ThreadPool:
     threads = ThreadPool(CALLS_AT_ONCE)
-    atexit.register(threads.terminate)  # which waits for no call
+    atexit.register(threads.terminate)  # does not wait for calls that are still running
     return threads
 
 
 def answered_calls(calls: list[ToolCall], messages: Messages) -> list[ToolCall]:
-    """The executed calls whose results stand in `messages`, each with the index of the assistant message that made it.
+    """Return the executed calls whose results are in `messages`, each with the index of its assistant message.
 
-    A tool runs before its result is found to exceed the budget; the policy never saw such a result. The calls of one
-    message are executed before the next turn is sampled, so order alone decides.
+    A call is left out if its result exceeded the budget: it was executed, but the policy never saw the result. Calls
+    are matched to messages by order, since the calls of one message are executed before the next turn is sampled.
     """
     answered = sum(message["role"] == "tool" for message in messages)
     turned: list[ToolCall] = []

@@ -1,7 +1,7 @@
-"""What the environment says, as the tokens that stand between two turns of the policy.
+"""Turns the environment's messages into the tokens between two turns of the policy.
 
-Tokens are only ever appended: results and the user's words are written as the chat template writes them after an
-assistant's turn. A template that drops the reasoning of earlier turns is not followed in that.
+Tool results and user messages are written as the chat template writes them after an assistant's turn. Tokens are only
+appended, so earlier turns keep their reasoning even if the chat template would drop it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ ASKED = {"role": "user", "content": "?"}
 def observation_ids(
     chat: ChatFormat, said: list[dict[str, Any]], before: Sequence[int], ends: Sequence[int]
 ) -> list[int]:
-    """Token ids from the end of the assistant's turn to where it writes again.
+    """Return the token ids from the end of the assistant's turn to the start of its next turn.
 
-    `before` are the tokens so far. A turn that a token budget cut has no end of its own: the environment writes it.
+    said: the environment's messages, either tool results or one user message. before: the tokens so far. ends: the ids
+    of the end tokens. A turn that a token budget cut has no end token, so the observation starts with one.
 
     Raises:
-        UserError: the chat template does not end an assistant's turn right after its text.
+        UserError: the chat template does not end an assistant's turn right after its text, or it writes a turn with
+            calls differently once results follow it.
     """
     own_end = bool(before) and before[-1] in ends
     if said[0]["role"] == "tool":
@@ -44,18 +46,18 @@ def observation_ids(
 
 
 def _result_ids(chat: ChatFormat, said: list[dict[str, Any]]) -> list[int]:
-    """Token ids of tool results, after the end token of the turn that made the calls."""
-    # Some templates (gpt-oss) name the tool of a result after the assistant's call.
+    """Return the token ids of tool results, from after the end token of the turn that made the calls."""
+    # Some templates (gpt-oss) take the tool's name in a result from the assistant's call.
     made = {"type": "function", "function": {"name": said[0]["name"], "arguments": {}}}
     turns: list[dict[str, Any]] = [ASKED, {"role": "assistant", "content": "", "tool_calls": [made]}]
     before = chat.ids(chat.text(turns, [], generation_prompt=False))
     whole = chat.ids(chat.text([*turns, *said], [], generation_prompt=True))
-    # Some templates write a line break after the token that ends a turn: the policy ends with the token.
+    # Some templates write a line break after the end token. The policy stops at the end token, so cut `before` there.
     last = max((place for place, token in enumerate(before) if token == chat.tokenizer.eos_token_id), default=None)
     before = before if last is None else before[: last + 1]
     if whole[: len(before)] != before:
         raise UserError(
-            f"the chat template of {chat.tokenizer.name_or_path} writes a turn with calls otherwise once results "
-            "follow it, so no result can be appended; choose another model"
+            f"the chat template of {chat.tokenizer.name_or_path} writes a turn with calls differently once results "
+            "follow it, so results cannot be appended; choose another model"
         )
     return whole[len(before) :]

@@ -1,8 +1,8 @@
-"""One forward pass for sequences of any length: their new tokens side by side, what came before them in a cache.
+"""Runs one forward pass over the new tokens of many sequences of any length. Earlier tokens are in a cache.
 
-A row is an episode. Its prompt may lie in a slot of its own that all rollouts of the prompt read (a trunk). The last
-new tokens of all rows attend in one batch, those of one prompt to their trunk together; the new tokens before them (a
-prompt, or what a tool said) attend row by row. Nothing is padded but the slots.
+A row is an episode. The rollouts of one prompt may share a slot that holds the prompt (a trunk). The last new tokens of
+all rows attend in one batch; rows with the same trunk read it together. The other new tokens (of a prompt or of a tool
+result) attend row by row. Only the slots are padded.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from agentrl.rollout.key_values import Shelf
 from agentrl.scoring.attention import KERNEL as TREE
 
 KERNEL = "agentrl_packed"
-ORDINARY = ("sdpa", "eager", "flash_attention_2", TREE)  # kernels of the same function, in whose place this may stand
-MOVING = ("dynamic", "longrope")  # rotary embeddings that change with the length, and with it what is cached
+ORDINARY = ("sdpa", "eager", "flash_attention_2", TREE)  # kernels of the same function, which this kernel can replace
+MOVING = ("dynamic", "longrope")  # rotary embeddings that change with the length, so cached keys would become wrong
 
 
 @dataclass(frozen=True)
@@ -31,41 +31,41 @@ class Piece:
     """New tokens of one sequence."""
 
     ids: Sequence[int]  # (n,), n >= 1
-    start: int  # tokens of the sequence that its slot holds already
-    trunk: int | None = None  # slot of its prompt among the trunks
-    base: int = 0  # tokens of it there
+    start: int  # number of tokens that its own slot already holds
+    trunk: int | None = None  # slot of its prompt among the trunks; None without a trunk
+    base: int = 0  # number of tokens of the sequence in that trunk
 
 
 @dataclass(frozen=True)
 class _Trunks:
-    """How the last tokens of B rows read T trunks of P tokens at most, R rows each at most."""
+    """How the last tokens of B rows read T trunks. A trunk has at most P tokens and at most R rows."""
 
-    keys: Tensor  # (T, R) the rows of each trunk, in any order; filled up with row 0
-    back: Tensor  # (B,) where each row stands among T * R
-    hidden: Tensor  # (B, 1, 1, P) -inf where a row does not attend: behind a shorter trunk, and all where it has none
+    keys: Tensor  # (T, R) the rows of each trunk, in any order, padded with row 0
+    back: Tensor  # (B,) index of each row in the flattened (T * R); the inverse of `keys`
+    hidden: Tensor  # (B, 1, 1, P) -inf after the end of the row's trunk, everywhere for a row without a trunk; else 0
 
 
 @dataclass(frozen=True)
 class _Others:
-    """New tokens of a sequence before its last, or all those of a trunk."""
+    """The new tokens of a row except its last one, or all new tokens of a trunk."""
 
-    tokens: slice  # in the pass
+    tokens: slice  # their places in the pass
     trunk: int | None
     base: int
-    slot: int | None  # of the row; None for tokens of the trunk itself
-    length: int  # tokens in that slot, the new ones included; of the trunk where there is no row
-    mask: Tensor | None  # (n, base + length); None: causal from the first token on
+    slot: int | None  # slot of the row; None for tokens of a trunk
+    length: int  # number of tokens in the row's slot, or in the trunk if there is no row, including the new ones
+    mask: Tensor | None  # (n, base + length); None means causal from the first token on
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What the kernel knows of a forward pass: the last tokens of B rows, their other tokens, then those of trunks."""
+    """The layout of a forward pass: first the last tokens of B rows, then their other tokens, then those of trunks."""
 
     rows: Shelf[Any]
     trunks: Shelf[Any]
     in_rows: tuple[Tensor, Tensor]  # slot and place of each token of a row
-    in_trunks: tuple[Tensor, Tensor]  # and of each token of a trunk
-    hidden: Tensor  # (B, 1, 1, L) -inf at what of its own slot the last token of a row does not attend to, else 0
+    in_trunks: tuple[Tensor, Tensor]  # slot and place of each token of a trunk
+    hidden: Tensor  # (B, 1, 1, L) -inf after the last token of a row in its own slot, else 0
     shared: _Trunks | None
     others: list[_Others]
 
@@ -83,10 +83,13 @@ def attend(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of query (1, H, N, D) after key and value (1, H', N, D) went to their slots; returns (1, N, H, D)."""
+    """Write key and value (1, H', N, D) to their slots, then attend with query (1, H, N, D). Returns (1, N, H, D).
+
+    This is the kernel that transformers calls in each layer. `_now` holds the layout of the pass.
+    """
     (now,) = _now
     layer: Any = module.layer_idx
-    # Autocast leaves keys in float32 behind a norm, and rounds them before each product. Rounded here they are smaller.
+    # After a norm, autocast leaves keys in float32 and rounds them before each product. Round them here to save memory.
     new = key[0].to(value.dtype).transpose(0, 1), value[0].transpose(0, 1)
     split = len(now.in_rows[0])
     rows = now.rows.write(layer, new[0][:split], new[1][:split], now.in_rows)
@@ -100,7 +103,7 @@ def attend(
     for other in now.others:
         keys, values = (_read(other, in_trunks, in_rows)[None] for in_trunks, in_rows in zip(trunks, rows, strict=True))
         grouped = query.device.type == "cpu" or use_gqa_in_sdpa(other.mask, keys, values)
-        if not grouped:  # a mask and shared heads together would take CUDA's plain kernel, which holds all scores
+        if not grouped:  # with a mask and shared heads CUDA would take its plain kernel, which stores all scores
             keys, values = repeat_kv(keys, groups), repeat_kv(values, groups)
         answer = scaled_dot_product_attention(
             query[:, :, other.tokens],
@@ -116,7 +119,7 @@ def attend(
 
 
 def _read(other: _Others, trunks: Tensor, rows: Tensor) -> Tensor:
-    """Keys or values (H', base + length, D) that some tokens attend to, their own included."""
+    """Return the keys or values (H', base + length, D) that `other` attends to, including its own."""
     if other.trunk is None:
         return rows[other.slot, :, : other.length]
     if other.slot is None:
@@ -125,7 +128,7 @@ def _read(other: _Others, trunks: Tensor, rows: Tensor) -> Tensor:
 
 
 def _attend_last(now: _Pass, query: Tensor, rows: tuple[Tensor, Tensor], trunks: tuple[Tensor, Tensor]) -> Tensor:
-    """One query (B, H', G, D) a row, scaled, over its trunk and its own slot; returns the same shape."""
+    """Attend with one scaled query per row (B, H', G, D) to its trunk and its own slot. Returns the same shape."""
     count, length = now.hidden.shape[0], now.hidden.shape[-1]
     keys, values = (one[:count, :, :length] for one in rows)
     own = query @ keys.transpose(2, 3) + now.hidden
@@ -139,7 +142,7 @@ def _attend_last(now: _Pass, query: Tensor, rows: tuple[Tensor, Tensor], trunks:
     def to_trunks(one: Tensor) -> Tensor:  # (B, H', G, X) -> (T, H', R G, X)
         return one[shared.keys].transpose(1, 2).reshape(used, heads, most * groups, -1)
 
-    def to_rows(one: Tensor) -> Tensor:  # and back
+    def to_rows(one: Tensor) -> Tensor:  # (T, H', R G, X) -> (B, H', G, X)
         return one.unflatten(2, (most, groups)).transpose(1, 2).flatten(0, 1)[shared.back]
 
     above = to_rows(to_trunks(query) @ trunk_keys.transpose(2, 3)) + shared.hidden
@@ -153,14 +156,14 @@ AttentionInterface.register(KERNEL, attend)
 def forward(
     model: Any, rows: Shelf[Any], trunks: Shelf[Any], pieces: Sequence[Piece], prompts: Sequence[Piece]
 ) -> Tensor:
-    """Logits (B, V) after the last token of each of B pieces.
+    """Run the model over new tokens, store their keys and values, and return the logits (B, V) after each piece.
 
     Args:
-        model: a causal language model under `packed`.
+        model: a causal language model inside `packed`.
         rows: the slots of the episodes, with room for the new tokens.
-        trunks: the slots of prompts; those that pieces read come first.
+        trunks: the slots of prompts; the trunks that pieces read come first.
         pieces: new tokens of the rows in slots 0..B-1, in order.
-        prompts: new tokens of trunks, whose `trunk` says which.
+        prompts: new tokens of trunks; `trunk` is the slot of each.
     """
     device = next(model.parameters()).device
     last = [piece.start + len(piece.ids) - 1 for piece in pieces]
@@ -244,7 +247,7 @@ def _minus_infinity(hidden: Tensor) -> Tensor:
 
 @contextmanager
 def packed(model: PreTrainedModel) -> Iterator[None]:
-    """While it lasts, `model` attends by `forward` alone."""
+    """Set this module's attention kernel on `model` and restore the old one at the end. Inside, only call `forward`."""
     usual = model.config._attn_implementation
     model.set_attn_implementation(KERNEL)
     try:
@@ -254,7 +257,7 @@ def packed(model: PreTrainedModel) -> Iterator[None]:
 
 
 def why_unsupported(model: PreTrainedModel) -> str | None:
-    """Why `forward` cannot take a model; None where it can."""
+    """Return the reason why `forward` cannot run a model, or None if it can."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     rotary = getattr(config, "rope_parameters", None) or {}

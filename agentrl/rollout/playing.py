@@ -1,4 +1,4 @@
-"""A batch of episodes that a thread plays while its caller does something else."""
+"""Plays a batch of episodes in a thread while the caller does something else."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from threading import Event, Thread
 from agentrl.core.trajectory import Trajectory
 from agentrl.rollout.sampler import Session
 
-LOOK_S = 0.1  # between two looks at how many episodes have not ended
-PATIENCE_S = 5.0  # for a tool that is running when the batch is given up
+LOOK_S = 0.1  # seconds between two checks of how many episodes have not ended
+PATIENCE_S = 5.0  # seconds to wait for a running tool when the batch is given up
 
-# Plays the batch in a session. Tells the second how many episodes have not ended, and stops where the third is true.
+# A function that plays the batch: (session, progress, given_up). It calls `progress` with the number of episodes that
+# have not ended, and raises GivenUp once `given_up` returns true.
 Play = Callable[[Session, Callable[[int], None], Callable[[], bool]], list[Trajectory]]
 
 
 class GivenUp(Exception):
-    """Nobody wants the batch any more."""
+    """The batch was cancelled: its result is not needed any more."""
 
 
 class Playing:
-    """Opens a session, and plays in it in a thread.
+    """Opens a session and runs `play` with it in a thread.
 
-    The session opens and closes in the thread of the caller, where processes may wait for each other.
+    The session is opened and closed in the caller's thread, since several processes may wait for each other there.
     """
 
     def __init__(self, opening: AbstractContextManager[Session], play: Play) -> None:
-        self._waiting: int | None = None  # until the thread has said it
+        self._waiting: int | None = None  # episodes that have not ended; None until the thread reports it
         self._given_up = Event()
         self._result: Future[list[Trajectory]] = Future()
         self._closing = ExitStack()
@@ -37,7 +38,10 @@ class Playing:
         self._thread.start()
 
     def result(self, progress: Callable[[int], None]) -> list[Trajectory]:
-        """Wait for the batch, and tell `progress` meanwhile how many episodes have not ended. Raises its error."""
+        """Wait for the batch and return its trajectories. Raises the error of the thread.
+
+        Meanwhile `progress` is called again and again with the number of episodes that have not ended.
+        """
         with self._closing:
             while self._thread.is_alive():
                 if self._waiting is not None:
@@ -46,7 +50,7 @@ class Playing:
             return self._result.result()
 
     def give_up(self) -> None:
-        """End the batch without a result. After `result` it does nothing."""
+        """Cancel the batch and discard its result. It does nothing after `result`."""
         self._given_up.set()
         self._thread.join(PATIENCE_S)
         self._closing.close()
@@ -54,7 +58,7 @@ class Playing:
     def _run(self, session: Session, play: Play) -> None:
         try:
             self._result.set_result(play(session, self._show, self._given_up.is_set))
-        except BaseException as error:  # `result` raises it in the thread that waits for the batch
+        except BaseException as error:  # `result` raises it in the caller's thread
             self._result.set_exception(error)
 
     def _show(self, waiting: int) -> None:

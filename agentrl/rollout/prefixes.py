@@ -1,21 +1,21 @@
-"""Which prompts begin alike: a system prompt and its tools are the same for many tasks."""
+"""Finds prompts that begin alike. Many tasks share a system prompt and its tools."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
 
-BLOCK = 32  # tokens that are compared at once; what two prompts share beyond whole blocks is not found
+BLOCK = 32  # prompts are compared in blocks of so many tokens; a shared beginning is rounded down to whole blocks
 
 
 class Prefixes:
-    """Numbers the beginnings of prompts block by block, so that equal beginnings have equal numbers."""
+    """Numbers the beginnings of prompts, block by block. Equal beginnings get equal numbers."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, tuple[int, ...]], int] = {}
 
     def path(self, ids: Sequence[int]) -> list[int]:
-        """The numbers of the first block, the first two blocks, and so on."""
+        """Return the number of the first block, of the first two blocks together, and so on."""
         path, last = [], -1
         for end in range(BLOCK, len(ids) + 1, BLOCK):
             block = tuple(ids[end - BLOCK : end])
@@ -25,5 +25,13 @@ class Prefixes:
 
 
 def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that the prompts of two paths begin with alike, in whole blocks."""
+    """Return the length of the common prefix of two prompts from their paths, rounded down to whole blocks."""
     return BLOCK * bisect_left(range(min(len(one), len(other))), True, key=lambda place: one[place] != other[place])
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the longest common prefix."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    return next(place for place in range(length) if one[place] != other[place])

@@ -1,4 +1,4 @@
-"""What some benches play before their tasks can be asked: conversations whose outcome the tasks build on."""
+"""Prepares the tasks of a bench whose tasks build on earlier conversations, by playing those conversations first."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from agentrl.core.engine import Decoding, Episode, RolloutEngine
 def prepare_tasks(
     bench: Bench, tasks: list[Task], engine: RolloutEngine, decoding: Decoding, batch: int, directory: Path
 ) -> tuple[list[Task], dict[str, str]]:
-    """The tasks after their bench has prepared them, if it wants to; `batch` episodes a process at a time.
+    """Let the bench prepare its tasks, if it implements `Preparing`. Each process plays `batch` episodes at a time.
 
-    Beside them, by their ids, why some cannot be asked.
+    Return the prepared tasks, and for each task that could not be prepared the reason, by task id.
     """
     if not isinstance(bench, Preparing):
         return tasks, {}
@@ -27,7 +27,7 @@ def prepare_tasks(
         for start in range(0, len(wanted), size):
             share = wanted[start : start + size]
             mine = share[state.process_index :: state.num_processes]
-            # The engine communicates: every process plays equally many episodes, some of which do not count.
+            # The engines of all processes communicate, so each must play the same number of episodes. Some are fillers.
             width = -(-len(share) // state.num_processes)
             filled = (mine + share * width)[:width]
             episodes = [Episode(task, bench.environment(task)) for task in filled]
@@ -40,5 +40,5 @@ def prepare_tasks(
 
     ready = bench.prepare(tasks, play, directory)
     known = {task.id for task in ready}
-    why = f"a conversation that it builds on was not held: {reasons[-1]}"
+    why = f"a conversation that it builds on was not played to its end: {reasons[-1]}"
     return ready, {task.id: why for task in tasks if task.id not in known}

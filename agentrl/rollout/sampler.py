@@ -1,7 +1,7 @@
-"""What plays episodes asks of a model: token ids in, the token ids of one turn out.
+"""The interface between the rollout loop and a model. A request holds token ids; the answer is one turn of token ids.
 
-A sampler is opened for a batch of episodes and gets requests, one a turn. It may answer them one by one or all
-together, and may keep what it knows of an episode (a cache of its context) until the batch is over.
+The rollout loop opens a session of the sampler for each batch of episodes and sends one request per turn. The session
+may answer requests one by one or all together. It may keep a cache of each episode's context until the batch is over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Stop(StrEnum):
     """Why a turn ended."""
 
     END = "end"  # the policy ended it with an end token
-    LIMIT = "limit"  # it took all tokens it was allowed
+    LIMIT = "limit"  # it reached the limit of its request
     CONTEXT = "context"  # the model's context was full
 
 
@@ -27,33 +27,33 @@ class Stop(StrEnum):
 class Request:
     """One turn to sample."""
 
-    episode: int  # its number in the batch; the next turns of the same episode carry the same
-    ids: list[int]  # (L,) all that the policy is shown
-    limit: int  # tokens that the turn may have at most; with 0 it comes back empty
+    episode: int  # number of the episode in the batch, the same for all its turns
+    ids: list[int]  # (L,) the whole context that the policy sees
+    limit: int  # maximum number of tokens of the turn; with 0 the turn is empty
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One sampled turn of T tokens, the end token included."""
+    """One sampled turn of T tokens, including the end token."""
 
     ids: list[int]  # (T,), T <= limit
-    logprobs: list[float] | None  # (T,), under the distribution that was sampled; None where the sampler has none
+    logprobs: list[float] | None  # (T,), under the distribution that was sampled; None if the sampler gives none
     stop: Stop
 
 
 def always_false() -> bool:
-    """Nothing else is waited for."""
+    """Return False: the default for `ready` and `given_up`, for a caller that waits for nothing but turns."""
     return False
 
 
 class Session(Protocol):
-    """A sampler while a batch of episodes is played."""
+    """Samples the turns of one batch of episodes."""
 
     def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = always_false) -> dict[int, Turn]:
-        """Take new requests in; returns turns that have ended, by episode, at least one while any is in flight.
+        """Accept new requests, wait until a turn has ended, and return all turns that have ended, by episode.
 
-        Called with no request while turns are in flight, it waits for the next of them. A session that can be
-        interrupted returns early, maybe with nothing, once `ready()` says that more requests are to be had.
+        `requests` may be empty while turns are in flight. A session that can be interrupted returns early, possibly
+        with no turn, once `ready()` returns True, for example because the caller has more requests.
         """
         ...
 
@@ -61,16 +61,16 @@ class Session(Protocol):
 class Sampler(Protocol):
     """Samples turns of the current policy."""
 
-    ends: Sequence[int]  # tokens any of which ends a turn
-    context: int  # tokens of the longest context that it takes, the turn to come included
+    ends: Sequence[int]  # ids of the tokens that end a turn
+    context: int  # maximum length of a context in tokens, including the turn to be sampled
 
     def session(self, decoding: Decoding | None) -> AbstractContextManager[Session]:
-        """Open it for one batch of episodes. `decoding` None means the training setting."""
+        """Open a session for one batch of episodes. `decoding` None means the settings of training."""
         ...
 
 
 def cut_turn(request: Request, ids: list[int], logprobs: list[float] | None, ends: Sequence[int], context: int) -> Turn:
-    """A turn from what was sampled for `request`: no longer than its limit, with the reason of its end."""
+    """Make a turn of the tokens that were sampled for `request`. Cut it at the limit and set the reason for its end."""
     ids = ids[: request.limit]
     stop = Stop.LIMIT
     if ids and ids[-1] in ends:

@@ -1,6 +1,7 @@
-"""Split-Softmax while sampling: an attention kernel of transformers that looks harder at the system prompt.
+"""Split-Softmax for sampling: an attention kernel that raises the attention mass on the system prompt.
 
-transformers calls the kernel registered as KERNEL in every layer; `raised` tells it which keys are the system's.
+transformers calls the kernel registered as KERNEL in every layer. `raise_system_attention` tells it which keys belong
+to the system prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ KERNEL = "agentrl_split_softmax"
 
 @dataclass
 class _Raised:
-    """What the kernel knows while a batch is sampled: the system's keys (B, P) of padded prompts, and the exponent."""
+    """State of the kernel while a batch is sampled: the mask (B, P) of the system prompt's keys, and the exponent."""
 
     system: Tensor | None = None
     k: float = 1.0
@@ -46,9 +47,10 @@ def attend(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Eager attention of query (B, H, Q, D) to key and value (B, H', K, D); returns (B, Q, H, D) and (B, H, Q, K).
+    """Eager attention of query (B, H, Q, D) to key and value (B, H', K, D). Returns (B, Q, H, D) and (B, H, Q, K).
 
-    From the last prompt token on, the mass on the system's keys is raised; prompt tokens before it read as usual.
+    From the last prompt token on, queries get a raised mass on the system prompt's keys. Earlier queries attend as
+    usual.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -73,7 +75,10 @@ AttentionMaskInterface.register(KERNEL, eager_mask)
 
 @contextmanager
 def raise_system_attention(model: PreTrainedModel, system: Tensor, k: float) -> Iterator[None]:
-    """While it lasts, `model` raises mass on the `system` keys (B, P) of its left-padded prompts from p to p^k."""
+    """Set the kernel on `model` for the block: it raises the mass p on the system prompt to p^k.
+
+    system: mask (B, P) of the system prompt's keys in the left-padded prompts.
+    """
     usual = model.config._attn_implementation
     model.set_attn_implementation(KERNEL)
     _state.system, _state.k = system.to(model.device), k
@@ -85,13 +90,14 @@ def raise_system_attention(model: PreTrainedModel, system: Tensor, k: float) -> 
 
 
 class SplitSoftmaxEngine:
-    """An engine whose every reply is sampled under Split-Softmax. Single turns: later turns have other prompts."""
+    """An engine that samples every reply under Split-Softmax. It takes single turns only: the mask fits one prompt."""
 
     def __init__(self, inner: RolloutEngine, model: PreTrainedModel, chat: ChatFormat, k: float) -> None:
         types = getattr(model.config, "layer_types", None) or []
         if any(kind != "full_attention" for kind in types) or getattr(model.config, "attn_logit_softcapping", None):
             raise UserError(
-                "algo=split_softmax: this model does not attend to its whole prompt by a plain softmax; choose another"
+                "algo=split_softmax: this model does not attend to its whole prompt by a plain softmax; choose another "
+                "model"
             )
         self._inner, self._model, self._chat, self._k = inner, model, chat, k
 

@@ -1,7 +1,7 @@
-"""Episodes as tokens: every turn is sampled by a `Sampler` and kept as the ids that it returned.
+"""Plays episodes as tokens: a `Sampler` samples every turn, and the trajectory keeps exactly the ids that it returned.
 
-Results of tools and words of the user are observations: their tokens are appended as the chat template writes them,
-and never trained on.
+Tool results and user messages are observations. Their tokens are appended as the chat template writes them, and they
+are never trained on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from agentrl.rollout.transformers_sampler import TransformersSampler
 class TokenEngine:
     """Plays episodes with a sampler; implements `RolloutEngine`.
 
-    `progress` is told again and again how many episodes have not ended.
+    `progress` is called again and again with the number of episodes that have not ended.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class TokenEngine:
         self._label = CompletionLabeller(chat.tokenizer, sampler.ends)
 
     def rollout(self, episodes: list[Episode], decoding: Decoding | None = None) -> list[Trajectory]:
-        """See `RolloutEngine.rollout`. Raises UserError where tools die and `faults.dead_tools` says stop."""
+        """See `RolloutEngine.rollout`. Raises UserError if tools die and `faults.dead_tools` is stop."""
         with self.sampler.session(decoding) as session:
             return self._play(episodes, session, self._progress)
 
     def begin(self, episodes: list[Episode]) -> Playing:
-        """Begin to play the episodes with the weights of now and the training settings, in a thread."""
+        """Start to play the episodes in a thread, with the current weights and the decoding settings of training."""
         return Playing(self.sampler.session(None), partial(self._play, episodes))
 
     def _play(
@@ -79,9 +79,9 @@ def play_together(
     progress: Callable[[int], None] | None = None,
     given_up: Callable[[], bool] = always_false,
 ) -> None:
-    """Play a batch of episodes to their ends. Raises GivenUp soon after `given_up` says so.
+    """Play a batch of episodes to their ends. Raises GivenUp soon after `given_up()` returns True.
 
-    An environment answers at once, or in a thread if it is slow; then only its own episode waits for it.
+    A slow environment answers in a thread, and only its own episode waits for it. Other environments answer at once.
     """
     requests: list[Request] = []
     sampling = 0
@@ -116,9 +116,9 @@ def play_together(
 
 
 class TokenPlayer:
-    """The record of one episode, token by token. C, tokens since the prompt ended."""
+    """Records one episode, token by token. Shape: C tokens since the end of the prompt."""
 
-    spent = False  # what a turn that took everything says is still read: its calls are made, unseen by the policy
+    spent = False  # the calls of a turn that used up the budget are executed, but the policy never sees their results
 
     def __init__(
         self, number: int, episode: Episode, chat: ChatFormat, reader: TokenReader, sampler: Sampler, budget: int
@@ -134,13 +134,16 @@ class TokenPlayer:
         self._truncated = self._over = False
 
     def request(self) -> Request | None:
-        """The whole context; the turn may take what is left of the budget."""
+        """Return a request with the whole context. The limit of the turn is what is left of the budget."""
         if self._over:
             return None
         return Request(self._number, self._prompt + self._ids, self._budget - len(self._ids))
 
     def take(self, said: Turn) -> dict[str, Any] | None:
-        """Append the ids as they were sampled. A turn without any ends the episode: the budget is used up."""
+        """Append the ids as they were sampled, and return the message that they spell.
+
+        A turn without ids means that the budget is used up: it ends the episode and returns None.
+        """
         context = self._prompt + self._ids
         self._append(said.ids, 1, said.logprobs)
         if not said.ids:
@@ -152,7 +155,10 @@ class TokenPlayer:
         return message
 
     def hear(self, said: Messages, over: bool) -> None:
-        """Append an observation. What exceeds the budget or the context was executed, but the policy never sees it."""
+        """Append an observation. If it exceeds the budget or the context, drop it and end the episode.
+
+        The calls were executed all the same, but the policy never sees the dropped results.
+        """
         if not over:
             ids = observation_ids(self._chat, said, self._ids, self._ends)
             used = len(self._ids) + len(ids)
@@ -171,7 +177,7 @@ class TokenPlayer:
             self._logprobs += logprobs
 
     def trajectory(self, label: CompletionLabeller) -> Trajectory:
-        """The episode as it was played."""
+        """Return the episode as a trajectory."""
         turn, component = label(self._ids, self._mask, self._messages)
         return Trajectory(
             task_id=self._episode.task.id,
@@ -188,12 +194,12 @@ class TokenPlayer:
 
 
 def local_engine(config: Config, chat: ChatFormat, model: PreTrainedModel) -> TokenEngine:
-    """An engine over a model that no trainer of groups owns; its weights may change between two rollouts.
+    """Make an engine over `model` for use without a GRPO trainer. The weights may change between two rollouts.
 
-    The model moves to the device of the run, and what is drawn begins at the seed of the run.
+    It moves the model to the device of the run and seeds the random numbers with the seed of the run.
     """
     accelerator = Accelerator(cpu=config.hardware.device == "cpu")
-    if getattr(model, "hf_device_map", None) is None:  # else it lies on several devices already
+    if getattr(model, "hf_device_map", None) is None:  # otherwise it is spread over several devices already
         model.to(accelerator.device)
     set_seed(config.seed, device_specific=True)
     sampler = TransformersSampler(lambda: model, accelerator, chat.tokenizer, config)

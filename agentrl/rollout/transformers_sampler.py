@@ -1,4 +1,4 @@
-"""A sampler over a model in this process: one running batch, or transformers' `generate`, one padded batch a turn."""
+"""A sampler over a model in this process. It samples by continuous batching, or by transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from agentrl.rollout.sampler import Request, Session, Turn, always_false, cut_tu
 
 
 class TransformersSampler:
-    """Samples from the model that `model()` returns, as accelerate has wrapped it by then.
+    """Samples from the model that `model()` returns: the model as accelerate has wrapped it at that time.
 
-    `generate` samples, and gives no log-probs, where the model's attention is not a plain one, and where several
-    processes each hold a part of the weights. There every token needs all of them: a process whose episodes have ended
-    takes part in the turns of the others.
+    It uses continuous batching (`continuous.Continuous`) if it can. It falls back to `generate`, which samples one
+    padded batch per turn and gives no log-probs, if the attention of the model is unusual (`packed.why_unsupported`) or
+    if the weights are sharded over several processes. With sharded weights every forward pass needs all processes, so a
+    process whose episodes have ended takes part in the turns of the others.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class TransformersSampler:
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerFast,
         config: Config,
-        checkpointing: dict[str, Any] | None = None,  # arguments of gradient checkpointing, which generation interrupts
+        checkpointing: dict[str, Any] | None = None,  # arguments to switch gradient checkpointing on again afterwards
     ) -> None:
         self._model, self._accelerator, self._checkpointing = model, accelerator, checkpointing
         self._rollout, self._bf16 = config.rollout, config.hardware.bf16
@@ -52,20 +53,21 @@ class TransformersSampler:
         self._budget = cache_budget(self._rollout, self.context)
         if not self.sharded and (why := why_unsupported(unwrapped)) is not None:
             warnings.warn(
-                f"rollouts are sampled by transformers' generate, one padded batch a turn, which is slower: {why}",
+                f"rollouts are sampled by transformers' generate, one padded batch per turn, which is slower: {why}",
                 stacklevel=2,
             )
 
     @property
     def sharded(self) -> bool:
-        """Whether each process holds a part of the weights."""
+        """Whether each process holds only a part of the weights."""
         return self._accelerator.num_processes > 1 and (self._backend.is_fsdp or self._backend.is_zero3)
 
     @contextmanager
     def session(self, decoding: Decoding | None) -> Iterator[Session]:
-        """See `Sampler.session`. Meanwhile the model is in evaluation mode: dropout is not a part of the policy."""
-        # Before training the model is not wrapped for autocast yet: base and trained model must compute alike. Over a
-        # whole session weights are cast once; those of other processes must not stay here.
+        """See `Sampler.session`. The model is in evaluation mode meanwhile, since dropout is not part of the policy."""
+        # Before training, the model is not wrapped for autocast yet, but the base and the trained model must compute
+        # alike, so autocast is set here. Within autocast, weights are cast once and kept for the whole session. In
+        # training, sharded weights of other processes must not be kept, so it stays off for them.
         cast = self._bf16 and not (self.sharded and decoding is None)
         with evaluating(self._model()), torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=cast):
             if self.sharded or why_unsupported(self._accelerator.unwrap_model(self._model())) is not None:
@@ -93,7 +95,7 @@ class TransformersSampler:
         return decoding or Decoding(self._rollout.temperature, self._rollout.top_p)
 
     def generation(self, decoding: Decoding | None) -> GenerationConfig:
-        """What `generate` is told; every turn may take `rollout.max_turn_tokens`."""
+        """Make the settings for `generate`. Every turn may have `rollout.max_turn_tokens` tokens."""
         chosen = self._decoding(decoding)
         how: dict[str, Any] = {"do_sample": False}
         if chosen.temperature > 0:
@@ -109,7 +111,7 @@ class TransformersSampler:
         )
 
     def generate(self, prompts: list[list[int]], generation: GenerationConfig) -> list[list[int]]:
-        """One turn after each prompt: its ids up to the first end token."""
+        """Sample one turn after each prompt. Return the ids of each turn, up to and including the first end token."""
         tensors = [torch.tensor(ids) for ids in prompts]
         inputs = {
             "input_ids": pad(tensors, padding_value=self._tokenizer.pad_token_id, padding_side="left"),
@@ -129,14 +131,14 @@ class TransformersSampler:
         return [up_to_end(ids, self.ends) for ids in sampled]
 
     def lend_weights(self) -> None:
-        """Take part in a turn of other processes, after the last one here: a token that nobody reads."""
+        """Take part in a turn of other processes after the last turn of this one, by sampling a token for nothing."""
         one = self.generation(None)
         one.max_new_tokens = 1
         self.generate([[self._tokenizer.eos_token_id]], one)
 
 
 class _Rounds:
-    """Answers all requests together, as the longest turn among them is done."""
+    """A session that answers all requests together, when the longest turn among them has ended."""
 
     def __init__(self, sampler: TransformersSampler, generation: GenerationConfig) -> None:
         self._sampler, self._generation = sampler, generation
@@ -153,7 +155,7 @@ class _Rounds:
 
 
 def up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """`ids` up to and with the first end token; what follows is padding."""
+    """Return `ids` up to and including the first end token, without the padding after it."""
     for place, token in enumerate(ids):
         if token in ends:
             return ids[: place + 1]
@@ -161,7 +163,7 @@ def up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Tokens any of which ends a turn: the tokenizer's end token, and those that the model declares."""
+    """Return the ids of the tokens that end a turn: the tokenizer's end token and those that the model declares."""
     declared = model.generation_config.eos_token_id
     ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     return ids if tokenizer.eos_token_id in ids else [tokenizer.eos_token_id, *ids]

@@ -1,4 +1,4 @@
-"""A sampler over vLLM in the training process, through the backend that TRL makes for its trainers."""
+"""A sampler over vLLM in the training process. It uses the backend that TRL makes for its trainers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from agentrl.rollout.sampler import Request, Turn, always_false, cut_turn
 
 
 class ColocatedSampler:
-    """Samples with `backend`, a `trl.generation.vllm_generation.VLLMGeneration`; `refresh` brings it the weights."""
+    """Samples with `backend`, a `trl.generation.vllm_generation.VLLMGeneration`.
+
+    `refresh` copies the weights of the policy to vLLM. Each session calls it first.
+    """
 
     def __init__(self, backend: Any, refresh: Callable[[], None], ends: Sequence[int]) -> None:
         self._backend, self._refresh, self.ends = backend, refresh, ends
@@ -25,7 +28,7 @@ class ColocatedSampler:
             yield _Session(self)
 
     def sample_now(self, requests: Sequence[Request], decoding: Decoding | None = None) -> dict[int, Turn]:
-        """Turns of the weights that vLLM has now, with their log-probs."""
+        """Sample one turn per request with the weights that vLLM has now. Return turns with log-probs, by episode."""
         with self._decoding(decoding):
             _, sampled, logprobs, _ = self._backend.generate(
                 prompts=[request.ids for request in requests], images=None, num_generations=1
@@ -37,7 +40,7 @@ class ColocatedSampler:
 
     @contextmanager
     def _decoding(self, decoding: Decoding | None) -> Iterator[None]:
-        """vLLM samples as `decoding` says meanwhile, None for as it does already."""
+        """Set the decoding of vLLM for the block and restore it at the end. None leaves it unchanged."""
         backend = self._backend
         saved = (backend.temperature, backend.top_p)
         if decoding is not None:
@@ -49,7 +52,7 @@ class ColocatedSampler:
 
 
 class _Session:
-    """Answers all requests together, as the longest turn among them is done."""
+    """A session that answers all requests together, when the longest turn among them has ended."""
 
     def __init__(self, sampler: ColocatedSampler) -> None:
         self._sampler = sampler

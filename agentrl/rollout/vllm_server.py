@@ -1,4 +1,4 @@
-"""A sampler over a running `vllm serve`: one request for each turn of each episode, and no turn waits for another."""
+"""A sampler over a running `vllm serve`. It sends one request per turn of each episode; no turn waits for another."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from agentrl.core.errors import UserError
 from agentrl.endpoint.vllm import Ask, VllmServer, VllmTrouble, server_failure
 from agentrl.rollout.sampler import Request, Stop, Turn, always_false, cut_turn
 
-SILENCE_S = 10.0  # without a turn, until the server is asked whether it lives
-LOOK_S = 0.02  # between two looks at whether an environment has answered
+SILENCE_S = 10.0  # after so many seconds without a turn, check the health of the server
+LOOK_S = 0.02  # seconds between two checks of whether an environment has answered
 
 Answer = tuple[int, Turn] | VllmTrouble
 
 
 class ServerSampler:
-    """Samples at `server`; `refresh` brings it the weights of the policy and returns the name to ask for.
+    """Samples turns at `server`.
 
-    `origin` tells what the seeds of a session are made of: the same origin, episode and turn make the same seed.
-    `rest` is called when a session is over.
+    refresh: sends the weights of the policy to the server and returns the model name for requests.
+    origin: returns a string that the seeds of a session are made from. The same origin, episode and turn give the same
+        seed.
+    rest: called when a session ends without an error.
+    ends, context: see `Sampler`.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class ServerSampler:
 
     @contextmanager
     def session(self, decoding: Decoding | None) -> Iterator[_Session]:
-        """See `Sampler.session`. Raises UserError where the server fails."""
+        """See `Sampler.session`. Raises UserError if the server fails."""
         name = self._refresh()
         chosen = decoding or Decoding(self._rollout.temperature, self._rollout.top_p)
         with self._open(name, chosen, self._origin(decoding)) as session:
@@ -52,7 +55,7 @@ class ServerSampler:
         self._rest()
 
     def sample_now(self, name: str, requests: Sequence[Request], decoding: Decoding, origin: str) -> dict[int, Turn]:
-        """Turns of the weights that the server has now."""
+        """Sample one turn per request with the weights that the server has now. Return the turns by episode."""
         turns: dict[int, Turn] = {}
         with self._open(name, decoding, origin) as session:
             session.ask(requests)
@@ -70,7 +73,7 @@ class ServerSampler:
 
 
 class _Session:
-    """An event loop in a thread of its own sends the requests; turns come back through a queue as they end."""
+    """Sends requests from an event loop in its own thread. Each turn comes back through a queue when it ends."""
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class _Session:
         self._thread.start()
 
     def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = always_false) -> dict[int, Turn]:
-        """See `Session.sample`: returns as soon as one turn is there, with all that are."""
+        """See `Session.sample`. Raises UserError if the server fails."""
         self.ask(requests)
         answers = self._wait(ready)
         while True:
@@ -105,14 +108,14 @@ class _Session:
         return dict(answer for answer in answers if not isinstance(answer, VllmTrouble))
 
     def ask(self, requests: Sequence[Request]) -> None:
-        """Send requests without waiting for turns."""
+        """Send requests without waiting for their turns."""
         for request in requests:
             seed = seed_of(self._origin, request.episode, self._turns[request.episode])
             self._turns[request.episode] += 1
             asyncio.run_coroutine_threadsafe(self._turn(request, seed), self._loop)
 
     def close(self) -> None:
-        """Give up what is in flight, and end the thread."""
+        """Cancel the requests in flight and end the thread."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -130,13 +133,13 @@ class _Session:
             ids, logprobs = await self._server.sample(self._connection, Ask(self._name, request.ids, limit, seed, *how))
         except VllmTrouble as trouble:
             self._answers.put(trouble)
-        except Exception as error:  # a fault of ours; whoever waits must not wait for ever
+        except Exception as error:  # a bug in this code: pass it on, or the waiting thread would wait for ever
             self._answers.put(VllmTrouble(f"{type(error).__name__}: {error}"))
         else:
             self._answers.put((request.episode, cut_turn(request, ids, logprobs, sampler.ends, sampler.context)))
 
     def _wait(self, ready: Callable[[], bool]) -> list[Answer]:
-        """The next answer; none where something is `ready` before."""
+        """Wait for the next answer and return it in a list. Return an empty list if `ready()` is True before."""
         silent = 0.0
         while not ready():
             patience = SILENCE_S if ready is always_false else LOOK_S
@@ -165,5 +168,5 @@ class _Session:
 
 
 def seed_of(origin: str, episode: int, turn: int) -> int:
-    """The seed of one turn, in [0, 2^32)."""
+    """Return the seed of one turn, in [0, 2^32)."""
     return int.from_bytes(hashlib.sha256(f"{origin} {episode} {turn}".encode()).digest()[:4], "big")

@@ -1,7 +1,7 @@
-"""How the weights of the policy reach a vLLM server. TRL walks them, sharded or merged, under the names vLLM knows.
+"""Sends the weights of the policy to a vLLM server: over NCCL, as a file of all weights, or as an adapter.
 
-Over NCCL its own `VLLMGeneration` does everything. Elsewhere a file carries them, which the server reads from the same
-file system.
+TRL's `VLLMGeneration` gathers sharded weights, merges adapters and uses vLLM's parameter names. Over NCCL it does
+everything. The other two ways write files, which the server reads from the same file system.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from agentrl.endpoint.vllm import VllmServer, VllmTrouble
 
 
 class Weights(Protocol):
-    """Brings the weights that the policy has now to the server; every process calls it."""
+    """Sends the current weights of the policy to the server. Every process must call it."""
 
     def sync_weights(self) -> str:
-        """Returns the name under which the server has them. Raises UserError where it does not take them."""
+        """Send the weights and return the model name for requests. Raises UserError if the server refuses them."""
         ...
 
 
 class NcclWeights:
-    """Tensor by tensor, from GPU to GPU. Needs the package vllm beside the trainer."""
+    """Sends the weights tensor by tensor over NCCL, from GPU to GPU. The trainer's environment needs vllm installed."""
 
     def __init__(self, server: VllmServer, name: str, model: Any, accelerator: Any, tokenizer: Any) -> None:
         self._name = name
@@ -45,7 +45,10 @@ class NcclWeights:
 
 
 class FileWeights(VLLMGeneration):
-    """Through safetensors in `folder`. `untie`: the server has an output layer of its own where the policy has none."""
+    """Sends the weights as safetensors files in `folder`.
+
+    untie: the server has separate output weights, while the policy uses its input embeddings. A copy is sent as them.
+    """
 
     def __init__(
         self, server: VllmServer, name: str, model: Any, accelerator: Any, tokenizer: Any, folder: Path, untie: bool
@@ -54,7 +57,7 @@ class FileWeights(VLLMGeneration):
         super().__init__(model, accelerator, tokenizer, mode="server")
 
     def _init_vllm(self) -> None:
-        """TRL would look for the package vllm, and open NCCL."""
+        """Do nothing. TRL's method would import the package vllm and open NCCL."""
 
     def sync_weights(self) -> str:
         """See `Weights`."""
@@ -76,11 +79,14 @@ class FileWeights(VLLMGeneration):
 
 
 class AdapterWeights:
-    """As an adapter beside the base model, which the server keeps as it is. Each sync has a new name and cache."""
+    """Sends the policy's LoRA adapter; the server keeps its base model. Each sync loads it under a new name.
+
+    A new name also starts a new prefix cache, so vLLM never reuses keys and values of older weights.
+    """
 
     def __init__(self, server: VllmServer, model: Callable[[], Any], accelerator: Any, folder: Path) -> None:
         self._server, self._model, self._accelerator, self._folder = server, model, accelerator, folder
-        series = [uuid.uuid4().hex[:8]]  # a run that died may have left adapters behind
+        series = [uuid.uuid4().hex[:8]]  # a random series: a run that died may have left adapters of the same number
         broadcast_object_list(series)
         self._series, self._count = series[0], 0
         self._loaded: str | None = None
@@ -104,7 +110,10 @@ class AdapterWeights:
 
 
 def _through(folder: Path, send: Callable[[Path], None], accelerator: Any, server: VllmServer) -> None:
-    """Let the main process send the content of a folder that is gone afterwards; the others wait."""
+    """Let the main process fill a temporary folder and send it; the other processes wait. Then the folder is removed.
+
+    Raises UserError if the server does not take the weights.
+    """
     if accelerator.is_main_process:
         folder = folder.absolute() / uuid.uuid4().hex[:8]
         try:
@@ -112,8 +121,8 @@ def _through(folder: Path, send: Callable[[Path], None], accelerator: Any, serve
             send(folder)
         except VllmTrouble as trouble:
             raise UserError(
-                f"vllm.url={server.url}: the server did not take the new weights ({trouble}); it must read {folder}, "
-                "so let both see the same file system, and start it afresh"
+                f"vllm.url={server.url}: the server did not take the new weights ({trouble}). It must be able to read "
+                f"{folder}: let both see the same file system, and restart the server"
             ) from trouble
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -240,7 +240,7 @@ def test_a_conversation_that_is_not_held_leaves_its_questions_out(tmp_path):
 
     ready, unprepared = prepare_tasks(bench, tasks, Engine(), Decoding(0.0), 4, tmp_path)
     assert ready == [] and asked == chain[:2]  # those that build on it are not held either
-    assert unprepared == {tasks[0].id: "a conversation that it builds on was not held: HTTP 400: no"}
+    assert unprepared == {tasks[0].id: "a conversation that it builds on was not played to its end: HTTP 400: no"}
 
 
 def test_recorded_search_plays_the_hops():

@@ -16,9 +16,9 @@ from agentrl.core.trajectory import Trajectory
 from agentrl.models.adapters import lora_config
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.rollout import continuous, transformers_sampler
-from agentrl.rollout.continuous import common_length
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.key_values import Cached, Shelf
+from agentrl.rollout.prefixes import common_length
 from agentrl.rollout.sampler import Request, Stop
 from agentrl.rollout.tokens import TokenEngine, local_engine
 from tests.support.helpers import changed, composed, make_trainer, small
