@@ -20,7 +20,7 @@ from agentrl.endpoint.answer import Answer
 from agentrl.endpoint.client import ChatClient, Unanswered
 from agentrl.endpoint.messages import Dialogue
 from agentrl.rollout.guard import ToolsDied, broken_tools
-from agentrl.rollout.loop import Messages, Rules, answered_calls, go_on, play_episode
+from agentrl.rollout.loop import Messages, Rules, answered_calls, next_request, play_episode
 
 BYTES_A_TOKEN = 4  # an estimate, used if the server does not report token counts
 
@@ -65,9 +65,9 @@ class EndpointEngine:
     def _play(self, episode: Episode, decoding: Decoding) -> Trajectory:
         player = ChatPlayer(episode, self._rollout, self._endpoint.history)
         play = play_episode(episode, player, self._rules)
-        asked = go_on(play)
+        asked = next_request(play)
         while asked is not None:
-            asked = go_on(play, self._answer(asked, decoding))
+            asked = next_request(play, self._answer(asked, decoding))
         return player.trajectory()
 
     def _answer(self, asked: Asked, decoding: Decoding) -> Answer | Unanswered:
@@ -95,7 +95,7 @@ class ChatPlayer:
 
     def __init__(self, episode: Episode, limits: Rollout, history: str) -> None:
         self.calls: list[ToolCall] = []
-        self.spent = False
+        self.out_of_budget = False
         self._task, self._limits = episode.task, limits
         read = partial(read_turn, environment=episode.environment, tools=bool(episode.task.tools))
         self._dialogue, self._count = Dialogue(history, read), TokenCount()
@@ -132,13 +132,13 @@ class ChatPlayer:
         message = self._dialogue.add_answer(said)
         self._count.add(said)
         self._cut = said.finish == "length"  # a complete call in a cut turn is still executed
-        self.spent = self._cut and self._budget == left
+        self.out_of_budget = self._cut and self._budget == left
         return message
 
-    def hear(self, said: Messages, over: bool) -> None:
+    def record_observation(self, said: Messages, over: bool) -> None:
         """Record the environment's messages."""
         self._dialogue.add_observations(said)
-        self._count.hear(said)
+        self._count.add_observations(said)
 
     def trajectory(self) -> Trajectory:
         """Return the episode without token ids. `failure` holds the reason if the endpoint broke it off."""
@@ -182,7 +182,7 @@ class TokenCount:
         self.used = self.before(answer) + count_tokens(answer)
         self.sampled += count_tokens(answer)
 
-    def hear(self, said: list[dict[str, Any]]) -> None:
+    def add_observations(self, said: list[dict[str, Any]]) -> None:
         """Count the environment's messages by an estimate, unless the server reports counts: its next one has them."""
         if self._prompt is None:
             self.used += sum(tokens_of(message["content"]) for message in said)

@@ -51,11 +51,11 @@ class Player(Protocol[Asked_co, Said_contra]):
         ...
 
     @property
-    def spent(self) -> bool:
+    def out_of_budget(self) -> bool:
         """Whether the last turn was cut because it used up the budget. Then nothing can follow."""
         ...
 
-    def hear(self, said: Messages, over: bool) -> None:
+    def record_observation(self, said: Messages, over: bool) -> None:
         """Record the environment's messages. `over`: the episode ends with them."""
         ...
 
@@ -79,12 +79,12 @@ def play_episode(episode: Episode, player: Player[Asked, Said], rules: Rules) ->
             if request is None:
                 return
             message = player.take((yield request))
-        if turn == rules.max_turns - 1 or player.spent:
+        if turn == rules.max_turns - 1 or player.out_of_budget:
             return
         answer = partial(react, episode.environment, message, player.calls, rules.dead_tools)
         said, over = (yield Reaction(answer)) if has_slow_tools(episode.environment) else answer()
         if said:
-            player.hear(said, over)
+            player.record_observation(said, over)
         if over or not said:
             return
 
@@ -97,7 +97,7 @@ def advance(play: Generator[Asked | Reaction, Any], said: Any = None) -> Asked |
         return None
 
 
-def go_on(play: Generator[Asked | Reaction, Any], said: Any = None) -> Asked | None:
+def next_request(play: Generator[Asked | Reaction, Any], said: Any = None) -> Asked | None:
     """Send the policy's turn `said` to an episode. Return the next request, or None if the episode is over.
 
     It blocks while a slow environment runs.

@@ -87,7 +87,7 @@ def play_together(
     sampling = 0
     with Background() as background:
 
-        def place(episode: int, said: Any = None) -> None:
+        def resume(episode: int, said: Any = None) -> None:
             wanted = advance(plays[episode], said)
             if isinstance(wanted, Reaction):
                 background.start(episode, wanted.run)
@@ -98,7 +98,7 @@ def play_together(
             return background.ready() or given_up()
 
         for episode in range(len(plays)):
-            place(episode)
+            resume(episode)
         while requests or sampling or background.running:
             sampling += len(requests)
             if progress is not None:
@@ -110,15 +110,16 @@ def play_together(
                 raise GivenUp
             sampling -= len(turns)
             for episode, turn in turns.items():
-                place(episode, turn)
+                resume(episode, turn)
             for episode, answer in background.take(wait=not sampling and not requests):
-                place(episode, answer)
+                resume(episode, answer)
 
 
 class TokenPlayer:
     """Records one episode, token by token. Shape: C tokens since the end of the prompt."""
 
-    spent = False  # the calls of a turn that used up the budget are executed, but the policy never sees their results
+    # Always False: the calls of a turn that used up the budget are executed, but the policy never sees their results.
+    out_of_budget = False
 
     def __init__(
         self, number: int, episode: Episode, chat: ChatFormat, reader: TokenReader, sampler: Sampler, budget: int
@@ -154,7 +155,7 @@ class TokenPlayer:
         self._messages.append(message)
         return message
 
-    def hear(self, said: Messages, over: bool) -> None:
+    def record_observation(self, said: Messages, over: bool) -> None:
         """Append an observation. If it exceeds the budget or the context, drop it and end the episode.
 
         The calls were executed all the same, but the policy never sees the dropped results.

@@ -19,7 +19,7 @@ from agentrl.core.errors import UserError
 from agentrl.core.trajectory import ToolCall
 from agentrl.rollout.background import Background
 from agentrl.rollout.guard import ToolsDied
-from agentrl.rollout.loop import Reaction, Rules, go_on, play_episode, react
+from agentrl.rollout.loop import Reaction, Rules, next_request, play_episode, react
 from agentrl.rollout.sampler import Request
 from agentrl.rollout.tokens import TokenEngine
 from agentrl.sandbox import Sandbox
@@ -171,13 +171,13 @@ def test_results_are_taken_by_number_and_errors_are_raised() -> None:
 
 
 def test_whoever_drives_an_episode_alone_waits_for_its_slow_tools() -> None:
-    player = SimpleNamespace(calls=[], spent=False, request=lambda: "asked", heard=[])
+    player = SimpleNamespace(calls=[], out_of_budget=False, request=lambda: "asked", heard=[])
     player.take = lambda said: said
-    player.hear = lambda said, over: player.heard.append(said[0]["content"])
+    player.record_observation = lambda said, over: player.heard.append(said[0]["content"])
     rules = Rules(max_turns=2, dead_tools="stop")
     message = {"tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
     play = play_episode(Episode(None, Slow(wait=0)), player, rules)  # type: ignore[arg-type]
-    assert go_on(play) == "asked" and go_on(play, message) == "asked" and player.heard == ["look did {}"]
+    assert next_request(play) == "asked" and next_request(play, message) == "asked" and player.heard == ["look did {}"]
     play = play_episode(Episode(None, Slow(wait=0)), player, rules)  # type: ignore[arg-type]
     next(play)
     assert isinstance(play.send(message), Reaction)
