@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -23,14 +24,20 @@ def test_the_engine_benchmark_measures_every_arm(tmp_path):
     tokens = {arm: row["tokens"]["forward"] for arm, row in update["arms"].items()}
     assert tokens["packed"] < tokens["padded"] / 2  # eight rollouts of a long prompt share it
 
-    for fallen in (False, True):
-        for arm in ("padded", "packed"):
-            update["arms"][arm]["update"] *= 4 if fallen else 0.5
-        earlier = tmp_path / f"{fallen}.jsonl"
-        earlier.write_text(json.dumps(update | {"commit": "abc"}) + "\n")
-        done = subprocess.run([*command, "--threads", "1", "--compare", str(earlier)], capture_output=True, text=True)
-        assert "times faster" in done.stdout and "at abc" in done.stdout, done.stderr
-        assert (done.returncode, "SLOWER" in done.stdout) == (int(fallen), fallen)
+
+@pytest.mark.slow
+def test_a_ratio_that_fell_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    compare = importlib.import_module("engine").compare
+    record = tmp_path / "engine.jsonl"
+    earlier = {"workload": "update-300", "arms": {"trl": {"update": 1.0}, "packed": {"update": 3.0}}, "commit": "abc"}
+    record.write_text(json.dumps(earlier) + "\n")
+    for now, slower in ((2.2, False), (2.0, True)):
+        found = {"workload": "update-300", "arms": {"trl": {"update": 1.0}, "packed": {"update": now}}}
+        assert compare(found, record) == slower
+        said = capsys.readouterr().out
+        assert f"packed: update {now:.2f} times faster, 3.00 at abc" in said and ("SLOWER" in said) == slower
+    assert not compare({"workload": "slow-tools", "arms": {}}, record)
 
 
 @pytest.mark.slow
