@@ -19,7 +19,7 @@ from agentrl.chat.turn_spans import PROBE, USER, calls_message
 from agentrl.config.templates import CHATML_TOOLS, TRAINING, trl_templates
 from agentrl.core.errors import UserError, first_line
 
-OFFER = f"set model.chat_template={CHATML_TOOLS}, or to another template (docs/models.md)"
+OFFER = f"set model.chat_template={CHATML_TOOLS}, or name another template (docs/models.md)"
 MARK = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_\w+>")  # what special tokens look like in rendered text
 
 
