@@ -1,11 +1,8 @@
-"""rollout.ahead=1: the rollout batch of a step is sampled while the batch before it trains.
+"""rollout.ahead=1: the next rollout batch is sampled while the present one trains.
 
-    batch      sampled with the weights before
-    0          batch 0
-    n >= 1     batch n - 1
-
-`objectives.policy.truncated_weights` corrects for it. A checkpoint holds the batch that was sampled ahead: what sampled
-it is not there any more.
+Batch 0 is sampled with the initial weights. Batch n >= 1 is sampled with the weights from before the updates on batch
+n - 1. `objectives.policy.truncated_weights` corrects for the older weights. A checkpoint holds the batch that was
+sampled ahead, since a resumed run no longer has the weights that sampled it.
 """
 
 from __future__ import annotations
@@ -27,14 +24,14 @@ TOKENS = ("prompt_ids", "completion_ids", "policy_mask", "turn", "component")
 class Batch:
     """The episodes of one rollout batch on this process."""
 
-    step: int  # updates before it trains
-    weights: int  # updates of the weights that sample it
-    rows: list[int]  # places of its tasks
+    step: int  # number of updates made before this batch trains
+    weights: int  # number of updates in the weights that sample it
+    rows: list[int]  # indices of its tasks
     playing: Playing | None = None
-    trajectories: list[Trajectory] | None = None  # None until they are waited for
+    trajectories: list[Trajectory] | None = None  # None until `wait` has returned them
 
     def wait(self, progress: Callable[[int], None]) -> list[Trajectory]:
-        """Its trajectories. Raises what went wrong."""
+        """Wait until the batch is played and return its trajectories. Raises the error of the thread that plays it."""
         if self.trajectories is None:
             assert self.playing is not None
             self.trajectories = self.playing.result(progress)
@@ -42,19 +39,22 @@ class Batch:
 
 
 class Ahead:
-    """Hands out the rollout batch of the present step of `trainer`, and has the next one sampled."""
+    """Gives `trainer` the rollout batch of the present step, and starts sampling the next one."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._next: Batch | None = None
 
     def take(self, rows: list[int]) -> tuple[list[Trajectory], int]:
-        """The batch of the present step, whose tasks are at `rows`, and how many updates its weights are behind."""
+        """Return the batch of the present step, and how many updates its weights are behind. Start the next batch.
+
+        rows: the indices of the batch's tasks. Raises RuntimeError if other tasks were sampled ahead.
+        """
         trainer = self._trainer
         step = trainer.state.global_step
         batch = self._next or self._begin(step, rows)
         if (batch.step, batch.rows) != (step, rows):
-            raise RuntimeError(f"sampled ahead were tasks {batch.rows} of step {batch.step}, not {rows} of step {step}")
+            raise RuntimeError(f"tasks {batch.rows} of step {batch.step} were sampled, not {rows} of step {step}")
         trajectories = batch.wait(trainer.show_rollout)
         following = step + trainer.args.steps_per_generation
         over = following >= trainer.state.max_steps
@@ -62,14 +62,14 @@ class Ahead:
         return trajectories, step - batch.weights
 
     def _begin(self, step: int, rows: list[int]) -> Batch:
-        """Have the weights of now sample the batch that trains at `step`."""
+        """Start to sample, with the current weights, the batch that trains at `step`."""
         trainer = self._trainer
         trainer.rollout_step = step
         episodes = trainer.episodes([trainer.tasks[row] for row in rows])
         return Batch(step, trainer.state.global_step, rows, trainer.engine.begin(episodes))
 
     def _rows_at(self, step: int) -> list[int]:
-        """The tasks of this process in the rollout batch at `step`."""
+        """Return the indices of this process's tasks in the rollout batch at `step`."""
         trainer = self._trainer
         rows = trainer.order.rollout_batch(step // trainer.args.steps_per_generation)
         share = len(rows) // trainer.accelerator.num_processes
@@ -86,7 +86,7 @@ class Ahead:
             torch.save(content, self._file(checkpoint))
 
     def load(self, checkpoint: Path) -> None:
-        """Go on with the batch in a checkpoint, if it holds one; the last checkpoint of a run holds none."""
+        """Read the batch from a checkpoint, if it holds one. The last checkpoint of a run holds none."""
         file = self._file(checkpoint)
         if file.exists():
             saved: dict[str, Any] = torch.load(file, weights_only=True)
@@ -97,14 +97,14 @@ class Ahead:
         return checkpoint / f"ahead-{self._trainer.accelerator.process_index}.pt"
 
     def give_up(self) -> None:
-        """End a batch that nobody will ask for."""
+        """Cancel the batch that is being sampled, if there is one."""
         if self._next is not None and self._next.playing is not None:
             self._next.playing.give_up()
         self._next = None
 
 
 def _plain(played: Trajectory) -> dict[str, Any]:
-    """A trajectory as tensors and plain values, which a file holds without pickled classes."""
+    """Convert a trajectory to tensors and plain values, so that a file holds no pickled classes."""
     content = dict(vars(played), calls=[dict(vars(call)) for call in played.calls])
     content |= {name: torch.tensor(content[name], dtype=torch.int32) for name in TOKENS}
     if played.logprobs is not None:
@@ -113,7 +113,7 @@ def _plain(played: Trajectory) -> dict[str, Any]:
 
 
 def _trajectory(content: dict[str, Any]) -> Trajectory:
-    """What `_plain` was given."""
+    """Convert back what `_plain` returned."""
     lists = {name: value.tolist() for name, value in content.items() if isinstance(value, torch.Tensor)}
     lists["component"] = [Component(kind) for kind in lists["component"]]
     calls = [ToolCall(**call) for call in content["calls"]]

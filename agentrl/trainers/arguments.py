@@ -1,4 +1,4 @@
-"""From our configuration to TRL's arguments, and the batch arithmetic between the two."""
+"""Converts the configuration of a run to TRL's arguments, and computes the batch sizes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from agentrl.store.checkpoints import writing_folder
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one rollout batch is cut into updates, on one process. `trainer.tokens_per_batch` cuts an update further."""
+    """How one process cuts a rollout batch into updates. `trainer.tokens_per_batch` cuts an update further."""
 
     rows_per_update: int
     updates_per_rollout: int  # optimizer updates per rollout batch
 
 
 def plan_batches(config: Config) -> BatchPlan:
-    """The plan of an RL run; validation has made sure that everything divides."""
+    """Compute the plan of an RL run. Validation has already checked that the sizes divide evenly."""
     return BatchPlan(
         rows_per_update=config.trainer.minibatch_prompts * config.rollout.num_generations // config.hardware.processes,
         updates_per_rollout=config.trainer.prompts_per_batch // config.trainer.minibatch_prompts,
@@ -32,14 +32,14 @@ def plan_batches(config: Config) -> BatchPlan:
 
 
 def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
-    """Arguments common to every trainer."""
+    """Make the arguments that all trainers share."""
     trainer, hardware = config.trainer, config.hardware
     return {
         "output_dir": str(writing_folder(checkpoints)),  # sealed and renamed by callbacks.Checkpoints
         "seed": config.seed,
-        "data_seed": config.seed,  # else every process would take its own seed and shuffle the dataset its own way
+        "data_seed": config.seed,  # otherwise each process would shuffle the dataset with a seed of its own
         "learning_rate": trainer.learning_rate,
-        # transformers' plain "constant" ignores the warm-up; with none, the two are the same.
+        # transformers' plain "constant" ignores the warm-up. Without warm-up the two are the same.
         "lr_scheduler_type": trainer.lr_schedule.replace("constant", "constant_with_warmup"),
         "warmup_steps": trainer.warmup_steps,
         "weight_decay": trainer.weight_decay,
@@ -49,7 +49,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
         "save_strategy": "no",  # callbacks.Checkpoints decides: only between rollout batches can a run resume exactly
         "logging_steps": 1,
         "logging_first_step": True,
-        "logging_nan_inf_filter": False,  # it would log a loss that is not finite as 0
+        "logging_nan_inf_filter": False,  # the filter would log a loss that is not finite as 0
         "disable_tqdm": True,
         "report_to": [],  # trackers mirror the files; see agentrl.tracking
         "bf16": hardware.bf16,  # TRL's default is True, which on a CPU is many times slower
@@ -61,11 +61,11 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
 
 
 def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo | Luffy) -> GRPOConfig:
-    """TRL's GRPO arguments for the prompt-only part of any of our RL algorithms."""
+    """Make TRL's GRPO arguments for the rollouts under plain prompts, for every RL algorithm."""
     plan, rollout = plan_batches(config), config.rollout
     extra: dict[str, Any] = {}
     length, vllm = "max_new_tokens", config.vllm
-    if vllm.mode == "colocate":  # a server is asked by a sampler of our own
+    if vllm.mode == "colocate":  # with a server, `rollout.vllm_server` samples, and TRL does not know of it
         length = "max_tokens"  # vLLM's name for it
         # TRL's default masks a whole trajectory by the sum of its log-ratios, which grows with its length.
         extra = {
@@ -89,13 +89,13 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
         generation_kwargs={length: rollout.max_turn_tokens or rollout.max_completion_tokens},
         temperature=rollout.temperature,
         top_p=rollout.top_p,
-        beta=algo.kl_coef,  # TRL scores the reference where it is above 0; the loss itself is ours (loss.py)
+        beta=algo.kl_coef,  # if it is above 0, TRL scores the reference; loss.py computes the loss itself
         remove_unused_columns=False,
     )
 
 
 def dataset_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
-    """Arguments of trainers that read a dataset, `minibatch_prompts` rows an update."""
+    """Make the arguments of trainers that read a dataset, with `minibatch_prompts` rows per update."""
     return {
         **shared_arguments(config, checkpoints),
         "per_device_train_batch_size": config.trainer.minibatch_prompts // config.hardware.processes,
@@ -105,17 +105,17 @@ def dataset_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
 
 
 def dpo_arguments(config: Config, checkpoints: Path) -> DPOConfig:
-    """TRL's DPO arguments; the pairs arrive tokenised."""
+    """Make TRL's DPO arguments. The pairs arrive tokenised, so nothing is cut."""
     return DPOConfig(**dataset_arguments(config, checkpoints), beta=config.algo.beta, max_length=None)
 
 
 def focal_arguments(config: Config, checkpoints: Path) -> TrainingArguments:
-    """transformers' arguments; attention is an output here, which recomputation would not give."""
+    """Make transformers' arguments, without gradient checkpointing: it would not return the attention weights."""
     return TrainingArguments(**dataset_arguments(config, checkpoints) | {"gradient_checkpointing": False})
 
 
 def sft_arguments(config: Config, checkpoints: Path) -> SFTConfig:
-    """TRL's SFT arguments; the traces arrive tokenised and labelled."""
+    """Make TRL's SFT arguments. The traces arrive tokenised and labelled, so nothing is cut or prepared."""
     return SFTConfig(
         **dataset_arguments(config, checkpoints),
         max_length=None,

@@ -1,4 +1,4 @@
-"""Putting a run together: which tasks it can use, which trainer its algorithm asks for, what happens around updates."""
+"""Builds the trainer of a run: chooses the training tasks, the trainer class of the algorithm, and the callbacks."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from agentrl.trainers.traced import TracedTrainer
 
 
 def rl_trainer(algo: Any) -> type[AgentGRPOTrainer] | None:
-    """The trainer of an algorithm that learns from groups of rollouts, None for the others.
+    """Return the trainer class of an algorithm that learns from groups of rollouts, or None for other algorithms.
 
     Raises:
-        UserError: a file of the user's own holds no such trainer.
+        UserError: the user's own file has no subclass of AgentGRPOTrainer named Trainer.
     """
     if not algo.rollouts:
         return None
@@ -52,10 +52,10 @@ def rl_trainer(algo: Any) -> type[AgentGRPOTrainer] | None:
 
 
 def keep_fitting(chat: ChatFormat, tasks: list[Task], config: Config, what: str) -> list[Task]:
-    """Tasks whose prompt fits `rollout.max_prompt_tokens`.
+    """Return the tasks whose prompt fits `rollout.max_prompt_tokens`, and print how many do not.
 
     Raises:
-        UserError: none fits.
+        UserError: no task fits.
     """
     kept = [t for t in tasks if len(chat.prompt_ids(t.prompt, t.tools)) <= config.rollout.max_prompt_tokens]
     if len(kept) < len(tasks):
@@ -77,10 +77,10 @@ def choose_tasks(
     settings: Settings,
     expert_trace: ExpertTraces,
 ) -> list[Task]:
-    """Tasks that a trainer of groups gets: all, or with trainer.tasks=with_trace those with an expert trace.
+    """Return the training tasks: all of them, or with trainer.tasks=with_trace those with an expert trace.
 
     Raises:
-        UserError: none has a trace where one is needed, or they do not fill a rollout batch.
+        UserError: no task has a trace, but the method needs traces; or there are too few tasks for a rollout batch.
     """
     traced = issubclass(trainer_class, TracedTrainer)
     if traced or settings.tasks == "with_trace":
@@ -104,7 +104,10 @@ def choose_tasks(
 
 
 def tell_reward(config: Config, bench: Bench, tasks: list[Task], console: RunConsole) -> None:
-    """Say so where the configured reward is not read, or compares calls with references that no first task has."""
+    """Tell the user if the configured reward is not used, or if it needs reference calls that the bench lacks.
+
+    Only the tasks of the first rollout batch are checked for reference calls.
+    """
     first, reward = tasks[: config.trainer.prompts_per_batch], config.reward.name
     if has_own_reward(bench):
         if not isinstance(bench, TwoSided):
@@ -128,9 +131,10 @@ def build_trainer(
     judge: Judge | None = None,
     expert_trace: ExpertTraces | None = None,
 ) -> tuple[Trainer | None, RolloutEngine]:
-    """The trainer of `config.algo`, None where it only evaluates, and an engine that plays episodes with its policy.
+    """Make the trainer of `config.algo` and an engine that plays episodes with its policy.
 
-    `judge` grades what the bench leaves open while training; `expert_trace` gives traces in place of the bench's own.
+    The trainer is None if the algorithm only evaluates. `judge` grades what the bench cannot grade itself during
+    training. `expert_trace` gives traces in place of the bench's own.
     """
     expert_trace = expert_trace or bench.expert_trace
     trainer: Trainer
@@ -176,7 +180,7 @@ def build_trainer(
 
 
 def final_engine(config: Config, engine: RolloutEngine, model: PreTrainedModel, chat: ChatFormat) -> RolloutEngine:
-    """The engine that plays the evaluation after training: `engine`, or one that samples by the method itself."""
+    """Return the engine for the evaluation after training: `engine`, or for split_softmax one that samples with it."""
     if isinstance(config.algo, SplitSoftmax):
         return SplitSoftmaxEngine(engine, model, chat, config.algo.k)
     return engine

@@ -1,4 +1,4 @@
-"""What happens around an update: metrics to files and screen, checkpoints where a run can resume, clean stops."""
+"""Callbacks around an update: write metrics to files and the screen, save checkpoints, stop a run cleanly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DROPPED = {
 
 
 class Record(TrainerCallback):
-    """One line a step in metrics.jsonl (equal for equal runs) and in timing.jsonl (never equal)."""
+    """Writes a line per step to metrics.jsonl and to timing.jsonl. Equal runs have equal metrics, but other timings."""
 
     def __init__(self, run: RunDirectory, console: RunConsole) -> None:
         self._run, self._console = run, console
@@ -82,7 +82,10 @@ class Record(TrainerCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Saves between rollout batches only, where TRL's buffer is empty and a resumed run continues bit for bit."""
+    """Saves checkpoints, and stops the run if a stop is requested, only between rollout batches.
+
+    There TRL's buffer is empty, so a resumed run continues bit for bit.
+    """
 
     def __init__(self, run: RunDirectory, config: TrainerConfig, updates_per_rollout: int, stop: StopRequest) -> None:
         self._folder, self._config = run.checkpoints_dir, config
@@ -104,7 +107,7 @@ class Checkpoints(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Seal what every process has written by now; the leader does it, the others wait for it."""
+        """Wait until every process has written its part. Then the main process seals the checkpoint."""
         processes, best = PartialState(), self._config.keep_best
         processes.wait_for_everyone()
         if state.is_world_process_zero:
@@ -115,7 +118,10 @@ class Checkpoints(TrainerCallback):
         self._last = state.global_step
 
     def _value(self, state: TrainerState, name: str) -> dict[str, float]:
-        """The metric's mean over the updates since the checkpoint before: one rollout batch alone is noisy."""
+        """Return the metric's mean over the updates since the last checkpoint, since one rollout batch is noisy.
+
+        Raises UserError if metrics.jsonl has no such metric.
+        """
         logs = [entry for entry in state.log_history if entry["step"] > self._last]
         renamed = [{RENAMED.get(key, key): value for key, value in entry.items()} for entry in logs]
         values = [entry[name] for entry in renamed if name in entry]

@@ -1,4 +1,4 @@
-"""CHORD: GRPO and SFT on the prompt's expert trace as one loss, whose balance mu moves as training proceeds."""
+"""CHORD: one loss of GRPO and SFT on the expert trace of each prompt. Their balance mu changes during training."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from agentrl.trainers.traced import TracedTrainer
 
 
 class ChordTrainer(TracedTrainer):
-    """L = (1 - mu) L_GRPO + mu L_SFT, with KL and entropy terms in L_GRPO."""
+    """L = (1 - mu) L_GRPO + mu L_SFT. L_GRPO includes the KL and entropy terms."""
 
     def trace_teaches(self, row: int) -> bool:
         return self.config.algo.mu.peak > 0 and super().trace_teaches(row)
 
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
         losses, used = chord_sft_loss(logps, weights, self.config.algo.token_weight)
-        if self.config.algo.token_weight == "phi":  # uniform ones are 1
+        if self.config.algo.token_weight == "phi":  # uniform weights are 1, so they are not logged
             self.log_step.add_means({"expert/weight": used}, weights > 0)
         return losses
 

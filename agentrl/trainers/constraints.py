@@ -1,7 +1,7 @@
-"""Constraints on the mean of what an episode is measured by, each with a multiplier that moves after every batch.
+"""Constraints on the mean of a measure of episodes. Each has a multiplier lambda that is updated after every batch.
 
-A method adds lambda times the advantage of each measure to its own advantage, and calls `update_dual` once a rollout
-batch. The multipliers are part of a checkpoint.
+A method adds lambda times the advantage of each measure to its own advantage, and calls `update_dual` once per rollout
+batch. Checkpoints hold the multipliers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DUAL_FILE = "dual.pt"  # in every checkpoint of a run with constraints
 
 
 def dual_variables(config: Config) -> DualVariables:
-    """The multipliers that `config` describes, before their first update."""
+    """Make the multipliers of the constraints in `config`, at their initial values."""
     dual = config.dual
     return DualVariables(
         {
@@ -46,7 +46,7 @@ def dual_variables(config: Config) -> DualVariables:
 
 
 class ConstrainedTrainer(AgentGRPOTrainer):
-    """A trainer of groups with `algo.constraints`."""
+    """A GRPO trainer with `algo.constraints`. A subclass implements `measured`."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.dual = dual_variables(kwargs["config"])
@@ -57,11 +57,18 @@ class ConstrainedTrainer(AgentGRPOTrainer):
         return [*super().own_callbacks(), *stop]
 
     def measured(self, constraint: Any) -> Tensor:
-        """What a constraint measures (B,) in the rollout batch, larger is better; NaN where it does not apply."""
+        """Return the measure (B,) of a constraint in the rollout batch. Larger is better.
+
+        It is NaN for rows to which the constraint does not apply.
+        """
         raise NotImplementedError
 
     def update_dual(self) -> None:
-        """One update of every multiplier, from the same means on every process; says what a person should know."""
+        """Update every multiplier from the means over all processes.
+
+        Warn if a multiplier has stayed at its cap, or if every reply has earned the full reward, for `dual.patience`
+        batches.
+        """
         constraints: list[Constraint | EpisodeConstraint] = self.config.algo.constraints
         self.dual.update({one.name: self._mean(self.measured(one)) for one in constraints})
         patience = self.config.dual.patience
@@ -75,12 +82,12 @@ class ConstrainedTrainer(AgentGRPOTrainer):
                 )
 
     def _mean(self, values: Tensor) -> float | None:
-        """Mean over all processes of what is not NaN; None where nothing is."""
+        """Return the mean over all processes of the values that are not NaN, or None if all are NaN."""
         total, count = self._sums(values)
         return total / count if count else None
 
     def _sums(self, values: Tensor) -> tuple[float, float]:
-        """Sum and number over all processes of what is not NaN."""
+        """Return the sum and the number, over all processes, of the values that are not NaN."""
         known = values[~torch.isnan(values)]
         local = torch.tensor([known.sum(), len(known)], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(local, reduction="sum").tolist()
@@ -99,7 +106,7 @@ class ConstrainedTrainer(AgentGRPOTrainer):
 
 
 def infeasible(constraint: Constraint | EpisodeConstraint, multiplier: Multiplier) -> str:
-    """What it means that a multiplier stays at its cap, and what to do."""
+    """Write the message about a multiplier that stays at its cap: what it means, and what to do."""
     return (
         f"constraint '{constraint.name}': lambda has been at its cap {multiplier.cap:g} for {int(multiplier.at_cap)} "
         f"batches, {constraint.label} averages {constraint.sign * float(multiplier.ema):.3f} and "
@@ -110,9 +117,8 @@ def infeasible(constraint: Constraint | EpisodeConstraint, multiplier: Multiplie
 
 
 class StopWhereInfeasible(TrainerCallback):
-    """dual.on_infeasible=stop: saves a checkpoint after the batch that exhausted the patience, and ends the run.
-
-    To be added after the callback that seals checkpoints.
+    """dual.on_infeasible=stop: saves a checkpoint and ends the run once a multiplier was at its cap for `patience`
+    batches. Add it after the callback that seals checkpoints.
     """
 
     def __init__(self, trainer: ConstrainedTrainer) -> None:

@@ -1,8 +1,8 @@
-"""Measures, every few updates, what the terms of a method with expert traces pull at. Changes nothing in training.
+"""Measures the gradients of the loss terms of a method with expert traces. It does not change the training.
 
-All terms are measured on the rollouts and the traces of one mini-batch, whatever the method trains on them: L^x and L^h
-are the policy-gradient losses of all rollouts under x and under [x; h*], at the present policy, without KL and entropy;
-L_SFT is the method's own term on all traces.
+All terms are measured on the rollouts and the traces of one mini-batch, whichever of them the method trains on. L^x and
+L^h are the policy-gradient losses of all rollouts under x and under [x; h*], at the present policy, without KL and
+entropy terms. L_SFT is the method's own term on all traces.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agentrl.objectives.policy import PolicyBatch, policy_loss
 from agentrl.scoring.sequence import Scores, Sequence
 from agentrl.trainers.loss import Inputs, LossTrainer, piece_of, rollouts_after, spread, trained_tokens
 
-# Names of what is measured, of which `objectives/diagnosis.py` says what they are.
+# Names of the measures. `objectives/diagnosis.py` defines them.
 MEASURES = (
     *("norm_x", "norm_h", "norm_sft", "cos_x_h", "cos_x_sft", "cos_h_sft"),
     *("pull_good_x", "pull_bad_x", "improbable_x", "pull_good_h", "pull_bad_h", "improbable_h"),
@@ -37,10 +37,11 @@ def diagnose(
     traces: dict[int, Sequence],
     trace_term: TraceTerm,
 ) -> dict[str, float]:
-    """What `objectives/diagnosis.py` says of a mini-batch.
+    """Compute the measures of `objectives/diagnosis.py` for a mini-batch. Return them by name.
 
-    under_h: the rollouts of rows whose prompt has a trace, after [x; h*]; traces: what `trace_term`, the loss on the
-    traces, needs scored. Rows without a trace are left out of everything. What cannot be measured is NaN.
+    under_h: by row, the rollouts of prompts that have a trace, after [x; h*]. traces: by row, the sequences that
+    `trace_term`, the loss on the traces, needs. Rows without a trace are left out of all measures. A measure that
+    cannot be computed is NaN.
     """
     if not under_h:
         return dict.fromkeys(MEASURES, math.nan)
@@ -73,7 +74,7 @@ def _measure(
     sequences: dict[int, Sequence],
     term: TraceTerm,
 ) -> tuple[list[Tensor | None], list[Tensor]]:
-    """The gradient of a term in the trainable parameters, and the log-probs of its sequences."""
+    """Return the gradient of a term with respect to the trainable parameters, and the log-probs of its sequences."""
     parameters = [one for one in model.parameters() if one.requires_grad]
     total: list[Tensor | None] = [None] * len(parameters)
     logps: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Constraints on what an episode with tools is measured by: the number of its calls, or a metric of the bench."""
+"""Constraints on a measure of an episode with tools: the number of its calls, or a metric of the bench."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from agentrl.trainers.constraints import ConstrainedTrainer
 
 
 class EpisodeConstrainedTrainer(ConstrainedTrainer):
-    """A = A_task + sum_k lambda_k A_k, where A_k compares what constraint k measures over the rollouts of a prompt.
+    """A = A_task + sum_k lambda_k A_k. A_k is the advantage of the measure of constraint k in the group of a prompt.
 
-    The dual step is HIPO's: every lambda_k moves once a rollout batch, from the mean of what is measured.
+    The dual step is that of HIPO: every lambda_k is updated once per rollout batch, from the mean of its measure.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -33,7 +33,7 @@ class EpisodeConstrainedTrainer(ConstrainedTrainer):
         return batch
 
     def _check_measures(self) -> None:
-        """Raise UserError where the bench's score has no such metric: an episode without a turn tells."""
+        """Raise UserError if the bench has no such metric. The score of an empty episode shows which metrics it has."""
         if not self.config.algo.constraints:
             return
         task = self.tasks[0]
@@ -41,7 +41,7 @@ class EpisodeConstrainedTrainer(ConstrainedTrainer):
         for index, one in enumerate(self.config.algo.constraints):
             if one.measure not in known:
                 raise UserError(
-                    f"algo.constraints.{index}.measure={one.measure}: bench={self.bench.name} measures no such thing; "
+                    f"algo.constraints.{index}.measure={one.measure}: bench={self.bench.name} has no such measure; "
                     f"choose from {', '.join(sorted(known))}"
                 )
 
@@ -55,7 +55,7 @@ class EpisodeConstrainedTrainer(ConstrainedTrainer):
         return constraint.sign * column
 
     def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
-        """The advantages of the rewards, and those of the constraints' measures times their multipliers."""
+        """Return the advantages (B, T) of the rewards plus those of the measures times their multipliers."""
         total, algo = super().turn_advantages(rewards, mask), self.config.algo
         for constraint, multiplier in zip(algo.constraints, self.dual.values().tolist(), strict=True):
             measured = self.measured(constraint).view(-1, self.num_generations)
@@ -64,7 +64,7 @@ class EpisodeConstrainedTrainer(ConstrainedTrainer):
         return total
 
     def _log_constraints(self) -> None:
-        """Where each constraint and its multiplier stood when the batch was used, in the units of the measure."""
+        """Log each constraint and its multiplier as this batch used them, in the units of the measure."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         for constraint, multiplier in zip(self.config.algo.constraints, self.dual, strict=True):
             mean = self._mean(self.measured(constraint))

@@ -1,6 +1,7 @@
-"""Training that has gone wrong: gradients that are no numbers, batches that teach nothing. `faults` says what follows.
+"""Handles training that has gone wrong: gradients that are not finite, and batches without a learning signal.
 
-How often in a row is read from the log history, which every checkpoint holds: a resumed run counts on.
+The keys in `faults` decide what happens. The number of faults in a row is counted in the log history, which every
+checkpoint holds, so a resumed run continues the count.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from agentrl.config.schema import Faults
 from agentrl.core.errors import UserError
 from agentrl.core.stop import any_process
 
-NO_SIGNAL = "no_signal"  # share of groups that teach nothing, by no reward that counts and by no expert trace
+NO_SIGNAL = "no_signal"  # metric: share of groups without a learning signal, from neither rewards nor an expert trace
 
 
 class Watch(TrainerCallback):
-    """Stops a run, warns, or leaves updates out, as `faults` says."""
+    """Stops the run, warns, or skips updates, as `faults` says."""
 
     def __init__(self, config: Faults, say: Callable[[str], None]) -> None:
         self._config, self._say = config, say
@@ -36,9 +37,9 @@ class Watch(TrainerCallback):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Before the weights are touched: an update with NaN or infinity in it would destroy them.
+        """Check the gradients before the update: an update with NaN or infinity would destroy the weights.
 
-        DeepSpeed has made its update by now, or has found such a gradient and left the update out.
+        DeepSpeed has already made its update at this point, or has found such a gradient and skipped the update.
         """
         assert model is not None
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -52,8 +53,8 @@ class Watch(TrainerCallback):
         found = f"the gradient of update {step} is not finite"
         if self._config.nonfinite == "stop":
             raise UserError(
-                f"{found}, and faults.nonfinite=stop; faults.nonfinite=skip leaves such updates out and resumes this "
-                "run, a lower trainer.learning_rate or trainer.max_grad_norm is a new one"
+                f"{found}, and faults.nonfinite=stop. Set faults.nonfinite=skip to resume this run and skip such "
+                "updates, or start a new run with a lower trainer.learning_rate or trainer.max_grad_norm"
             )
         if before + 1 >= self._config.patience:
             raise UserError(
@@ -61,11 +62,11 @@ class Watch(TrainerCallback):
                 "trainer.learning_rate or trainer.max_grad_norm"
             )
         for parameter in model.parameters():
-            parameter.grad = None  # no update, no decay, no change of the optimizer's moments
-        self._say(f"{found}: left out (faults.nonfinite=skip)")
+            parameter.grad = None  # so the optimizer changes neither weights nor moments, and applies no weight decay
+        self._say(f"{found}: the update is skipped (faults.nonfinite=skip)")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After every update: how many rollout batches in a row taught nothing."""
+        """After every update, count how many rollout batches in a row had no learning signal. Warn or stop."""
         patience = self._config.patience
         if NO_SIGNAL not in state.log_history[-1]:
             return
@@ -73,9 +74,9 @@ class Watch(TrainerCallback):
         if silent == 0 or silent % patience != 0:
             return
         text = (
-            f"in the last {silent} rollout batches nothing taught anything: all rollouts of a prompt earned the "
-            "same of every reward that counts, and no expert trace stood beside them; choose tasks that are neither "
-            "too easy nor too hard, or raise rollout.num_generations or rollout.temperature ("
+            f"the last {silent} rollout batches had no learning signal: every reward that counts was equal for all rollouts "
+            "of a prompt, and no expert trace was trained on; choose tasks that are neither too easy nor too hard, or raise "
+            "rollout.num_generations or rollout.temperature ("
             f"faults.no_signal={self._config.no_signal}, faults.patience={patience})"
         )
         if self._config.no_signal == "stop":
@@ -84,25 +85,25 @@ class Watch(TrainerCallback):
 
 
 def finite_rewards(rewards: list[list[float]], tasks: list[str], nonfinite: str) -> list[list[float]]:
-    """Turn rewards of every rollout of `tasks` (ids), checked: advantages would take NaN and infinity for ties.
+    """Check that the turn rewards of every rollout are finite. Return them. `tasks` holds the rollouts' task ids.
 
-    With nonfinite='skip' all rewards of such a rollout become NaN, which is how one without a reward is marked; else
-    UserError.
+    If a reward of a rollout is not finite: with nonfinite='skip' all its rewards become NaN, which marks a rollout
+    without a reward; with 'stop' raise UserError.
     """
     checked = []
     for task, turns in zip(tasks, rewards, strict=True):
         bad = [value for value in turns if not math.isfinite(value)]
         if bad and nonfinite == "stop":
             raise UserError(
-                f"a rollout of task {task} has the reward {bad[0]}; mend the bench or its reward, or let "
-                "faults.nonfinite=skip leave such rollouts out"
+                f"a rollout of task {task} has the reward {bad[0]}; correct the bench or its reward, or set "
+                "faults.nonfinite=skip to leave such rollouts out"
             )
         checked.append([math.nan] * len(turns) if bad else turns)
     return checked
 
 
 def _count_trailing(state: TrainerState, name: str, bad: Callable[[float], bool]) -> int:
-    """How many of the latest log entries that have a value of `name` are bad, back to the last good one."""
+    """Count the bad log entries since the last good one, among the entries that have a value of `name`."""
     count = 0
     for entry in reversed(state.log_history):
         if name in entry:

@@ -1,9 +1,9 @@
-"""FocalLoRA: adapters on the query rows of conflict-sensitive heads alone, trained to look at the system prompt.
+"""FocalLoRA: adapters on the query rows of conflict-sensitive heads only, trained to attend to the system prompt.
 
-As shared definitions leave it: the probe measures every head's attention to the system span at the onset of the
-response, for conflicting and for aligned prompts; the loss acts on the first tokens of the replies that the base itself
-gives. A low-rank update of a query projection touches one head's rows only if the rows of B for the others stay at 0,
-where they start: their gradient is masked.
+The probe measures each head's attention to the system span at the onset of the response, for conflicting and for
+aligned prompts. The loss acts on the first tokens of the replies that the base model itself gives. An adapter on a
+query projection would change all heads of a layer. The rows of B of the other heads start at 0, and a mask on their
+gradient keeps them there.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from agentrl.trainers.passes import CutsUpdates
 from agentrl.trainers.preferences import draw_needed
 
 HEADS = "heads.json"  # in the run directory
-FUSED = "qkv_proj"  # Phi's: the queries' rows come first
+FUSED = "qkv_proj"  # the fused projection of Phi models; the rows of the queries come first
 
 
 def probe(model: PreTrainedModel, chat: ChatFormat, tasks: Sequence[Task], algo: FocalLora, seed: int) -> Tensor:
-    """The heads (L, H) to adapt, from `probe_prompts` training prompts of each kind.
+    """Choose the heads to adapt from `probe_prompts` training prompts of each kind. Return a mask (L, H).
 
     Raises:
-        UserError: the tasks are not of both kinds, or the model has no query projection that is known here.
+        UserError: the tasks are not of both kinds.
     """
     masses = {}
     for kind in ("conflict", "aligned"):
@@ -58,7 +58,11 @@ def probe(model: PreTrainedModel, chat: ChatFormat, tasks: Sequence[Task], algo:
 
 
 def focal_config(model: PreTrainedModel, heads: Tensor, lora: Lora) -> LoraConfig:
-    """Adapters on the query projections of the layers that have a chosen head."""
+    """Make the configuration of adapters on the query projections of the layers that have a chosen head.
+
+    Raises:
+        UserError: the model has neither q_proj nor qkv_proj.
+    """
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     target = "q_proj" if "q_proj" in names else FUSED
     if target not in names:
@@ -74,7 +78,10 @@ def focal_config(model: PreTrainedModel, heads: Tensor, lora: Lora) -> LoraConfi
 
 
 def keep_to_heads(model: nn.Module, heads: Tensor, head_dim: int) -> None:
-    """Mask the gradient of every adapter's B (rows, r): rows of heads (L, H) that were not chosen stay at 0."""
+    """Mask the gradient of every adapter's B (rows, r), so that the rows of heads that were not chosen stay at 0.
+
+    heads: mask (L, H) of the chosen heads.
+    """
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             layer = int(name.split(".layers.")[1].split(".")[0])
@@ -86,9 +93,10 @@ def keep_to_heads(model: nn.Module, heads: Tensor, head_dim: int) -> None:
 def focal_rows(
     engine: RolloutEngine, bench: Bench, chat: ChatFormat, tasks: Sequence[Task], algo: FocalLora, batch: int
 ) -> list[dict[str, Any]]:
-    """A row a task: `input_ids` (prompt and the first tokens of the greedy reply), `system` and `onset` masks.
+    """Make one training row per task: `input_ids` and the masks `system` and `onset`, all of the same length.
 
-    `onset` marks the queries that predict those tokens: the last prompt token and each of them but the last.
+    `input_ids` holds the prompt and the first tokens of the model's greedy reply. `system` marks the system span.
+    `onset` marks the queries that predict those reply tokens: the last prompt token and all of them but the last.
     """
     rows = []
     for start in range(0, len(tasks), batch):
@@ -109,7 +117,7 @@ def focal_rows(
 
 
 def collate(batch: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
-    """Rows padded on the right: `input_ids`, `attention_mask`, `system`, `onset`, each (B, T)."""
+    """Pad rows on the right. Return `input_ids`, `attention_mask`, `system` and `onset`, each (B, T)."""
     width = max(len(row["input_ids"]) for row in batch)
 
     def padded(name: str, fill: Any) -> Tensor:
@@ -126,17 +134,17 @@ def collate(batch: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of an update, without the padding that only its longer rows need; each (B, T)."""
+    """Some rows of an update, padded to the longest of them. Each tensor is (B, T) except `count`."""
 
     ids: Tensor
     mask: Tensor
     system: Tensor
     onset: Tensor
-    count: Tensor  # of chosen (row, query, head) of an average process in the whole update
+    count: Tensor  # number of chosen (row, query, head) in the whole update, averaged over the processes
 
 
 class FocalLoraTrainer(CutsUpdates, Trainer):
-    """Minimises `focal_loss`; logs the mass on the system span as `system_mass`. Its passes are always padded."""
+    """Minimises `focal_loss`, and logs the mass on the system span as `system_mass`. It always uses padded passes."""
 
     def __init__(self, *, heads: Tensor, tokens_per_batch: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -144,7 +152,7 @@ class FocalLoraTrainer(CutsUpdates, Trainer):
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def cut(self, inputs: dict[str, Tensor]) -> list[Piece]:
-        """The rows of `collate` in pieces that keep to the token budget, padding included."""
+        """Cut the rows of `collate` into pieces that keep to the token budget, including padding."""
         mask, onset = inputs["attention_mask"], inputs["onset"]
         self.count_tokens(mask)
         count = self.accelerator.reduce(onset.sum() * self._heads.sum().to(onset.device), reduction="sum")
@@ -185,10 +193,10 @@ class FocalLoraTrainer(CutsUpdates, Trainer):
 
 
 def focal_trainer(parts: Parts) -> FocalLoraTrainer:
-    """Probe the heads (kept in heads.json), let the base answer, and put adapters on the heads in `parts.model`."""
+    """Choose the heads and write them to heads.json, sample replies of the base model, and add adapters to it."""
     config, run, chat, model, tasks = parts.config, parts.run, parts.chat, parts.model, parts.tasks
     algo, pad_id = config.algo, int(chat.tokenizer.pad_token_id)
-    model.set_attn_implementation("eager")  # no other kernel gives attention out
+    model.set_attn_implementation("eager")  # the only kernel that returns attention weights
     training = model.training
     heads = probe(model.eval(), chat, tasks, algo, config.seed)
     model.train(training)

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation, with or without tools: TRL's GRPOTrainer with our rollouts and advantages."""
+"""GRPO with or without tools: TRL's GRPOTrainer, with rollouts and advantages of this package."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from agentrl.trainers.samplers import policy_sampler, skip_parsing, vllm_cache
 
 
 class AgentGRPOTrainer(LossTrainer):
-    """GRPO whose rollouts come from a `RolloutEngine` and whose advantages may differ from turn to turn.
+    """GRPO with rollouts from a `RolloutEngine` and advantages that may differ between the turns of a rollout.
 
-    Simplifications against TRL: one reward per trajectory (the sum of its turn rewards), whole groups on every
-    process, and mini-batches that keep a prompt's rollouts together.
+    It is simpler than TRL's trainer: a trajectory has one reward (the sum of its turn rewards), every process has whole
+    groups, and mini-batches keep a prompt's rollouts together.
     """
 
-    # TRL's own, read and set here.
+    # Attributes of TRL that this class reads and sets.
     _buffered_inputs: Any
     beta: float
 
@@ -61,13 +61,13 @@ class AgentGRPOTrainer(LossTrainer):
         peft_config: PeftConfig | None = None,
         rollout_log: RolloutLog | None = None,
         console: RunConsole | None = None,
-        judge: Judge | None = None,  # for what the bench leaves open
+        judge: Judge | None = None,  # grades what the bench cannot grade itself
     ) -> None:
         self.config, self.bench, self.tasks, self.chat = config, bench, tasks, chat
         self.expert_trace = expert_trace or bench.expert_trace
         self._rollout_log, self._console, self._judge = rollout_log, console, judge
         self._batch: list[Task] = []
-        self._batch_rows: list[int] = []  # places of its tasks in `tasks`
+        self._batch_rows: list[int] = []  # indices of the batch's tasks in `tasks`
         self._trajectories: list[Trajectory] = []
         self._turn_rewards: list[list[float]] = []
         if args.use_vllm and config.vllm.context is None:  # the model's own context may be many times an episode's
@@ -88,21 +88,21 @@ class AgentGRPOTrainer(LossTrainer):
         self.engine = TokenEngine(policy_sampler(self), chat, config, self.show_rollout)
         models = [one for one in (self.model, self.ref_model) if one is not None]
         self.scorer = scoring_engine(config.trainer.engine, models, self.aux_loss_enabled, self._tell)
-        self._rows_updated = 0  # of the rollout batch
-        self.rollout_step: int = 0  # at which the batch trains that is sampled now
+        self._rows_updated = 0  # number of rows of the rollout batch that have been trained on
+        self.rollout_step: int = 0  # the step at which the batch trains that is being sampled
         self._ahead = Ahead(self) if config.rollout.ahead else None
 
     @classmethod
     def check_tasks(cls, config: Config, tasks: Sequence[Task]) -> None:
-        """Raise UserError where the method cannot learn from these training tasks."""
+        """Raise UserError if the method cannot learn from these training tasks."""
 
     @classmethod
     def reference_quantization(cls, config: Config) -> BitsAndBytesConfig | None:
-        """How the reference model is loaded; None: like the policy."""
+        """Return how to quantize the reference model. None means to load it like the policy."""
         return None
 
     def own_callbacks(self) -> list[TrainerCallback]:
-        """The method's own callbacks, which come after those of every trainer."""
+        """Return the method's own callbacks. They run after the callbacks that every trainer has."""
         return []
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
@@ -119,18 +119,18 @@ class AgentGRPOTrainer(LossTrainer):
         return sampler
 
     def _roll_out(self, prompts: list[Any], _: Any) -> dict[str, Any]:
-        """TRL's `rollout_func`: plays the episodes of the batch, whose trajectories are kept."""
+        """Play the episodes of the batch and keep their trajectories. TRL calls it as its `rollout_func`."""
         trajectories = self._trajectories = self._play()
         return {
             "prompt_ids": [one.prompt_ids for one in trajectories],
             "completion_ids": [one.completion_ids for one in trajectories],
-            # What transformers sampled is on policy up to round-off; TRL corrects for vLLM alone.
+            # Samples of transformers are on policy up to rounding, so TRL gets log-probs to correct for vLLM only.
             "logprobs": [one.logprobs for one in trajectories] if self.config.vllm.mode != "off" else None,
             "env_mask": [one.policy_mask for one in trajectories],
         }
 
     def _play(self) -> list[Trajectory]:
-        """Play the present batch, or take it where it was sampled ahead."""
+        """Play the present batch, or take it from `Ahead` with rollout.ahead=1."""
         self.rollout_step = self.state.global_step
         if self._ahead is None or not self.model.training:
             return self.engine.rollout(self.episodes(self._batch))
@@ -142,7 +142,7 @@ class AgentGRPOTrainer(LossTrainer):
         return [Episode(task, self.bench.environment(task)) for task in tasks]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; however it ends, no batch is left that a thread plays."""
+        """Train. At the end, even after an error, cancel a batch that a thread is still playing."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -161,12 +161,12 @@ class AgentGRPOTrainer(LossTrainer):
             self._ahead.load(Path(checkpoint))
 
     def place(self) -> None:
-        """Put the model on the device: transformers leaves it to FSDP and DeepSpeed, which only begin with training."""
+        """Move the model to the device now. With FSDP or DeepSpeed, transformers does so only when training starts."""
         if not self.place_model_on_device:
             self._move_model_to_device(self.model, self.args.device)
 
     def show_rollout(self, waiting: int) -> None:
-        """Move the rollout bar on: episodes that wait for no turn have ended."""
+        """Update the rollout progress bar. `waiting` is the number of episodes that have not ended."""
         if self._console is not None and self.model.training:
             self._console.update("rollout", len(self._batch) - waiting, f"{waiting} sampling")
 
@@ -175,7 +175,7 @@ class AgentGRPOTrainer(LossTrainer):
             self._console.say(text)
 
     def piece_done(self, piece: dict[str, Any]) -> None:
-        """Move the update bar on."""
+        """Update the progress bar of the update after a piece."""
         if self._console is None or not self.model.training:
             return
         total = self.args.per_device_train_batch_size * self.args.steps_per_generation
@@ -188,11 +188,11 @@ class AgentGRPOTrainer(LossTrainer):
             self._console.finish("update")
 
     def rewards_of(self, task: Task, played: Trajectory) -> list[float]:
-        """The rewards of an episode's turns."""
+        """Return the rewards of an episode's turns."""
         return episode_rewards(self.bench, task, played, self.config.reward, self.state.global_step)
 
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
-        """R = sum_t r_t of every trajectory, the reward that TRL logs."""
+        """Return R = sum_t r_t of every trajectory, the reward that TRL logs."""
         rewards = [self.rewards_of(task, played) for task, played in zip(self._batch, self._trajectories, strict=True)]
         self._turn_rewards = finite_rewards(rewards, [task.id for task in self._batch], self.config.faults.nonfinite)
         return [sum(rewards) for rewards in self._turn_rewards]
@@ -212,19 +212,20 @@ class AgentGRPOTrainer(LossTrainer):
         return batch
 
     def sampled_tokens(self, completion_mask: Tensor) -> Tensor:
-        """Mask (B, C) of what the policy sampled in the rollout batch: results of tools are left out."""
+        """Return the mask (B, C) of the tokens that the policy sampled in the rollout batch, without tool results."""
         sampled = [torch.tensor(trajectory.policy_mask) for trajectory in self._trajectories]
         padded = pad_sequence(sampled, batch_first=True).to(completion_mask)
         return completion_mask * torch.nn.functional.pad(padded, (0, completion_mask.shape[1] - padded.shape[1]))
 
     def teaches(self, row: int, advantages: Tensor) -> bool:
-        """Whether the group that begins at `row` of the rollout batch moves the policy: here, by some advantage."""
+        """Return whether the group that begins at `row` has a learning signal: here, an advantage that is not 0."""
         return bool(advantages[row : row + self.num_generations].any())
 
     def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
-        """Advantages (B, T) of the turns from their rewards (B, T), both 0 where `mask` (B, T) says no turn was taken.
+        """Compute the advantages (B, T) of the turns from their rewards (B, T). An algorithm of your own overrides it.
 
-        The `num_generations` rollouts of a prompt are consecutive rows. What an algorithm of your own overrides.
+        `mask` (B, T) is True for the turns that were taken; elsewhere rewards and advantages are 0. The
+        `num_generations` rollouts of a prompt are consecutive rows.
         """
         algo, (rows, turns) = self.config.algo, rewards.shape
         groups = (rewards.view(-1, self.num_generations, turns), mask.view(-1, self.num_generations, turns))
@@ -236,7 +237,7 @@ class AgentGRPOTrainer(LossTrainer):
         return advantages
 
     def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
-        """Advantages (B, C), one value a turn, zero on observations."""
+        """Return the advantages (B, C): the same value for all tokens of a turn, 0 on observations."""
         rows, turns = len(self._turn_rewards), max(len(rewards) for rewards in self._turn_rewards)
         rewards = torch.zeros(rows, turns, dtype=torch.float64)
         mask = torch.zeros(rows, turns, dtype=torch.bool)
@@ -249,13 +250,13 @@ class AgentGRPOTrainer(LossTrainer):
         policy = torch.zeros(rows, width, dtype=torch.bool)
         for row, trajectory in enumerate(self._trajectories):
             length = len(trajectory.completion_ids)
-            # The budget may cut a turn's message away while its tokens stay: they belong to the last turn that counts.
+            # The budget may cut away a turn's message but keep its tokens. They count to the last turn with a reward.
             turn[row, :length] = torch.tensor(trajectory.turn).clamp(max=turns - 1)
             policy[row, :length] = torch.tensor(trajectory.policy_mask).bool()
         return spread_to_tokens(per_turn, turn, policy).float().to(batch["completion_ids"].device)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL shuffles rows over mini-batches; a prompt's rollouts belong in one, so the order is restored."""
+        """Undo TRL's shuffle of rows over mini-batches, so that a prompt's rollouts stay in one mini-batch."""
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self.model.training and self._buffered_inputs is not before:
@@ -277,18 +278,18 @@ class AgentGRPOTrainer(LossTrainer):
             self._rollout_log.write(step, self._trajectories, self._turn_rewards, scores, advantages, notes)
 
     def _rollout_notes(self) -> list[dict[str, Any]]:
-        """What a method adds to the logged line of each rollout of the batch."""
+        """Return what the method adds to the logged line of each rollout of the batch."""
         return [{} for _ in self._batch]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's, without metrics of which the batch has no value: TRL makes None of them, which nobody can print."""
+        """Drop metrics that are all NaN, since TRL would turn them into None and fail to print them. Then log."""
         for metrics in self._metrics.values():
             for name in [name for name, values in metrics.items() if all(map(math.isnan, values))]:
                 del metrics[name]
         super().log(logs, start_time)
 
     def _global_mean(self, values: Sequence[float]) -> float:
-        """Mean over all processes; 0 where there is nothing to average."""
+        """Return the mean over all processes, or 0 if there are no values."""
         local = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(local, reduction="sum").tolist()
         return total / count if count else 0.0

@@ -1,8 +1,8 @@
-"""HIPO (arXiv 2603.16152): GRPO rollouts of single replies with two rewards, one of them held above a threshold.
+"""HIPO (arXiv 2603.16152): GRPO on single replies with two rewards. A constraint keeps one of them above a threshold.
 
-The primal step is the clipped loss on A = w A_user + sum_k lambda_k A_k; the dual step moves every lambda_k once per
-rollout batch, from rewards gathered over all processes. With the multipliers held it is the scalarised baseline, with
-one of the two weights at 0 a baseline that learns from one reward.
+The primal step is the clipped loss on A = w A_user + sum_k lambda_k A_k. The dual step updates every lambda_k once per
+rollout batch, from rewards gathered over all processes. If the multipliers are held fixed, it is the scalarised
+baseline. If one of the two weights is 0, it is a baseline that learns from one reward.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ KINDS = ("conflict", "aligned")
 
 
 class HipoTrainer(ConstrainedTrainer):
-    """max E[r_user] subject to E[r_k] >= tau_k, by alternating an update of the policy and one of the multipliers."""
+    """Maximises E[r_user] subject to E[r_k] >= tau_k, by alternating updates of the policy and of the multipliers."""
 
     def __init__(self, **kwargs: Any) -> None:
         self._rewards: list[Rewards] = []
         self._filtered: list[bool] = []
-        self._cut: list[bool] = []  # by the token budget, inside the think block
+        self._cut: list[bool] = []  # whether the token budget cut the reply inside its think block
         self._cut_told = False
         self._lacking = {reward: MissingVerdicts(f"r_{reward}") for reward in SIDES}
         super().__init__(**kwargs)
 
     @classmethod
     def check_tasks(cls, config: Config, tasks: Sequence[Task]) -> None:
-        """Raise UserError where a constraint is on a kind of prompt that no task is of: it would never bind."""
+        """Raise UserError if a constraint is on a kind of prompt that no task has, since it would never bind."""
         kinds = sorted({task.data["kind"] for task in tasks})
         for index, constraint in enumerate(config.algo.constraints):
             if constraint.kind is not None and constraint.kind not in kinds:
@@ -57,13 +57,13 @@ class HipoTrainer(ConstrainedTrainer):
 
     @classmethod
     def reference_quantization(cls, config: Config) -> BitsAndBytesConfig | None:
-        """NF4, the paper's, where algo.reference=4bit."""
+        """Return NF4, as in the paper, if algo.reference=4bit."""
         if config.algo.reference != "4bit" or config.algo.kl_coef == 0:
             return None
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
     def _trajectory_return(self, completions: list[Any], **_: Any) -> list[float]:
-        """Grade the batch. TRL takes r_user for the reward, but complains of missing ones at length: 0 stands in."""
+        """Grade the batch and return r_user as TRL's reward. A missing r_user is 0, since TRL would warn about None."""
         algo = self.config.algo
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         self._filtered = [
@@ -97,7 +97,7 @@ class HipoTrainer(ConstrainedTrainer):
         return batch
 
     def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
-        """Advantages (B, C): one value for all tokens of a reply."""
+        """Return the advantages (B, C): the same value for all tokens of a reply."""
         algo, group = self.config.algo, self.num_generations
         user = self._column("user", None).view(-1, group)
         constraints = [self.measured(one).view(-1, group) for one in algo.constraints]
@@ -110,7 +110,7 @@ class HipoTrainer(ConstrainedTrainer):
         return replace(super().policy_settings(), level=self.config.algo.importance_level)
 
     def _column(self, reward: str, kind: str | None) -> Tensor:
-        """One reward (B,) of the batch, NaN where it is missing, filtered or belongs to another kind of prompt."""
+        """Return one reward (B,) of the batch. It is NaN if it is missing, filtered or of another kind of prompt."""
         values = [
             math.nan if rewards[reward] is None or kind not in (None, task.data["kind"]) else rewards[reward]
             for rewards, task in zip(self._rewards, self._batch, strict=True)
@@ -121,7 +121,10 @@ class HipoTrainer(ConstrainedTrainer):
         return self._column(constraint.reward, constraint.kind)
 
     def _spread(self, values: Tensor) -> float | None:
-        """Standard deviation likewise, unbiased; None below two values."""
+        """Return the unbiased standard deviation over all processes of the values that are not NaN.
+
+        It is None if there are fewer than two such values.
+        """
         (total, count), (squares, _) = self._sums(values), self._sums(values.square())
         return math.sqrt(max(squares - total**2 / count, 0.0) / (count - 1)) if count > 1 else None
 
@@ -145,7 +148,7 @@ class HipoTrainer(ConstrainedTrainer):
         values["frac_reward_zero_std"] = self._mean((groups == 0).all(1).double())
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name in [name for name in metrics if name.startswith(("reward", "frac_reward"))]:
-            metrics[name].pop()  # TRL's, of r_user alone and with zeros for what is missing
+            metrics[name].pop()  # TRL's value: it covers r_user only, and counts missing rewards as 0
         for name, value in values.items():
             if value is not None:
                 metrics[name].append(value)
@@ -159,7 +162,7 @@ class HipoTrainer(ConstrainedTrainer):
             self._rollout_log.write(self.state.global_step, self._trajectories, rows, scores, advantages, notes)
 
     def _rewards_to_log(self) -> dict[str, float | None]:
-        """Means of the rewards, over all prompts and by kind; a stand-in for r_user goes by its own name."""
+        """Return the means of the rewards, over all prompts and by kind. A proxy for r_user has its own name."""
         stands_in = torch.tensor(["user_proxy" in rewards for rewards in self._rewards])
         user = self._column("user", None)
         values = {"reward": self._mean(user), "reward_std": self._spread(user)}
@@ -171,7 +174,7 @@ class HipoTrainer(ConstrainedTrainer):
         return values
 
     def _constraints_to_log(self) -> dict[str, float | None]:
-        """Share of replies below a threshold, of each constraint and of any, and where each multiplier stands."""
+        """Return the share of replies below the threshold, per constraint and over all, and each multiplier's state."""
         values: dict[str, float | None] = {}
         kinds = [task.data["kind"] for task in self._batch]
         violated, held, unknown = torch.zeros(3, len(kinds), dtype=torch.bool)
@@ -181,12 +184,12 @@ class HipoTrainer(ConstrainedTrainer):
             holds = torch.tensor([constraint.kind in (None, kind) for kind in kinds])
             violated, held, unknown = violated | below, held | holds, unknown | (holds & missing)
             values[f"violation/{constraint.name}"] = self._mean(below.double().masked_fill(missing, math.nan))
-            # As this batch was used: the update that follows it shows in the next line.
+            # The values that this batch used. The update after this batch shows in the next line.
             values[f"lambda/{constraint.name}"] = float(multiplier.value)
             values[f"tau/{constraint.name}"] = multiplier.threshold
             values[f"ema/{constraint.name}"] = None if math.isnan(multiplier.ema) else float(multiplier.ema)
-        # A reply that is known to violate and lacks a reward is left out too: those that do not would be, and it alone
-        # would stay.
+        # Leave out every reply that lacks a reward, even if its other rewards already violate a constraint. Otherwise
+        # violating replies would be counted and the rest left out, which would bias the rate.
         told = held & ~unknown
         for kind in (None, *KINDS):
             counted = told & torch.tensor([kind in (None, one) for one in kinds])

@@ -1,6 +1,6 @@
-"""TRL's trainer of groups with our loss in place of its own: tensors are put together here, `objectives` has the maths.
+"""TRL's GRPOTrainer with the loss of this package. This module assembles tensors; `objectives` has the mathematics.
 
-Rollout batches, buffers, the optimizer and distribution stay TRL's. An update is cut into pieces, see `passes.py`.
+TRL still handles rollout batches, buffers, the optimizer and distribution. `passes.py` cuts an update into pieces.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from agentrl.scoring.sequence import Scores, Sequence, score_in_pieces
 from agentrl.trainers.mismatch import compare_with_sampler
 from agentrl.trainers.passes import CutsUpdates, agree_on_passes, run_idle_pass, through_head
 
-Inputs = dict[str, Any]  # rows of a rollout batch, as TRL hands them on: see `_generate_and_score_completions`
-Wanted = dict[str, dict[int, Sequence]]  # what a loss needs scored: by the term that reads it, by row
+Inputs = dict[str, Any]  # rows of a rollout batch in TRL's format, see `_generate_and_score_completions`
+Wanted = dict[str, dict[int, Sequence]]  # the sequences that a loss needs scored, by term and by row
 
 
 class LossTrainer(CutsUpdates, GRPOTrainer):
     """GRPOTrainer whose loss is `objectives.policy.policy_loss`.
 
-    Shapes: B rows, C completion tokens. A method says in `wanted` what it needs scored of some rows, and in `loss_of`
-    what it makes of the scores. Everything is scored in one forward pass, shared prefixes once.
+    Shapes: B rows, C completion tokens. A method overrides `wanted`, which returns the sequences that its loss needs
+    scored, and `loss_of`, which computes the loss from the scores. One forward pass scores everything; it computes
+    shared prefixes once.
     """
 
     config: Config
-    aux_loss_enabled: bool  # TRL's: the router loss of a mixture of experts
+    aux_loss_enabled: bool  # set by TRL: whether the router loss of a mixture of experts is trained on
 
     def policy_settings(self) -> PolicySettings:
-        """Which policy-gradient loss the run takes."""
+        """Return the settings of the policy-gradient loss."""
         algo = self.config.algo
         return PolicySettings(
             clip_eps=algo.clip_eps,
@@ -46,27 +47,27 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Inputs:
-        """TRL's rollout batch. Where vLLM sampled, tokens get weights for what it computes otherwise."""
+        """Make TRL's rollout batch. If there are log-probs of vLLM, compare them with the trainer's and add weights."""
         batch: Inputs = super()._generate_and_score_completions(inputs)
         if batch.get("sampling_per_token_logps") is not None:
             compare_with_sampler(self, batch)
         return batch
 
     def rows_under_prompt(self, rows: int) -> list[int]:
-        """Rows of a rollout batch whose old and reference log-probs under their prompt are needed: all."""
+        """Return the rows of a rollout batch that need old and reference log-probs under their prompt: here, all."""
         return list(range(rows))
 
     def sampled_tokens(self, completion_mask: Tensor) -> Tensor:
-        """Mask (B, C) of the tokens of a rollout batch that the policy sampled: here, all of `completion_mask`."""
+        """Return the mask (B, C) of the tokens that the policy sampled in a rollout batch: here, `completion_mask`."""
         return completion_mask
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **_: Any
     ) -> tuple[Tensor, None, None]:
-        """Log-probs (B, C) of the sampled tokens of a rollout batch under the old or the reference policy.
+        """Return the log-probs (B, C) of a rollout batch's sampled tokens under the old or the reference policy.
 
-        They are 0 at all other tokens and in rows that are not needed. TRL asks for these; the loss itself calls the
-        engine.
+        They are 0 at all other tokens and in rows that are not needed. TRL calls this; the loss itself calls the
+        scoring engine.
         """
         prompt, completion = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
         masks = attention_mask[:, :-logits_to_keep], attention_mask[:, -logits_to_keep:]
@@ -75,7 +76,7 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
         return self.score_rows(model, sequences, self.rows_under_prompt(len(completion)), sampled), None, None
 
     def score_rows(self, model: Any, sequences: dict[int, Sequence], rows: list[int], mask: Tensor) -> Tensor:
-        """Log-probs (B, C) of the sequences of some rows, without a graph, where `mask` (B, C) is on; 0 elsewhere."""
+        """Score the sequences of some rows without a graph. Return log-probs (B, C), 0 where `mask` (B, C) is off."""
         scored = [row for row in rows if row in sequences]
         budget = self.config.trainer.tokens_per_batch
         with self.accelerator.autocast():
@@ -86,15 +87,15 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
         return spread(scores.logps, there)
 
     def wanted(self, inputs: Inputs) -> Wanted:
-        """What the loss needs scored: the rollouts under their prompts."""
+        """Return the sequences that the loss needs scored: here, the rollouts under their prompts."""
         return {"rollouts": rollouts_after(inputs, "prompt")}
 
     def loss_of(self, inputs: Inputs, scored: dict[str, Scores]) -> Tensor:
-        """The loss of some rows, a scalar, from the scores of what is `wanted` (in the order of its rows)."""
+        """Compute the loss of some rows, a scalar, from the scores of the `wanted` sequences, in the same order."""
         return self.policy_term(inputs, scored["rollouts"])
 
     def cut(self, inputs: Inputs) -> list[Inputs]:
-        """The rows of a mini-batch in pieces whose forward passes keep to the token budget."""
+        """Cut the rows of a mini-batch into pieces whose forward passes keep to the token budget."""
         wanted = self.wanted(inputs)
         rows = len(inputs["completion_ids"])
         groups = [[of_rows[row] for of_rows in wanted.values() if row in of_rows] for row in range(rows)]
@@ -125,7 +126,7 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
         return loss / self.current_gradient_accumulation_steps
 
     def policy_term(self, inputs: Inputs, scores: Scores) -> Tensor:
-        """The policy-gradient loss of rows, a scalar; its parts go to the log."""
+        """Compute the policy-gradient loss of rows, a scalar, and log its parts."""
         settings = self.policy_settings()
         batch = self.policy_batch(inputs, scores)
         loss, metrics = policy_loss(batch, settings, **self.counts(inputs))
@@ -133,7 +134,7 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
         return loss
 
     def policy_batch(self, inputs: Inputs, scores: Scores) -> PolicyBatch:
-        """What the loss reads, from the scores of the rows."""
+        """Assemble the input of `policy_loss` from the scores of the rows."""
         mask = trained_tokens(inputs)
         return PolicyBatch(
             logps=spread(scores.logps, mask),
@@ -146,17 +147,17 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
         )
 
     def counts(self, inputs: Inputs) -> dict[str, Any]:
-        """What the sums over a piece are divided by: rows and tokens of its mini-batch, see `policy_loss`."""
+        """Return the denominators of the sums over a piece, as keywords of `policy_loss`."""
         total: Tensor = inputs["num_items_in_batch"].clamp(min=1)
         return {
-            # of an average mini-batch of the rollout batch, on one process
+            # the number of tokens in an average mini-batch of the rollout batch, on one process
             "tokens": total / (self.accelerator.num_processes * self.args.steps_per_generation),
             "rows": rows_of_update(inputs),
             "trained": inputs.get("tokens_of_update"),
         }
 
     def _log_policy(self, metrics: dict[str, Tensor], mask: Tensor, settings: PolicySettings) -> None:
-        """The parts of the loss under TRL's names."""
+        """Log the parts of the loss under TRL's names."""
         log = self.log_step
         if settings.entropy_coef != 0:
             log.add("policy_loss", metrics["policy_loss"])
@@ -172,21 +173,21 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
             means["kl"] = metrics["kl"]
         log.add_means(means, mask)
         for name, clipped, extreme in (("low_min", low, nanmin), ("high_max", high, nanmax)):
-            rows = (clipped * mask).sum(1) / mask.sum(1)  # NaN for a row that nothing is trained on of
+            rows = (clipped * mask).sum(1) / mask.sum(1)  # NaN for a row without trained tokens
             log.add_extreme(f"clip_ratio/{name}", rows, extreme)
 
 
 def rows_of_update(inputs: Inputs) -> int:
-    """Rows of the mini-batch of which these are a piece, or the whole."""
+    """Return the number of rows in the mini-batch that `inputs` is a piece of, or all of."""
     rows: int = inputs.get("rows_of_update", len(inputs["completion_ids"]))
     return rows
 
 
 def piece_of(inputs: Inputs, rows: range, count: int) -> Inputs:
-    """Some of the `count` rows of a mini-batch.
+    """Return the rows in `rows` of a mini-batch with `count` rows.
 
-    As in TRL's buffer, every list and every tensor with a dimension has one entry a row; scalars belong to the whole
-    mini-batch. Raises ValueError for a list or a tensor with another number of entries.
+    As in TRL's buffer, every list and every tensor with a dimension has one entry per row. Scalars belong to the whole
+    mini-batch and stay as they are. Raises ValueError if a list or a tensor has another number of entries.
     """
     piece = {}
     for name, value in inputs.items():
@@ -199,7 +200,7 @@ def piece_of(inputs: Inputs, rows: range, count: int) -> Inputs:
 
 
 def trained_tokens(inputs: Inputs) -> Tensor:
-    """Mask (B, C) of the completion tokens that the loss reads: what the policy sampled, tool results left out."""
+    """Return the mask (B, C) of the completion tokens in the loss: those that the policy sampled, no tool results."""
     mask: Tensor = inputs["completion_mask"] * inputs.get("tool_mask", 1)
     return mask
 
@@ -207,9 +208,9 @@ def trained_tokens(inputs: Inputs) -> Tensor:
 def row_sequences(
     before: Tensor, before_mask: Tensor, after: Tensor, after_mask: Tensor, scored: Tensor
 ) -> dict[int, Sequence]:
-    """Sequences of padded rows, ids (B, P) and then ids (B, C), of which `scored` (B, C) are scored.
+    """Join padded rows of ids `before` (B, P) and `after` (B, C) to sequences, by row.
 
-    A row of which nothing is scored has no sequence.
+    `scored` (B, C) marks the tokens to score. A row without such tokens has no sequence.
     """
     parts = (before, before_mask.bool(), after, after_mask.bool(), scored.bool())
     sequences = {}
@@ -221,12 +222,12 @@ def row_sequences(
 
 
 def rollouts_after(inputs: Inputs, context: str) -> dict[int, Sequence]:
-    """Every row's completion after its `<context>_ids`, with the tokens scored that the loss reads."""
+    """Return every row's completion after its `<context>_ids` as a sequence that scores the `trained_tokens`."""
     before, after = ((inputs[f"{part}_ids"], inputs[f"{part}_mask"]) for part in (context, "completion"))
     return row_sequences(*before, *after, trained_tokens(inputs))
 
 
 def spread(values: list[Tensor], mask: Tensor) -> Tensor:
-    """The values of rows, in their order, as a tensor of the shape of `mask` (B, C): where it is on, 0 elsewhere."""
+    """Put the values of rows, in order, into a tensor (B, C) where `mask` (B, C) is on. Elsewhere it is 0."""
     whole = torch.zeros(mask.shape, dtype=values[0].dtype if values else torch.float32, device=mask.device)
     return whole.masked_scatter(mask.bool(), torch.cat(values)) if values else whole

@@ -1,4 +1,4 @@
-"""LUFFY: the expert's trace is one more member of each group, with a reward, an advantage and a loss of its own."""
+"""LUFFY: the expert trace joins each group as one more member, with its own reward, advantage and loss."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from agentrl.trainers.traced import TracedTrainer
 
 
 def expert_trajectory(trace: ExpertTrace, reasoning: str) -> Trajectory:
-    """The trace as the episode that a reward reads: messages and executed calls, its final answer included.
+    """Convert a trace to a trajectory for the reward: messages with the final answer, and executed calls, no tokens.
 
-    Tokens are left out; `tokenize_trace` has them. `reasoning` is where thoughts go, see schema.Model.reasoning.
+    `tokenize_trace` makes the tokens. `reasoning` says where thoughts are written, see schema.Model.reasoning.
     """
     messages = [message for turn in trace.turns for message in turn_messages(turn, reasoning)]
     messages.append({"role": "assistant", "content": f"<answer>{trace.answer}</answer>"})
@@ -29,15 +29,16 @@ def expert_trajectory(trace: ExpertTrace, reasoning: str) -> Trajectory:
 
 
 class LuffyTrainer(TracedTrainer):
-    """L = mean over prompts, and over K rollouts and the expert, of -(A / n) sum of ratios; A is only centred.
+    """L = mean over prompts, and over K rollouts and the expert, of -(A / n) sum of ratios.
 
-    A rollout's ratio is not clipped, an expert token's is p / (p + gamma).
+    A is the centred return, without division by the standard deviation. The ratios of rollouts are not clipped; the
+    ratio of an expert token is p / (p + gamma).
     """
 
-    _expert_advantages: Tensor  # (N,) of the rollout batch, NaN where a prompt has no trace
+    _expert_advantages: Tensor  # (N,) of the prompts of the rollout batch, NaN for a prompt without a trace
 
     def policy_settings(self) -> PolicySettings:
-        """No clip, and the mean over the members of a group."""
+        """Return settings without a clip, with the mean over the members of a group."""
         algo = self.config.algo
         return PolicySettings(
             clip_eps=math.inf,
@@ -48,7 +49,7 @@ class LuffyTrainer(TracedTrainer):
         )
 
     def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) from rewards (B, T): the return against the mean of all members, the same for every turn."""
+        """Return advantages (B, T): the return minus the mean return of all members, the same for every turn."""
         tasks = self._batch[:: self.num_generations]
         experts = torch.tensor([self._expert_return(task) for task in tasks], dtype=rewards.dtype)
         returns = rewards.sum(1).view(-1, self.num_generations)
@@ -56,14 +57,14 @@ class LuffyTrainer(TracedTrainer):
         return advantages.reshape(-1, 1).expand_as(rewards)
 
     def _expert_return(self, task: Task) -> float:
-        """R of the trace by the reward of the rollouts; NaN without one."""
+        """Return the trace's return under the same reward as the rollouts, or NaN if the task has no trace."""
         trace = self.expert_trace(task)
         if trace is None:
             return math.nan
         return sum(self.rewards_of(task, expert_trajectory(trace, self.chat.reasoning)))
 
     def trace_teaches(self, row: int) -> bool:
-        """The expert is a member of the group: where all earn the same it teaches as little as they do."""
+        """Return whether the expert's advantage is not 0. It is 0 if all members of the group earn the same."""
         return bool(self._expert_advantages[row // self.num_generations].abs() > 0)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class LuffyTrainer(TracedTrainer):
         return losses / (self.num_generations + 1)
 
     def loss_of(self, inputs: dict[str, Any], scored: dict[str, Scores]) -> Tensor:
-        # Without a clip the surrogate is linear in the advantages, which therefore carry the members' shares.
+        # Without a clip the surrogate is linear in the advantages, so the members' shares can be multiplied into them.
         shares = member_shares(inputs["expert_advantage"], self.num_generations)
         shared = {**inputs, "advantages": inputs["advantages"] * shares[:, None]}
         rollouts, expert = self.policy_term(shared, scored["rollouts"]), self.trace_term(inputs, scored["traces"])

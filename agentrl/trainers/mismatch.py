@@ -1,4 +1,4 @@
-"""Measure how the sampler's log-probs differ from the trainer's, log it, and correct for it token by token."""
+"""Measures how the sampler's log-probs differ from the trainer's, logs it, and makes weights to correct for it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from agentrl.objectives.policy import truncated_weights
 from agentrl.objectives.sampling import kept_log_mass, sampler_mismatch
 from agentrl.trainers.passes import agree_on_passes
 
-PLACES = 2048  # tokens whose logits over the vocabulary are held at once
+PLACES = 2048  # number of tokens whose logits over the vocabulary are in memory at once
 
 
 def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
-    """Log how the policy differs from what was sampled; where vLLM sampled, weigh tokens or rows by the difference.
+    """Log how the trainer's log-probs differ from the sampler's. If vLLM sampled, add weights that correct for it.
 
-    Both are taken under the temperature and the top_p of the rollouts. `batch` is TRL's rollout batch with the
-    sampler's log-probs (B, C) in it, and gets `old_per_token_logps` and `importance_sampling_ratio`.
+    Both log-probs are taken under the temperature and the top_p of the rollouts. `batch` is TRL's rollout batch with
+    the sampler's log-probs (B, C). It gets `old_per_token_logps`, and `importance_sampling_ratio` if vLLM sampled.
     """
     sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"] * batch.get("tool_mask", 1)
     weighs = trainer.config.vllm.mode != "off"
     if batch.get("old_per_token_logps") is None and not weighs:
-        return  # scoring them would cost a forward pass that nothing else needs
+        return  # to score the old log-probs would cost a forward pass that nothing else needs
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     shown = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     width = sampled.shape[1]
@@ -33,7 +33,7 @@ def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
             scored = trainer._get_per_token_logps_and_entropies(trainer.model, ids, shown, width)
         batch["old_per_token_logps"] = scored[0]
     old = batch["old_per_token_logps"] - log_masses(trainer, ids, shown, width)
-    known = torch.zeros_like(mask)  # rows that have old log-probs under their prompt
+    known = torch.zeros_like(mask)  # 1 in rows that have old log-probs under their prompt
     known[trainer.rows_under_prompt(len(mask))] = 1
     mask = mask * known
     log = trainer._metrics["train" if trainer.model.training else "eval"]
@@ -47,9 +47,10 @@ def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
 
 
 def log_masses(trainer: Any, ids: Tensor, mask: Tensor, width: int) -> Tensor | float:
-    """log of the probability that top_p keeps at each of the last `width` tokens (B, width); 0 with top_p=1.
+    """Return the log of the probability that top_p keeps, at each of the last `width` tokens (B, width).
 
-    The whole distribution is needed: the logits of PLACES tokens of one row are made at a time.
+    It is 0 with top_p=1. It needs the whole distribution, so it computes the logits of PLACES tokens of one row at a
+    time.
     """
     top_p, temperature = trainer.config.rollout.top_p, trainer.config.rollout.temperature
     if top_p == 1:
@@ -57,8 +58,8 @@ def log_masses(trainer: Any, ids: Tensor, mask: Tensor, width: int) -> Tensor | 
     masses = torch.zeros(len(ids), width, device=ids.device)
     pieces = [(row, start) for row in range(len(ids)) for start in range(0, width, PLACES)]
     for number in range(agree_on_passes(trainer.accelerator, len(pieces))):
-        row, start = pieces[min(number, len(pieces) - 1)]  # the last again while other processes have more to do
-        begin, places = int(mask[row].argmax()), min(PLACES, width - start)  # behind the padding
+        row, start = pieces[min(number, len(pieces) - 1)]  # repeat the last piece while other processes have more
+        begin, places = int(mask[row].argmax()), min(PLACES, width - start)  # begin: the first token after the padding
         until = ids.shape[1] - width + start + places
         with torch.no_grad():
             output = trainer.model(
