@@ -74,9 +74,9 @@ class Watch(TrainerCallback):
         if silent == 0 or silent % patience != 0:
             return
         text = (
-            f"the last {silent} rollout batches had no learning signal: every reward that counts was equal for all rollouts "
-            "of a prompt, and no expert trace was trained on; choose tasks that are neither too easy nor too hard, or raise "
-            "rollout.num_generations or rollout.temperature ("
+            f"the last {silent} rollout batches had no learning signal: every reward that counts was equal for all "
+            "rollouts of a prompt, and no expert trace was trained on; choose tasks that are neither too easy nor too "
+            "hard, or raise rollout.num_generations or rollout.temperature ("
             f"faults.no_signal={self._config.no_signal}, faults.patience={patience})"
         )
         if self._config.no_signal == "stop":
