@@ -97,7 +97,9 @@ def test_a_gradient_that_is_no_number_is_noticed(way: str, tmp_path: Path) -> No
     skipping = ("algo=grpo", "eval.before=false", "eval.after=false", "faults.nonfinite=skip")
     run, config = create(tmp_path / "skips", way, *skipping)
     done = work(run, config, POISONED_UPDATE="2")
-    assert done.returncode == 0 and "update 2 is not finite: the update is skipped" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "update 2 is not finite: the update is skipped" in done.stdout, (
+        done.stdout + done.stderr
+    )
     trained, kept = (
         load_file(folder / "model.safetensors") for folder in (run.path / "model", run.checkpoints_dir / "checkpoint-1")
     )

@@ -119,9 +119,9 @@ def log(watch: Watch, shares: list[float]) -> None:
 def test_batches_without_signal_are_counted_in_a_row() -> None:
     said: list[str] = []
     log(Watch(faults(patience=3), said.append), [1, 1, 0.9, 1, 1, 1, 1, 1, 1, 0])
-    assert [text.split(" rollout")[0] for text in said] == ["warning: in the last 3", "warning: in the last 6"]
+    assert [text.split(" rollout")[0] for text in said] == ["warning: the last 3", "warning: the last 6"]
     assert "faults.no_signal=warn, faults.patience=3" in said[0]
-    with pytest.raises(UserError, match=r"^in the last 3 rollout batches .*faults\.no_signal=stop"):
+    with pytest.raises(UserError, match=r"^the last 3 rollout batches .*faults\.no_signal=stop"):
         log(Watch(faults(patience=3, no_signal="stop"), said.append), [1, 1, 0.9, 1, 1, 1])
 
 
