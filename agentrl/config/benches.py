@@ -155,6 +155,7 @@ class Bfcl(BenchKeys):
         "Where the memory that a test item starts with comes from.",
         means=("the model writes it in earlier episodes (official)", "it holds the sentences with the answer (ours)"),
     )
+    encoder: str = key("Directory or hub id of the sentence encoder of memory_vector.", place="weights")
     web: Literal["serpapi", "replay"] = key(
         "How web search works.",
         means=("through SerpApi, needs SERPAPI_API_KEY (official)", "recorded pages are replayed (ours)"),

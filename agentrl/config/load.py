@@ -35,7 +35,7 @@ ADDED_TO_OPTIONS: dict[str, dict[str, Any]] = {
         "conditioned": {"advantages": "all", "floor": None, "weight": "one"},
         "constraints": [],
     },
-    "bench": {"free": 0.0, "forbid": None},
+    "bench": {"free": 0.0, "forbid": None, "encoder": "sentence-transformers/all-MiniLM-L6-v2"},
 }
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 

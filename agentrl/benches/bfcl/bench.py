@@ -37,6 +37,7 @@ from agentrl.core.bench import Bench, Environment, Score, Task
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import ExpertTrace
 from agentrl.core.trajectory import Trajectory
+from agentrl.models.hub import check_hub
 
 if TYPE_CHECKING:
     from agentrl.core.bench import Play
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 SECONDS = 10.0  # time limit of one request to the simulated APIs
 KEY = "SERPAPI_API_KEY"
 ITEMS = {"multi_turn": 200, "memory": 155, "web_search": 100}  # items in each category of a kind
-WEB_SECONDS, ENCODER_SECONDS = 120.0, 600.0  # a page may take the official 20 s; the import of an encoder loads it
+WEB_SECONDS = 120.0  # a page may take the official 20 s
+PROBE_SECONDS = 120.0  # for the import of a category's code
 
 
 class BfclBench(Bench):
@@ -152,12 +154,24 @@ class BfclBench(Bench):
             return None
         if category in WEB_SEARCH and not os.environ.get(KEY):
             return f"it needs SerpApi; set {KEY}, or bench.web=replay (recorded pages, not official)"
-        missing = self.simulator.ask("probe", timeout=ENCODER_SECONDS, classes=[name])["missing"].get(name)
+        if category == "memory_vector":
+            return self._load_encoder()
+        missing = self.simulator.ask("probe", timeout=PROBE_SECONDS, classes=[name])["missing"].get(name)
         if missing is None:
             return None
-        extra = {"memory_vector": "; pip install sentence-transformers faiss-cpu, and let it fetch all-MiniLM-L6-v2"}
         web = "; pip install google-search-results html2text beautifulsoup4 requests"
-        return missing + (web if category in WEB_SEARCH else extra.get(category, f"; {INSTALL}"))
+        return missing + (web if category in WEB_SEARCH else f"; {INSTALL}")
+
+    def _load_encoder(self) -> str | None:
+        path = self.config.encoder
+        if not Path(path).expanduser().exists():
+            try:
+                check_hub("bench.encoder", path, "model", None, "run make minilm and set bench.encoder=models/minilm")
+            except UserError as error:
+                return str(error)
+        else:
+            path = str(Path(path).expanduser().absolute())  # the child works in another directory
+        return self.simulator.load_encoder(path)
 
     # -- memory ------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ VERSION = "2026.3.23"
 INSTALL = f"{install_line('bfcl')} && pip install --no-deps bfcl-eval=={VERSION}"
 REQUIRED = ("bfcl_eval", "mpmath", "rank_bm25", "overrides", "filelock")
 MEMORY_BYTES = 4 << 30  # address space of the child
+ENCODER_SECONDS = 600.0  # for the import of torch and the encoder, on a busy machine
 
 
 class TookTooLong(Exception):
@@ -61,6 +62,7 @@ class Simulator:
         self._forgotten: list[str] = []
         self._root = tempfile.TemporaryDirectory(prefix="agentrl-bfcl-", ignore_cleanup_errors=True)
         self._generation = 0
+        self._encoder: str | None = None
 
     def new_key(self) -> str:
         """Return a unique name for the instances of one episode."""
@@ -71,6 +73,13 @@ class Simulator:
         with self.lock:
             self._start()
             return self._generation
+
+    def load_encoder(self, path: str) -> str | None:
+        """Load the encoder of the vector memory, in this child and all later ones. Return the reason if that fails."""
+        with self.lock:
+            problem: str | None = self.ask("load_encoder", ENCODER_SECONDS, path=path)["problem"]
+            self._encoder = path if problem is None else None
+            return problem
 
     def scratch_dir(self, name: str) -> Path:
         """Make a directory that exists as long as the simulator."""
@@ -86,20 +95,22 @@ class Simulator:
         """Ask the child. Raises TookTooLong, and RuntimeError if the official code failed on the request."""
         with self.lock:
             child = self._start()
-            assert child.stdin is not None
             dropped, self._forgotten = self._forgotten, []
-            line = json.dumps({"operation": operation, "drop": dropped, **fields}).encode() + b"\n"
-            try:
-                child.stdin.write(line)
-                child.stdin.flush()
-                answer: dict[str, Any] = json.loads(
-                    self._read_line(child, self.timeout if timeout is None else timeout)
-                )
-            except (TookTooLong, BrokenPipeError):
-                self._stop()
-                raise TookTooLong from None
+            request = {"operation": operation, "drop": dropped, **fields}
+            answer = self._exchange(child, request, self.timeout if timeout is None else timeout)
         if "failed" in answer:
             raise RuntimeError(f"bfcl-eval failed on {operation}: {answer['failed']}")
+        return answer
+
+    def _exchange(self, child: subprocess.Popen[bytes], request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        assert child.stdin is not None
+        try:
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            child.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._read_line(child, timeout))
+        except (TookTooLong, BrokenPipeError):
+            self._stop()
+            raise TookTooLong from None
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -117,6 +128,9 @@ class Simulator:
             )
             weakref.finalize(self, _end, self._child)
             self._generation += 1
+            if self._encoder is not None:  # now, because a call has not the time for it
+                request = {"operation": "load_encoder", "drop": [], "path": self._encoder}
+                self._exchange(self._child, request, ENCODER_SECONDS)
         return self._child
 
     def _read_line(self, child: subprocess.Popen[bytes], timeout: float) -> bytes:

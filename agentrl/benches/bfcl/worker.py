@@ -2,9 +2,10 @@
 
 
 `simulator.py` starts this file. It reads one JSON object per line and answers each with one line. It imports nothing of
-agentrl, and no other file imports bfcl-eval. The import of bfcl-eval makes folders (here in a temporary one), and its
-instances are module globals. It evaluates call strings, so a call may hang or use up the memory, which must not stop
-the trainer. `calls.call_string` makes these strings from known names and the `repr` of JSON values.
+agentrl but the encoder of the vector memory, and no other file imports bfcl-eval. The import of bfcl-eval makes folders
+(here in a temporary one), and its instances are module globals. It evaluates call strings, so a call may hang or use up
+the memory, which must not stop the trainer. `calls.call_string` makes these strings from known names and the `repr` of
+JSON values.
 """
 
 from __future__ import annotations
@@ -116,12 +117,25 @@ def probe(worlds: Worlds, classes: list[str]) -> dict[str, Any]:
     return {"missing": missing}
 
 
+def load_encoder(worlds: Worlds, path: str) -> dict[str, Any]:
+    """Load the encoder at `path` and the official vector memory with it. The answer has the reason if that fails."""
+    from agentrl.benches.bfcl.vector_search import stand_in  # slow to import, and only the vector memory needs it
+
+    try:
+        stand_in(path)
+        importlib.import_module("bfcl_eval.eval_checker.multi_turn_eval.func_source_code.memory_vector")
+    except Exception as error:  # the bench skips the category, and says why
+        return {"problem": str(error).splitlines()[0]}
+    return {"problem": None}
+
+
 OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "execute": execute,
     "flush": flush,
     "check": check,
     "check_answer": check_answer,
     "probe": probe,
+    "load_encoder": load_encoder,
 }
 
 

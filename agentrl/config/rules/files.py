@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentrl.config.algos import CustomAlgo, Dpo, Evaluate
+from agentrl.config.benches import Bfcl
 from agentrl.config.checks import require, require_python_file
 from agentrl.config.judges import DistilledJudge, EmbeddingJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
@@ -22,6 +23,8 @@ def check_files(config: Config) -> None:
     if isinstance(config.algo, Dpo):
         _file("algo.pairs", config.algo.pairs, "no such file; give one, or set null to sample pairs")
     config.bench.check_path()
+    if isinstance(config.bench, Bfcl):
+        check_encoder("bench.encoder", config.bench.encoder)
     judge = config.judge
     if isinstance(judge, OpenAIJudge | LocalJudge):
         packaged = "no such file; give one, or set null for the packaged rubric"
