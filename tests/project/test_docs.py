@@ -200,6 +200,8 @@ SCENERY = {  # what a page has the reader make or own beforehand
     "checkpoint/config.json": "{}",
     "fsdp.yaml": "distributed_type: FSDP\n",
     "small-judge/distilled.json": "{}",
+    "models/minilm/config.json": "{}",
+    "models/minilm/1_Pooling/config.json": "{}",
 }
 
 
