@@ -1,8 +1,8 @@
-"""PACT (arXiv 2606.16215): GRPO rollouts, an objective that also reads expert traces.
+"""PACT (arXiv 2606.16215): GRPO rollouts with an objective that also uses expert traces h*.
 
-Rollouts are prompt-only and never see h*. Per prompt and step a gate z decides: anchored prompts (z = 1) take the plain
-clipped loss L^x; the others take L^h, the same loss with both log-probs under [x; h*], plus beta_SFT * L_SFT on h*.
-Both surrogates are one call of `objectives.policy.policy_loss`: a row's context is all that differs.
+Rollouts see only the prompt x, never h*. A gate z is drawn per prompt and step. Anchored prompts (z = 1) take the plain
+clipped loss L^x. The others take L^h, the same loss with both log-probs under [x; h*], plus beta_SFT * L_SFT on h*.
+One call of `objectives.policy.policy_loss` computes both surrogates, since rows differ only in their context.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from agentrl.trainers.traced import TracedTrainer
 
 @dataclass(frozen=True)
 class Privileged:
-    """What a prompt is trained with besides its rollouts."""
+    """The context of a prompt's L^h and the targets of its L_SFT."""
 
-    context: list[int]  # ids of c^h = [x; h*], or of plain x
-    trace: TokenizedTrace | None  # h* as far as it is shown, None where there is none or no turn of it fits
-    shown: str  # of the trace: whole, cut (later turns are dropped), none
+    context: list[int]  # ids of c^h = [x; h*], or of plain x if no trace is shown
+    trace: TokenizedTrace | None  # the shown part of h*; None if the task has no trace or no turn of it fits
+    shown: str  # how much of the trace is shown: whole, cut (later turns are dropped) or none
 
 
 class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
@@ -67,17 +67,17 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return batch
 
     def _is_conditioned(self, row: int) -> bool:
-        """Whether a row's surrogate is L^h: its prompt is not anchored and has a trace of which something is shown."""
+        """Return whether a row's surrogate is L^h: its prompt is not anchored, and some of its trace is shown."""
         asked = self.config.algo.condition_on_trace and not self._is_anchored(row)
         return asked and self._trace(self._batch[row]).trace is not None
 
     def _is_anchored(self, row: int) -> bool:
-        """z of eq. 13 for the prompt of a row of the rollout batch, the same for all rollouts of its group."""
+        """Return z of eq. 13 for the prompt of a row. It is the same for all rollouts of the group."""
         keys = self._batch_rows[row : row + 1]
         return bool(anchor_gates(self._anchoring[row], self.config.seed, self.state.global_step, keys))
 
     def _roll_out(self, prompts: list[Any], vllm: Any) -> dict[str, Any]:
-        """Plays the batch, and knows then how often each prompt is anchored."""
+        """Play the batch, then set the probability q with which each prompt is anchored."""
         played = super()._roll_out(prompts, vllm)
         algo, group = self.config.algo, self.num_generations
         self._anchoring = [algo.q] * len(self._batch)
@@ -97,7 +97,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return self._trace(task).trace
 
     def trace_beside(self, row: int) -> TokenizedTrace | None:
-        """h* without its answer, as the schedules show it; None for an anchored prompt."""
+        """Return the shown part of h*, without its answer. It is None for an anchored prompt or with sft_coef = 0."""
         hidden = self._is_anchored(row) or self.config.algo.sft_coef == 0
         return None if hidden else self._trace(self._batch[row]).trace
 
@@ -107,7 +107,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return super().teaches(row, advantages)
 
     def _rollout_notes(self) -> list[dict[str, Any]]:
-        """Which surrogate a rollout goes into, and the tokens of h* beside it with their weights in L_SFT."""
+        """Note the surrogate of each rollout, and the tokens of its h* with their weights in L_SFT."""
         notes: list[dict[str, Any]] = []
         for row, task in enumerate(self._batch):
             surrogate = "L^h" if self._is_conditioned(row) else "L^x"
@@ -125,10 +125,10 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return notes
 
     def _add_contexts(self, batch: dict[str, Any], conditioned: list[int]) -> None:
-        """The context of every row's ratio, and log-probs of the old and reference policy under it (eq. 7)."""
+        """Add the context of every row's ratio, and the old and reference policy's log-probs under it (eq. 7)."""
         batch["context_ids"], batch["context_mask"] = batch["prompt_ids"], batch["prompt_mask"]
         device = batch["prompt_ids"].device
-        # A row's own prompt without its padding, or [x; h*] in its place.
+        # Each row's context: its own prompt without padding, or [x; h*].
         rows = [ids[mask.bool()].cpu() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
         for row in conditioned:
             rows[row] = torch.tensor(self._trace(self._batch[row]).context)
@@ -136,7 +136,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         batch["context_mask"] = pad([torch.ones_like(row) for row in rows], 0, padding_side="left").to(device)
         sequences, mask = rollouts_after(batch, "context"), trained_tokens(batch)
         if batch.get("old_per_token_logps") is not None:
-            batch["prompt_old_logps"] = batch["old_per_token_logps"].clone()  # of a KL term under x
+            batch["prompt_old_logps"] = batch["old_per_token_logps"].clone()  # for a KL term under x
             old = self.score_rows(self.model, sequences, conditioned, mask)
             batch["old_per_token_logps"][conditioned] = old[conditioned]
         if self.config.algo.conditioned.weight == "ratio":
@@ -145,13 +145,13 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
                 for context in ("prompt", "context")
             )
             weights = conditioned_weights(under_h, batch["advantages"], under_x=under_x)
-            batch["conditioned_weight"] = weights  # of the policy that sampled; 1 in other rows, whose log-probs are 0
+            batch["conditioned_weight"] = weights  # under the policy that sampled; 1 in other rows (log-probs 0)
         if batch.get("ref_per_token_logps") is not None and self.config.algo.kl_context == "ratio":
             reference = self._reference_logps(sequences, conditioned, mask)
             batch["ref_per_token_logps"][conditioned] = reference[conditioned]
 
     def rows_under_prompt(self, rows: int) -> list[int]:
-        """Conditioned rows need log-probs under x only for a KL term under x, or if vLLM sampled them."""
+        """Leave out conditioned rows, unless vLLM sampled or the KL term is under x: only these need them under x."""
         if self.config.vllm.mode != "off" or self.config.algo.kl_context == "prompt":
             return super().rows_under_prompt(rows)
         return [row for row in range(rows) if not self._is_conditioned(row)]
@@ -163,7 +163,10 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
             return self.score_rows(self.model, sequences, rows, mask)
 
     def wanted(self, inputs: dict[str, Any]) -> Wanted:
-        """Rollouts under the contexts of their ratios, conditioned ones under x too if the KL term is, and traces."""
+        """Return the rollouts under the contexts of their ratios, and the traces.
+
+        If the KL term is under x, conditioned rollouts are also scored under x.
+        """
         algo, wanted = self.config.algo, {}
         if algo.rl_coef > 0:
             wanted["rollouts"] = rollouts_after(inputs, "context")
@@ -188,7 +191,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return mixed_loss(rl, sft, algo.rl_coef, algo.sft_coef)
 
     def policy_term(self, inputs: dict[str, Any], scores: Scores) -> Tensor:
-        """L^h for conditioned rows and L^x for the others: one loss, each row under its own context."""
+        """Compute L^h for conditioned rows and L^x for the others: one loss, with each row under its own context."""
         settings = self.policy_settings()
         if self.config.algo.kl_context == "prompt":
             settings = replace(settings, kl_coef=0.0)  # `_divergence_term` adds it
@@ -203,7 +206,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return replace(super().policy_settings(), dual_clip=self.config.algo.dual_clip or math.inf)
 
     def _token_weights(self, inputs: dict[str, Any], batch: PolicyBatch) -> Tensor | None:
-        """The weights of the sampler's correction, times those of the variants of L^h in conditioned rows."""
+        """Multiply the weights of the sampler's correction by those of the variants of L^h, in conditioned rows."""
         keys, given = self.config.algo.conditioned, batch.sampler_weights
         weights = inputs.get("conditioned_weight")
         if keys.advantages != "all" or keys.floor is not None:
@@ -213,7 +216,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return given if weights is None else weights if given is None else given * weights
 
     def _divergence_term(self, inputs: dict[str, Any], scores: Scores, under_x: Scores) -> Tensor:
-        """The KL term of all rows under x: conditioned ones have scores under x of their own."""
+        """Compute the KL term of all rows under x. `under_x` holds the scores of conditioned rows under x."""
         again = iter(zip(under_x.logps, under_x.entropies, strict=True))
         conditioned = inputs["conditioned"].tolist()
         rows = zip(rollouts_after(inputs, "prompt"), scores.logps, scores.entropies, strict=True)
@@ -226,7 +229,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return loss
 
     def _log_contexts(self, metrics: dict[str, Tensor], mask: Tensor, conditioned: Tensor) -> None:
-        """Entropy, share of clipped tokens and KL, for rows under x and under c^h apart."""
+        """Log entropy, share of clipped tokens and KL separately for rows under x and rows under c^h."""
         values = {"entropy": metrics["entropy"], "clip_ratio": metrics["clip_low"] + metrics["clip_high"]}
         if "kl" in metrics:
             values["kl"] = metrics["kl"]
@@ -235,7 +238,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
             self.log_step.add_means(named, mask * rows[:, None])
 
     def trace_weights(self, trace: TokenizedTrace) -> Tensor:
-        """m_n(s) of eq. 9 at the current update."""
+        """Return the weights m_n(s) of eq. 9 at the current update."""
         schedule, anneal = self.config.algo.schedule, self.config.anneal
         done = progress(self.state.global_step, self.state.max_steps, anneal.horizon)
         level = reasoning_level(done, schedule.switch_points)
@@ -257,7 +260,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return sft_loss(logps, weights, self.config.algo.sft_norm)[0]
 
     def _trace(self, task: Task) -> Privileged:
-        """Context and SFT targets of a task, cut alike."""
+        """Return the context and the SFT targets of a task. Both hold the same turns of the trace."""
         if task.id not in self._privileged:
             trace, settings = self.expert_trace(task), self.config.algo.trace
             if trace is None:
@@ -274,16 +277,16 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         return self._privileged[task.id]
 
     def _warn_of_length(self, task: Task) -> None:
-        """Say once that a trace is too long to be shown at all."""
+        """Warn once that a trace is too long to show even one turn."""
         known = any(one.shown == "none" for one in self._privileged.values())
         if self._console is not None and not known:
             self._console.say(
                 f"warning: no turn of the trace of {task.id} fits algo.trace.max_tokens="
-                f"{self.config.algo.trace.max_tokens}, so L^x is taken for it; trace/none in metrics.jsonl counts these"
+                f"{self.config.algo.trace.max_tokens}, so L^x is its loss; trace/none in metrics.jsonl counts these"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add where the schedules stand to TRL's log line."""
+        """Add the present values of the schedules to TRL's log line."""
         if self.model.training:
             algo, anneal = self.config.algo, self.config.anneal
             done = progress(max(self.state.global_step - 1, 0), self.state.max_steps, anneal.horizon)

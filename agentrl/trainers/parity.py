@@ -1,4 +1,7 @@
-"""After new weights: do vLLM and the trainer give the same tokens the same log-probs? A server's 200 proves nothing."""
+"""Checks, after each sync of weights, that vLLM and the trainer give the same log-probs to the same tokens.
+
+A server may answer 200 and still sample with other weights.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +15,25 @@ from agentrl.core.errors import UserError
 from agentrl.models.modes import evaluating
 from agentrl.rollout.sampler import Request, Turn
 
-PROMPTS, TOKENS = 4, 32  # of the training tasks, and sampled after each
-# Hotter than a run samples: of its own tokens a trained policy is sure, and its old weights are as sure of them.
+PROMPTS, TOKENS = 4, 32  # number of training prompts, and of tokens that are sampled after each
+# A higher temperature than a run uses. At a low one a trained policy samples tokens that it is sure of, and its old
+# weights are just as sure of them, so old weights would go unnoticed.
 PROBE = Decoding(temperature=2.0)
-BOUNDS = {"float32": 1e-3, "16 bits": 0.1, "fp8": 0.3}  # nats a token
+BOUNDS = {"float32": 1e-3, "16 bits": 0.1, "fp8": 0.3}  # mean difference of log-probs, in nats per token
 
 
 def parity_requests(trainer: Any) -> list[Request]:
-    """What is compared: a few training prompts, each with a short turn after it."""
+    """Make the requests for the comparison: a few training prompts, each followed by a short turn."""
     tasks = trainer.tasks[:PROMPTS]
     prompts = [trainer.chat.prompt_ids(task.prompt, task.tools) for task in tasks]
     return [Request(number, ids, TOKENS) for number, ids in enumerate(prompts)]
 
 
 def check_parity(trainer: Any, turns: dict[int, Turn]) -> None:
-    """Compare the log-probs of vLLM and of the trainer for the turns of `parity_requests`, sampled as PROBE says.
+    """Compare the log-probs of vLLM and of the trainer for the turns of `parity_requests`, which PROBE sampled.
 
     Raises:
-        UserError: they differ by more than `vllm.parity`, on average.
+        UserError: their mean absolute difference exceeds `vllm.parity`.
     """
     differences = []
     with evaluating(trainer.model):
@@ -41,13 +45,13 @@ def check_parity(trainer: Any, turns: dict[int, Turn]) -> None:
     if not mean <= bound:
         raise UserError(
             f"vllm.mode={trainer.config.vllm.mode}: after new weights the log-probs of vLLM and of the trainer differ "
-            f"by {mean:.3g} nats a token, and {bound:g} is the most (vllm.parity): vLLM samples another model than the "
-            "one that is trained; check that it serves the checkpoint of model.path, and start it afresh"
+            f"by {mean:.3g} nats a token, and {bound:g} is the limit (vllm.parity): vLLM samples another model than "
+            "the one that is trained; check that it serves the checkpoint of model.path, and restart it"
         )
 
 
 def parity_bound(config: Any) -> float:
-    """The most that log-probs may differ on average, in nats."""
+    """Return the largest allowed mean difference of log-probs, in nats per token."""
     if config.vllm.parity is not None:
         return float(config.vllm.parity)
     if config.vllm.kv_cache == "fp8":
@@ -57,7 +61,7 @@ def parity_bound(config: Any) -> float:
 
 
 def probe_logps(trainer: Any, prompt: list[int], ids: list[int]) -> Tensor:
-    """Log-probs (T,) that the trainer's policy gives to `ids` (T,) after `prompt`, at PROBE's temperature."""
+    """Return the log-probs (T,) of `ids` (T,) after `prompt` under the trainer's policy, at PROBE's temperature."""
     device = trainer.accelerator.device
     with torch.no_grad():
         output = trainer.model(

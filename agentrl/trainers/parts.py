@@ -1,4 +1,4 @@
-"""What a trainer is put together from."""
+"""The parts from which a method without rollouts builds its trainer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from agentrl.store.run import RunDirectory
 
 @dataclass(frozen=True)
 class Parts:
-    """For a method without rollouts, whose class of keys names a function that makes its trainer of these."""
+    """The argument of the function that builds the trainer. The method's class of keys names that function."""
 
     config: Config
     run: RunDirectory
     bench: Bench
     chat: ChatFormat
     model: PreTrainedModel
-    tasks: list[Task]  # of the training split
+    tasks: list[Task]  # tasks of the training split
     engine: RolloutEngine  # plays episodes with `model`
     console: RunConsole
     judge: Judge | None

@@ -1,4 +1,4 @@
-"""One update as several forward and backward passes, which keep to the token budget; processes keep in step."""
+"""Cuts an update into several forward and backward passes within the token budget. All processes run equally many."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from agentrl.trainers.step_log import StepLog
 class CutsUpdates:
     """A trainer that cuts an update into pieces. It comes before TRL's trainer among the base classes.
 
-    What TRL calls a micro-batch is the whole mini-batch here: the rows of one update on a process. Each piece of it has
-    its own forward and backward pass. Losses and gradients of the pieces sum to those of the mini-batch. A method says
-    in `cut` what the pieces are, and in `piece_loss` what their losses are.
+    TRL's micro-batch is the whole mini-batch here: the rows of one update on a process. Each piece of it has its own
+    forward and backward pass. Losses and gradients of the pieces sum to those of the mini-batch. A method implements
+    `cut`, which returns the pieces, and `piece_loss`, which returns the loss of a piece.
     """
 
-    # Of transformers' and TRL's trainers.
+    # Attributes of transformers' and TRL's trainers.
     accelerator: Any
     model: Any
     state: Any
@@ -30,27 +30,27 @@ class CutsUpdates:
     router_aux_loss_coef: float
 
     scorer: Engine
-    log_step: StepLog  # of the update
+    log_step: StepLog  # collects the values of the present update
 
     def cut(self, inputs: Any) -> list[Any]:
-        """The pieces of a mini-batch, at least one."""
+        """Cut a mini-batch into pieces. Return at least one."""
         raise NotImplementedError
 
     def piece_loss(self, model: Any, piece: Any) -> Tensor:
-        """The share of a piece in the loss of its mini-batch."""
+        """Return the share of a piece in the loss of its mini-batch."""
         raise NotImplementedError
 
     def idle_loss(self, model: Any) -> Tensor:
-        """A loss of 0 after a pass of `model`, for a process that has no piece left where others have."""
+        """Run a pass of `model` and return a loss of 0, for a process without a piece while others still have one."""
         return run_idle_pass(self.scorer, model)
 
     def piece_done(self, piece: Any) -> None:
-        """Called after the passes of each piece."""
+        """Do nothing. It is called after the passes of each piece, and a subclass may override it."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The loss of a mini-batch. The pieces before the last have had their backward pass when it returns."""
+        """Return the loss of a mini-batch. All pieces but the last have had their backward pass when it returns."""
         self.log_step = StepLog()
         pieces = self.cut(inputs)
         passes, done = agree_on_passes(self.accelerator, len(pieces)), torch.zeros((), device=self.accelerator.device)
@@ -67,7 +67,7 @@ class CutsUpdates:
         return loss + done
 
     def add_router_loss(self, loss: Tensor, scores: Scores, share: float) -> Tensor:
-        """Add what a mixture of experts adds, so that its experts get tokens alike, for this share of the update."""
+        """Add the load-balancing loss of a mixture of experts, for a piece that is `share` of the update."""
         if scores.router is None:
             return loss
         router = scores.router * share
@@ -81,8 +81,9 @@ class CutsUpdates:
 
 
 def agree_on_passes(accelerator: Any, passes: int) -> int:
-    """Return the largest number of passes that any process needs. Every process must run that many, or the others wait
-    for ever.
+    """Return the largest number of passes that any process needs.
+
+    Every process must run that many, or the others wait for ever.
     """
     if accelerator.num_processes == 1:
         return passes
@@ -97,7 +98,7 @@ def run_idle_pass(engine: Engine, model: Any, entropies: bool = False) -> Tensor
 def through_head(scores: Scores, entropies: bool) -> Tensor:
     """Return 0 with a graph through the log-probs and, if the loss of other passes has such a term, the entropies.
 
-    DeepSpeed ZeRO-3 wants every backward pass to go through the same outputs on all processes, or they wait for each
+    With DeepSpeed ZeRO-3 every backward pass must go through the same outputs on all processes, or they wait for each
     other for ever.
     """
     return 0.0 * torch.cat(scores.logps + (scores.entropies if entropies else [])).sum()
@@ -105,9 +106,9 @@ def through_head(scores: Scores, entropies: bool) -> Tensor:
 
 @contextmanager
 def sync_on_last(accelerator: Any, model: Any, last: bool) -> Iterator[None]:
-    """Around a pass: gradients are exchanged between processes, and DeepSpeed steps, on the last one alone.
+    """Wrap a pass so that processes exchange gradients, and DeepSpeed steps, only on the last pass of an update.
 
-    FSDP exchanges them on each, since it would have to keep them whole otherwise.
+    FSDP exchanges gradients on every pass, since it would have to keep whole gradients otherwise.
     """
     state = accelerator.gradient_state
     before = state.sync_gradients

@@ -1,4 +1,6 @@
-"""DPO: TRL's DPOTrainer with our loss, on pairs that the policy sampled itself, ranked by reward, or on a file's."""
+"""DPO: TRL's DPOTrainer with the loss of this package. Pairs are sampled from the policy and ranked by reward, or read
+from a file.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,15 @@ from agentrl.trainers.parts import Parts
 from agentrl.trainers.passes import CutsUpdates, agree_on_passes
 from agentrl.trainers.reference import start_of_adapters, starting_policy
 
-PAIRS = "pairs.jsonl"  # in the run directory: what was sampled once is not sampled again on resumption
+PAIRS = "pairs.jsonl"  # in the run directory; a resumed run reads the pairs instead of sampling them again
 FIELDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def best_and_worst(rewards: Sequence[Rewards], sys_weight: float) -> tuple[int, int] | None:
-    """Indices of the replies with the largest and the least r_user + sys_weight * r_sys (first among equals).
+    """Return the indices of the replies with the largest and the smallest r_user + sys_weight * r_sys.
 
-    Replies with a missing reward are left out. None where no two of the others differ.
+    The first of equal replies is taken. Replies with a missing reward are left out. Return None if all others are
+    equal or fewer than two are left.
     """
     totals = {
         index: reward["user"] + sys_weight * reward["sys"]
@@ -68,7 +71,7 @@ def sampled_pairs(
     config: Config,
     console: RunConsole,
 ) -> Iterator[dict[str, Any]]:
-    """A pair for every task whose K sampled replies differ in reward: the best against the worst, as sampled ids."""
+    """Sample K replies per task, and yield the best and the worst as a pair of token ids if their rewards differ."""
     k, decoding = config.rollout.num_generations, Decoding(config.rollout.temperature, config.rollout.top_p)
     batch = max(1, config.eval.batch // k)
     console.start("pairs", len(tasks))
@@ -93,10 +96,10 @@ def sampled_pairs(
 
 
 def file_pairs(path: str, chat: ChatFormat) -> Iterator[dict[str, Any]]:
-    """Pairs of a jsonl file of {"system" (may be left out), "user", "chosen", "rejected"}, in the model's template.
+    """Read pairs from a jsonl file of {"system" (optional), "user", "chosen", "rejected"}. Yield their token ids.
 
     Raises:
-        UserError: the file or a line of it cannot be read, or the template writes replies otherwise than it asks for.
+        UserError: the file or a line cannot be read, or the chat template changes the prompt once a reply follows.
     """
     try:
         content = Path(path).expanduser().read_text(encoding=UTF_8)
@@ -119,28 +122,28 @@ def file_pairs(path: str, chat: ChatFormat) -> Iterator[dict[str, Any]]:
         ids = {}
         for name, reply in zip(FIELDS[1:], replies, strict=True):
             whole = chat.text([*prompt, {"role": "assistant", "content": reply}], [], generation_prompt=False)
-            ids[name] = chat.ids(whole.rstrip())  # templates write a line break after the token that ends the turn
+            ids[name] = chat.ids(whole.rstrip())  # drop the line break that templates write after the end token
             if ids[name][: len(prompt_ids)] != prompt_ids:
                 raise UserError(
-                    f"the chat template of {chat.tokenizer.name_or_path} writes a reply otherwise than it asks for "
-                    "one, so its tokens cannot be told from the prompt's; choose another model"
+                    f"the chat template of {chat.tokenizer.name_or_path} writes the prompt differently once a reply "
+                    "follows, so the reply's tokens cannot be separated from it; choose another model"
                 )
             ids[name] = ids[name][len(prompt_ids) :]
         yield {"prompt_ids": prompt_ids, **ids}
 
 
 def keep_pairs(pairs: Iterator[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """The pairs of `path` if it is there, else `pairs`, written there whole or not at all."""
+    """Return the pairs in the file `path`. If it does not exist, write `pairs` to it first, all of them or none."""
     if not path.is_file():
         write_text(path, "".join(json.dumps(pair) + "\n" for pair in pairs))
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def pair_dataset(pairs: list[dict[str, Any]], bench: str) -> Dataset:
-    """`prompt_ids`, `chosen_ids` and `rejected_ids` of every pair.
+    """Make a dataset of `prompt_ids`, `chosen_ids` and `rejected_ids`, one row per pair.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no pair.
     """
     if not pairs:
         raise UserError(
@@ -154,13 +157,13 @@ def pair_dataset(pairs: list[dict[str, Any]], bench: str) -> Dataset:
 class Piece:
     """Some pairs of an update."""
 
-    pairs: list[tuple[Tokens, Tokens]]  # prompt and reply, the chosen one and the rejected one; replies are scored
+    pairs: list[tuple[Tokens, Tokens]]  # (chosen, rejected), each a prompt and a reply whose tokens are scored
     reference: Tensor  # (P, 2) log-probs of the replies under the reference policy
     pairs_of_update: int
 
 
 class PairTrainer(CutsUpdates, DPOTrainer):
-    """DPO on rows that arrive tokenised, from the policy as it starts; `start` says how that was loaded."""
+    """DPO on tokenised rows. The reference is the initial policy; `start` says how that was loaded."""
 
     def __init__(
         self,
@@ -182,7 +185,7 @@ class PairTrainer(CutsUpdates, DPOTrainer):
         return dataset
 
     def cut(self, inputs: dict[str, Tensor]) -> list[Piece]:
-        """The pairs of TRL's batch, in pieces that keep to the token budget."""
+        """Cut the pairs of TRL's batch into pieces that keep to the token budget."""
         self.count_tokens(inputs["attention_mask"])
         rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), inputs["completion_mask"], strict=True)
         replies = [Tokens(ids[kept].tolist(), reply[kept].nonzero().flatten().tolist()) for ids, kept, reply in rows]
@@ -193,7 +196,7 @@ class PairTrainer(CutsUpdates, DPOTrainer):
         return [Piece(pairs[one.start : one.stop], reference[one.start : one.stop], count) for one in ranges]
 
     def reference_log_probs(self, pairs: list[tuple[Tokens, Tokens]]) -> Tensor:
-        """Log-probs (P, 2) of the replies under the reference policy."""
+        """Return the log-probs (P, 2) of the replies under the reference policy."""
         model = self.model if self.ref_model is None else self.ref_model
         start = nullcontext() if self.ref_model is not None else start_of_adapters(self.accelerator.unwrap_model(model))
         agree = partial(agree_on_passes, self.accelerator)
@@ -222,7 +225,7 @@ class PairTrainer(CutsUpdates, DPOTrainer):
 
 
 def dpo_trainer(parts: Parts) -> PairTrainer:
-    """DPO on the pairs of a file, or on pairs sampled now from as many tasks as the updates need."""
+    """Build the DPO trainer, with the pairs of a file or with pairs sampled now from as many tasks as updates need."""
     config, run, bench, console = parts.config, parts.run, parts.bench, parts.console
     if config.algo.pairs is not None:
         pairs = list(file_pairs(config.algo.pairs, parts.chat))
@@ -231,7 +234,7 @@ def dpo_trainer(parts: Parts) -> PairTrainer:
         asked = draw_needed(parts.tasks, config)
         pairs = keep_pairs(sampled_pairs(parts.engine, bench, parts.judge, asked, config, console), run.path / PAIRS)
         console.say(f"{len(pairs)} of {len(asked)} tasks have replies that differ in reward: a pair each")
-        set_seed(config.seed)  # whether pairs were sampled or read back, what follows draws the same
+        set_seed(config.seed)  # so that later draws are the same whether pairs were sampled or read from the file
     return PairTrainer(
         model=parts.model,
         start=config.model,
@@ -245,7 +248,7 @@ def dpo_trainer(parts: Parts) -> PairTrainer:
 
 
 def draw_needed(tasks: Sequence[Task], config: Config) -> list[Task]:
-    """A seeded draw of as many tasks as the updates read, at most all."""
+    """Draw, by the seed, as many tasks as the updates need, or all tasks if they need more."""
     drawn = random.Random(config.seed).sample(list(tasks), len(tasks))
     steps = config.trainer.max_steps
     return drawn[: steps * config.trainer.minibatch_prompts] if steps > 0 else drawn

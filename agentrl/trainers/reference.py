@@ -1,7 +1,7 @@
-"""What a KL term and DPO measure from: the policy as it starts, also where that is an adapter on its base.
+"""The reference policy of a KL term and of DPO: the policy at the start of training, even if that has an adapter.
 
-TRL would load the name in the model's configuration, which is that of the bare base. Where adapters are trained it
-needs no second model: it switches them off, or, where it was handed some, to a copy of them.
+TRL would load the model by the name in its configuration, which is the base model without adapters. If adapters are
+trained, no second model is needed: TRL switches them off, or, if the policy started with adapters, to a copy of them.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ def starting_policy(
     peft_config: PeftConfig | None = None,
     quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel | None:
-    """A frozen copy of `model`, None where adapters are trained. `config` says how it was loaded, and is how again.
+    """Return a frozen copy of `model`, or None if adapters are trained.
 
-    A resumed run builds its trainer from the same start and loads the checkpoint later, so it has the same reference.
+    `config` says how the model was loaded. If the copy is quantized or ZeRO-3 shards the model, it is loaded again
+    with it. A resumed run builds its trainer before it loads the checkpoint, so it has the same reference.
     """
     if peft_config is not None or isinstance(model, PeftModel):
         return None
     if config is not None and (quantization is not None or is_deepspeed_zero3_enabled()):
-        reference = load_model(config, quantization)  # neither to be made from weights nor from parts of them
+        reference = load_model(config, quantization)  # neither can be made by copying the model
     else:
         reference = copy.deepcopy(model)
-        reference.__dict__.pop("forward", None)  # TRL's patch of the original, if another trainer has put it there
+        reference.__dict__.pop("forward", None)  # remove TRL's patch, if another trainer has patched the original
     return reference.requires_grad_(False).eval()
 
 
 @contextmanager
 def use_as_reference(reference: PreTrainedModel | None) -> Iterator[None]:
-    """While GRPOTrainer is constructed: it takes `reference` where it would load one by the policy's name."""
+    """Let a GRPOTrainer that is constructed in this block take `reference`, instead of loading one by name."""
     by_name = grpo_trainer.create_model_from_path
     grpo_trainer.create_model_from_path = lambda *_, **__: reference
     try:
@@ -53,6 +54,6 @@ def use_as_reference(reference: PreTrainedModel | None) -> Iterator[None]:
 
 
 def start_of_adapters(model: Any) -> AbstractContextManager[None]:
-    """While it lasts, a PEFT model is the policy as it started."""
+    """Within the returned context, a PEFT model computes as the policy at the start of training."""
     scope: AbstractContextManager[None] = use_adapter(model, "ref" if "ref" in model.peft_config else None)
     return scope

@@ -1,4 +1,4 @@
-"""Sampled trajectories as lines of rollouts.jsonl: everything a viewer needs, no tensors."""
+"""Writes sampled trajectories as lines of rollouts.jsonl, with everything a viewer needs and without tensors."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class RolloutLog:
         advantages: Tensor,
         notes: list[dict[str, Any]],
     ) -> None:
-        """Append one line a trajectory; `step` is the number of updates made before the batch was sampled.
+        """Append one line per trajectory. `step` is the number of updates made before the batch was sampled.
 
-        `notes` holds what the method adds to each line, under names that the line does not have.
+        `notes` holds the values that the method adds to each line. Their names must not occur in the line yet.
         """
         for index, trajectory in enumerate(trajectories[: self._per_batch]):
             length = len(trajectory.completion_ids)

@@ -1,4 +1,4 @@
-"""The order of prompts over epochs and of rows over mini-batches, where it is not TRL's."""
+"""Sets the order of prompts over epochs and of rows over mini-batches, both different from TRL's."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from trl.trainer.utils import RepeatSampler
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on seed and epoch alone, so that a resumed run sees the same one."""
+    """TRL's sampler with an order that depends only on seed and epoch, so a resumed run sees the same order."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Called at the start of every epoch, a resumed one included."""
+        """Seed the order of an epoch. Call it at the start of every epoch, also of one that a run resumes in."""
         if self.shuffle:
             self.generator.manual_seed(self.seed + epoch)
 
     def rollout_batch(self, number: int) -> list[int]:
-        """The rows of rollout batch `number` of the run, of all processes, each prompt `mini_repeat_count` times."""
+        """Return the rows of rollout batch `number` of all processes. Each prompt occurs `mini_repeat_count` times."""
         epoch, place = divmod(number, self.num_samples // self.batch_size)
         order = EpochSampler(
             self.data_source, self.mini_repeat_count, self.batch_size, shuffle=self.shuffle, seed=self.seed
@@ -30,7 +30,7 @@ class EpochSampler(RepeatSampler):
 
 
 class SeedEpochs(TrainerCallback):
-    """Tells the sampler which epoch begins; accelerate's own way does not reach it in every resumed run."""
+    """Tells the sampler which epoch begins. accelerate does not do so in every resumed run."""
 
     def __init__(self, sampler: EpochSampler) -> None:
         self._sampler = sampler
@@ -66,7 +66,7 @@ PER_TOKEN = (
 
 
 def crop_padding(chunk: dict[str, Any]) -> dict[str, Any]:
-    """A mini-batch without the padding that only longer rows of the rollout batch need."""
+    """Remove the padding of a mini-batch that only longer rows of the rollout batch need."""
     width, used = chunk["completion_ids"].shape[1], int(chunk["completion_mask"].sum(1).max())
     shorter = dict(chunk)
     for name in PER_TOKEN:

@@ -1,4 +1,4 @@
-"""Make the sampler that plays the episodes of a trainer of groups: transformers, or vLLM here or behind a server."""
+"""Makes the sampler of a GRPO trainer: transformers, vLLM in this process, or a vLLM server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from agentrl.trainers.parity import PROBE, check_parity, parity_requests
 
 
 def policy_sampler(trainer: Any) -> Sampler:
-    """A sampler of the policy of a `GRPOTrainer`, as it is when a batch of episodes begins."""
+    """Make the sampler of a GRPO trainer. It uses the policy's weights at the start of each batch of episodes.
+
+    Raises UserError if a vLLM server does not answer.
+    """
     if trainer.config.vllm.mode == "colocate":
         return _colocated_sampler(trainer)
     if trainer.config.vllm.mode == "server":
@@ -42,7 +45,7 @@ def _colocated_sampler(trainer: Any) -> ColocatedSampler:
     checked: int | None = None
 
     def refresh() -> None:
-        """Bring vLLM the weights of the last update; TRL does so itself before a training batch."""
+        """Sync the weights of the last update to vLLM, if TRL has not done so before a training batch. Check them."""
         nonlocal checked
         step = trainer.state.global_step
         if step != trainer._last_loaded_step:
@@ -57,7 +60,7 @@ def _colocated_sampler(trainer: Any) -> ColocatedSampler:
 
 
 def _server_sampler(trainer: Any) -> ServerSampler:
-    """Raises UserError where the server does not answer."""
+    """Make the sampler of a vLLM server. Raises UserError if the server does not answer."""
     config, accelerator = trainer.config, trainer.accelerator
     try:
         server = VllmServer(config.vllm.url)
@@ -79,7 +82,7 @@ def _server_sampler(trainer: Any) -> ServerSampler:
         return str(loaded["name"])
 
     def origin(decoding: Decoding | None) -> str:
-        """A training batch is known by its step; an evaluation seeds torch for every batch."""
+        """Return the origin of seeds: the step for a training batch, torch's seed (set per batch) for an evaluation."""
         where = f"step {trainer.rollout_step}" if decoding is None else f"evaluation {torch.initial_seed()}"
         return f"{config.seed} {where} {accelerator.process_index}"
 
@@ -109,7 +112,7 @@ def _weights(trainer: Any, server: VllmServer, settings: dict[str, Any], name: s
 
 
 def _sleep(trainer: Any, server: VllmServer, state: dict[str, Any], awake: bool) -> None:
-    """With vllm.sleep: put the server to sleep once every process is through, or wake it up."""
+    """With vllm.sleep, wake the server up, or put it to sleep once every process is done with it."""
     if not trainer.config.vllm.sleep or state["awake"] == awake:
         return
     trainer.accelerator.wait_for_everyone()
@@ -124,7 +127,7 @@ def _sleep(trainer: Any, server: VllmServer, state: dict[str, Any], awake: bool)
 
 @contextmanager
 def vllm_cache(kind: str) -> Iterator[None]:
-    """Engines that TRL makes meanwhile keep their key-value cache as `kind`, for which TRL has no argument."""
+    """Let vLLM engines that TRL makes in this block store their key-value cache as `kind`. TRL has no such argument."""
     engine = getattr(vllm_generation, "LLM", None)  # imported only where vllm is installed
     if engine is None or kind == "auto":
         yield
@@ -138,7 +141,7 @@ def vllm_cache(kind: str) -> Iterator[None]:
 
 @contextmanager
 def skip_parsing(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
-    """Keep TRL from parsing completions: the rollout has already read them as messages."""
+    """Keep TRL from parsing completions in this block. The rollout loop has already parsed them into messages."""
     template, tokenizer.response_template = tokenizer.response_template, None
     try:
         yield

@@ -1,4 +1,4 @@
-"""OPSD, SDAR and RLSD: the policy itself, shown the expert trace, judges its rollouts token by token."""
+"""OPSD, SDAR and RLSD: the policy itself, with the expert trace in its context, is the teacher of its rollouts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from agentrl.trainers.traced import TracedTrainer
 
 
 class SelfDistillationTrainer(TracedTrainer):
-    """GRPO whose rollouts are also scored under [x; h*], once a rollout batch: the teacher is the policy that sampled.
+    """GRPO whose rollouts are also scored under [x; h*], once per rollout batch. The sampling policy is the teacher.
 
-    A rollout of a task without a trace has no teacher: it trains as under GRPO.
+    A rollout of a task without a trace has no teacher and trains as under GRPO.
     """
 
     def trace_beside(self, row: int) -> TokenizedTrace | None:
-        return None  # no term is on the trace itself
+        return None  # the loss has no term on the trace itself
 
     def whole_trace(self, task: Task) -> TokenizedTrace | None:
         return None
@@ -57,30 +57,30 @@ class SelfDistillationTrainer(TracedTrainer):
         return loss
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The term of each token (B, C)."""
+        """Return the distillation term of each token (B, C), from log-probs (B, C) of student and teacher."""
         raise NotImplementedError
 
     def teaches(self, row: int, advantages: Tensor) -> bool:
-        """A group without advantages still learns from its teacher."""
+        """Return whether the group has a signal. A group whose advantages are all 0 still learns from its teacher."""
         return super().teaches(row, advantages) or self.context_with_trace(self._batch[row]) is not None
 
 
 class OpsdTrainer(SelfDistillationTrainer):
-    """rl_coef L_GRPO + coef KL(student || teacher)."""
+    """L = rl_coef L_GRPO + coef KL(student || teacher)."""
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
         return reverse_kl(student, teacher)
 
 
 class SdarTrainer(SelfDistillationTrainer):
-    """rl_coef L_GRPO + coef times the gap to the teacher, gated by the gap."""
+    """L = rl_coef L_GRPO + coef times the gap to the teacher, gated by the gap."""
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
         return gated_gap(student, teacher, self.config.algo.sharpness)
 
 
 class RlsdTrainer(SelfDistillationTrainer):
-    """GRPO whose advantages are spread over the tokens of a turn by what the teacher thinks of them."""
+    """GRPO whose advantages are weighted token by token, by how the teacher's log-probs differ from the student's."""
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch, algo = super()._generate_and_score_completions(inputs), self.config.algo
@@ -97,5 +97,5 @@ class RlsdTrainer(SelfDistillationTrainer):
         return self.policy_term(inputs, scored["rollouts"])
 
     def teaches(self, row: int, advantages: Tensor) -> bool:
-        """Advantages that are 0 stay 0."""
+        """Return whether an advantage of the group is not 0. The weights leave an advantage of 0 at 0."""
         return bool(advantages[row : row + self.num_generations].any())

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on expert traces: TRL's SFTTrainer on traces that arrive tokenised, with our loss."""
+"""Supervised fine-tuning on expert traces: TRL's SFTTrainer with tokenised traces and the loss of this package."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ IGNORED = -100
 
 
 def trace_labels(trace: TokenizedTrace, components: list[str]) -> list[int]:
-    """Labels of prompt and trace: the id where its component is a target, -100 elsewhere.
+    """Return the labels of prompt and trace: the token's id if its component is a target, else -100.
 
-    What ends a turn, and white space in it, goes with the part before it, or after it where a turn begins; literal
-    previews of a call never are targets.
+    Delimiters (white space, and the tokens that end a turn) count to the component before them, or at the beginning of
+    a turn to the component after them. Literal previews of a call are never targets.
     """
     wanted = {TARGETS[name] for name in components}
     kinds = list(trace.component)
@@ -54,7 +54,7 @@ def trace_labels(trace: TokenizedTrace, components: list[str]) -> list[int]:
 def trace_dataset(
     chat: ChatFormat, bench: Bench, tasks: list[Task], components: list[str], expert_trace: ExpertTraces
 ) -> Dataset:
-    """One row per task that has an expert trace: `input_ids` and `labels`.
+    """Make a dataset with one row per task that has an expert trace: `input_ids` and `labels`.
 
     Raises:
         UserError: no task has a trace.
@@ -72,10 +72,10 @@ def trace_dataset(
 
 
 def reply_dataset(chat: ChatFormat, bench: TwoSided, tasks: list[Task]) -> Dataset:
-    """One row per task that has an expert reply: its tokens and the one that ends it are the targets.
+    """Make a dataset with one row per task that has an expert reply. The reply and its end token are the targets.
 
     Raises:
-        UserError: no task has one.
+        UserError: no task has a reply, or the chat template changes the prompt once a reply follows.
     """
     rows = []
     for task in tasks:
@@ -85,11 +85,11 @@ def reply_dataset(chat: ChatFormat, bench: TwoSided, tasks: list[Task]) -> Datas
         prompt = chat.prompt_ids(task.prompt, [])
         message = {"role": "assistant", "content": reply}
         whole, end = chat.training_text([*task.prompt, message], [], generation_prompt=False), chat.turns.answer_end
-        ids = chat.ids(whole[: whole.rfind(end) + len(end)])  # what follows the token that ends the turn is left out
+        ids = chat.ids(whole[: whole.rfind(end) + len(end)])  # leave out what follows the end token
         if ids[: len(prompt)] != prompt:
             raise UserError(
-                f"the chat template of {chat.tokenizer.name_or_path} writes a reply otherwise than it asks for one, so "
-                "its tokens cannot be told from the prompt's; choose another model"
+                f"the chat template of {chat.tokenizer.name_or_path} writes the prompt differently once a reply "
+                "follows, so the reply's tokens cannot be separated from it; choose another model"
             )
         rows.append({"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]})
     if not rows:
@@ -104,9 +104,9 @@ def expert_dataset(
     components: list[str],
     expert_trace: ExpertTraces | None = None,
 ) -> Dataset:
-    """What SFT imitates: whole replies where a bench has them, else the chosen components of expert traces.
+    """Make the dataset that SFT imitates: whole replies if the bench has them, else the chosen components of traces.
 
-    The traces are the bench's own, or those of `expert_trace`.
+    The traces come from `expert_trace`, or from the bench if that is None.
     """
     if isinstance(bench, TwoSided):
         return reply_dataset(chat, bench, tasks)
@@ -118,8 +118,8 @@ class Piece:
     """Some traces of an update, with their targets scored."""
 
     sequences: list[Sequence]
-    share: float  # of the rows of the update
-    targets: Tensor  # of an average process in the whole update
+    share: float  # share of this piece in the rows of the update
+    targets: Tensor  # number of targets in the whole update, averaged over the processes
 
 
 class TraceSFTTrainer(CutsUpdates, SFTTrainer):
@@ -133,7 +133,7 @@ class TraceSFTTrainer(CutsUpdates, SFTTrainer):
         self.scorer = scoring_engine(settings.engine, [self.model], self.aux_loss_enabled, say)
 
     def cut(self, inputs: dict[str, Tensor]) -> list[Piece]:
-        """The rows of TRL's batch, in pieces that keep to the token budget."""
+        """Cut the rows of TRL's batch into pieces that keep to the token budget."""
         self.count_tokens(inputs["attention_mask"])
         rows = zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True)
         sequences = [labelled_sequence(*row) for row in rows]
@@ -156,14 +156,14 @@ class TraceSFTTrainer(CutsUpdates, SFTTrainer):
 
 
 def labelled_sequence(ids: Tensor, mask: Tensor, labels: Tensor) -> Sequence:
-    """A padded row (L,) as a sequence whose labelled tokens are scored."""
+    """Convert a padded row (L,) to a sequence whose labelled tokens are scored."""
     kept = mask.bool()
     places = (labels[kept] != IGNORED).nonzero().flatten()
     return Sequence(ids[kept].tolist(), places[places > 0].tolist())
 
 
 def sft_trainer(parts: Parts) -> TraceSFTTrainer:
-    """SFT on the expert traces, or the expert replies, of the training tasks."""
+    """Build the SFT trainer, with the expert traces or the expert replies of the training tasks."""
     config, components = parts.config, parts.config.algo.components
     return TraceSFTTrainer(
         model=parts.model,

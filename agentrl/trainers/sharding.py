@@ -1,4 +1,4 @@
-"""Trainers whose processes share a model out: that they do as the run asks, and whole weights once training is over."""
+"""Sharded models: checks that the trainer shards as the run asks, and loads whole weights after training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentrl.core.errors import UserError
 
 
 def check_sharding(trainer: Trainer, hardware: Hardware) -> None:
-    """Let DeepSpeed look for gradients that are not finite. Raise UserError if accelerate has dropped its plugin."""
+    """Let DeepSpeed check gradients for NaN and infinity. Raise UserError if accelerate does not shard as asked."""
     wanted, found = distributed_type(hardware.accelerate_config), trainer.accelerator.distributed_type
     if wanted in SHARDED and found.value != wanted:
         raise UserError(
@@ -24,15 +24,15 @@ def check_sharding(trainer: Trainer, hardware: Hardware) -> None:
         )
     if found == DistributedType.DEEPSPEED:
         config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
-        if "bf16" in config:  # in float32 and float16 it looks anyway
+        if "bf16" in config:  # in float32 and float16 it always checks
             config["bf16"]["check_grad_overflow"] = True
 
 
 def load_trained(trainer: Trainer, checkpoint: Path) -> None:
-    """Give a trainer that trains no more the weights of its last checkpoint. Its model is whole from now on."""
+    """Load the weights of the last checkpoint into the trainer after training. Its model is not sharded any more."""
     model = trainer.model
     if isinstance(model, PeftModel):
         model.load_adapter(str(checkpoint), model.active_adapter, is_trainable=True)
     else:
         load_checkpoint_in_model(model, str(checkpoint))
-    trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False  # it would save shards, of which there are none
+    trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False  # otherwise it would try to save shards

@@ -1,4 +1,4 @@
-"""Values of an update, collected over its pieces and logged once, so that cutting it otherwise logs the same."""
+"""Collects the values of an update over its pieces and logs them once, so that the cut does not change the log."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 
 
 class StepLog:
-    """What the pieces of a mini-batch add up to. All processes must add the same names in the same order."""
+    """Combines the values of the pieces of a mini-batch. All processes must add the same names in the same order."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}  # parts of a loss
-        self._means: dict[str, Tensor] = {}  # sum and number of tokens
+        self._sums: dict[str, Tensor] = {}  # parts of a loss, summed over the pieces
+        self._means: dict[str, Tensor] = {}  # (2,): sum and number of the values
         self._extremes: dict[str, tuple[list[Tensor], Callable[[Tensor], Tensor]]] = {}
         self._constants: dict[str, float] = {}
 
     def constant(self, name: str, value: float) -> None:
-        """Log what no piece changes."""
+        """Log a value that is the same for all pieces."""
         self._constants[name] = value
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add a piece's share; logged is the sum, as the mean over processes."""
+        """Add a piece's share. The sum over the pieces is logged, as the mean over processes."""
         self._sums[name] = self._sums.get(name, 0) + value.detach().float()
 
     def add_means(self, values: dict[str, Tensor], mask: Tensor | None = None) -> None:
-        """Log the mean over pieces and processes of values where `mask` (of their shape) is on; nothing without any.
+        """Log the mean, over pieces and processes, of the values where `mask` (of the same shape) is on.
 
-        None takes all values.
+        A mask of None takes all values. If there is no value at all, nothing is logged.
         """
         for name, value in values.items():
             kept = torch.ones_like(value) if mask is None else mask
@@ -37,7 +37,7 @@ class StepLog:
             self._means[name] = self._means.get(name, 0) + torch.stack([total, count])
 
     def add_extreme(self, name: str, rows: Tensor, extreme: Callable[[Tensor], Tensor]) -> None:
-        """Log the `extreme` of a value of each row (B,)."""
+        """Log the `extreme` (such as nanmax) over a value of each row (B,), over all pieces and processes."""
         self._extremes.setdefault(name, ([], extreme))[0].append(rows.detach())
 
     def write(self, accelerator: Any, log: Any) -> None:

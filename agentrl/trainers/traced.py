@@ -1,4 +1,4 @@
-"""What trainers share whose loss has a term on expert traces: one trace beside each group of rollouts."""
+"""The base of trainers whose loss has a term on expert traces: each group of rollouts has one trace."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from agentrl.trainers.loss import Wanted, rollouts_after, rows_of_update, spread
 from agentrl.trainers.sft import IGNORED, TARGETS, trace_labels
 from agentrl.trainers.step_log import StepLog
 
-SHOWN_TOKENS = 4096  # of the longest trace in [x; h*], where a method has no key for it
+SHOWN_TOKENS = 4096  # maximum tokens of the trace in [x; h*], for methods without a key for it
 
 
 class TracedTrainer(AgentGRPOTrainer):
-    """GRPO with a term on the expert trace of each prompt; a method says in `trace_losses` which.
+    """GRPO with a term on the expert trace of each prompt. A method implements the term in `trace_losses`.
 
-    L, tokens of a trace; S, traces of a piece. A trace travels with the first rollout of its group, and is scored in
-    the same forward pass.
+    Shapes: L tokens of a trace, S traces of a piece. A trace belongs to the row of the first rollout of its group, and
+    is scored in the same forward pass.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -35,35 +35,35 @@ class TracedTrainer(AgentGRPOTrainer):
         self._experts: dict[str, TokenizedTrace | None] = {}
 
     def expert(self, task: Task) -> TokenizedTrace | None:
-        """The expert's episode after the plain prompt, final answer included; None where the bench has no trace."""
+        """Return the expert's episode with its final answer, after the plain prompt. None if the task has no trace."""
         if task.id not in self._experts:
             trace = self.expert_trace(task)
             self._experts[task.id] = None if trace is None else tokenize_trace(self.chat, task, trace, with_answer=True)
         return self._experts[task.id]
 
     def trace_beside(self, row: int) -> TokenizedTrace | None:
-        """The trace that goes into the loss beside the group which begins at `row` of the rollout batch."""
+        """Return the trace that the loss uses for the group that begins at `row` of the rollout batch."""
         return self.expert(self._batch[row])
 
     def teaches(self, row: int, advantages: Tensor) -> bool:
         return super().teaches(row, advantages) or self.trace_teaches(row)
 
     def trace_teaches(self, row: int) -> bool:
-        """Whether the trace beside the group that begins at `row` has a token to learn."""
+        """Return whether the trace of the group that begins at `row` has a token with a weight."""
         trace = self.trace_beside(row)
         return trace is not None and bool(self.trace_weights(trace).any())
 
     def trace_weights(self, trace: TokenizedTrace) -> Tensor:
-        """Weights (L,) of a trace's tokens in its loss: 1 on what algo=sft trains on, 0 on observations."""
+        """Return the weights (L,) of a trace's tokens in its loss: 1 on the tokens that algo=sft trains on, else 0."""
         labels = trace_labels(trace, list(TARGETS))[len(trace.prompt_ids) :]
         return (torch.tensor(labels) != IGNORED).float()
 
     def wanted(self, inputs: dict[str, Any]) -> Wanted:
-        """The traces after the plain prompts, besides the rollouts."""
+        """Return the rollouts, and the traces after the plain prompts."""
         return {**super().wanted(inputs), "traces": self.traces_beside(inputs)}
 
     def traces_beside(self, inputs: dict[str, Any]) -> dict[int, Sequence]:
-        """The trace of every row that has one with a token to learn, after its plain prompt."""
+        """Return, by row, the traces with a token to learn, after their plain prompts."""
         sequences = {}
         for row, weights in self._weights_beside(inputs).items():
             trace, places = inputs["trace"][row], weights.nonzero().flatten()
@@ -71,17 +71,17 @@ class TracedTrainer(AgentGRPOTrainer):
         return sequences
 
     def _weights_beside(self, inputs: dict[str, Any]) -> dict[int, Tensor]:
-        """The weights (L,) of the same traces."""
+        """Return, by row, the weights (L,) of the traces with a token to learn."""
         traces = {row: trace for row, trace in enumerate(inputs["trace"]) if trace is not None}
         weights = {row: self.trace_weights(trace) for row, trace in traces.items()}
         return {row: one for row, one in weights.items() if one.any()}
 
     def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
-        """Loss (S,) of the traces beside `rows` of the piece, from log-probs and weights (S, L)."""
+        """Return the loss (S,) of the traces of `rows` of the piece, from log-probs and weights (S, L)."""
         raise NotImplementedError
 
     def trace_term(self, inputs: dict[str, Any], scores: Scores) -> Tensor:
-        """Mean of `trace_losses` over the mini-batch's prompts, as far as they are in this piece."""
+        """Return this piece's share of the mean of `trace_losses` over the prompts of the mini-batch."""
         beside = self._weights_beside(inputs)
         weights = pad_sequence([*beside.values()], batch_first=True) if beside else torch.zeros(0, 0)
         weights = weights.to(inputs["advantages"].device)
@@ -89,12 +89,12 @@ class TracedTrainer(AgentGRPOTrainer):
         return prompt_mean(losses, self.num_generations, rows_of_update(inputs))
 
     def context_with_trace(self, task: Task) -> list[int] | None:
-        """Ids of [x; h*]; None where no trace is shown."""
+        """Return the ids of [x; h*], or None if no trace is shown."""
         trace = self.expert_trace(task)
         return None if trace is None else context_ids(self.chat, task, trace, "message", SHOWN_TOKENS)[0]
 
     def whole_trace(self, task: Task) -> TokenizedTrace | None:
-        """The trace that the method imitates, whether or not its prompt does so in this update."""
+        """Return the trace that the method imitates, even if it is not used for its prompt in this update."""
         return self.expert(task)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -104,7 +104,7 @@ class TracedTrainer(AgentGRPOTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _diagnose(self, inputs: dict[str, Any]) -> None:
-        """Log what the terms of the loss pull at in this mini-batch."""
+        """Log the measures of `diagnosis.diagnose` for this mini-batch, as means over the processes."""
         tasks = [self._batch[row] for row in inputs["row"].tolist()]
         under_h = {}
         for row, rollout in rollouts_after(inputs, "prompt").items():
@@ -113,7 +113,7 @@ class TracedTrainer(AgentGRPOTrainer):
         traces = [None if row % self.num_generations else self.whole_trace(task) for row, task in enumerate(tasks)]
         inputs = {**inputs, "trace": traces, "rows_of_update": len(tasks)}
         model = self.accelerator.unwrap_model(self.model)
-        self.log_step = StepLog()  # for what the term logs; that of the update replaces it
+        self.log_step = StepLog()  # discards what the term logs; the update makes a new one
         found = diagnose(self, model, inputs, under_h, self.traces_beside(inputs), self.trace_term)
         known = torch.tensor([[0.0, 0.0] if math.isnan(found[name]) else [found[name], 1.0] for name in MEASURES])
         sums = self.accelerator.reduce(known.double().to(self.accelerator.device), reduction="sum").tolist()

@@ -180,7 +180,7 @@ def test_log_probs_that_differ_after_new_weights_stop_the_run(tmp_path: Path) ->
     trainer.model.train()
     check_parity(trainer, played(trainer, 0.0005))
     assert trainer.model.training
-    with pytest.raises(UserError, match=r"differ by 0\.002 nats a token, and 0\.001 is the most \(vllm\.parity\)"):
+    with pytest.raises(UserError, match=r"differ by 0\.002 nats a token, and 0\.001 is the limit \(vllm\.parity\)"):
         check_parity(trainer, played(trainer, 0.002))
     with pytest.raises(UserError, match=r"differ by nan"):
         check_parity(trainer, played(trainer, float("nan")))
