@@ -80,7 +80,7 @@ def hard_credit_advantage(
     MatchTIR's code uses scale = 0.5 and `lone_raw`. `divide_by_std` applies to A^g alone.
     """
     taken = _check_turns(turn_rewards, mask)
-    total = turn_rewards.double().masked_fill(~taken, 0).sum(-1)  # float64: the order of the sum breaks no ties
+    total = turn_rewards.double().masked_fill(~taken, 0).sum(-1)  # in float64 the order of the sum does not break ties
     group = trajectory_advantage(total, eps, divide_by_std=divide_by_std, lone_raw=lone_raw)
     turn = turn_advantage(turn_returns(turn_rewards.double(), taken, gamma), taken, eps, lone_raw=lone_raw)
     fused = scale * (group[..., None] + turn)
@@ -101,9 +101,9 @@ def group_advantages(
 
 
 def random_signs(seed: int, step: int, prompt_keys: Sequence[int]) -> Tensor:
-    """Draw +1 or -1 for each rollout at a step, by `chance.uniform`: a control whose advantages say nothing.
+    """Draw +1 or -1 for each rollout at a step, by `chance.uniform`: a control whose advantages carry no information.
 
-    prompt_keys: the prompt of each of the B rollouts; those of a prompt follow each other. Returns float64 (B,).
+    prompt_keys: the prompt of each of the B rollouts; the rollouts of a prompt are consecutive. Returns float64 (B,).
     """
     seen: dict[int, int] = {}
     draws = []

@@ -16,13 +16,19 @@ MEASURES = ("centroid", "far_mass", "near_mass", "far_near", "system_mass", "use
 
 
 def relative_distance(length: int, device: torch.device | None = None) -> Tensor:
-    """d(k) = (q - k) / q, shape (T,): distance from the last prompt token q = T - 1. 1 at the first token, 0 at q."""
+    """Return d(k) = (q - k) / q, shape (T,): the distance from the last prompt token q = T - 1.
+
+    It is 1 at the first token and 0 at q.
+    """
     last = length - 1
     return (last - torch.arange(length, dtype=torch.float64, device=device)) / max(last, 1)
 
 
 def far_heads(attention: Tensor, alpha: float) -> Tensor:
-    """Mask (L, H) of the ceil(H * alpha) heads of each layer with the largest expected distance."""
+    """Return the mask (L, H) of the ceil(H * alpha) heads of each layer with the largest expected distance.
+
+    attention: (L, H, T), the attention of the prompt's last token.
+    """
     expected = attention.double() @ relative_distance(attention.shape[-1], attention.device)
     heads = attention.shape[1]
     chosen = expected.topk(math.ceil(heads * alpha), dim=1).indices
@@ -30,10 +36,10 @@ def far_heads(attention: Tensor, alpha: float) -> Tensor:
 
 
 def onset_measures(attention: Tensor, system: Tensor, user: Tensor, alpha: float) -> dict[str, float]:
-    """The measures of HIPO's Table 3 for one prompt.
+    """Compute the measures of HIPO's Table 3 for one prompt. Return them by name.
 
-    attention: (L, H, T), that of the prompt's last token; system, user: masks (T,) of the two messages' tokens; alpha
-    in (0, 1]. Averages over the heads that `far_heads` picks: `centroid` (expected distance), `far_mass` and
+    attention: (L, H, T), the attention of the prompt's last token; system, user: masks (T,) of the two messages'
+    tokens; alpha in (0, 1]. Averages over the heads of `far_heads`: `centroid` (expected distance), `far_mass` and
     `near_mass` (mass on the farthest and the closest fifth of the prompt), `system_mass` and `user_mass` (mass on the
     two messages). `far_near` and `system_user` are ratios of these; a ratio is NaN if its denominator is 0.
     """
@@ -53,7 +59,7 @@ def onset_measures(attention: Tensor, system: Tensor, user: Tensor, alpha: float
 
 
 def distance_profile(attention: Tensor, alpha: float) -> Tensor:
-    """Attention mass by relative distance, shape (BINS,), closest first, averaged over the heads of `far_heads`."""
+    """Return the attention mass by relative distance, shape (BINS,), closest first, averaged over `far_heads`."""
     weights = attention.double()[far_heads(attention, alpha)].mean(0)
     bins = (relative_distance(len(weights), weights.device) * BINS).long().clamp(max=BINS - 1)
     return torch.zeros(BINS, dtype=torch.float64, device=weights.device).index_add(0, bins, weights)

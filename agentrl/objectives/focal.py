@@ -1,4 +1,4 @@
-"""FocalLoRA: finds the attention heads that conflicts disturb, and a loss that turns them to the system prompt.
+"""FocalLoRA: chooses the attention heads that react to conflicts, and a loss that raises their system attention.
 
 A conflict is a prompt whose system and user messages contradict each other.
 
@@ -15,12 +15,15 @@ from torch import Tensor
 
 
 def conflict_sensitivity(conflict: Tensor, aligned: Tensor) -> Tensor:
-    """How much each head's mean mass on the system prompt differs: (N, L, H) and (N', L, H) -> (L, H)."""
+    """Return how much each head's mean mass on the system prompt differs between conflicting and aligned prompts.
+
+    conflict: (N, L, H) and aligned: (N', L, H) are masses. Returns (L, H), >= 0.
+    """
     return (conflict.mean(0) - aligned.mean(0)).abs()
 
 
 def most_sensitive(sensitivity: Tensor, share: float) -> Tensor:
-    """Mask (L, H) of the ceil(L * H * share) heads of the network with the largest sensitivity (L, H)."""
+    """Return the mask (L, H) of the ceil(L * H * share) heads with the largest sensitivity (L, H) in the network."""
     count = math.ceil(sensitivity.numel() * share)
     mask = torch.zeros(sensitivity.numel(), dtype=torch.bool, device=sensitivity.device)
     mask[sensitivity.flatten().topk(count).indices] = True

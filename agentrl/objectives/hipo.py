@@ -1,4 +1,4 @@
-"""HIPO (arXiv 2603.16152): the advantage of its Lagrangian, and a test for replies too degenerate to learn from.
+"""HIPO (arXiv 2603.16152): the advantage of its Lagrangian, and a test for replies too degenerate to train on.
 
 steps 2, 3 of the algorithm    `lagrangian_advantage`
 step 4                         `policy.policy_loss`, with the ratio of a whole reply (level 'sequence'; the default is
@@ -35,11 +35,14 @@ def lagrangian_advantage(
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """Share, in [0, 1), of the runs of REPEATED tokens that occurred earlier in the same reply."""
+    """Return the share, in [0, 1), of the runs of REPEATED tokens that already occurred earlier in the reply."""
     runs = [tuple(ids[start : start + REPEATED]) for start in range(len(ids) - REPEATED + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def is_degenerate(ids: Sequence[int], min_tokens: int, max_repetition: float) -> bool:
-    """Whether a reply, without its end token, is shorter than `min_tokens` or repeats more than `max_repetition`."""
+    """Return whether a reply is shorter than `min_tokens` or its `repetition` exceeds `max_repetition`.
+
+    ids: the tokens of the reply without its end token.
+    """
     return len(ids) < min_tokens or repetition(ids) > max_repetition

@@ -128,11 +128,11 @@ def conditioned_weights(
     floor: float = 0.0,
     under_x: Tensor | None = None,
 ) -> Tensor:
-    """Weight of each token (B, C) in L^h: variants that are not in the paper. Without a gradient.
+    """Return the weight of each token (B, C) in L^h, without a gradient. These variants are not in the paper.
 
-    selection: all, or positive for the tokens with A > 0 alone
-    floor      tokens with A < 0 and p(y|x,h) < floor have the weight 0: the trace excludes them anyway
-    under_x    log p(y|x); where given, min(1, p(y|x,h) / p(y|x)) multiplies the weight
+    selection  'all' keeps every token; 'positive' gives tokens with A <= 0 the weight 0
+    floor      tokens with A < 0 and p(y|x,h) < floor get the weight 0, since the trace excludes them anyway
+    under_x    (B, C) log p(y|x) or None; if it is given, the weight is multiplied by min(1, p(y|x,h) / p(y|x))
     under_h: (B, C) log p(y|x,h); advantages: (B, C). Raises ValueError on an unknown selection.
     """
     if selection not in get_args(Selection):
@@ -147,7 +147,7 @@ def conditioned_weights(
 
 
 def success_q(q: float, success: float) -> float:
-    """q + (1 - q) s: the more of its rollouts (a share s) a prompt solves, the more often it is anchored."""
+    """Return q + (1 - q) s, the probability to anchor a prompt of which a share s of the rollouts is solved."""
     return q + (1 - q) * success
 
 

@@ -56,7 +56,7 @@ class PolicySettings:
     kl_coef: float = 0.0  # beta
     kl_ratio_correction: bool = False  # multiply kl by r
     entropy_coef: float = 0.0  # c
-    dual_clip: float = math.inf  # c: where A < 0, the surrogate is at least c A; infinity removes it
+    dual_clip: float = math.inf  # if A < 0, the surrogate is at least dual_clip * A; infinity removes this bound
 
 
 def policy_loss(

@@ -1,4 +1,4 @@
-"""How a sampler's distribution compares with the trainer's: what top-p keeps of it, and how far the two are apart."""
+"""Compares a sampler's distribution with the trainer's: the mass that top-p keeps, and the mismatch of log-probs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 def kept_log_mass(logits: Tensor, top_p: float) -> Tensor:
-    """log of the probability that top-p sampling keeps, for logits (..., V) after the temperature; shape (...).
+    """Return the log of the probability mass that top-p sampling keeps, shape (...).
 
-    Kept are the most probable tokens up to the one with which their sum reaches `top_p` (Holtzman et al. 2020). The
-    log-prob of a kept token under the distribution that was sampled is its own minus this.
+    logits: (..., V), after the temperature. Top-p keeps the most probable tokens, up to the token with which their sum
+    reaches `top_p` (Holtzman et al. 2020). A kept token's log-prob under the distribution that was sampled is its
+    log-prob under the whole distribution minus this value.
     """
     probabilities = logits.float().softmax(-1).sort(-1, descending=True).values
     before = probabilities.cumsum(-1) - probabilities
@@ -18,11 +19,12 @@ def kept_log_mass(logits: Tensor, top_p: float) -> Tensor:
 
 
 def sampler_mismatch(old: Tensor, sampled: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """How far the trainer's policy is from the sampler's, over the masked tokens (B, C) that the sampler sampled.
+    """Measure how far the trainer's policy is from the sampler's, over the tokens of the mask (B, C).
 
-    old, sampled: (B, C) log-probs of the same tokens by either; d = old - sampled. Scalars: kl, the mean of
-    exp(d) - d - 1, which estimates KL(sampler || trainer) (Schulman's k3); ratio_mean and ratio_max of exp(d), before
-    any truncation. Tokens that the sampler gave no log-prob for (NaN) are left out; without any, all three are NaN.
+    old, sampled: (B, C) log-probs of the same tokens under the trainer and under the sampler; d = old - sampled.
+    Returns scalars: 'kl', the mean of exp(d) - d - 1, which estimates KL(sampler || trainer) (Schulman's k3);
+    'ratio_mean' and 'ratio_max', the mean and the maximum of exp(d) before any truncation. Tokens without a log-prob of
+    the sampler (NaN) are left out. If no token is left, all three are NaN.
     """
     difference = (old.double() - sampled.double())[(mask != 0) & ~sampled.isnan()]
     if not difference.numel():

@@ -1,9 +1,10 @@
-"""Attention in a row of packed trees: a token sees the tokens before it on its own path, and no sibling's.
+"""Attention in a row of packed trees: a token attends to the tokens before it on its own path, not to siblings.
 
-The row is laid out depth first, so a place q sees a place k exactly if k <= q < last[k], where last[k] is the end of
-what continues the segment of k. On a CPU each segment is a causal block on its own, and what continues it is a plain
-block on its keys; the blocks are put together by their log-sum-exp, as in FlashAttention (arXiv 2205.14135). No mask
-is made, no key is copied, and a sibling costs nothing. On CUDA FlexAttention takes the same condition as a block mask.
+The row is laid out depth first. So a place q attends to a place k exactly if k <= q < last[k], where last[k] is the end
+of all segments that continue the segment of k. On a CPU, each segment is computed as a causal block, and the segments
+that continue it as a plain block on its keys. The blocks are combined by their log-sum-exp, as in FlashAttention
+(arXiv 2205.14135). So no mask is made, no key is copied, and siblings cost nothing. On CUDA, FlexAttention takes the
+same condition as a block mask.
 """
 
 from __future__ import annotations
@@ -21,26 +22,27 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from agentrl.scoring.trie import Segment
 
-KERNEL = "agentrl_tree"  # transformers' name of it; without a tree it is sdpa
-# Rows shorter than a block would take the kernel that decodes, which cannot be compiled for lengths that vary.
+KERNEL = "agentrl_tree"  # the name of the kernel in transformers; without a tree it computes sdpa
+# Without this option, rows shorter than a block would use FlexAttention's decoding kernel, which cannot be compiled for
+# varying lengths.
 KERNEL_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
-BLOCK = 128  # FlexAttention's block size: queries, and keys
+BLOCK = 128  # FlexAttention's block size, for queries and for keys
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """The layout of a packed row, which travels to every layer as the keyword `tree` of the forward pass."""
+    """The layout of a packed row. The forward pass hands it to every layer as the keyword `tree`."""
 
     segments: list[Segment]
     last: Tensor  # (T,) int64, on the device of the model
 
     @cached_property
     def blocks(self) -> BlockMask:
-        """FlexAttention's form of the mask: which blocks of keys a block of queries sees in part, and which in full.
+        """The mask for FlexAttention: for each block of queries, the blocks of keys that it sees in part and in full.
 
-        It reads off `last` what `create_block_mask` finds by computing every pair, in T / 128 squared steps.
+        It is computed from `last` in (T / 128)^2 steps, while `create_block_mask` would compute every pair of places.
         """
         size = len(self.last)
         number = -(-size // BLOCK)
@@ -56,13 +58,17 @@ class Tree:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of blocks of queries by blocks of keys (N, N): how many keys each query has, and which, those first."""
+    """Convert a mask (N, N) of query blocks by key blocks to BlockMask's format.
+
+    Return the number of key blocks of each query block (1, 1, N), and the indices of key blocks with those first
+    (1, 1, N, N).
+    """
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None].contiguous()
 
 
 def sees(last: Tensor) -> Any:
-    """FlexAttention's mask function: whether a query sees a key, from their places in the row."""
+    """Make FlexAttention's mask function: whether a query attends to a key, by their places in the row."""
 
     def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < last[key])
@@ -81,16 +87,16 @@ def tree_attention(
     tree: Tree | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D).
+    """Attend in a tree: query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D).
 
-    Without `tree` it is sdpa on what it is given.
+    transformers calls it in every layer. Without `tree` it computes sdpa, for inputs of any batch size.
     """
     if tree is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if torch.is_autocast_enabled(query.device.type):  # a norm of queries and keys gives them back in float32
+    if torch.is_autocast_enabled(query.device.type):  # under autocast, a norm returns queries and keys in float32
         query, key, value = (one.to(torch.get_autocast_dtype(query.device.type)) for one in (query, key, value))
     if query.device.type == "cpu":
         groups = query.shape[1] // key.shape[1]
@@ -108,7 +114,7 @@ def _flex() -> Any:
 
 
 class _TreeAttention(torch.autograd.Function):
-    """Attention of a row (1, H, T, D) by blocks; memory is linear in T."""
+    """Attention of a row (1, H, T, D), block by block. Its memory is linear in T."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> Tensor:
@@ -137,7 +143,8 @@ class _TreeAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         grads = [torch.empty_like(one) for one in (query, key, value)]
-        # With output and log-sum-exp of the whole, a block's backward pass gives its part of the whole's gradient.
+        # Given the output and the log-sum-exp of the whole row, the backward pass of a block returns the block's part
+        # of the whole gradient.
         for segment in ctx.tree.segments:
             own = slice(segment.start, segment.end)
             parts = _backward(*_cut(own, grad, query, key, value, out, lse), 0.0, True, scale=ctx.scale)

@@ -1,4 +1,4 @@
-"""Which engine scores: the packed one, or the padded one where a model cannot be packed."""
+"""Chooses the scoring engine: the packed one, or the padded one if a model cannot be packed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from agentrl.scoring.sequence import Engine
 
 
 def check_engine(name: str, model: Model) -> None:
-    """Check, before the weights are read, that a model can be packed if a person asks for it (trainer.engine=packed).
+    """With trainer.engine=packed, check before the weights are loaded that the model can be packed.
 
-    Raises UserError.
+    Raises UserError if it cannot.
     """
     config = network_config(model) if name == "packed" else None
     if config is None:
@@ -27,17 +27,17 @@ def check_engine(name: str, model: Model) -> None:
     with torch.device("meta"):
         try:
             network = AutoModelForCausalLM.from_config(config, attn_implementation=model.attn_implementation)
-        except (ValueError, KeyError):  # an unknown architecture: loading the weights reports it
+        except (ValueError, KeyError):  # an unknown architecture; the error is reported when the weights are loaded
             return
     if reason := why_not_packed(network, bool(getattr(config.get_text_config(), "output_router_logits", False))):
         raise _refusal(reason)
 
 
 def scoring_engine(name: str, models: Sequence[Any], router: bool, say: Callable[[str], None]) -> Engine:
-    """The engine `name` (auto, packed or padded) for models that are scored alike.
+    """Make the engine `name` (auto, packed or padded) for all of `models`.
 
-    auto takes packed, or padded where a model cannot be packed, and says so. packed raises UserError there.
-    router: the loss of a mixture of experts' router is trained on.
+    auto takes packed. If one of the models cannot be packed, it takes padded and calls `say` with the reason; packed
+    raises UserError instead. router: whether the router loss of a mixture of experts is trained on.
     """
     if name == "padded":
         return PaddedEngine()
@@ -45,7 +45,7 @@ def scoring_engine(name: str, models: Sequence[Any], router: bool, say: Callable
         if reason := why_not_packed(model, router):
             if name == "packed":
                 raise _refusal(reason)
-            say(f"trainer.engine=padded is taken, since this model cannot be packed: {reason}")
+            say(f"using trainer.engine=padded, since this model cannot be packed: {reason}")
             return PaddedEngine()
     engine = PackedEngine()
     for model in models:

@@ -1,7 +1,7 @@
-"""From hidden states to log-probs and entropies, at the places that are scored and nowhere else.
+"""Computes log-probs and entropies from hidden states, only at the places that are scored.
 
-TRL's fused head does the arithmetic in chunks of the vocabulary, so no (tokens x vocabulary) tensor is ever made. It
-projects every place of the batch on a CPU; here the places are picked between the body of the model and its head.
+TRL's fused head computes them in chunks of the vocabulary, so it never makes a (tokens x vocabulary) tensor. On a CPU
+it would project every place of the batch. So the scored places are picked here, between the model's body and its head.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from agentrl.scoring.sequence import Scores
 
 
 def language_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside what distribution and adapters wrapped around it."""
+    """Return the transformers model inside the wrappers of distributed training and adapters.
+
+    Raises TypeError if there is none.
+    """
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
             return module
@@ -24,9 +27,10 @@ def language_model(model: nn.Module) -> PreTrainedModel:
 
 
 def scores_by_sequence(output: Any, sizes: Many[int], index: Tensor | None = None, router: bool = False) -> Scores:
-    """Cut what the head computed, each (1, S), into the values of each sequence.
+    """Cut the outputs of the head, each (1, S), into the values of each sequence.
 
-    index: where among the S places each sequence finds its own; None if they lie one after the other.
+    sizes: the number of scored places of each sequence. index: indices into the S places, for all sequences one after
+    the other; None if the S places are already in that order.
     """
 
     def split(values: Tensor | None) -> list[Tensor]:
@@ -39,10 +43,10 @@ def scores_by_sequence(output: Any, sizes: Many[int], index: Tensor | None = Non
 
 
 def score_places(model: nn.Module, places: Tensor, targets: Tensor, **inputs: Any) -> Any:
-    """Run `model`, whose head TRL's `add_fused_lm_head` has made, and score `targets` (S,) at `places` (S,).
+    """Run `model` and score `targets` (S,) at `places` (S,). TRL's `add_fused_lm_head` must have made its head.
 
-    A place is an index into the flattened (batch, length) of the inputs; its hidden state predicts the target. Every
-    field of the output is (1, S).
+    A place is an index into the flattened (batch, length) of the inputs. The hidden state at a place predicts its
+    target. Every field of the output is (1, S).
     """
 
     def pick(module: nn.Module, args: Any, output: Any) -> Any:

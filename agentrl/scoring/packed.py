@@ -1,7 +1,7 @@
-"""Every distinct token once: the sequences become a trie, and the trie one row of a forward pass.
+"""Scores each distinct token once: the sequences form a trie, and the trie is one row of a forward pass.
 
-A token's place in the row is where its segment stands, its position is that in its own sequences: positions restart at
-a fork. The numbers are those of `padded.PaddedEngine` up to rounding.
+The place of a token is its index in the row. Its position is its index in its own sequences, so siblings after a fork
+start at the same position. The results equal those of `padded.PaddedEngine` up to rounding.
 """
 
 from __future__ import annotations
@@ -22,35 +22,38 @@ from agentrl.scoring.pieces import cut
 from agentrl.scoring.sequence import Scores, Sequence
 from agentrl.scoring.trie import Row, Trie
 
-SMALLEST_HEAD = 16
+SMALLEST_HEAD = 16  # the smallest number of dimensions of a head that FlexAttention takes on CUDA
 
 
 def why_not_packed(model: Any, router: bool = False) -> str | None:
-    """Why a model cannot score packed rows exactly; None where it can. `router`: its router's loss is trained on."""
+    """Return the reason why a model cannot score packed rows exactly, or None if it can.
+
+    router: whether the router loss of a mixture of experts is trained on.
+    """
     inner = language_model(model)
     config: PretrainedConfig = inner.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds or getattr(inner, "_is_stateful", False):
-        return f"layers of kind {', '.join(sorted(kinds)) or 'recurrent'} read on from one sequence into the next"
+        return f"layers of kind {', '.join(sorted(kinds)) or 'recurrent'} carry state from one sequence to the next"
     if router:
-        return "the loss of its router counts tokens as often as they stand in a batch"
+        return "the loss of its router counts each token as often as it occurs in a batch"
     if inner.config._attn_implementation not in ("sdpa", KERNEL) or not inner._can_set_attn_implementation():
         return f"model.attn_implementation={inner.config._attn_implementation}, and trees need sdpa"
     if getattr(config, "attention_dropout", 0.0):
-        return "it drops out attention"
+        return "it uses dropout in attention"
     if inner.device.type == "cuda" and _head_size(config) < SMALLEST_HEAD:
         return f"its heads have {_head_size(config)} dimensions, and FlexAttention needs {SMALLEST_HEAD}"
     return None
 
 
 class PackedEngine:
-    """Scores each distinct token once. Sequences longer than a sliding window of the model are padded instead."""
+    """Scores each distinct token once. If a sequence is longer than a sliding window of the model, it pads instead."""
 
     def __init__(self) -> None:
         self._padded = PaddedEngine()
 
     def prepare(self, model: Any) -> PreTrainedModel:
-        """Let the attention of the model inside take trees, and return that. Without a tree it computes as before."""
+        """Set the tree kernel on the model inside the wrappers, and return that model. Without a tree it is sdpa."""
         inner = language_model(model)
         if inner.config._attn_implementation != KERNEL:
             inner.set_attn_implementation(KERNEL)
@@ -79,12 +82,12 @@ class PackedEngine:
         return scores_by_sequence(output, [len(one) for one in own], torch.cat(own))
 
     def fits(self, model: Any, sequences: Many[Sequence]) -> bool:
-        """Whether no sliding window of the model is shorter than a sequence."""
+        """Return whether every sequence fits the sliding windows of the model."""
         window = _window(language_model(model).config.get_text_config())
         return max(len(one.ids) for one in sequences) <= window
 
     def _run(self, model: Any, sequences: Many[Sequence]) -> tuple[Any, list[Tensor]]:
-        """The packed forward pass: the head's output (1, S), and where in it each sequence's scored tokens are."""
+        """Run the packed forward pass. Return the head's output (1, S), and each sequence's indices into it."""
         device = language_model(model).device
         row = _trie(sequences).row()
         last, positions, before = _columns(row)
@@ -92,14 +95,14 @@ class PackedEngine:
         scored = np.zeros(len(row.ids), dtype=bool)
         for places in own:
             scored[places] = True
-        number = np.cumsum(scored) - 1  # of a scored place among all that are
+        number = np.cumsum(scored) - 1  # (T,) index of a scored place among all scored places
         output = score_places(
             model,
             torch.from_numpy(before[scored]).to(device),
             torch.from_numpy(row.ids[scored]).to(device),
             input_ids=torch.from_numpy(row.ids).unsqueeze(0).to(device),
             position_ids=torch.from_numpy(positions).unsqueeze(0).to(device),
-            # Four dimensions stop transformers from making a mask; no attention but ours could use this one.
+            # A mask with four dimensions stops transformers from making one. Only the tree kernel can ignore this one.
             attention_mask=torch.zeros(1, 1, 0, 0, device=device),
             tree=Tree(row.segments, torch.from_numpy(last).to(device)),
         )
@@ -119,7 +122,11 @@ def _trie(sequences: Many[Sequence]) -> Trie:
 
 
 def _columns(row: Row) -> tuple[np.ndarray[Any, Any], ...]:
-    """Of every place (T,): where what sees it ends, its position, and the place before it on its path (-1: none)."""
+    """Return three arrays (T,), one value per place of the row.
+
+    last: the end of the places that attend to it. positions: its position in its sequences. before: the place before
+    it on its path, or -1 if it is the first.
+    """
     last, positions, before = (np.empty(len(row.ids), dtype=np.int64) for _ in range(3))
     for segment in row.segments:
         own = slice(segment.start, segment.end)
@@ -131,7 +138,7 @@ def _columns(row: Row) -> tuple[np.ndarray[Any, Any], ...]:
 
 
 def _window(config: PretrainedConfig) -> float:
-    """Tokens that every layer of the model sees back; infinite where none is limited."""
+    """Return the sliding window of the model in tokens, infinity if no layer has one."""
     kinds = getattr(config, "layer_types", None)
     limited = "sliding_attention" in kinds if kinds else True
     window = getattr(config, "sliding_window", None)

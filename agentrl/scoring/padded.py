@@ -1,4 +1,4 @@
-"""One sequence a row, padded to the longest: the plain way, and the reference of the tests."""
+"""Scores one sequence per row, padded to the longest. Tests compare the packed engine with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentrl.scoring.sequence import Scores, Sequence
 
 
 class PaddedEngine:
-    """Every sequence whole; its cost is the number of sequences times the longest of them."""
+    """Scores every sequence in full. The cost is the number of sequences times the length of the longest."""
 
     def cost(self, sequences: Many[Sequence]) -> int:
         return len(sequences) * max((len(one.ids) for one in sequences), default=0)

@@ -1,4 +1,4 @@
-"""Cutting groups of sequences into pieces that fit a token budget."""
+"""Cuts groups of sequences into pieces that fit a token budget."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Group = TypeVar("Group")
 
 
 def cut(groups: Sequence[Group], budget: int, piece: Callable[[], Callable[[Group], int]]) -> list[range]:
-    """Consecutive groups in pieces, greedily: a piece ends before the group with which it would exceed `budget`.
+    """Cut consecutive groups greedily: a piece ends before the group that would make it exceed `budget` tokens.
 
-    piece: makes the meter of a new piece, which takes a group in and returns the tokens of all it has taken. A group
-    that exceeds the budget alone is a piece of its own.
+    A single group that exceeds the budget is a piece of its own. piece: makes a meter for a new piece. The meter is
+    called with each group, and returns the number of tokens of all groups it was called with.
     """
     pieces: list[range] = []
     start, meter = 0, piece()

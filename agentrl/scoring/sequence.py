@@ -1,4 +1,4 @@
-"""The contract of the floor: token sequences in, log-probs and entropies of their scored tokens out."""
+"""The interface of the scoring engines: token sequences in, log-probs and entropies of their scored tokens out."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tokens, and the places of those that are scored: ascending, without 0, since nothing predicts the first token."""
+    """Token ids, and the places of the tokens to score.
+
+    The places are ascending. Place 0 is never scored, since nothing predicts the first token.
+    """
 
     ids: Many[int]
     scored: Many[int]
 
     def after(self, context: list[int], own: int) -> Sequence:
-        """The same sequence with `context` in place of its first `own` tokens, none of which is scored."""
+        """Return the sequence with `context` in place of its first `own` tokens, none of which may be scored."""
         return Sequence([*context, *self.ids[own:]], [place - own + len(context) for place in self.scored])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says of sequences: one tensor (len(scored),) a sequence, in their order.
+    """The scores of sequences: in each list, one tensor (len(scored),) per sequence, in their order.
 
-    Log-probs and entropies are at the temperature of the model's scoring head, and have a graph where gradients are on.
+    Log-probs and entropies are at the temperature of the model's scoring head. They have a graph if gradients are on.
     """
 
     logps: list[Tensor]
     # Each of these is empty where the model's head does not compute it.
     entropies: list[Tensor]
-    best: list[Tensor] = field(default_factory=list)  # whether no token is likelier
-    mean_logits: list[Tensor] = field(default_factory=list)  # over the vocabulary
-    router: Tensor | None = None  # the load-balancing loss of a mixture of experts, where it was asked for
+    best: list[Tensor] = field(default_factory=list)  # whether the token is the most probable one
+    mean_logits: list[Tensor] = field(default_factory=list)  # the mean of the logits over the vocabulary
+    router: Tensor | None = None  # the load-balancing loss of a mixture of experts, if it was requested
 
 
 class Engine(Protocol):
-    """Two ways to the same numbers: `packed.PackedEngine` and `padded.PaddedEngine`."""
+    """Scores sequences. `packed.PackedEngine` and `padded.PaddedEngine` give the same results up to rounding."""
 
     def cost(self, sequences: Many[Sequence]) -> int:
-        """Tokens that one forward pass over these sequences computes."""
+        """Return the number of tokens that one forward pass over these sequences computes."""
 
     def cut(self, groups: Many[Many[Sequence]], budget: int) -> list[range]:
-        """Consecutive `groups` of sequences in pieces of at most `budget` tokens each, or of one group."""
+        """Cut consecutive `groups` of sequences into pieces of at most `budget` tokens each, or of one group."""
 
     def score(self, model: Any, sequences: Many[Sequence], router: bool = False) -> Scores:
-        """Score sequences in one forward pass of `model`; some place must be scored.
+        """Score sequences in one forward pass of `model`. At least one place must be scored.
 
-        `router` asks for the loss of a mixture of experts.
+        `router` requests the load-balancing loss of a mixture of experts.
         """
 
 
-STAND_IN = Sequence([0, 0], [1])  # scored by a process that has nothing left where others have
+STAND_IN = Sequence([0, 0], [1])  # a process without work scores it while other processes still have passes to run
 
 
 def score_in_pieces(
@@ -66,12 +69,12 @@ def score_in_pieces(
 ) -> Scores:
     """Score any number of sequences without a graph, in forward passes of at most `budget` tokens.
 
-    agree: from the passes that this process needs to those that every process runs.
+    agree: maps the number of passes that this process needs to the number that every process runs.
     """
     logps, entropies = [], []
     with torch.no_grad():
         pieces = engine.cut([[one] for one in sequences], budget)
-        passes = agree(len(pieces))  # before the first: passes of sharded models wait for each other
+        passes = agree(len(pieces))  # called before the first pass, since passes of a sharded model need all processes
         for piece in pieces:
             scores = engine.score(model, sequences[piece.start : piece.stop])
             logps += scores.logps

@@ -1,4 +1,4 @@
-"""Shared prefixes of token sequences: a radix tree over ids, whatever the sequences stand for."""
+"""Finds shared prefixes of token sequences with a radix tree over their ids."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
-# A fork costs every layer some calls, so that a shorter shared prefix is cheaper computed twice.
+# A fork costs some calls in every layer. It is cheaper to compute a shorter shared prefix twice.
 MIN_SHARED = 16
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens without a fork. In the row of its tree it stands before everything that continues it."""
+    """A run of tokens without a fork. In the row it comes before all segments that continue it."""
 
     start: int  # place of its first token in the row
-    end: int
-    last: int  # end of all that continues it: places end..last see this segment
-    parent: int  # index of the segment it continues, -1 for a root
-    position: int  # of its first token in a sequence: how many tokens come before it
+    end: int  # place after its last token
+    last: int  # end of all segments that continue it: the places from `end` to `last` attend to this segment
+    parent: int  # index of the segment that it continues, -1 for a root
+    position: int  # number of tokens that come before it in a sequence
 
 
 @dataclass(frozen=True)
 class Row:
-    """A forest laid out depth first: T distinct tokens, and where each sequence finds its own."""
+    """A forest of T distinct tokens laid out depth first, and the places of each sequence's tokens."""
 
     ids: Ids  # (T,)
     segments: list[Segment]
-    places: list[Ids]  # of every sequence: the place of each of its tokens
+    places: list[Ids]  # for each sequence, the place of each of its tokens
 
 
 @dataclass(eq=False)
@@ -41,16 +41,16 @@ class _Node:
 
 
 class Trie:
-    """A radix tree that grows by one sequence at a time.
+    """A radix tree to which sequences are added one at a time.
 
-    Prefixes shorter than `min_shared` tokens are not shared, except where that needs no new fork.
+    Prefixes shorter than `min_shared` tokens are not shared, unless that needs no new fork.
     """
 
     def __init__(self, min_shared: int = MIN_SHARED) -> None:
         self._min_shared = min_shared
         self._root = _Node(np.empty(0, np.int64))
-        self._ends: list[tuple[_Node, int]] = []  # of every sequence: the node it ends in, and its length
-        self.tokens = 0  # distinct ones
+        self._ends: list[tuple[_Node, int]] = []  # for each sequence, the node in which it ends, and its length
+        self.tokens = 0  # number of distinct tokens
 
     def add(self, ids: Sequence[int]) -> None:
         """Add a sequence. Raises ValueError if it is empty."""
@@ -81,7 +81,7 @@ class Trie:
         self._ends.append((node, length))
 
     def row(self) -> Row:
-        """All tokens depth first: what continues a segment follows it, children in the order in which they came."""
+        """Lay out all tokens depth first: the continuations of a segment follow it, in the order they were added."""
         segments: list[Segment] = []
         index: dict[_Node, int] = {}
         starts: list[int] = []
@@ -104,7 +104,7 @@ class Trie:
 
 
 def _common(left: Ids, right: Ids) -> int:
-    """Length of the shared prefix."""
+    """Return the length of the shared prefix."""
     size = min(len(left), len(right))
     if size == 0 or left[0] != right[0]:
         return 0
@@ -114,7 +114,7 @@ def _common(left: Ids, right: Ids) -> int:
 
 
 def _split(node: _Node, size: int) -> _Node:
-    """Put a new node with the first `size` ids of `node` above it."""
+    """Split a node: put a new node with its first `size` ids above it. Return the new node."""
     parent = node.parent
     assert parent is not None
     upper = _Node(node.ids[:size], parent, [node])
@@ -132,7 +132,7 @@ def _depth_first(root: _Node) -> Iterator[_Node]:
 
 
 def _path(segments: list[Segment], number: int) -> Ids:
-    """Places of all tokens from the root to the end of a segment."""
+    """Return the places of all tokens from the root to the end of a segment."""
     runs = []
     while number >= 0:
         segment = segments[number]

@@ -243,7 +243,7 @@ def test_memory_of_attention_is_linear_in_the_row(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("family", "changes", "reason"),
     [
-        ("qwen3", {"attention_dropout": 0.1}, "drops out attention"),
+        ("qwen3", {"attention_dropout": 0.1}, "uses dropout in attention"),
         ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
     ],
 )
@@ -317,11 +317,11 @@ def refused(folder: Any, **changes: Any) -> str:
 
 def test_packed_by_hand_is_refused_where_it_cannot_be(tmp_path: Any) -> None:
     text = refused(tmp_path / "a", attention_dropout=0.1)
-    assert text.startswith("trainer.engine=packed: this model cannot be packed: it drops out attention; set")
+    assert text.startswith("trainer.engine=packed: this model cannot be packed: it uses dropout in attention; set")
     said: list[str] = []
     model = network(attention_dropout=0.1)
     assert isinstance(scoring_engine("auto", [model], False, said.append), PaddedEngine) and len(said) == 1
-    with pytest.raises(UserError, match="drops out attention"):
+    with pytest.raises(UserError, match="uses dropout in attention"):
         scoring_engine("packed", [model], False, said.append)
     check_engine("packed", composed().model)
     assert isinstance(scoring_engine("auto", [network()], False, said.append), PackedEngine) and len(said) == 1
