@@ -22,7 +22,7 @@ _TIE = 1e-6
 
 
 def trajectory_advantage(returns: Tensor, eps: float, *, divide_by_std: bool = True, lone_raw: bool = False) -> Tensor:
-    """A^g = (R - mean) / (std + eps) over the rollouts of a prompt, with the unbiased std.
+    """Compute A^g = (R - mean) / (std + eps) over the rollouts of a prompt, with the unbiased std.
 
     returns: (N, K). Returns (N, K) of the same dtype. A group of equal returns gives exactly 0. A NaN return is
     missing: it gets 0, and no mean includes it. A lone rollout (K = 1) gets 0, or its return over 1 + eps with
@@ -35,7 +35,7 @@ def trajectory_advantage(returns: Tensor, eps: float, *, divide_by_std: bool = T
 
 
 def turn_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """R^l_{k,t} = sum_{u >= t} gamma^(u-t) r_u over the turns taken; 0 after the last turn.
+    """Compute R^l_{k,t} = sum_{u >= t} gamma^(u-t) r_u over the turns taken. It is 0 after the last turn.
 
     rewards, mask: (N, K, T). Returns (N, K, T). Raises ValueError on other shapes, on gamma outside [0, 1] and on a
     mask with holes.
@@ -53,7 +53,7 @@ def turn_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 
 
 def turn_advantage(returns: Tensor, mask: Tensor, eps: float, *, lone_raw: bool = False) -> Tensor:
-    """A^l: turn returns, normalised across the rollouts of a prompt that reached the same turn index.
+    """Compute A^l: normalise turn returns across the rollouts of a prompt that reached the same turn index.
 
     returns, mask: (N, K, T). Returns (N, K, T), 0 outside the mask and where all returns are equal.
     A turn that only one rollout reached gets 0. MatchTIR's code gives it its raw return instead (`lone_raw`). With
@@ -73,7 +73,7 @@ def hard_credit_advantage(
     divide_by_std: bool = True,
     lone_raw: bool = False,
 ) -> Tensor:
-    """Hard credit: scale * (A^g + A^l) for each turn (PACT, App. B).
+    """Compute hard credit, scale * (A^g + A^l), for each turn (PACT, App. B).
 
     A^g compares the undiscounted sums R_k of the turn rewards of each rollout; A^l compares the discounted returns of
     the turns. turn_rewards, mask: (N, K, T). Returns (N, K, T), 0 outside the mask. The papers write scale = 1;
@@ -90,7 +90,7 @@ def hard_credit_advantage(
 def group_advantages(
     turn_rewards: Tensor, mask: Tensor, *, kind: str, gamma: float, scale: float, eps: float, lone_raw: bool
 ) -> Tensor:
-    """The advantages of GRPO and PACT, chosen by `kind`.
+    """Compute the advantages of GRPO and PACT, as `kind` says.
 
     'hard_credit' is `hard_credit_advantage`. 'trajectory' gives every turn the z-score of R_k in its group.
     turn_rewards, mask: (N, K, T). Returns (N, K, T). The keywords are the keys of `algo.advantage`.
@@ -128,7 +128,10 @@ def spread_to_tokens(turn_values: Tensor, turn: Tensor, policy_mask: Tensor) -> 
 
 
 def _normalise(values: Tensor, mask: Tensor, eps: float, *, divide_by_std: bool, lone_raw: bool) -> Tensor:
-    """z-score along dimension 1 over the masked values, in float64; 0 for ties, lone values and outside the mask."""
+    """Compute z-scores along dimension 1 over the masked values, in float64.
+
+    They are 0 for ties, for lone values and outside the mask.
+    """
     x = values.double().masked_fill(~mask, 0)
     count = mask.sum(1, keepdim=True)
     mean = x.sum(1, keepdim=True) / count.clamp(min=1)

@@ -18,16 +18,16 @@ from agentrl.objectives.supervised import weighted_nll
 
 
 def phi(logps: Tensor) -> Tensor:
-    """p (1 - p), in [0, 1/4], of tokens with log-probs `logps` of any shape. `weighted_nll` detaches it."""
+    """Return p (1 - p), in [0, 1/4], of tokens with log-probs `logps` of any shape. `weighted_nll` detaches it."""
     p = logps.exp()
     return p * (1 - p)
 
 
 def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: TokenWeight) -> tuple[Tensor, Tensor]:
-    """L_SFT per trace: -(1/Z) sum_n m_n w_n log pi(h*_n | x, h*_<n) with Z = sum_n m_n; w is phi, or 1 for 'uniform'.
+    """Compute L_SFT per trace: -(1/Z) sum_n m_n w_n log pi(h*_n | x, h*_<n) with Z = sum_n m_n.
 
-    logps, mask: (S, L). Z counts every target once, so phi also makes the term smaller. Returns the loss (S,), and the
-    weights (S, L) of the targets without a gradient, 0 elsewhere.
+    w is phi, or 1 for 'uniform'. Z counts every target once, so phi also makes the term smaller. logps, mask: (S, L).
+    Returns the loss (S,), and the weights (S, L) of the targets without a gradient, 0 elsewhere.
     Raises ValueError on an unknown weight and on differing shapes.
     """
     if token_weight not in get_args(TokenWeight):
@@ -39,7 +39,7 @@ def chord_sft_loss(logps: Tensor, mask: Tensor, token_weight: TokenWeight) -> tu
 
 
 def mixed_loss(grpo: Tensor, sft: Tensor, mu: float) -> Tensor:
-    """(1 - mu) L_GRPO + mu L_SFT, scalars. Raises ValueError unless 0 <= mu <= 1."""
+    """Return (1 - mu) L_GRPO + mu L_SFT, a scalar. Raises ValueError unless 0 <= mu <= 1."""
     if not 0 <= mu <= 1:
         raise ValueError(f"mu {mu} is not in [0, 1]")
     return (1 - mu) * grpo + mu * sft

@@ -54,8 +54,9 @@ class Multiplier(nn.Module):
         k_p: float = 0.0,
         k_d: float = 0.0,
     ) -> None:
-        """`threshold` is tau and `decay`, in [0, 1), is that of the EMA. In the first `warmup` batches only the EMA
-        moves. Raises ValueError on an unknown kind.
+        """Set lambda to `initial`. `threshold` is tau, and `decay`, in [0, 1), is the decay of the EMA.
+
+        In the first `warmup` batches only the EMA is updated. Raises ValueError on an unknown kind.
         """
         super().__init__()
         if kind not in get_args(DualUpdate):

@@ -38,7 +38,7 @@ def focal_loss(
     count: Tensor | float | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """L = -(1/N) sum log(m + eps), where m is the attention mass that a chosen head puts on the system prompt.
+    """Compute L = -(1/N) sum log(m + eps). m is the attention mass that a chosen head puts on the system prompt.
 
     attentions: L tensors (B, H, T, T); system: mask (B, T) of the system prompt's keys; queries: mask (B, T) of the
     positions that count; heads: mask (L, H). The sum is over all chosen (row, query, head). `count` is N, their number

@@ -22,7 +22,7 @@ REPEATED = 3  # number of tokens in a row that count as a repetition when they o
 def lagrangian_advantage(
     user: Tensor, constraints: Tensor, multipliers: Tensor, user_weight: float, eps: float
 ) -> Tensor:
-    """A = w A_user + sum_k lambda_k A_k, where each reward is normalised separately (algorithm steps 2 and 3).
+    """Compute A = w A_user + sum_k lambda_k A_k. Each reward is normalised separately (algorithm steps 2 and 3).
 
     user (P, G), constraints (K, P, G), multipliers (K,) -> (P, G). The sum is not divided by 1 + lambda, so a large
     multiplier makes large steps. A missing reward adds 0 to its rollout; the other rewards of the rollout still count.

@@ -18,14 +18,17 @@ from agentrl.objectives.policy import row_means
 
 
 def shaped_ratio(logps: Tensor, gamma: float) -> Tensor:
-    """f(p) = p / (p + gamma), in (0, 1 / (1 + gamma)], of log-probs of any shape. Raises ValueError if gamma <= 0."""
+    """Return f(p) = p / (p + gamma), in (0, 1 / (1 + gamma)], for log-probs of any shape.
+
+    Raises ValueError if gamma <= 0.
+    """
     if gamma <= 0:
         raise ValueError(f"gamma {gamma} must be above 0")
     return torch.sigmoid(logps - math.log(gamma))
 
 
 def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Loss of each trace: -(A / Z) sum_n m_n f(p_n) with Z = sum_n m_n; 0 where Z = 0.
+    """Compute the loss of each trace, -(A / Z) sum_n m_n f(p_n) with Z = sum_n m_n. It is 0 if Z = 0.
 
     logps, mask: (S, L), advantages: (S,). Returns the loss (S,), and f of the targets (S, L) without a gradient, 0
     elsewhere. Log-probs outside the mask are never read.
@@ -42,7 +45,7 @@ def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float) -
 
 
 def mixed_advantages(returns: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
-    """A = R - mean, with the mean over the K rollouts and the expert together. There is no division by the std.
+    """Compute A = R - mean, with the mean over the K rollouts and the expert. There is no division by the std.
 
     returns: (N, K); expert: (N,), NaN for a prompt without a trace. Such a prompt is compared over its rollouts alone.
     Returns the advantages of the rollouts (N, K) and of the expert (N,), NaN where `expert` is NaN.
@@ -52,10 +55,10 @@ def mixed_advantages(returns: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def member_shares(expert_advantages: Tensor, group: int) -> Tensor:
-    """Factor (B,) that turns a mean over K rollouts into one over K + 1 members: K / (K + 1), or 1 without an expert.
+    """Return the factor (B,) that turns a mean over K rollouts into a mean over K + 1 members.
 
-    expert_advantages: (B,), the expert's advantage in the group of each rollout, NaN if the group has no expert;
-    `group` is K.
+    It is K / (K + 1), or 1 without an expert. expert_advantages: (B,), the expert's advantage in the group of each
+    rollout, NaN if the group has no expert; `group` is K.
     """
     alone = torch.isnan(expert_advantages)
     return torch.where(alone, 1.0, group / (group + 1)).to(expert_advantages.dtype)

@@ -58,7 +58,7 @@ def sft_token_weights(
     call_scale: float,
     call_start: float,
 ) -> Tensor:
-    """m_n(s), the weight of every token of one trace in L_SFT (eq. 9, and its ablations in Tables 4 and 6).
+    """Compute m_n(s), the weight of every token of one trace in L_SFT (eq. 9, and its ablations in Tables 4 and 6).
 
     component, turn, chunk: (L,) long. Returns float32 (L,). Safe reasoning is the reasoning of a turn before any
     literal preview of the call. `chunk` is the index of a safe chunk within its turn, and -1 on every other token.
@@ -107,7 +107,7 @@ def sft_token_weights(
 
 
 def sft_loss(logps: Tensor, weights: Tensor, norm: SftNorm = "weights") -> tuple[Tensor, Tensor]:
-    """L_SFT of each trace (eq. 10): -(1/Z) sum_n m_n log pi(h*_n | x, h*_<n).
+    """Compute L_SFT of each trace (eq. 10): -(1/Z) sum_n m_n log pi(h*_n | x, h*_<n).
 
     norm: weights  Z = sum_n m_n (eq. 10). If all targets have the same weight, the weight cancels
           tokens   Z = number of targets (m_n > 0), so a falling weight makes the term smaller
@@ -152,7 +152,7 @@ def success_q(q: float, success: float) -> float:
 
 
 def mixed_loss(rl: Tensor, sft: Tensor, rl_coef: float, sft_coef: float) -> Tensor:
-    """rl_coef * L_RL + sft_coef * L_SFT (eq. 12), from scalars that are means over all prompts (eq. 14).
+    """Return rl_coef * L_RL + sft_coef * L_SFT (eq. 12), from scalars that are means over all prompts (eq. 14).
 
     rl_coef is 1 in the paper, and 0 in its SFT-only ablation. sft_coef is beta_SFT.
     """

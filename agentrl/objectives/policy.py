@@ -66,7 +66,7 @@ def policy_loss(
     rows: int | None = None,
     trained: Tensor | float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of the module's docstring. Returns the loss, a scalar, and its metrics.
+    """Compute the loss of the module's docstring. Returns the loss, a scalar, and its metrics.
 
     `tokens` is the denominator of aggregation 'token' and `rows` that of 'sequence', see `average`. The entropy term is
     always a mean over tokens, and `trained` is its denominator. If the batch is a piece of a mini-batch, `rows` and
@@ -100,7 +100,7 @@ def policy_loss(
 def divergence_loss(
     batch: PolicyBatch, settings: PolicySettings, tokens: Tensor | float | None = None, rows: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """beta E[kl] alone. Returns the loss, a scalar, and its metrics.
+    """Compute beta E[kl] alone. Returns the loss, a scalar, and its metrics.
 
     PACT with kl_context=prompt needs it: its KL term uses other log-probs than its ratio.
     `tokens` and `rows` are those of `policy_loss`. Metrics: 'kl' of each token (B, C). Raises ValueError as
@@ -111,7 +111,7 @@ def divergence_loss(
 
 
 def importance_ratio(log_ratio: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:
-    """r (B, R) from log pi - log pi_old (B, C), which is 0 outside `mask` (B, C).
+    """Compute r (B, R) from log pi - log pi_old (B, C), which must be 0 outside `mask` (B, C).
 
     token          pi / pi_old of each token (PPO, GRPO)
     sequence_mean  its geometric mean over the row's tokens (GSPO, arXiv 2507.18071, eq. 7); 1 for a row without tokens
@@ -129,7 +129,7 @@ def importance_ratio(log_ratio: Tensor, mask: Tensor, level: RatioLevel) -> Tens
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_eps: float, dual_clip: float = math.inf) -> Tensor:
-    """min(r A, clip(r, 1 - eps, 1 + eps) A), to be maximised (PPO, eq. 7; PACT, eq. 5). Shapes broadcast.
+    """Return min(r A, clip(r, 1 - eps, 1 + eps) A), to be maximised (PPO, eq. 7; PACT, eq. 5). Shapes broadcast.
 
     Where A < 0 it is min(r, c) A for r > 1 + eps: without `dual_clip` c it has no bound (arXiv 1912.09729, eq. 8).
     """
@@ -140,7 +140,7 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_eps: float, dual_c
 
 
 def k3(logps: Tensor, reference: Tensor) -> Tensor:
-    """exp(d) - d - 1 >= 0 with d = log pi_ref - log pi, of any shape (GRPO, eq. 4).
+    """Return exp(d) - d - 1 >= 0 with d = log pi_ref - log pi, of any shape (GRPO, eq. 4).
 
     Its mean over tokens that pi sampled is KL(pi || pi_ref), but its gradient is not the gradient of the KL. If pi_old
     sampled the tokens, its product with the importance ratio estimates the KL (DeepSeek-V3.2, arXiv 2512.02556).
@@ -150,11 +150,11 @@ def k3(logps: Tensor, reference: Tensor) -> Tensor:
 
 
 def truncated_weights(old: Tensor, sampled: Tensor, mask: Tensor, cap: float, level: RatioLevel = "token") -> Tensor:
-    """w = min(pi_old / pi_sampler, cap) of each token (B, C), without a gradient: truncated importance sampling.
+    """Compute w = min(pi_old / pi_sampler, cap) of each token (B, C): truncated importance sampling.
 
-    old, sampled: (B, C) log-probs of the same tokens, from the trainer and from the sampler; mask: (B, C).
-    level: that of r (`importance_ratio`). Where the cap does not cut w, w r is the ratio pi / pi_sampler of that level.
-    If rows have ratios, all tokens of a row have the same weight.
+    w has no gradient. old, sampled: (B, C) log-probs of the same tokens, from the trainer and from the sampler.
+    mask: (B, C). level: that of r (`importance_ratio`). If the cap does not cut w, w r is the ratio pi / pi_sampler of
+    that level. If rows have ratios, all tokens of a row have the same weight.
     Tokens without a log-prob of the sampler (NaN) count as if both agreed, and so do tokens outside the mask.
     """
     difference = (old - sampled).masked_fill(mask == 0, 0).nan_to_num(nan=0.0)
@@ -186,7 +186,7 @@ def average(
 
 
 def row_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean (B,) of the values (B, R) over each row's tokens in the mask (B, C); 0 for a row without tokens."""
+    """Return the mean (B,) of values (B, R) over each row's tokens in the mask (B, C), 0 for a row without tokens."""
     return _masked(values, mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
@@ -195,7 +195,7 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _ratio(batch: PolicyBatch, settings: PolicySettings) -> Tensor:
-    """r (B, R) of a batch. Raises ValueError if its shapes do not fit."""
+    """Compute r (B, R) of a batch. Raises ValueError if its shapes do not fit."""
     shape = batch.logps.shape
     others = {name: getattr(batch, name) for name in ("mask", "entropies", "old", "reference", "sampler_weights")}
     for name, value in others.items():
@@ -208,7 +208,7 @@ def _ratio(batch: PolicyBatch, settings: PolicySettings) -> Tensor:
 
 
 def _divergence(batch: PolicyBatch, ratio: Tensor, settings: PolicySettings) -> Tensor:
-    """kl (B, C), 0 outside the mask."""
+    """Compute kl (B, C), 0 outside the mask. Raises ValueError if the reference is missing."""
     if batch.reference is None:
         raise ValueError("a KL term (kl_coef > 0) needs the reference policy's log-probs")
     kl = k3(_masked(batch.logps, batch.mask), _masked(batch.reference, batch.mask))
@@ -216,7 +216,7 @@ def _divergence(batch: PolicyBatch, ratio: Tensor, settings: PolicySettings) -> 
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, settings: PolicySettings) -> dict[str, Tensor]:
-    """1 where the surrogate is a clipped value (B, R), below and above."""
+    """Return two masks (B, R): 1 where the surrogate is clipped below, and where it is clipped above."""
     low = (ratio < 1 - settings.clip_eps) & (advantages < 0)
     high = (ratio > 1 + settings.clip_eps) & (advantages > 0)
     high = high | ((ratio > settings.dual_clip) & (advantages < 0))

@@ -17,12 +17,12 @@ from torch.nn.functional import logsigmoid
 
 
 def implicit_rewards(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """beta log(pi(y|x) / pi_ref(y|x)), the reward for which pi is optimal (section 4), of log-probs of any shape."""
+    """Return beta log(pi(y|x) / pi_ref(y|x)), the reward for which pi is optimal (section 4). Any shape."""
     return beta * (policy - reference)
 
 
 def dpo_loss(policy: Tensor, reference: Tensor, beta: float, pairs: int | None = None) -> Tensor:
-    """L of log-probs (P, 2) of whole replies, the chosen one first. Returns a scalar.
+    """Compute L from the log-probs (P, 2) of whole replies, the chosen one first. Returns a scalar.
 
     `pairs` is the number of pairs of the mini-batch of which these are a piece; the losses of the pieces then sum to
     its loss. None takes P. Gradients flow only through `policy`. Raises ValueError on other shapes.
@@ -34,5 +34,5 @@ def dpo_loss(policy: Tensor, reference: Tensor, beta: float, pairs: int | None =
 
 
 def reply_log_prob(logps: Tensor) -> Tensor:
-    """log pi(y|x), a scalar, from the log-probs (T,) of the tokens of y. They are summed in float32 at least."""
+    """Return log pi(y|x), a scalar, from the log-probs (T,) of the tokens of y, summed in float32 at least."""
     return logps.to(torch.promote_types(logps.dtype, torch.float32)).sum()

@@ -13,9 +13,10 @@ _SLACK = 1e-9  # a step on a boundary has reached it, even if the division round
 
 
 def progress(step: int, total_steps: int, horizon: float = 1.0) -> float:
-    """min(s / S, 1) with S = horizon * total_steps (PACT, eq. 11). `step` counts finished updates, so it starts at 0.
+    """Return min(s / S, 1) with S = horizon * total_steps (PACT, eq. 11).
 
-    Raises ValueError unless step >= 0, total_steps > 0 and horizon > 0.
+    `step` is s, the number of finished updates, so it starts at 0. Raises ValueError unless step >= 0, total_steps > 0
+    and horizon > 0.
     """
     if step < 0 or total_steps <= 0 or horizon <= 0:
         raise ValueError(f"step {step} must be >= 0, total_steps {total_steps} and horizon {horizon} above 0")
@@ -23,7 +24,7 @@ def progress(step: int, total_steps: int, horizon: float = 1.0) -> float:
 
 
 def anneal_value(kind: AnnealKind, start: float, end: float, progress: float, num_steps: int = 2) -> float:
-    """A value that goes from `start` to `end` while `progress` goes from 0 to 1.
+    """Return a value that goes from `start` to `end` while `progress` goes from 0 to 1.
 
     linear    a straight line (PACT, eq. 11)
     constant  `start` throughout
@@ -48,9 +49,9 @@ def anneal_value(kind: AnnealKind, start: float, end: float, progress: float, nu
 
 
 def warmup_cosine(step: int, peak: float, valley: float, warmup_steps: int, decay_steps: int) -> float:
-    """CHORD's mu after `step` finished updates: a line from 0 to `peak`, half a cosine to `valley`, then constant.
+    """Return CHORD's mu after `step` finished updates: a line from 0 to `peak`, half a cosine to `valley`, constant.
 
-    Without warm-up the first update has `peak`. Without decay `valley` follows the warm-up at once.
+    Without warm-up, the first update has `peak`. Without decay, mu is `valley` right after the warm-up.
     Raises ValueError on a negative number of steps.
     """
     if min(step, warmup_steps, decay_steps) < 0:
@@ -62,7 +63,7 @@ def warmup_cosine(step: int, peak: float, valley: float, warmup_steps: int, deca
 
 
 def reasoning_level(progress: float, switch_points: Sequence[float]) -> int:
-    """The level of reasoning that L_SFT trains on, from L4 down to L0: the number of switch points not yet reached.
+    """Return the level of reasoning in L_SFT, from L4 down to L0: the number of switch points not reached yet.
 
     Raises ValueError unless there are exactly four ascending points and progress lies in [0, 1].
     """

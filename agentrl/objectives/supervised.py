@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 def weighted_nll(logps: Tensor, weights: Tensor, z: Tensor) -> Tensor:
-    """-(1/Z) sum_n w_n log pi(h*_n | x, h*_<n) of each trace (S,). Loss and gradient are exactly 0 where Z = 0.
+    """Compute -(1/Z) sum_n w_n log pi(h*_n | x, h*_<n) of each trace (S,). Loss and gradient are exactly 0 if Z = 0.
 
     logps: (S, L); weights: (S, L), >= 0 and 0 on padding, without a gradient; z: (S,), >= 0. Log-probs of tokens with
     weight 0 are never read, so they may be -inf or NaN. Raises ValueError on differing shapes.
@@ -36,7 +36,7 @@ def weighted_nll(logps: Tensor, weights: Tensor, z: Tensor) -> Tensor:
 
 
 def token_nll(logps: Tensor, targets: Tensor | float) -> Tensor:
-    """-(1/N) sum log pi of the targets of all traces (SFT): each target token counts alike. Returns a scalar.
+    """Compute -(1/N) sum log pi over the targets of all traces (SFT), with equal weights. Returns a scalar.
 
     logps: (T,) log-probs of targets; `targets` is N, their number. If these are a piece of a mini-batch, N is the
     number of the mini-batch, and the losses of the pieces sum to its loss. Without a target (N = 0) the loss is 0.
@@ -46,7 +46,7 @@ def token_nll(logps: Tensor, targets: Tensor | float) -> Tensor:
 
 
 def prompt_mean(losses: Tensor, group_size: int, rows: int) -> Tensor:
-    """(K / rows) * sum: the mean over the prompts of a batch of a loss that only some prompts have (PACT, eq. 14).
+    """Compute (K / rows) * sum, the mean over a batch's prompts of a loss that only some prompts have (PACT, eq. 14).
 
     losses: (S,), one for each trace present; a prompt without a trace counts as 0, and so does an anchored prompt.
     `rows` is the number of rollout rows of the mini-batch, and each prompt has K rows (`group_size`). If the traces of
