@@ -70,7 +70,7 @@ class _Pass:
     others: list[_Others]
 
 
-_now: list[_Pass] = []
+_current: list[_Pass] = []
 
 
 def attend(
@@ -85,9 +85,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Write key and value (1, H', N, D) to their slots, then attend with query (1, H, N, D). Returns (1, N, H, D).
 
-    This is the kernel that transformers calls in each layer. `_now` holds the layout of the pass.
+    This is the kernel that transformers calls in each layer. `_current` holds the layout of the pass.
     """
-    (now,) = _now
+    (now,) = _current
     layer: Any = module.layer_idx
     # After a norm, autocast leaves keys in float32 and rounds them before each product. Round them here to save memory.
     new = key[0].to(value.dtype).transpose(0, 1), value[0].transpose(0, 1)
@@ -193,7 +193,7 @@ def forward(
     where = torch.tensor([slots, places], device=device)
     longest = max(last, default=-1) + 1
     hidden = _minus_infinity(torch.arange(longest, device=device) > where[1, : len(pieces), None])
-    _now[:] = [
+    _current[:] = [
         _Pass(
             rows,
             trunks,
@@ -212,7 +212,7 @@ def forward(
             logits_to_keep=torch.arange(len(pieces), device=device),
         ).logits
     finally:
-        _now.clear()
+        _current.clear()
     return logits[0]
 
 

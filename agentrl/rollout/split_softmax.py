@@ -27,14 +27,14 @@ KERNEL = "agentrl_split_softmax"
 
 
 @dataclass
-class _Raised:
+class _KernelState:
     """State of the kernel while a batch is sampled: the mask (B, P) of the system prompt's keys, and the exponent."""
 
     system: Tensor | None = None
     k: float = 1.0
 
 
-_state = _Raised()
+_state = _KernelState()
 
 
 def attend(

@@ -104,7 +104,7 @@ class _Session:
                 break
         for answer in answers:
             if isinstance(answer, VllmTrouble):
-                raise self._gone(answer) from answer
+                raise self._server_error(answer) from answer
         return dict(answer for answer in answers if not isinstance(answer, VllmTrouble))
 
     def ask(self, requests: Sequence[Request]) -> None:
@@ -152,7 +152,7 @@ class _Session:
                 try:
                     self._server.check_health()
                 except VllmTrouble as trouble:
-                    raise self._gone(trouble) from trouble
+                    raise self._server_error(trouble) from trouble
         return []
 
     async def _end(self) -> None:
@@ -163,7 +163,7 @@ class _Session:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._connection.close()
 
-    def _gone(self, trouble: VllmTrouble) -> UserError:
+    def _server_error(self, trouble: VllmTrouble) -> UserError:
         return server_failure("vllm.url", self._server.url, trouble)
 
 

@@ -74,7 +74,7 @@ class FileWeights(VLLMGeneration):
             save_torch_state_dict(tensors, folder)
             self._server.reload(str(folder))
 
-        _through(self._folder, send, self.accelerator, self._server)
+        _send_folder(self._folder, send, self.accelerator, self._server)
         return self._name
 
 
@@ -104,12 +104,12 @@ class AdapterWeights:
             if self._loaded is not None:
                 self._server.unload_adapter(self._loaded)
 
-        _through(self._folder, send, self._accelerator, self._server)
+        _send_folder(self._folder, send, self._accelerator, self._server)
         self._loaded, self._count = name, self._count + 1
         return name
 
 
-def _through(folder: Path, send: Callable[[Path], None], accelerator: Any, server: VllmServer) -> None:
+def _send_folder(folder: Path, send: Callable[[Path], None], accelerator: Any, server: VllmServer) -> None:
     """Let the main process fill a temporary folder and send it; the other processes wait. Then the folder is removed.
 
     Raises UserError if the server does not take the weights.

@@ -80,7 +80,7 @@ class Ahead:
         """Wait for the batch that is being sampled, if there is one, and write it into a checkpoint."""
         batch = self._next
         if batch is not None:
-            played = [_plain(one) for one in batch.wait(self._trainer.show_rollout)]
+            played = [_to_plain(one) for one in batch.wait(self._trainer.show_rollout)]
             checkpoint.mkdir(parents=True, exist_ok=True)
             content = {"step": batch.step, "weights": batch.weights, "rows": batch.rows, "played": played}
             torch.save(content, self._file(checkpoint))
@@ -90,7 +90,7 @@ class Ahead:
         file = self._file(checkpoint)
         if file.exists():
             saved: dict[str, Any] = torch.load(file, weights_only=True)
-            played = [_trajectory(one) for one in saved["played"]]
+            played = [_from_plain(one) for one in saved["played"]]
             self._next = Batch(saved["step"], saved["weights"], saved["rows"], trajectories=played)
 
     def _file(self, checkpoint: Path) -> Path:
@@ -103,7 +103,7 @@ class Ahead:
         self._next = None
 
 
-def _plain(played: Trajectory) -> dict[str, Any]:
+def _to_plain(played: Trajectory) -> dict[str, Any]:
     """Convert a trajectory to tensors and plain values, so that a file holds no pickled classes."""
     content = dict(vars(played), calls=[dict(vars(call)) for call in played.calls])
     content |= {name: torch.tensor(content[name], dtype=torch.int32) for name in TOKENS}
@@ -112,8 +112,8 @@ def _plain(played: Trajectory) -> dict[str, Any]:
     return content
 
 
-def _trajectory(content: dict[str, Any]) -> Trajectory:
-    """Convert back what `_plain` returned."""
+def _from_plain(content: dict[str, Any]) -> Trajectory:
+    """Convert back what `_to_plain` returned."""
     lists = {name: value.tolist() for name, value in content.items() if isinstance(value, torch.Tensor)}
     lists["component"] = [Component(kind) for kind in lists["component"]]
     calls = [ToolCall(**call) for call in content["calls"]]

@@ -157,7 +157,7 @@ def build_trainer(
         )
         engine = trainer.engine
         if config.eval.before:
-            trainer.place()
+            trainer.move_to_device()
         cycle = plan_batches(config).updates_per_rollout
     else:
         engine = local_engine(config, chat, model)

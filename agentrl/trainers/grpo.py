@@ -72,9 +72,9 @@ class AgentGRPOTrainer(LossTrainer):
         self._turn_rewards: list[list[float]] = []
         if args.use_vllm and config.vllm.context is None:  # the model's own context may be many times an episode's
             args.vllm_max_model_length = min(args.vllm_max_model_length, model.config.max_position_embeddings)
-        measured = args.beta > 0
+        needs_reference = args.beta > 0
         quantized = self.reference_quantization(config)
-        reference = starting_policy(model, config.model, peft_config, quantized) if measured else None
+        reference = starting_policy(model, config.model, peft_config, quantized) if needs_reference else None
         with use_as_reference(reference), vllm_cache(config.vllm.kv_cache):
             super().__init__(
                 model=model,
@@ -160,7 +160,7 @@ class AgentGRPOTrainer(LossTrainer):
         if self._ahead is not None and checkpoint is not None:
             self._ahead.load(Path(checkpoint))
 
-    def place(self) -> None:
+    def move_to_device(self) -> None:
         """Move the model to the device now. With FSDP or DeepSpeed, transformers does so only when training starts."""
         if not self.place_model_on_device:
             self._move_model_to_device(self.model, self.args.device)

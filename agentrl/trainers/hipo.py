@@ -40,7 +40,7 @@ class HipoTrainer(ConstrainedTrainer):
         self._rewards: list[Rewards] = []
         self._filtered: list[bool] = []
         self._cut: list[bool] = []  # whether the token budget cut the reply inside its think block
-        self._cut_told = False
+        self._cut_warned = False
         self._lacking = {reward: MissingVerdicts(f"r_{reward}") for reward in SIDES}
         super().__init__(**kwargs)
 
@@ -141,9 +141,9 @@ class HipoTrainer(ConstrainedTrainer):
                 self._tell(f"warning: {warning}")
         values["filtered"] = self._mean(torch.tensor(self._filtered, dtype=torch.float64))
         values["cut_in_thought"] = self._mean(torch.tensor(self._cut, dtype=torch.float64))
-        if values["cut_in_thought"] and not self._cut_told:
+        if values["cut_in_thought"] and not self._cut_warned:
             self._tell(f"warning: {values['cut_in_thought']:.0%} of this batch's replies {CUT_ADVICE}")
-            self._cut_told = True
+            self._cut_warned = True
         groups = advantages.view(-1, self.num_generations * advantages.shape[1])
         values["frac_reward_zero_std"] = self._mean((groups == 0).all(1).double())
         metrics = self._metrics["train" if self.model.training else "eval"]

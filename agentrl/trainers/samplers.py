@@ -73,7 +73,7 @@ def _server_sampler(trainer: Any) -> ServerSampler:
     loaded: dict[str, Any] = {"step": None, "name": name, "awake": True}
 
     def refresh() -> str:
-        _sleep(trainer, server, loaded, awake=True)
+        _set_awake(trainer, server, loaded, awake=True)
         if trainer.state.global_step != loaded["step"]:
             loaded["name"] = weights.sync_weights()
             loaded["step"] = trainer.state.global_step
@@ -91,7 +91,7 @@ def _server_sampler(trainer: Any) -> ServerSampler:
         config.rollout,
         refresh,
         origin,
-        lambda: _sleep(trainer, server, loaded, awake=False),
+        lambda: _set_awake(trainer, server, loaded, awake=False),
         trainer.eos_token_ids,
         min(context, config.vllm.context or context, int(trainer.model.config.max_position_embeddings)),
     )
@@ -111,7 +111,7 @@ def _weights(trainer: Any, server: VllmServer, settings: dict[str, Any], name: s
     return FileWeights(server, name, trainer.model, accelerator, tokenizer, folder, untie)
 
 
-def _sleep(trainer: Any, server: VllmServer, state: dict[str, Any], awake: bool) -> None:
+def _set_awake(trainer: Any, server: VllmServer, state: dict[str, Any], awake: bool) -> None:
     """With vllm.sleep, wake the server up, or put it to sleep once every process is done with it."""
     if not trainer.config.vllm.sleep or state["awake"] == awake:
         return
