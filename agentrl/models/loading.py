@@ -98,7 +98,7 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
     if needs.system and not carries_system_message(tokenizer):
         raise UserError(
             f"model.path={config.path}: its chat template has no system role, so the model would never see the rules "
-            "of this bench; {OFFER}, or choose a model whose template renders system messages"
+            f"of this bench; {OFFER}, or choose a model whose template renders system messages"
         )
     template = _tool_template(config, tokenizer) if needs.tools else None
     reasoning = "content" if config.thinking == "off" else config.reasoning

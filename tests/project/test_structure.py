@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -158,3 +159,15 @@ def reads_text(call: ast.Call) -> bool:
         return not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
     of_a_path = name in ("read_text", "write_text") and owner not in ("builtins", "durable")
     return of_a_path or ("text" in words and isinstance(words["text"], ast.Constant) and words["text"].value is True)
+
+
+def test_every_part_of_a_text_in_several_lines_fills_in_its_values() -> None:
+    """A string beside an f-string that lacks the `f` shows its braces to the reader."""
+    found = [
+        f"{file.relative_to(PACKAGE)}:{node.lineno}"
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.JoinedStr)
+        and any(isinstance(one, ast.Constant) and re.search(r"(?<!\$)\{\w+\}", one.value) for one in node.values)
+    ]
+    assert found == []
