@@ -168,6 +168,8 @@ def test_every_part_of_a_text_in_several_lines_fills_in_its_values() -> None:
         for file in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.JoinedStr)
-        and any(isinstance(one, ast.Constant) and re.search(r"(?<!\$)\{[A-Za-z_]\w*\}", one.value) for one in node.values)
+        and any(
+            isinstance(one, ast.Constant) and re.search(r"(?<!\$)\{[A-Za-z_]\w*\}", one.value) for one in node.values
+        )
     ]
     assert found == []
