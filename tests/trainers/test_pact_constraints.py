@@ -84,7 +84,7 @@ def test_the_multiplier_is_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"algo\.constraints\.0\.measure=kept_rule: bench=minihop measures no"):
+    with pytest.raises(UserError, match=r"algo\.constraints\.0\.measure=kept_rule: bench=minihop has no such measure"):
         make_trainer(small(RULE), tmp_path)
     high = "algo.constraints=[{name: calls, measure: calls, side: at_most, bound: 3, initial: 99}]"
     with pytest.raises(UserError, match=r"algo\.constraints\.0\.initial=99.*dual\.cap=20"):
