@@ -23,7 +23,7 @@ from agentrl.config.schema import Config
 from agentrl.core.engine import Decoding, Episode
 from agentrl.models.loading import Needs, load_chat, load_model
 from agentrl.objectives.pact import anchor_gates
-from agentrl.rollout.sampler import Request, Sampler, Session, Turn, never
+from agentrl.rollout.sampler import Request, Sampler, Session, Turn, always_false
 from agentrl.trainers.arguments import grpo_arguments
 from agentrl.trainers.build import rl_trainer
 
@@ -253,7 +253,7 @@ class BarrierSession:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = never) -> dict[int, Turn]:
+    def sample(self, requests: Sequence[Request], ready: Callable[[], bool] = always_false) -> dict[int, Turn]:
         turns = self._session.sample(requests)
         while len(turns) < len(requests):
             turns |= self._session.sample([])

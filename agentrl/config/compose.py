@@ -114,10 +114,11 @@ def _option_of(name: str, folders: Sequence[Path]) -> tuple[str, str | None]:
     meant = resolve_model(name, folders)
     if isinstance(meant, str):
         return meant, meant
-    # The name of a directory is not unique, so the option has a hash of the whole path.
+    # The name of a directory is not unique, and may be that of a preset, so the option has a hash of the whole path.
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", meant.values["name"])
     number = hashlib.sha256(meant.values["path"].encode()).hexdigest()[:6]
-    option = plain if meant.values["path"] == name else f"{plain}-{number}"
+    of_hub = meant.values["path"] == name and not Path(name).exists()
+    option = plain if of_hub else f"{plain}-{number}"
     values = {key: escape_interpolation(value) for key, value in meant.values.items()}
     node = OmegaConf.create({"defaults": [{"lora": "off"}, "_self_"], **values})
     ConfigStore.instance().store(option, node, group="model")

@@ -60,6 +60,14 @@ def test_a_run_trains_a_checkpoint_by_its_path(here: Path, typed: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_directory_may_have_the_name_of_a_preset(here: Path) -> None:
+    folder = here / "models" / "smollm2-135m"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    for name in (str(folder), "models/smollm2-135m"):
+        assert compose([f"model={name}"]).model.path == str(folder)
+
+
 def test_a_sweep_takes_presets_hub_ids_and_directories_together(here: Path) -> None:
     shutil.copytree(TINY, here / "one" / "checkpoint")
     shutil.copytree(TINY, here / "two" / "checkpoint")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +13,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_what_a_script_imports_of_the_package_exists(folder):
+    found = [
+        f"{file.name}: {node.module}.{name.name}"
+        for file in (ROOT / folder).glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agentrl")
+        for name in node.names
+        if not hasattr(importlib.import_module(node.module), name.name)
+        and importlib.util.find_spec(f"{node.module}.{name.name}") is None
+    ]
+    assert found == []
 
 
 @pytest.mark.slow
