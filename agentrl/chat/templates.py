@@ -16,10 +16,9 @@ from trl import chat_template_utils as trl
 
 from agentrl.chat.format import ChatFormat
 from agentrl.chat.turn_spans import PROBE, USER, calls_message
-from agentrl.config.templates import CHATML_TOOLS, TRAINING, trl_templates
+from agentrl.config.templates import CHATML_TOOLS, OFFER, TRAINING, trl_templates
 from agentrl.core.errors import UserError, first_line
 
-OFFER = f"set model.chat_template={CHATML_TOOLS}, or name another template (docs/models.md)"
 MARK = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_\w+>")  # what special tokens look like in rendered text
 
 

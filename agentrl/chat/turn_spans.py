@@ -12,6 +12,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
+from agentrl.config.templates import OFFER
 from agentrl.core.errors import UserError
 
 Message = dict[str, Any]
@@ -174,7 +175,7 @@ class TurnReader:
         turn = self._alone({"role": "assistant", "content": MARK})
         end = turn.partition(MARK)[2].split()
         if not end:
-            raise self._refusal("does not write the end of a turn, so a model would not learn to stop")
+            raise self._refusal(f"does not write the end of a turn, so a model would not learn to stop; {OFFER}")
         return end[0]  # a token after a line break, such as Phi-3's, ends the conversation
 
     @cached_property
@@ -186,7 +187,9 @@ class TurnReader:
         twice = self._alone(calls_message(PROBE))
         ends = [token for token in self._added if turn.endswith(token) and twice.count(token) == turn.count(token)]
         if not ends:
-            raise self._refusal("does not write the end of a turn with calls, so a model would not learn to stop")
+            raise self._refusal(
+                f"does not write the end of a turn with calls, so a model would not learn to stop; {OFFER}"
+            )
         return max(ends, key=len)
 
     @cached_property

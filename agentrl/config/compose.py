@@ -218,6 +218,11 @@ def shorten_error(error: Exception) -> str:
     if "Ambiguous value for argument" in text:
         key, _, value = text.splitlines()[0].partition("'")[2].rstrip("'").partition("=")
         return f"{key}={value}: add -m to sweep; write a list as '{key}=[{value}]', a text as {key}=\"'{value}'\""
+    found = re.match(r"Error merging override ([\w.]+)=(\[?)", text)
+    if found and "Cannot merge DictConfig with ListConfig" in str(error.__cause__):
+        if found[2]:
+            return f"{found[1]} is a group of keys; set the keys below it, e.g. {found[1]}.KEY=..."
+        return f"{found[1]} holds a list; write it as '{found[1]}=[...]'"
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
     return " ".join(line.strip() for line in text.splitlines()[:2]) + cause
 

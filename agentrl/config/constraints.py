@@ -13,7 +13,7 @@ class Constraint(Group):
     sign: ClassVar[int] = 1
     bound_label: ClassVar[str] = "tau"
 
-    name: str = key("Name of the constraint in logs and checkpoints.")
+    name: str = key("Name of the constraint in logs and checkpoints.", min_length=1)
     reward: Literal["sys", "user"] = key("Reward whose mean must reach the threshold.")
     kind: Literal["conflict", "aligned"] | None = key("Kind of prompts whose replies count; null counts all.")
     threshold: float = key("tau: the mean reward to reach.", ge=0, le=1, hint=", as rewards do")
@@ -30,7 +30,7 @@ class EpisodeConstraint(Group):
 
     bound_label: ClassVar[str] = "its bound"
 
-    name: str = key("Name of the constraint in logs and checkpoints.")
+    name: str = key("Name of the constraint in logs and checkpoints.", min_length=1)
     measure: str = key(
         "What is bounded on average: calls, the number of calls of an episode; or a metric of the bench's score."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Annotated, Literal
@@ -34,6 +35,14 @@ class Slurm(Group):
         "With vllm.mode=server, give the server a machine of its own; false puts it on the first one that trains."
     )
     grace: int = key("Seconds before the time limit at which the run saves and goes back into the queue.", ge=30)
+
+    @property
+    def limit_s(self) -> float:
+        """The time limit in seconds: days-hours[:minutes[:seconds]], or [hours:]minutes:seconds. 0 means no limit."""
+        days, dash, rest = (self.time or "0").rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        hours, minutes, seconds = [*parts, 0, 0][:3] if dash else [0, 0, *parts][-3:]
+        return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds) or math.inf
 
 
 class Hardware(Group):

@@ -38,9 +38,12 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
         chosen = value.get("name") if isinstance(value, dict) else value
         return f"{path}.name={_format_wrong(chosen)} is not a known {path}{suggest(str(chosen), list(variants(item)))}"
     if variants(item) or group_in(item.annotation):
-        if item.annotation is not group_in(item.annotation) and not variants(item):
-            return f"{path}={value!r} is not a list of groups of keys. {sentence(item)}"
         below = group_in(item.annotation)
+        if below is not None and item.annotation is not below:  # a list of groups, or one entry of it
+            form = f"{{{', '.join(f'{name}: ...' for name in below.model_fields)}}}"
+            if isinstance(found["loc"][-1], int):
+                return f"{path}={value!r} is not a group of keys; write it as {form}"
+            return f"{path}={value!r} is not a list; write it as [{form}]"
         first = "name" if below is None else next(iter(below.model_fields))
         return f"{path}={value!r} is not a group of keys; set the keys below it, e.g. {path}.{first}=..."
     return _of_value(kind, value, path, item, isinstance(found["loc"][-1], int))

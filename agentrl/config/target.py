@@ -66,6 +66,8 @@ def resolve_model(name: str, folders: Sequence[Path] = ()) -> str | Named:
         return Named({"name": place.stem, "path": str(place.absolute()), "family": "other"})
     if place.exists():
         raise UserError(f"model={name} is a file; give the directory with config.json and the weights, or a GGUF file")
+    if is_gguf(name) and name.count("/") != 1:
+        raise UserError(f"model={name}: no such file; correct the path")
     for preset, file in presets.items():
         if read_option(file).get("path") == name:
             return preset

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from jinja2 import Environment, TemplateSyntaxError
+
 from agentrl.config.checks import require
 from agentrl.config.meanings import suggest
+from agentrl.core.errors import UserError, first_line
 
 CHATML_TOOLS = "chatml_tools"
+OFFER = f"set model.chat_template={CHATML_TOOLS}, or name another template (docs/models.md)"
 TRAINING = "_training"  # ends the name of TRL's form of a template for training
 
 
@@ -27,9 +32,19 @@ def template_names() -> list[str]:
 
 
 def check_template(value: str | None) -> None:
-    """Raise UserError if the key's value is neither a name nor a file."""
+    """Raise UserError if the key's value is neither a name nor a file, or if the file is not Jinja."""
     if value is None or value in template_names():
         return
-    place, names = Path(value).expanduser(), template_names()
-    rule = f"is neither a Jinja file nor a template{suggest(value, names)}; choose a file, or one of {', '.join(names)}"
-    require(place.is_file(), "model.chat_template", value, rule)
+    key, place = "model.chat_template", Path(value).expanduser()
+    rule = f"is neither a Jinja file nor the name of a template{suggest(value, template_names())}"
+    require(place.is_file(), key, value, rule)
+    try:
+        # transformers' own tag marks what is trained; jinja2 alone does not know it
+        text = re.sub(r"{%[-+]?\s*(end)?generation\s*[-+]?%}", "", place.read_text(encoding="utf-8"))
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}={value}: is not text in UTF-8; give a Jinja file") from error
+    except TemplateSyntaxError as error:
+        raise UserError(
+            f"{key}={value}: line {error.lineno} is not Jinja: {first_line(error)}; correct the file"
+        ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.benches import load_bench
+from agentrl.config.algos import Pact
 from agentrl.config.benches import CustomBench
 from agentrl.config.cache import BYTES, cached_bytes, most_cached
+from agentrl.config.constraints import EpisodeConstraint
 from agentrl.config.rules.batches import group_size
 from agentrl.config.schema import Config
 from agentrl.config.vllm import samples_with_vllm, serve_command
+from agentrl.core.bench import Bench, Task
 from agentrl.core.errors import UserError
+from agentrl.core.trajectory import Trajectory
 from agentrl.traces.files import read_traces
 
 # Number of parameters by hub id, from the model cards.
@@ -123,7 +128,8 @@ def most_memory(parts: dict[str, float]) -> float:
 
 
 def check_tasks(config: Config) -> None:
-    """Check that the files of bench and traces can be read, that no split is empty, and that the tasks fill a batch.
+    """Check that the files of bench and traces can be read, that no split is empty, that the tasks fill a batch,
+    and that the bench has the metrics that constraints bound.
 
     A user's own Python file is not checked here; the run checks it.
 
@@ -146,6 +152,24 @@ def check_tasks(config: Config) -> None:
     prompts = config.trainer.prompts_per_batch
     if trains and config.algo.rollouts and sizes["train"] < prompts:
         raise UserError(f"trainer.prompts_per_batch={prompts}: there are {sizes['train']} training tasks; lower it")
+    if isinstance(config.algo, Pact) and config.algo.constraints:
+        check_measures(config.algo.constraints, bench, bench.tasks("train")[0])
+
+
+def check_measures(constraints: Sequence[EpisodeConstraint], bench: Bench, task: Task) -> None:
+    """Raise UserError if the bench lacks a metric that one of PACT's constraints bounds.
+
+    The score of an empty episode of `task` shows which metrics the bench has.
+    """
+    if not constraints:
+        return
+    known = {"calls", *bench.score(task, Trajectory(task.id, [], [], [], [], [], [], [])).metrics}
+    for index, one in enumerate(constraints):
+        if one.measure not in known:
+            raise UserError(
+                f"algo.constraints.{index}.measure={one.measure}: bench={bench.name} has no such measure; "
+                f"choose from {', '.join(sorted(known))}"
+            )
 
 
 def count_parameters(config: Config) -> float | None:

@@ -23,8 +23,9 @@ from trl.chat_template_utils import (
 )
 
 from agentrl.chat.format import THINKING_ARGUMENTS, ChatFormat
-from agentrl.chat.templates import OFFER, use_template
+from agentrl.chat.templates import use_template
 from agentrl.config.schema import Model
+from agentrl.config.templates import OFFER
 from agentrl.core.bench import Task
 from agentrl.core.errors import UserError, first_line
 from agentrl.models.adapters import adapter_base, merge_adapter

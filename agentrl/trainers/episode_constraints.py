@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from agentrl.config.constraints import EpisodeConstraint
-from agentrl.core.errors import UserError
-from agentrl.core.trajectory import Trajectory
+from agentrl.evaluation.estimate import check_measures
 from agentrl.objectives.advantages import trajectory_advantage
 from agentrl.trainers.constraints import ConstrainedTrainer
 
@@ -23,7 +22,9 @@ class EpisodeConstrainedTrainer(ConstrainedTrainer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._check_measures()
+        check_measures(
+            self.config.algo.constraints, self.bench, self.tasks[0]
+        )  # a bench of the user was not checked before
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -31,19 +32,6 @@ class EpisodeConstrainedTrainer(ConstrainedTrainer):
         if self.model.training:
             self.update_dual()
         return batch
-
-    def _check_measures(self) -> None:
-        """Raise UserError if the bench has no such metric. The score of an empty episode shows which metrics it has."""
-        if not self.config.algo.constraints:
-            return
-        task = self.tasks[0]
-        known = {"calls", *self.bench.score(task, Trajectory(task.id, [], [], [], [], [], [], [])).metrics}
-        for index, one in enumerate(self.config.algo.constraints):
-            if one.measure not in known:
-                raise UserError(
-                    f"algo.constraints.{index}.measure={one.measure}: bench={self.bench.name} has no such measure; "
-                    f"choose from {', '.join(sorted(known))}"
-                )
 
     def measured(self, constraint: EpisodeConstraint) -> Tensor:
         if constraint.measure == "calls":

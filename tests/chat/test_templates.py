@@ -18,6 +18,7 @@ from agentrl.chat.templates import use_template
 from agentrl.commands import merge, push
 from agentrl.config.compose import compose
 from agentrl.config.rules import validate
+from agentrl.config.templates import trl_templates
 from agentrl.core.errors import UserError
 from agentrl.models.adapters import lora_config
 from agentrl.models.loading import Needs, load_chat, load_model
@@ -167,8 +168,9 @@ def test_a_template_that_cannot_serve_is_one_line(tmp_path: Path, template: str,
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (["model.chat_template=chatml"], r"did you mean chatml_tools\?.* or one of chatml_tools, "),
-        (["model.chat_template=no/such.jinja"], "neither a Jinja file nor a template"),
+        (["model.chat_template=chatml"], r"did you mean chatml_tools\?"),
+        (["model.chat_template=zzzz"], r"template; choose from chatml_tools, [^;]*$"),
+        (["model.chat_template=no/such.jinja"], "neither a Jinja file nor the name of a template"),
         (
             ["algo=eval", "model.chat_template=qwen3", "algo.endpoint.base_url=http://localhost:1/v1"],
             "the server renders",
@@ -178,6 +180,18 @@ def test_a_template_that_cannot_serve_is_one_line(tmp_path: Path, template: str,
 def test_a_value_that_means_nothing_is_refused_before_anything_is_loaded(keys: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         validate(composed(*keys))
+
+
+def test_a_file_that_is_not_jinja_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}\n{{ m.content ")
+    with pytest.raises(UserError, match=r"mine\.jinja: line 2 is not Jinja: unexpected.*; correct the file"):
+        validate(composed(f"model.chat_template={file}"))
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"mine\.jinja: is not text in UTF-8; give a Jinja file"):
+        validate(composed(f"model.chat_template={file}"))
+    for shipped in trl_templates().values():  # among them marks of what is trained, and break in loops
+        validate(composed(f"model.chat_template={shipped}"))
 
 
 def test_a_file_is_found_from_anywhere_and_a_name_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.config.compose import compose
 from agentrl.config.rules import validate
 from agentrl.core.errors import UserError
 from tests.support.helpers import composed
@@ -266,9 +267,39 @@ def test_each_of_several_machines_knows_its_number_and_where_they_meet(monkeypat
     under_slurm = composed(*two, "hardware.rendezvous=machine0:29500")
     validate(under_slurm)
     assert (under_slurm.hardware.rank_here, under_slurm.hardware.processes_here) == (1, 2)
+    monkeypatch.delenv("SLURM_NODEID")
+    forgotten = "hardware.node_rank=1: hardware.nodes=1 machine has the number 0 alone; set hardware.nodes"
+    assert forgotten in refusal("hardware.node_rank=1")
+    validate(composed("hardware.node_rank=0"))
     submitted = composed("hardware=slurm", "hardware.nodes=2")
     validate(submitted)  # the job says the rest
     assert submitted.hardware.submits and submitted.hardware.rank_here == 0
+
+
+@pytest.mark.parametrize("limit", ["5:00", "0:05:00", "0-0:05", "0-0:05:00"])
+def test_a_job_saves_after_it_has_begun(limit: str) -> None:
+    job = ("hardware=slurm", f"hardware.slurm.time='{limit}'")
+    words = f"hardware.slurm.grace=300: the job would be told to save when it begins; keep it below the limit {limit}"
+    assert words in refusal(*job)
+    validate(composed(*job, "hardware.slurm.grace=299"))
+    validate(composed("hardware=slurm", "hardware.slurm.time=1-0", "hardware.slurm.grace=86399"))
+    validate(composed("hardware=slurm", "hardware.slurm.time='0:00'"))  # SLURM's word for no limit
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("model.path=builtin:nosuch", "model.path=builtin:nosuch: no such packaged model; choose from builtin:tiny,"),
+        ("judge=local judge.path=builtin:nosuch", "judge.path=builtin:nosuch: no such packaged model"),
+        ("judge=local judge.path=docs", "judge.path=docs: is not a checkpoint (no config.json)"),
+        ("judge=local judge.path=./gone", "judge.path=./gone: is not a checkpoint (no config.json)"),
+        ("judge=local judge.path=README.md", "judge.path=README.md: is a file; give the directory"),
+    ],
+)
+def test_weights_are_checked_wherever_a_key_names_them(keys: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    group = "algo=hipo" if "judge" in keys else "algo=pact"
+    assert words in refusal(group, *keys.split())
 
 
 def test_top_p_goes_with_vllm() -> None:
@@ -281,7 +312,23 @@ def test_constraints_are_a_list_of_checked_groups() -> None:
     assert composed("algo=hipo", several).algo.constraints[0].kind == "conflict"
     assert "unknown key algo.constraints.0.tau" in refusal("algo=hipo", "algo.constraints=[{name: a, tau: 1}]")
     assert "threshold has no value" in refusal("algo=hipo", "algo.constraints=[{name: a, reward: sys, kind: null}]")
-    assert "not a list of groups" in refusal("algo=hipo", "algo.constraints=[sys]")
+    form = "write it as {name: ..., reward: ..., kind: ..., threshold: ..., initial: ...}"
+    assert f"algo.constraints.0='sys' is not a group of keys; {form}" == refusal("algo=hipo", "algo.constraints=[sys]")
+    listed = f"algo.constraints='sys' is not a list; {form.replace('{', '[{').replace('}', '}]')}"
+    assert listed == refusal("algo=hipo", "algo.constraints=sys")
+    with pytest.raises(
+        UserError, match=r"^algo\.constraints holds a list; write it as 'algo\.constraints=\[\.\.\.\]'$"
+    ):
+        compose(["algo=hipo", "algo.constraints={name: a}"])
+    with pytest.raises(
+        UserError, match=r"^model\.lora is a group of keys; set the keys below it, e\.g\. model\.lora\."
+    ):
+        compose(["model.lora=[1]"])
+    for nameless in ("algo=hipo reward=sys,kind=null,threshold=0.5", "algo=pact measure=calls,side=at_most,bound=3"):
+        algo, _, keys = nameless.partition(" ")
+        values = ", ".join(key.replace("=", ": ") for key in keys.split(","))
+        unnamed = f"algo.constraints=[{{name: '', {values}, initial: 1}}]"
+        assert "algo.constraints.0.name='': must not be empty" in refusal(algo, unnamed)
     twice = "algo.constraints=[{name: a, reward: sys, kind: null, threshold: 0.5, initial: 1},"
     twice += "{name: a, reward: user, kind: null, threshold: 0.5, initial: 1}]"
     assert "share a name" in refusal("algo=hipo", twice)

@@ -128,6 +128,7 @@ def test_an_encoder_that_cannot_be_had_is_refused_with_the_way_to_make_one(here:
         (["model=weights.bin"], "model=weights.bin is a file"),
         (["model=custom", "model.path=weights.bin"], "model.path=weights.bin: is a file"),
         (["model=a/b/c"], "model=a/b/c is neither a preset nor a directory"),
+        (["model=gone.gguf"], "model=gone.gguf: no such file; correct the path"),
         (["model=custom", "model.path=a/b/c"], "model.path=a/b/c: is not a checkpoint"),
         (["model=empty"], "model=empty has neither config.json nor adapter_config.json"),
     ],

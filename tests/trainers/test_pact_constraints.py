@@ -10,6 +10,7 @@ import torch
 
 from agentrl.config.rules import validate
 from agentrl.core.errors import UserError
+from agentrl.evaluation.estimate import check_tasks
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import composed, make_trainer, rolled_batch, small
 
@@ -86,6 +87,9 @@ def test_the_multiplier_is_in_the_checkpoint(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"algo\.constraints\.0\.measure=kept_rule: bench=minihop has no such measure"):
         make_trainer(small(RULE), tmp_path)
+    with pytest.raises(UserError, match=r"measure=kept_rule: bench=minihop has no such measure"):
+        check_tasks(small(RULE))  # the command line does so before anything is loaded
+    check_tasks(composed("experiment=pact_rule"))
     high = "algo.constraints=[{name: calls, measure: calls, side: at_most, bound: 3, initial: 99}]"
     with pytest.raises(UserError, match=r"algo\.constraints\.0\.initial=99.*dual\.cap=20"):
         validate(composed(high))

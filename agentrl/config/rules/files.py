@@ -9,6 +9,7 @@ from agentrl.config.benches import Bfcl
 from agentrl.config.checks import require, require_python_file
 from agentrl.config.judges import DistilledJudge, EmbeddingJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
+from agentrl.config.shipped import PACKAGE
 from agentrl.config.templates import check_template
 from agentrl.core.gguf import holds_gguf, is_gguf
 
@@ -30,6 +31,8 @@ def check_files(config: Config) -> None:
         packaged = "no such file; give one, or set null for the packaged rubric"
         _file("judge.system_rubric", judge.system_rubric, packaged)
         _file("judge.user_rubric", judge.user_rubric, packaged)
+    if isinstance(judge, LocalJudge):
+        _weights("judge.path", judge.path)
     if isinstance(judge, DistilledJudge):
         made = (Path(judge.path).expanduser() / "distilled.json").is_file()
         require(made, "judge.path", judge.path, "has no distilled.json; make one with agentrl judge distill")
@@ -56,18 +59,26 @@ def _file(key: str, path: str | None, rule: str) -> None:
 
 def _checkpoint(config: Config) -> None:
     """Check the files of a local model, unless a server plays the episodes."""
-    path, folder = config.model.path, Path(config.model.path).expanduser()
-    local = path.startswith(("/", "./", "../", "~")) or folder.exists() or path.count("/") > 1 or is_gguf(path)
-    if not local or (isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None):
+    if isinstance(config.algo, Evaluate) and config.algo.endpoint.base_url is not None:
         return
-    if is_gguf(path):
-        require(folder.is_file(), "model.path", path, "no such file; name an existing one, or a hub id")
-        require(holds_gguf(folder), "model.path", path, "does not hold GGUF; download the file again")
-        return
-    require(not folder.is_file(), "model.path", path, "is a file; give the directory with config.json, or a GGUF file")
-    found = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
-    path_rule = "is not a checkpoint (no config.json); give a directory made by save_pretrained, or a hub id"
-    require(found, "model.path", path, path_rule)
-    kind, adapter = config.model.quantize, (folder / "adapter_config.json").is_file()
+    path, kind = config.model.path, config.model.quantize
+    _weights("model.path", path)
+    adapter = (Path(path).expanduser() / "adapter_config.json").is_file()
     merge_rule = "an adapter is merged into whole weights; run agentrl merge and name what it writes, or set null"
     require(kind is None or not adapter, "model.quantize", kind, merge_rule)
+
+
+def _weights(key: str, path: str) -> None:
+    """Refuse a packaged name or a local path without weights. A hub id is checked elsewhere."""
+    folder = Path(path).expanduser()
+    if path.startswith("builtin:"):
+        packaged = sorted(f"builtin:{file.parent.name}" for file in (PACKAGE / "tiny").glob("*/config.json"))
+        require(path in packaged, key, path, f"no such packaged model; choose from {', '.join(packaged)}")
+    elif is_gguf(path):
+        require(folder.is_file(), key, path, "no such file; name an existing one, or a hub id")
+        require(holds_gguf(folder), key, path, "does not hold GGUF; download the file again")
+    elif path.startswith(("/", "./", "../", "~")) or folder.exists() or path.count("/") > 1:
+        require(not folder.is_file(), key, path, "is a file; give the directory with config.json, or a GGUF file")
+        found = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+        rule = "is not a checkpoint (no config.json); give a directory made by save_pretrained, or a hub id"
+        require(found, key, path, rule)

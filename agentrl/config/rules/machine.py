@@ -9,7 +9,7 @@ from pathlib import Path
 from agentrl.config.accelerate_files import READY, SHARDED, accelerate_file, read_accelerate_file
 from agentrl.config.algos import Evaluate, Hipo
 from agentrl.config.checks import require
-from agentrl.config.hardware import Hardware
+from agentrl.config.hardware import Hardware, Slurm
 from agentrl.config.schema import Config
 from agentrl.config.vllm import RANKS, samples_with_vllm
 from agentrl.core.errors import UserError
@@ -26,6 +26,8 @@ def check_machine(config: Config) -> list[str]:
     if config.algo.rollouts:
         _ahead(config)
     _nodes(config.hardware)
+    if config.hardware.submits:
+        _time(config.hardware.slurm)
     if config.hardware.accelerate_config is not None:
         _accelerate(config.hardware)
     _packages(config)
@@ -120,6 +122,8 @@ def _nodes(hardware: Hardware) -> None:
     nodes, rank = hardware.nodes, hardware.node_rank
     split_rule = f"must divide hardware.processes={hardware.processes}, which counts those of all machines"
     require(hardware.processes % nodes == 0, "hardware.nodes", nodes, split_rule)
+    alone_rule = "hardware.nodes=1 machine has the number 0 alone; set hardware.nodes to their number, or null"
+    require(nodes > 1 or not rank, "hardware.node_rank", rank, alone_rule)
     if hardware.submits or nodes == 1:
         return
     given = os.environ.get("SLURM_NODEID", "") if rank is None else str(rank)
@@ -127,6 +131,12 @@ def _nodes(hardware: Hardware) -> None:
     require(given.isdigit() and int(given) < nodes, "hardware.node_rank", rank, rank_rule)
     meeting_rule = f"give all hardware.nodes={nodes} machines the same host:port: machine 0 and a free port of it"
     require(hardware.rendezvous is not None, "hardware.rendezvous", None, meeting_rule)
+
+
+def _time(slurm: Slurm) -> None:
+    """A job whose limit is not above the grace time would save and go back into the queue for ever."""
+    grace_rule = f"the job would be told to save when it begins; keep it below the limit {slurm.time}"
+    require(slurm.grace < slurm.limit_s, "hardware.slurm.grace", slurm.grace, grace_rule)
 
 
 def _accelerate(hardware: Hardware) -> None:
