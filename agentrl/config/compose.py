@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from agentrl.config.key import Group
 from agentrl.config.load import all_keys, keys_of, typed_config
 from agentrl.config.meanings import guess_meaning, suggest, suggest_key, suggest_verb
+from agentrl.config.refusals import foreign_key
 from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import CONF, lineage, option_files
 from agentrl.config.target import resolve_model
@@ -202,8 +203,7 @@ def shorten_error(error: Exception) -> str:
         if found[1] in known:
             group = found[1].split(".")[0]
             owners = [option for option, cls in VARIANTS.get(group, {}).items() if found[1] in _names(cls, group)]
-            place = f"; it is a key of {group}={', '.join(owners)}" if owners else ""
-            return f"{found[1]} is not a key of the chosen {group}{place}"
+            return foreign_key(found[1], group, owners)
         return f"unknown key {found[1]}{suggest_key(found[1], known)}"
     if found := re.search(r"Could not find '([\w./-]+)/([^/']*)'", text):
         options = re.findall(r"^\t([^\s=]+)$", text, re.MULTILINE)  # including those of --config-dir

@@ -29,6 +29,10 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
     path, item, group = _place(cls, found["loc"])
     if kind == "extra_forbidden":
         above, _, name = path.rpartition(".")
+        options = variants(cls.model_fields[above]) if above in cls.model_fields else {}
+        owners = [option for option, keys in options.items() if name in keys.model_fields]
+        if owners and path not in REMOVED:
+            return foreign_key(path, above, owners)
         slip = not known or (above and path not in REMOVED and guess_meaning(name) is None)
         return f"unknown key {path}{suggest(name, list(group.model_fields)) if slip else suggest_key(path, known)}"
     assert item is not None
@@ -47,6 +51,12 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
         first = "name" if below is None else next(iter(below.model_fields))
         return f"{path}={value!r} is not a group of keys; set the keys below it, e.g. {path}.{first}=..."
     return _of_value(kind, value, path, item, isinstance(found["loc"][-1], int))
+
+
+def foreign_key(path: str, group: str, owners: Sequence[str]) -> str:
+    """Say that a key belongs to other options of its group than the chosen one."""
+    place = f"; it is a key of {group}={', '.join(owners)}" if owners else ""
+    return f"{path} is not a key of the chosen {group}{place}"
 
 
 def _of_value(kind: str, value: Any, path: str, item: FieldInfo, in_list: bool) -> str:

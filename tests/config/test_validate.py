@@ -25,7 +25,8 @@ def refusal(*overrides: str) -> str:
     ("override", "words"),
     [
         ("+trainer.learning_rat=1", "did you mean learning_rate"),
-        ("+algo.beta=1", "unknown key algo.beta"),
+        ("+algo.beta=1", "algo.beta is not a key of the chosen algo; it is a key of algo=dpo"),
+        ("+algo.betta=1", "unknown key algo.betta"),
         ("+extra=1", "unknown key extra"),
         ("seed=abc", "seed='abc' must be of type int"),
         ("trainer.max_steps=1.5", "must be of type int"),
@@ -305,6 +306,14 @@ def test_weights_are_checked_wherever_a_key_names_them(keys: str, words: str, mo
 def test_top_p_goes_with_vllm() -> None:
     for choice in ("hardware=gpu vllm.mode=colocate", "vllm.mode=server", "hardware=multi_gpu vllm.mode=server"):
         validate(composed("algo=pact", *choice.split(), "rollout.top_p=0.9"))
+
+
+def test_a_key_of_another_option_is_answered_with_the_option() -> None:
+    said = refusal("experiment=pact_rule", "bench=minihop_hard")  # the experiment sets bench.forbid
+    assert said == "bench.forbid is not a key of the chosen bench; it is a key of bench=minihop"
+    with pytest.raises(UserError) as typed:
+        compose(["bench.trace_quality=noisy"])
+    assert str(typed.value) == "bench.trace_quality is not a key of the chosen bench; it is a key of bench=minihop_hard"
 
 
 def test_constraints_are_a_list_of_checked_groups() -> None:
