@@ -23,6 +23,7 @@ from agentrl.models.adapters import lora_config
 from agentrl.rewards.turns import COMPARING
 from agentrl.rollout.split_softmax import SplitSoftmaxEngine
 from agentrl.rollout.tokens import local_engine
+from agentrl.rollout.transformers_sampler import TransformersSampler
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import grpo_arguments, plan_batches
 from agentrl.trainers.callbacks import Checkpoints, Record
@@ -165,6 +166,8 @@ def build_trainer(
             return None, engine
         parts = Parts(config, run, bench, chat, model, tasks, engine, console, judge, expert_trace)
         trainer = import_by_name(config.algo.trainer)(parts)
+        if trainer.is_fsdp_enabled and isinstance(engine.sampler, TransformersSampler):
+            engine.sampler.sample_from(lambda: trainer.model)  # with adapters, `model` lies below what is shared out
     check_sharding(trainer, config.hardware)
     callbacks: list[TrainerCallback] = [
         Record(run, console),
