@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from agentrl.config.shipped import PACKAGE
-from agentrl.core.errors import UserError
+from agentrl.core.errors import UserError, first_line
 
 DDP = "ddp"  # what torchrun gives without any file
 FOLDER = PACKAGE / "config" / "accelerate"
@@ -28,7 +28,7 @@ def read_accelerate_file(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: has no keys; make the file with `accelerate config`")
     return content

@@ -11,7 +11,8 @@ from agentrl.config.vllm import network_of, samples_with_vllm, served_dtype, ser
 
 LEAST_CACHE = 65536  # tokens; short episodes fill a batch, and long ones find room on one device
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Layers, key-value heads and their width by hub id, from the checkpoints' config.json.
+# Layers, key-value heads and their width by hub id. Those of Qwen2.5, Qwen3, Llama, Phi and SmolLM2-135M are the
+# checkpoints' own; those of the other models were published elsewhere and not compared with their config.json.
 KNOWN_HEADS = {
     "Qwen/Qwen2.5-0.5B-Instruct": (24, 2, 64),
     "Qwen/Qwen2.5-1.5B-Instruct": (28, 2, 128),

@@ -20,7 +20,7 @@ from agentrl.config.meanings import REMOVED
 from agentrl.config.refusals import refusal
 from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import CONF, read_option
-from agentrl.core.errors import UserError
+from agentrl.core.errors import UserError, first_line
 
 GENERATED = ("minihop", "minihif")  # benches to which older versions gave an unused `path`
 RENAMED = {"mended": "corrected"}  # older names of the choices of bench.rules and bench.reward_rules
@@ -46,7 +46,7 @@ def typed_config(raw: DictConfig | Mapping[str, Any]) -> Config:
         node = raw if isinstance(raw, DictConfig) else OmegaConf.create(dict(raw))
         values = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
     except InterpolationResolutionError as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{error.full_key}: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError("the configuration is not a mapping of keys to values")
     return make_group(Config, {str(key): value for key, value in values.items()})
@@ -81,7 +81,7 @@ def saved_values(path: str | Path) -> DictConfig:
     except FileNotFoundError as error:
         raise UserError(f"{file} does not exist; give a run directory that agentrl made") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} cannot be read as YAML: {first_line(error)}") from error
     if not isinstance(raw, DictConfig):
         raise UserError(f"{file} does not hold a configuration")
     update_old_values(raw)

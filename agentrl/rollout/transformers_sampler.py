@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from trl.distributed import DistributedBackend
 from trl.models.utils import unwrap_model_for_generation
@@ -126,7 +125,6 @@ class TransformersSampler:
             ) as model,
             torch.no_grad(),
             self._backend.summon_full_params(wrapped, recurse=False),
-            gathered_root(wrapped),
         ):
             whole = model.generate(**inputs, generation_config=generation)
         sampled = whole[:, inputs["input_ids"].shape[1] :].tolist()
@@ -158,22 +156,6 @@ class _Rounds:
             request.episode: cut_turn(request, ids, None, sampler.ends, sampler.context)
             for request, ids in zip(requests, sampled, strict=True)
         }
-
-
-@contextmanager
-def gathered_root(model: Any) -> Iterator[None]:
-    """Gather the parameters that FSDP2 keeps for the outermost module.
-
-    `generate` of an adapter enters below that module, where no hook of FSDP2 gathers them. Every process takes part.
-    """
-    if not isinstance(model, FSDPModule):
-        yield
-        return
-    model.unshard()
-    try:
-        yield
-    finally:
-        model.reshard()
 
 
 def up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:

@@ -50,8 +50,7 @@ class Tree:
         ends = torch.nn.functional.pad(self.last, (0, number * BLOCK - size)).view(number, BLOCK)
         query, key = start[:, None], start[None, :]
         seen = (key <= query) & (ends.amax(1) > query)
-        inside = query + BLOCK <= size
-        full = (key < query) & (ends.amin(1) >= query + BLOCK) & inside
+        full = (key < query) & (ends.amin(1) >= query + BLOCK)
         return BlockMask.from_kv_blocks(
             *_listed(seen & ~full), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=sees(self.last), seq_lengths=(size, size)
         )

@@ -5,18 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 2048,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+from tests.support import networks
+
+SIZES: dict[str, Any] = networks.SIZES | {"max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": 2}
 # What each differs in: windows shorter than an episode, tied or separate embeddings, no padding token.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True, "pad_token_id": None},

@@ -125,7 +125,7 @@ def load_encoder(worlds: Worlds, path: str) -> dict[str, Any]:
         stand_in(path)
         importlib.import_module("bfcl_eval.eval_checker.multi_turn_eval.func_source_code.memory_vector")
     except Exception as error:  # the bench skips the category, and says why
-        return {"problem": str(error).splitlines()[0]}
+        return {"problem": (str(error) or type(error).__name__).splitlines()[0]}
     return {"problem": None}
 
 
