@@ -224,6 +224,51 @@ class Rlsd(SelfDistillation):
     share_clip: float = key("A token's part of an advantage is at most so much above or below 1.", gt=0, le=1)
 
 
+class HintGrpo(Grpo):
+    """The keys of GRPO, and those of the hints."""
+
+    trainer = "agentrl.trainers.hint_grpo:HintGrpoTrainer"
+    reads = ("reward", "traces")
+
+    hint_start: float = key(
+        "Share of a trace's turns in the hint at the first update; a part of a turn counts as a whole one.", ge=0, le=1
+    )
+    hint_end: float = key("Share that `hint_start` falls to in a line over the run.", ge=0, le=1)
+    hint_tokens: int = key("Longest hint in tokens; a longer hint loses its last turns.", ge=1)
+
+    def imitates(self) -> bool:
+        return False
+
+    def trace_tokens(self, prompts: int, sequences: int, row: int) -> int:
+        """Tokens of hints, if every group is sampled again."""
+        return sequences * self.hint_tokens if self.hint_start > 0 else 0
+
+    def longest_hint(self) -> int:
+        return self.hint_tokens if self.hint_start > 0 else 0
+
+
+class Srft(MethodKeys):
+    trainer = "agentrl.trainers.srft:SrftTrainer"
+    reads = ("reward", "traces")
+
+    sft_coef: float = key("c of w_SFT = c exp(slope H), the weight of an expert token in the SFT term.", ge=0)
+    sft_slope: float = key("Slope of w_SFT: -1 in the paper, 1 in its authors' code, 0 weighs all tokens alike.")
+    positive_coef: float = key(
+        "c of w_RL = c exp(slope H), the weight of a rollout's token with a positive advantage.", ge=0
+    )
+    positive_slope: float = key("Slope of w_RL; 0 weighs all tokens alike.")
+    shaping: float | None = key(
+        "gamma of p / (p + gamma) in place of the ratio p of an expert token; null keeps p (the authors' script: 0.1).",
+        gt=0,
+    )
+    clip_eps: float = key("PPO clip range of the rollouts.", gt=0, lt=1)
+    kl_coef: float = key(KL, ge=0)
+    kl_ratio_correction: bool = key(KL_CORRECTION)
+    entropy_coef: float = key(ENTROPY, ge=0)
+    loss_aggregation: Aggregation = key(AVERAGING, means=SEQUENCES_OR_TOKENS)
+    advantage_eps: float = key(GROUP_EPS, gt=0)
+
+
 class CustomAlgo(Grpo):
     """The user's own algorithm on top of GRPO, in a file outside this package."""
 
@@ -364,6 +409,8 @@ ALGOS: dict[str, type[MethodKeys]] = {
     "opsd": Opsd,
     "sdar": Sdar,
     "rlsd": Rlsd,
+    "hint_grpo": HintGrpo,
+    "srft": Srft,
     "sft": Sft,
     **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
     "dpo": Dpo,

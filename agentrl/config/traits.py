@@ -51,6 +51,10 @@ class MethodKeys(Group):
         """Return the largest number of trace tokens in all updates. `row` is the longest rollout in tokens."""
         return prompts * row if self.imitates() else 0
 
+    def longest_hint(self) -> int:
+        """Return the largest number of tokens that training adds to the prompt of a rollout."""
+        return 0
+
     def sampled_before(self, tasks: int, sequences: int) -> int:
         """Return the number of prompts whose replies are sampled once, before training."""
         return 0

@@ -38,7 +38,7 @@ def network_of(path: str) -> dict[str, Any]:
 
 def longest_context(config: Config) -> int:
     """Tokens of the longest context that vLLM must take: `vllm.context`, else that of the longest episode."""
-    longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
+    longest = config.rollout.max_prompt_tokens + config.algo.longest_hint() + config.rollout.max_completion_tokens
     positions = network_of(served_path(config)).get("max_position_embeddings", longest)
     return config.vllm.context or min(longest, positions)
 

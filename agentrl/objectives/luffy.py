@@ -17,17 +17,19 @@ from agentrl.objectives.advantages import trajectory_advantage
 from agentrl.objectives.policy import row_means
 
 
-def shaped_ratio(logps: Tensor, gamma: float) -> Tensor:
-    """Return f(p) = p / (p + gamma), in (0, 1 / (1 + gamma)], for log-probs of any shape.
+def shaped_ratio(logps: Tensor, gamma: float | None) -> Tensor:
+    """Return f(p) = p / (p + gamma), in (0, 1 / (1 + gamma)], for log-probs of any shape. Without gamma, f(p) = p.
 
     Raises ValueError if gamma <= 0.
     """
+    if gamma is None:
+        return logps.exp()
     if gamma <= 0:
         raise ValueError(f"gamma {gamma} must be above 0")
     return torch.sigmoid(logps - math.log(gamma))
 
 
-def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float | None) -> tuple[Tensor, Tensor]:
     """Compute the loss of each trace, -(A / Z) sum_n m_n f(p_n) with Z = sum_n m_n. It is 0 if Z = 0.
 
     logps, mask: (S, L), advantages: (S,). Returns the loss (S,), and f of the targets (S, L) without a gradient, 0
@@ -44,13 +46,14 @@ def expert_loss(logps: Tensor, mask: Tensor, advantages: Tensor, gamma: float) -
     return -advantages.to(ratio.dtype) * row_means(ratio, targets), ratio.detach()
 
 
-def mixed_advantages(returns: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute A = R - mean, with the mean over the K rollouts and the expert. There is no division by the std.
+def mixed_advantages(returns: Tensor, expert: Tensor, eps: float | None = None) -> tuple[Tensor, Tensor]:
+    """Compute A = R - mean, with the mean over the K rollouts and the expert. With eps, divide by their std + eps.
 
     returns: (N, K); expert: (N,), NaN for a prompt without a trace. Such a prompt is compared over its rollouts alone.
     Returns the advantages of the rollouts (N, K) and of the expert (N,), NaN where `expert` is NaN.
     """
-    together = trajectory_advantage(torch.cat([returns, expert[:, None]], dim=1), 0.0, divide_by_std=False)
+    members = torch.cat([returns, expert[:, None]], dim=1)
+    together = trajectory_advantage(members, eps or 0.0, divide_by_std=eps is not None)
     return together[:, :-1], together[:, -1].masked_fill(torch.isnan(expert), torch.nan)
 
 

@@ -12,7 +12,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {  # the part of a metric's name before i
         *("logps", "logits", "mean_token_accuracy", "expert", "sampler", "diagnose"),
     ),
     "constraint": ("lambda", "ema", "tau", "slack", "violation_rate", "violation", "missing"),
-    "annealing": ("anneal", "trace"),
+    "annealing": ("anneal", "trace", "hint"),
     "tools": ("tools",),
     "lengths": ("completion",),
     "throughput": ("tokens", "tokens_per_s", "seconds", "epoch"),

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from agentrl.config.algos import Grpo, Hipo, Luffy, Pact
+from agentrl.config.algos import Grpo, Hipo, Luffy, Pact, Srft
 from agentrl.config.schema import Config
 from agentrl.config.vllm import longest_context
 from agentrl.store.checkpoints import writing_folder
@@ -60,7 +60,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
     }
 
 
-def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo | Luffy) -> GRPOConfig:
+def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo | Luffy | Srft) -> GRPOConfig:
     """Make TRL's GRPO arguments for the rollouts under plain prompts, for every RL algorithm."""
     plan, rollout = plan_batches(config), config.rollout
     extra: dict[str, Any] = {}

@@ -18,7 +18,9 @@ class ChordTrainer(TracedTrainer):
     def trace_teaches(self, row: int) -> bool:
         return self.config.algo.mu.peak > 0 and super().trace_teaches(row)
 
-    def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
+    def trace_losses(
+        self, logps: Tensor, entropies: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]
+    ) -> Tensor:
         losses, used = chord_sft_loss(logps, weights, self.config.algo.token_weight)
         if self.config.algo.token_weight == "phi":  # uniform weights are 1, so they are not logged
             self.log_step.add_means({"expert/weight": used}, weights > 0)

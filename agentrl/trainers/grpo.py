@@ -221,6 +221,11 @@ class AgentGRPOTrainer(LossTrainer):
         """Return whether the group that begins at `row` has a learning signal: here, an advantage that is not 0."""
         return bool(advantages[row : row + self.num_generations].any())
 
+    def solved(self, tasks: Sequence[Task], played: Sequence[Trajectory]) -> list[bool]:
+        """Return whether each episode solves its task, by the solve metric of the bench."""
+        scores = [self.bench.score(task, trajectory) for task, trajectory in zip(tasks, played, strict=True)]
+        return [(score.metrics.get(self.bench.solve_metric) or 0.0) >= 1 for score in scores]
+
     def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
         """Compute the advantages (B, T) of the turns from their rewards (B, T). An algorithm of your own overrides it.
 

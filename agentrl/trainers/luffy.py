@@ -49,12 +49,16 @@ class LuffyTrainer(TracedTrainer):
         )
 
     def turn_advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
-        """Return advantages (B, T): the return minus the mean return of all members, the same for every turn."""
+        """Return advantages (B, T): the returns compared over all members of a group, the same for every turn."""
         tasks = self._batch[:: self.num_generations]
         experts = torch.tensor([self._expert_return(task) for task in tasks], dtype=rewards.dtype)
         returns = rewards.sum(1).view(-1, self.num_generations)
-        advantages, self._expert_advantages = mixed_advantages(returns, experts)
+        advantages, self._expert_advantages = self.compare_members(returns, experts)
         return advantages.reshape(-1, 1).expand_as(rewards)
+
+    def compare_members(self, returns: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the advantages of the rollouts (N, K) and of the expert (N,) of each group."""
+        return mixed_advantages(returns, experts)
 
     def _expert_return(self, task: Task) -> float:
         """Return the trace's return under the same reward as the rollouts, or NaN if the task has no trace."""
@@ -80,7 +84,9 @@ class LuffyTrainer(TracedTrainer):
         metrics["expert/share"].append(written / (written + sampled))
         return batch
 
-    def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
+    def trace_losses(
+        self, logps: Tensor, entropies: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]
+    ) -> Tensor:
         advantages = inputs["expert_advantage"][rows]
         losses, ratios = expert_loss(logps, weights, advantages, self.config.algo.shaping)
         self.log_step.add_means({"expert/weight": ratios}, weights > 0)

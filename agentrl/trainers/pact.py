@@ -82,8 +82,7 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
         algo, group = self.config.algo, self.num_generations
         self._anchoring = [algo.q] * len(self._batch)
         if algo.q_from == "success":
-            scores = [self.bench.score(task, t) for task, t in zip(self._batch, self._trajectories, strict=True)]
-            solved = [(score.metrics.get(self.bench.solve_metric) or 0.0) >= 1 for score in scores]
+            solved = self.solved(self._batch, self._trajectories)
             for start in range(0, len(solved), group):
                 share = sum(solved[start : start + group]) / group
                 self._anchoring[start : start + group] = [success_q(algo.q, share)] * group
@@ -256,7 +255,9 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
             call_start=anneal.start,
         )
 
-    def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
+    def trace_losses(
+        self, logps: Tensor, entropies: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]
+    ) -> Tensor:
         return sft_loss(logps, weights, self.config.algo.sft_norm)[0]
 
     def _trace(self, task: Task) -> Privileged:

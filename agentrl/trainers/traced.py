@@ -76,8 +76,10 @@ class TracedTrainer(AgentGRPOTrainer):
         weights = {row: self.trace_weights(trace) for row, trace in traces.items()}
         return {row: one for row, one in weights.items() if one.any()}
 
-    def trace_losses(self, logps: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]) -> Tensor:
-        """Return the loss (S,) of the traces of `rows` of the piece, from log-probs and weights (S, L)."""
+    def trace_losses(
+        self, logps: Tensor, entropies: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]
+    ) -> Tensor:
+        """Return the loss (S,) of the traces of `rows` of the piece, from log-probs, entropies and weights (S, L)."""
         raise NotImplementedError
 
     def trace_term(self, inputs: dict[str, Any], scores: Scores) -> Tensor:
@@ -85,7 +87,8 @@ class TracedTrainer(AgentGRPOTrainer):
         beside = self._weights_beside(inputs)
         weights = pad_sequence([*beside.values()], batch_first=True) if beside else torch.zeros(0, 0)
         weights = weights.to(inputs["advantages"].device)
-        losses = self.trace_losses(spread(scores.logps, weights > 0), weights, [*beside], inputs)
+        logps, entropies = (spread(values, weights > 0) for values in (scores.logps, scores.entropies))
+        losses = self.trace_losses(logps, entropies, weights, [*beside], inputs)
         return prompt_mean(losses, self.num_generations, rows_of_update(inputs))
 
     def context_with_trace(self, task: Task) -> list[int] | None:

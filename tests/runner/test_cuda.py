@@ -17,6 +17,8 @@ RUNS = {
     "grpo": ("algo=grpo",),
     "sft": ("algo=sft",),
     "luffy": ("algo=luffy",),
+    "srft": ("algo=srft",),
+    "hint_grpo": ("algo=hint_grpo",),
     "lora": ("algo=pact", "model/lora=on", "model.dtype=bfloat16"),
     "checkpointing": ("algo=pact", "model.gradient_checkpointing=true"),
     "hipo": ("algo=hipo", "model=tiny_hif", "bench=minihif"),

@@ -28,7 +28,14 @@ def start(processes: int, script: str, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algo", "terms"), [("pact", ("loss/sft",)), ("luffy", ("loss/expert", "expert/share"))])
+@pytest.mark.parametrize(
+    ("algo", "terms"),
+    [
+        ("pact", ("loss/sft",)),
+        ("luffy", ("loss/expert", "expert/share")),
+        ("srft", ("loss/expert", "loss/sft", "expert/weight")),
+    ],
+)
 def test_two_processes_make_the_updates_of_one(algo: str, terms: tuple[str, ...], tmp_path: Path) -> None:
     results = []
     for processes in (1, 2):

@@ -54,7 +54,7 @@ def test_everything_is_measured_whatever_the_gate_says(tmp_path: Path) -> None:
         assert -1 <= found["cos_x_h"] <= 1
 
 
-@pytest.mark.parametrize("algo", ["chord", "luffy"])
+@pytest.mark.parametrize("algo", ["chord", "luffy", "srft"])
 def test_other_methods_with_traces_are_measured_too(algo: str, tmp_path: Path) -> None:
     keys = [key for key in KEYS if algo == "chord" or "advantage" not in key]
     trainer = make_trainer(small(f"algo={algo}", "trainer.diagnose=1", *keys), tmp_path, script)

@@ -23,6 +23,7 @@ METHODS = {
     "pact_prompt": ("algo=pact", "algo.q=0", "algo.sft_coef=0", "algo.kl_context=prompt"),
     "chord": ("algo=chord", "algo.mu.peak=0.25", "algo.mu.valley=0.25"),
     "luffy": ("algo=luffy",),
+    "srft": ("algo=srft",),
     "hipo": ("algo=hipo", "algo.importance_level=token"),
 }
 
@@ -76,7 +77,7 @@ def test_the_kl_term_by_hand(tmp_path: Path, method: str) -> None:
 
 
 def test_the_plain_estimator_is_the_default() -> None:
-    for algo in ("pact", "grpo", "chord", "luffy", "hipo", "sys_only", "user_only", "fixed_lambda"):
+    for algo in ("pact", "grpo", "chord", "luffy", "srft", "hipo", "sys_only", "user_only", "fixed_lambda"):
         assert composed(f"algo={algo}").algo.kl_ratio_correction is False
 
 

@@ -147,7 +147,7 @@ def tasks_of(algo: str, tasks: str, without: int = 3) -> tuple[int, int]:
     return len(choose_tasks(everything, bench, trainer_class, chosen.trainer, given)), len(everything)
 
 
-@pytest.mark.parametrize("algo", ["grpo", "pact", "chord", "luffy"])
+@pytest.mark.parametrize("algo", ["grpo", "pact", "chord", "luffy", "srft", "hint_grpo"])
 def test_every_method_trains_on_the_same_tasks(algo: str) -> None:
     assert tasks_of(algo, "all") == (12, 12)
     assert tasks_of(algo, "with_trace") == (9, 12)

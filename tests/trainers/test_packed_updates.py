@@ -27,6 +27,7 @@ METHODS = {
     "pact_turns": ("algo=pact", "algo.q=0", "algo.trace.rendering=turns"),
     "chord": ("algo=chord", "algo.mu.peak=0.25", "algo.mu.valley=0.25"),
     "luffy": ("algo=luffy",),
+    "srft": ("algo=srft",),
     "hipo": ("algo=hipo",),
 }
 KL = ("algo.kl_coef=0.3", "algo.entropy_coef=0.01")

@@ -188,7 +188,7 @@ def test_chord_mixes_and_logs_both_terms(tmp_path: Path) -> None:
     assert logged["anneal/mu"] == 0.25 and 0 < logged["expert/weight"] < 0.25
 
 
-@pytest.mark.parametrize("algo", ["chord", "luffy"])
+@pytest.mark.parametrize("algo", ["chord", "luffy", "srft"])
 def test_micro_batches_add_up_even_where_they_cut_a_group(tmp_path: Path, algo: str) -> None:
     ours = make_trainer(small(f"algo={algo}", *PLAIN), tmp_path, expert_script)
     batch = rolled_batch(ours)
@@ -313,16 +313,23 @@ def test_a_bench_without_traces_is_refused(tmp_path: Path, algo: str) -> None:
         )
 
 
+OWN_METRICS = {
+    "chord": ("anneal/mu", "loss/sft", "loss/rl"),
+    "luffy": ("expert/share", "expert/weight", "loss/expert", "loss/rl"),
+    "srft": ("expert/share", "expert/weight", "loss/expert", "loss/sft", "loss/rl"),
+    "hint_grpo": ("anneal/hint", "hint/failed", "hint/groups", "hint/solved"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["chord", "luffy"])
+@pytest.mark.parametrize("algo", OWN_METRICS)
 def test_a_run_and_its_resumption(tmp_path: Path, algo: str) -> None:
     options = (f"algo={algo}", "trainer.save_steps=2")
     run(tmp_path / "whole", *options)
     folder = only_run(tmp_path / "whole")
     metrics = lines(folder / "metrics.jsonl")
     assert json.loads((folder / "summary.json").read_text())["algo"] == algo and len(metrics) == 4
-    extra = ("anneal/mu", "loss/sft") if algo == "chord" else ("expert/share", "expert/weight", "loss/expert")
-    assert all(math.isfinite(row[name]) for row in metrics for name in (*extra, "loss/rl", "grad_norm"))
+    assert all(math.isfinite(row[name]) for row in metrics for name in (*OWN_METRICS[algo], "grad_norm"))
     killed = killed_copy(folder, tmp_path / "killed", "checkpoint-4")
     run(tmp_path / "killed", *options)
     assert (killed / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()

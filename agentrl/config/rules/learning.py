@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentrl.config.algos import Chord, Dpo, Evaluate, Hipo, Pact
+from agentrl.config.algos import Chord, Dpo, Evaluate, HintGrpo, Hipo, Pact
 from agentrl.config.checks import require
 from agentrl.config.constraints import Constraint, EpisodeConstraint
 from agentrl.config.schema import Anneal, Config, Dual
@@ -30,6 +30,9 @@ def check_learning(config: Config) -> None:
     if isinstance(algo, Chord):
         falls = f"must be at most algo.mu.peak={algo.mu.peak:g}: after the warm-up mu can only fall; swap the two"
         require(algo.mu.valley <= algo.mu.peak, "algo.mu.valley", algo.mu.valley, falls)
+    if isinstance(algo, HintGrpo):
+        shrinks = f"must be at most algo.hint_start={algo.hint_start:g}: hints can only shrink; swap the two"
+        require(algo.hint_end <= algo.hint_start, "algo.hint_end", algo.hint_end, shrinks)
     if isinstance(algo, Pact):
         idle = algo.rl_coef == 0 and (algo.sft_coef == 0 or algo.q == 1)
         idle_rule = "leaves no loss to train with; raise it, or raise algo.sft_coef and keep algo.q below 1"

@@ -115,6 +115,8 @@ def _ahead(config: Config) -> None:
     require(alone, "rollout.ahead", config.rollout.ahead, alone_rule)
     awake_rule = "with rollout.ahead=1 the server samples while this process trains; set vllm.sleep=false"
     require(config.rollout.ahead == 0 or not config.vllm.sleep, "vllm.sleep", "true", awake_rule)
+    hint_rule = f"algo={config.algo.name} samples some prompts again after it has seen their rollouts; set 0"
+    require(config.rollout.ahead == 0 or config.algo.longest_hint() == 0, "rollout.ahead", 1, hint_rule)
 
 
 def _nodes(hardware: Hardware) -> None:
