@@ -11,7 +11,7 @@ ARGS ?=
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test smollm2 minilm vllm test-vllm test-cuda test-slow lint type bench tiny docs site build lock image clean
+.PHONY: help setup run test smollm2 minilm vllm test-vllm test-cuda test-slow lint type bench reproduce tiny docs site build lock image clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ type: $(STAMP) ## Check types
 bench: $(STAMP) ## Compare the three methods over five seeds
 	$(BIN)/agentrl sweep=methods runs_dir=runs/methods $(ARGS)
 	$(BIN)/python benchmarks/compare_methods.py runs/methods
+
+reproduce: $(STAMP) ## Make the tables of the docs again (ARGS=--list says which, and how long each takes; ARGS='pact_table1 seed=0' one of them)
+	$(BIN)/python benchmarks/reproduce.py $(ARGS)
 
 tiny: $(STAMP) ## Rebuild the packaged tiny models from their recipes
 	$(BIN)/python -m agentrl.tiny.recipe agentrl/tiny/tiny
