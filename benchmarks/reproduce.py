@@ -81,7 +81,7 @@ TABLES: dict[str, Table] = {
         (f"{AGENTRL} -m algo=chord,luffy runs_dir=runs/trace_baselines {{keys}}",),
     ),
     "diagnosis": Table(
-        *("docs/diagnosis.md", "what the gradients of PACT say on minihop, 1 run", 0.1, True),
+        *("docs/evidence.md", "what the gradients of PACT say on minihop, 1 run", 0.1, True),
         (f"{AGENTRL} trainer.diagnose=4 runs_dir=runs/diagnosis {{keys}}",),
     ),
 }
