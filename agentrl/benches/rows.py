@@ -1,15 +1,19 @@
-"""Helpers to read the files of benches: limits, checks and the form of rows."""
+"""Helpers to read the files of benches: limits, checks, the form of rows, and rows that a transcript names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from agentrl.chat.transcripts import BadTranscript
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8
 
 MAX_ROW_BYTES = 4_000_000  # a hundred times the size of an ordinary row of FTRL or ToolHop
+Found = TypeVar("Found")
 
 
 def read_text(path: Path, instead: str) -> str:
@@ -59,3 +63,29 @@ def without_padding(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_padding(item) for key, item in value.items() if item is not None}
     return [without_padding(item) for item in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class RowIndex(Generic[Found]):
+    """Finds the row that a transcript names by "row" (and "suite" if there are several), or by the "id" of a task."""
+
+    bench: str
+    by_number: Mapping[tuple[str, int], Found]  # (suite, number) -> row
+    by_id: Mapping[str, Found]
+
+    def find(self, record: Mapping[str, Any]) -> Found:
+        """Return the row. Raises BadTranscript."""
+        if "row" not in record and "id" in record:
+            if str(record["id"]) not in self.by_id:
+                raise BadTranscript(f"id {json.dumps(record['id'])}: {self.bench} has no such row")
+            return self.by_id[str(record["id"])]
+        suites, suite = sorted({suite for suite, _ in self.by_number}), record.get("suite")
+        if suite is None and len(suites) > 1:
+            raise BadTranscript(f'no suite: {self.bench} has rows of {", ".join(suites)}; add "suite"')
+        number, row = record.get("row"), None
+        if isinstance(number, int) and not isinstance(number, bool) and isinstance(suite, str | None):
+            row = self.by_number.get((suite or suites[0], number))
+        if row is None:
+            within = "" if suite is None else f" of suite {json.dumps(suite)}"
+            raise BadTranscript(f"row {json.dumps(number)}{within}: {self.bench} has no such row")
+        return row

@@ -18,7 +18,7 @@ from rich.console import Console
 from agentrl.benches import load_bench
 from agentrl.commands.arguments import file_to_write, key_lines, split_keys
 from agentrl.config.compose import compose
-from agentrl.core.bench import TranscriptBench
+from agentrl.core.bench import TranscriptBench, remarks_of
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8, explain_json
 from agentrl.core.stats import mean_interval
@@ -69,6 +69,8 @@ def main(arguments: list[str]) -> int:
     if not scored:
         raise UserError(f"transcripts={own['transcripts']} holds no transcript; name a file with one per line")
     write(out, scored)
+    for remark in remarks_of(bench):
+        print(remark)
     print_summary(scored, Console(soft_wrap=True, highlight=False, markup=False))
     print(f"{len(scored)} transcripts scored: {out}")
     return 0

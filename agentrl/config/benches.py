@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from agentrl.config.checks import require, require_python_file
 from agentrl.config.key import Among, Holds, key
+from agentrl.config.side_benches import MmluRedux
 from agentrl.config.traits import BenchKeys, Grades, refuse_directory, require_place
 
 HELD_OUT = "Share of the rows of each kind held out for evaluation; 1 leaves no training rows."
@@ -77,6 +78,7 @@ class MinihopHard(BenchKeys):
 class Minihif(BenchKeys):
     loads = "agentrl.benches.minihif:MinihifBench"
     two_sided = True
+    tools = False
     draw = 2
 
     data_seed: int = key(GENERATED)
@@ -173,6 +175,7 @@ class Suite(BenchKeys):
     """What all suites of hierarchical instruction following have in common, except minihif."""
 
     two_sided = True
+    tools = False
     grades: ClassVar[Grades] = "sys"
 
     def check_path(self) -> None:
@@ -303,5 +306,6 @@ BENCHES: dict[str, type[BenchKeys]] = {
     "systemcheck": SystemCheck,
     "realguardrails": RealGuardrails,
     "pairs": Pairs,
+    "mmlu_redux": MmluRedux,
     "custom": CustomBench,
 }

@@ -65,6 +65,7 @@ class BenchKeys(Group):
 
     loads: ClassVar[str]  # the class of the bench, as "module:name"; it is imported when the bench is loaded
     runs_code: ClassVar[bool] = False  # its tools are code for the sandbox; its class takes (config, strict)
+    tools: ClassVar[bool] = True  # its tasks have tools
     sub_answers: ClassVar[bool] = False  # its tasks have a sub-answer for each tool, which reward=ftrl reads
     two_sided: ClassVar[bool] = False  # a reply earns one reward from the system's side and one from the user's
     grades: ClassVar[Grades] = "all"  # the rewards that a program gives; a judge gives the others

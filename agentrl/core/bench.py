@@ -202,6 +202,20 @@ class TranscriptBench(Protocol):
         ...
 
 
+@runtime_checkable
+class Remarking(Protocol):
+    """A bench that has something to say about the data that it read."""
+
+    def remarks(self) -> list[str]:
+        """Return lines for the user, e.g. which rows were left out for a mistake."""
+        ...
+
+
+def remarks_of(bench: Bench) -> list[str]:
+    """Return what the bench has to say about its data, as warnings. Empty for most benches."""
+    return [f"warning: bench={bench.name}: {text}" for text in bench.remarks()] if isinstance(bench, Remarking) else []
+
+
 ExpertTraces = Callable[[Task], ExpertTrace | None]  # a bench's `expert_trace`, or a caller's function in its place
 Finished = Callable[[Task, Environment], None]
 Play = Callable[[list[Task], Finished], None]  # plays one episode of each task, and calls `finished` after each

@@ -195,7 +195,7 @@ def chat_template(config: Config) -> Iterator[Finding]:
             "model.path=<local checkpoint>, or run this where the hub can be reached",
         )
         return
-    if config.bench.two_sided:
+    if not config.bench.tools:
         loading.load_chat(config.model, loading.Needs(tools=False, system=True))
         yield Finding("chat template", "ok", f"{config.model.path} renders system messages")
         return

@@ -34,6 +34,7 @@ from agentrl.benches import load_bench
 from agentrl.config.algos import Evaluate
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
+from agentrl.core.bench import remarks_of
 from agentrl.core.console import STOPPING, RunConsole
 from agentrl.core.engine import Decoding, RolloutEngine
 from agentrl.core.errors import UserError
@@ -224,6 +225,8 @@ def _evaluate_only(
     bench = load_bench(config.bench, config.sandbox)
     judge = build_judge(config, str(run.path), config.hardware.device)
     tasks = bench.tasks("test", config.eval.limit, config.seed)
+    for remark in remarks_of(bench):
+        console.say(remark)
     engine: RolloutEngine
     endpoint: EndpointEngine | None = None
     if config.algo.endpoint.base_url is not None:

@@ -22,7 +22,7 @@ from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.store.identity import is_in_identity
-from tests.support.helpers import CONF, SUITES, composed
+from tests.support.helpers import CONF, SIDE, SUITES, composed
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = sorted(config_help.GROUPS)
@@ -38,6 +38,7 @@ NEEDED = {  # keys without a value, and the method and the judge that suites of 
         ]
         for name in SUITES
     },
+    **{f"bench={name}": ["algo=eval", f"bench.path={ROOT}"] for name in SIDE},
     "bench=minihif": ["algo=hipo"],
     "bench=custom": [f"bench.path={ROOT}/examples/bench_sums.py"],
     "algo=custom": [f"algo.path={ROOT}/examples/algo_rloo.py"],
@@ -92,6 +93,8 @@ def test_every_combination_composes_and_validates() -> None:
         needed = [key for key in both if not key.startswith("algo=")]
         if algo == "eval":
             fits = True
+        elif bench in SIDE:
+            fits = False
         elif bench in (*SUITES, "minihif"):
             fits = algo in (*HIPO, "sft")
         else:

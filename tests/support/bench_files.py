@@ -39,6 +39,7 @@ def bench_keys(folder: Path) -> dict[str, list[str]]:
         "tensortrust": folder / "trust",
         "iheval": folder / "benchmark",
         "realguardrails": folder / "guardrails",
+        "mmlu_redux": write(folder / "redux" / "anatomy" / "test.jsonl", [redux_row(n) for n in range(4)]).parents[1],
         "custom": ROOT / "examples" / "bench_sums.py",
     }
     for suite in ("hijacking", "extraction", "helpful"):
@@ -93,6 +94,15 @@ def _ifeval_row(number: int) -> dict[str, Any]:
 
 def _trust_row(number: int) -> dict[str, Any]:
     return {"messages": messages(number), "id": number, "access_code": "sesame", "has_post_prompt": number % 2 == 0}
+
+
+def redux_row(number: int, **changes: Any) -> dict[str, Any]:
+    """A row of MMLU-Redux. The right choice is the letter D in every second row, and A in the others."""
+    row = {"question": f"What is {number} + 3?", "choices": [f"{number + one}" for one in range(4)], "answer": 3}
+    if number % 2:
+        row |= {"choices": row["choices"][::-1], "answer": 0}
+    row |= {"error_type": "ok", "source": "made up", "correct_answer": None, "potential_reason": None}
+    return {**row, **changes}
 
 
 def _bfcl_copy(folder: Path) -> Path:

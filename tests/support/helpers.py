@@ -17,9 +17,11 @@ from agentrl.config.benches import BENCHES, Suite
 from agentrl.config.help import GROUPS
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
+from agentrl.config.side_benches import SideKeys
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SUITES = [name for name, cls in BENCHES.items() if issubclass(cls, Suite)]  # of instruction hierarchies
+SIDE = [name for name, cls in BENCHES.items() if issubclass(cls, SideKeys)]  # they only evaluate
 
 
 def composed(*overrides: str) -> Config:

@@ -6,13 +6,13 @@ A suite defines how its rows are read and graded (`SingleTurn`). Trainers and ev
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from agentrl.benches.rows import RowIndex
 from agentrl.chat.transcripts import BadTranscript
 from agentrl.core.bench import Environment, NoTools, Score, Task, TwoSided
 from agentrl.core.errors import UserError
@@ -138,7 +138,7 @@ class SingleTurn(TwoSided, ABC):
 
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         try:
-            task = self.task(self._find_row(record))
+            task = self.task(self._index.find(record))
         except BadTranscript as error:
             return {}, str(error)
         response = record.get("response")
@@ -147,30 +147,10 @@ class SingleTurn(TwoSided, ABC):
         verdicts = self.transcript(task, response)
         return verdicts, None if verdicts else f"no program grades bench={self.name}; its replies need a judge"
 
-    def _find_row(self, record: dict[str, Any]) -> Pair:
-        """Return the row that `record` names by "row" (and "suite" if there are several), or by the "id" of a task."""
-        if "row" not in record and "id" in record:
-            if str(record["id"]) not in self._by_id:
-                raise BadTranscript(f"id {json.dumps(record['id'])}: {self.name} has no such row")
-            return self._by_id[str(record["id"])]
-        suites, suite = sorted({suite for suite, _ in self._by_number}), record.get("suite")
-        if suite is None and len(suites) > 1:
-            raise BadTranscript(f'no suite: {self.name} has rows of {", ".join(suites)}; add "suite"')
-        number, row = record.get("row"), None
-        if isinstance(number, int) and not isinstance(number, bool) and isinstance(suite, str | None):
-            row = self._by_number.get((suite or suites[0], number))
-        if row is None:
-            within = "" if suite is None else f" of suite {json.dumps(suite)}"
-            raise BadTranscript(f"row {json.dumps(number)}{within}: {self.name} has no such row")
-        return row
-
     @cached_property
-    def _by_number(self) -> dict[tuple[str, int], Pair]:
-        return {(row.suite, row.row): row for row in self.rows}
-
-    @cached_property
-    def _by_id(self) -> dict[str, Pair]:
-        return {self.task(row).id: row for row in self.rows}
+    def _index(self) -> RowIndex[Pair]:
+        by_number = {(row.suite, row.row): row for row in self.rows}
+        return RowIndex(self.name, by_number, {self.task(row).id: row for row in self.rows})
 
     def expert_response(self, task: Task) -> str | None:
         return None

@@ -1,0 +1,53 @@
+"""The keys of side evaluations (group `bench`): what a model knows and what it refuses. They have no training rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from agentrl.config.checks import require
+from agentrl.config.key import key
+from agentrl.config.traits import BenchKeys, require_place
+
+HUB = "Dataset repository on the hub."
+
+
+class SideKeys(BenchKeys):
+    """What all side evaluations have in common."""
+
+    tools = False
+
+    system_prompt: str | None = key(
+        "A text file with a system prompt that every item gets; null has none.", place="settings"
+    )
+
+    def check_path(self) -> None:
+        require_place(
+            getattr(self, "path", None), f"no such file or directory; docs/side.md says what bench={self.name} reads"
+        )
+        system = self.system_prompt
+        found = system is None or Path(system).expanduser().is_file()
+        require(found, "bench.system_prompt", system, "no such file; write the prompt into a text file, or set null")
+
+    def check_training_rows(self) -> None:
+        require(False, "bench", self.name, "has no rows to train on; evaluate a model on it with agentrl eval")
+
+
+class MmluRedux(SideKeys):
+    loads = "agentrl.benches.side.mmlu_redux:MmluReduxBench"
+
+    path: str | None = key(
+        "A copy of the dataset, with a directory or a file for each subject, or one file; null downloads `hub_id`.",
+        place="data",
+    )
+    hub_id: str = key(HUB)
+    subjects: list[str] | None = key(
+        "The subjects to ask about, e.g. [anatomy,virology]; null takes all.", min_length=1
+    )
+    errors: Literal["drop", "correct"] = key(
+        "What happens to questions in which the annotators found an error.",
+        means=(
+            "they are not asked",
+            "a wrong reference answer is replaced by the annotators', if they name one choice; others are not asked",
+        ),
+    )
