@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from agentrl.benches import load_bench
+from agentrl.chat.transcripts import BadTranscript
 from agentrl.commands.arguments import file_to_write, key_lines, split_keys
 from agentrl.config.compose import compose
-from agentrl.core.bench import TranscriptBench, remarks_of
+from agentrl.config.rules.fit import check_classifier, ungraded_text
+from agentrl.config.schema import Config
+from agentrl.core.bench import Classified, TranscriptBench, remarks_of
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8, explain_json
 from agentrl.core.stats import mean_interval
@@ -56,8 +60,11 @@ def main(arguments: list[str]) -> int:
     if not isinstance(bench, TranscriptBench):
         raise UserError(f"bench={bench.name} has no official scores for transcripts made elsewhere; name another bench")
     scored, bad = [], []
-    for number, record, wrong in read_lines(Path(own["transcripts"]).expanduser()):
+    lines = list(read_lines(Path(own["transcripts"]).expanduser()))
+    verdicts = classified(config, bench, lines, out) if isinstance(bench, Classified) else {}
+    for number, record, wrong in lines:
         metrics, reason = ({}, wrong) if wrong else bench.score_transcript(replace_surrogates(record))
+        metrics = verdicts.get(number, metrics)
         if not metrics:
             bad.append(f"line {number}: {reason}")
         else:
@@ -74,6 +81,26 @@ def main(arguments: list[str]) -> int:
     print_summary(scored, Console(soft_wrap=True, highlight=False, markup=False))
     print(f"{len(scored)} transcripts scored: {out}")
     return 0
+
+
+def classified(
+    config: Config, bench: Classified, lines: list[tuple[int, dict[str, Any], str | None]], out: Path
+) -> dict[int, dict[str, Any]]:
+    """Return the metrics by number of line, from the classifier that `judge` names. Lines that are bad have none."""
+    from agentrl.evaluation.grading import classify  # imports torch, which other benches do not need
+    from agentrl.judges.build import build_judge
+
+    check_classifier(config)
+    asked = config.bench.classified_by() is not None
+    judge = build_judge(config, f"score {out.resolve()}", config.hardware.device) if asked else None
+    if asked and judge is None:
+        raise UserError(ungraded_text(config))
+    replies = {}
+    for number, record, wrong in lines:
+        with suppress(BadTranscript):  # the bench says later what is wrong
+            if not wrong:
+                replies[number] = bench.read_transcript(replace_surrogates(record))
+    return dict(zip(replies, map(dict, classify(bench, judge, list(replies.values()))), strict=True))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:

@@ -51,3 +51,31 @@ class MmluRedux(SideKeys):
             "a wrong reference answer is replaced by the annotators', if they name one choice; others are not asked",
         ),
     )
+
+
+class ClassifiedKeys(SideKeys):
+    """What the benches have in common whose replies a model with a fixed prompt classifies."""
+
+    def classified_by(self) -> str | None:
+        return str(self.classifier)  # type: ignore[attr-defined]  # each of them declares its choices
+
+
+class HarmBench(ClassifiedKeys):
+    loads = "agentrl.benches.side.harmbench:HarmBench"
+
+    path: str | None = key(
+        "A checkout of centerforaisafety/HarmBench, or its file of behaviors (.csv); null downloads `hub_id`.",
+        place="data",
+    )
+    hub_id: str = key(HUB)
+    attack: Literal["direct_request", "human_jailbreaks"] = key(
+        "What the model is asked.",
+        means=("the behavior itself", "the behavior behind each of 5 jailbreaks that people wrote"),
+    )
+    classifier: Literal["harmbench", "wildguard"] = key(
+        "Prompt with which `judge` classifies replies.",
+        means=(
+            "HarmBench's own, for cais/HarmBench-Llama-2-13b-cls",
+            "WildGuard's, for allenai/wildguard, as in allenai/safety-eval",
+        ),
+    )

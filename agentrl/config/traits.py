@@ -74,6 +74,10 @@ class BenchKeys(Group):
 
     name: str = key("Bench.")
 
+    def classified_by(self) -> str | None:
+        """Return the name of the fixed prompt with which `judge` classifies replies. None if no classifier is asked."""
+        return None
+
     def check_path(self) -> None:
         """Raise UserError if `path` does not exist or is of the wrong kind."""
 

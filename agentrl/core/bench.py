@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from agentrl.core.expert_trace import ExpertTrace
+from agentrl.core.judge import JudgeRequest, Verdict
 from agentrl.core.text import replace_surrogates
 from agentrl.core.trajectory import ToolCall, Trajectory
 
@@ -199,6 +200,25 @@ class TranscriptBench(Protocol):
         cannot be scored returns {} and what is wrong with it. Nothing of the record is executed. Raises UserError if
         the bench's own file is bad.
         """
+        ...
+
+
+@runtime_checkable
+class Classified(Protocol):
+    """A bench whose replies are classified by a model with a fixed prompt, which `judge` names."""
+
+    name: str
+
+    def request(self, task: Task, answer: str) -> JudgeRequest | None:
+        """Return what to ask about a reply without its think block. None if no model has to be asked."""
+        ...
+
+    def classified(self, task: Task, answer: str, verdict: Verdict | None) -> Mapping[str, float | None]:
+        """Return the metrics of a reply. None if no model was asked; without a verdict its metrics are None."""
+        ...
+
+    def read_transcript(self, record: dict[str, Any]) -> tuple[Task, str]:
+        """Return the task and the answer of one line of a transcripts file. Raises BadTranscript."""
         ...
 
 

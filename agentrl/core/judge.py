@@ -10,18 +10,19 @@ from agentrl.core.errors import UserError
 from agentrl.core.text import replace_surrogates
 
 SIDES = ("system", "user")  # the side whose instructions a response is graded by; each has its own rubric
+CLASSIFIER = "classifier/"  # and the name of a fixed prompt, in place of a side
 
 
 @dataclass(frozen=True)
 class JudgeRequest:
     """One response to judge. There is no field for the other side of the context, so a judge cannot see it."""
 
-    side: str  # "system" or "user"
+    side: str  # "system" or "user"; or the classifier that is asked
     prompt: str  # the system prompt, or what the user asked
     response: str
 
     def __post_init__(self) -> None:
-        if self.side not in SIDES:
+        if self.side not in SIDES and not self.side.startswith(CLASSIFIER):
             raise ValueError(f"side {self.side!r} is not one of {', '.join(SIDES)}")
         for name in ("prompt", "response"):  # UTF-8 cannot encode lone surrogates: requests and the cache would fail
             object.__setattr__(self, name, replace_surrogates(getattr(self, name)))

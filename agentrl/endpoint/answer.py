@@ -43,8 +43,11 @@ class Answer:
     usage: dict[str, int] = field(default_factory=dict)  # prompt and completion tokens, if the server counts them
 
 
-def read_answer(text: str, content_type: str = "") -> Answer:
-    """Read the body of a response with status 200. Raises NoAnswer."""
+def read_answer(text: str, content_type: str = "", plain: bool = False) -> Answer:
+    """Read the body of a response with status 200. Raises NoAnswer.
+
+    `plain` says that a text was to be continued (/completions), so that a choice has a text and no message.
+    """
     body = _json(text, content_type)
     choices = body.get("choices")
     if not choices and (complaint := complaint_of(body)):
@@ -54,7 +57,9 @@ def read_answer(text: str, content_type: str = "") -> Answer:
     choice = choices[0]
     if isinstance(choice.get("error"), dict | str):
         raise NoAnswer(complaint_of(choice) or "the choice is an error", status_of(choice))
-    message = choice.get("message")
+    message = (
+        {"content": choice.get("text")} if plain and isinstance(choice.get("text"), str) else choice.get("message")
+    )
     if not isinstance(message, dict):
         raise NoAnswer(f"the choice has no message: {shorten(json.dumps(choice))}")
     content, thought = _content(message.get("content"))

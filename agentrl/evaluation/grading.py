@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agentrl.benches.hif.base import answer_of, response_of
+from agentrl.benches.hif.base import answer_of, is_cut_in_thought, response_of
 from agentrl.benches.hif.proxy import user_proxy
-from agentrl.core.bench import Bench, Score, Task, TwoSided
+from agentrl.core.bench import Bench, Classified, Score, Task, TwoSided
 from agentrl.core.errors import UserError
-from agentrl.core.judge import Judge, JudgeRequest
+from agentrl.core.judge import Judge, JudgeRequest, Verdict
 from agentrl.core.trajectory import Trajectory
 
 # {"user": r_user, "sys": r_sys} in [0, 1]; None means missing, never 0. If word overlap stands in for r_user, its value
@@ -95,6 +95,8 @@ def score_episodes(
     A missing verdict is None, and every mean leaves it out.
     """
     own = [bench.score(task, trajectory) for task, trajectory in zip(tasks, trajectories, strict=True)]
+    if isinstance(bench, Classified):
+        return _classify_episodes(bench, judge, tasks, trajectories, own)
     if judge is None or not isinstance(bench, TwoSided):
         return own
     graded = grade_episodes(bench, judge, tasks, trajectories)
@@ -105,3 +107,35 @@ def score_episodes(
             Score({**judged, **score.metrics}, score.cluster, score.groups)
         )  # the suite's own rules take precedence
     return joined
+
+
+def _classify_episodes(
+    bench: Classified, judge: Judge | None, tasks: Sequence[Task], trajectories: Sequence[Trajectory], own: list[Score]
+) -> list[Score]:
+    """Return the scores with what the classifier says. All metrics of a reply that was cut in its thoughts are None."""
+    whole = [row for row, trajectory in enumerate(trajectories) if not is_cut_in_thought(trajectory)]
+    pairs = [(tasks[row], answer_of(response_of(trajectories[row]))) for row in whole]
+    metrics = dict(zip(whole, classify(bench, judge, pairs), strict=True))
+    unseen = None if judge is None else Verdict(None, "the reply was cut inside its think block")
+    for row in set(range(len(tasks))) - set(whole):
+        metrics[row] = dict.fromkeys(bench.classified(tasks[row], "", unseen))
+    return [Score(metrics[row], score.cluster, score.groups) for row, score in enumerate(own)]
+
+
+def classify(
+    bench: Classified, judge: Judge | None, replies: Sequence[tuple[Task, str]]
+) -> list[Mapping[str, float | None]]:
+    """Return the metrics of replies without their think blocks. The classifier gets all in one batch.
+
+    Without a judge, no model is asked.
+
+    Raises:
+        JudgeStopped: the judge cannot continue; its verdicts so far are in its cache.
+    """
+    requests = [None if judge is None else bench.request(task, answer) for task, answer in replies]
+    asked = [request for request in requests if request is not None]
+    verdicts: Iterator[Verdict] = iter(judge.score(asked) if judge is not None and asked else [])
+    return [
+        bench.classified(task, answer, None if request is None else next(verdicts))
+        for (task, answer), request in zip(replies, requests, strict=True)
+    ]

@@ -9,6 +9,7 @@ from agentrl.config.judges import DistilledJudge, EmbeddingJudge, LocalJudge, Op
 from agentrl.config.schema import Config
 from agentrl.core.judge import Judge
 from agentrl.judges.cache import VerdictCache
+from agentrl.judges.classifiers import load_classifier
 from agentrl.judges.rubric_judge import RubricJudge
 
 LOG = "judge.jsonl"  # in the run directory: counts of verdicts, tokens and cost after each batch
@@ -18,13 +19,15 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
     """Build the judge of `config.judge`; None for judge=program, where only the bench's own program grades.
 
     `payer` names whose budget is spent. It is the run directory, so a resumed run continues with what is left. `device`
-    is where language models that judge in this process compute.
+    is where language models that judge in this process compute. A bench whose replies a classifier grades has its
+    prompt asked, and no rubric.
 
     Raises:
         UserError: a rubric, cache or model cannot be read, a key is not set or is refused, or no server answers at the
             address.
     """
-    judge = config.judge
+    judge, classifier = config.judge, config.bench.classified_by()
+    form = None if classifier is None else load_classifier(classifier).form
     if isinstance(judge, DistilledJudge):
         from agentrl.judges.distilled import RewardModelJudge
 
@@ -36,13 +39,13 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
     if isinstance(judge, OpenAIJudge):
         from agentrl.judges.openai import EndpointJudge
 
-        endpoint = EndpointJudge(judge, open_judge_cache(judge, config.runs_dir), payer)
+        endpoint = EndpointJudge(judge, open_judge_cache(judge, config.runs_dir), payer, form)
         endpoint.check()
         return _log_to(endpoint, payer)
     if isinstance(judge, LocalJudge):
         from agentrl.judges.local import InProcessJudge
 
-        return _log_to(InProcessJudge(judge, open_judge_cache(judge, config.runs_dir), payer, device), payer)
+        return _log_to(InProcessJudge(judge, open_judge_cache(judge, config.runs_dir), payer, device, form), payer)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,26 +13,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from agentrl.config.judges import LocalJudge
 from agentrl.core.errors import UserError, first_line
-from agentrl.core.judge import Verdict
+from agentrl.core.judge import JudgeRequest, Verdict
 from agentrl.judges.cache import Usage, VerdictCache
-from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
-from agentrl.judges.rubrics import load_rubrics
+from agentrl.judges.form import Form, Messages
+from agentrl.judges.rubric_judge import Question, RubricJudge
+from agentrl.judges.rubrics import rubric_form
 from agentrl.models.places import checkpoint_path
 
 
 class InProcessJudge(RubricJudge):
     """Asks for greedy replies in batches. It draws no random numbers, so the run's random states stay as they are."""
 
-    def __init__(self, config: LocalJudge, cache: VerdictCache, payer: str, device: str):
+    def __init__(
+        self, config: LocalJudge, cache: VerdictCache, payer: str, device: str, form: Form | None = None
+    ) -> None:
         path = checkpoint_path(config.path)
+        form = form or rubric_form(config.system_rubric, config.user_rubric)
+        self._max_tokens = form.max_tokens or config.max_tokens
         settings = {
             "revision": config.revision,
             "weights": weights_digest(Path(path)),
             "dtype": config.dtype,
-            "max_tokens": config.max_tokens,
+            "max_tokens": self._max_tokens,
         }
-        rubrics = load_rubrics(config.system_rubric, config.user_rubric)
-        super().__init__(config.path, rubrics, settings, config.parse_retries, cache, payer)
+        super().__init__(config.path, form, settings, config.parse_retries, cache, payer)
         self.config = config
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, padding_side="left")
@@ -40,7 +45,7 @@ class InProcessJudge(RubricJudge):
             )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"judge.path={config.path} cannot be loaded: {first_line(error)}") from error
-        if self._tokenizer.chat_template is None:
+        if self._tokenizer.chat_template is None and not form.raw:
             raise UserError(f"judge.path={config.path}: its tokenizer has no chat template; name an instruct model")
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -50,13 +55,13 @@ class InProcessJudge(RubricJudge):
     def _ask_all(self, questions: list[Question]) -> dict[str, Verdict]:
         verdicts: dict[str, Verdict] = {}
         waiting = [(question, question.messages) for question in questions]
-        for attempt in range(self.config.parse_retries + 1):
+        for attempt in range(self.tries):
             again: list[tuple[Question, Messages]] = []
             for start in range(0, len(waiting), self.config.batch):
                 batch = waiting[start : start + self.config.batch]
                 replies = self._reply([asked for _, asked in batch])
                 for (question, _), (reply, usage) in zip(batch, replies, strict=True):
-                    verdict, asked = self._read(question, reply, usage, last=attempt == self.config.parse_retries)
+                    verdict, asked = self._read(question, reply, usage, last=attempt == self.tries - 1)
                     if verdict is None:
                         again.append((question, asked))
                     else:
@@ -67,12 +72,13 @@ class InProcessJudge(RubricJudge):
     @torch.no_grad()
     def _reply(self, batch: list[Messages]) -> list[tuple[str, Usage]]:
         prompts = [self._render(asked) for asked in batch]
-        encoded = self._tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
+        begins = self.form.raw and self.form.begins
+        encoded = self._tokenizer(prompts, add_special_tokens=begins, padding=True, return_tensors="pt")
         encoded = encoded.to(self._model.device)
         made = self._model.generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],
-            max_new_tokens=self.config.max_tokens,
+            max_new_tokens=self._max_tokens,
             do_sample=False,
             pad_token_id=self._tokenizer.pad_token_id,
         )[:, encoded["input_ids"].shape[1] :]
@@ -81,12 +87,21 @@ class InProcessJudge(RubricJudge):
         written = (made != self._tokenizer.pad_token_id).sum(1).tolist()
         return [(reply, Usage(1, int(r), int(w))) for reply, r, w in zip(replies, read, written, strict=True)]
 
+    def _question(self, request: JudgeRequest) -> Question:
+        """Return the question about a response, which the form may cut to its first tokens (as its authors do)."""
+        if self.form.clip is not None:
+            ids = self._tokenizer(request.response, truncation=True, max_length=self.form.clip)["input_ids"]
+            request = replace(request, response=self._tokenizer.decode(ids, skip_special_tokens=True))
+        return super()._question(request)
+
     def _render(self, asked: Messages) -> str:
         """Return the prompt text.
 
         If the template has no system role (Gemma's), the rubric comes before the user's message. A reasoning model is
         asked not to think; templates without such a switch ignore this.
         """
+        if self.form.raw:
+            return asked[0]["content"]
         try:
             return self._template(asked)
         except TemplateError:

@@ -18,8 +18,9 @@ from agentrl.core.judge import JudgeStopped, Verdict
 from agentrl.endpoint.answer import Answer, NoAnswer, read_answer
 from agentrl.endpoint.waiting import FIRST_WAIT, LONGEST_RETRY_AFTER, call_within, is_temporary, retry_after
 from agentrl.judges.cache import Usage, VerdictCache
-from agentrl.judges.rubric_judge import Messages, Question, RubricJudge
-from agentrl.judges.rubrics import load_rubrics
+from agentrl.judges.form import Form, Messages
+from agentrl.judges.rubric_judge import Question, RubricJudge
+from agentrl.judges.rubrics import rubric_form
 from agentrl.store.redact import mask_secrets
 
 LONGEST_WAIT = 30.0  # seconds between tries, at most
@@ -32,18 +33,19 @@ class EndpointJudge(RubricJudge):
     cached. `down_after` such failures in a row stop the judge.
     """
 
-    def __init__(self, config: OpenAIJudge, cache: VerdictCache, payer: str):
+    def __init__(self, config: OpenAIJudge, cache: VerdictCache, payer: str, form: Form | None = None):
+        form = form or rubric_form(config.system_rubric, config.user_rubric)
+        self._max_tokens = form.max_tokens or config.max_tokens
         settings = {
             "server": config.base_url.rstrip("/"),
             "temperature": config.temperature,
-            "max_tokens": config.max_tokens,
+            "max_tokens": self._max_tokens,
         }
-        rubrics = load_rubrics(config.system_rubric, config.user_rubric)
-        super().__init__(config.model, rubrics, settings, config.parse_retries, cache, payer)
+        super().__init__(config.model, form, settings, config.parse_retries, cache, payer)
         self.config = config
         self._key = api_key(config.api_key_env)
         self._client = openai.OpenAI(base_url=config.base_url, api_key=self._key, timeout=config.timeout, max_retries=0)
-        self._json = JsonMode()
+        self._json = JsonMode(on=form.json)
         self._limiter = RateLimiter(config.requests_per_minute)
         self._stop = threading.Event()
         self._in_flight = 0  # calls whose cost is not yet recorded
@@ -90,13 +92,13 @@ class EndpointJudge(RubricJudge):
     def _ask(self, question: Question) -> Verdict:
         """Ask one question until it has a verdict."""
         asked = question.messages
-        for attempt in range(self.config.parse_retries + 1):
+        for attempt in range(self.tries):
             try:
                 reply, usage = self._call(asked)
             except GaveUp as error:
                 return self._count_failure(str(error))
             try:
-                verdict, asked = self._read(question, reply, usage, last=attempt == self.config.parse_retries)
+                verdict, asked = self._read(question, reply, usage, last=attempt == self.tries - 1)
             finally:
                 self._release()
             with self._lock:
@@ -163,12 +165,17 @@ class EndpointJudge(RubricJudge):
             more: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
             if self.config.temperature is not None:
                 more["temperature"] = self.config.temperature
-            # its types ask for a class for each role
-            create: Any = self._client.chat.completions.with_raw_response.create
-            more |= {"model": self.config.model, "messages": messages, "max_tokens": self.config.max_tokens}
+            more |= {"model": self.config.model, "max_tokens": self._max_tokens}
+            create: Any  # the types of the client ask for a class for each role
+            if self.form.raw:  # a text that the model continues as it is
+                create = self._client.completions.with_raw_response.create
+                more["prompt"] = messages[0]["content"]
+            else:
+                create = self._client.chat.completions.with_raw_response.create
+                more["messages"] = messages
             raw = call_within(self.config.timeout, lambda: create(**more))
             response = raw.http_response
-            answer = read_answer(response.text, response.headers.get("content-type", ""))
+            answer = read_answer(response.text, response.headers.get("content-type", ""), self.form.raw)
             return answer.content, self._usage(answer, messages)
         except BaseException:
             self._release()
@@ -245,8 +252,8 @@ class JsonMode:
 
     ENOUGH = 3
 
-    def __init__(self) -> None:
-        self.on = True
+    def __init__(self, on: bool = True) -> None:
+        self.on = on
         self._worked = False
         self._refused = 0
 

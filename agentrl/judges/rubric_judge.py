@@ -1,4 +1,4 @@
-"""What all judges that read a rubric share: content keys, the cache, one question for equal requests, and counts."""
+"""What all judges that are language models share: content keys, the cache, one question for equal requests, counts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from typing import Any
 
 from agentrl.core.judge import JudgeRequest, Verdict
 from agentrl.judges.cache import Entry, JudgeIdentity, Usage, VerdictCache, content_key
-from agentrl.judges.rubrics import Unparsable, parse_reply, write_messages
-
-Messages = list[dict[str, str]]
+from agentrl.judges.form import Form, Messages, Unparsable
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Question:
 
 
 class RubricJudge(ABC):
-    """A judge that grades by a rubric. Subclasses say how questions are asked.
+    """A judge that grades by a rubric, or classifies by a fixed prompt. Subclasses say how questions are asked.
 
     `settings` holds what determines a reply besides model and messages. `control_tokens` are strings that the judge's
     tokenizer may read as control tokens, in addition to the usual spellings.
@@ -39,7 +37,7 @@ class RubricJudge(ABC):
     def __init__(
         self,
         name: str,
-        rubrics: dict[str, str],
+        form: Form,
         settings: dict[str, Any],
         parse_retries: int,
         cache: VerdictCache,
@@ -47,9 +45,11 @@ class RubricJudge(ABC):
     ):
         self.name = name
         self.cache = cache
-        self._rubrics = rubrics
-        self._settings = {**settings, "parse_retries": parse_retries}
-        self.identity = JudgeIdentity(name, self._settings, rubrics)
+        self.form = form
+        # the same question to the same model, asked again without a hint, would get the same reply
+        self.tries = parse_retries + 1 if form.json else 1
+        self._settings = {**settings, "parse_retries": self.tries - 1}
+        self.identity = JudgeIdentity(name, self._settings, dict(form.texts))
         self._unreadable: dict[str, Verdict] = {}  # the next run asks these again, this run does not
         self._payer = payer
         # a file for the totals; it is not part of the metrics, which a resumed run repeats exactly
@@ -107,7 +107,7 @@ class RubricJudge(ABC):
         """Return a verdict for each question's key. Each is recorded in the cache as soon as it is known."""
 
     def _question(self, request: JudgeRequest) -> Question:
-        asked = write_messages(self._rubrics[request.side], request, self.control_tokens)
+        asked = self.form.write(request, self.control_tokens)
         return Question(content_key(self.name, asked, self._settings), request, asked)
 
     def _read(self, question: Question, reply: str, usage: Usage, last: bool) -> tuple[Verdict | None, Messages]:
@@ -116,7 +116,7 @@ class RubricJudge(ABC):
         The `last` reply is recorded as missing if it cannot be read: the next run asks again, this run does not.
         """
         try:
-            score: float | None = parse_reply(reply, self._rubrics[question.request.side])
+            score: float | None = self.form.read(reply, question.request)
         except Unparsable as error:
             if not last:
                 self.cache.spend(self._payer, usage)

@@ -21,6 +21,7 @@ from typing import Any
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8
 from agentrl.core.judge import SIDES, JudgeRequest
+from agentrl.judges.form import Form, Unparsable
 
 STEP = 0.05  # scores are rounded to multiples of it
 CRITERIA = ("correctness", "completeness", "actionability", "clarity")
@@ -43,10 +44,6 @@ of them."""
 _CLOSE = """Grade the text in the RESPONSE block by the rubric you were given. Reply with the JSON object alone."""
 
 
-class Unparsable(ValueError):
-    """A reply that is not the JSON object asked for. The message says what is wrong with it."""
-
-
 def load_rubrics(system: str | None = None, user: str | None = None) -> dict[str, str]:
     """Load the rubric of each side: the packaged text, or a file.
 
@@ -64,6 +61,16 @@ def load_rubrics(system: str | None = None, user: str | None = None) -> dict[str
             raise UserError(f"judge.{side}_rubric={path} is empty; write a rubric there, or set null for ours")
         rubrics[side] = text
     return rubrics
+
+
+def rubric_form(system: str | None = None, user: str | None = None) -> Form:
+    """Return the form of a judge that grades each side by its rubric. Raises as `load_rubrics` does."""
+    rubrics = load_rubrics(system, user)
+    return Form(
+        rubrics,
+        lambda request, control_tokens: write_messages(rubrics[request.side], request, control_tokens),
+        lambda reply, request: parse_reply(reply, rubrics[request.side]),
+    )
 
 
 def write_messages(rubric: str, request: JudgeRequest, control_tokens: Iterable[str] = ()) -> list[dict[str, str]]:

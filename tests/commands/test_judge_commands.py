@@ -20,9 +20,10 @@ from agentrl.judges.build import build_judge
 from agentrl.judges.cache import Entry, JudgeIdentity, Usage, VerdictCache, content_key
 from agentrl.judges.distill import divide
 from agentrl.judges.distilled import RewardModelJudge, encode
+from agentrl.judges.form import Unparsable
 from agentrl.judges.local import InProcessJudge, control_tokens, weights_digest
 from agentrl.judges.rubric_judge import _correction
-from agentrl.judges.rubrics import Unparsable, parse_reply
+from agentrl.judges.rubrics import parse_reply
 from agentrl.models.loading import checkpoint_path
 from tests.support.helpers import composed
 

@@ -19,7 +19,8 @@ from agentrl.core.errors import first_line
 from agentrl.core.expert_trace import Chunk, ExpertTrace, TraceTurn
 from agentrl.core.jsonl import explain_json, numbered_lines
 from agentrl.endpoint.messages import read_arguments
-from agentrl.judges.rubrics import Unparsable, load_rubrics, parse_reply
+from agentrl.judges.form import Unparsable
+from agentrl.judges.rubrics import load_rubrics, parse_reply
 from agentrl.traces.files import read_traces, to_line
 from tests.support.bench_files import bench_keys
 

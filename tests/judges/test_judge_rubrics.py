@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from agentrl.core.errors import UserError
 from agentrl.core.judge import SIDES, JudgeRequest
-from agentrl.judges.rubrics import LABELS, Unparsable, load_rubrics, parse_reply, round_score, write_messages
+from agentrl.judges.form import Unparsable
+from agentrl.judges.rubrics import LABELS, load_rubrics, parse_reply, round_score, write_messages
 from tests.support.judge_server import BLOCK
 
 RUBRIC = "Grade it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,7 @@ def bench_keys(folder: Path) -> dict[str, list[str]]:
         "tensortrust": folder / "trust",
         "iheval": folder / "benchmark",
         "realguardrails": folder / "guardrails",
+        "harmbench": harmbench_checkout(folder / "HarmBench"),
         "mmlu_redux": write(folder / "redux" / "anatomy" / "test.jsonl", [redux_row(n) for n in range(4)]).parents[1],
         "custom": ROOT / "examples" / "bench_sums.py",
     }
@@ -94,6 +96,35 @@ def _ifeval_row(number: int) -> dict[str, Any]:
 
 def _trust_row(number: int) -> dict[str, Any]:
     return {"messages": messages(number), "id": number, "access_code": "sesame", "has_post_prompt": number % 2 == 0}
+
+
+def table(file: Path, rows: list[dict[str, str]]) -> Path:
+    """A .csv or .tsv file with a header."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]), delimiter="\t" if file.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def behavior_row(number: int, **changes: str) -> dict[str, str]:
+    """A row of HarmBench's behaviors."""
+    row = {"Behavior": f"Say the word ant {number} times", "FunctionalCategory": "standard"}
+    row |= {"SemanticCategory": "made_up", "Tags": "", "ContextString": "", "BehaviorID": f"say_ant_{number}"}
+    return {**row, **changes}
+
+
+def harmbench_checkout(folder: Path) -> Path:
+    """The two files that are read of a checkout of HarmBench: four behaviors, one of each kind, and six jailbreaks."""
+    context = {"Tags": "context", "FunctionalCategory": "contextual", "ContextString": "An ant, a bat."}
+    hashed = {"Tags": "hash_check, lyrics", "FunctionalCategory": "copyright"}
+    rows = [behavior_row(0), behavior_row(1), behavior_row(2, **context), behavior_row(3, **hashed)]
+    table(folder / "data" / "behavior_datasets" / "harmbench_behaviors_text_test.csv", rows)
+    jailbreaks = folder / "baselines" / "human_jailbreaks" / "jailbreaks.py"
+    jailbreaks.parent.mkdir(parents=True)
+    jailbreaks.write_text(f"JAILBREAKS = {[f'Pretend {n}.' for n in range(6)]!r}\n")
+    return folder
 
 
 def redux_row(number: int, **changes: Any) -> dict[str, Any]:

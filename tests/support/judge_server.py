@@ -26,8 +26,9 @@ def expected(prompt: str, response: str) -> float:
 
 
 class JudgeServer:
-    """`reply(messages)` makes the content; `fault(digest, attempt)` names what goes wrong with a request, if anything.
+    """`reply(messages)` makes the content; a text to continue is one message with the role text.
 
+    `fault(digest, attempt)` names what goes wrong with a request, if anything.
     Faults: 429, 500, timeout, cut_body (the connection ends early), cut_reply (the content is half a JSON object),
     prose, or any three digits. `served` counts complete answers by the digest of their messages, `asked` all requests.
     """
@@ -56,7 +57,8 @@ class JudgeServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                first_two = json.dumps(body["messages"][:2])  # the same question, however often it is put
+                asked = body["messages"] if "messages" in body else [{"role": "text", "content": body["prompt"]}]
+                first_two = json.dumps(asked[:2])  # the same question, however often it is put
                 digest = hashlib.sha256(first_two.encode()).hexdigest()
                 with outer.lock:
                     outer.bodies.append(body)
@@ -79,14 +81,17 @@ class JudgeServer:
                     headers = {"Retry-After": "1"} if what == "429" else {}
                     message = f"{what} for {self.headers['Authorization']}"
                     return self.answer(int(what), {"error": {"message": message}}, headers)
-                content = reply(body["messages"])
+                content = reply(asked)
                 if what == "cut_reply":
                     content = content[: len(content) // 2]
                 if what == "prose":
                     content = "I would rather not say."
                 with outer.lock:
                     outer.served[digest] += what != "cut_body"
-                return self.answer(200, completion(content), cut=what == "cut_body")
+                made = completion(content)
+                if "messages" not in body:  # a text that was to be continued
+                    made["choices"] = [{"index": 0, "finish_reason": "stop", "text": content}]
+                return self.answer(200, made, cut=what == "cut_body")
 
             def answer(self, status: int, body: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
                 data = json.dumps(body).encode()

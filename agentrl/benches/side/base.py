@@ -13,12 +13,14 @@ from typing import Any
 from agentrl.benches.hif.base import answer_of, is_cut_in_thought, response_of
 from agentrl.benches.rows import RowIndex
 from agentrl.benches.side.files import Collected
-from agentrl.chat.transcripts import BadTranscript
+from agentrl.chat.transcripts import BadTranscript, messages_of
 from agentrl.config.side_benches import SideKeys
 from agentrl.core.bench import Bench, Environment, NoTools, Score, Task
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8
+from agentrl.core.judge import Verdict
 from agentrl.core.trajectory import Trajectory
+from agentrl.judges.classifiers import Classifier, ClassifierRequest, Labels, load_classifier
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Item:
 
     row: int  # counted from 0, over the rows of its file
     prompt: str
+    name: str = ""  # in the ids of tasks; empty takes suite and row
     answer: str = ""
     suite: str = ""  # the part of the data, if it has several
     cluster: str = ""  # items that are not independent share it; empty if the item stands alone
@@ -90,7 +93,7 @@ class SideBench(Bench, ABC):
 
     def task(self, item: Item) -> Task:
         suite = f"{item.suite}-" if item.suite else ""
-        name = f"{self.name}-{suite}{item.row}"
+        name = f"{self.name}-{item.name or f'{suite}{item.row}'}"
         messages = [*self._system, {"role": "user", "content": item.prompt}]
         data = {"groups": {"suite": item.suite, **item.groups} if item.suite else dict(item.groups), **item.data}
         return Task(name, messages, [], item.answer, item.cluster or name, data)
@@ -108,15 +111,51 @@ class SideBench(Bench, ABC):
     def score_transcript(self, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """Score {"row" or "id", "response"}. The text is judged without its think block."""
         try:
-            item = self._index.find(record)
+            return dict(self.metrics(*self.read_transcript(record))), None
         except BadTranscript as error:
             return {}, str(error)
-        task, response = self.task(item), record.get("response")
+
+    def read_transcript(self, record: dict[str, Any]) -> tuple[Task, str]:
+        """Return the task that `record` names and its answer: `response`, or the last of `messages`."""
+        task, response = self.task(self._index.find(record)), record.get("response")
+        if response is None and record.get("messages"):
+            response = messages_of(record)[-1].get("content")
         if not isinstance(response, str):
-            return {}, f"{task.id}: response is {type(response).__name__}, not text"
-        return dict(self.metrics(task, answer_of(response))), None
+            raise BadTranscript(f"{task.id}: response is {type(response).__name__}, not text")
+        return task, answer_of(response)
 
     @cached_property
     def _index(self) -> RowIndex[Item]:
         by_number = {(item.suite, item.row): item for item in self.items}
         return RowIndex(self.name, by_number, {self.task(item).id: item for item in self.items})
+
+
+class ClassifiedBench(SideBench):
+    """A bench whose replies a classifier grades. Subclasses say what the classifier is asked, and what follows."""
+
+    @abstractmethod
+    def ask(self, task: Task, answer: str) -> ClassifierRequest:
+        """Return the request about a reply."""
+
+    @abstractmethod
+    def judged(self, task: Task, labels: Labels | None) -> dict[str, float | None]:
+        """Return the metrics by the labels of a reply. All are None if the classifier gave no verdict."""
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        return load_classifier(self.config.classifier)
+
+    def metrics(self, task: Task, answer: str) -> dict[str, float | None]:
+        """Return what a program can say; see `classified`."""
+        return {"empty": float(not answer)}
+
+    def request(self, task: Task, answer: str) -> ClassifierRequest | None:
+        """See `Classified.request`."""
+        return self.ask(task, answer)
+
+    def classified(self, task: Task, answer: str, verdict: Verdict | None) -> dict[str, float | None]:
+        """See `Classified.classified`."""
+        if verdict is None:
+            return self.metrics(task, answer)
+        labels = None if verdict.score is None else self.classifier.labels(verdict.note)
+        return {**self.metrics(task, answer), **self.judged(task, labels)}

@@ -65,6 +65,7 @@ class Collected:
 
     made: list[Any] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what else the user has to know
 
     def add(self, rows: Iterable[Row | str], make: Callable[[Row], Made | None]) -> None:
         """Make something of every row. `make` returns None for a row that does not belong to the evaluation."""
@@ -80,12 +81,12 @@ class Collected:
                 self.made += [] if item is None else [item]
 
     def remarks(self) -> list[str]:
-        """Return a line about the rows with a mistake, if there are any."""
+        """Return the notes, and a line about the rows with a mistake, if there are any."""
         if not self.mistakes:
-            return []
+            return self.notes
         count, more = len(self.mistakes), len(self.mistakes) - SHOWN
         shown = "; ".join(self.mistakes[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
-        return [f"{count} row{'s are' if count > 1 else ' is'} left out for a mistake: {shown}"]
+        return [*self.notes, f"{count} row{'s are' if count > 1 else ' is'} left out for a mistake: {shown}"]
 
 
 def rows_of(file: Path, instead: str) -> Iterator[Row | str]:

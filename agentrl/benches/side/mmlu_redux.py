@@ -125,7 +125,9 @@ def item_of(row: Row, subject: str, errors: str) -> Item | None:
     # upstream looks the choice up by its text, so the first of two equal choices is the right one
     letter = LETTERS[choices.index(choices[answer])]
     prompt = PROMPT.replace("{question}", question).replace("{choices}", shown)
-    return Item(row.number, prompt, letter, subject, groups={"error_type": kind} if errors == "correct" else {})
+    return Item(
+        row.number, prompt, answer=letter, suite=subject, groups={"error_type": kind} if errors == "correct" else {}
+    )
 
 
 def named_choice(correct: Any) -> int | None:

@@ -17,6 +17,7 @@ def check_fit(config: Config) -> list[str]:
     require(reward.name != "ftrl" or known, "reward", reward.name, golds_rule)
     _rewards(config)
     _training_rows(config)
+    check_classifier(config)
     _direct(config)
     _template(config)
     _packed(config)
@@ -56,6 +57,26 @@ def _training_rows(config: Config) -> None:
     """An evaluation suite has no training rows unless test_fraction leaves it some."""
     if config.algo.trains:
         config.bench.check_training_rows()
+
+
+def check_classifier(config: Config) -> None:
+    """Raise UserError for a judge that cannot be asked with the fixed prompt of a classifier."""
+    classifier, judge = config.bench.classified_by(), config.judge
+    if classifier is None:
+        return
+    kind_rule = f"bench.classifier={classifier} has a prompt of its own, which only judge=local and judge=openai ask"
+    require(judge.name in ("program", "local", "openai"), "judge", judge.name, kind_rule)
+    for name in ("system_rubric", "user_rubric"):
+        file = getattr(judge, name, None)
+        require(file is None, f"judge.{name}", file, f"bench.classifier={classifier} asks no rubric; set null")
+
+
+def ungraded_text(config: Config) -> str:
+    """Return what a user is told whose bench needs a classifier, where no model is named."""
+    return (
+        f"judge=program: a model with the prompt bench.classifier={config.bench.classified_by()} grades the replies of "
+        f"bench={config.bench.name}; choose judge=local judge.path=... or judge=openai (docs/side.md says which model)"
+    )
 
 
 def _direct(config: Config) -> None:
@@ -100,6 +121,10 @@ def _warnings(config: Config) -> list[str]:
         warnings.append(
             f"judge=program: no program can grade bench={config.bench.name}, so its replies are played but get neither "
             "r_sys nor r_user; judge=openai, local or distilled grades them"
+        )
+    if config.judge.name == "program" and config.bench.classified_by() is not None:
+        warnings.append(
+            f"{ungraded_text(config)}. Until then replies are played and not graded; agentrl score can grade them later"
         )
     if config.algo.imitates() and config.rollout.temperature != 1:
         warnings.append(
