@@ -65,15 +65,17 @@ WORKLOADS = {
     },
     "checkpoint": (Workload("", Lengths(200, 120, 2), prompts=2, rollouts=4), GRPO),
 }
+ON_GPU = (*GRPO, ("compiled", "grpo", "compiled"))
 ON_CUDA = Workload("qwen3-0.6b", TOOLHOP, prompts=8, together=4, device="cuda", bf16=True)
 LARGE = replace(ON_CUDA, checkpointing=True)
 CUDA = {
-    "qwen3-0.6b": (ON_CUDA, GRPO),
+    "qwen3-0.6b": (ON_CUDA, ON_GPU),
+    "step-0.6b": (replace(ON_CUDA, prompts=4, sampled=True), SAMPLING),
     "pact-0.6b": (replace(ON_CUDA, prompts=10, together=5), PACT),
-    "qwen3-1.7b": (replace(LARGE, model="qwen3-1.7b"), GRPO),
-    "qwen3-4b": (replace(LARGE, model="qwen3-4b", prompts=2, together=1), GRPO[2:]),
-    "row-16k": (replace(LARGE, budget=70_000, lengths=Lengths(8_000, 1_000, 2), prompts=1, together=1), GRPO[2:]),
-    "row-65k": (replace(LARGE, budget=70_000, lengths=Lengths(33_000, 4_000, 2), prompts=1, together=1), GRPO[2:]),
+    "qwen3-1.7b": (replace(LARGE, model="qwen3-1.7b"), ON_GPU),
+    "qwen3-4b": (replace(LARGE, model="qwen3-4b", prompts=2, together=1), ON_GPU[2:]),
+    "row-16k": (replace(LARGE, budget=70_000, lengths=Lengths(8_000, 1_000, 2), prompts=1, together=1), ON_GPU[2:]),
+    "row-65k": (replace(LARGE, budget=70_000, lengths=Lengths(33_000, 4_000, 2), prompts=1, together=1), ON_GPU[2:]),
 }
 PEAK = 989e12  # dense bfloat16 operations a second of an H100, by its data sheet
 RATIOS = ("sampling", "update", "step")  # of what, against the first arm

@@ -9,8 +9,8 @@ same condition as a block mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,27 +33,34 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """The layout of a packed row. The forward pass hands it to every layer as the keyword `tree`."""
+    """The layout of a packed row. The forward pass hands it to every layer as the keyword `tree`.
+
+    blocks: the mask for FlexAttention; None on a CPU, which needs none.
+    """
 
     segments: list[Segment]
     last: Tensor  # (T,) int64, on the device of the model
+    blocks: BlockMask | None = field(init=False)
 
-    @cached_property
-    def blocks(self) -> BlockMask:
-        """The mask for FlexAttention: for each block of queries, the blocks of keys that it sees in part and in full.
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", None if self.last.device.type == "cpu" else block_mask(self.last))
 
-        It is computed from `last` in (T / 128)^2 steps, while `create_block_mask` would compute every pair of places.
-        """
-        size = len(self.last)
-        number = -(-size // BLOCK)
-        start = torch.arange(number, device=self.last.device) * BLOCK
-        ends = torch.nn.functional.pad(self.last, (0, number * BLOCK - size)).view(number, BLOCK)
-        query, key = start[:, None], start[None, :]
-        seen = (key <= query) & (ends.amax(1) > query)
-        full = (key < query) & (ends.amin(1) >= query + BLOCK)
-        return BlockMask.from_kv_blocks(
-            *_listed(seen & ~full), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=sees(self.last), seq_lengths=(size, size)
-        )
+
+def block_mask(last: Tensor) -> BlockMask:
+    """Make the mask for FlexAttention: for each block of queries, the blocks of keys that it sees in part and in full.
+
+    It is computed from `last` (T,) in (T / 128)^2 steps, while `create_block_mask` would compute every pair of places.
+    """
+    size = len(last)
+    number = -(-size // BLOCK)
+    start = torch.arange(number, device=last.device) * BLOCK
+    ends = torch.nn.functional.pad(last, (0, number * BLOCK - size)).view(number, BLOCK)
+    query, key = start[:, None], start[None, :]
+    seen = (key <= query) & (ends.amax(1) > query)
+    full = (key < query) & (ends.amin(1) >= query + BLOCK)
+    return BlockMask.from_kv_blocks(
+        *_listed(seen & ~full), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=sees(last), seq_lengths=(size, size)
+    )
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:

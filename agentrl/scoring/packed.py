@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from agentrl.scoring.attention import KERNEL, Tree
+from agentrl.scoring.compiled import compile_layers
 from agentrl.scoring.head import language_model, score_places, scores_by_sequence
 from agentrl.scoring.padded import PaddedEngine
 from agentrl.scoring.pieces import cut
@@ -47,16 +48,21 @@ def why_not_packed(model: Any, router: bool = False) -> str | None:
 
 
 class PackedEngine:
-    """Scores each distinct token once. If a sequence is longer than a sliding window of the model, it pads instead."""
+    """Scores each distinct token once. If a sequence is longer than a sliding window of the model, it pads instead.
 
-    def __init__(self) -> None:
-        self._padded = PaddedEngine()
+    compiled: compile the model's layers. It needs CUDA.
+    """
+
+    def __init__(self, compiled: bool = False) -> None:
+        self._padded, self._compiled = PaddedEngine(), compiled
 
     def prepare(self, model: Any) -> PreTrainedModel:
         """Set the tree kernel on the model inside the wrappers, and return that model. Without a tree it is sdpa."""
         inner = language_model(model)
         if inner.config._attn_implementation != KERNEL:
             inner.set_attn_implementation(KERNEL)
+            if self._compiled:
+                compile_layers(inner)
         return inner
 
     def cost(self, sequences: Many[Sequence]) -> int:

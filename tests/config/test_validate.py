@@ -112,6 +112,7 @@ IMPOSSIBLE = [
     ("algo=grpo reward=ftrl bench=bfcl", "reward=ftrl: bench=bfcl has no sub-answers"),
     ("trainer.minibatch_prompts=3", "must divide trainer.prompts_per_batch=16; the nearest is 2"),
     ("algo=focal_lora trainer.engine=packed", "trainer.engine=packed: algo=focal_lora reads attention weights"),
+    ("trainer.engine=compiled", "trainer.engine=compiled: needs CUDA"),
     ("trainer.engine=packed model.attn_implementation=eager", "needs model.attn_implementation=sdpa, not eager"),
     ("algo=sft hardware.processes=2 trainer.prompts_per_batch=6 trainer.minibatch_prompts=3", "a multiple of 2"),
     ("trainer.max_steps=0", "trainer.max_steps"),

@@ -93,3 +93,18 @@ def test_heads_too_small_for_the_kernel_are_padded_with_the_reason() -> None:
     assert "16" in (why_not_packed(network(head_dim=8)) or "")
     assert why_not_packed(network(**HEAD)) is None
     assert isinstance(packed(network(**HEAD)), PackedEngine)
+
+
+def test_compiled_layers_give_the_numbers_and_gradients_of_padded_rows() -> None:
+    """One graph serves every length; without a tree the layers stay as they were."""
+    for adapters in (False, True):
+        model: Any = network(**HEAD, max_position_embeddings=2048)
+        if adapters:
+            model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "up_proj"]))
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        plain = [gradients(PaddedEngine(), model, long(seed)) for seed in (0, 1)]
+        engine = PackedEngine(compiled=True)
+        engine.prepare(model)
+        for seed in (0, 1, 0):
+            assert_equal(gradients(engine, model, long(seed)), plain[seed])
+        assert_equal(gradients(PaddedEngine(), model, long(0)), plain[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 from transformers import AutoConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agentrl.core.errors import UserError
-from agentrl.scoring import attention
-from agentrl.scoring.attention import KERNEL, Tree, sees, tree_attention
+from agentrl.scoring import attention, compiled
+from agentrl.scoring.attention import KERNEL, Tree, block_mask, sees, tree_attention
 from agentrl.scoring.choose import check_engine, scoring_engine
 from agentrl.scoring.packed import PackedEngine, why_not_packed
 from agentrl.scoring.padded import PaddedEngine
@@ -190,7 +194,7 @@ def test_blocks_and_flex_attention_give_what_the_dense_mask_gives() -> None:
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     heads = (query.detach(), key.detach(), value.detach())  # on a CPU it has no backward pass
-    flexed = flex_attention(*heads, block_mask=tree.blocks, scale=0.3, enable_gqa=True)
+    flexed = flex_attention(*heads, block_mask=block_mask(tree.last), scale=0.3, enable_gqa=True)
     torch.testing.assert_close(flexed, expected)
 
 
@@ -214,12 +218,13 @@ def test_blocks_of_flex_attention_are_those_of_the_mask() -> None:
         sequences = [draw.choice(bases)[: draw.randint(1, 700)] + [3] * draw.randint(0, 300) for _ in range(5)]
         tree = tree_of(sequences)
         size = len(tree.last)
+        found = block_mask(tree.last)
         wanted = create_block_mask(sees(tree.last), None, None, size, size, device="cpu")
         for name in ("kv", "full_kv", "q", "full_q"):
-            counts = getattr(tree.blocks, f"{name}_num_blocks")
+            counts = getattr(found, f"{name}_num_blocks")
             assert torch.equal(counts, getattr(wanted, f"{name}_num_blocks"))
             for row, count in enumerate(counts[0, 0]):
-                pair = (getattr(blocks, f"{name}_indices")[0, 0, row, :count] for blocks in (tree.blocks, wanted))
+                pair = (getattr(blocks, f"{name}_indices")[0, 0, row, :count] for blocks in (found, wanted))
                 assert torch.equal(*pair)
 
 
@@ -325,3 +330,51 @@ def test_packed_by_hand_is_refused_where_it_cannot_be(tmp_path: Any) -> None:
         scoring_engine("packed", [model], False, said.append)
     check_engine("packed", composed().model)
     assert isinstance(scoring_engine("auto", [network()], False, said.append), PackedEngine) and len(said) == 1
+
+
+def test_compiled_layers_are_one_graph_for_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers as torch traces them, with the kernel of CUDA; its machine code is in test_cuda.py."""
+
+    def flex(module: Any, query: Any, key: Any, value: Any, mask: Any, tree: Any = None, **rest: Any) -> Any:
+        if tree is None:
+            return attention.tree_attention(module, query, key, value, mask, **rest)
+        out = flex_attention(query, key, value, block_mask=tree.blocks, scale=rest["scaling"], enable_gqa=True)
+        return out.transpose(1, 2).contiguous(), None
+
+    def traced(kind: Any) -> Any:
+        return torch.compile(kind.forward, dynamic=True, backend="eager")
+
+    def long(size: int) -> list[Sequence]:
+        prompt = torch.randint(1, VOCABULARY, (150 + size,), generator=torch.Generator().manual_seed(size)).tolist()
+        return [scored_from([*prompt, row + 1, *prompt[row : 40 + size]], len(prompt)) for row in range(4)]
+
+    def with_blocks(tree: Tree) -> None:
+        object.__setattr__(tree, "blocks", block_mask(tree.last))
+
+    model = network()
+    engine, plain = PackedEngine(compiled=True), PaddedEngine()
+    engine.prepare(model)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, KERNEL, flex)
+    monkeypatch.setattr(Tree, "__post_init__", with_blocks)
+    monkeypatch.setattr(compiled, "_compiled", cache(traced))
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad():  # on a CPU the kernel has no backward pass
+        for size in (0, 7, 33):
+            found, expected = (one.score(model, long(size)).logps for one in (engine, plain))
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_copy_of_a_compiled_model_has_weights_of_its_own() -> None:
+    model = network()
+    PackedEngine(compiled=True).prepare(model)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = model.model(ids).last_hidden_state
+    copied = copy.deepcopy(model.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(copied(ids).last_hidden_state, before)
+    assert not torch.equal(model.model(ids).last_hidden_state, before)

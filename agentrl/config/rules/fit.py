@@ -97,14 +97,19 @@ def _template(config: Config) -> None:
 
 def _packed(config: Config) -> None:
     """Refuse packed updates where the keys rule them out. `scoring.choose.check_engine` looks at the model itself."""
-    if config.trainer.engine == "packed" and config.algo.trains:
+    engine = config.trainer.engine
+    if engine in ("packed", "compiled") and config.algo.trains:
         method_rule = (
             f"algo={config.algo.name} reads attention weights, which only padded rows have; set auto or padded"
         )
-        require(config.algo.packs, "trainer.engine", "packed", method_rule)
+        require(config.algo.packs, "trainer.engine", engine, method_rule)
         kernel = config.model.attn_implementation
         kernel_rule = f"needs model.attn_implementation=sdpa, not {kernel}; change that, or set auto or padded"
-        require(kernel == "sdpa", "trainer.engine", "packed", kernel_rule)
+        require(kernel == "sdpa", "trainer.engine", engine, kernel_rule)
+        device_rule = (
+            "needs CUDA: trees are computed in uncompiled blocks on a CPU; set packed or auto, or hardware=gpu"
+        )
+        require(engine == "packed" or config.hardware.device == "cuda", "trainer.engine", engine, device_rule)
 
 
 def _prices(config: Config) -> None:
