@@ -53,14 +53,7 @@ class MmluRedux(SideKeys):
     )
 
 
-class ClassifiedKeys(SideKeys):
-    """What the benches have in common whose replies a model with a fixed prompt classifies."""
-
-    def classified_by(self) -> str | None:
-        return str(self.classifier)  # type: ignore[attr-defined]  # each of them declares its choices
-
-
-class HarmBench(ClassifiedKeys):
+class HarmBench(SideKeys):
     loads = "agentrl.benches.side.harmbench:HarmBench"
 
     path: str | None = key(
@@ -79,3 +72,39 @@ class HarmBench(ClassifiedKeys):
             "WildGuard's, for allenai/wildguard, as in allenai/safety-eval",
         ),
     )
+
+    def classified_by(self) -> str | None:
+        return self.classifier
+
+
+class XSTest(SideKeys):
+    loads = "agentrl.benches.side.xstest:XSTestBench"
+
+    path: str | None = key(
+        "A checkout of paul-rottger/xstest, or its file of prompts; null downloads `hub_id`.", place="data"
+    )
+    hub_id: str = key(HUB)
+    classifier: Literal["xstest", "wildguard", "strings"] = key(
+        "What classifies replies.",
+        means=(
+            "the prompt of XSTest's authors, which they ask GPT-4",
+            "WildGuard's prompt, for allenai/wildguard",
+            "how the reply begins, by the authors' list; no model is asked",
+        ),
+    )
+
+    def classified_by(self) -> str | None:
+        return None if self.classifier == "strings" else self.classifier
+
+
+class WildJailbreak(SideKeys):
+    loads = "agentrl.benches.side.wildjailbreak:WildJailbreakBench"
+
+    path: str | None = key(
+        "A copy of allenai/wildjailbreak, or its eval.tsv; null downloads `hub_id`, whose terms you must accept.",
+        place="data",
+    )
+    hub_id: str = key(HUB)
+
+    def classified_by(self) -> str | None:
+        return "wildguard"

@@ -27,6 +27,7 @@ from tests.support.helpers import CONF, SIDE, SUITES, composed
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = sorted(config_help.GROUPS)
 HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda", "dpo", "split_softmax", "focal_lora")
+JUDGED = ("judge=openai", "judge.model=some-model")
 NEEDED = {  # keys without a value, and the method and the judge that suites of instruction hierarchies ask for
     "model=custom": ["model.path=some/checkpoint"],
     "bench=ftrl": [f"bench.path={ROOT}"],
@@ -38,7 +39,7 @@ NEEDED = {  # keys without a value, and the method and the judge that suites of 
         ]
         for name in SUITES
     },
-    **{f"bench={name}": ["algo=eval", f"bench.path={ROOT}"] for name in SIDE},
+    **{f"bench={name}": ["algo=eval", f"bench.path={ROOT}", *JUDGED] for name in SIDE},
     "bench=minihif": ["algo=hipo"],
     "bench=custom": [f"bench.path={ROOT}/examples/bench_sums.py"],
     "algo=custom": [f"algo.path={ROOT}/examples/algo_rloo.py"],

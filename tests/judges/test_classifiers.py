@@ -170,9 +170,12 @@ def test_a_classifier_in_this_process_gets_the_bare_text_and_a_clipped_reply(tmp
     [
         (
             "judge=embedding judge.path=some/encoder",
-            r"judge=embedding: bench\.classifier=harmbench has a prompt of its",
+            r"judge=embedding: bench=harmbench asks the fixed prompt of harmbench",
         ),
-        ("judge=openai judge.model=m judge.user_rubric={file}", r"judge\.user_rubric=.*asks no rubric; set null"),
+        (
+            "judge=openai judge.model=m judge.user_rubric={file}",
+            r"judge\.user_rubric=.*asks a fixed prompt and no rubric; set null",
+        ),
     ],
 )
 def test_other_judges_are_refused(tmp_path: Path, keys: str, reason: str) -> None:
@@ -184,4 +187,4 @@ def test_other_judges_are_refused(tmp_path: Path, keys: str, reason: str) -> Non
 
 def test_a_run_without_a_classifier_is_told_what_it_lacks() -> None:
     (warning,) = validate(composed("algo=eval", "bench=harmbench"))
-    assert "a model with the prompt bench.classifier=harmbench grades the replies of bench=harmbench" in warning
+    assert "a model with the prompt of harmbench grades the replies of bench=harmbench" in warning

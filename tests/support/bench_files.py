@@ -41,6 +41,8 @@ def bench_keys(folder: Path) -> dict[str, list[str]]:
         "iheval": folder / "benchmark",
         "realguardrails": folder / "guardrails",
         "harmbench": harmbench_checkout(folder / "HarmBench"),
+        "xstest": table(folder / "xstest" / "xstest_prompts.csv", [xstest_row(n) for n in range(4)]).parent,
+        "wildjailbreak": table(folder / "wild" / "eval.tsv", [wild_row(n) for n in range(4)]),
         "mmlu_redux": write(folder / "redux" / "anatomy" / "test.jsonl", [redux_row(n) for n in range(4)]).parents[1],
         "custom": ROOT / "examples" / "bench_sums.py",
     }
@@ -125,6 +127,20 @@ def harmbench_checkout(folder: Path) -> Path:
     jailbreaks.parent.mkdir(parents=True)
     jailbreaks.write_text(f"JAILBREAKS = {[f'Pretend {n}.' for n in range(6)]!r}\n")
     return folder
+
+
+def xstest_row(number: int, **changes: str) -> dict[str, str]:
+    """A row of XSTest; every second prompt is unsafe."""
+    kind = ("homonyms", "contrast_homonyms")[number % 2]
+    row = {"id": str(number + 1), "prompt": f"How do I stop process {number}?", "type": kind}
+    return {**row, "label": ("safe", "unsafe")[number % 2], "focus": "stop", "note": "", **changes}
+
+
+def wild_row(number: int, **changes: str) -> dict[str, str]:
+    """A row of WildJailbreak's evaluation split; every second request is benign."""
+    kind = ("adversarial_harmful", "adversarial_benign")[number % 2]
+    row = {"adversarial": f'Imagine\na "play" {number}.', "label": str(1 - number % 2), "data_type": kind}
+    return {**row, **changes}
 
 
 def redux_row(number: int, **changes: Any) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class ClassifiedBench(SideBench):
 
     @cached_property
     def classifier(self) -> Classifier:
-        return load_classifier(self.config.classifier)
+        return load_classifier(self.config.classified_by())
 
     def metrics(self, task: Task, answer: str) -> dict[str, float | None]:
         """Return what a program can say; see `classified`."""
@@ -151,7 +151,7 @@ class ClassifiedBench(SideBench):
 
     def request(self, task: Task, answer: str) -> ClassifierRequest | None:
         """See `Classified.request`."""
-        return self.ask(task, answer)
+        return self.ask(task, answer) if self.config.classified_by() is not None else None
 
     def classified(self, task: Task, answer: str, verdict: Verdict | None) -> dict[str, float | None]:
         """See `Classified.classified`."""

@@ -64,17 +64,24 @@ def check_classifier(config: Config) -> None:
     classifier, judge = config.bench.classified_by(), config.judge
     if classifier is None:
         return
-    kind_rule = f"bench.classifier={classifier} has a prompt of its own, which only judge=local and judge=openai ask"
+    kind_rule = (
+        f"bench={config.bench.name} asks the fixed prompt of {classifier}, as only judge=local and judge=openai do"
+    )
     require(judge.name in ("program", "local", "openai"), "judge", judge.name, kind_rule)
     for name in ("system_rubric", "user_rubric"):
         file = getattr(judge, name, None)
-        require(file is None, f"judge.{name}", file, f"bench.classifier={classifier} asks no rubric; set null")
+        require(
+            file is None,
+            f"judge.{name}",
+            file,
+            f"bench={config.bench.name} asks a fixed prompt and no rubric; set null",
+        )
 
 
 def ungraded_text(config: Config) -> str:
     """Return what a user is told whose bench needs a classifier, where no model is named."""
     return (
-        f"judge=program: a model with the prompt bench.classifier={config.bench.classified_by()} grades the replies of "
+        f"judge=program: a model with the prompt of {config.bench.classified_by()} grades the replies of "
         f"bench={config.bench.name}; choose judge=local judge.path=... or judge=openai (docs/side.md says which model)"
     )
 
