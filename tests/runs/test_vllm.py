@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.smollm2 import smollm2_path
 from tests.support.vllm_process import vllm_serving
 
 pytestmark = pytest.mark.vllm
@@ -57,3 +58,30 @@ def test_greedy_items_are_those_in_process(penalty: float, in_process: dict[str,
     assert sum(item["metrics"]["solve_rate"] for item in in_process.values()) > 4  # some are solved
     differing = [name for name, item in in_process.items() if any(item[key] != there[name][key] for key in COMPARED)]
     assert not differing
+
+
+def test_greedy_replies_of_a_real_language_model_are_those_in_process(tmp_path: Path) -> None:
+    checkpoint = smollm2_path()
+    asked = ("bench=minihif", "eval.limit=12", "eval.temperature=0", "hardware.threads=1")
+    asked = (*asked, "rollout.max_completion_tokens=48", "rollout.max_prompt_tokens=512")
+
+    def replies(*arguments: str) -> dict[str, Any]:
+        command = [
+            sys.executable,
+            "-m",
+            "agentrl",
+            "eval",
+            *arguments,
+            *asked,
+            f"runs_dir={tmp_path / arguments[0][:5]}",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        return items(tmp_path / arguments[0][:5])
+
+    here = replies(f"model={checkpoint}")
+    with vllm_serving(checkpoint, tmp_path, "--max-model-len", "1024", "--dtype", "float32") as server:
+        there = replies(f"endpoint={server.url}/v1", "model=served")
+    assert len(here) == 12 and here.keys() == there.keys()
+    assert len({item["messages"][-1]["content"] for item in here.values()}) > 9  # replies, not one sentence
+    assert not [name for name, item in here.items() if item["messages"] != there[name]["messages"]]
