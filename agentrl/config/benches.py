@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from agentrl.config.checks import require, require_python_file
 from agentrl.config.key import Among, Holds, key
-from agentrl.config.side_benches import HarmBench, MmluRedux, WildJailbreak, XSTest
+from agentrl.config.side_benches import HarmBench, IFBench, MmluRedux, WildJailbreak, XSTest
 from agentrl.config.traits import BenchKeys, Grades, refuse_directory, require_place
 
 HELD_OUT = "Share of the rows of each kind held out for evaluation; 1 leaves no training rows."
@@ -310,5 +310,6 @@ BENCHES: dict[str, type[BenchKeys]] = {
     "harmbench": HarmBench,
     "xstest": XSTest,
     "wildjailbreak": WildJailbreak,
+    "ifbench": IFBench,
     "custom": CustomBench,
 }

@@ -7,7 +7,7 @@ from typing import Literal
 
 from agentrl.config.checks import require
 from agentrl.config.key import key
-from agentrl.config.traits import BenchKeys, require_place
+from agentrl.config.traits import BenchKeys, refuse_directory, require_place
 
 HUB = "Dataset repository on the hub."
 
@@ -108,3 +108,14 @@ class WildJailbreak(SideKeys):
 
     def classified_by(self) -> str | None:
         return "wildguard"
+
+
+class IFBench(SideKeys):
+    loads = "agentrl.benches.side.ifbench:IFBench"
+
+    path: str | None = key("IFBench_test.jsonl; null downloads `hub_id`.", place="data")
+    hub_id: str = key(HUB)
+
+    def check_path(self) -> None:
+        super().check_path()
+        refuse_directory(self.path)

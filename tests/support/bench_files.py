@@ -59,6 +59,8 @@ def bench_keys(folder: Path) -> dict[str, list[str]]:
     keys = {name: [f"{name}.path={place}"] for name, place in made.items()} | generated
     keys["toolhop"].append("toolhop.test_fraction=0.67")
     keys["custom"].append("+custom.options.tasks=8")
+    if find_spec("ifbench") is not None:
+        keys["ifbench"] = [f"ifbench.path={write(folder / 'IFBench_test.jsonl', [ifbench_row(n) for n in range(4)])}"]
     if find_spec("bfcl_eval") is not None:
         keys["bfcl"] = [
             f"bfcl.path={_bfcl_copy(folder / 'bfcl')}",
@@ -66,6 +68,18 @@ def bench_keys(folder: Path) -> dict[str, list[str]]:
             "bfcl.test_fraction=1",
         ]
     return keys
+
+
+def ifbench_row(number: int, **changes: Any) -> dict[str, Any]:
+    """A row of IFBench, whose table pads the arguments of every instruction with null."""
+    kwargs = [{"N": None, "options": "yes/no"}]
+    row = {
+        "key": str(number),
+        "prompt": f"Is {number} even?",
+        "instruction_id_list": ["format:options"],
+        "kwargs": kwargs,
+    }
+    return {**row, **changes}
 
 
 def _ftrl_row(number: int) -> dict[str, Any]:
