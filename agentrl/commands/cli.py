@@ -50,6 +50,7 @@ COMMANDS: dict[str, str] = {
     "resume": "agentrl.commands.resume",
     "compare": "agentrl.commands.compare",
     "doctor": "agentrl.commands.doctor",
+    "plan": "agentrl.commands.plan",
     "score": "agentrl.commands.score",
     "report": "agentrl.commands.report",
     "judge": "agentrl.commands.judge",

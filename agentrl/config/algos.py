@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from agentrl.config.checks import is_web_address
 from agentrl.config.constraints import Constraint, EpisodeConstraint
 from agentrl.config.key import Group, Holds, key
-from agentrl.config.traits import MethodKeys
+from agentrl.config.sequences import Lengths, Tree
+from agentrl.config.traits import MethodKeys, rollouts_after
 from agentrl.core.expert_trace import TracePart
 from agentrl.objectives.choices import (
     Aggregation,
@@ -142,9 +143,32 @@ class Pact(MethodKeys):
     def imitates(self) -> bool:
         return self.sft_coef > 0
 
-    def trace_tokens(self, prompts: int, sequences: int, row: int) -> int:
-        """Tokens of h* in the contexts [x; h*]."""
-        return int(sequences * (1 - self.q) * self.trace.max_tokens) if self.condition_on_trace else 0
+    def longest_trace(self, completion: int) -> int:
+        return self.trace.max_tokens
+
+    def update_trees(self, lengths: Lengths) -> list[Tree]:
+        """Rollouts after x, or for prompts that are not anchored after [x; h*]; and h* after x for the latter."""
+        free, given = 1 - self.q, lengths.prompt + lengths.trace
+        trees = []
+        if self.rl_coef > 0:
+            trees.append(rollouts_after(lengths.prompt, lengths, 1 - free * self.condition_on_trace))
+            if self.condition_on_trace:
+                trees.append(rollouts_after(given, lengths, free))
+        if self.imitates():
+            known = lengths.prompt if trees else 0.0  # else the prompt is computed for the trace alone
+            start = lengths.prompt - known
+            trees.append(Tree(start, 1, lengths.trace, lengths.trace, before=known, share=free))
+        if self.kl_coef > 0 and self.kl_context == "prompt" and self.condition_on_trace:
+            trees.append(Tree(0, lengths.rollouts, lengths.completion, lengths.sampled, lengths.prompt, free))
+        return trees
+
+    def old_trees(self, lengths: Lengths) -> list[Tree]:
+        """All rollouts after x, and again after [x; h*] where that is the context of the ratio."""
+        given = rollouts_after(lengths.prompt + lengths.trace, lengths, 1 - self.q)
+        return [*super().old_trees(lengths), *([given] if self.condition_on_trace else [])]
+
+    def reference_trees(self, lengths: Lengths) -> list[Tree]:
+        return self.old_trees(lengths) if self.kl_context == "ratio" else super().old_trees(lengths)
 
 
 class Grpo(MethodKeys):
@@ -198,9 +222,12 @@ class SelfDistillation(Grpo):
     def imitates(self) -> bool:
         return False
 
-    def trace_tokens(self, prompts: int, sequences: int, row: int) -> int:
-        """Tokens of h* in the contexts [x; h*]."""
-        return sequences * row
+    def old_trees(self, lengths: Lengths) -> list[Tree]:
+        """The teacher scores the rollouts after [x; h*]."""
+        return [*super().old_trees(lengths), rollouts_after(lengths.prompt + lengths.trace, lengths)]
+
+    def reference_trees(self, lengths: Lengths) -> list[Tree]:
+        return super().old_trees(lengths)
 
 
 class Opsd(SelfDistillation):
@@ -222,6 +249,10 @@ class Rlsd(SelfDistillation):
     share: float = key("l at the first update: the share of an advantage that the teacher spreads.", ge=0, le=1)
     share_steps: int = key("Updates in which l falls to 0.", ge=0)
     share_clip: float = key("A token's part of an advantage is at most so much above or below 1.", gt=0, le=1)
+
+    def old_trees(self, lengths: Lengths) -> list[Tree]:
+        """The student scores them once more."""
+        return [*super().old_trees(lengths), rollouts_after(lengths.prompt, lengths)]
 
 
 class HintGrpo(Grpo):
@@ -343,6 +374,13 @@ class Dpo(MethodKeys):
 
     def measures_reference(self) -> bool:
         return True
+
+    def update_trees(self, lengths: Lengths) -> list[Tree]:
+        """The chosen and the rejected reply."""
+        return [Tree(lengths.prompt, 2, lengths.completion, lengths.completion)]
+
+    def reference_trees(self, lengths: Lengths) -> list[Tree]:
+        return self.update_trees(lengths)
 
     def sampled_before(self, tasks: int, sequences: int) -> int:
         return min(tasks, sequences) if self.pairs is None else 0

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from agentrl.config.checks import require
 from agentrl.config.key import Group, key
+from agentrl.config.sequences import Lengths, Tree
 
 Grades = Literal["all", "sys", "none"]
 
@@ -47,9 +48,24 @@ class MethodKeys(Group):
         """Whether its loss reads a reference model."""
         return bool(getattr(self, "kl_coef", 0) > 0)
 
-    def trace_tokens(self, prompts: int, sequences: int, row: int) -> int:
-        """Return the largest number of trace tokens in all updates. `row` is the longest rollout in tokens."""
-        return prompts * row if self.imitates() else 0
+    def longest_trace(self, completion: int) -> int:
+        """Return the largest number of tokens of a trace. `completion` is that of a rollout."""
+        return completion
+
+    def update_trees(self, lengths: Lengths) -> list[Tree]:
+        """Return what an update computes for a prompt: rollouts, and the trace after the prompt."""
+        trace = Tree(0, 1, lengths.trace, lengths.trace, before=lengths.prompt)
+        if not self.rollouts:
+            return [Tree(lengths.prompt, 1, lengths.trace, lengths.trace)] if self.trains else []
+        return [rollouts_after(lengths.prompt, lengths), *([trace] if self.imitates() else [])]
+
+    def old_trees(self, lengths: Lengths) -> list[Tree]:
+        """Return what is scored once in a rollout batch, by the policy that begins to train on it."""
+        return [rollouts_after(lengths.prompt, lengths)] if self.rollouts else []
+
+    def reference_trees(self, lengths: Lengths) -> list[Tree]:
+        """Return what the reference model scores for a prompt."""
+        return self.old_trees(lengths)
 
     def longest_hint(self) -> int:
         """Return the largest number of tokens that training adds to the prompt of a rollout."""
@@ -58,6 +74,11 @@ class MethodKeys(Group):
     def sampled_before(self, tasks: int, sequences: int) -> int:
         """Return the number of prompts whose replies are sampled once, before training."""
         return 0
+
+
+def rollouts_after(context: float, lengths: Lengths, share: float = 1.0) -> Tree:
+    """Return the rollouts of a prompt after a context, for a share of the prompts."""
+    return Tree(context, lengths.rollouts, lengths.completion, lengths.sampled, share=share)
 
 
 class BenchKeys(Group):

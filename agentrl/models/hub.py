@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from agentrl.core.errors import UserError
+from agentrl.config.networks import Network, read_network
+from agentrl.core.errors import UserError, first_line
 from agentrl.endpoint.connection import PATIENCE_S, explain_no_connection
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -45,6 +48,28 @@ def check_hub(key: str, repository: str, kind: str, revision: str | None, instea
     print(f"Asking {hub_address()} for {repository}.", flush=True)
     if (reason := _hub_refusal(repository, kind)) is not None:
         raise UserError(f"{named}: not in the hub's cache, and {reason}; correct that, or {advice}")
+
+
+def fetch_network(repository: str, revision: str | None) -> Network | None:
+    """Return the shape of a network by its config.json, from the hub's cache or the hub; no weights are loaded.
+
+    Raises:
+        UserError: the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_hub("model.path", repository, "model", revision, instead="name a preset or a local directory")
+    try:
+        file = hf_hub_download(repository, "config.json", revision=revision)
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        size = None
+        with suppress(OSError, HfHubHTTPError):  # from the cache alone, the size follows from the shape
+            found = HfApi().model_info(repository, revision=revision, expand=["safetensors"]).safetensors
+            size = None if found is None else float(found.total)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={repository}: its config.json cannot be had: {first_line(error)}") from error
+    return read_network(content, size)
 
 
 @cache

@@ -13,7 +13,7 @@ from agentrl.config.load import load_config
 from agentrl.core.errors import UserError
 from agentrl.core.pages import render_template
 from agentrl.core.version import __version__
-from agentrl.evaluation.estimate import estimate
+from agentrl.cost.estimate import estimate
 from agentrl.report.arms import (
     Arm,
     RunRecord,

@@ -17,13 +17,15 @@ from packaging.specifiers import SpecifierSet
 
 from agentrl.benches.bfcl.simulator import INSTALL, REQUIRED, VERSION, package_dir
 from agentrl.config.benches import Bfcl
+from agentrl.config.networks import known_network
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line, requirements
 from agentrl.core.version import DISTRIBUTION
+from agentrl.cost.estimate import describe_parts, format_gigabytes
+from agentrl.cost.memory import GIB, estimate_memory
 from agentrl.endpoint.connection import is_reachable
-from agentrl.evaluation.estimate import count_parameters, format_gigabytes, memory, most_memory
 from agentrl.models.hub import hub_address, is_in_hub_cache
 from agentrl.runner.ready import check_vllm_server
 from agentrl.store.durable import sha256
@@ -247,13 +249,14 @@ def disk(config: Config) -> Iterator[Finding]:
         yield Finding("disk", "fail", f"{folder} is not writable", "choose a writable runs_dir=...")
         return
     free = shutil.disk_usage(folder).free / 2**30
-    parameters = count_parameters(config)
-    if parameters is None:
+    network = known_network(config)
+    if network is None:
         yield Finding("disk", "ok", f"{free:.1f} GB free for runs_dir={config.runs_dir}; the model's size is not known")
         return
-    share = 0.01 if config.model.lora.enabled else 1.0
+    lora = config.model.lora
+    saved = network.adapter(lora.r, lora.target_modules) if lora.enabled else network.parameters
     # All kept checkpoints, the one being written, and the final weights.
-    needed = parameters * 4 * share * (CHECKPOINT_COPIES * (config.trainer.keep_checkpoints + 1) + 1) / 2**30
+    needed = 4 * saved * (CHECKPOINT_COPIES * (config.trainer.keep_checkpoints + 1) + 1) / 2**30
     detail = f"{free:.1f} GB free for runs_dir={config.runs_dir}, checkpoints need about {format_gigabytes(needed)} GB"
     if free < needed:
         yield Finding("disk", "fail", detail, "another runs_dir=..., trainer.keep_checkpoints=1, or model/lora=on")
@@ -262,26 +265,23 @@ def disk(config: Config) -> Iterator[Finding]:
 
 
 def memory_of_machine(config: Config) -> Iterator[Finding]:
-    parameters = count_parameters(config)
-    if parameters is None:
+    network = known_network(config)
+    if network is None:
         yield Finding("memory", "skip", "the model's size is not known before it is loaded")
         return
-    needed = most_memory(memory(config, parameters))
     if config.hardware.device == "cuda":
         module = importlib.import_module("torch")
         if not module.cuda.is_available():
-            yield Finding("memory", "skip", "no GPU to measure")
+            yield Finding("memory", "skip", "no GPU to measure; agentrl plan says which GPUs would do")
             return
-        have, where = module.cuda.get_device_properties(0).total_memory / 2**30, "of GPU memory"
+        have, where = float(module.cuda.get_device_properties(0).total_memory), "of GPU memory"
     else:
-        have, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, "of memory"
-    detail = (
-        f"{have:.1f} GB {where}; weights, gradients, optimizer and KV cache need "
-        f"{format_gigabytes(needed)} GB, activations need more"
-    )
-    if needed > have:
-        smaller = "a smaller model, model/lora=on, a smaller rollout.cache_tokens, or FSDP (hardware.accelerate_config)"
-        yield Finding("memory", "fail", detail, smaller)
+        have, where = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), "of memory"
+    needed = estimate_memory(config, network, have)
+    detail = f"{have / GIB:.1f} GiB {where}; {needed.peak} needs {describe_parts(needed.phases[needed.peak])}"
+    if needed.most > have:
+        smaller = "a smaller model, model/lora=on, a smaller rollout.cache_tokens or trainer.tokens_per_batch, or FSDP"
+        yield Finding("memory", "fail", detail, f"{smaller} (hardware.accelerate_config); see agentrl plan")
     else:
         yield Finding("memory", "ok", detail)
 

@@ -17,7 +17,8 @@ from agentrl.config.schema import Config
 from agentrl.config.templates import template_names
 from agentrl.core.console import make_console
 from agentrl.core.errors import UserError
-from agentrl.evaluation.estimate import check_tasks, estimate, print_estimate
+from agentrl.cost.estimate import estimate, print_estimate
+from agentrl.evaluation.tasks import check_tasks
 from agentrl.report.table import print_result
 from agentrl.runner.gpus import reserve_gpus
 from agentrl.runner.launch import COMPLETED, INTERRUPTED, launch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agentrl.config.constraints import EpisodeConstraint
-from agentrl.evaluation.estimate import check_measures
+from agentrl.evaluation.tasks import check_measures
 from agentrl.objectives.advantages import trajectory_advantage
 from agentrl.trainers.constraints import ConstrainedTrainer
 

@@ -26,7 +26,8 @@ from agentrl.config.schema import Config
 from agentrl.config.traits import BenchKeys
 from agentrl.core.bench import Bench, NoTools, Score, Task
 from agentrl.core.trajectory import Trajectory
-from agentrl.evaluation.estimate import check_tasks, estimate
+from agentrl.cost.estimate import estimate
+from agentrl.evaluation.tasks import check_tasks
 from agentrl.store.identity import config_hash
 from agentrl.trainers.grpo import AgentGRPOTrainer
 from tests.support.helpers import CONF, make_trainer, small

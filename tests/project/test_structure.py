@@ -28,6 +28,7 @@ FLOORS = (
     "benches",
     "rollout",  # plays episodes
     "tiny",  # the packaged models
+    "cost",  # what a run needs
     "evaluation",
     "trainers",
     "report",

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agentrl.config.compose import compose
+from agentrl.config.networks import KNOWN
 from agentrl.runner import doctor
 from agentrl.runner.doctor import Finding
 
@@ -82,7 +84,8 @@ def test_a_gpu_run_names_what_is_missing() -> None:
 
 
 def test_too_little_memory_or_disk_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "count_parameters", lambda config: 1e15)
+    huge = replace(KNOWN["Qwen/Qwen3-4B"], size=1e15)
+    monkeypatch.setattr(doctor, "known_network", lambda config: huge)
     (memory,), (disk,) = of(doctor.memory_of_machine), of(doctor.disk)
     assert memory.verdict == disk.verdict == "fail"
     assert "model/lora=on" in memory.fix and "trainer.keep_checkpoints=1" in disk.fix

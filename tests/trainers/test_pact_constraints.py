@@ -10,7 +10,7 @@ import torch
 
 from agentrl.config.rules import validate
 from agentrl.core.errors import UserError
-from agentrl.evaluation.estimate import check_tasks
+from agentrl.evaluation.tasks import check_tasks
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import composed, make_trainer, rolled_batch, small
 

@@ -1,0 +1,1 @@
+"""What a run needs, computed from its configuration: steps, tokens, memory, time and money."""
