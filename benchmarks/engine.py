@@ -10,9 +10,9 @@ On a CPU every arm plays a round in turn, so that what else the machine does fal
 after the other, because its memory has room for one. A round is one rollout batch. Ratios are medians over rounds of
 (seconds of the first arm of the row / seconds of the arm). Peak memory is what an arm needs beyond the loaded model;
 on a CPU each is measured in a process of its own. MFU counts the operations on distinct tokens alone, over those that
-the tensor cores could do. Results go to the file of --out, one line a workload, beside the commit. --compare holds each
-ratio of sampling or update beside the last one in such a file. The exit code is 1 if one is 30% lower: on a busy
-machine (see `load` in the file) a single round is up to 25% off.
+the tensor cores could do; "plan" is what `agentrl plan` computes for the arm. Results go to the file of --out, one line a
+workload, beside the commit. --compare holds each ratio of sampling or update beside the last one in such a file. The
+exit code is 1 if one is 30% lower: on a busy machine (see `load` in the file) a single round is up to 25% off.
 
 slow-tools plays 64 episodes whose tools take 0.2 s each. Its first arm is not TRL, but a loop with a barrier: it has
 the sampler of agentrl, no turn begins before a round of turns and tools is done, and tools run one by one, as in TRL.
@@ -41,6 +41,8 @@ import torch
 import transformers
 from engine_arms import BARRIER, Arm, Workload
 from made_up import Lengths
+
+from agentrl.cost.gpus import GPUS
 
 GRPO = (("trl", "grpo", None), ("padded", "grpo", "padded"), ("packed", "grpo", "packed"))
 PACT = (("padded", "pact", "padded"), ("packed", "pact", "packed"), ("packed grpo", "grpo", "packed"))
@@ -132,11 +134,18 @@ def one_by_one(work: Workload, arms: Any, rounds: int, out: Path) -> dict[str, t
             mfu=round(operations / seconds / PEAK, 4),
             distinct_tokens_per_second=round(trainer.distinct_tokens() / seconds),
         )
+        if engine is not None and (gpu := kind_of_gpu(torch.cuda.get_device_name())) is not None:
+            found[arm][1]["plan"] = trainer.planned(gpu)
         del trainer
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     return found
+
+
+def kind_of_gpu(name: str) -> str | None:
+    """The entry of `agentrl plan` for a card, such as h100 for NVIDIA H100 80GB HBM3."""
+    return next((kind for kind in sorted(GPUS, key=len, reverse=True) if kind in name.lower().replace(" ", "-")), None)
 
 
 def play(trainer: Arm, found: tuple[Rows, dict[str, Any]], warm: bool) -> None:
@@ -205,6 +214,8 @@ def show(result: dict[str, Any]) -> None:
         memory = f"{row['peak_mib']:>10.0f}" if "peak_mib" in row else ""
         if "mfu" in row:
             memory += f"  MFU {row['mfu']:.1%}, {row['distinct_tokens_per_second']:,} distinct tokens/s"
+        if "plan" in row:
+            memory += "  plan " + ", ".join(f"{part} {value:.2f}" for part, value in row["plan"].items())
         faster = "".join(f"{row[kind]:>12.2f}" for kind in ratios)
         print(f"{arm:<14}{seconds}{faster}{sum(row['tokens'].values()):>9}{memory}")
 

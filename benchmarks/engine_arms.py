@@ -19,8 +19,12 @@ from trl.trainer import grpo_trainer
 
 from agentrl.chat.format import ChatFormat
 from agentrl.config.compose import compose
+from agentrl.config.networks import read_network
 from agentrl.config.schema import Config
+from agentrl.config.sequences import Lengths as PlanLengths
 from agentrl.core.engine import Decoding, Episode
+from agentrl.cost.gpus import GPUS
+from agentrl.cost.time import Clock as PlannedClock
 from agentrl.models.loading import Needs, load_chat, load_model
 from agentrl.objectives.pact import anchor_gates
 from agentrl.rollout.sampler import Request, Sampler, Session, Turn, always_false
@@ -173,6 +177,17 @@ class Arm:
         attention = 2 * pairs * config.num_hidden_layers * config.num_attention_heads * config.head_dim
         scored = rows * lengths.completion
         return 6 * (weights * self.distinct_tokens() + self.workload.prompts * (table * scored + attention))
+
+    def planned(self, gpu: str) -> dict[str, float]:
+        """Seconds that `agentrl plan` computes for a rollout batch on GPUs of a kind."""
+        lengths, network = self.workload.lengths, self.model.config.to_dict()
+        size = float(sum(one.numel() for one in self.model.parameters()))
+        sampled = lengths.sampled * lengths.turns
+        expected = PlanLengths(lengths.prompt, lengths.completion, sampled, lengths.completion, self.workload.rollouts)
+        clock = PlannedClock(self.config, read_network(network, size), GPUS[gpu])
+        batch = clock.batch(expected)
+        seconds = {"sampling": batch.sampling, "scoring": batch.scoring, "update": batch.update}
+        return {part: round(value, 4) for part, value in seconds.items() if part != "sampling" or self.workload.sampled}
 
     def _model(self) -> Any:
         workload = self.workload

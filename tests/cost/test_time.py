@@ -96,6 +96,17 @@ def test_a_budget_cuts_and_each_piece_has_its_context(budget: int, pieces: int) 
     assert found.pieces(found.config.algo.update_trees(TOOLHOP), 1) == pieces
 
 
+def test_a_context_costs_as_often_as_it_is_computed() -> None:
+    """GRPO of a wide network: a budget of 4,000 tokens cuts the group, and both pieces compute the prompt."""
+    trees = composed("algo=grpo").algo.update_trees(TOOLHOP)
+    whole, cut = (
+        clock("qwen3-32b", f"trainer.tokens_per_batch={budget}").passes(trees, 1, backward=False)
+        for budget in (4700, 4000)
+    )
+    prompt = clock("qwen3-32b").passes([Tree(1500, 1, 0, 0)], 1, backward=False)
+    assert cut - whole == pytest.approx(prompt)
+
+
 def test_a_measured_rate_replaces_the_estimate() -> None:
     batch = clock("qwen3-4b", "trainer.prompts_per_batch=8", "trainer.minibatch_prompts=8", mfu=0.25).batch(TOOLHOP)
     operations = clock("qwen3-4b").operations(composed("algo=grpo").algo.update_trees(TOOLHOP), 8, backward=True)
