@@ -10,9 +10,10 @@ On a CPU every arm plays a round in turn, so that what else the machine does fal
 after the other, because its memory has room for one. A round is one rollout batch. Ratios are medians over rounds of
 (seconds of the first arm of the row / seconds of the arm). Peak memory is what an arm needs beyond the loaded model;
 on a CPU each is measured in a process of its own. MFU counts the operations on distinct tokens alone, over those that
-the tensor cores could do; "plan" is what `agentrl plan` computes for the arm. Results go to the file of --out, one line a
-workload, beside the commit. --compare holds each ratio of sampling or update beside the last one in such a file. The
-exit code is 1 if one is 30% lower: on a busy machine (see `load` in the file) a single round is up to 25% off.
+the tensor cores could do; "plan" is what `agentrl plan` computes for the arm. Results go to the file of --out, a line
+for each workload, beside the commit. --compare holds each ratio of sampling or update beside the last one in such a
+file. The exit code is 1 if one is 30% lower: on a busy machine (see `load` in the file) a single round is up to 25%
+off.
 
 slow-tools plays 64 episodes whose tools take 0.2 s each. Its first arm is not TRL, but a loop with a barrier: it has
 the sampler of agentrl, no turn begins before a round of turns and tools is done, and tools run one by one, as in TRL.

@@ -270,9 +270,13 @@ class HintGrpo(Grpo):
     def imitates(self) -> bool:
         return False
 
-    def trace_tokens(self, prompts: int, sequences: int, row: int) -> int:
-        """Tokens of hints, if every group is sampled again."""
-        return sequences * self.hint_tokens if self.hint_start > 0 else 0
+    def update_trees(self, lengths: Lengths) -> list[Tree]:
+        """The rollouts after x and a hint, if every group is sampled again."""
+        hint = min(self.hint_start * lengths.trace, self.hint_tokens)
+        return [rollouts_after(lengths.prompt + hint, lengths)]
+
+    def old_trees(self, lengths: Lengths) -> list[Tree]:
+        return self.update_trees(lengths)
 
     def longest_hint(self) -> int:
         return self.hint_tokens if self.hint_start > 0 else 0

@@ -43,6 +43,9 @@ def test_pact_by_hand() -> None:
 def test_other_methods_by_hand() -> None:
     assert tokens("algo=chord") == tokens("algo=luffy") == 420 + 60
     assert tokens("algo=opsd") == 420 and tokens("algo=sft") == 160 and tokens("algo=dpo") == 100 + 2 * 40
+    assert tokens("algo=srft") == 420 + 60
+    hints = ("algo=hint_grpo", "algo.hint_tokens=40")  # every group sampled again, after 40 of 60 tokens of its trace
+    assert tokens(*hints, "algo.hint_start=1") == 420 + 40 and tokens(*hints, "algo.hint_start=0.5") == 420 + 30
     assert composed("algo=eval").algo.old_trees(LENGTHS) == []
     old = composed("algo=opsd").algo.old_trees(LENGTHS)
     assert count_tokens(old, True) == 420 + 480  # the policy after x, and as teacher after [x; h*]
