@@ -1,4 +1,4 @@
-"""`agentrl plan [gpu=KIND] [price=N] [prompt=N completion=N | like=RUN] [--json] [key=value ...]`: what a run costs."""
+"""`agentrl plan [gpu=KIND] [price=N] [--json] [key=value ...]`: compute what a run would take: time, memory, price."""
 
 from __future__ import annotations
 

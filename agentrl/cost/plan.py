@@ -151,6 +151,8 @@ def _changes(config: Config, gpu: Gpu) -> Iterator[Change]:
     vllm, algo = config.vllm, config.algo
     if vllm.mode == "colocate" and not vllm.sleep:
         yield Change("vllm.sleep=true", "sleep", 1, _set("vllm", "sleep", True))
+    if algo.packs and config.trainer.engine != "compiled":
+        yield Change("trainer.engine=compiled", "engine", 1, _set("trainer", "engine", "compiled"))
     for size in (16384, 8192, 4096):
         if config.trainer.tokens_per_batch > size:
             words, change = f"trainer.tokens_per_batch={size}", _set("trainer", "tokens_per_batch", size)

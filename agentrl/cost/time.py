@@ -20,10 +20,11 @@ from agentrl.cost.gpus import NETWORK, Gpu
 from agentrl.cost.memory import COLOCATED, GIB, SERVED, Shares, layer_bytes, vllm_cached_bytes, vllm_needs
 
 PRODUCTS = 0.6  # share of the peak that large matrix products reach
-ATTENTION = 0.14  # share of the peak that FlexAttention reached (measured)
-MOVED = 8.7  # bytes that a forward pass moves for each byte that autograd saves of it (measured)
-LAUNCH = 2.1e-3  # seconds in which the processor launches the kernels of a layer, forward (measured)
-LAUNCH_BACK = 3.5e-3  # and backward (measured)
+ATTENTION = 0.124  # share of the peak that FlexAttention reached (measured)
+MOVED = {"packed": 7.1, "compiled": 0.8}  # bytes that a pass moves for each that autograd saves uncompiled (measured)
+LAUNCH = 1.25e-3  # seconds of a pass in which the GPU waits for the processor, for each layer (measured)
+LAUNCH_ONE = 2.5e-3  # the same where a pass has one token of each episode (measured with stock TRL)
+HOST = 3.5e-3  # seconds for an episode's rewards, masks and advantages, without tools and judges (measured)
 READ = 0.8  # share of the memory bandwidth that decoding reaches
 VLLM_STEP = 4e-3  # seconds of a decoding step of vLLM besides memory and operations: CUDA graphs, its scheduler
 VLLM_ROWS = (256, 1024)  # episodes that vLLM decodes at once, at most: its defaults, the latter from the H100 on
@@ -76,7 +77,8 @@ class Clock:
             seconds = useful / (self.mfu * self.gpu.flops)
         return Batch(
             sampling=self.sampling(rows, lengths) if algo.rollouts else 0.0,
-            scoring=sum(updates * self.passes([tree], prompts, backward=False) for tree in scored),
+            scoring=sum(updates * self.passes([tree], prompts, backward=False) for tree in scored)
+            + (HOST * rows if algo.rollouts else 0.0),
             update=seconds,
             exchange=updates * self.exchange(pieces) + (self.handing_over() if algo.rollouts else 0.0),
             optimizer=updates * STATES * self.trained / self.shares.optimizer / self.gpu.bandwidth,
@@ -123,7 +125,7 @@ class Clock:
         return 4 * layers * self.network.queries * self.network.width * sum(tree.pairs(packed) for tree in trees)
 
     def passes(self, trees: Sequence[Tree], prompts: float, backward: bool) -> float:
-        """Seconds of the passes over the trees of some prompts: what the kernels take, or what launching them takes."""
+        """Seconds of the passes over the trees of some prompts: kernels, and waiting for their launch."""
         if not trees:
             return 0.0
         network, gpu, count = self.network, self.gpu, self.pieces(trees, prompts)
@@ -138,11 +140,11 @@ class Clock:
         products = 2 * network.body * tokens * times
         products += 2 * network.table * prompts * sum(tree.scored_tokens for tree in trees) * head
         attention = prompts * self._attention(trees, self.packed) * times
-        moved = MOVED * layer_bytes(self.config, network) * network.layers * tokens
+        kind = "compiled" if self.config.trainer.engine == "compiled" else "packed"
+        moved = MOVED[kind] * layer_bytes(self.config, network) * network.layers * tokens
         moved *= 1 + (2 + again if backward else 0)
         kernels = (products / PRODUCTS + attention / ATTENTION) / gpu.flops + moved / gpu.bandwidth
-        launches = network.layers * count * (LAUNCH + ((LAUNCH_BACK + again * LAUNCH) if backward else 0))
-        return max(kernels, launches)
+        return kernels + network.layers * count * LAUNCH * (1 + (1 + again if backward else 0))
 
     def exchange(self, pieces: int) -> float:
         """Seconds in which the GPUs exchange gradients, and weights that are shared out, in one update."""
@@ -189,7 +191,7 @@ class Clock:
         )  # agentrl reads a prompt once
         reading = (weights + decoding * token * seen) / split / (READ * self.gpu.bandwidth)
         computing = 2 * network.parameters * decoding / split / (PRODUCTS * self.gpu.flops)
-        fixed = VLLM_STEP if vllm else LAUNCH * network.layers
+        fixed = VLLM_STEP if vllm else LAUNCH_ONE * network.layers
         gathered = 0.0
         if not vllm and self.shares.weights > 1:
             gathered = (
