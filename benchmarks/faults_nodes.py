@@ -1,11 +1,16 @@
-"""Kill parts of a run on two machines with SIGKILL at random moments, start it again, compare with an undisturbed run.
+"""Kill parts of a run of several processes at random moments, start it again, compare it with an undisturbed run.
 
-    python benchmarks/faults_nodes.py                      # 30 kills over both algorithms, an hour on two idle cores
-    python benchmarks/faults_nodes.py --algos hipo --kills 4 --seed 3 --out /tmp/faults
+    python benchmarks/faults_nodes.py                         # 30 kills over all shapes, an hour on two idle cores
+    python benchmarks/faults_nodes.py --shapes served --algos hipo --kills 4 --seed 3 --out /tmp/faults
 
-The machines are two commands on the loopback. A part is a command, its torchrun or its training process, on either
-machine. A trial passes if the kill ends everything within LIMIT_S, the same two commands then complete the run, and
-its metrics, rollouts, evaluations and weights equal those of the undisturbed run, byte for byte.
+A shape is how the run is spread: over two processes of one machine, over two machines, or over two machines and a
+vLLM server. The machines are commands on the loopback. The server is the tests' stand-in, which computes a turn from
+its tokens and its seed alone, so runs can be equal; a real vLLM rounds differently in other company. A part is a
+command, its torchrun or a training process on either machine, or the server. Every part is killed equally often.
+
+A trial passes if the kill ends everything within LIMIT_S, the same commands then complete the run, and its metrics,
+rollouts, evaluations and weights equal those of the undisturbed run, byte for byte. A killed server must also cost no
+finished update: the newest checkpoint is the one of the last line of metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -19,105 +24,219 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from faults import RUNS, outcome, unsound
 
+from agentrl.store.checkpoints import step_of
 from agentrl.store.run import RunDirectory
 
-LIMIT_S = 60.0  # from a kill until nothing of the run is left
-PARTS = ("command", "torchrun", "worker")
+LIMIT_S = 120.0  # from a kill until nothing of the run is left; most of it is for other work on the same cores
+ROOT = Path(__file__).resolve().parents[1]
 ALGOS = ("pact", "hipo")
 
 
-def start(algo: str, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """Start the run on both machines."""
+@dataclass(frozen=True)
+class Shape:
+    """How a run is spread."""
+
+    machines: int
+    served: bool = False
+
+    def parts(self) -> list[tuple[str, int]]:
+        """Return what can be killed: kind, and number of its machine or process."""
+        ranks = [("rank", rank) for rank in range(2)]
+        launchers = [(kind, machine) for kind in ("command", "torchrun") for machine in range(self.machines)]
+        return [*ranks, *launchers, *([("server", 0)] if self.served else [])]
+
+
+SHAPES = {"processes": Shape(machines=1), "machines": Shape(machines=2), "served": Shape(machines=2, served=True)}
+# A server of its own is slow, so turns are short; and checkpoints are rare, so that a lost update would show.
+SERVED = ("vllm.mode=server", "rollout.max_turn_tokens=8", "eval.before=false", "trainer.save_steps=4")
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meeting = f"hardware.rendezvous=127.0.0.1:{free.getsockname()[1]}"
-    given = [*RUNS[algo], f"runs_dir={folder}", "hardware.processes=2", "hardware.nodes=2", meeting]
-    command = [sys.executable, "-m", "agentrl", *given]
-    log = (folder.parent / f"{folder.name}.log").open("ab")
-    return [subprocess.Popen([*command, f"hardware.node_rank={rank}"], stdout=log, stderr=log) for rank in range(2)]
+        return int(free.getsockname()[1])
 
 
-def finish(machines: list[subprocess.Popen[bytes]], limit: float | None = None) -> list[int]:
-    """Wait for both machines; return the exit codes."""
-    return [machine.wait(timeout=limit) for machine in machines]
+class Trial:
+    """A run below `folder`, as its user sees it: commands on machines, and maybe a server."""
+
+    def __init__(self, algo: str, shape: Shape, folder: Path) -> None:
+        self._algo, self._shape, self.folder = algo, shape, folder
+        self._port = free_port()
+        self._server: subprocess.Popen[bytes] | None = None
+        self.machines: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start the server, if it does not run, and the command on every machine."""
+        if self._shape.served and (self._server is None or self._server.poll() is not None):
+            self._server = self._popen(["-m", "tests.support.vllm_network", str(self._port), *RUNS[self._algo]])
+            while not self._answers():
+                assert self._server.poll() is None, self.log()
+                time.sleep(0.1)
+        given = [*RUNS[self._algo], f"runs_dir={self.folder}", "hardware.processes=2"]
+        given += [*SERVED, f"vllm.url=http://127.0.0.1:{self._port}"] if self._shape.served else []
+        if self._shape.machines > 1:
+            given += [f"hardware.nodes={self._shape.machines}", f"hardware.rendezvous=127.0.0.1:{free_port()}"]
+        ranks = [[f"hardware.node_rank={rank}"] if self._shape.machines > 1 else [] for rank in range(len(self))]
+        self.machines = [self._popen(["-m", "agentrl", *given, *rank]) for rank in ranks]
+
+    def __len__(self) -> int:
+        return self._shape.machines
+
+    def _popen(self, arguments: list[str]) -> subprocess.Popen[bytes]:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with self._log.open("ab") as log:
+            return subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env=environment)
+
+    @property
+    def _log(self) -> Path:
+        return self.folder.parent / f"{self.folder.name}.log"
+
+    def log(self) -> str:
+        """Return what the commands have printed."""
+        return self._log.read_text(encoding="utf-8")
+
+    def _answers(self) -> bool:
+        with suppress(OSError):
+            return bool(urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=5))
+        return False
+
+    def finish(self, limit: float | None = None) -> list[int]:
+        """Wait for the commands; return their exit codes."""
+        return [machine.wait(timeout=limit) for machine in self.machines]
+
+    def stop(self) -> None:
+        """Kill what is left."""
+        for process in [*self.machines, *([self._server] if self._server else [])]:
+            process.kill()
+            process.wait()
+
+    def run(self) -> RunDirectory:
+        """Return the run, once its training processes have begun."""
+        while True:
+            for status in self.folder.glob("*/*/status.json"):
+                if (run := RunDirectory(status.parent)).status()["status"] != "created":
+                    return run
+            assert self.machines[0].poll() is None, self.log()
+            time.sleep(0.05)
+
+    def kill(self, kind: str, number: int) -> bool:
+        """Kill a part; return False if the run has ended before."""
+        if any(machine.poll() is not None for machine in self.machines):
+            return False
+        there = dict(self._parts())
+        while (kind, number) not in there:  # torchrun and its processes start one after the other
+            assert any(machine.poll() is None for machine in self.machines), self.log()
+            time.sleep(0.05)
+            there = dict(self._parts())
+        os.kill(there[kind, number], signal.SIGKILL)
+        return True
+
+    def _parts(self) -> Iterator[tuple[tuple[str, int], int]]:
+        rank = 0
+        for number, machine in enumerate(self.machines):
+            yield ("command", number), machine.pid
+            for torchrun in children(machine.pid):
+                yield ("torchrun", number), torchrun
+                for worker in children(torchrun)[: 2 // len(self)]:
+                    yield ("rank", rank), worker
+                    rank += 1
+        if self._server is not None:
+            yield ("server", 0), self._server.pid
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that a process has started."""
+    """Return the processes that a process has started, oldest first."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
     except FileNotFoundError:
         return []
 
 
-def parts(machine: subprocess.Popen[bytes]) -> Iterator[tuple[str, int]]:
-    """Yield the parts of a machine that exist now."""
-    yield "command", machine.pid
-    for torchrun in children(machine.pid):
-        yield "torchrun", torchrun
-        for worker in children(torchrun)[:1]:
-            yield "worker", worker
-
-
-def find_run(folder: Path) -> RunDirectory:
-    """Return the one run in a folder, once its training processes have begun."""
-    while True:
-        for status in folder.glob("*/*/status.json"):
-            if (run := RunDirectory(status.parent)).status()["status"] != "created":
-                return run
-        time.sleep(0.05)
-
-
-def trial(algo: str, folder: Path, whole: RunDirectory, seconds: float, dice: random.Random) -> tuple[str, list[str]]:
-    """Kill a part of a run, start it again; return what was killed and what is wrong."""
-    machines = start(algo, folder)
-    run = find_run(folder)
-    time.sleep(dice.random() * seconds)
-    rank, wanted = dice.randrange(2), dice.choice(PARTS)
-    there = dict(parts(machines[rank]))
-    part = wanted if wanted in there else max(there, key=PARTS.index)
-    victim = f"{part} of machine {rank}"
-    if machines[rank].poll() is not None:
-        return f"{victim}, too late", ["ended before it could be killed"]
-    os.kill(there[part], signal.SIGKILL)
+@contextmanager
+def trying(algo: str, shape: str, folder: Path) -> Iterator[Trial]:
+    """Start a run; at the end kill what is left."""
+    folder.mkdir(parents=True)
+    trial = Trial(algo, SHAPES[shape], folder)
     try:
-        finish(machines, LIMIT_S)
+        trial.start()
+        yield trial
+    finally:
+        trial.stop()
+
+
+def newest_checkpoint(run: RunDirectory) -> int:
+    """Return the number of updates in the newest checkpoint, or 0."""
+    return max((step_of(path) for path in run.checkpoints_dir.glob("checkpoint-*")), default=0)
+
+
+def check(trial: Trial, whole: RunDirectory, part: tuple[str, int], seconds: float) -> list[str] | None:
+    """Kill a part of a run, give its commands again; return what is wrong, or None if the run ended before."""
+    run = trial.run()
+    time.sleep(seconds)
+    if not trial.kill(*part):
+        return None
+    try:
+        trial.finish(LIMIT_S)
     except subprocess.TimeoutExpired:
-        for machine in machines:
-            machine.send_signal(signal.SIGKILL)
-        return victim, [f"something was left {LIMIT_S:g} s after the kill"]
+        return [f"something was left {LIMIT_S:g} s after the kill"]
     wrong = unsound(run)
-    if (codes := finish(start(algo, folder))) != [0, 0]:
-        return victim, [*wrong, f"started again, the machines ended with {codes}"]
+    done, kept = len(run.read_metrics()), newest_checkpoint(run)
+    if part[0] == "server" and done != kept:
+        wrong.append(f"{done} updates were finished, and the newest checkpoint holds {kept}")
+    trial.start()
+    if any(codes := trial.finish()):
+        return [*wrong, f"started again, the machines ended with {codes}: {trial.log()[-2000:]}"]
     got = outcome(run)
-    return victim, wrong + [f"{name} differs" for name, digest in outcome(whole).items() if got.get(name) != digest]
+    return wrong + [f"{name} differs" for name, digest in outcome(whole).items() if got.get(name) != digest]
+
+
+def campaign(shape: str, algo: str, kills: int, dice: random.Random, out: Path) -> int:
+    """Make an undisturbed run, then `kills` trials, with a line for each; return how many passed."""
+    with trying(algo, shape, out / "undisturbed") as trial:
+        whole, began = trial.run(), time.perf_counter()
+        assert not any(trial.finish()), trial.log()
+        seconds = time.perf_counter() - began
+    parts, passed = SHAPES[shape].parts(), 0
+    dice.shuffle(parts)
+    for number in range(kills):
+        part, wrong, tries = parts[number % len(parts)], None, 0
+        while wrong is None:  # the moment came after the end of the run: choose another
+            moment, tries = dice.random() * seconds, tries + 1
+            with trying(algo, shape, out / f"kill-{number + 1}-{tries}") as trial:
+                wrong = check(trial, whole, part, moment)
+        passed += wrong == []
+        what = f"{part[0]} {part[1]} after {moment:.1f} s"
+        print(f"{shape:9} {algo:5} kill {number + 1:2}  {what:26}  {'; '.join(wrong) or 'equal'}", flush=True)
+    return passed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
     parser.add_argument("--algos", nargs="+", choices=sorted(RUNS), default=list(ALGOS))
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     out = (arguments.out or Path(tempfile.mkdtemp(prefix="agentrl-faults-"))).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    dice, passed, made = random.Random(arguments.seed), 0, 0
-    for place, algo in enumerate(arguments.algos):
-        machines = start(algo, out / algo)
-        whole, began = find_run(out / algo), time.perf_counter()
-        assert finish(machines) == [0, 0], (out / f"{algo}.log").read_text(encoding="utf-8")
-        seconds = time.perf_counter() - began
-        for number in range(arguments.kills * (place + 1) // len(arguments.algos) - made):
-            victim, wrong = trial(algo, out / f"{algo}-{number}", whole, 0.9 * seconds, dice)
-            made, passed = made + 1, passed + (wrong == [])
-            print(f"{algo} {number + 1}: {victim}: {'; '.join(wrong) or 'equal'}", flush=True)
-    print(f"{passed} of {made} runs that were started again equal the undisturbed one; {out}")
+    begin, passed, made = time.perf_counter(), 0, 0
+    pairs = [(shape, algo) for shape in arguments.shapes for algo in arguments.algos]
+    for place, (shape, algo) in enumerate(pairs, start=1):
+        kills = arguments.kills * place // len(pairs) - made
+        dice = random.Random(f"{arguments.seed} {shape} {algo}")
+        passed += campaign(shape, algo, kills, dice, out / f"{shape}-{algo}")
+        made += kills
+    print(f"{passed} of {made} resumed runs equal the undisturbed one ({time.perf_counter() - begin:.0f} s); {out}")
     return 0 if passed == made else 1
 
 

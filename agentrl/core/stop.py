@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather_object, reduce
+
+from agentrl.core.errors import UserError
+
+Result = TypeVar("Result")
+
+
+class CommonError(UserError):
+    """A mistake that the user can mend. Every process of the run raises it, at the same point."""
 
 
 class StopRequest:
@@ -24,3 +35,20 @@ def any_process(here: bool) -> bool:
     if state.num_processes == 1:
         return here
     return bool(reduce(torch.tensor([float(here)], device=state.device), reduction="sum").item())
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """Do `work` in every process. All processes must call this together, and `work` must not wait for other processes.
+
+    Raises:
+        CommonError: `work` raised UserError in a process. Every process raises it, with the text of the first one.
+    """
+    failure: UserError | None = None
+    try:
+        result = work()
+    except UserError as error:
+        failure = error
+    if any_process(failure is not None):
+        texts: list[str] = gather_object([] if failure is None else [str(failure)])
+        raise CommonError(texts[0]) from failure
+    return result

@@ -19,6 +19,7 @@ from agentrl.chat.labels import CompletionLabeller
 from agentrl.chat.reading import TokenReader
 from agentrl.config.schema import Config
 from agentrl.core.engine import Decoding, Episode
+from agentrl.core.stop import together
 from agentrl.core.trajectory import Trajectory
 from agentrl.rollout.background import Background
 from agentrl.rollout.guard import ToolsDied, broken_tools
@@ -49,6 +50,15 @@ class TokenEngine:
         """See `RolloutEngine.rollout`. Raises UserError if tools die and `faults.dead_tools` is stop."""
         with self.sampler.session(decoding) as session:
             return self._play(episodes, session, self._progress)
+
+    def rollout_together(self, episodes: list[Episode]) -> list[Trajectory]:
+        """Like `rollout` in training, but a failure in one process is raised in all of them.
+
+        All processes must call it together. The sampler must not wait for other processes in the middle of a session.
+        Raises CommonError.
+        """
+        with self.sampler.session(None) as session:
+            return together(lambda: self._play(episodes, session, self._progress))
 
     def begin(self, episodes: list[Episode]) -> Playing:
         """Start to play the episodes in a thread, with the current weights and the decoding settings of training."""

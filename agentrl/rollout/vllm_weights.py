@@ -18,6 +18,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from trl.generation.vllm_generation import VLLMGeneration
 
 from agentrl.core.errors import UserError
+from agentrl.core.stop import together
 from agentrl.endpoint.vllm import VllmServer, VllmTrouble
 
 
@@ -112,18 +113,20 @@ class AdapterWeights:
 def _send_folder(folder: Path, send: Callable[[Path], None], accelerator: Any, server: VllmServer) -> None:
     """Let the main process fill a temporary folder and send it; the other processes wait. Then the folder is removed.
 
-    Raises UserError if the server does not take the weights.
+    Raises CommonError if the server does not take the weights.
     """
-    if accelerator.is_main_process:
-        folder = folder.absolute() / uuid.uuid4().hex[:8]
+
+    def fill_and_send() -> None:
+        own = folder.absolute() / uuid.uuid4().hex[:8]
         try:
-            folder.mkdir(parents=True)
-            send(folder)
+            own.mkdir(parents=True)
+            send(own)
         except VllmTrouble as trouble:
             raise UserError(
                 f"vllm.url={server.url}: the server did not take the new weights ({trouble}). It must be able to read "
-                f"{folder}: let both see the same file system, and restart the server"
+                f"{own}: let both see the same file system, and restart the server"
             ) from trouble
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    accelerator.wait_for_everyone()
+            shutil.rmtree(own, ignore_errors=True)
+
+    together(fill_and_send if accelerator.is_main_process else lambda: None)

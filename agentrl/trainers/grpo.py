@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from agentrl.rollout.tokens import TokenEngine
 from agentrl.scoring.choose import scoring_engine
 from agentrl.trainers.ahead import Ahead
 from agentrl.trainers.faults import NO_SIGNAL, finite_rewards
+from agentrl.trainers.finished import FinishedUpdates
 from agentrl.trainers.loss import LossTrainer
 from agentrl.trainers.reference import starting_policy, use_as_reference
 from agentrl.trainers.rollout_log import RolloutLog
@@ -47,6 +49,7 @@ class AgentGRPOTrainer(LossTrainer):
     # Attributes of TRL that this class reads and sets.
     _buffered_inputs: Any
     beta: float
+    control: Any
 
     def __init__(
         self,
@@ -91,6 +94,8 @@ class AgentGRPOTrainer(LossTrainer):
         self._rows_updated = 0  # number of rows of the rollout batch that have been trained on
         self.rollout_step: int = 0  # the step at which the batch trains that is being sampled
         self._ahead = Ahead(self) if config.rollout.ahead else None
+        self._finished = FinishedUpdates(self)
+        self.add_callback(self._finished)
 
     @classmethod
     def check_tasks(cls, config: Config, tasks: Sequence[Task]) -> None:
@@ -133,7 +138,8 @@ class AgentGRPOTrainer(LossTrainer):
         """Play the present batch, or take it from `Ahead` with rollout.ahead=1."""
         self.rollout_step = self.state.global_step
         if self._ahead is None or not self.model.training:
-            return self.engine.rollout(self.episodes(self._batch))
+            served = self.config.vllm.mode == "server"
+            return (self.engine.rollout_together if served else self.engine.rollout)(self.episodes(self._batch))
         played, behind = self._ahead.take(self._batch_rows)
         self._metrics["train"]["sampler/behind"].append(float(behind))
         return played
@@ -154,6 +160,11 @@ class AgentGRPOTrainer(LossTrainer):
         if self._ahead is not None:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             self._ahead.save(folder)
+
+    def save_now(self) -> None:
+        """Save a checkpoint of the updates so far, as at the end of an update."""
+        self._save_checkpoint(self.model, trial=None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -202,7 +213,8 @@ class AgentGRPOTrainer(LossTrainer):
         self._batch = [self.tasks[row] for row in self._batch_rows]
         if self._console is not None:
             self._console.start("rollout", len(self._batch))
-        with skip_parsing(self._tokenizer):
+        # With rollout.ahead=1 a checkpoint needs the batch that failed.
+        with skip_parsing(self._tokenizer), nullcontext() if self._ahead else self._finished.saved_on_failure():
             batch = super()._generate_and_score_completions(inputs)
         batch["advantages"] = self._token_advantages(batch)
         batch["row"] = torch.arange(len(inputs), device=batch["advantages"].device)

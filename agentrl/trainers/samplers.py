@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from trl.generation import vllm_generation
 
 from agentrl.core.engine import Decoding
+from agentrl.core.stop import together
 from agentrl.endpoint.vllm import VllmServer, VllmTrouble, server_failure
 from agentrl.endpoint.vllm_settings import serves_untied, way_of_weights
 from agentrl.rollout.sampler import Sampler
@@ -78,7 +79,8 @@ def _server_sampler(trainer: Any) -> ServerSampler:
             loaded["name"] = weights.sync_weights()
             loaded["step"] = trainer.state.global_step
             probe = f"{config.seed} parity {loaded['step']} {accelerator.process_index}"
-            check_parity(trainer, sampler.sample_now(loaded["name"], parity_requests(trainer), PROBE, probe))
+            sample = partial(sampler.sample_now, loaded["name"], parity_requests(trainer), PROBE, probe)
+            check_parity(trainer, together(sample))
         return str(loaded["name"])
 
     def origin(decoding: Decoding | None) -> str:
@@ -115,13 +117,15 @@ def _set_awake(trainer: Any, server: VllmServer, state: dict[str, Any], awake: b
     """With vllm.sleep, wake the server up, or put it to sleep once every process is done with it."""
     if not trainer.config.vllm.sleep or state["awake"] == awake:
         return
-    trainer.accelerator.wait_for_everyone()
-    if trainer.accelerator.is_main_process:
+
+    def tell() -> None:
         try:
             server.wake_up() if awake else server.sleep()
         except VllmTrouble as trouble:
             raise server_failure("vllm.url", server.url, trouble) from trouble
+
     trainer.accelerator.wait_for_everyone()
+    together(tell if trainer.accelerator.is_main_process else lambda: None)
     state["awake"] = awake
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,3 +57,8 @@ def network(
 
     with StandIn(say, take).serving(**where) as stand_in:
         yield stand_in, model, taken
+
+
+if __name__ == "__main__":  # python -m tests.support.vllm_network PORT KEY=VALUE...
+    with network(chosen=tuple(sys.argv[2:]), port=int(sys.argv[1])):
+        signal.pause()
