@@ -6,7 +6,7 @@
 A shape is how the run is spread: over two processes of one machine, over two machines, or over two machines and a
 vLLM server. The machines are commands on the loopback. The server is the tests' stand-in, which computes a turn from
 its tokens and its seed alone, so runs can be equal; a real vLLM rounds differently in other company. A part is a
-command, its torchrun or a training process on either machine, or the server. Every part is killed equally often.
+command, its torchrun or a training process on either machine, or the server.
 
 A trial passes if the kill ends everything within LIMIT_S, the same commands then complete the run, and its metrics,
 rollouts, evaluations and weights equal those of the undisturbed run, byte for byte. A killed server must also cost no
@@ -48,10 +48,11 @@ class Shape:
     served: bool = False
 
     def parts(self) -> list[tuple[str, int]]:
-        """Return what can be killed: kind, and number of its machine or process."""
+        """Return what is killed, as often as it is named: kind, and number of its machine or process."""
         ranks = [("rank", rank) for rank in range(2)]
-        launchers = [(kind, machine) for kind in ("command", "torchrun") for machine in range(self.machines)]
-        return [*ranks, *launchers, *([("server", 0)] if self.served else [])]
+        if self.served:
+            return [*ranks, *[("server", 0)] * 3]
+        return [*ranks, *[(kind, machine) for kind in ("command", "torchrun") for machine in range(self.machines)]]
 
 
 SHAPES = {"processes": Shape(machines=1), "machines": Shape(machines=2), "served": Shape(machines=2, served=True)}
@@ -131,15 +132,12 @@ class Trial:
 
     def kill(self, kind: str, number: int) -> bool:
         """Kill a part; return False if the run has ended before."""
-        if any(machine.poll() is not None for machine in self.machines):
-            return False
-        there = dict(self._parts())
-        while (kind, number) not in there:  # torchrun and its processes start one after the other
-            assert any(machine.poll() is None for machine in self.machines), self.log()
-            time.sleep(0.05)
-            there = dict(self._parts())
-        os.kill(there[kind, number], signal.SIGKILL)
-        return True
+        while all(machine.poll() is None for machine in self.machines):
+            if pid := dict(self._parts()).get((kind, number)):
+                os.kill(pid, signal.SIGKILL)
+                return True
+            time.sleep(0.05)  # torchrun and its processes start one after the other
+        return False
 
     def _parts(self) -> Iterator[tuple[tuple[str, int], int]]:
         rank = 0

@@ -34,7 +34,11 @@ class Slurm(Group):
     vllm_node: bool = key(
         "With vllm.mode=server, give the server a machine of its own; false puts it on the first one that trains."
     )
-    grace: int = key("Seconds before the time limit at which the run saves and goes back into the queue.", ge=30)
+    grace: int = key(
+        "Seconds that the run gets to save: before the time limit, when it goes back into the queue, and after its vLLM "
+        "server has ended.",
+        ge=30,
+    )
 
     @property
     def limit_s(self) -> float:

@@ -49,7 +49,7 @@ trainer=$!
 while alive "$trainer" && {{ [ -z "$server" ] || alive "$server"; }}; do pause; done
 if alive "$trainer"; then
   echo "agentrl: the vLLM server has ended; its log: {log}"
-  for _ in $(seq 60); do alive "$trainer" || break; pause; done
+  for _ in $(seq {grace}); do alive "$trainer" || break; pause; done
   kill "$trainer" 2>/dev/null
 fi
 wait "$trainer"
@@ -109,6 +109,7 @@ def batch_script(run: RunDirectory, config: Config) -> str:
         run=shlex.quote(str(run.path)),
         handed=' vllm.url="$url"' if serves else "",
         log=log,
+        grace=hardware.slurm.grace,  # to save what is finished
     )
 
 

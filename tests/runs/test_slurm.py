@@ -69,12 +69,12 @@ def test_what_sbatch_says_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 class Cluster:
     """The command line beside the stand-ins."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         install(folder, ROOT)
         path = f"{folder / 'bin'}:{os.environ['PATH']}"
         own = {"PATH": path, "AGENTRL_TEST_CLUSTER": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self._environment = os.environ | own
+        self._environment = os.environ | own | environment
 
     def agentrl(self, *overrides: str) -> str:
         command = [sys.executable, "-m", "agentrl", *HERE, f"runs_dir={self.folder}/runs", *overrides]
@@ -102,6 +102,9 @@ class Cluster:
 
     def log(self) -> str:
         return "\n".join(file.read_text() for file in sorted(self.run.path.glob("*.log")))
+
+    def server_log(self) -> str:
+        return (self.run.path / "vllm.log").read_text()
 
     def server_is_gone(self) -> bool:
         return not Path(f"/proc/{(self.folder / 'vllm.pid').read_text()}").exists()

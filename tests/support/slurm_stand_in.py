@@ -69,14 +69,18 @@ def job(number: str) -> int:
 
 
 def srun(arguments: list[str]) -> int:
-    """A task on each machine of the list; signals are passed on, and a task that fails ends the others."""
+    """A task on each machine of the list. Signals are passed on, a task that fails ends the others, and nothing that a
+    task has started is left after it.
+    """
     own = next(place for place, word in enumerate(arguments) if not word.startswith("--"))
     arguments, command = arguments[:own], arguments[own:]
     count, output = int(option(arguments, "ntasks")), option(arguments, "output")
     assert len(option(arguments, "nodelist").split(",")) == count == int(option(arguments, "nodes"))
     log: Any = Path(output).open("a") if output else None  # noqa: SIM115
     tasks = [
-        subprocess.Popen(command, env=os.environ | {"SLURM_NODEID": str(rank)}, stdout=log, stderr=log)
+        subprocess.Popen(
+            command, env=os.environ | {"SLURM_NODEID": str(rank)}, stdout=log, stderr=log, start_new_session=True
+        )
         for rank in range(count)
     ]
 
@@ -92,6 +96,9 @@ def srun(arguments: list[str]) -> int:
             time.sleep(3)
             pass_on(signal.SIGTERM, None)
         time.sleep(0.1)
+    for task in tasks:
+        with suppress(ProcessLookupError):
+            os.killpg(task.pid, signal.SIGKILL)
     return max(abs(task.returncode) for task in tasks)
 
 
@@ -105,12 +112,21 @@ def scontrol(arguments: list[str]) -> int:
 
 
 def vllm(arguments: list[str]) -> int:
-    """A server with a network of its own, at the address that the script has chosen."""
+    """A server at the address that the script has chosen: a real vLLM, if AGENTRL_TEST_VLLM names a Python that has it,
+    or a network of its own.
+    """
+    assert arguments[0] == "serve" and os.environ["VLLM_SERVER_DEV_MODE"] == "1"
+    (CLUSTER / "vllm.pid").write_text(str(os.getpid()))
+    if python := os.environ.get("AGENTRL_TEST_VLLM"):
+        from tests.support.vllm_process import ENTRY, ON_A_CPU, SETTINGS
+
+        command = [python, *ENTRY, "--model", *arguments[1:], *ON_A_CPU]
+        os.execve(
+            python, command, {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | SETTINGS
+        )
     from tests.support.vllm_network import network
 
-    assert arguments[0] == "serve" and os.environ["VLLM_SERVER_DEV_MODE"] == "1"
     where = dict(zip(arguments[2::2], arguments[3::2], strict=False))
-    (CLUSTER / "vllm.pid").write_text(str(os.getpid()))
     with network(host=where["--host"], port=int(where["--port"])):
         signal.pause()
     return 0

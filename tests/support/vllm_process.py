@@ -32,6 +32,9 @@ SETTINGS = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "TORCHDYNAMO_DISABLE": "1",  # torch would compile at the first request, for 20 s
 }
+# The command `vllm serve` looks for a distribution called vllm.
+ENTRY = ("-m", "vllm.entrypoints.openai.api_server")
+ON_A_CPU = ("--enforce-eager",)
 
 
 @cache
@@ -62,8 +65,8 @@ class Vllm:
 @contextmanager
 def vllm_serving(checkpoint: Path, directory: Path, *arguments: str, port: int | None = None) -> Iterator[Vllm]:
     """Serve a checkpoint in float32 as `served`."""
-    command = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
-    command += ["--served-model-name", "served", "--dtype", "float32", "--enforce-eager"]
+    command = [vllm_python(), *ENTRY, "--model", str(checkpoint), *ON_A_CPU]
+    command += ["--served-model-name", "served", "--dtype", "float32"]
     directory.mkdir(parents=True, exist_ok=True)
     with serving([*command, *arguments], directory, 300, port or free_port(), **SETTINGS) as url:
         yield Vllm(url.removesuffix("/v1"), directory)
