@@ -35,8 +35,8 @@ class Slurm(Group):
         "With vllm.mode=server, give the server a machine of its own; false puts it on the first one that trains."
     )
     grace: int = key(
-        "Seconds that the run gets to save: before the time limit, when it goes back into the queue, and after its vLLM "
-        "server has ended.",
+        "Seconds that the run gets to save: before the time limit, when it goes back into the queue, and after its "
+        "vLLM server has ended.",
         ge=30,
     )
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from types import FrameType
@@ -22,12 +23,14 @@ from agentrl.config.schema import Config
 from agentrl.core.console import STOPPING
 from agentrl.core.errors import UserError
 from agentrl.core.signals import SWEPT_BY, stop_signals
-from agentrl.store.run import LOCK_HELD, RunDirectory
+from agentrl.store.run import LOCK_HELD, RunDirectory, is_gone
 
 COMPLETED, USER_ERROR, INTERRUPTED = 0, 2, 130  # exit codes of the worker; any other code is a crash
 ENDS = {"completed": COMPLETED, "interrupted": INTERRUPTED}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PR_SET_PDEATHSIG = 1
+LOOK_S = 1.0  # seconds between two looks at a torchrun
+LINGER_S = 30.0  # seconds that a torchrun may outlive the training
 
 
 def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpus: list[str] | None = None) -> int:
@@ -64,7 +67,7 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpu
             known = leads and run.status().get("pid") not in (None, before)
             return output is None and sys.stdout.isatty() and known
 
-        code, asked = _wait(process, listener, shown_by_worker)
+        code, asked = _wait(process, listener, shown_by_worker, None if is_direct(config) else _Lingering(run))
         with suppress(ProcessLookupError, PermissionError):  # no process is left in the group (macOS raises the latter)
             os.killpg(process.pid, signal.SIGKILL)  # helper processes that a crashed worker left behind
         killed = code > 128
@@ -141,10 +144,37 @@ def _say_killed() -> None:
     print(f"{cursor}{text}", file=sys.stderr, flush=True)
 
 
+class _Lingering:
+    """Returns True once torchrun has outlived the training for LINGER_S: it would wait minutes for a lost machine."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._process: tuple[str, str] | None = None  # number and host of the first training process
+        self._ended: float | None = None
+
+    def __call__(self) -> bool:
+        try:
+            status = self._run.status()
+        except UserError:  # cannot be read now, which ends no run
+            return False
+        if status["status"] in ("created", "running"):
+            self._process = (str(status["pid"]), str(status["host"])) if {"pid", "host"} <= status.keys() else None
+            return False
+        if self._process is None or not is_gone(*self._process):
+            return False
+        self._ended = self._ended or time.monotonic()
+        return time.monotonic() - self._ended > LINGER_S
+
+
 def _wait(
-    process: subprocess.Popen[bytes], listener: Callable[[], int], shown_by_worker: Callable[[], bool]
+    process: subprocess.Popen[bytes],
+    listener: Callable[[], int],
+    shown_by_worker: Callable[[], bool],
+    lingers: Callable[[], bool] | None,
 ) -> tuple[int, bool]:
     """Return the exit code, and whether a signal asked to stop. `listener` gets the first signal; a second kills.
+
+    The process is also killed once `lingers()` returns True.
 
     If the worker's bars are on this terminal, the worker itself says that it stops, because they would overwrite our
     text.
@@ -166,6 +196,14 @@ def _wait(
 
     previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
+        while lingers is not None and process.poll() is None:
+            if lingers():
+                print("agentrl: the training has ended here, another machine is lost", file=sys.stderr, flush=True)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                break
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_S)
         code = process.wait()  # continues to wait after a handled signal
     finally:
         for number, handler in previous.items():

@@ -185,6 +185,19 @@ def test_the_leader_of_several_processes_is_told_and_may_take_its_time(tmp_path:
     assert run.status()["status"] == "interrupted"
 
 
+def test_a_torchrun_that_waits_for_a_lost_machine_is_ended(tmp_path: Path) -> None:
+    saves = PRELUDE + "import socket; run.set_status('running', pid=os.getpid(), host=socket.gethostname())\n"
+    saves += "time.sleep(2.5); run.set_status('interrupted')"
+    waits = AGENT.replace("sys.exit(", "worker.wait(); import time; time.sleep(60); sys.exit(")
+    driver = TORCHRUN.replace(
+        "agentrl.commands.cli.main()", "agentrl.runner.launch.LINGER_S = 0.5; agentrl.commands.cli.main()"
+    )
+    began = time.monotonic()
+    code, _, said = finish(start(tmp_path, saves, "hardware.processes=2", driver=driver, AGENT=waits))
+    assert code == 130 and "another machine is lost" in said and time.monotonic() - began < 30
+    assert the_run(tmp_path).status()["status"] == "interrupted"
+
+
 @pytest.mark.slow
 def test_a_signal_before_a_leader_exists_goes_to_torchrun(tmp_path: Path) -> None:
     waits = DIES_WITH_IT + PRELUDE + "time.sleep(60)"
