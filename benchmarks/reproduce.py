@@ -61,6 +61,10 @@ TABLES: dict[str, Table] = {
         *(PAPERS[0], "Figure 4 of PACT, anchoring, 6 runs", 0.4, False),
         (f"{AGENTRL} sweep=pact_q runs_dir=runs/pact_q {{keys}}",),
     ),
+    "pact_adaptive": Table(
+        *(PAPERS[0], "adaptive schedules of PACT, 20 runs", 1.2, False),
+        (f"{AGENTRL} sweep=pact_adaptive runs_dir=runs/pact_adaptive {{keys}}",),
+    ),
     "hipo": Table(
         *(PAPERS[1], "Tables 1 and 7 of HIPO with all arms on minihif, 70 runs", 0.6, False),
         (f"{SCRIPT}/compare_hipo.py runs/hipo_minihif --jobs 1 -- {{shared}}",),

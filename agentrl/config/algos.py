@@ -13,6 +13,7 @@ from agentrl.core.expert_trace import TracePart
 from agentrl.objectives.choices import (
     Aggregation,
     CallSchedule,
+    FadeDriver,
     RatioLevel,
     ReasoningSchedule,
     Selection,
@@ -25,6 +26,11 @@ KL_CORRECTION = "Multiply the KL estimate by the importance ratio. TRL does so b
 GROUP_EPS = "Added to the standard deviation of a group before advantages are divided by it."
 ENTROPY = "Coefficient of the entropy bonus."
 AVERAGING = "How the losses of tokens are averaged."
+DRIVERS = (
+    "the updates made, for all prompts alike (eq. 11)",
+    "the share of the prompt's rollouts that solve it",
+    "exp(-L), where L is the mean loss of the policy on the prompt's trace",
+)
 SEQUENCES_OR_TOKENS = ("over the tokens of a sequence, then over sequences", "over all tokens")
 
 
@@ -74,13 +80,15 @@ class Schedule(Group):
             "no calls",
         ),
     )
+    level_from: FadeDriver = key("What shortens the reasoning, by levels or by a shrinking first part.", means=DRIVERS)
+    call_from: FadeDriver = key("What moves the weight of tool calls from anneal.start to anneal.end.", means=DRIVERS)
     switch_points: Annotated[
         list[float],
         Holds(
             lambda points: len(points) == 4 and all(0 <= p <= 1 for p in points) and points == sorted(points),
             "must be four ascending fractions in [0, 1], one per drop L4>L3>L2>L1>L0",
         ),
-    ] = key("Fractions of the horizon at which the level of reasoning drops.")
+    ] = key("Progress at which the level of reasoning drops; of the horizon, if the updates drive it.")
 
 
 class Conditioned(Group):
@@ -116,9 +124,13 @@ class Pact(MethodKeys):
         le=1,
         hint=" (the paper: 0.4)",
     )
-    q_from: Literal["key", "success"] = key(
+    q_from: Literal["key", "success", "loss"] = key(
         "Where the probability of anchoring comes from.",
-        means=("algo.q for all prompts", "q + (1 - q) s, where s is the share of the prompt's rollouts that solve it"),
+        means=(
+            "algo.q for all prompts",
+            "q + (1 - q) s, where s is the share of the prompt's rollouts that solve it",
+            "the same, where s is exp(-L) and L the mean loss of the policy on the prompt's trace",
+        ),
     )
     clip_eps: float = key("PPO clip range eps of eq. 5. PACT does not report it; MatchTIR uses 0.2.", gt=0, lt=1)
     kl_coef: float = key(KL, ge=0)

@@ -31,6 +31,8 @@ ADDED_TO_OPTIONS: dict[str, dict[str, Any]] = {
     "algo": {
         "advantage.signs": "earned",
         "q_from": "key",
+        "schedule.level_from": "updates",
+        "schedule.call_from": "updates",
         "dual_clip": None,
         "conditioned": {"advantages": "all", "floor": None, "weight": "one"},
         "constraints": [],

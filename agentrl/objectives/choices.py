@@ -15,4 +15,5 @@ ReasoningSchedule = Literal["segment", "token", "full_token", "fixed", "none"]  
 CallSchedule = Literal["scale", "token", "fixed", "none"]  # pact.sft_token_weights
 TokenWeight = Literal["uniform", "phi"]  # chord.chord_sft_loss
 AnnealKind = Literal["linear", "constant", "cosine", "steps"]  # schedules.anneal_value
+FadeDriver = Literal["updates", "success", "loss"]  # schedules.loss_progress; where a schedule's progress comes from
 DualUpdate = Literal["sgd", "adam", "pid", "log", "fixed"]  # dual.Multiplier

@@ -146,9 +146,9 @@ def conditioned_weights(
     return weights if selection == "all" else weights.masked_fill(advantages <= 0, 0)
 
 
-def success_q(q: float, success: float) -> float:
-    """Return q + (1 - q) s, the probability to anchor a prompt of which a share s of the rollouts is solved."""
-    return q + (1 - q) * success
+def adaptive_q(q: float, progress: float) -> float:
+    """Return q + (1 - q) s, the probability to anchor a prompt whose progress is s: q at 0, and always at 1."""
+    return q + (1 - q) * progress
 
 
 def mixed_loss(rl: Tensor, sft: Tensor, rl_coef: float, sft_coef: float) -> Tensor:

@@ -1,4 +1,8 @@
-"""Schedules. Each is a pure function of progress, so a resumed run needs no saved state of a schedule."""
+"""Schedules. Each is a pure function of progress, so a resumed run needs no saved state of a schedule.
+
+The paper's progress is the share of the updates made (`progress`). It names adaptive schedules as an open point: here
+the progress of a prompt is its success (`success_progress`) or how well the policy writes its trace (`loss_progress`).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,22 @@ def progress(step: int, total_steps: int, horizon: float = 1.0) -> float:
     if step < 0 or total_steps <= 0 or horizon <= 0:
         raise ValueError(f"step {step} must be >= 0, total_steps {total_steps} and horizon {horizon} above 0")
     return min(step / (horizon * total_steps), 1.0)
+
+
+def loss_progress(nll: float) -> float:
+    """Return exp(-L), the geometric mean of the probabilities of an expert's tokens, as the progress of a schedule.
+
+    L, the mean negative log-likelihood of the tokens, is L_SFT with equal weights. The progress is near 0 while the
+    policy cannot write the trace, and near 1 once it writes the trace by itself. Raises ValueError unless L >= 0.
+    """
+    if not nll >= 0:
+        raise ValueError(f"a mean negative log-likelihood of {nll} must be >= 0")
+    return math.exp(-nll)
+
+
+def success_progress(solved: Sequence[bool]) -> float:
+    """Return the share of a prompt's rollouts that solve it, as the progress of a schedule. No rollouts give 0."""
+    return sum(solved) / len(solved) if solved else 0.0
 
 
 def anneal_value(kind: AnnealKind, start: float, end: float, progress: float, num_steps: int = 2) -> float:

@@ -78,13 +78,16 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
     def score_rows(self, model: Any, sequences: dict[int, Sequence], rows: list[int], mask: Tensor) -> Tensor:
         """Score the sequences of some rows without a graph. Return log-probs (B, C), 0 where `mask` (B, C) is off."""
         scored = [row for row in rows if row in sequences]
-        budget = self.config.trainer.tokens_per_batch
-        with self.accelerator.autocast():
-            agree = partial(agree_on_passes, self.accelerator)
-            scores = score_in_pieces(self.scorer, model, [sequences[row] for row in scored], budget, agree)
+        scores = self.score_sequences(model, [sequences[row] for row in scored])
         there = torch.zeros_like(mask)
         there[scored] = mask[scored]
         return spread(scores.logps, there)
+
+    def score_sequences(self, model: Any, sequences: list[Sequence]) -> Scores:
+        """Score sequences without a graph, within the token budget. All processes must call it together."""
+        agree = partial(agree_on_passes, self.accelerator)
+        with self.accelerator.autocast():
+            return score_in_pieces(self.scorer, model, sequences, self.config.trainer.tokens_per_batch, agree)
 
     def wanted(self, inputs: Inputs) -> Wanted:
         """Return the sequences that the loss needs scored: here, the rollouts under their prompts."""

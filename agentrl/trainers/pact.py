@@ -19,20 +19,18 @@ from agentrl.chat.trace_messages import context_ids
 from agentrl.chat.trace_tokens import TokenizedTrace, tokenize_trace
 from agentrl.core.bench import Task
 from agentrl.objectives.pact import (
+    adaptive_q,
     anchor_gates,
     conditioned_weights,
     mixed_loss,
     sft_loss,
-    sft_token_weights,
-    success_q,
 )
 from agentrl.objectives.policy import PolicyBatch, PolicySettings, divergence_loss, policy_loss
-from agentrl.objectives.schedules import anneal_value, progress, reasoning_level
 from agentrl.scoring.sequence import Scores, Sequence
 from agentrl.trainers.episode_constraints import EpisodeConstrainedTrainer
+from agentrl.trainers.fading import FadingTrainer
 from agentrl.trainers.loss import Wanted, rollouts_after, trained_tokens
 from agentrl.trainers.reference import start_of_adapters
-from agentrl.trainers.traced import TracedTrainer
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Privileged:
     shown: str  # how much of the trace is shown: whole, cut (later turns are dropped) or none
 
 
-class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
+class PactTrainer(EpisodeConstrainedTrainer, FadingTrainer):
     """L = mean over prompts of (1 - z) (L^h + beta_SFT L_SFT) + z L^x (PACT, eq. 12-14)."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -78,27 +76,26 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
 
     def _roll_out(self, prompts: list[Any], vllm: Any) -> dict[str, Any]:
         """Play the batch, then set the probability q with which each prompt is anchored."""
-        played = super()._roll_out(prompts, vllm)
-        algo, group = self.config.algo, self.num_generations
+        played, algo = super()._roll_out(prompts, vllm), self.config.algo
         self._anchoring = [algo.q] * len(self._batch)
-        if algo.q_from == "success":
-            solved = self.solved(self._batch, self._trajectories)
-            for start in range(0, len(solved), group):
-                share = sum(solved[start : start + group]) / group
-                self._anchoring[start : start + group] = [success_q(algo.q, share)] * group
+        if algo.q_from != "key":
+            self._anchoring = [adaptive_q(algo.q, self.progress_of(algo.q_from, task)) for task in self._batch]
         return played
+
+    def shown_trace(self, task: Task) -> TokenizedTrace | None:
+        return self._trace(task).trace
 
     def context_with_trace(self, task: Task) -> list[int] | None:
         found = self._trace(task)
         return None if found.trace is None else found.context
 
     def whole_trace(self, task: Task) -> TokenizedTrace | None:
-        return self._trace(task).trace
+        return self.fade(task)
 
     def trace_beside(self, row: int) -> TokenizedTrace | None:
         """Return the shown part of h*, without its answer. It is None for an anchored prompt or with sft_coef = 0."""
         hidden = self._is_anchored(row) or self.config.algo.sft_coef == 0
-        return None if hidden else self._trace(self._batch[row]).trace
+        return None if hidden else self.fade(self._batch[row])
 
     def teaches(self, row: int, advantages: Tensor) -> bool:
         if self.config.algo.rl_coef == 0:
@@ -236,25 +233,6 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
             named = {f"{name}/{context}": value for name, value in values.items()}
             self.log_step.add_means(named, mask * rows[:, None])
 
-    def trace_weights(self, trace: TokenizedTrace) -> Tensor:
-        """Return the weights m_n(s) of eq. 9 at the current update."""
-        schedule, anneal = self.config.algo.schedule, self.config.anneal
-        done = progress(self.state.global_step, self.state.max_steps, anneal.horizon)
-        level = reasoning_level(done, schedule.switch_points)
-        scale = anneal_value(anneal.kind, anneal.start, anneal.end, done, anneal.num_steps)
-        kept = anneal_value(anneal.kind, 1.0, 0.0, done, anneal.num_steps)
-        return sft_token_weights(
-            torch.tensor(trace.component),
-            torch.tensor(trace.turn),
-            torch.tensor(trace.chunk),
-            reasoning=schedule.reasoning,
-            call=schedule.call,
-            level=level,
-            kept=kept,
-            call_scale=scale,
-            call_start=anneal.start,
-        )
-
     def trace_losses(
         self, logps: Tensor, entropies: Tensor, weights: Tensor, rows: list[int], inputs: dict[str, Any]
     ) -> Tensor:
@@ -285,14 +263,3 @@ class PactTrainer(EpisodeConstrainedTrainer, TracedTrainer):
                 f"warning: no turn of the trace of {task.id} fits algo.trace.max_tokens="
                 f"{self.config.algo.trace.max_tokens}, so L^x is its loss; trace/none in metrics.jsonl counts these"
             )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the present values of the schedules to TRL's log line."""
-        if self.model.training:
-            algo, anneal = self.config.algo, self.config.anneal
-            done = progress(max(self.state.global_step - 1, 0), self.state.max_steps, anneal.horizon)
-            self._metrics["train"]["anneal/level"].append(float(reasoning_level(done, algo.schedule.switch_points)))
-            self._metrics["train"]["anneal/call_scale"].append(
-                anneal_value(anneal.kind, anneal.start, anneal.end, done, anneal.num_steps)
-            )
-        super().log(logs, start_time)

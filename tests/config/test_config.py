@@ -274,6 +274,7 @@ def test_the_file_of_an_older_run_is_read_without_keys_that_are_gone(tmp_path: P
     del values["rollout"]["cache_tokens"], values["faults"]["dead_tools"]
     del values["algo"]["advantage"]["signs"], values["algo"]["q_from"], values["algo"]["conditioned"]
     del values["algo"]["constraints"], values["bench"]["forbid"]
+    del values["algo"]["schedule"]["level_from"], values["algo"]["schedule"]["call_from"]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
     assert load_config(tmp_path) == config
     suite = composed("algo=hipo").model_dump(exclude={"scaled_by"})

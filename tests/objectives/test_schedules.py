@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.objectives.choices import AnnealKind
-from agentrl.objectives.schedules import anneal_value, progress, reasoning_level
+from agentrl.objectives.schedules import anneal_value, loss_progress, progress, reasoning_level, success_progress
 
 POINTS = [0.2, 0.4, 0.6, 0.8]
 
@@ -22,6 +23,21 @@ def test_progress_is_a_share_of_the_horizon() -> None:
     for bad in ((-1, 24, 1.0), (0, 0, 1.0), (0, 24, 0.0)):
         with pytest.raises(ValueError, match="above 0"):
             progress(*bad)
+
+
+def test_progress_by_success_and_by_loss() -> None:
+    assert [success_progress(solved) for solved in ([], [False] * 4, [True, False, False, True], [True])] == [
+        0,
+        0,
+        0.5,
+        1,
+    ]
+    assert loss_progress(0.0) == 1
+    assert loss_progress(math.log(4)) == pytest.approx(0.25)  # the geometric mean of 1/2 and 1/8
+    assert loss_progress(math.inf) == 0
+    for bad in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="must be >= 0"):
+            loss_progress(bad)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from agentrl.objectives.pact import anchor_gates, conditioned_weights, success_q
+from agentrl.objectives.pact import adaptive_q, anchor_gates, conditioned_weights
 from agentrl.objectives.policy import PolicyBatch, PolicySettings, policy_loss
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import gradient, log_probs, make_trainer, rolled_batch, small
@@ -54,8 +54,8 @@ def test_dual_clipping_bounds_the_loss_and_stops_the_gradient_of_bad_tokens_alon
 
 
 def test_a_prompt_is_anchored_more_often_the_more_of_its_rollouts_succeed() -> None:
-    assert [success_q(0.0, share) for share in (0, 0.5, 1)] == [0, 0.5, 1]
-    assert [success_q(0.4, share) for share in (0, 0.5, 1)] == pytest.approx([0.4, 0.7, 1])
+    assert [adaptive_q(0.0, share) for share in (0, 0.5, 1)] == [0, 0.5, 1]
+    assert [adaptive_q(0.4, share) for share in (0, 0.5, 1)] == pytest.approx([0.4, 0.7, 1])
 
 
 # -- in the trainer ----------------------------------------------------------------------------------------------------
