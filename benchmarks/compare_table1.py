@@ -99,11 +99,14 @@ def main(runs: str, overrides: list[str]) -> None:
     seeds = [int(one) for one in chosen.split(",")]
     own = [word for word in overrides if not word.startswith(("seed=", "hydra/", "hydra."))]
     shared = ["trainer.tasks=with_trace", f"runs_dir={runs}", *own]
+    failed = 0
     for seed in seeds:
         words = job(AFTER_SFT, seed, shared)
         if words is not None and finished(run_path(compose(words))) is None:
-            subprocess.run([sys.executable, "-m", "agentrl", *words], check=True, stdout=sys.stderr)
+            done = subprocess.run([sys.executable, "-m", "agentrl", *words], stdout=sys.stderr)
+            failed = failed or done.returncode  # the run has said why; the table shows the finished ones
     print("\n".join(table({row: find(row, seeds, shared) for row in ROWS})))
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
