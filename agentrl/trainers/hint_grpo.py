@@ -77,13 +77,16 @@ class HintGrpoTrainer(TracedTrainer):
         still = groups_without_success(solved, self.num_generations)
         groups = len(played) // self.num_generations
         metrics["anneal/hint"].append(share)
-        for name, some, all_ in (
-            ("failed", len(failed), groups),
-            ("groups", len(firsts), groups),
-            ("solved", len(firsts) - len(still), len(firsts)),
-        ):
-            metrics[f"hint/{name}"].append(self._global_mean([1.0] * some + [0.0] * (all_ - some)))
+        metrics["hint/failed"].append(self._global_mean(_marks(len(failed), groups)))
+        again = self._global_mean(_marks(len(firsts), groups))
+        metrics["hint/groups"].append(again)
+        if again > 0:
+            metrics["hint/solved"].append(self._global_mean(_marks(len(firsts) - len(still), len(firsts))))
 
     def _rollout_notes(self) -> list[dict[str, Any]]:
         """Note how many turns of the trace each rollout saw."""
         return [{"hint": self._hints.get(row, 0)} for row in range(len(self._batch))]
+
+
+def _marks(some: int, of: int) -> list[float]:
+    return [1.0] * some + [0.0] * (of - some)

@@ -104,6 +104,7 @@ def test_a_hint_that_does_not_fit_loses_turns(tmp_path: Path) -> None:
     rolled_batch(trainer)
     assert [note["hint"] for note in trainer._rollout_notes()] == [0] * 8
     assert trainer._metrics["train"]["hint/groups"] == [0.0] and trainer._metrics["train"]["hint/failed"] == [0.5]
+    assert not trainer._metrics["train"]["hint/solved"]  # no group was sampled again
 
 
 def test_vllm_has_room_for_the_hint() -> None:

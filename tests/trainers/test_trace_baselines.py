@@ -317,7 +317,7 @@ OWN_METRICS = {
     "chord": ("anneal/mu", "loss/sft", "loss/rl"),
     "luffy": ("expert/share", "expert/weight", "loss/expert", "loss/rl"),
     "srft": ("expert/share", "expert/weight", "loss/expert", "loss/sft", "loss/rl"),
-    "hint_grpo": ("anneal/hint", "hint/failed", "hint/groups", "hint/solved"),
+    "hint_grpo": ("anneal/hint", "hint/failed", "hint/groups"),
 }
 
 
