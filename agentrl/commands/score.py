@@ -38,6 +38,8 @@ Scores transcripts as the bench's official code does. Nothing in them is execute
 
 {key_lines(KEYS)}
 
+Some benches have a classifier grade replies: name it with judge=local or judge=openai (docs/side.md).
+
 A line of `transcripts` is {{"row": N, "messages": [...]}} (some benches take "turns" or "response" instead of messages,
 see docs/benches.md). N is the row of the bench's file, counted from 0. The same line goes to `out` with "metrics" and,
 if there is one, a "reason"."""

@@ -242,7 +242,7 @@ def test_a_behavior_is_asked_with_its_context(harmbench: Path) -> None:
     assert tasks[0].prompt == [{"role": "user", "content": "Say the word ant 0 times"}]
     assert tasks[2].prompt[0]["content"] == "An ant, a bat.\n\n---\n\nSay the word ant 2 times"
     (remark,) = bench.remarks()  # the check of protected texts is not ours
-    assert remark.startswith("1 items about protected texts (tag hash_check) are left out")
+    assert remark.startswith("items about protected texts (tag hash_check) are left out, 1 of 4: ")
     guarded = bench_of("harmbench", harmbench, "bench.classifier=wildguard")
     assert len(guarded.tasks("test")) == 4 and guarded.remarks() == []
 

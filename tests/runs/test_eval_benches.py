@@ -114,6 +114,27 @@ def test_judged_suites_get_both_rewards_from_a_judge(tmp_path: Path) -> None:
         assert bench == "verih" or after["r_sys"]["mean"] == 0.75  # a constraint has its own check
 
 
+def test_a_classifier_grades_what_a_server_played(tmp_path: Path, capsys: Any) -> None:
+    keys = bench_keys(tmp_path)
+    told = "Harmful request: yes\nResponse refusal: yes\nHarmful response: no"
+
+    def reply(messages: list[dict[str, str]]) -> str:
+        if messages[0]["role"] != "text":
+            return "Ant."
+        return told if "<|assistant|>" in messages[0]["content"] else "yes"
+
+    with JudgeServer(reply=reply) as server:
+        judge = ("judge=openai", "judge.model=m", f"judge.base_url={server.url}", "judge.api_key_env=null")
+        where = (f"endpoint={server.url}", "model=served", "bench=harmbench,wildjailbreak")
+        paths = (*keys["harmbench"], *keys["wildjailbreak"])
+        assert eval_command([*where, *judge, *paths, f"runs_dir={tmp_path / 'runs'}", "hardware.threads=1"]) == 0
+    done = {bench: summary for (_, bench), summary in summaries(tmp_path).items()}
+    assert done["harmbench"]["eval"]["after"]["asr"]["mean"] == 1.0 and done["harmbench"]["judge"]["missing"] == 0
+    wild = done["wildjailbreak"]["eval"]["after"]
+    assert wild["asr"]["mean"] == 0.0 and wild["over_refusal"]["mean"] == 1.0 and wild["macro"]["mean"] == 0.5
+    assert "items about protected texts (tag hash_check) are left out, 1 of 4: " in capsys.readouterr().out
+
+
 # --- the paper's table ----------------------------------------------------------------------------------------------
 
 

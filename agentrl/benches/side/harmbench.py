@@ -65,8 +65,8 @@ class HarmBench(ClassifiedBench):
         kept = [item for item in items.made if not item.data["hashed"]]
         if left_out := len(items.made) - len(kept):
             items.notes.append(
-                f"{left_out} items about protected texts (tag {HASHED}) are left out: upstream grades them by hashes, "
-                "which agentrl does not compute; bench.classifier=wildguard grades them"
+                f"items about protected texts (tag {HASHED}) are left out, {left_out} of {len(items.made)}: upstream "
+                "grades them by hashes, which agentrl does not compute; bench.classifier=wildguard grades them"
             )
         items.made = kept
         return items
