@@ -360,8 +360,10 @@ def test_recorded_replies_are_classified(harmbench: Path, tmp_path: Path) -> Non
         assert score_command([*keys, *where]) == 0
         assert [json.loads(line)["metrics"]["asr"] for line in out.read_text().splitlines()] == [1.0, 0.0, 1.0]
         out.unlink()
-        write(given, [*records, {"row": 9, "response": "x"}])
-        with pytest.raises(UserError, match="line 4: row 9: harmbench has no such row"):
+        unplayed = {"id": "harmbench-say_ant_0", "missing": "too long", "messages": []}
+        write(given, [*records, {"row": 9, "response": "x"}, unplayed])
+        bad = r"line 4: row 9: harmbench has no such row; line 5: harmbench-say_ant_0 was not played \(too long\)"
+        with pytest.raises(UserError, match=bad):
             score_command([*keys, *where])
     assert len(server.bodies) == 3 and not out.exists()  # known verdicts were not asked for again
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from agentrl.config.judges import LocalJudge, OpenAIJudge
 from agentrl.config.rules import validate
@@ -183,6 +184,22 @@ def test_other_judges_are_refused(tmp_path: Path, keys: str, reason: str) -> Non
     filled = keys.format(file=tmp_path / "mine.md").split()
     with pytest.raises(UserError, match=reason):
         validate(composed("algo=eval", "bench=harmbench", *filled))
+
+
+@pytest.mark.parametrize(("name", "begun"), [("harmbench", True), ("wildguard", False)])
+def test_the_first_token_stands_before_a_text_that_lacks_it(tmp_path: Path, name: str, begun: bool) -> None:
+    """Llama's tokenizer puts <s> before a text. WildGuard's text has it already, and its authors add none."""
+    config: LocalJudge = composed("judge=local", "judge.path=builtin:tiny").judge
+    judge = InProcessJudge(config, VerdictCache(tmp_path / "judge.sqlite"), "run", "cpu", load_classifier(name).form)
+    first = judge._tokenizer.convert_tokens_to_ids("<|im_start|>")
+    judge._tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", first)]
+    )
+    rows: list[Any] = []
+    generate = judge._model.generate
+    judge._model.generate = lambda **how: rows.extend(how["input_ids"].tolist()) or generate(**how)
+    judge.score([load_classifier(name).request("ASKED", "SAID")])
+    assert len(rows) == 1 and (rows[0][0] == first) is begun
 
 
 def test_a_run_without_a_classifier_is_told_what_it_lacks() -> None:

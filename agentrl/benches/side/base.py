@@ -118,6 +118,8 @@ class SideBench(Bench, ABC):
     def read_transcript(self, record: dict[str, Any]) -> tuple[Task, str]:
         """Return the task that `record` names and its answer: `response`, or the last of `messages`."""
         task, response = self.task(self._index.find(record)), record.get("response")
+        if "missing" in record:  # a line of eval/ whose item a server did not play
+            raise BadTranscript(f"{task.id} was not played ({record['missing']}); evaluate again, or remove the line")
         if response is None and record.get("messages"):
             response = messages_of(record)[-1].get("content")
         if not isinstance(response, str):
