@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--only", help="arms to run, e.g. hipo; the table shows all arms with runs")
     parser.add_argument("overrides", nargs="*", help="key=value for every run")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     runs = options.runs.absolute()
     # Seed by seed, so that all arms can be compared early.
     jobs = [
