@@ -1,0 +1,180 @@
+"""SmolLM2-135M before training, and both methods beside their baselines on it: do the missing runs, print tables.
+
+    make smollm2 minilm
+    python benchmarks/compare_smollm2.py runs/smollm2 baselines --data DIR
+    python benchmarks/compare_smollm2.py runs/smollm2 pact --seeds 2
+    python benchmarks/compare_smollm2.py runs/smollm2 hipo --seeds 2 --data DIR hardware=gpu --jobs 4
+
+--data names a folder with verih/test.json, sys_ifeval/sys_ifeval.jsonl, tensortrust/ and toolhop/*.json. Intervals are
+those over the test items of one run. An interrupted command continues where it stopped, and finished runs are not
+repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m"
+ENCODER = Path(__file__).parents[1] / "models" / "minilm"
+TOOLS = "model.chat_template=chatml_tools"
+# Each suite: its file below --data, keys, and the metric that its authors report.
+SUITES: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
+    "minihop": ("", [TOOLS, *("rollout.max_turn_tokens=128", "rollout.max_turns=6")], ("solve_rate", "solve_r")),
+    "toolhop": ("toolhop", [TOOLS, *("rollout.max_turn_tokens=128", "rollout.max_turns=6")], ("answer_correct",)),
+    "sys_ifeval": ("sys_ifeval/sys_ifeval.jsonl", [], ("prompt_strict", "instruction_strict")),
+    "verih": ("verih/test.json", [], ("r_sys",)),
+    "tensortrust": ("tensortrust", [], ("passed",)),
+}
+SAMPLING = {"greedy": ["temperature=0"], "sampled": ["temperature=1", "top_p=1", "samples=4"]}
+PACT = {
+    "grpo": ["algo=grpo"],
+    "pact": ["algo=pact"],
+    "pact, q = 1": ["algo=pact", "algo.q=1"],  # L^x + L_SFT, the variant that did best on minihop
+}
+HIPO = {
+    "user_only": ["algo=user_only"],
+    "sys_only": ["algo=sys_only"],
+    "fixed_lambda 1": ["algo=fixed_lambda", "dual.initial=1"],
+    "fixed_lambda 4": ["algo=fixed_lambda", "dual.initial=4"],
+    "hipo": ["algo=hipo"],
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: the row of the table it belongs to, its place below the runs, and its command line."""
+
+    row: str
+    place: str
+    arguments: list[str]
+
+    def summary(self, runs: Path) -> dict[str, Any] | None:
+        """Return the summary of the finished run, or None."""
+        file = runs / self.place / "summary.json"
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return found if found.get("status") == "completed" else None
+
+    def run(self, runs: Path, extra: list[str]) -> None:
+        """Do the run in a process of its own. A failure is printed at once and does not stop the others."""
+        if self.summary(runs):
+            return
+        name, _, run_id = self.place.rpartition("/")
+        place = [f"runs_dir={runs}", f"name={name}", f"run_id={run_id}"]
+        command = [sys.executable, "-m", "agentrl", *self.arguments, *place, *extra]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        state = "done" if done.returncode == 0 else f"failed: {done.stderr.strip().splitlines()[-1:]}"
+        print(f"{self.place}: {state}", file=sys.stderr, flush=True)
+
+
+def baselines(runs: Path, data: Path, limit: int) -> list[Job]:
+    """Return the evaluations of the model as it comes."""
+    return [
+        Job(f"{suite}, {how}", f"{suite}-{how}/all", [
+            *("eval", f"model={MODEL}", f"bench={suite}", f"limit={limit}", *keys, *sampling),
+            *([f"bench.path={found(data / file)}"] if file else []),
+        ])
+        for suite, (file, keys, _) in SUITES.items()
+        for how, sampling in SAMPLING.items()
+    ]  # fmt: skip
+
+
+def found(path: Path) -> Path:
+    """Return the file at `path`, or the only JSON file of that folder."""
+    files = sorted(path.glob("*.json"))
+    return files[0] if len(files) == 1 else path
+
+
+def pact(runs: Path, seeds: int) -> tuple[Job, list[Job]]:
+    """Return the cold start, and the runs from its checkpoint."""
+    cold = Job("cold start", "cold/seed0", ["experiment=smollm2_sft", f"model={MODEL}"])
+    start = ["experiment=smollm2_pact", f"model={runs / cold.place}"]
+    return cold, [
+        Job(arm, f"{arm.replace(', q = ', '-q')}/seed{seed}", [*start, *keys, f"seed={seed}"])
+        for seed in range(seeds)
+        for arm, keys in PACT.items()
+    ]
+
+
+def hipo(data: Path, seeds: int) -> list[Job]:
+    """Return the runs on VerIH."""
+    keys = [f"model={MODEL}", f"bench.path={data / 'verih' / 'test.json'}", f"judge.path={ENCODER}"]
+    return [
+        Job(arm, f"{arm.replace(' ', '-')}/seed{seed}", ["experiment=smollm2_hipo", *keys, *own, f"seed={seed}"])
+        for seed in range(seeds)
+        for arm, own in HIPO.items()
+    ]
+
+
+def cell(estimates: dict[str, Any] | None, metric: str) -> str:
+    """Write an estimate as mean [95% interval]."""
+    value = (estimates or {}).get(metric)
+    return "-" if value is None else f"{value['mean']:.3f} [{value['lo']:.3f}, {value['hi']:.3f}]"
+
+
+def rows(jobs: list[Job], runs: Path, group: str, kinds: tuple[str, ...], metrics: tuple[str, ...]) -> list[str]:
+    """Write a table of training runs: a row for each, before and after, over all items and over those of each kind."""
+    columns = [(kind, metric) for kind in ("all", *kinds) for metric in metrics]
+    table = ["| run | " + " | ".join(f"{metric}, {kind}" for kind, metric in columns) + " | minutes | tokens |"]
+    table.append("|---|" + "---|" * (len(columns) + 2))
+    for job in jobs:
+        summary = job.summary(runs)
+        if summary is None:
+            continue
+        parts = {"all": summary["eval"]} | summary["by"].get(group, {})
+        for phase in ("before", "after"):
+            cells = [cell(parts.get(kind, {}).get(phase), metric) for kind, metric in columns]
+            cost = (
+                [f"{summary['wall_s'] / 60:.0f}", str(sum(summary["tokens"].values()))]
+                if phase == "after"
+                else ["", ""]
+            )
+            name = f"{job.row}, seed {summary['seed']}, {phase}"
+            if any(one != "-" for one in cells):
+                table.append(f"| {name} | " + " | ".join([*cells, *cost]) + " |")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("part", choices=("baselines", "pact", "hipo"))
+    parser.add_argument("--data", type=Path, help="the folder with the benchmarks")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=100, help="items of a suite, for baselines")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
+    parser.add_argument("overrides", nargs="*", help="key=value for every run")
+    options = parser.parse_intermixed_args()
+    runs = options.runs.absolute()
+    if options.part != "pact" and options.data is None:
+        parser.error(f"{options.part} needs --data")
+    if options.part == "pact":
+        cold, jobs = pact(runs, options.seeds)
+        cold.run(runs, options.overrides)
+    else:
+        data = options.data.absolute()
+        jobs = hipo(data, options.seeds) if options.part == "hipo" else baselines(runs, data, options.limit)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda job: job.run(runs, options.overrides), jobs))
+    if options.part == "pact":
+        print("\n".join(rows([cold, *jobs], runs, "hops", ("1", "2", "3", "4"), ("solve_rate",))))
+    elif options.part == "hipo":
+        print("\n".join(rows(jobs, runs, "kind", ("conflict", "aligned"), ("r_sys", "r_user"))))
+    else:
+        print("| suite | metric | " + " | ".join(SAMPLING) + " | items |\n|---|---|---|---|---|")
+        for suite, (_, _, metrics) in SUITES.items():
+            for metric in metrics:
+                found_ = [Job("", f"{suite}-{how}/all", []).summary(runs) for how in SAMPLING]
+                cells = [cell(one["eval"]["after"] if one else None, metric) for one in found_]
+                items = next((one["eval"]["after"][metric]["n"] for one in found_ if one), "-")
+                print(f"| {suite} | {metric} | " + " | ".join(cells) + f" | {items} |")
+
+
+if __name__ == "__main__":
+    main()
