@@ -32,7 +32,7 @@ SUITES: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "verih": ("verih/test.json", [], ("r_sys",)),
     "tensortrust": ("tensortrust", [], ("passed",)),
 }
-SAMPLING = {"greedy": ["temperature=0"], "sampled": ["temperature=1", "top_p=1", "samples=4"]}
+SAMPLING = {"greedy": ["temperature=0"], "sampled": ["temperature=1", "top_p=1", "samples=2"]}
 PACT = {
     "grpo": ["algo=grpo"],
     "pact": ["algo=pact"],
@@ -77,11 +77,11 @@ def baselines(runs: Path, data: Path, limit: int) -> list[Job]:
     """Return the evaluations of the model as it comes."""
     return [
         Job(f"{suite}, {how}", f"{suite}-{how}/all", [
-            *("eval", f"model={MODEL}", f"bench={suite}", f"limit={limit}", *keys, *sampling),
+            *("eval", f"model={MODEL}", f"bench={suite}", f"eval.limit={limit}", *keys, *sampling),
             *([f"bench.path={found(data / file)}"] if file else []),
         ])
-        for suite, (file, keys, _) in SUITES.items()
         for how, sampling in SAMPLING.items()
+        for suite, (file, keys, _) in SUITES.items()
     ]  # fmt: skip
 
 
