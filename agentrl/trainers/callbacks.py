@@ -90,10 +90,16 @@ class Checkpoints(TrainerCallback):
     def __init__(self, run: RunDirectory, config: TrainerConfig, updates_per_rollout: int, stop: StopRequest) -> None:
         self._folder, self._config = run.checkpoints_dir, config
         self._cycle, self._stop = updates_per_rollout, stop
-        self._last = 0
+        self._last = self._began = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._last = state.global_step
+        self._last = self._began = state.global_step
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Refuse an unknown trainer.keep_best after the first update, not at the first checkpoint."""
+        best = self._config.keep_best
+        if best is not None and state.is_world_process_zero and state.global_step == self._began + 1:
+            self._value(state, best.removeprefix("-"))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step, every = state.global_step, self._config.save_steps
