@@ -32,7 +32,7 @@ SUITES: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "verih": ("verih/test.json", [], ("r_sys",)),
     "tensortrust": ("tensortrust", [], ("passed",)),
 }
-SAMPLING = {"greedy": ["temperature=0"], "sampled": ["temperature=1", "top_p=1", "samples=2"]}
+SAMPLING = {"greedy": ["temperature=0"], "sampled": ["temperature=1", "top_p=1"]}
 PACT = {
     "grpo": ["algo=grpo"],
     "pact": ["algo=pact"],
