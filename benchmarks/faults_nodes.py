@@ -2,13 +2,14 @@
 
     python benchmarks/faults_nodes.py                         # 30 kills over all shapes, an hour on two idle cores
     python benchmarks/faults_nodes.py --shapes served --algos hipo --kills 4 --seed 3 --out /tmp/faults
+    python benchmarks/faults_nodes.py --per-run 5             # kill every run five times: in half the time
 
 A shape is how the run is spread: over two processes of one machine, over two machines, or over two machines and a
 vLLM server. The machines are commands on the loopback. The server is the tests' stand-in, which computes a turn from
 its tokens and its seed alone, so runs can be equal; a real vLLM rounds differently in other company. A part is a
 command, its torchrun or a training process on either machine, or the server.
 
-A trial passes if the kill ends everything within LIMIT_S, the same commands then complete the run, and its metrics,
+A trial passes if each kill ends everything within LIMIT_S, the same commands then complete the run, and its metrics,
 rollouts, evaluations and weights equal those of the undisturbed run, byte for byte. A killed server must also cost no
 finished update: the newest checkpoint is the one of the last line of metrics.jsonl.
 """
@@ -33,7 +34,7 @@ from pathlib import Path
 from faults import RUNS, outcome, unsound
 
 from agentrl.store.checkpoints import step_of
-from agentrl.store.run import RunDirectory
+from agentrl.store.run import RunDirectory, is_gone
 
 LIMIT_S = 120.0  # from a kill until nothing of the run is left; most of it is for other work on the same cores
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,10 +123,13 @@ class Trial:
             process.wait()
 
     def run(self) -> RunDirectory:
-        """Return the run, once its training processes have begun."""
+        """Return the run, once its training processes have begun, or have nothing left to do."""
         while True:
-            for status in self.folder.glob("*/*/status.json"):
-                if (run := RunDirectory(status.parent)).status()["status"] != "created":
+            for path in self.folder.glob("*/*/status.json"):
+                status = (run := RunDirectory(path.parent)).status()
+                if status["status"] == "running" and not is_gone(str(status["pid"]), str(status["host"])):
+                    return run
+                if status["status"] == "completed" and self.machines[0].poll() == 0:
                     return run
             assert self.machines[0].poll() is None, self.log()
             time.sleep(0.05)
@@ -177,8 +181,8 @@ def newest_checkpoint(run: RunDirectory) -> int:
     return max((step_of(path) for path in run.checkpoints_dir.glob("checkpoint-*")), default=0)
 
 
-def check(trial: Trial, whole: RunDirectory, part: tuple[str, int], seconds: float) -> list[str] | None:
-    """Kill a part of a run, give its commands again; return what is wrong, or None if the run ended before."""
+def kill_once(trial: Trial, part: tuple[str, int], seconds: float) -> list[str] | None:
+    """Kill a part, and start what has ended again; return what is wrong, or None if the run ended before."""
     run = trial.run()
     time.sleep(seconds)
     if not trial.kill(*part):
@@ -192,29 +196,40 @@ def check(trial: Trial, whole: RunDirectory, part: tuple[str, int], seconds: flo
     if part[0] == "server" and done != kept:
         wrong.append(f"{done} updates were finished, and the newest checkpoint holds {kept}")
     trial.start()
+    return wrong
+
+
+def complete(trial: Trial, whole: RunDirectory) -> list[str]:
+    """Let the run end; return how it differs from the undisturbed one."""
+    run = trial.run()
     if any(codes := trial.finish()):
-        return [*wrong, f"started again, the machines ended with {codes}: {trial.log()[-2000:]}"]
+        return [f"started again, the machines ended with {codes}: {trial.log()[-2000:]}"]
     got = outcome(run)
-    return wrong + [f"{name} differs" for name, digest in outcome(whole).items() if got.get(name) != digest]
+    return [f"{name} differs" for name, digest in outcome(whole).items() if got.get(name) != digest]
 
 
-def campaign(shape: str, algo: str, kills: int, dice: random.Random, out: Path) -> int:
-    """Make an undisturbed run, then `kills` trials, with a line for each; return how many passed."""
+def campaign(shape: str, algo: str, kills: int, per_run: int, dice: random.Random, out: Path) -> int:
+    """Make an undisturbed run, then kill others; print a line for each of those, and return how many kills passed."""
     with trying(algo, shape, out / "undisturbed") as trial:
         whole, began = trial.run(), time.perf_counter()
         assert not any(trial.finish()), trial.log()
         seconds = time.perf_counter() - began
-    parts, passed = SHAPES[shape].parts(), 0
+    parts, made, passed, runs = SHAPES[shape].parts(), 0, 0, 0
     dice.shuffle(parts)
-    for number in range(kills):
-        part, wrong, tries = parts[number % len(parts)], None, 0
-        while wrong is None:  # the moment came after the end of the run: choose another
-            moment, tries = dice.random() * seconds, tries + 1
-            with trying(algo, shape, out / f"kill-{number + 1}-{tries}") as trial:
-                wrong = check(trial, whole, part, moment)
-        passed += wrong == []
-        what = f"{part[0]} {part[1]} after {moment:.1f} s"
-        print(f"{shape:9} {algo:5} kill {number + 1:2}  {what:26}  {'; '.join(wrong) or 'equal'}", flush=True)
+    while made < kills:
+        runs, killed, wrong = runs + 1, [], []
+        with trying(algo, shape, out / f"run-{runs}") as trial:
+            while len(killed) < min(per_run, kills - made) and not wrong:
+                part, moment = parts[(made + len(killed)) % len(parts)], dice.random() * seconds / per_run
+                if (found := kill_once(trial, part, moment)) is None:
+                    break  # the moment came after the end of the run
+                wrong += found
+                killed.append(f"{part[0]} {part[1]} after {moment:.1f} s")
+            if killed and not wrong:
+                wrong = complete(trial, whole)
+        if killed:
+            made, passed = made + len(killed), passed + (0 if wrong else len(killed))
+            print(f"{shape:9} {algo:5} {', '.join(killed)}: {'; '.join(wrong) or 'equal'}", flush=True)
     return passed
 
 
@@ -223,6 +238,7 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
     parser.add_argument("--algos", nargs="+", choices=sorted(RUNS), default=list(ALGOS))
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--per-run", type=int, default=1, help="how often one run is killed before it may end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -232,9 +248,11 @@ def main() -> int:
     for place, (shape, algo) in enumerate(pairs, start=1):
         kills = arguments.kills * place // len(pairs) - made
         dice = random.Random(f"{arguments.seed} {shape} {algo}")
-        passed += campaign(shape, algo, kills, dice, out / f"{shape}-{algo}")
+        passed += campaign(shape, algo, kills, arguments.per_run, dice, out / f"{shape}-{algo}")
         made += kills
-    print(f"{passed} of {made} resumed runs equal the undisturbed one ({time.perf_counter() - begin:.0f} s); {out}")
+    print(
+        f"{passed} of {made} kills led to the end of the undisturbed run ({time.perf_counter() - begin:.0f} s); {out}"
+    )
     return 0 if passed == made else 1
 
 
