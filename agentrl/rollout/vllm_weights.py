@@ -19,7 +19,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from agentrl.core.errors import UserError
 from agentrl.core.stop import together
-from agentrl.endpoint.vllm import VllmServer, VllmTrouble
+from agentrl.endpoint.vllm import VllmServer, VllmTrouble, server_failure
 
 
 class Weights(Protocol):
@@ -122,11 +122,20 @@ def _send_folder(folder: Path, send: Callable[[Path], None], accelerator: Any, s
             own.mkdir(parents=True)
             send(own)
         except VllmTrouble as trouble:
-            raise UserError(
-                f"vllm.url={server.url}: the server did not take the new weights ({trouble}). It must be able to read "
-                f"{own}: let both see the same file system, and restart the server"
-            ) from trouble
+            raise _untaken(server, own, trouble) from trouble
         finally:
             shutil.rmtree(own, ignore_errors=True)
 
     together(fill_and_send if accelerator.is_main_process else lambda: None)
+
+
+def _untaken(server: VllmServer, folder: Path, trouble: VllmTrouble) -> UserError:
+    """Make the error for weights that did not arrive: the server is gone, or it lives and cannot read them."""
+    try:
+        server.check_health()
+    except VllmTrouble:
+        return server_failure("vllm.url", server.url, trouble)
+    return UserError(
+        f"vllm.url={server.url}: the server did not take the new weights ({trouble}). It must be able to read "
+        f"{folder}: let both see the same file system, and restart the server"
+    )

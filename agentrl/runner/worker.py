@@ -40,7 +40,7 @@ from agentrl.core.engine import Decoding, RolloutEngine
 from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge
 from agentrl.core.signals import stop_signals
-from agentrl.core.stop import StopRequest
+from agentrl.core.stop import CommonError, StopRequest
 from agentrl.core.streams import keep_streams
 from agentrl.evaluation.evaluate import Interrupted, evaluate
 from agentrl.evaluation.results import Item, count_missing_items, summarise, summarise_groups
@@ -81,6 +81,8 @@ def main(run_path: Path) -> int:
                 run.set_status("running", pid=os.getpid(), host=socket.gethostname())
             finished = _work(run, stop, ending)
         except UserError as error:
+            if isinstance(error, CommonError) and not is_leader():
+                return 2  # the leader says it
             return _fail(run, str(error), 2)
         except (Exception, SystemExit) as error:  # SystemExit comes from a library or from a user's file
             message = explain_trouble(error, run.path)  # before space is freed: the disk may be full

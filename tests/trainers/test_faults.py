@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from agentrl.config.schema import Faults
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.errors import UserError
+from agentrl.core.stop import CommonError
 from agentrl.rollout.guard import UNAVAILABLE
 from agentrl.runner import worker
 from agentrl.store.run import RunDirectory
@@ -258,6 +259,23 @@ def test_the_process_that_failed_first_is_the_one_that_the_status_quotes(
     monkeypatch.setattr(worker, "_work", of_the_leader)
     assert worker.main(run.path) == 1
     assert (run.status()["status"], run.status()["error"]) == ("failed", "the judge is down")
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "agentrl: error: the server is gone\n"), ("1", "")])
+def test_what_every_process_met_is_said_once(
+    rank: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run = RunDirectory.create(composed(f"runs_dir={tmp_path}"))
+    assert run is not None
+
+    def fail(*_: Any) -> bool:
+        raise CommonError("the server is gone")
+
+    monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
+    monkeypatch.setattr(worker, "_work", fail)
+    monkeypatch.setenv("RANK", rank)
+    assert worker.main(run.path) == 2
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(("processes", "found"), [(1, 0), (4, 2)])

@@ -94,6 +94,14 @@ def test_a_server_that_refuses_the_weights_is_quoted(tmp_path: Path) -> None:
             trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
 
 
+def test_a_server_that_is_gone_is_named_as_such(tmp_path: Path) -> None:
+    with StandIn().serving() as stand_in:
+        trainer = trainer_at(stand_in, tmp_path)
+        stand_in.die()
+        with pytest.raises(UserError, match=r"the vLLM server failed \(.*refused\); its log says why"):
+            trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
+
+
 def test_merged_adapters_leave_the_base_where_it_was(tmp_path: Path) -> None:
     with network() as (stand_in, model, taken):
         trainer = trainer_at(stand_in, tmp_path, "model/lora=on")
