@@ -37,8 +37,9 @@ from agentrl.core.signals import stop_signals
 from agentrl.core.streams import keep_streams, lost_output, wrap_stream
 from agentrl.core.version import __version__
 from agentrl.report.sweep_live import SweepView, job_table
+from agentrl.runner.follow import adopt_submitted, follow_jobs
 from agentrl.runner.launch import INTERRUPTED, USER_ERROR
-from agentrl.runner.start import check, make_paths_absolute, start
+from agentrl.runner.start import check, is_finished, make_paths_absolute, start
 from agentrl.store import sweeps
 from agentrl.store.identity import run_path
 from agentrl.store.redact import mask_secrets, refuse_secrets
@@ -172,11 +173,13 @@ def _check_jobs(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> No
         return  # Hydra composes all jobs before the first begins, and raises this again
     if jobs:
         print(f"Checking {len(jobs)} jobs before the first begins.", flush=True)
-    for overrides, values in jobs:
+    for number, (overrides, values) in enumerate(jobs):
         try:
             job = typed_config(values)
             refuse_secrets(job)
-            check(job, here)
+            check(job, here and not job.hardware.submits)
+            if not job.dry_run and is_finished(run_path(job)):
+                sweep.finish(overrides, number, run_path(job))
         except UserError as error:
             refused += 1
             _complain(UserError(f"{error} [{' '.join(overrides)}]"))
@@ -194,8 +197,9 @@ def _watch_jobs(sweep: sweeps.Sweep) -> Iterator[None]:
     """Show the jobs while they run anywhere; then show the results, even if the sweep was stopped."""
     console = make_console()
     try:
-        with SweepView(sweep, console), sweeps.pass_signals_on(sweep):
+        with SweepView(sweep, console), sweeps.pass_signals_on(sweep), sweeps.leave_out(sweep):
             yield
+            follow_jobs(sweep, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
     finally:
         jobs = sweep.close()
         _exit_codes.extend(job.code or 0 for job in jobs if job.began >= sweep.began)
@@ -203,6 +207,12 @@ def _watch_jobs(sweep: sweeps.Sweep) -> Iterator[None]:
             undone = sum(job.state not in ("completed", "dry_run") for job in jobs)
             rest = f"; repeat the command to do the other {undone}" if undone else ""
             console.print(job_table(jobs, f"{len(jobs) - undone} of {len(jobs)} completed{rest}. {sweep.folder}"))
+            if queued := [str(job.slurm) for job in jobs if job.slurm and job.state in ("submitted", "running")]:
+                console.print(
+                    f"{len(queued)} jobs go on in SLURM. The same command watches them again. To end them: "
+                    f"scancel {' '.join(queued)}",
+                    soft_wrap=True,
+                )
             for job in jobs:
                 if job.state == "failed" and job.error:
                     _complain(UserError(f"{job.error.strip().splitlines()[-1]} [{job.log}]"))
@@ -253,10 +263,17 @@ def _run_job(values: DictConfig, sweep: sweeps.Sweep, job: sweeps.Job) -> float 
         make_paths_absolute(config)
         job.run = str(run_path(config))
         sweep.note(job)
+        if config.hardware.submits and not config.dry_run and adopt_submitted(job):
+            sweep.note(job)
+            return None
         with Path(str(job.log)).open("a", encoding="utf-8") as output:
             job.code = start(config, wrap_stream(output), beside_others=True)
         status = RunDirectory(job.run).status()
-        job.state, job.error = str(status["status"]), status.get("error")
+        job.state, job.error, job.slurm = str(status["status"]), status.get("error"), status.get("slurm")
+        if job.slurm is not None:  # follow_jobs waits for it
+            job.state, job.code = "submitted", None
+            sweep.note(job)
+            return None
         if job.state == "completed":
             value = read_metric(config, RunDirectory(job.run))
     except UserError as error:

@@ -18,7 +18,7 @@ from agentrl.store.run import RunDirectory
 from agentrl.store.sweeps import Job, Sweep, label, split_overrides
 
 EVERY = 1.0  # seconds between two looks at the jobs
-COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}
+COLOURS = {"submitted": "blue", "running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}
 # keys of metrics.jsonl; the first two that a run has are shown
 HEADLINES = ("solve_rate", "r_user", "r_sys", "reward", "loss/total")
 RECENT = 10  # the time of the last updates gives the time of the remaining ones
@@ -70,7 +70,7 @@ class SweepView:
             name = label(job, common)
             if job.state != "pending" and self._known.get(name) != job.state:
                 self._known[name] = job.state
-                done = sum(other.state not in ("pending", "running") for other in jobs)
+                done = sum(other.state not in ("pending", "submitted", "running") for other in jobs)
                 text = f"[{done}/{len(jobs)}] {job.state}: {name}  {progress(job)}".rstrip()
                 self._console.print(text, markup=False, highlight=False)
 
@@ -78,7 +78,7 @@ class SweepView:
 def job_table(jobs: list[Job], caption: str) -> Table:
     """Return a table with one row for each job; with more than twenty jobs, only the most important."""
     common, _ = split_overrides(jobs)
-    urgency = ("running", "failed", "interrupted", "completed", "dry_run", "pending")
+    urgency = ("running", "failed", "interrupted", "submitted", "completed", "dry_run", "pending")
     rows = sorted(jobs, key=lambda job: urgency.index(job.state))[:SHOWN]
     # Text, not markup: rich would read the brackets of a path as a style
     title = Text(" ".join(common)) if common else None

@@ -74,6 +74,7 @@ def start(
         run.adopt(config)
     if config.hardware.submits:
         job = submit(write_script(run, config))
+        run.note(slurm=job)  # until the job writes its own status
         console.print(f"Submitted as SLURM job {job}; its log: {run.path}/job-{job}.log")
         return COMPLETED
     console.print(
@@ -144,6 +145,14 @@ def _check_own_trainer(config: Config) -> None:
         from agentrl.trainers.build import rl_trainer  # imports torch, for which no other dry run has to wait
 
         rl_trainer(config.algo)
+
+
+def is_finished(path: Path) -> bool:
+    """Check whether a run is complete, and no item of its evaluation is missing."""
+    if not _is_complete(path):
+        return False
+    summary = RunDirectory(path).summary() or {}
+    return not summary.get("missing", {}).get("items", 0)
 
 
 def _is_complete(path: Path) -> bool:

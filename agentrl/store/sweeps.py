@@ -56,7 +56,7 @@ def compose_jobs(sweep: Sweep, config: DictConfig) -> Iterator[tuple[list[str], 
 
 @dataclass
 class Job:
-    """One job. `state` is pending or running, or completed, failed, interrupted or dry_run after the end."""
+    """One job. `state` is pending, submitted or running, or completed, failed, interrupted or dry_run after the end."""
 
     overrides: list[str]
     number: int
@@ -69,6 +69,8 @@ class Job:
     host: str = ""
     began: float = 0.0  # time of the last start, in seconds since the epoch
     ended: float | None = None
+    slurm: str | None = None  # number of the SLURM job that does it, with hardware=slurm
+    tries: int = 1  # times that it was begun; a lost job is begun again
 
     @property
     def directory(self) -> RunDirectory | None:
@@ -81,6 +83,7 @@ class Sweep:
     def __init__(self, folder: Path, expected: list[list[str]] | None = None) -> None:
         self.folder, self.expected = folder.absolute(), expected
         self.began = time.time()
+        self.finished: set[str] = set()  # digests of jobs whose runs are complete, so that they need not begin
 
     @classmethod
     def of(cls, config: DictConfig) -> Sweep:
@@ -102,7 +105,8 @@ class Sweep:
             name = digest(overrides)
             if name not in found:
                 found[name] = Job(list(overrides), number)
-            elif found[name].began < self.began:  # an earlier call did it, and this call will do it again
+            elif found[name].began < self.began and name not in self.finished:
+                # an earlier call did it, and this call will do it again
                 old = found[name]
                 found[name] = Job(list(overrides), number, "pending", old.run, old.log)
         return sorted(found.values(), key=lambda job: (job.began == 0, job.began, job.number))
@@ -113,10 +117,10 @@ class Sweep:
         Returns an empty list and writes no file if Hydra refused the sweep before its first job.
         """
         jobs = self.jobs()
-        if not any(job.began >= self.began for job in jobs):
+        if not self.finished and not any(job.began >= self.began for job in jobs):
             return []
         for job in jobs:
-            if job.state == "running" and job.began >= self.began:
+            if job.state == "running" and job.began >= self.began and job.slurm is None:
                 if _saves(job):
                     job.state, job.code = "interrupted", 130
                 else:
@@ -134,13 +138,46 @@ class Sweep:
         stem.parent.mkdir(parents=True, exist_ok=True)
         job = Job(list(overrides), number, "running", log=f"{stem}.log", pid=os.getpid(), began=time.time())
         job.host = socket.gethostname()
+        if (old := self.recorded(overrides)) is not None:
+            job.slurm = old.slurm  # which may still wait or run
         self.note(job)
         return job
+
+    def recorded(self, overrides: Sequence[str]) -> Job | None:
+        """Return the record of a job, None if it has none."""
+        path = self.folder / "jobs" / f"{digest(overrides)}.json"
+        return Job(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def finish(self, overrides: Sequence[str], number: int, run: Path) -> None:
+        """Record a job whose run is complete already, so that it does not begin."""
+        self.finished.add(digest(overrides))
+        old = self.recorded(overrides) or Job(list(overrides), number)
+        if old.state != "completed" or old.run != str(run):
+            ended = (run / "status.json").stat().st_mtime
+            self.note(Job(list(overrides), number, "completed", str(run), old.log, code=0, began=ended, ended=ended))
 
     def note(self, job: Job) -> None:
         """Write the job's file."""
         path = self.folder / "jobs" / f"{digest(job.overrides)}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(job))
+
+
+@contextmanager
+def leave_out(sweep: Sweep) -> Iterator[None]:
+    """Let Hydra's basic sweeper begin no job that is finished. Hydra itself knows nothing of earlier calls."""
+    split = BasicSweeper.split_arguments
+
+    def begin_rest(overrides: Any, size: int | None) -> list[list[list[str]]]:
+        (jobs,) = split(overrides, None)
+        rest = [job for job in jobs if digest(job) not in sweep.finished]
+        return [rest[start : start + (size or len(rest))] for start in range(0, len(rest), size or len(rest) or 1)]
+
+    BasicSweeper.split_arguments = staticmethod(begin_rest)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        BasicSweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -189,12 +226,12 @@ def begin_in_process(sweep: Sweep) -> None:
 
 def _is_elsewhere(job: Job, since: float) -> bool:
     here = job.host == socket.gethostname() and job.pid != os.getpid()
-    return job.state == "running" and job.began >= since and here
+    return job.state == "running" and job.began >= since and here and job.slurm is None
 
 
 def _truth(job: Job) -> Job:
     """Correct the state of a job whose process was killed and could not record it. Reads the status of its run."""
-    if job.state != "running" or not is_gone(str(job.pid), job.host) or _saves(job):
+    if job.state != "running" or job.slurm is not None or not is_gone(str(job.pid), job.host) or _saves(job):
         return job
     status: dict[str, Any] = {}
     if job.directory is not None and job.directory.status_path.exists():

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("sbatch", "srun", "scontrol", "vllm")
+COMMANDS = ("sbatch", "srun", "scontrol", "squeue", "vllm")
 CLUSTER = Path(os.environ.get("AGENTRL_TEST_CLUSTER", "."))
 
 
@@ -24,7 +24,7 @@ def install(folder: Path, root: Path) -> None:
     for name in COMMANDS:
         script = folder / "bin" / name
         script.write_text(
-            f'#!/bin/bash\nPYTHONPATH={root} exec {sys.executable} -m tests.support.slurm_stand_in {name} "$@"\n'
+            f'#!/bin/bash\nPYTHONPATH={root}:$PYTHONPATH exec {sys.executable} -m tests.support.slurm_stand_in {name} "$@"\n'
         )
         script.chmod(0o755)
 
@@ -55,6 +55,7 @@ def job(number: str) -> int:
         "SLURM_JOB_ID": number,
         "SLURM_JOB_NODELIST": ",".join(f"127.0.0.{machine + 1}" for machine in range(nodes)),
     }
+    (CLUSTER / f"{number}.manager").write_text(str(os.getpid()))
     requeued, starts = CLUSTER / f"{number}.requeued", 0
     while starts == 0 or requeued.exists():
         requeued.unlink(missing_ok=True)
@@ -109,6 +110,22 @@ def scontrol(arguments: list[str]) -> int:
         case ["requeue", number]:
             (CLUSTER / f"{number}.requeued").touch()
     return 0
+
+
+def squeue(arguments: list[str]) -> int:
+    """The jobs that are not done and whose machine is not broken (`lose`)."""
+    assert arguments == ["--me", "--noheader", "--array", "--format=%i"]
+    for file in sorted(CLUSTER.glob("*.job")):
+        if not file.with_suffix(".done").exists() and not file.with_suffix(".lost").exists():
+            print(file.stem)
+    return 0
+
+
+def lose(cluster: Path, number: str, worker: int) -> None:
+    """Break the machine of a job: all of its processes end at once, and SLURM forgets the job."""
+    os.killpg(int((cluster / f"{number}.manager").read_text()), signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    (cluster / f"{number}.lost").touch()
 
 
 def vllm(arguments: list[str]) -> int:
