@@ -14,8 +14,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from agentrl.commands.sweep_jobs import Call, check_jobs
 from agentrl.config.compose import compose_values, hydra_arguments, scaling_files, shorten_error, suggest_word
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.config.shipped import CONF
 from agentrl.config.typed import restore_typed_names
-from agentrl.core.console import make_console
 from agentrl.core.errors import UserError
 from agentrl.core.signals import stop_signals
 from agentrl.core.streams import keep_streams, lost_output, wrap_stream
 from agentrl.core.version import __version__
-from agentrl.report.sweep_live import SweepView, job_table
-from agentrl.runner.follow import adopt_submitted, follow_jobs
+from agentrl.runner.follow import adopt_submitted
 from agentrl.runner.launch import INTERRUPTED, USER_ERROR
-from agentrl.runner.start import check, is_finished, make_paths_absolute, start
+from agentrl.runner.start import make_paths_absolute, start
 from agentrl.store import sweeps
 from agentrl.store.identity import run_path
 from agentrl.store.redact import mask_secrets, refuse_secrets
@@ -141,9 +140,12 @@ def _train(arguments: list[str]) -> int:
     try:
         arguments = hydra_arguments(arguments)
         sys.argv[1:] = sweeps.add_directory(arguments)
-        with ExitStack() as stack:
-            sweeps.Announcement.hear = lambda sweep, config: _check_jobs(sweep, config, stack)
-            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+        call, begun = Call(_complain, _exit_codes), -1
+        while begun < len(call.lost):  # again for the jobs of a sweep that are lost
+            begun = len(call.lost)
+            with ExitStack() as stack:
+                sweeps.Announcement.hear = partial(check_jobs, call=call, stack=stack)
+                hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
     except (HydraException, OmegaConfBaseException) as error:
         if full_error:
             raise
@@ -161,66 +163,6 @@ def _train(arguments: list[str]) -> int:
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
     return max(_exit_codes, default=0)
-
-
-def _check_jobs(sweep: sweeps.Sweep, config: DictConfig, stack: ExitStack) -> None:
-    """Check every job, then watch them until `stack` closes. If one of them cannot work, none is started."""
-    refused = 0
-    here = config.hydra.launcher._target_.endswith(("BasicLauncher", "JoblibLauncher"))
-    try:
-        jobs = list(sweeps.compose_jobs(sweep, config))
-    except (HydraException, OmegaConfBaseException):
-        return  # Hydra composes all jobs before the first begins, and raises this again
-    if jobs:
-        print(f"Checking {len(jobs)} jobs before the first begins.", flush=True)
-    for number, (overrides, values) in enumerate(jobs):
-        try:
-            job = typed_config(values)
-            refuse_secrets(job)
-            check(job, here and not job.hardware.submits)
-            if not job.dry_run and is_finished(run_path(job)):
-                sweep.finish(overrides, number, run_path(job))
-        except UserError as error:
-            refused += 1
-            _complain(UserError(f"{error} [{' '.join(overrides)}]"))
-        except Exception:  # a fault of ours; Hydra would swallow it together with the sweep's exit code
-            traceback.print_exc()
-            sys.exit(1)
-    if refused:
-        print(f"{refused} of {len(sweep.expected or [])} jobs cannot work; none was started.", file=sys.stderr)
-        sys.exit(USER_ERROR)  # Hydra swallows every other exception of a callback
-    stack.enter_context(_watch_jobs(sweep))
-
-
-@contextmanager
-def _watch_jobs(sweep: sweeps.Sweep) -> Iterator[None]:
-    """Show the jobs while they run anywhere; then show the results, even if the sweep was stopped."""
-    console = make_console()
-    try:
-        with SweepView(sweep, console), sweeps.pass_signals_on(sweep), sweeps.leave_out(sweep):
-            yield
-            follow_jobs(sweep, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-    finally:
-        jobs = sweep.close()
-        _exit_codes.extend(job.code or 0 for job in jobs if job.began >= sweep.began)
-        if jobs:
-            undone = sum(job.state not in ("completed", "dry_run") for job in jobs)
-            rest = f"; repeat the command to do the other {undone}" if undone else ""
-            console.print(job_table(jobs, f"{len(jobs) - undone} of {len(jobs)} completed{rest}. {sweep.folder}"))
-            if queued := [str(job.slurm) for job in jobs if job.slurm and job.state in ("submitted", "running")]:
-                console.print(
-                    f"{len(queued)} jobs go on in SLURM. The same command watches them again. To end them: "
-                    f"scancel {' '.join(queued)}",
-                    soft_wrap=True,
-                )
-            for job in jobs:
-                if job.state == "failed" and job.error:
-                    _complain(UserError(f"{job.error.strip().splitlines()[-1]} [{job.log}]"))
-        runs = [Path(job.run) for job in jobs if job.run and job.state == "completed"]
-        if runs:
-            from agentrl.report.sweep import report_sweep  # draws, and so imports slow libraries
-
-            report_sweep(sweep.folder, runs, console)
 
 
 def _job(values: DictConfig) -> float | None:

@@ -24,14 +24,19 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, flag_override
+from omegaconf.errors import OmegaConfBaseException
 
 from agentrl.core.signals import SWEPT_BY, stop_signals
 from agentrl.store.durable import write_json
 from agentrl.store.run import RunDirectory, is_gone
+from agentrl.store.slurm_queue import living_jobs
 
+REFUSALS = (HydraException, OmegaConfBaseException)  # of a configuration, or of a sweep before its first job
 STOPPING = "stopping"  # this file is in the sweep's folder while the sweep stops
+LOST = "killed without a record"  # error of a job whose process was killed, with what it was in
 IDENTITY_FREE_KEYS = ("runs_dir", "dry_run")  # keys whose values do not make another sweep
 
 
@@ -71,6 +76,7 @@ class Job:
     ended: float | None = None
     slurm: str | None = None  # number of the SLURM job that does it, with hardware=slurm
     tries: int = 1  # times that it was begun; a lost job is begun again
+    inside: str | None = None  # number of the SLURM job that its process is in, with a launcher of Hydra's
 
     @property
     def directory(self) -> RunDirectory | None:
@@ -83,7 +89,7 @@ class Sweep:
     def __init__(self, folder: Path, expected: list[list[str]] | None = None) -> None:
         self.folder, self.expected = folder.absolute(), expected
         self.began = time.time()
-        self.finished: set[str] = set()  # digests of jobs whose runs are complete, so that they need not begin
+        self.settled: set[str] = set()  # digests of jobs that need not begin: their runs are complete
 
     @classmethod
     def of(cls, config: DictConfig) -> Sweep:
@@ -105,11 +111,27 @@ class Sweep:
             name = digest(overrides)
             if name not in found:
                 found[name] = Job(list(overrides), number)
-            elif found[name].began < self.began and name not in self.finished:
+            elif found[name].began < self.began and name not in self.settled:
                 # an earlier call did it, and this call will do it again
                 old = found[name]
                 found[name] = Job(list(overrides), number, "pending", old.run, old.log)
         return sorted(found.values(), key=lambda job: (job.began == 0, job.began, job.number))
+
+    def wait(self) -> None:
+        """Wait until no job of this call is known to run. A launcher that loses one job leaves the others alone."""
+        while any(job.state == "running" and job.slurm is None and job.began >= self.began for job in self.jobs()):
+            if not any(_is_watched(job) for job in self.jobs() if job.state == "running"):
+                return
+            time.sleep(0.5)
+
+    def lost(self, jobs: Sequence[Job], broken: bool) -> set[str]:
+        """Return the digests of jobs that this call began, whose processes were killed and recorded no end.
+
+        If the launcher is `broken`, those that it did not begin are lost, too.
+        """
+        killed = [job for job in jobs if job.error == LOST and job.began >= self.began]
+        waiting = [job for job in jobs if broken and killed and job.state == "pending"]
+        return {digest(job.overrides) for job in [*killed, *waiting]}
 
     def close(self) -> list[Job]:
         """Write sweep.json after the launcher has returned, and return the jobs. No job runs any more.
@@ -117,14 +139,17 @@ class Sweep:
         Returns an empty list and writes no file if Hydra refused the sweep before its first job.
         """
         jobs = self.jobs()
-        if not self.finished and not any(job.began >= self.began for job in jobs):
+        if not self.settled and not any(job.began >= self.began for job in jobs):
             return []
         for job in jobs:
             if job.state == "running" and job.began >= self.began and job.slurm is None:
                 if _saves(job):
                     job.state, job.code = "interrupted", 130
                 else:
-                    job.state, job.code, job.error = "failed", 1, "ended without a record"
+                    job.state, job.code, job.error = "failed", 1, LOST
+                self.note(job)
+            elif job.error == LOST and job.began >= self.began:  # its own process could not record it
+                job.code = 1
                 self.note(job)
         common, axes = split_overrides(jobs)
         record = {"fixed": common, "swept": axes, "jobs": [asdict(job) for job in jobs]}
@@ -140,6 +165,9 @@ class Sweep:
         job.host = socket.gethostname()
         if (old := self.recorded(overrides)) is not None:
             job.slurm = old.slurm  # which may still wait or run
+            job.tries = old.tries + (old.error == LOST)
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        job.inside = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
         self.note(job)
         return job
 
@@ -150,7 +178,7 @@ class Sweep:
 
     def finish(self, overrides: Sequence[str], number: int, run: Path) -> None:
         """Record a job whose run is complete already, so that it does not begin."""
-        self.finished.add(digest(overrides))
+        self.settled.add(digest(overrides))
         old = self.recorded(overrides) or Job(list(overrides), number)
         if old.state != "completed" or old.run != str(run):
             ended = (run / "status.json").stat().st_mtime
@@ -165,12 +193,12 @@ class Sweep:
 
 @contextmanager
 def leave_out(sweep: Sweep) -> Iterator[None]:
-    """Let Hydra's basic sweeper begin no job that is finished. Hydra itself knows nothing of earlier calls."""
+    """Let Hydra's basic sweeper begin no job that is settled. Hydra itself knows nothing of earlier calls."""
     split = BasicSweeper.split_arguments
 
     def begin_rest(overrides: Any, size: int | None) -> list[list[list[str]]]:
         (jobs,) = split(overrides, None)
-        rest = [job for job in jobs if digest(job) not in sweep.finished]
+        rest = [job for job in jobs if digest(job) not in sweep.settled]
         return [rest[start : start + (size or len(rest))] for start in range(0, len(rest), size or len(rest) or 1)]
 
     BasicSweeper.split_arguments = staticmethod(begin_rest)  # type: ignore[method-assign, assignment]
@@ -231,14 +259,27 @@ def _is_elsewhere(job: Job, since: float) -> bool:
 
 def _truth(job: Job) -> Job:
     """Correct the state of a job whose process was killed and could not record it. Reads the status of its run."""
-    if job.state != "running" or job.slurm is not None or not is_gone(str(job.pid), job.host) or _saves(job):
+    if job.state != "running" or job.slurm is not None or not _has_ended(job) or _saves(job):
         return job
     status: dict[str, Any] = {}
     if job.directory is not None and job.directory.status_path.exists():
         status = job.directory.status()
     job.state = status["status"] if status.get("status") in ("completed", "interrupted") else "failed"
-    job.error = None if job.state == "completed" else status.get("error") or "killed without a record"
+    job.error = None if job.state == "completed" else status.get("error") or LOST
     return job
+
+
+def _is_watched(job: Job) -> bool:
+    """Whether the end of a job's process can be seen from here."""
+    return job.host == socket.gethostname() or (job.inside is not None and living_jobs() is not None)
+
+
+def _has_ended(job: Job) -> bool:
+    """Whether the process of a job is known to have ended, here or in SLURM."""
+    if job.host == socket.gethostname() or job.inside is None:
+        return is_gone(str(job.pid), job.host)
+    living = living_jobs()
+    return living is not None and job.inside not in living
 
 
 def _saves(job: Job) -> bool:

@@ -22,12 +22,12 @@ from tests.runs.test_several_processes import ROOT
 from tests.support.slurm_stand_in import install, lose
 
 WORKER = """
-import os, sys, time
+import os, socket, sys, time
 from agentrl.store.run import RunDirectory
 run = RunDirectory(sys.argv[1])
 seed = run.config().seed
 with open(f"{run.path}.starts", "a") as file: file.write("x")
-run.set_status("running", pid=os.getpid())
+run.set_status("running", pid=os.getpid(), host=socket.gethostname())
 run.append(run.metrics_path, {"step": 3, "reward": 0.25})
 while not os.path.exists(f"{os.environ['AGENTRL_TEST_CLUSTER']}/go-{seed}"): time.sleep(0.05)
 if seed == 5:

@@ -23,9 +23,8 @@ def install(folder: Path, root: Path) -> None:
     (folder / "bin").mkdir(parents=True)
     for name in COMMANDS:
         script = folder / "bin" / name
-        script.write_text(
-            f'#!/bin/bash\nPYTHONPATH={root}:$PYTHONPATH exec {sys.executable} -m tests.support.slurm_stand_in {name} "$@"\n'
-        )
+        start = f"PYTHONPATH={root}:$PYTHONPATH exec {sys.executable} -m tests.support.slurm_stand_in {name}"
+        script.write_text(f'#!/bin/bash\n{start} "$@"\n')
         script.chmod(0o755)
 
 
