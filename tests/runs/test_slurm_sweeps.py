@@ -97,7 +97,7 @@ class Cluster:
         return {int(file.name.split("-")[0][1:]): file.stat().st_size for file in files}
 
 
-def wait(until: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait(until: Callable[[], object], process: subprocess.Popen[str], seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         if time.monotonic() > deadline or process.poll() is not None:
@@ -123,7 +123,7 @@ def test_jobs_are_followed_and_a_lost_one_begins_again(cluster: Cluster) -> None
     cluster.let(0, 5)
     wait(lambda: cluster.starts().get(1) == 2, process)
     cluster.let(1)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 1, out + err  # seed 5 fails
     states = {seed: (job["state"], job["tries"]) for seed, job in cluster.jobs().items()}
     assert states == {0: ("completed", 1), 1: ("completed", 2), 5: ("failed", 1)}
@@ -137,18 +137,18 @@ def test_the_command_may_leave_and_come_back_and_values_may_join(cluster: Cluste
     process = cluster.start("seed=0,1")
     wait(lambda: cluster.running() == {0, 1}, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 130 and "Traceback" not in out + err
     assert "2 jobs go on in SLURM" in out and "scancel 101 102" in out.replace("\n", " ")
     process = cluster.start("seed=0,1")
     wait(lambda: "running" in {job["state"] for job in cluster.jobs().values()}, process)
     cluster.let(0, 1)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
     assert cluster.submitted() == 2 and cluster.starts() == {0: 1, 1: 1}  # they were found again
     cluster.let(2)
     process = cluster.start("seed=0,1,2")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
     assert cluster.submitted() == 3 and cluster.starts() == {0: 1, 1: 1, 2: 1}  # the finished ones did not begin
     assert {job["state"] for job in cluster.jobs().values()} == {"completed"} and "3 of 3 completed" in out
