@@ -119,7 +119,7 @@ def test_jobs_are_followed_and_a_lost_one_begins_again(cluster: Cluster) -> None
     wait(lambda: cluster.running() == {0, 1, 5}, process)
     wait(lambda: {job["state"] for job in cluster.jobs().values()} == {"running"}, process)
     number = cluster.jobs()[1]["slurm"]
-    lose(cluster.folder, number, cluster.statuses()[1]["pid"])
+    lose(cluster.folder, number)
     cluster.let(0, 5)
     wait(lambda: cluster.starts().get(1) == 2, process)
     cluster.let(1)

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 COMMANDS = ("sbatch", "srun", "scontrol", "squeue", "vllm")
 CLUSTER = Path(os.environ.get("AGENTRL_TEST_CLUSTER", "."))
 
@@ -120,10 +122,14 @@ def squeue(arguments: list[str]) -> int:
     return 0
 
 
-def lose(cluster: Path, number: str, worker: int) -> None:
-    """Break the machine of a job: all of its processes end at once, and SLURM forgets the job."""
-    os.killpg(int((cluster / f"{number}.manager").read_text()), signal.SIGKILL)
-    os.kill(worker, signal.SIGKILL)
+def lose(cluster: Path, number: str) -> None:
+    """Break the machine of a job: all of its processes end before one can record it, and SLURM forgets the job."""
+    manager = psutil.Process(int((cluster / f"{number}.manager").read_text()))
+    family = [manager, *manager.children(recursive=True)]
+    for one in family:
+        one.suspend()
+    for one in family:
+        one.kill()
     (cluster / f"{number}.lost").touch()
 
 
