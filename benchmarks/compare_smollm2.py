@@ -24,13 +24,19 @@ from typing import Any
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m"
 ENCODER = Path(__file__).parents[1] / "models" / "minilm"
 TOOLS = "model.chat_template=chatml_tools"
-# Each suite: its file below --data, keys, and the metric that its authors report.
-SUITES: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
-    "minihop": ("", [TOOLS, *("rollout.max_turn_tokens=128", "rollout.max_turns=6")], ("solve_rate", "solve_r")),
-    "toolhop": ("toolhop", [TOOLS, *("rollout.max_turn_tokens=128", "rollout.max_turns=6")], ("answer_correct",)),
-    "sys_ifeval": ("sys_ifeval/sys_ifeval.jsonl", [], ("prompt_strict", "instruction_strict")),
-    "verih": ("verih/test.json", [], ("r_sys",)),
-    "tensortrust": ("tensortrust", [], ("passed",)),
+# Each suite: its bench, its file below --data, keys, and the metrics that its authors report.
+CALLS = [TOOLS, "rollout.max_turn_tokens=128", "rollout.max_turns=6"]
+SUITES: dict[str, tuple[str, str, list[str], tuple[str, ...]]] = {
+    "minihop": ("minihop", "", CALLS, ("solve_rate", "solve_r")),
+    "ToolHop": ("toolhop", "toolhop", [*CALLS, "bench.test_fraction=1"], ("answer_correct",)),
+    "S-IFEval": ("sys_ifeval", "sys_ifeval/sys_ifeval.jsonl", [], ("prompt_strict", "instruction_strict")),
+    "VerIH": ("verih", "verih/test.json", [], ("r_sys",)),
+    "TensorTrust": ("tensortrust", "tensortrust", [], ("passed",)),
+    "IFEval": (  # the instructions in the user's message, as in the model's published result
+        *("sys_ifeval", "sys_ifeval/ifeval.jsonl"),
+        ["bench.test_fraction=1", "rollout.max_completion_tokens=1280"],
+        ("prompt_strict", "instruction_strict"),
+    ),
 }
 SAMPLING = {"greedy": ["temperature=0"], "sampled": ["temperature=1", "top_p=1"]}
 PACT = {
@@ -77,11 +83,11 @@ def baselines(runs: Path, data: Path, limit: int) -> list[Job]:
     """Return the evaluations of the model as it comes."""
     return [
         Job(f"{suite}, {how}", f"{suite}-{how}/all", [
-            *("eval", f"model={MODEL}", f"bench={suite}", f"eval.limit={limit}", *keys, *sampling),
+            *("eval", f"model={MODEL}", f"bench={bench}", f"eval.limit={limit}", *keys, *sampling),
             *([f"bench.path={found(data / file)}"] if file else []),
         ])
         for how, sampling in SAMPLING.items()
-        for suite, (file, keys, _) in SUITES.items()
+        for suite, (bench, file, keys, _) in SUITES.items()
     ]  # fmt: skip
 
 
@@ -168,7 +174,7 @@ def main() -> None:
         print("\n".join(rows(jobs, runs, "kind", ("conflict", "aligned"), ("r_sys", "r_user"))))
     else:
         print("| suite | metric | " + " | ".join(SAMPLING) + " | items |\n|---|---|---|---|---|")
-        for suite, (_, _, metrics) in SUITES.items():
+        for suite, (*_, metrics) in SUITES.items():
             for metric in metrics:
                 found_ = [Job("", f"{suite}-{how}/all", []).summary(runs) for how in SAMPLING]
                 cells = [cell(one["eval"]["after"] if one else None, metric) for one in found_]
