@@ -28,7 +28,7 @@ TOOLS = "model.chat_template=chatml_tools"
 CALLS = [TOOLS, "rollout.max_turn_tokens=128", "rollout.max_turns=6"]
 SUITES: dict[str, tuple[str, str, list[str], tuple[str, ...]]] = {
     "minihop": ("minihop", "", CALLS, ("solve_rate", "solve_r")),
-    "ToolHop": ("toolhop", "toolhop", [*CALLS, "bench.test_fraction=1"], ("answer_correct",)),
+    "ToolHop": ("toolhop", "toolhop", [*CALLS, "bench.test_fraction=0.99"], ("answer_correct",)),
     "S-IFEval": ("sys_ifeval", "sys_ifeval/sys_ifeval.jsonl", [], ("prompt_strict", "instruction_strict")),
     "VerIH": ("verih", "verih/test.json", [], ("r_sys",)),
     "TensorTrust": ("tensortrust", "tensortrust", [], ("passed",)),

@@ -177,7 +177,7 @@ def verb_understood(verb: str, rest: list[str]) -> None:
             eval_command.compose_job(
                 own.get("model", "tiny") if "endpoint" in own else "tiny", bench, own, overrides, benches
             )
-    elif verb in ("doctor", "score", "traces", "analyse"):
+    elif verb in ("doctor", "score", "traces", "analyse", "plan"):
         line = " ".join(rest).replace("--json", "")
         own, overrides = split_keys([word for word in line.split() if "=" in word], getattr(module, "KEYS", {}))
         compose(overrides)
@@ -199,6 +199,8 @@ SCENERY = {  # what a page has the reader make or own beforehand
     "mine/bench/sums.yaml": "defaults: [custom]\npath: examples/bench_sums.py\noptions: {largest: 20, tasks: 32}\n",
     "checkpoint/config.json": "{}",
     "runs/hard_base/base/config.json": "{}",
+    "runs/cold/seed0/config.json": "{}",
+    "models/smollm2-135m/config.json": "{}",
     "runs/minihop-tiny-sft/s0-1a2b3c4d/config.json": "{}",
     "SmolLM2-135M-Instruct.Q4_1.gguf": "GGUF",
     "fsdp.yaml": "distributed_type: FSDP\n",
