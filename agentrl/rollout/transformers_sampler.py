@@ -66,8 +66,9 @@ class TransformersSampler:
     def session(self, decoding: Decoding | None) -> Iterator[Session]:
         """See `Sampler.session`. The model is in evaluation mode meanwhile, since dropout is not part of the policy."""
         # Before training, the model is not wrapped for autocast yet, but the base and the trained model must compute
-        # alike, so autocast is set here. Within autocast, weights are cast once and kept for the whole session. In
-        # training, sharded weights of other processes must not be kept, so it stays off for them.
+        # alike, so autocast is set here. Within autocast, trained weights are cast once and kept for the whole session
+        # (frozen ones are cast in every pass). In training, sharded weights of other processes must not be kept, so it
+        # stays off for them.
         cast = self._bf16 and not (self.sharded and decoding is None)
         with evaluating(self._model()), torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=cast):
             if self.sharded or why_unsupported(self._accelerator.unwrap_model(self._model())) is not None:
