@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from agentrl.config.schema import Config
 from agentrl.config.sequences import Lengths
 from agentrl.core.console import make_console
 from agentrl.core.errors import UserError
-from agentrl.cost.estimate import describe_parts
+from agentrl.cost.estimate import describe_parts, longest
 from agentrl.cost.gpus import GPUS
 from agentrl.cost.plan import Costs, Plan, make_plan, read_lengths
 from agentrl.models.hub import fetch_network
@@ -34,6 +35,12 @@ KEYS = {
     "trace": "Mean tokens of an expert trace; without it, those of an episode.",
     "like": "Directory of a run whose rollouts have the lengths that you expect.",
     "mfu": "Rate of the updates over the GPU's peak, between 0 and 1, if you have measured it.",
+}
+FORWARD_BACKWARD = "forward and backward"
+LENGTHS = {  # and the key that bounds them
+    "prompt": "rollout.max_prompt_tokens",
+    "completion": "rollout.max_completion_tokens",
+    "trace": "rollout.max_completion_tokens",
 }
 HELP = f"""agentrl plan [gpu=KIND] [price=N] [prompt=N completion=N | like=RUN] [--json] [key=value ...]
 
@@ -56,11 +63,11 @@ def main(arguments: list[str]) -> int:
     if config.hardware.nodes > 1:
         config.hardware.slurm.submit = True  # no machine is asked which one it is, and where the others are
     validate(config)
-    kind = own.get("gpu", "h100")
-    require(kind in GPUS, "gpu", kind, f"is not known{suggest(kind, list(GPUS))}; choose from {', '.join(GPUS)}")
-    mfu = _number(own, "mfu")
-    require(mfu is None or mfu < 1, "mfu", own.get("mfu"), "must be below 1")
-    plan = make_plan(config, find_network(config), GPUS[kind], _lengths(own, config), _number(own, "price"), mfu)
+    kind = own.get("gpu", "h100").lower()
+    require(kind in GPUS, "gpu", kind, f"is not known{suggest(kind, list(GPUS))}")
+    mfu = _number(own, "mfu", "must be a number between 0 and 1, e.g. 0.4", below=1.0)
+    lengths, price = _lengths(own, config), _number(own, "price")
+    plan = make_plan(config, find_network(config), GPUS[kind], lengths, price, mfu)
     if "--json" in arguments:
         print(json.dumps(asdict(plan), indent=2))
     else:
@@ -81,24 +88,42 @@ def _lengths(own: dict[str, str], config: Config) -> Lengths | None:
     if "like" in own:
         clash = sorted({"prompt", "completion", "trace"} & set(own))
         require(not clash, "like", own["like"], f"gives the lengths already; leave out {', '.join(clash)}")
-        return read_lengths(Path(own["like"]).expanduser(), group_size(config))
-    prompt, completion = _number(own, "prompt"), _number(own, "completion")
-    if prompt is None and completion is None and "trace" not in own:
+        return _within_budget(read_lengths(Path(own["like"]).expanduser(), group_size(config)), own, config)
+    tokens = {name: _number(own, name, "must be a number of tokens, at least 1", 1.0) for name in LENGTHS}
+    prompt, completion, trace = tokens.values()
+    if prompt is None and completion is None and trace is None:
         return None
     if prompt is None or completion is None:
         raise UserError("give both prompt=... and completion=..., or like=RUN")
-    trace = _number(own, "trace")
-    return Lengths(prompt, completion, completion, completion if trace is None else trace, group_size(config))
+    expected = completion if trace is None else trace
+    return _within_budget(Lengths(prompt, completion, completion, expected, group_size(config)), own, config)
 
 
-def _number(own: dict[str, str], name: str) -> float | None:
+def _within_budget(lengths: Lengths, own: dict[str, str], config: Config) -> Lengths:
+    """Return the lengths. Raise UserError if the keys of the run forbid such episodes."""
+    most = longest(config)
+    if "trace" not in own:  # it is a guess
+        lengths = replace(lengths, trace=min(lengths.trace, most.trace))
+    for name, key in LENGTHS.items():
+        expected, limit = getattr(lengths, name), getattr(most, name)
+        if name == "trace" and hasattr(config.algo, "trace"):
+            key = "algo.trace.max_tokens"
+        require(
+            expected <= limit, name, f"{expected:,.0f}", f"is above {key}={limit:,.0f}; raise that key, or expect less"
+        )
+    return lengths
+
+
+def _number(
+    own: dict[str, str], name: str, rule: str = "must be a number above 0", least: float = 0.0, below: float = math.inf
+) -> float | None:
     if name not in own:
         return None
     try:
         value = float(own[name])
     except ValueError:
         value = -1.0
-    require(0 < value < float("inf"), name, own[name], "must be a number above 0")
+    require(max(least, math.ulp(0.0)) <= value < below, name, own[name], rule)
     return value
 
 
@@ -146,21 +171,36 @@ def _rows(plan: Plan) -> list[list[str]]:
     def row(label: str, cell: Callable[[Costs], str]) -> list[str]:
         return [label, *(cell(one) for one in columns)]
 
-    rows = [
-        row("tokens of prompt + episode", lambda one: f"{one.lengths.prompt:,.0f} + {one.lengths.completion:,.0f}"),
-        row("sampling a rollout batch", lambda one: duration(one.batch.sampling)),
-        row("old and reference log-probs", lambda one: duration(one.batch.scoring)),
-        row("forward and backward", lambda one: f"{duration(one.batch.update)} (MFU {one.batch.mfu:.0%})"),
-        row("exchange between GPUs", lambda one: duration(one.batch.exchange)),
-        row("optimizer", lambda one: duration(one.batch.optimizer)),
-        row("rollout batch with its updates", lambda one: duration(one.step)),
-        row("evaluation", lambda one: duration(one.evaluation)),
-        row(f"run of {steps.rollout_batches:,} batches, {steps.updates:,} updates", lambda one: duration(one.seconds)),
-        row("GPU-hours", lambda one: f"{one.gpu_hours:,.1f}"),
+    parts: list[tuple[str, Callable[[Costs], float]]] = [
+        ("sampling a rollout batch", lambda one: one.batch.sampling),
+        ("old and reference log-probs", lambda one: one.batch.scoring),
+        (FORWARD_BACKWARD, lambda one: one.batch.update),
+        ("exchange between GPUs", lambda one: one.batch.exchange),
+        ("optimizer", lambda one: one.batch.optimizer),
+        ("rollout batch with its updates", lambda one: one.step),
+        ("evaluation", lambda one: one.evaluation),
     ]
+    rows = [row("tokens of prompt + episode", lambda one: f"{one.lengths.prompt:,.0f} + {one.lengths.completion:,.0f}")]
+    for label, seconds in parts:
+        if not any(map(seconds, columns)):  # e.g. an evaluation has no updates
+            continue
+        mfu = [f" (MFU {one.batch.mfu:.0%})" if label == FORWARD_BACKWARD else "" for one in columns]
+        rows.append([label, *(duration(seconds(one)) + added for one, added in zip(columns, mfu, strict=True))])
+    counts = f" of {_count(steps.rollout_batches, 'batch', 'es')}, {_count(steps.updates, 'update', 's')}"
+    rows.append(row("run" + counts * (steps.updates > 0), lambda one: duration(one.seconds)))
+    rows.append(row("GPU-hours", lambda one: _amount(one.gpu_hours, 1)))
     if columns[0].price is not None:
-        rows.append(row("cost", lambda one: f"{one.price:,.2f}"))
+        rows.append(row("cost", lambda one: _amount(one.price or 0.0, 2)))
     return rows
+
+
+def _count(number: int, word: str, plural: str) -> str:
+    return f"{number:,} {word}{plural if number != 1 else ''}"
+
+
+def _amount(value: float, digits: int) -> str:
+    """Return a number with some digits behind the point, and a small one with its first two."""
+    return f"{value:,.{digits}f}" if value >= 1 else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:

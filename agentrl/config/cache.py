@@ -31,7 +31,8 @@ def most_cached(config: Config) -> int:
     if algo.rollouts or algo.sampled_before(1, 1):
         together = max(together, trainer.prompts_per_batch * k // config.hardware.processes)
     positions = network_of(served_path(config)).get("max_position_embeddings") or math.inf
-    return min(cache_budget(config.rollout, positions), together * longest_episode(config.rollout, positions))
+    longest = longest_episode(config.rollout, positions)
+    return min(max(cache_budget(config.rollout, positions), longest), together * longest)  # one is always held
 
 
 def cached_bytes(config: Config) -> int | None:

@@ -16,6 +16,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
@@ -51,6 +52,10 @@ def compose(overrides: list[str]) -> Config:
     """
     try:
         values = _composed(overrides)
+        if values.hydra.mode == RunMode.MULTIRUN:
+            raise UserError(
+                "sweep=... describes several runs, and this command takes one; give the keys of one of them"
+            )
         config = typed_config(drop_hydra(values))
         config.scaled_by = scaling_files(values.hydra.runtime)
         return config

@@ -101,6 +101,7 @@ MEANINGS: dict[str, str] = {
     "temperature": "rollout.temperature (training) or eval.temperature (evaluation)",
     "temp": "rollout.temperature (training) or eval.temperature (evaluation)",
     "top_p": "rollout.top_p",
+    **dict.fromkeys(("compile", "torch_compile", "trainer.compile", "compiled"), "trainer.engine=compiled"),
     **dict.fromkeys(("samples", "eval.n", "eval.k"), "eval.samples"),
     **dict.fromkeys(("limit", "eval_limit", "max_samples", "num_samples"), "eval.limit"),
     **dict.fromkeys(("eval_batch_size", "eval_batch", "eval.batch_size"), "eval.batch"),

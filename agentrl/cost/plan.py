@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,6 +19,7 @@ from agentrl.cost.estimate import Estimate, estimate, longest
 from agentrl.cost.gpus import GPUS, Gpu
 from agentrl.cost.memory import COLOCATED, GIB, SERVED, Memory, Shares, estimate_memory, vllm_needs
 from agentrl.cost.time import Batch, Clock
+from agentrl.store.durable import read_records
 
 SHOWN = 8  # number of proposals
 FILLED = 0.95  # share of a GPU's memory that tensors can fill
@@ -164,10 +164,11 @@ def _changes(config: Config, gpu: Gpu) -> Iterator[Change]:
     if algo.adapts and not config.model.lora.enabled:
         yield Change("model/lora=on", "lora", 1, _turn_adapters_on)
     processes = config.hardware.processes
+    several = "hardware=multi_gpu " if config.hardware.name == "gpu" else ""
     if algo.trains:
         for count in (2, 4, 8, 16, 32, 64):
             if count > processes:
-                words = f"hardware=multi_gpu hardware.processes={count} {SHARED}"
+                words = f"{several}hardware.processes={count} {SHARED}"
                 yield Change(words, "shared", count, _share(count))
             elif count == processes and Shares.of(config).weights == 1:
                 yield Change(SHARED, "shared", count, _share(count))
@@ -197,11 +198,13 @@ def _share(count: int) -> Callable[[Config], None]:
 
 def read_lengths(run: Path, rollouts: int) -> Lengths:
     """Return the mean lengths of the episodes in a run's rollouts.jsonl. Raises UserError if there are none."""
-    try:
-        lines = (run / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise UserError(f"like={run}: no rollouts.jsonl can be read there; name the directory of a run") from error
+    file = run / "rollouts.jsonl"
+    if not file.is_file():
+        raise UserError(f"like={run}: no rollouts.jsonl is there; name the directory of a run that has sampled")
+    records = read_records(file)
+    for number, one in enumerate(records, 1):
+        if not all(isinstance(one.get(name), list) for name in ("prompt_ids", "completion_ids", "policy_mask")):
+            raise UserError(f"like={run}: record {number} of rollouts.jsonl is no episode; name the directory of a run")
     if not records:
         raise UserError(f"like={run}: rollouts.jsonl is empty; name a run that has played a batch")
 

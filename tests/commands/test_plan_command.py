@@ -43,9 +43,19 @@ def test_json_holds_the_same(tmp_path: Path) -> None:
     [
         (("hardware=cpu",), "hardware=cpu: is no GPU; plan for hardware=gpu, multi_gpu or slurm"),
         (("gpu=h1000",), "gpu=h1000: is not known; did you mean h100?"),
+        (("gpu=",), "gpu='': is not known; choose from a10g, "),
         (("price=0",), "price=0: must be a number above 0"),
         (("completion=300",), "give both prompt=... and completion=..."),
-        (("mfu=40",), "mfu=40: must be below 1"),
+        (("mfu=40",), "mfu=40: must be a number between 0 and 1, e.g. 0.4"),
+        (("mfu=40%",), "mfu=40%: must be a number between 0 and 1"),
+        (("prompt=0.1", "completion=300"), "prompt=0.1: must be a number of tokens, at least 1"),
+        (("prompt=9000", "completion=300"), "prompt=9,000: is above rollout.max_prompt_tokens=4,096; raise that key"),
+        (("prompt=90", "completion=1e9"), "completion=1,000,000,000: is above rollout.max_completion_tokens="),
+        (
+            ("algo=pact", "prompt=9", "completion=9", "trace=1e9"),
+            "trace=1,000,000,000: is above algo.trace.max_tokens=",
+        ),
+        (("sweep=pact_table1",), "sweep=... describes several runs, and this command takes one"),
         (("like=nowhere", "prompt=3"), "like=nowhere: gives the lengths already; leave out prompt"),
         (("trainer.minibatch_prompts=7",), "trainer.minibatch_prompts=7"),
     ],
@@ -91,6 +101,21 @@ def test_a_model_of_the_hub_is_planned_by_its_configuration(tmp_path: Path, monk
     assert done.returncode == 0, done.stderr
     known = agentrl(tmp_path, "plan", *FITS, "--json")
     assert json.loads(done.stdout)["memory"] == json.loads(known.stdout)["memory"]
+
+
+def test_rows_without_work_are_left_out(tmp_path: Path) -> None:
+    done = agentrl(tmp_path, "plan", "algo=eval", "model=qwen3-0.6b", "bench=xstest", "hardware=gpu", "gpu=H100")
+    assert done.returncode == 0, done.stderr
+    assert "evaluation" in done.stdout and "GPU-hours" in done.stdout
+    assert "updates" not in done.stdout and "forward and backward" not in done.stdout
+
+
+def test_a_short_run_has_more_than_0_hours(tmp_path: Path) -> None:
+    keys = ("algo=sft", "model=tiny", "bench=minihop", "hardware=gpu", "trainer.max_steps=1", "price=2", "eval.limit=4")
+    done = agentrl(tmp_path, "plan", *keys)
+    assert done.returncode == 0 and "run of 1 batch, 1 update " in done.stdout, done.stdout
+    amounts = [float(line.split("│")[2]) for line in done.stdout.splitlines() if "GPU-hours" in line or "cost" in line]
+    assert len(amounts) == 2 and 0 < amounts[0] < 0.05 and amounts[1] == pytest.approx(2 * amounts[0], rel=0.1)
 
 
 @pytest.mark.parametrize(

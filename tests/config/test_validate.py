@@ -151,6 +151,8 @@ IMPOSSIBLE = [
     ("vllm.mode=server vllm.url=localhost:8000", "vllm.url=localhost:8000: must be the address"),
     ("vllm.mode=server vllm.url=http://a:1/v1", "vllm.url=http://a:1/v1: must be the address of a vLLM server without"),
     ("hardware=gpu vllm.mode=colocate vllm.tensor_parallel=2", "vllm.tensor_parallel=2: must divide"),
+    ("vllm.mode=server vllm.tensor_parallel=3 model=qwen3-1.7b", "divisor of the model's 16 attention heads"),
+    ("trainer.compile=true", "did you mean trainer.engine=compiled?"),
     ("vllm.mode=server vllm.sleep=true", "vllm.sleep=true: frees the memory of a GPU"),
     ("rollout.ahead=1", "rollout.ahead=1: this process cannot sample while it trains; start a vLLM server"),
     ("hardware=gpu vllm.mode=colocate rollout.ahead=1", "rollout.ahead=1: this process cannot sample while it trains"),

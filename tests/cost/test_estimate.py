@@ -42,6 +42,7 @@ def test_the_cache_is_counted_where_this_process_samples() -> None:
 
     token = 2 * 36 * 8 * 128 * 4  # in float32, on a CPU
     assert cached("rollout.cache_tokens=70000") == 70000 * token
+    assert cached("rollout.cache_tokens=1") == 30000 * token  # one episode is always held
     short = ("rollout.max_prompt_tokens=1000", "rollout.max_completion_tokens=1000")
     assert cached(*short) == 65536 * token
     few = ("trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2", "eval.batch=3")

@@ -120,5 +120,15 @@ def test_lengths_are_read_from_a_run(tmp_path: Path) -> None:
     (tmp_path / "rollouts.jsonl").write_text("")
     with pytest.raises(UserError, match="is empty"):
         read_lengths(tmp_path, 8)
+    (tmp_path / "rollouts.jsonl").write_text(json.dumps(lines[0]) + '\n{"step": 1}\n')
+    with pytest.raises(UserError, match=r"record 2 of rollouts\.jsonl is no episode"):
+        read_lengths(tmp_path, 8)
     with pytest.raises(UserError, match=r"like=.*no rollouts\.jsonl"):
         read_lengths(tmp_path / "nothing", 8)
+
+
+def test_proposals_keep_the_hardware_of_several_gpus() -> None:
+    for hardware, words in (("gpu", "hardware=multi_gpu hardware.processes="), ("multi_gpu", ": hardware.processes=")):
+        config = composed("algo=grpo", f"hardware={hardware}", "hardware.processes=1", "trainer.engine=padded")
+        found = make_plan(config, KNOWN["Qwen/Qwen3-8B"], H100).proposals
+        assert any(words in one for one in found), found

@@ -10,6 +10,7 @@ from agentrl.config.accelerate_files import READY, SHARDED, accelerate_file, rea
 from agentrl.config.algos import Evaluate, Hipo
 from agentrl.config.checks import require
 from agentrl.config.hardware import Hardware, Slurm
+from agentrl.config.networks import known_network
 from agentrl.config.schema import Config
 from agentrl.config.vllm import RANKS, samples_with_vllm
 from agentrl.core.errors import UserError
@@ -96,6 +97,10 @@ def _vllm(config: Config) -> None:
         split_rule = f"must divide hardware.processes={hardware.processes}, among which vLLM is split"
         split = hardware.processes % vllm.tensor_parallel == 0
         require(split, "vllm.tensor_parallel", vllm.tensor_parallel, split_rule)
+    network = known_network(config)
+    heads = 0 if network is None else network.queries
+    heads_rule = f"vLLM needs a divisor of the model's {heads} attention heads"
+    require(heads % vllm.tensor_parallel == 0, "vllm.tensor_parallel", vllm.tensor_parallel, heads_rule)
     sleep_rule = "frees the memory of a GPU; set vllm.sleep=false, or hardware=gpu"
     require(not vllm.sleep or hardware.device != "cpu", "vllm.sleep", "true", sleep_rule)
     prompt = config.rollout.max_prompt_tokens
