@@ -103,7 +103,8 @@ def test_tool_and_instruction_benches_mix_over_two_models(tmp_path: Path, capsys
 
 @pytest.mark.slow
 def test_judged_suites_get_both_rewards_from_a_judge(tmp_path: Path) -> None:
-    keys = {name: bench_keys(tmp_path)[name] for name in ("pairs", "systemcheck", "realguardrails", "verih")}
+    every = bench_keys(tmp_path)
+    keys = {name: every[name] for name in ("pairs", "systemcheck", "realguardrails", "verih")}
     with JudgeServer(reply=lambda messages: '{"score": 0.75}') as server:
         judge = ("judge=openai", "judge.model=m", f"judge.base_url={server.url}", "judge.api_key_env=null")
         where = ("model=tiny_hif", f"bench={','.join(keys)}", *judge)
