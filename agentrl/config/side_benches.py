@@ -8,8 +8,19 @@ from typing import Literal
 from agentrl.config.checks import require
 from agentrl.config.key import key
 from agentrl.config.traits import BenchKeys, refuse_directory, require_place
+from agentrl.core.errors import UserError, first_line
+from agentrl.core.jsonl import UTF_8
 
 HUB = "Dataset repository on the hub."
+
+
+def _prompt_of(file: str) -> str:
+    """Return the text of a system prompt. Raises UserError if it is not UTF-8."""
+    try:
+        return Path(file).expanduser().read_text(encoding=UTF_8).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"cannot be read as UTF-8 text ({first_line(error)}); convert it"
+        raise UserError(f"bench.system_prompt={file}: {reason}") from error
 
 
 class SideKeys(BenchKeys):
@@ -28,6 +39,9 @@ class SideKeys(BenchKeys):
         system = self.system_prompt
         found = system is None or Path(system).expanduser().is_file()
         require(found, "bench.system_prompt", system, "no such file; write the prompt into a text file, or set null")
+        require(
+            system is None or bool(_prompt_of(system)), "bench.system_prompt", system, "is empty; set null for none"
+        )
 
     def check_training_rows(self) -> None:
         require(False, "bench", self.name, "has no rows to train on; evaluate a model on it with agentrl eval")

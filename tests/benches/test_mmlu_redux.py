@@ -56,6 +56,31 @@ def test_a_question_is_asked_in_zeroevals_words(redux: Path) -> None:
     assert [task.id for task in bench.tasks("test")][2:4] == ["mmlu_redux-anatomy-2", "mmlu_redux-virology-0"]
 
 
+def test_pieces_of_a_table_are_numbered_through(tmp_path: Path) -> None:
+    """`datasets` divides a large table into several files: no row is lost, and no id is given twice."""
+    for piece in (0, 1):
+        rows = [redux_row(n) for n in range(2)]
+        write(tmp_path / "redux" / "anatomy" / f"data-0000{piece}-of-00002.jsonl", [*rows, {}])
+    bench = bench_of("mmlu_redux", tmp_path / "redux")
+    assert [task.id for task in bench.tasks("test")] == [f"mmlu_redux-anatomy-{n}" for n in (0, 1, 3, 4)]
+    (remark,) = remarks_of(bench)
+    assert "jsonl, row 2 (counted from 0), question: missing" in remark and "anatomy, row 5 (counted" in remark
+
+
+def test_two_files_of_a_subject_are_refused(redux: Path) -> None:
+    write(redux / "anatomy" / "dev.jsonl", [redux_row(0)])
+    with pytest.raises(UserError, match=r"several files for anatomy \(anatomy/dev\.jsonl, anatomy/test\.jsonl\)"):
+        bench_of("mmlu_redux", redux).tasks("test")
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"caf\xe9", "cannot be read as UTF-8"), (b" \n", "is empty")])
+def test_a_system_prompt_without_text_is_refused(redux: Path, tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "safety.txt").write_bytes(content)
+    keys = ("algo=eval", "bench=mmlu_redux", f"bench.path={redux}", f"bench.system_prompt={tmp_path / 'safety.txt'}")
+    with pytest.raises(UserError, match=f"bench.system_prompt=.*{words}"):
+        validate(composed(*keys))
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

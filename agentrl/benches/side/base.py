@@ -57,8 +57,15 @@ class SideBench(Bench, ABC):
     @cached_property
     def _collected(self) -> Collected:
         collected = self.load()
+        kept: dict[str, Item] = {}
+        for item in collected.made:  # an id belongs to one row: results and transcripts name it
+            if (name := self.task(item).id) in kept:
+                collected.mistakes.append(f"row {item.row} (counted from 0) repeats the id {name}")
+            kept.setdefault(name, item)
+        collected.made = list(kept.values())
         if not collected.made:
-            why = collected.mistakes[0] if collected.mistakes else "the data has no row of this evaluation"
+            where = "the data" if self.config.path is None else f"bench.path={self.config.path}"
+            why = collected.mistakes[0] if collected.mistakes else f"{where} has no row of this evaluation"
             raise UserError(f"bench={self.name}: no item is left: {why}")
         return collected
 

@@ -20,6 +20,7 @@ from agentrl.core.errors import UserError, first_line
 
 LETTERS = "ABCD"
 INSTEAD = "give a copy of edinburgh-dawg/mmlu-redux-2.0, or one of its files"
+SHARD = re.compile(r"-\d+-of-\d+$")  # a piece of a table, as `datasets` names it
 ABOUT_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")  # they describe an Arrow file beside them
 # ZeroEval's words; some of its lines end with a blank
 PROMPT = """
@@ -100,8 +101,24 @@ def local_parts(root: Path) -> Iterator[tuple[str, Iterator[Row | str]]]:
     files = [file for file in files if file.name not in ABOUT_FILES]
     if not files:
         raise UserError(f"bench.path: {root} has no file of questions; {INSTEAD}")
+    parts: dict[str, list[Path]] = {}
     for file in files:
-        yield _subject(file.stem if file.parent == root else file.parent.name), rows_of(file, INSTEAD)
+        parts.setdefault(_subject(file.stem if file.parent == root else file.parent.name), []).append(file)
+    for subject, of_subject in parts.items():
+        if len(of_subject) > 1 and not all(SHARD.search(file.stem) for file in of_subject):
+            names = ", ".join(str(file.relative_to(root)) for file in of_subject)
+            raise UserError(f"bench.path: {root} has several files for {subject} ({names}); leave one, or {INSTEAD}")
+        yield subject, _join(of_subject)
+
+
+def _join(files: list[Path]) -> Iterator[Row | str]:
+    """Yield the rows of the pieces of one table, numbered through."""
+    before = 0
+    for file in files:
+        number = -1
+        for number, row in enumerate(rows_of(file, INSTEAD)):
+            yield row if isinstance(row, str) or not before else Row(str(file.parent), before + number, row.content)
+        before += number + 1
 
 
 def _subject(name: str) -> str:
