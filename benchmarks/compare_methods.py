@@ -9,6 +9,7 @@ Differences between methods are paired by seed.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -93,4 +94,6 @@ def main(runs: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="the folder of the finished runs")
+    main(parser.parse_args().runs)

@@ -67,16 +67,17 @@ class Job:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         return found if found.get("status") == "completed" else None
 
-    def run(self, runs: Path, extra: list[str]) -> None:
-        """Do the run in a process of its own. A failure is printed at once and does not stop the others."""
+    def run(self, runs: Path, extra: list[str]) -> bool:
+        """Do the run in a process of its own. A failure is printed at once, and is False."""
         if self.summary(runs):
-            return
+            return True
         name, _, run_id = self.place.rpartition("/")
         place = [f"runs_dir={runs}", f"name={name}", f"run_id={run_id}"]
         command = [sys.executable, "-m", "agentrl", *self.arguments, *place, *extra]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         state = "done" if done.returncode == 0 else f"failed: {done.stderr.strip().splitlines()[-1:]}"
         print(f"{self.place}: {state}", file=sys.stderr, flush=True)
+        return done.returncode == 0
 
 
 def baselines(runs: Path, data: Path, limit: int) -> list[Job]:
@@ -147,27 +148,48 @@ def rows(jobs: list[Job], runs: Path, group: str, kinds: tuple[str, ...], metric
     return table
 
 
+def missing(part: str, data: Path | None) -> str:
+    """Say which file is missing for a part of the comparison, and how to get it. Empty if none is."""
+    if part != "pact" and data is None:
+        return f"{part} needs --data"
+    fetched = {MODEL: "make smollm2"} | ({ENCODER: "make minilm"} if part == "hipo" else {})
+    for folder, command in fetched.items():
+        if not folder.is_dir():
+            return f"{folder} is missing; run: {command}"
+    files = [file for _, file, *_ in SUITES.values() if file] if part == "baselines" else ["verih/test.json"]
+    absent = [] if data is None or part == "pact" else [file for file in files if not (data / file).exists()]
+    return f"--data={data} has no {', '.join(absent)}; docs/hif.md says where to get it" if absent else ""
+
+
+def above_0(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("runs", type=Path, help="the folder of the runs; those that are finished are not repeated")
     parser.add_argument("part", choices=("baselines", "pact", "hipo"))
     parser.add_argument("--data", type=Path, help="the folder with the benchmarks")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=100, help="items of a suite, for baselines")
-    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
+    parser.add_argument("--seeds", type=above_0, default=2, help="number of seeds of an arm")
+    parser.add_argument("--limit", type=above_0, default=100, help="items of a suite, for baselines")
+    parser.add_argument("--jobs", type=above_0, default=1, help="number of runs at a time")
     parser.add_argument("overrides", nargs="*", help="key=value for every run")
     options = parser.parse_intermixed_args()
     runs = options.runs.absolute()
-    if options.part != "pact" and options.data is None:
-        parser.error(f"{options.part} needs --data")
+    if problem := missing(options.part, options.data):
+        parser.error(problem)
     if options.part == "pact":
         cold, jobs = pact(runs, options.seeds)
-        cold.run(runs, options.overrides)
+        if not cold.run(runs, options.overrides):
+            sys.exit("the arms begin with the checkpoint of cold/seed0, so none was run")
     else:
         data = options.data.absolute()
         jobs = hipo(data, options.seeds) if options.part == "hipo" else baselines(runs, data, options.limit)
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: job.run(runs, options.overrides), jobs))
+        good = list(pool.map(lambda job: job.run(runs, options.overrides), jobs))
     if options.part == "pact":
         print("\n".join(rows([cold, *jobs], runs, "hops", ("1", "2", "3", "4"), ("solve_rate",))))
     elif options.part == "hipo":
@@ -180,6 +202,7 @@ def main() -> None:
                 cells = [cell(one["eval"]["after"] if one else None, metric) for one in found_]
                 items = next((one["eval"]["after"][metric]["n"] for one in found_ if one), "-")
                 print(f"| {suite} | {metric} | " + " | ".join(cells) + f" | {items} |")
+    sys.exit(0 if all(good) else 1)  # what failed has been printed; the tables show the rest
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ with a 95% interval (Student's t). Differences to PACT are paired by seed. A row
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.compose import compose
+from agentrl.core.errors import UserError
 from agentrl.core.stats import seeds_interval
 from agentrl.report.markdown import cell
 from agentrl.store.identity import run_path
@@ -94,8 +96,15 @@ def table(found: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def main(runs: str, overrides: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", help="the runs_dir of the sweep")
+    parser.add_argument("overrides", nargs="*", help="those of the sweep, e.g. seed=0,1 hardware.threads=1")
+    options = parser.parse_args()
+    runs, overrides = options.runs, options.overrides
     chosen = next((word.partition("=")[2] for word in overrides if word.startswith("seed=")), "0,1,2,3,4")
+    if not all(one.isdigit() for one in chosen.split(",")):
+        parser.error(f"seed={chosen}: must be whole numbers with commas between them, e.g. seed=0,1")
     seeds = [int(one) for one in chosen.split(",")]
     own = [word for word in overrides if not word.startswith(("seed=", "hydra/", "hydra."))]
     shared = ["trainer.tasks=with_trace", f"runs_dir={runs}", *own]
@@ -110,4 +119,7 @@ def main(runs: str, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"compare_table1.py: error: {error}")

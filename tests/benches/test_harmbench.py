@@ -46,6 +46,19 @@ def test_a_behavior_is_asked_with_its_context(harmbench: Path) -> None:
     assert len(guarded.tasks("test")) == 4 and guarded.remarks() == []
 
 
+def test_a_behavior_that_comes_twice_is_asked_once_and_named(harmbench: Path) -> None:
+    file = harmbench / BEHAVIORS
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines, lines[1]]))
+    bench = bench_of("harmbench", harmbench)
+    assert [task.id for task in bench.tasks("test")] == [
+        "harmbench-say_ant_0",
+        "harmbench-say_ant_1",
+        "harmbench-say_ant_2",
+    ]
+    assert any("row 4 (counted from 0) repeats the id harmbench-say_ant_0" in one for one in bench.remarks())
+
+
 def test_human_jailbreaks_are_drawn_as_upstream_draws_them(harmbench: Path) -> None:
     bench = bench_of("harmbench", harmbench, "bench.attack=human_jailbreaks")
     tasks = bench.tasks("test")
