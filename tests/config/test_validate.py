@@ -362,6 +362,27 @@ def test_direct_scenario_is_possible_without_traces() -> None:
     assert validate(composed("bench=toolhop", "bench.scenario=direct", "algo=grpo", "reward=answer")) == []
 
 
+@pytest.mark.parametrize(
+    ("keys", "named", "why"),
+    [
+        ("algo.q_from=loss algo.q=1", ["q_from"], "algo.q=1"),
+        ("algo.q_from=loss algo.sft_coef=0", [], ""),  # q still chooses between L^x and L^h
+        ("algo.schedule.level_from=success algo.sft_coef=0", ["schedule.level_from"], "algo.sft_coef=0"),
+        ("algo.schedule.level_from=loss algo.schedule.reasoning=none", ["schedule.level_from"], "reasoning=none"),
+        ("algo.schedule.level_from=loss anneal=constant", [], ""),  # the levels need no shape
+        ("algo.schedule.call_from=loss anneal=constant", ["schedule.call_from"], "anneal=constant"),
+        ("algo.schedule.call_from=loss algo.schedule.call=fixed", ["schedule.call_from"], "schedule.call=fixed"),
+        ("algo.schedule.call_from=loss algo.schedule.reasoning=full_token", ["schedule.call_from"], "full_token"),
+        ("experiment=pact_by_loss", [], ""),
+        ("algo.q=1 anneal=constant", [], ""),
+    ],
+)
+def test_a_driver_that_moves_nothing_warns(keys: str, named: list[str], why: str) -> None:
+    warnings = validate(composed(*keys.split()))
+    assert [one.partition(" ")[0] for one in warnings] == [f"algo.{name}" for name in named]
+    assert all(why in one and "changes nothing" in one for one in warnings)
+
+
 def test_unwise_values_warn() -> None:
     assert "bf16" in validate(composed("hardware.bf16=true"))[0]
     assert "lost to rounding" in validate(composed("model=qwen3-1.7b", "model.dtype=bfloat16"))[0]

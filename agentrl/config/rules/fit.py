@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentrl.config.algos import Evaluate, Hipo, Sft
+from agentrl.config.algos import Evaluate, Hipo, Pact, Sft
 from agentrl.config.benches import ToolHop
 from agentrl.config.checks import require
 from agentrl.config.judges import EmbeddingJudge, OpenAIJudge
@@ -127,8 +127,27 @@ def _prices(config: Config) -> None:
         require(priced, "judge.max_cost", judge.max_cost, free)
 
 
+def _idle_drivers(config: Config) -> list[str]:
+    """Warn about each driver of PACT's schedules that is set and moves nothing."""
+    algo, constant = config.algo, config.anneal.kind == "constant"
+    if not isinstance(algo, Pact):
+        return []
+    schedule, untaught = algo.schedule, "algo.sft_coef=0" if algo.sft_coef == 0 else "algo.q=1" if algo.q == 1 else ""
+    level = schedule.reasoning in ("fixed", "none") and f"algo.schedule.reasoning={schedule.reasoning}"
+    cut = constant and schedule.reasoning != "segment" and "anneal=constant"
+    whole = schedule.reasoning == "full_token" and "algo.schedule.reasoning=full_token"
+    call = schedule.call in ("fixed", "none") and f"algo.schedule.call={schedule.call}"
+    stopped = {
+        "q_from": algo.q_from != "key" and algo.q == 1 and "algo.q=1",
+        "schedule.level_from": schedule.level_from != "updates" and (untaught or level or cut),
+        "schedule.call_from": schedule.call_from != "updates"
+        and (untaught or whole or call or (constant and "anneal=constant")),
+    }
+    return [f"algo.{name} changes nothing beside {why}; leave one of them out" for name, why in stopped.items() if why]
+
+
 def _warnings(config: Config) -> list[str]:
-    warnings = []
+    warnings = _idle_drivers(config)
     if _ungraded(config):
         warnings.append(
             f"judge=program: no program can grade bench={config.bench.name}, so its replies are played but get neither "
