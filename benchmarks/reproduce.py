@@ -91,14 +91,14 @@ TABLES: dict[str, Table] = {
 }
 
 
-def listing(chosen: list[str]) -> str:
-    """List the chosen tables: hours, page and what is run."""
+def listing(chosen: list[str], keys: list[str]) -> str:
+    """List the chosen tables: hours, page and what is run with the given keys."""
     lines = []
     for name in chosen:
         table = TABLES[name]
         source = "took" if table.measured else "estimated"
         lines.append(f"{name:16} {table.hours:4.1f} h ({source})  {table.page}: {table.what}")
-        lines += [f"    {shown(filled(command, []))}" for command in table.commands]
+        lines += [f"    {shown(filled(command, keys))}" for command in table.commands]
     total = sum(TABLES[name].hours for name in chosen)
     return "\n".join([*lines, f"{'together':16} {total:4.1f} h of one core"])
 
@@ -135,7 +135,7 @@ def main() -> int:
     chosen = [word for word in options.words if "=" not in word] or list(TABLES)
     if unknown := set(chosen) - set(TABLES):
         parser.error(f"no such table: {', '.join(sorted(unknown))}; choose from {', '.join(TABLES)}")
-    print(listing(chosen), flush=True)
+    print(listing(chosen, keys), flush=True)
     if options.list:
         return 0
     failed = [name for name in chosen if not make(name, keys)]

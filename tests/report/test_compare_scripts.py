@@ -60,3 +60,8 @@ def test_smollm2_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monke
     assert "has no toolhop, sys_ifeval/sys_ifeval.jsonl, tensortrust, sys_ifeval/ifeval.jsonl;" in script.missing(
         "baselines", tmp_path
     )
+
+
+def test_the_list_of_tables_shows_the_given_keys() -> None:
+    done = call("reproduce", "pact_table1", "seed=0", "--list")
+    assert "agentrl sweep=pact_table1 runs_dir=runs/pact_table1 seed=0\n" in done.stdout, done.stderr
