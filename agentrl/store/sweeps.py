@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -194,18 +195,19 @@ class Sweep:
 @contextmanager
 def leave_out(sweep: Sweep) -> Iterator[None]:
     """Let Hydra's basic sweeper begin no job that is settled. Hydra itself knows nothing of earlier calls."""
-    split = BasicSweeper.split_arguments
+    sweeper = import_module(BasicSweeper.__module__).BasicSweeper  # Hydra may have loaded its plugin a second time
+    split = sweeper.split_arguments
 
     def begin_rest(overrides: Any, size: int | None) -> list[list[list[str]]]:
         (jobs,) = split(overrides, None)
         rest = [job for job in jobs if digest(job) not in sweep.settled]
         return [rest[start : start + (size or len(rest))] for start in range(0, len(rest), size or len(rest) or 1)]
 
-    BasicSweeper.split_arguments = staticmethod(begin_rest)  # type: ignore[method-assign, assignment]
+    sweeper.split_arguments = staticmethod(begin_rest)
     try:
         yield
     finally:
-        BasicSweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign]
+        sweeper.split_arguments = staticmethod(split)
 
 
 @contextmanager

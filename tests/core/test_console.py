@@ -30,9 +30,9 @@ def test_a_table_in_a_pipe_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_estimate_in_a_pipe_is_whole(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert start(compose([f"runs_dir={tmp_path}", "dry_run=true"])) == 0
-    assert any(
-        "GB" in line and "KV cache" in line and "+ activations" in line for line in capsys.readouterr().out.splitlines()
-    )
+    lines = capsys.readouterr().out.splitlines()
+    assert any("sampling, GiB" in line and "KV cache" in line and line.endswith("│") for line in lines)
+    assert any("update, GiB" in line and "activations" in line and "logits" in line for line in lines)
 
 
 def test_the_bars_say_that_a_run_is_stopping() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from agentrl.core.errors import UserError
@@ -162,11 +162,12 @@ def test_finished_jobs_are_left_out_and_stay_in_the_record(tmp_path: Path) -> No
         ("seed=1",): "completed", ("seed=0",): "pending", ("seed=2",): "pending"
     }  # fmt: skip
     parsed = OverridesParser.create().parse_overrides(["seed=0,1,2"])
+    sweeper = import_module("hydra._internal.core_plugins.basic_sweeper").BasicSweeper  # the one that Hydra would take
     with leave_out(book):
-        assert BasicSweeper.split_arguments(parsed, None) == [[["seed=0"], ["seed=2"]]]
-        assert BasicSweeper.split_arguments(parsed, 1) == [[["seed=0"]], [["seed=2"]]]
+        assert sweeper.split_arguments(parsed, None) == [[["seed=0"], ["seed=2"]]]
+        assert sweeper.split_arguments(parsed, 1) == [[["seed=0"]], [["seed=2"]]]
         for seed in ("seed=0", "seed=2"):
             book.finish([seed], 0, run.path)
-        assert BasicSweeper.split_arguments(parsed, None) == []
-    assert len(BasicSweeper.split_arguments(parsed, None)[0]) == 3
+        assert sweeper.split_arguments(parsed, None) == []
+    assert len(sweeper.split_arguments(parsed, None)[0]) == 3
     assert {job.state for job in book.close()} == {"completed"}  # nothing began, and there are results to show
