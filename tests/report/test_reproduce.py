@@ -34,6 +34,7 @@ def swept(name: str) -> dict[str, str]:
     return params
 
 
+@pytest.mark.slow
 def test_table_1_shows_what_the_sweep_runs(scripts: Any) -> None:
     rows = scripts("compare_table1").ROWS
     assert set(rows.values()) == set(swept("pact_table1")["experiment"].split(","))
@@ -51,6 +52,7 @@ def finish(overrides: list[str], solved: float) -> None:
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
+@pytest.mark.slow
 def test_the_cells_of_table_1_by_hand(scripts: Any, tmp_path: Path) -> None:
     table1, shared = scripts("compare_table1"), [f"runs_dir={tmp_path}"]
     for seed, (ours, theirs) in enumerate([(0.5, 0.6), (0.6, 0.8), (0.7, 0.7)]):

@@ -141,6 +141,7 @@ def test_a_server_that_dies_in_the_middle_ends_the_run_within_seconds() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_server, "SILENCE_S", 0.3)
     with StandIn().serving() as stand_in:

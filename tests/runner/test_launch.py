@@ -185,6 +185,7 @@ def test_the_leader_of_several_processes_is_told_and_may_take_its_time(tmp_path:
     assert run.status()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_torchrun_that_waits_for_a_lost_machine_is_ended(tmp_path: Path) -> None:
     saves = PRELUDE + "import socket; run.set_status('running', pid=os.getpid(), host=socket.gethostname())\n"
     saves += "time.sleep(2.5); run.set_status('interrupted')"

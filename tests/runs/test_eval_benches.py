@@ -68,6 +68,7 @@ def test_every_bench_is_evaluated_here(tmp_path: Path, capsys: Any) -> None:
         assert all(len(digest) == 64 for digest in json.loads(file.read_text())["data"]["bench.path"].values()), bench
 
 
+@pytest.mark.slow
 def test_every_bench_is_played_behind_an_endpoint(tmp_path: Path) -> None:
     keys = bench_keys(tmp_path)
     with JudgeServer(reply=lambda messages: "ant bat. <answer>Brondal</answer>") as server:

@@ -70,6 +70,7 @@ def fingerprint(model: Any) -> float:
     return sum(float(one.detach().double().abs().sum()) for one in model.parameters())
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_move_give_the_same_run(tmp_path: Path) -> None:
     """Also the same prompts: two batches are an epoch."""
     logs, said = [], []
@@ -159,6 +160,7 @@ def scores(trainer: Any, weights: dict[str, torch.Tensor], batch: Any) -> torch.
     return logps.gather(2, batch["completion_ids"][..., None])[..., 0]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_trains_on_the_batch_that_was_sampled_ahead(tmp_path: Path) -> None:
     keys = (*SHORT, *MOVING, "trainer.max_steps=4")
     whole, weights = [], []

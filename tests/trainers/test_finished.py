@@ -49,6 +49,7 @@ def check_failed_batch(out: Path, make: Callable[[Path], Any], broken: set[str],
     assert again.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_costs_the_batch_in_flight(tmp_path: Path) -> None:
     broken: set[str] = set()
     with network() as (stand_in, _, _):
