@@ -208,6 +208,10 @@ def test_the_hub_is_asked_for_every_subject(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: 1 / 0)
     with pytest.raises(UserError, match=r"bench\.hub_id: cannot load .*anatomy \(division by zero\)"):
         load_bench(composed("algo=eval", "bench=mmlu_redux").bench).tasks("test")
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda hub_id: 1 / 0)
+    keys = composed("algo=eval", "bench=mmlu_redux", "bench.hub_id=mine/redux").bench
+    with pytest.raises(UserError, match=r"cannot load mine/redux \(division by zero\); give a local copy"):
+        load_bench(keys).tasks("test")
 
 
 def test_accuracy_is_over_questions_and_over_subjects(redux: Path) -> None:

@@ -159,6 +159,11 @@ def _arrow_rows(file: Path, instead: str) -> list[dict[str, Any]]:
     return rows
 
 
+def not_on_hub(hub_id: str, error: Exception, part: str = "") -> UserError:
+    """Return the refusal of a dataset that could not be loaded from the hub. `part` follows its name."""
+    return UserError(f"bench.hub_id: cannot load {hub_id}{part} ({first_line(error)}); give a local copy as bench.path")
+
+
 def hub_rows(hub_id: str, name: str | None, split: str, source: str, **how: Any) -> Iterator[Row]:
     """Yield the rows of one split of a dataset on the hub. `name` is its configuration. Raises UserError."""
     from datasets import load_dataset
@@ -166,9 +171,6 @@ def hub_rows(hub_id: str, name: str | None, split: str, source: str, **how: Any)
     try:
         rows = load_dataset(hub_id, name, split=split, **how)
     except Exception as error:  # the hub, the network, the cache and the file formats raise many kinds of errors
-        part = f", {name}" if name else ""
-        raise UserError(
-            f"bench.hub_id: cannot load {hub_id}{part} ({first_line(error)}); give a local copy as bench.path"
-        ) from error
+        raise not_on_hub(hub_id, error, f", {name}" if name else "") from error
     for number, content in enumerate(rows):
         yield Row(source, number, dict(content))

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.benches.side.base import Item, SideBench
-from agentrl.benches.side.files import SUFFIXES, Collected, Row, hub_rows, rows_of
+from agentrl.benches.side.files import SUFFIXES, Collected, Row, hub_rows, not_on_hub, rows_of
 from agentrl.config.side_benches import MmluRedux
 from agentrl.core.bench import Task
-from agentrl.core.errors import UserError, first_line
+from agentrl.core.errors import UserError
 
 LETTERS = "ABCD"
 INSTEAD = "give a copy of edinburgh-dawg/mmlu-redux-2.0, or one of its files"
@@ -79,9 +79,7 @@ class MmluReduxBench(SideBench):
         try:
             subjects = get_dataset_config_names(hub_id)
         except Exception as error:  # the hub and the network raise many kinds of errors
-            raise UserError(
-                f"bench.hub_id: cannot load {hub_id} ({first_line(error)}); give a local copy as bench.path"
-            ) from error
+            raise not_on_hub(hub_id, error) from error
         for subject in subjects:
             yield subject, hub_rows(hub_id, subject, "test", f"{hub_id}/{subject}")
 
