@@ -196,7 +196,7 @@ class Arm:
         return random_model(workload.model, workload.device, torch.float32)
 
     def _arguments(self, out: Path) -> Any:
-        return grpo_arguments(self.config, out, self.config.algo)
+        return grpo_arguments(self.config, out)
 
     def _ours(self, out: Path) -> Trainer:
         trainer_class = rl_trainer(self.config.algo)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from agentrl.commands.arguments import file_to_write, key_lines, split_keys
-from agentrl.config.algos import Evaluate
+from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config

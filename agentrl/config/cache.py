@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from agentrl.config.algos import Evaluate
+from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.networks import known_network
 from agentrl.config.schema import Config, Rollout
 from agentrl.config.vllm import network_of, samples_with_vllm, served_dtype, served_path

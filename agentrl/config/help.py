@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.algos import ALGOS
+from agentrl.config.algos.table import ALGOS
 from agentrl.config.defaults import chosen_options, default_of, format_typed, keys
 from agentrl.config.load import operational_keys
 from agentrl.config.schema import VARIANTS, Config

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from agentrl.config.algos import ALGOS
+from agentrl.config.algos.table import ALGOS
 from agentrl.config.benches import BENCHES
 from agentrl.config.hardware import Hardware
 from agentrl.config.judges import JUDGES, Dtype

@@ -31,6 +31,9 @@ class MethodKeys(Group):
 
     name: str = key("Algorithm.")
 
+    def check_keys(self) -> None:
+        """Raise UserError if the keys of the algorithm do not go together."""
+
     def advantage_arguments(self) -> dict[str, Any]:
         """Return the keywords of `advantages`, a function of rewards and mask (N, K, T) that returns (N, K, T)."""
         keys: Group = self.advantage  # type: ignore[attr-defined]  # methods with these advantages have this group

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agentrl.config.accelerate_files import accelerate_file, distributed_type, read_accelerate_file
-from agentrl.config.algos import Evaluate, Hipo
+from agentrl.config.algos.evaluate import Evaluate
+from agentrl.config.algos.sides import Hipo
 from agentrl.config.cache import longest_episode, most_cached
 from agentrl.config.networks import BYTES, Network
 from agentrl.config.rules.batches import group_size

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from agentrl.config.algos import Evaluate
+from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.cache import cache_budget
 from agentrl.config.networks import Network
 from agentrl.config.rules import validate

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from agentrl.config.algos import Endpoint
+from agentrl.config.algos.evaluate import Endpoint
 from agentrl.core.engine import Decoding
 from agentrl.core.errors import UserError
 from agentrl.core.text import replace_surrogates

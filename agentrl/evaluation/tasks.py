@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agentrl.benches import load_bench
-from agentrl.config.algos import Pact
+from agentrl.config.algos.pact import Pact
 from agentrl.config.benches import CustomBench
 from agentrl.config.constraints import EpisodeConstraint
 from agentrl.config.schema import Config

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from agentrl.chat.reading import read_turn
-from agentrl.config.algos import Endpoint
+from agentrl.config.algos.evaluate import Endpoint
 from agentrl.config.schema import Config, Rollout
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.trajectory import ToolCall, Trajectory

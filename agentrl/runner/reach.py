@@ -15,7 +15,7 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
-from agentrl.config.algos import Evaluate
+from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.judges import EmbeddingJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError

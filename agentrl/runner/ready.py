@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from agentrl.config.accelerate_files import distributed_type
-from agentrl.config.algos import Evaluate
+from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.schema import Config
 from agentrl.config.vllm import samples_with_vllm, serve_command
 from agentrl.core.errors import UserError

@@ -9,7 +9,8 @@ from typing import TextIO
 
 from rich.console import Console
 
-from agentrl.config.algos import CustomAlgo, Evaluate
+from agentrl.config.algos.evaluate import Evaluate
+from agentrl.config.algos.grpo import CustomAlgo
 from agentrl.config.benches import Minihif, Minihop
 from agentrl.config.places import paths_of
 from agentrl.config.rules import validate

@@ -31,7 +31,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
 from agentrl.benches import load_bench
-from agentrl.config.algos import Evaluate
+from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.core.bench import remarks_of

@@ -9,7 +9,6 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from agentrl.config.algos import Grpo, Hipo, Luffy, Pact, Srft
 from agentrl.config.schema import Config
 from agentrl.config.vllm import longest_context
 from agentrl.store.checkpoints import writing_folder
@@ -60,7 +59,7 @@ def shared_arguments(config: Config, checkpoints: Path) -> dict[str, Any]:
     }
 
 
-def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo | Luffy | Srft) -> GRPOConfig:
+def grpo_arguments(config: Config, checkpoints: Path) -> GRPOConfig:
     """Make TRL's GRPO arguments for the rollouts under plain prompts, for every RL algorithm."""
     plan, rollout = plan_batches(config), config.rollout
     extra: dict[str, Any] = {}
@@ -89,7 +88,7 @@ def grpo_arguments(config: Config, checkpoints: Path, algo: Pact | Grpo | Hipo |
         generation_kwargs={length: rollout.max_turn_tokens or rollout.max_completion_tokens},
         temperature=rollout.temperature,
         top_p=rollout.top_p,
-        beta=algo.kl_coef,  # if it is above 0, TRL scores the reference; loss.py computes the loss itself
+        beta=config.algo.kl_coef,  # if it is above 0, TRL scores the reference; loss.py computes the loss itself
         remove_unused_columns=False,
     )
 

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer_callback import TrainerCallback
 
 from agentrl.chat.format import ChatFormat
-from agentrl.config.algos import CustomAlgo, SplitSoftmax
+from agentrl.config.algos.grpo import CustomAlgo
+from agentrl.config.algos.sides import SplitSoftmax
 from agentrl.config.schema import Config
 from agentrl.config.schema import Trainer as Settings
 from agentrl.core.bench import Bench, ExpertTraces, Task, TwoSided, has_own_reward, reference_calls
@@ -146,7 +147,7 @@ def build_trainer(
         trainer = trainer_class(
             model=model,
             chat=chat,
-            args=grpo_arguments(config, run.checkpoints_dir, config.algo),
+            args=grpo_arguments(config, run.checkpoints_dir),
             config=config,
             bench=bench,
             tasks=chosen,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, set_seed
 
 from agentrl.chat.format import ChatFormat
-from agentrl.config.algos import FocalLora
+from agentrl.config.algos.sides import FocalLora
 from agentrl.config.schema import Lora
 from agentrl.core.bench import Bench, Task
 from agentrl.core.engine import Decoding, Episode, RolloutEngine

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from pydantic.fields import FieldInfo
 
 from agentrl.config import help as config_help
-from agentrl.config.algos import ALGOS
+from agentrl.config.algos.table import ALGOS
 from agentrl.config.compose import compose as compose_command
 from agentrl.config.key import Group, Holds, choices, extra, group_in, key, limits, type_name, variants
 from agentrl.config.load import all_keys, keys_of, load_config, make_group
@@ -23,10 +23,10 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.store.identity import is_in_identity
 from tests.support.helpers import CONF, SIDE, SUITES, composed
+from tests.support.methods import SIDES
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = sorted(config_help.GROUPS)
-HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda", "dpo", "split_softmax", "focal_lora")
 JUDGED = ("judge=openai", "judge.model=some-model")
 NEEDED = {  # keys without a value, and the method and the judge that suites of instruction hierarchies ask for
     "model=custom": ["model.path=some/checkpoint"],
@@ -100,9 +100,9 @@ def test_every_combination_composes_and_validates() -> None:
         elif bench in SIDE:
             fits = False
         elif bench in (*SUITES, "minihif"):
-            fits = algo in (*HIPO, "sft")
+            fits = algo in (*SIDES, "sft")
         else:
-            fits = algo not in HIPO
+            fits = algo not in SIDES
         if fits:
             validate(composed(*overrides, *needed))
         else:

@@ -20,8 +20,7 @@ from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.store.run import RunDirectory
 from tests.support.helpers import SUITES, composed
-
-HIPO = ("hipo", "sys_only", "user_only", "fixed_lambda", "dpo", "split_softmax", "focal_lora")
+from tests.support.methods import SIDES
 
 
 def job_of(*arguments: str) -> Config:
@@ -35,7 +34,7 @@ def sampling(config: Config) -> tuple[float, float]:
     return config.eval.temperature, config.eval.top_p
 
 
-@pytest.mark.parametrize("algo", HIPO)
+@pytest.mark.parametrize("algo", SIDES)
 def test_methods_on_instruction_hierarchies_are_evaluated_as_they_sample(algo: str) -> None:
     paper = composed(f"algo={algo}", "model=qwen3-1.7b", "bench=systemcheck")
     assert sampling(paper) == (paper.rollout.temperature, paper.rollout.top_p) == (0.7, 0.9)

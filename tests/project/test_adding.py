@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from agentrl.benches import load_bench
-from agentrl.config.algos import ALGOS, Grpo
+from agentrl.config.algos.grpo import Grpo
+from agentrl.config.algos.table import ALGOS
 from agentrl.config.benches import BENCHES
 from agentrl.config.defaults import keys
 from agentrl.config.help import help_text

@@ -81,7 +81,7 @@ class RowEnvironment:
 
 def trls_own(config, chat, tasks, environments, out, monkeypatch):
     """What TRL's own loop makes of the episodes, with our reader: ids, mask and messages of every row."""
-    args = grpo_arguments(config, out, config.algo)
+    args = grpo_arguments(config, out)
     args.max_tool_calling_iterations = config.rollout.max_turns - 1
     rows = Dataset.from_list([{"prompt": task.prompt} for task in tasks])
     stock = GRPOTrainer(

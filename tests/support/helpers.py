@@ -85,7 +85,7 @@ def make_trainer(config: Config, out: Path, script: Any = None, **extra: Any) ->
         **extra,
         model=load_model(config.model),
         chat=chat,
-        args=grpo_arguments(config, out, config.algo),
+        args=grpo_arguments(config, out),
         config=config,
         bench=bench,
         tasks=tasks,

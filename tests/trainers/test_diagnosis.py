@@ -12,6 +12,7 @@ from agentrl.config.rules import validate
 from agentrl.core.errors import UserError
 from agentrl.trainers.diagnosis import MEASURES
 from tests.support.helpers import composed, gradient, make_trainer, rolled_batch, small
+from tests.support.methods import IMITATING, PACKAGED
 
 KEYS = ("algo.advantage.kind=trajectory", "algo.kl_coef=0", "algo.entropy_coef=0")
 
@@ -54,9 +55,9 @@ def test_everything_is_measured_whatever_the_gate_says(tmp_path: Path) -> None:
         assert -1 <= found["cos_x_h"] <= 1
 
 
-@pytest.mark.parametrize("algo", ["chord", "luffy", "srft"])
+@pytest.mark.parametrize("algo", IMITATING)
 def test_other_methods_with_traces_are_measured_too(algo: str, tmp_path: Path) -> None:
-    keys = [key for key in KEYS if algo == "chord" or "advantage" not in key]
+    keys = [key for key in KEYS if "advantage" in PACKAGED[algo].model_fields or "advantage" not in key]
     trainer = make_trainer(small(f"algo={algo}", "trainer.diagnose=1", *keys), tmp_path, script)
     trainer.compute_loss(trainer.model, rolled_batch(trainer))
     assert trainer._metrics["train"]["diagnose/norm_h"][-1] > 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from agentrl.objectives.policy import PolicySettings
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import composed, gradient, log_probs, make_trainer, rolled_batch, small, trl_loss
+from tests.support.methods import IMITATING, PACKAGED
 from tests.trainers.test_hipo_trainer import SMALL, reply
 
 KL = 0.3
@@ -22,8 +23,7 @@ METHODS = {
     "pact": ("algo=pact", "algo.q=0", "algo.sft_coef=0"),
     "pact_prompt": ("algo=pact", "algo.q=0", "algo.sft_coef=0", "algo.kl_context=prompt"),
     "chord": ("algo=chord", "algo.mu.peak=0.25", "algo.mu.valley=0.25"),
-    "luffy": ("algo=luffy",),
-    "srft": ("algo=srft",),
+    **{name: (f"algo={name}",) for name in IMITATING if name != "chord"},
     "hipo": ("algo=hipo", "algo.importance_level=token"),
 }
 
@@ -77,7 +77,7 @@ def test_the_kl_term_by_hand(tmp_path: Path, method: str) -> None:
 
 
 def test_the_plain_estimator_is_the_default() -> None:
-    for algo in ("pact", "grpo", "chord", "luffy", "srft", "hipo", "sys_only", "user_only", "fixed_lambda"):
+    for algo in (name for name, keys in PACKAGED.items() if "kl_ratio_correction" in keys.model_fields):
         assert composed(f"algo={algo}").algo.kl_ratio_correction is False
 
 

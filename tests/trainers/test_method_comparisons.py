@@ -21,6 +21,7 @@ from agentrl.trainers.build import choose_tasks, rl_trainer, tell_reward
 from tests.rewards.test_matching import TRACE, config, episode
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import CONF, composed, gradient, make_trainer, rolled_batch, small
+from tests.support.methods import ROLLOUTS
 from tests.trainers.test_kl import log_probs, move
 
 LOOSE = ("algo.entropy_coef=0", "algo.kl_coef=0")
@@ -147,7 +148,7 @@ def tasks_of(algo: str, tasks: str, without: int = 3) -> tuple[int, int]:
     return len(choose_tasks(everything, bench, trainer_class, chosen.trainer, given)), len(everything)
 
 
-@pytest.mark.parametrize("algo", ["grpo", "pact", "chord", "luffy", "srft", "hint_grpo"])
+@pytest.mark.parametrize("algo", ROLLOUTS)
 def test_every_method_trains_on_the_same_tasks(algo: str) -> None:
     assert tasks_of(algo, "all") == (12, 12)
     assert tasks_of(algo, "with_trace") == (9, 12)

@@ -17,17 +17,16 @@ from agentrl.scoring.padded import PaddedEngine
 from agentrl.trainers.loss import piece_of, rollouts_after
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import composed, log_probs, make_trainer, rolled_batch, small
+from tests.support.methods import ROLLOUTS
 from tests.trainers.test_hipo_trainer import SMALL, reply
 from tests.trainers.test_kl import move
 
 METHODS = {
-    "grpo": ("algo=grpo",),
+    **{name: (f"algo={name}",) for name in ROLLOUTS},
     "pact": ("algo=pact", "algo.q=0.5", "algo.sft_coef=0.5"),
     "pact_prompt": ("algo=pact", "algo.q=0.5", "algo.kl_context=prompt"),
     "pact_turns": ("algo=pact", "algo.q=0", "algo.trace.rendering=turns"),
     "chord": ("algo=chord", "algo.mu.peak=0.25", "algo.mu.valley=0.25"),
-    "luffy": ("algo=luffy",),
-    "srft": ("algo=srft",),
     "hipo": ("algo=hipo",),
 }
 KL = ("algo.kl_coef=0.3", "algo.entropy_coef=0.01")

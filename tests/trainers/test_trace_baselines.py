@@ -23,6 +23,7 @@ from agentrl.trainers.sft import trace_dataset
 from tests.rollout.test_rollout import expert_script
 from tests.runs.test_runs import killed_copy, lines, only_run, run
 from tests.support.helpers import log_probs, make_trainer, small, trl_loss
+from tests.support.methods import IMITATING, TRACED
 from tests.trainers.test_trainers import gradient, rolled_batch
 
 PLAIN = ("algo.entropy_coef=0", "algo.kl_coef=0")
@@ -188,7 +189,7 @@ def test_chord_mixes_and_logs_both_terms(tmp_path: Path) -> None:
     assert logged["anneal/mu"] == 0.25 and 0 < logged["expert/weight"] < 0.25
 
 
-@pytest.mark.parametrize("algo", ["chord", "luffy", "srft"])
+@pytest.mark.parametrize("algo", IMITATING)
 def test_micro_batches_add_up_even_where_they_cut_a_group(tmp_path: Path, algo: str) -> None:
     ours = make_trainer(small(f"algo={algo}", *PLAIN), tmp_path, expert_script)
     batch = rolled_batch(ours)
@@ -293,7 +294,7 @@ def test_the_expert_earns_what_a_rollout_that_follows_it_earns(tmp_path: Path, r
     assert [c.observation for c in played.calls] == [c.observation for c in ours._trajectories[0].calls]
 
 
-@pytest.mark.parametrize("algo", ["chord", "luffy"])
+@pytest.mark.parametrize("algo", TRACED)
 def test_a_bench_without_traces_is_refused(tmp_path: Path, algo: str) -> None:
     from agentrl.benches import load_bench
     from agentrl.core.console import RunConsole
@@ -322,14 +323,14 @@ OWN_METRICS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", OWN_METRICS)
+@pytest.mark.parametrize("algo", [name for name in TRACED if name != "pact"])
 def test_a_run_and_its_resumption(tmp_path: Path, algo: str) -> None:
     options = (f"algo={algo}", "trainer.save_steps=2")
     run(tmp_path / "whole", *options)
     folder = only_run(tmp_path / "whole")
     metrics = lines(folder / "metrics.jsonl")
     assert json.loads((folder / "summary.json").read_text())["algo"] == algo and len(metrics) == 4
-    assert all(math.isfinite(row[name]) for row in metrics for name in (*OWN_METRICS[algo], "grad_norm"))
+    assert all(math.isfinite(row[name]) for row in metrics for name in (*OWN_METRICS.get(algo, ()), "grad_norm"))
     killed = killed_copy(folder, tmp_path / "killed", "checkpoint-4")
     run(tmp_path / "killed", *options)
     assert (killed / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()

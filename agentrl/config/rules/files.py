@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentrl.config.algos import CustomAlgo, Dpo, Evaluate
+from agentrl.config.algos.evaluate import Evaluate
+from agentrl.config.algos.grpo import CustomAlgo
+from agentrl.config.algos.sides import Dpo
 from agentrl.config.benches import Bfcl
 from agentrl.config.checks import require, require_python_file
 from agentrl.config.judges import DistilledJudge, EmbeddingJudge, LocalJudge, OpenAIJudge

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from agentrl.config.algos import Evaluate, Hipo, Pact, Sft
+from agentrl.config.algos.evaluate import Evaluate
+from agentrl.config.algos.pact import Pact
+from agentrl.config.algos.sides import Hipo
+from agentrl.config.algos.traced import Sft
 from agentrl.config.benches import ToolHop
 from agentrl.config.checks import require
 from agentrl.config.judges import EmbeddingJudge, OpenAIJudge

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentrl.config.algos import Chord, Dpo, Evaluate, HintGrpo, Hipo, Pact
+from agentrl.config.algos.evaluate import Evaluate
+from agentrl.config.algos.pact import Pact
+from agentrl.config.algos.sides import Dpo, Hipo
 from agentrl.config.checks import require
 from agentrl.config.constraints import Constraint, EpisodeConstraint
 from agentrl.config.schema import Anneal, Config, Dual
@@ -27,16 +29,8 @@ def check_learning(config: Config) -> None:
     if algo.rollouts:
         group_rule = "advantages compare the rollouts of a prompt; set 2 or more (the paper: 8)"
         require(k >= 2, "rollout.num_generations", k, group_rule)
-    if isinstance(algo, Chord):
-        falls = f"must be at most algo.mu.peak={algo.mu.peak:g}: after the warm-up mu can only fall; swap the two"
-        require(algo.mu.valley <= algo.mu.peak, "algo.mu.valley", algo.mu.valley, falls)
-    if isinstance(algo, HintGrpo):
-        shrinks = f"must be at most algo.hint_start={algo.hint_start:g}: hints can only shrink; swap the two"
-        require(algo.hint_end <= algo.hint_start, "algo.hint_end", algo.hint_end, shrinks)
+    algo.check_keys()
     if isinstance(algo, Pact):
-        idle = algo.rl_coef == 0 and (algo.sft_coef == 0 or algo.q == 1)
-        idle_rule = "leaves no loss to train with; raise it, or raise algo.sft_coef and keep algo.q below 1"
-        require(not idle, "algo.rl_coef", algo.rl_coef, idle_rule)
         _multipliers(algo, config.dual)
     if isinstance(algo, Hipo):
         _constraints(algo, config.dual)

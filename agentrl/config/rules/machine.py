@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from agentrl.config.accelerate_files import READY, SHARDED, accelerate_file, read_accelerate_file
-from agentrl.config.algos import Evaluate, Hipo
+from agentrl.config.algos.evaluate import Evaluate
+from agentrl.config.algos.sides import Hipo
 from agentrl.config.checks import require
 from agentrl.config.hardware import Hardware, Slurm
 from agentrl.config.networks import known_network
