@@ -46,11 +46,23 @@ def folder(runs: Path, arm: str, seed: int) -> Path:
     return runs / arm.replace(" ", "-").replace("=", "") / f"seed{seed}"
 
 
-def start(runs: Path, arm: str, seed: int, extra: list[str]) -> None:
+def run_missing(runs: Path, arms: dict[str, list[str]], seeds: int, workers: int, extra: list[str]) -> None:
+    """Do the runs that have no summary yet, seed by seed, so that all arms can be compared early."""
+    missing = [
+        (runs, arm, [*words, *extra], seed)
+        for seed in range(seeds)
+        for arm, words in arms.items()
+        if not (folder(runs, arm, seed) / "summary.json").exists()
+    ]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda job: start(*job), missing))
+
+
+def start(runs: Path, arm: str, words: list[str], seed: int) -> None:
     """Do one run in its own process. A failure is printed at once and does not stop the others."""
     path = folder(runs, arm, seed)
     place = [f"runs_dir={runs}", f"name={path.parent.name}", f"run_id={path.name}", f"seed={seed}"]
-    command = [sys.executable, "-m", "agentrl", *ARMS[arm], *place, "hardware.threads=1", *extra]
+    command = [sys.executable, "-m", "agentrl", *place, "hardware.threads=1", *words]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     state = "done" if done.returncode == 0 else f"failed: {done.stderr.strip().splitlines()[-1:]}"
     print(f"{arm} seed {seed}: {state}", file=sys.stderr, flush=True)
@@ -147,16 +159,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value for every run")
     options = parser.parse_intermixed_args()
     runs = options.runs.absolute()
-    # Seed by seed, so that all arms can be compared early.
-    jobs = [
-        (arm, seed)
-        for seed in range(options.seeds)
-        for arm in ARMS
-        if options.only is None or arm.startswith(options.only)
-        if not (folder(runs, arm, seed) / "summary.json").exists()
-    ]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: start(runs, *job, options.overrides), jobs))
+    chosen = {arm: words for arm, words in ARMS.items() if options.only is None or arm.startswith(options.only)}
+    run_missing(runs, chosen, options.seeds, options.jobs, options.overrides)
     print("\n".join([*table(runs, options.seeds), "", *distances(runs, options.seeds)]))
     if options.plot is not None:
         plot(runs, options.seeds, options.plot)
