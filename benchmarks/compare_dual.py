@@ -43,7 +43,7 @@ DRIFT, GAP = 0.1, 0.02
 
 def arms() -> dict[str, list[str]]:
     """Return the overrides of every arm; its name is the rule and its rate, or `fixed` and the multiplier."""
-    run = [f"trainer.max_steps={UPDATES}"]
+    run = [f"trainer.max_steps={UPDATES}", "eval.before=false"]
     found = {
         f"{rule} {rate:g}": ["algo=hipo", f"algo.tau={TAU}", f"dual={rule}", f"dual.learning_rate={rate:g}", *run]
         for rule, rates in RULES.items()
