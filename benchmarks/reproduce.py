@@ -53,6 +53,17 @@ TABLES: dict[str, Table] = {
         *(PAPERS[0], "Table 3 of PACT, parts of the trace, 20 runs", 1.2, False),
         (f"{AGENTRL} sweep=pact_table3 runs_dir=runs/pact_table3 {{keys}}",),
     ),
+    "hard_setting": Table(
+        *("docs/minihop.md", "SFT, GRPO and PACT where the base never succeeds, 25 runs", 1.7, False),
+        (f"{AGENTRL} sweep=hard_setting runs_dir=runs/hard_setting {{keys}}",),
+    ),
+    "pact_rule": Table(
+        *("docs/pact.md", "PACT and L^x under a system rule, 6 runs", 0.4, False),
+        (
+            f"{AGENTRL} -m experiment=pact_rule seed=0,1,2 runs_dir=runs/pact_rule {{keys}}",
+            f"{AGENTRL} -m experiment=pact_rule algo.q=1 algo.sft_coef=0 seed=0,1,2 runs_dir=runs/pact_rule {{keys}}",
+        ),
+    ),
     "pact_schedule": Table(
         *(PAPERS[0], "Tables 4 and 6 of PACT, schedules, 8 runs", 0.5, False),
         (f"{AGENTRL} sweep=pact_schedule runs_dir=runs/pact_schedule {{keys}}",),
@@ -79,6 +90,10 @@ TABLES: dict[str, Table] = {
     "hipo_dual": Table(
         *(PAPERS[1], "rules for HIPO's multiplier, 12 runs", 0.1, False),
         (f"{AGENTRL} sweep=hipo_dual_lr runs_dir=runs/hipo_dual {{keys}}",),
+    ),
+    "hipo_phase": Table(
+        *("docs/hipo.md", "rules for HIPO's multiplier with 120 updates, 32 runs", 0.5, False),
+        (f"{SCRIPT}/compare_dual.py runs/hipo_phase --jobs 1 -- {{shared}}",),
     ),
     "trace_baselines": Table(
         *("docs/baselines.md", "CHORD and LUFFY on minihop, one seed, 2 runs", 0.1, False),

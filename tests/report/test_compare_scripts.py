@@ -37,7 +37,9 @@ def test_table1_refuses_words_that_are_no_keys(tmp_path: Path) -> None:
         assert done.returncode != 0 and refusal in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("script", ["compare_smollm2", "compare_table1", "compare_methods", "compare_hipo"])
+@pytest.mark.parametrize(
+    "script", ["compare_smollm2", "compare_table1", "compare_methods", "compare_hipo", "compare_dual"]
+)
 def test_help_is_printed(script: str) -> None:
     done = call(script, "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: ")
