@@ -21,8 +21,9 @@ from agentrl.config.constraints import Constraint
 from agentrl.config.schema import Config
 from agentrl.core.bench import Score, Task
 from agentrl.core.errors import UserError
+from agentrl.core.imports import import_by_name
 from agentrl.evaluation.grading import REWARD_NAMES, SIDES, MissingVerdicts, Rewards, grade_episodes, rewards_to_log
-from agentrl.objectives.hipo import is_degenerate, lagrangian_advantage
+from agentrl.objectives.hipo import is_degenerate
 from agentrl.objectives.policy import PolicySettings
 from agentrl.trainers.constraints import ConstrainedTrainer
 
@@ -97,14 +98,20 @@ class HipoTrainer(ConstrainedTrainer):
         return batch
 
     def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
-        """Return the advantages (B, C): the same value for all tokens of a reply."""
-        algo, group = self.config.algo, self.num_generations
-        user = self._column("user", None).view(-1, group)
-        constraints = [self.measured(one).view(-1, group) for one in algo.constraints]
+        """Return the advantages (B, C): the same value for all tokens of a reply.
+
+        They are computed from the rewards of all processes, since a method may normalise over the whole batch.
+        """
+        algo, process = self.config.algo, self.accelerator.process_index
+        mine = torch.stack([self._column("user", None), *map(self.measured, algo.constraints)], 1)
+        rewards = self.accelerator.gather(mine.to(self.accelerator.device)).cpu()
+        user, *constraints = rewards.T.reshape(len(algo.constraints) + 1, -1, self.num_generations)
         stacked = torch.stack(constraints) if constraints else user.new_zeros((0, *user.shape))
-        advantage = lagrangian_advantage(user, stacked, self.dual.values(), algo.user_weight, algo.advantage_eps)
+        compute = import_by_name(algo.advantages)
+        advantage = compute(user, stacked, self.dual.values(), algo.user_weight, algo.advantage_eps)
+        own = slice(process * len(mine), (process + 1) * len(mine))
         width = batch["completion_ids"].shape[1]
-        return advantage.reshape(-1, 1).expand(-1, width).float().to(batch["completion_ids"].device)
+        return advantage.reshape(-1)[own].unsqueeze(1).expand(-1, width).float().to(batch["completion_ids"].device)
 
     def policy_settings(self) -> PolicySettings:
         return replace(super().policy_settings(), level=self.config.algo.importance_level)

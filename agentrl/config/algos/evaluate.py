@@ -38,3 +38,6 @@ class Evaluate(MethodKeys):
     wants = "anything"
 
     endpoint: Endpoint = key("The server of the model, if it is not loaded in this process.")
+
+
+ALGOS: dict[str, type[MethodKeys]] = {"eval": Evaluate}

@@ -50,3 +50,6 @@ class CustomAlgo(Grpo):
 
     path: str = key("Your Python file with a class Trainer(AgentGRPOTrainer) (docs/extending.md).", place="data")
     options: dict[str, Any] = key("Your own keys for that file; agentrl does not check them.")
+
+
+ALGOS: dict[str, type[MethodKeys]] = {"grpo": Grpo}

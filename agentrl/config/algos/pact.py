@@ -162,3 +162,6 @@ class Pact(MethodKeys):
 
     def reference_trees(self, lengths: Lengths) -> list[Tree]:
         return self.old_trees(lengths) if self.kl_context == "ratio" else super().old_trees(lengths)
+
+
+ALGOS: dict[str, type[MethodKeys]] = {"pact": Pact}

@@ -15,6 +15,7 @@ from agentrl.objectives.choices import Aggregation, RatioLevel
 class Hipo(MethodKeys):
     trainer = "agentrl.trainers.hipo:HipoTrainer"
     reads = ("dual",)
+    advantages = "agentrl.objectives.hipo:lagrangian_advantage"  # a function with its arguments
     wants = "two sides"
 
     user_weight: float = key("w in A = w A_user + sum_k lambda_k A_k; 0 learns from the constraints alone.", ge=0)
@@ -100,3 +101,11 @@ class FocalLora(MethodKeys):
     head_share: float = key("Share of heads that get an adapter: the heads that conflicts disturb most.", gt=0, le=1)
     probe_prompts: int = key("Training prompts of each kind (conflict, aligned) on which heads are compared.", ge=1)
     onset_tokens: int = key("Number of first tokens of a reply whose attention to the system prompt is raised.", ge=1)
+
+
+ALGOS: dict[str, type[MethodKeys]] = {
+    **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
+    "dpo": Dpo,
+    "split_softmax": SplitSoftmax,
+    "focal_lora": FocalLora,
+}

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from agentrl.config.algos.evaluate import Evaluate
-from agentrl.config.algos.grpo import CustomAlgo, Grpo
-from agentrl.config.algos.pact import Pact
-from agentrl.config.algos.sides import Dpo, FocalLora, Hipo, SplitSoftmax
-from agentrl.config.algos.traced import Chord, HintGrpo, Luffy, Opsd, Rlsd, Sdar, Sft, Srft
+from agentrl.config.algos import evaluate, grpo, pact, sides, traced
 from agentrl.config.traits import MethodKeys
 
 ALGOS: dict[str, type[MethodKeys]] = {
-    "pact": Pact,
-    "grpo": Grpo,
-    "chord": Chord,
-    "luffy": Luffy,
-    "opsd": Opsd,
-    "sdar": Sdar,
-    "rlsd": Rlsd,
-    "hint_grpo": HintGrpo,
-    "srft": Srft,
-    "sft": Sft,
-    **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
-    "dpo": Dpo,
-    "split_softmax": SplitSoftmax,
-    "focal_lora": FocalLora,
-    "eval": Evaluate,
-    "custom": CustomAlgo,
+    **pact.ALGOS,
+    **grpo.ALGOS,
+    **traced.ALGOS,
+    **sides.ALGOS,
+    **evaluate.ALGOS,
+    "custom": grpo.CustomAlgo,
 }

@@ -158,3 +158,15 @@ class Srft(MethodKeys):
     entropy_coef: float = key(ENTROPY, ge=0)
     loss_aggregation: Aggregation = key(AVERAGING, means=SEQUENCES_OR_TOKENS)
     advantage_eps: float = key(GROUP_EPS, gt=0)
+
+
+ALGOS: dict[str, type[MethodKeys]] = {
+    "sft": Sft,
+    "chord": Chord,
+    "luffy": Luffy,
+    "opsd": Opsd,
+    "sdar": Sdar,
+    "rlsd": Rlsd,
+    "hint_grpo": HintGrpo,
+    "srft": Srft,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.algos.pact import Pact
 from agentrl.config.algos.sides import Hipo
+from agentrl.config.algos.table import ALGOS
 from agentrl.config.algos.traced import Sft
 from agentrl.config.benches import ToolHop
 from agentrl.config.checks import require
@@ -49,9 +50,10 @@ def _rewards(config: Config) -> None:
         judge_rule = f"no program can grade bench={bench.name}; choose judge=openai, local or distilled"
         require(not _ungraded(config), "judge", config.judge.name, judge_rule)
     elif bench.two_sided:
+        sides = [name for name, keys in ALGOS.items() if keys.wants == "two sides"]
         tools_rule = (
-            f"has no tools for algo={algo.name}; choose algo=hipo, sys_only, user_only, fixed_lambda, dpo, "
-            "split_softmax, focal_lora or sft, or evaluate it with agentrl eval"
+            f"has no tools for algo={algo.name}; choose algo={', '.join(sides)} or sft, or evaluate it with "
+            "agentrl eval"
         )
         require(algo.wants == "anything", "bench", bench.name, tools_rule)
 
