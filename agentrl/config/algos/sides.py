@@ -55,6 +55,10 @@ class Hipo(MethodKeys):
     )
 
 
+class Gdpo(Hipo):
+    advantages = "agentrl.objectives.gdpo:batch_normalised_advantage"
+
+
 class Dpo(MethodKeys):
     trainer = "agentrl.trainers.preferences:dpo_trainer"
     rollouts = False
@@ -105,6 +109,7 @@ class FocalLora(MethodKeys):
 
 ALGOS: dict[str, type[MethodKeys]] = {
     **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
+    "gdpo": Gdpo,
     "dpo": Dpo,
     "split_softmax": SplitSoftmax,
     "focal_lora": FocalLora,
