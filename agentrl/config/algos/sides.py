@@ -59,6 +59,10 @@ class Gdpo(Hipo):
     advantages = "agentrl.objectives.gdpo:batch_normalised_advantage"
 
 
+class Scalarised(Hipo):
+    advantages = "agentrl.objectives.scalarised:scalarised_advantage"
+
+
 class Dpo(MethodKeys):
     trainer = "agentrl.trainers.preferences:dpo_trainer"
     rollouts = False
@@ -110,6 +114,7 @@ class FocalLora(MethodKeys):
 ALGOS: dict[str, type[MethodKeys]] = {
     **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
     "gdpo": Gdpo,
+    "scalarised": Scalarised,
     "dpo": Dpo,
     "split_softmax": SplitSoftmax,
     "focal_lora": FocalLora,
