@@ -63,6 +63,10 @@ class Scalarised(Hipo):
     advantages = "agentrl.objectives.scalarised:scalarised_advantage"
 
 
+class Repo(Hipo):
+    trainer = "agentrl.trainers.repo:RepoTrainer"
+
+
 class Dpo(MethodKeys):
     trainer = "agentrl.trainers.preferences:dpo_trainer"
     rollouts = False
@@ -114,6 +118,7 @@ class FocalLora(MethodKeys):
 ALGOS: dict[str, type[MethodKeys]] = {
     **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
     "gdpo": Gdpo,
+    "repo": Repo,
     "scalarised": Scalarised,
     "dpo": Dpo,
     "split_softmax": SplitSoftmax,
