@@ -32,7 +32,7 @@ from typing import Any
 from transformers import Trainer
 
 from agentrl.config.compose import compose
-from agentrl.runner import worker
+from agentrl.runner import work, worker
 from agentrl.store import checkpoints
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.grpo import AgentGRPOTrainer
@@ -54,7 +54,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 # Where a worker is killed: a phase is the time of one call of this function (its owner and its name).
 PHASES: dict[str, tuple[Any, str]] = {
-    "evaluation": (worker, "evaluate"),
+    "evaluation": (work, "evaluate"),
     "rollout": (AgentGRPOTrainer, "_roll_out"),
     "update": (Trainer, "training_step"),
     "checkpoint": (Trainer, "_save_checkpoint"),

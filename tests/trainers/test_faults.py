@@ -21,7 +21,7 @@ from agentrl.core.engine import Decoding, Episode
 from agentrl.core.errors import UserError
 from agentrl.core.stop import CommonError
 from agentrl.rollout.guard import UNAVAILABLE
-from agentrl.runner import worker
+from agentrl.runner import work, worker
 from agentrl.store.run import RunDirectory
 from agentrl.store.trouble import explain_trouble
 from agentrl.trainers import grpo
@@ -223,9 +223,9 @@ def test_the_summary_counts_what_every_process_asked_a_judge(monkeypatch: pytest
         def counts(self) -> dict[str, float]:
             return {"verdicts": 3, "cost": 0.5}
 
-    monkeypatch.setattr(worker, "gather_object", lambda mine: [*mine, {"verdicts": 4, "cost": 0.25}])
-    assert worker.count_verdicts(Asked()) == {"verdicts": 7, "cost": 0.75}  # type: ignore[arg-type]
-    assert worker.count_verdicts(None) is None
+    monkeypatch.setattr(work, "gather_object", lambda mine: [*mine, {"verdicts": 4, "cost": 0.25}])
+    assert work.count_verdicts(Asked()) == {"verdicts": 7, "cost": 0.75}  # type: ignore[arg-type]
+    assert work.count_verdicts(None) is None
 
 
 def test_an_interrupted_worker_is_no_failure_to_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
