@@ -47,14 +47,11 @@ def sentence_of(file: Path) -> str:
 
 
 def lineage(group: str, option: str, folders: Sequence[Path]) -> Iterator[str]:
-    """Yield a user's option, then the options of its group that its file's `defaults` name, nearest first.
-
-    A packaged option yields only itself.
-    """
+    """Yield an option, then the options of its group that its file's `defaults` name, nearest first."""
     files, waiting = option_files(group, folders), [option]
     while waiting:
         name = waiting.pop(0)
         yield name
-        if name in files and not files[name].is_relative_to(CONF):
+        if name in files:
             entries = read_option(files.pop(name)).get("defaults") or []
             waiting += [str(entry).removeprefix(f"/{group}/") for entry in entries if isinstance(entry, str)]

@@ -23,7 +23,7 @@ from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.store.identity import is_in_identity
 from tests.support.helpers import CONF, SIDE, SUITES, composed
-from tests.support.methods import SIDES
+from tests.support.methods import PACKAGED, SIDES
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = sorted(config_help.GROUPS)
@@ -337,6 +337,15 @@ def test_a_run_knows_the_files_that_scaled_it_down(overrides: list[str], files: 
     config = compose_command(overrides)
     assert config.scaled_by == [f"conf/{file}.yaml" for file in files]
     assert not is_in_identity("scaled_by") and "scaled_by" not in {key for key, _, _ in all_keys()}
+
+
+@pytest.mark.parametrize("algo", [name for name, keys in PACKAGED.items() if keys.trains])
+def test_every_method_is_scaled_down_for_a_packaged_model(algo: str) -> None:
+    """A method without a preset of its own takes that of the method whose values it takes over."""
+    config = compose_command([f"algo={algo}"])
+    assert "conf/preset/tiny" in config.scaled_by[0] and config.trainer.max_steps > 0
+    other_model = compose_command([f"algo={algo}", "model=qwen3-1.7b", "bench=toolhop"])
+    assert other_model.scaled_by == []
 
 
 def test_files_of_the_users_that_scale_down_are_named_in_full(tmp_path: Path) -> None:
