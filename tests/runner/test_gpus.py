@@ -13,7 +13,7 @@ import pytest
 
 from agentrl.runner import gpus
 from agentrl.runner.gpus import reserve_gpus, visible_gpus
-from tests.runner.test_launch import DRIVER, PRELUDE, parallel
+from tests.support.stand_in_workers import DRIVER, PRELUDE, parallel
 
 
 @pytest.fixture(autouse=True)

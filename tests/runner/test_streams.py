@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress
 
 from agentrl.core.streams import wrap_stream
 from agentrl.store.run import RunDirectory
-from tests.runner.test_launch import COMPLETES, CRASHES, DRIVER, PRELUDE, REFUSES, the_run, wait_for
+from tests.support.stand_in_workers import COMPLETES, CRASHES, DRIVER, PRELUDE, REFUSES, the_run, wait_for
 
 TALKS = (
     PRELUDE
