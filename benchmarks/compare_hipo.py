@@ -36,6 +36,9 @@ ARMS: dict[str, list[str]] = {
     "sys_only": ["algo=sys_only"],
     "user_only": ["algo=user_only"],
     **{f"fixed_lambda {value:g}": ["algo=fixed_lambda", f"dual.initial={value:g}"] for value in LAMBDAS},
+    "gdpo 2": ["algo=gdpo", "dual.initial=2"],
+    "scalarised tau=0.8": ["algo=scalarised", "algo.tau=0.8"],
+    "repo tau=0.8": ["algo=repo", "algo.tau=0.8"],
     **{f"hipo tau={tau:g}": ["algo=hipo", f"algo.tau={tau:g}"] for tau in TAUS},
 }
 KINDS = ("all", "conflict", "aligned")
