@@ -8,7 +8,7 @@ is in buffers, so the state_dict saves and restores a multiplier.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import get_args
 
 import torch
@@ -70,11 +70,14 @@ class Multiplier(nn.Module):
         self.register_buffer("moments", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("updates", torch.tensor(0))  # number of batches measured
         self.register_buffer("at_cap", torch.tensor(0))  # batches in a row that ended at the cap
-        self.register_buffer("satisfied", torch.tensor(0))  # batches in a row whose mean reward was 1
+        self.register_buffer("satisfied", torch.tensor(0))  # batches in a row in which all replies alike met the threshold
 
     @torch.no_grad()
-    def update(self, measured: float | None) -> None:
-        """Update from the mean reward of one rollout batch. None (nothing was measured) changes nothing."""
+    def update(self, measured: float | None, alike: bool = False) -> None:
+        """Update from the mean reward of one rollout batch. None (nothing was measured) changes nothing.
+
+        `alike` says that all replies earned the same.
+        """
         if measured is None or math.isnan(measured):
             return
         before = self.ema.clone()
@@ -82,7 +85,7 @@ class Multiplier(nn.Module):
             before = torch.full_like(self.ema, measured)
         self.ema.copy_(self.decay * before + (1 - self.decay) * measured)
         self.updates += 1
-        self.satisfied.copy_(self.satisfied + 1 if measured >= 1 else torch.zeros_like(self.satisfied))
+        self.satisfied.copy_(self.satisfied + 1 if alike and measured >= self.threshold else torch.zeros_like(self.satisfied))
         if self.updates <= self.warmup or self.kind == "fixed":
             return
         violation = self.threshold - self.ema
@@ -117,10 +120,13 @@ class DualVariables(nn.Module):
         """Return lambda of every constraint, shape (K,)."""
         return torch.stack([multiplier.value for multiplier in self]) if self.names else torch.zeros(0)
 
-    def update(self, measured: Mapping[str, float | None]) -> None:
-        """Update every multiplier from the mean rewards of one rollout batch."""
+    def update(self, measured: Mapping[str, float | None], alike: Collection[str] = ()) -> None:
+        """Update every multiplier from the mean rewards of one rollout batch.
+
+        `alike` names the constraints of which all replies earned the same.
+        """
         for name, multiplier in zip(self.names, self, strict=True):
-            multiplier.update(measured[name])
+            multiplier.update(measured[name], name in alike)
 
     def __iter__(self) -> Iterator[Multiplier]:
         return iter(self.multipliers)  # type: ignore[arg-type]

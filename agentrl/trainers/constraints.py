@@ -66,20 +66,43 @@ class ConstrainedTrainer(AgentGRPOTrainer):
     def update_dual(self) -> None:
         """Update every multiplier from the means over all processes.
 
-        Warn if a multiplier has stayed at its cap, or if every reply has earned the full reward, for `dual.patience`
+        Warn if a multiplier has stayed at its cap, or if all replies alike have met the threshold, for `dual.patience`
         batches.
         """
         constraints: list[Constraint | EpisodeConstraint] = self.config.algo.constraints
-        self.dual.update({one.name: self._mean(self.measured(one)) for one in constraints})
+        columns = {one.name: self.measured(one) for one in constraints}
+        alike = [name for name, column in columns.items() if self._are_alike(column)]
+        self.dual.update({name: self._mean(column) for name, column in columns.items()}, alike)
         patience = self.config.dual.patience
         for constraint, multiplier in zip(constraints, self.dual, strict=True):
             if int(multiplier.at_cap) == patience:
-                self._tell(f"warning: {infeasible(constraint, multiplier)}")
+                self._tell(f"warning: {self.infeasible(constraint, multiplier)}")
             if int(multiplier.satisfied) == patience:
                 self._tell(
-                    f"warning: constraint '{constraint.name}': every reply of the last {patience} batches earned "
-                    f"{constraint.label} = 1, so it teaches nothing; is the bench too easy or its grader too kind?"
+                    f"warning: constraint '{constraint.name}': in each of the last {patience} batches all replies "
+                    f"had the same {self.measure_label(constraint)} and met the bound, so it teaches nothing; "
+                    "is the bench too easy, its grader too kind, or the bound too low?"
                 )
+
+    def measure_label(self, constraint: Constraint | EpisodeConstraint) -> str:
+        """Say in words what `measured` measures."""
+        return constraint.label
+
+    def infeasible(self, constraint: Constraint | EpisodeConstraint, multiplier: Multiplier) -> str:
+        """Write the message about a multiplier that stays at its cap: what it means, and what to do."""
+        return (
+            f"constraint '{constraint.name}': lambda has been at its cap {multiplier.cap:g} for "
+            f"{int(multiplier.at_cap)} batches, {self.measure_label(constraint)} averages "
+            f"{constraint.sign * float(multiplier.ema):.3f} and {constraint.bound_label} is "
+            f"{constraint.sign * constraint.threshold:g}; this policy may not reach it: lower its threshold (algo.tau, "
+            "or the one in algo.constraints), raise dual.cap, or train longer or at a larger learning rate"
+        )
+
+    def _are_alike(self, values: Tensor) -> bool:
+        """Whether the values of all processes that are not NaN are the same."""
+        every = self.accelerator.gather(values.to(self.accelerator.device))
+        known = every[~torch.isnan(every)]
+        return len(known) > 0 and bool((known == known[0]).all())
 
     def _mean(self, values: Tensor) -> float | None:
         """Return the mean over all processes of the values that are not NaN, or None if all are NaN."""
@@ -105,17 +128,6 @@ class ConstrainedTrainer(AgentGRPOTrainer):
             self.dual.load_state_dict(torch.load(Path(checkpoint) / DUAL_FILE, weights_only=True))
 
 
-def infeasible(constraint: Constraint | EpisodeConstraint, multiplier: Multiplier) -> str:
-    """Write the message about a multiplier that stays at its cap: what it means, and what to do."""
-    return (
-        f"constraint '{constraint.name}': lambda has been at its cap {multiplier.cap:g} for {int(multiplier.at_cap)} "
-        f"batches, {constraint.label} averages {constraint.sign * float(multiplier.ema):.3f} and "
-        f"{constraint.bound_label} is {constraint.sign * constraint.threshold:g}; "
-        "this policy may not reach it: lower its threshold (algo.tau, or the one in algo.constraints), raise dual.cap, "
-        "or train longer or at a larger learning rate"
-    )
-
-
 class StopWhereInfeasible(TrainerCallback):
     """dual.on_infeasible=stop: saves a checkpoint and ends the run once a multiplier was at its cap for `patience`
     batches. Add it after the callback that seals checkpoints.
@@ -130,7 +142,7 @@ class StopWhereInfeasible(TrainerCallback):
         cycle = self._trainer.args.steps_per_generation // self._trainer.args.gradient_accumulation_steps
         for constraint, multiplier in zip(config.algo.constraints, self._trainer.dual, strict=True):
             if int(multiplier.at_cap) >= config.dual.patience and state.global_step % cycle == 0:
-                self._reason = infeasible(constraint, multiplier)
+                self._reason = self._trainer.infeasible(constraint, multiplier)
                 control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -92,6 +92,15 @@ def test_one_update_of_each_kind_by_hand():
     assert float(fixed.ema) == 0.5
 
 
+def test_batches_that_meet_the_threshold_alike_are_counted():
+    multiplier = Multiplier("sgd", 0.7, initial=0.1, learning_rate=1.0)
+    for measured, alike, counted in ((1.0, True, 1), (0.7, True, 2), (1.0, False, 0), (0.6, True, 0), (0.8, True, 1)):
+        multiplier.update(measured, alike)
+        assert int(multiplier.satisfied) == counted
+    multiplier.update(None)
+    assert int(multiplier.satisfied) == 1
+
+
 def test_projection_onto_zero_and_the_cap():
     multiplier = Multiplier("sgd", 0.7, initial=0.1, learning_rate=1.0, cap=0.5)
     multiplier.update(1.0)

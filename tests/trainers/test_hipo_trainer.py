@@ -198,15 +198,17 @@ def test_a_multiplier_at_its_cap_is_reported_once_and_stops_the_run_where_asked(
         watch.on_save(trainer.args, trainer.state, control)
 
 
-def test_a_reward_that_is_always_1_is_reported(tmp_path: Path):
+@pytest.mark.parametrize("method", ["hipo", "repo"])
+def test_a_threshold_that_every_reply_meets_alike_is_reported(tmp_path: Path, method: str):
     said: list[str] = []
     console = SimpleNamespace(say=said.append, start=print, update=print, finish=print)
-    config = composed(*HIPO, "dual.patience=2")
+    config = composed(f"algo={method}", *HIPO[1:], "dual.patience=2")
     trainer = make_trainer(config, tmp_path, lambda task, sample, turn: task.data["rule"].opener, console=console)
     for _ in range(3):
         rolled_batch(trainer)
-    assert len(said) == 1 and "earned r_sys = 1" in said[0]
-    assert math.isclose(float(trainer.dual.multipliers[0].ema), 1.0)
+    measure, mean = {"hipo": ("r_sys", 1.0), "repo": ("min(r_sys, tau)", config.algo.tau)}[method]
+    assert len(said) == 1 and f"all replies had the same {measure} and met the bound" in said[0]
+    assert math.isclose(float(trainer.dual.multipliers[0].ema), mean)
 
 
 # --- what is missing ----------------------------------------------------------------------------------------------

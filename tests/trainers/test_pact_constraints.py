@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,23 @@ def test_calls_by_hand(tmp_path: Path) -> None:
     assert float(trainer.dual.values()[0]) == pytest.approx(2 + 0.1 * 0.5)
     rolled_batch(trainer)
     assert trainer._metrics["train"]["ema/calls"][-1] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("calls", "reported"), [(None, 0), (2, 1)])
+def test_a_bound_that_every_episode_meets_alike_is_reported(tmp_path: Path, calls: int | None, reported: int) -> None:
+    """A mean of 1.5 calls is no reward of 1: what counts is whether the episodes differ and whether they meet it."""
+    said: list[str] = []
+    console = SimpleNamespace(say=said.append, start=print, update=print, finish=print)
+    least = "algo.constraints=[{name: calls, measure: calls, side: at_least, bound: 1, initial: 0}]"
+    config = small(least, *DUAL, "dual.patience=2", "reward=answer", "algo.q=1", "algo.sft_coef=0")
+
+    def script(task: Any, sample: int, turn: int) -> str:
+        return calls_as_often_as_its_number(task, sample if calls is None else calls, turn)
+
+    trainer = make_trainer(config, tmp_path, script, console=console)
+    for _ in range(3):
+        rolled_batch(trainer)
+    assert len([text for text in said if "all replies had the same calls" in text]) == reported
 
 
 def test_a_rule_by_hand(tmp_path: Path) -> None:
