@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -99,7 +100,7 @@ def find_problems(config: Config, network: Network, gpu: Gpu, memory: Memory) ->
             yield f"{phase} needs {needed / GIB:.1f} GiB, and a GPU has {gpu.memory:g} GiB ({GAPS})"
     if samples_with_vllm(config):
         server = config.vllm.mode == "server"
-        share = config.vllm.memory or (SERVED if server else COLOCATED)
+        share = _vllm_share(config)
         weights, context = vllm_needs(config, network)
         if weights + context > share * have:
             where = "the vLLM server" if server else "vLLM beside the trainer"
@@ -172,6 +173,15 @@ def _changes(config: Config, gpu: Gpu) -> Iterator[Change]:
                 yield Change(words, "shared", count, _share(count))
             elif count == processes and Shares.of(config).weights == 1:
                 yield Change(SHARED, "shared", count, _share(count))
+    if samples_with_vllm(config):
+        shares = (SERVED,) if vllm.mode == "server" else (0.2, COLOCATED, 0.45, 0.6)
+        for distance, share in sorted((abs(math.log(share / _vllm_share(config))), share) for share in shares):
+            if distance > 0:
+                yield Change(f"vllm.memory={share:g}", "share", distance, _set("vllm", "memory", share))
+        for size in (2, 4, 8):
+            if size > vllm.tensor_parallel:
+                change = _set("vllm", "tensor_parallel", size)
+                yield Change(f"vllm.tensor_parallel={size}", "split", size, change)
     if vllm.mode == "colocate" and algo.rollouts:
         yield Change("vllm.mode=server (on GPUs of its own)", "server", 1, _set("vllm", "mode", "server"))
     if algo.measures_reference() and hasattr(algo, "kl_coef") and not config.model.lora.enabled:
@@ -179,6 +189,11 @@ def _changes(config: Config, gpu: Gpu) -> Iterator[Change]:
     for name, kind in GPUS.items():
         if kind.memory > gpu.memory and kind.flops >= gpu.flops:
             yield Change(f"gpu={name}", "gpu", kind.memory, lambda one: None, kind)
+
+
+def _vllm_share(config: Config) -> float:
+    """The share of a GPU that vLLM takes."""
+    return config.vllm.memory or (SERVED if config.vllm.mode == "server" else COLOCATED)
 
 
 def _set(group: str, name: str, value: object) -> Callable[[Config], None]:
