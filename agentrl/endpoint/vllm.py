@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import openai
 
 from agentrl.core.errors import UserError, first_line
+from agentrl.endpoint.waiting import call_within
 
 QUICK_S = 5.0  # for what a healthy server answers at once
 SETTINGS_S = 60.0  # for its settings: vLLM looks over the whole machine before it tells them for the first time
@@ -62,7 +63,7 @@ class VllmServer:
             urlsplit(self.url).port  # noqa: B018
         except ValueError as error:
             raise VllmTrouble("the port is not a number") from error
-        self._client = openai.OpenAI(**self._client_options(), timeout=QUICK_S)
+        self._client = openai.OpenAI(**self._client_options())
 
     def _client_options(self) -> dict[str, Any]:
         # vLLM's own variable for its key; the client insists on some.
@@ -118,14 +119,17 @@ class VllmServer:
         """Undo `sleep`."""
         self._call("post", "/wake_up", timeout=SYNC_S)
 
-    def _call(self, verb: str, path: str, body: Any = None, timeout: float = QUICK_S, retries: int = 1) -> Any:
-        how: dict[str, Any] = {"cast_to": object, "options": {"timeout": timeout, "max_retries": retries}}
+    def _call(self, verb: str, path: str, body: Any = None, timeout: float | None = None, retries: int = 1) -> Any:
+        limit = QUICK_S if timeout is None else timeout
+        how: dict[str, Any] = {"cast_to": object, "options": {"max_retries": retries, "timeout": 2 * limit}}
         if body is not None:
             how["body"] = body
         try:
-            return getattr(self._client, verb)(path, **how)
+            return call_within(limit, lambda: getattr(self._client, verb)(path, **how))
         except (openai.OpenAIError, ValueError) as error:  # the latter: an answer that is not JSON
             raise VllmTrouble(describe_failure(error, path)) from error
+        except TimeoutError as error:
+            raise VllmTrouble(str(error)) from error
 
     def connection(self) -> openai.AsyncOpenAI:
         """A client for `sample`, for one event loop. It waits for a turn as long as the connection holds."""

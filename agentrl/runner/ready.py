@@ -15,9 +15,6 @@ from agentrl.config.vllm import samples_with_vllm, serve_command
 from agentrl.core.errors import UserError
 from agentrl.core.gguf import converted_folder, is_gguf, require_packages
 from agentrl.core.install import install_line
-from agentrl.endpoint.waiting import call_within
-
-PATIENCE_S = 8.0  # for a server on this machine or in this network to say that it lives
 
 
 def check_ready(config: Config) -> None:
@@ -49,11 +46,11 @@ def check_vllm_server(config: Config) -> None:
     trouble_with = "no vLLM server answers there"
     try:
         server = VllmServer(config.vllm.url)
-        call_within(PATIENCE_S, server.check_health)
+        server.check_health()
         trouble_with = "that server does not take part in training"
         settings = server.settings()
         check_settings(settings, server.model()[1], config)
-    except (VllmTrouble, TimeoutError) as trouble:
+    except VllmTrouble as trouble:
         raise UserError(f"{where}: {trouble_with} ({trouble}); {start}; or set vllm.mode=off") from trouble
     if way_of_weights(settings, config) == "nccl" and find_spec("vllm") is None:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from agentrl.core.errors import UserError
 from agentrl.core.install import install_line, requirements
+from agentrl.endpoint import vllm
 from agentrl.runner import ready
 from agentrl.runner.start import start
 from tests.support.helpers import composed
@@ -60,10 +62,28 @@ def test_a_missing_server_is_refused(address: str) -> None:
 
 
 def test_a_server_that_never_answers_is_refused(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ready, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(vllm, "QUICK_S", 0.5)
     monkeypatch.setattr(server, "answer", lambda path, body: time.sleep(2))
     text = refusal(*SERVER, f"vllm.url={server.url}")
     assert "no vLLM server answers there (no answer within 0.5 s); start it with" in text
+
+
+@pytest.mark.parametrize("silent", ["/server_info", "/v1/models"])
+def test_a_server_that_lives_but_says_nothing_of_itself_is_refused(
+    silent: str, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that sends a byte now and then would outlast every timeout of the client."""
+    monkeypatch.setattr(vllm, "SETTINGS_S", 0.5)
+    monkeypatch.setattr(vllm, "QUICK_S", 0.5)
+    answer, done = server.answer, threading.Event()
+    monkeypatch.setattr(
+        server, "answer", lambda path, body: answer(path, body) if silent not in path else done.wait(20)
+    )
+    began = time.perf_counter()
+    text = refusal(*SERVER, f"vllm.url={server.url}")
+    done.set()
+    assert time.perf_counter() - began < 10
+    assert "that server does not take part in training (no answer within 0.5 s); start it with" in text
 
 
 @pytest.mark.parametrize("settings", [None, "<html>", {}])
