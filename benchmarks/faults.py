@@ -173,7 +173,7 @@ def kill_outside(algo: str, folder: Path, victim: str, seconds: float) -> RunDir
     while status.get("status") != "running":
         time.sleep(0.02)
         assert process.poll() is None, "ended before it could be killed"
-        for path in folder.glob("*/*/status.json"):
+        for path in folder.glob("*/[!.]*/status.json"):
             run, status = RunDirectory(path.parent), json.loads(path.read_text(encoding="utf-8"))
     time.sleep(seconds)
     assert process.poll() is None, "ended before it could be killed"

@@ -125,7 +125,7 @@ class Trial:
     def run(self) -> RunDirectory:
         """Return the run, once its training processes have begun, or have nothing left to do."""
         while True:
-            for path in self.folder.glob("*/*/status.json"):
+            for path in self.folder.glob("*/[!.]*/status.json"):
                 status = (run := RunDirectory(path.parent)).status()
                 if status["status"] == "running" and not is_gone(str(status["pid"]), str(status["host"])):
                     return run

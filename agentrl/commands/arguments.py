@@ -121,7 +121,8 @@ def open_run(place: str) -> RunDirectory:
 
 def _latest_runs(folder: Path) -> list[str]:
     """Return the runs at most three levels below a folder whose status changed last, the newest first."""
-    found = [file for depth in range(1, 4) for file in folder.glob("/".join(["*"] * depth) + "/status.json")]
+    # [!.]: a directory that another command is making now has a name with a dot
+    found = [file for depth in range(3) for file in folder.glob("*/" * depth + "[!.]*/status.json")]
     return [str(file.parent) for file in sorted(found, key=_age)[:SHOWN]]
 
 

@@ -26,7 +26,7 @@ from tests.support.toolhop_rows import rows
 
 
 def statuses(where: Path) -> list[str]:
-    return [json.loads(file.read_text())["status"] for file in sorted(where.glob("runs/*/*/status.json"))]
+    return [json.loads(file.read_text())["status"] for file in sorted(where.glob("runs/*/[!.]*/status.json"))]
 
 
 # --- fast paths ---------------------------------------------------------------------------------------------------

@@ -73,13 +73,13 @@ def test_jobs_side_by_side_save_before_their_sweep_ends(tmp_path: Path, number: 
     deadline, running = time.time() + 60, 0
     while running < 2:
         assert time.time() < deadline
-        found = [json.loads(path.read_text())["status"] for path in tmp_path.glob("runs/*/*/status.json")]
+        found = [json.loads(path.read_text())["status"] for path in tmp_path.glob("runs/*/[!.]*/status.json")]
         running = found.count("running")
         time.sleep(0.02)
     process.send_signal(number)
     code, _, err = finish(process)
     assert (code, "Traceback" in err) == (130, False)
-    ends = [json.loads(path.read_text())["status"] for path in tmp_path.glob("runs/*/*/status.json")]
+    ends = [json.loads(path.read_text())["status"] for path in tmp_path.glob("runs/*/[!.]*/status.json")]
     assert ends == ["interrupted", "interrupted"]
     (record,) = tmp_path.glob("runs/sweeps/*/sweep.json")
     states = sorted(job["state"] for job in json.loads(record.read_text())["jobs"])
@@ -92,5 +92,5 @@ def test_a_failing_job_does_not_stop_a_sweep_but_fails_it(tmp_path: Path) -> Non
     worker = PRELUDE + "run.set_status('completed' if run.config().seed else 'failed'); sys.exit(not run.config().seed)"
     code, _, _ = finish(start(tmp_path, worker, "-m", "seed=0,1"))
     assert code == 1
-    found = [json.loads(file.read_text())["status"] for file in tmp_path.glob("runs/*/*/status.json")]
+    found = [json.loads(file.read_text())["status"] for file in tmp_path.glob("runs/*/[!.]*/status.json")]
     assert sorted(found) == ["completed", "failed"]

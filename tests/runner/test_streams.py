@@ -56,7 +56,7 @@ def test_a_sweep_goes_on_when_the_reader_of_its_output_leaves(tmp_path: Path) ->
         assert pipe is not None
         pipe.close()
     assert process.wait(timeout=60) == 0
-    assert [RunDirectory(path.parent).status()["status"] for path in tmp_path.glob("runs/*/*/status.json")] == [
+    assert [RunDirectory(path.parent).status()["status"] for path in tmp_path.glob("runs/*/[!.]*/status.json")] == [
         "completed",
         "completed",
     ]

@@ -326,7 +326,7 @@ def test_eight_real_jobs_with_one_that_fails_and_one_that_is_killed(tmp_path: Pa
     killed = ""
     while not killed and process.poll() is None:
         time.sleep(0.05)
-        for path in tmp_path.glob("runs/*/*/status.json"):
+        for path in tmp_path.glob("runs/*/[!.]*/status.json"):
             status = json.loads(path.read_text())
             if RunDirectory(path.parent).config().trainer.learning_rate == 6e-4 and status["status"] == "running":
                 os.kill(status["pid"], signal.SIGKILL)

@@ -53,7 +53,7 @@ def finish(commands: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]
 
 
 def the_run(where: Path) -> RunDirectory:
-    (status,) = where.glob("*/*/status.json")
+    (status,) = where.glob("*/[!.]*/status.json")
     return RunDirectory(status.parent)
 
 

@@ -120,7 +120,7 @@ class Cluster:
 
     @property
     def run(self) -> RunDirectory:
-        (status,) = self.folder.glob("runs/*/*/status.json")
+        (status,) = self.folder.glob("runs/*/[!.]*/status.json")
         return RunDirectory(status.parent)
 
     def wait(self, until: Callable[[], object], seconds: float = 400) -> None:

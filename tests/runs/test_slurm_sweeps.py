@@ -80,7 +80,7 @@ class Cluster:
         return len(list(self.folder.glob("*.job")))
 
     def statuses(self) -> dict[int, dict[str, Any]]:
-        files = self.folder.glob("runs/*/*/status.json")
+        files = self.folder.glob("runs/*/[!.]*/status.json")
         return {int(file.parent.name.split("-")[0][1:]): json.loads(file.read_text()) for file in files}
 
     def running(self) -> set[int]:

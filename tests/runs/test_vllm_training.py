@@ -42,7 +42,7 @@ def trained(server: Vllm, runs: Path, *arguments: str) -> Path:
     """The directory of a run that must complete."""
     done = agentrl(*SMALL, f"vllm.url={server.url}", f"runs_dir={runs}", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    (status,) = runs.glob("*/*/status.json")
+    (status,) = runs.glob("*/[!.]*/status.json")
     assert json.loads(status.read_text())["status"] == "completed"
     return status.parent
 

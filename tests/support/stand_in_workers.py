@@ -74,14 +74,14 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def the_run(where: Path) -> RunDirectory:
-    (status,) = where.glob("runs/*/*/status.json")
+    (status,) = where.glob("runs/*/[!.]*/status.json")
     return RunDirectory(status.parent)
 
 
 def wait_until_running(where: Path) -> RunDirectory:
     deadline = time.time() + 30
     while time.time() < deadline:
-        found = list(where.glob("runs/*/*/status.json"))
+        found = list(where.glob("runs/*/[!.]*/status.json"))
         if found and json.loads(found[0].read_text())["status"] == "running":
             return RunDirectory(found[0].parent)
         time.sleep(0.02)
