@@ -168,7 +168,10 @@ class Dual(Group):
     beta2: float = key("For kind=adam: decay of the mean squared violation.", ge=0, lt=1)
     k_p: float = key("For kind=pid: gain on the violation itself; learning_rate is the gain on its integral.", ge=0)
     k_d: float = key("For kind=pid: gain on a fall of the average reward.", ge=0)
-    patience: int = key("Report a multiplier after so many batches in a row at the cap, or in which all replies alike met the bound.", ge=1)
+    patience: int = key(
+        "Report a multiplier after so many batches in a row at the cap, or in which all replies alike met the bound.",
+        ge=1,
+    )
     on_infeasible: Literal["warn", "stop"] = key(
         "What to do when a multiplier stays at the cap for `patience` batches.",
         means=("report it and go on", "save a checkpoint and stop"),

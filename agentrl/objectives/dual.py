@@ -70,7 +70,7 @@ class Multiplier(nn.Module):
         self.register_buffer("moments", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("updates", torch.tensor(0))  # number of batches measured
         self.register_buffer("at_cap", torch.tensor(0))  # batches in a row that ended at the cap
-        self.register_buffer("satisfied", torch.tensor(0))  # batches in a row in which all replies alike met the threshold
+        self.register_buffer("satisfied", torch.tensor(0))  # batches in a row in which all alike met the threshold
 
     @torch.no_grad()
     def update(self, measured: float | None, alike: bool = False) -> None:
@@ -85,7 +85,9 @@ class Multiplier(nn.Module):
             before = torch.full_like(self.ema, measured)
         self.ema.copy_(self.decay * before + (1 - self.decay) * measured)
         self.updates += 1
-        self.satisfied.copy_(self.satisfied + 1 if alike and measured >= self.threshold else torch.zeros_like(self.satisfied))
+        self.satisfied.copy_(
+            self.satisfied + 1 if alike and measured >= self.threshold else torch.zeros_like(self.satisfied)
+        )
         if self.updates <= self.warmup or self.kind == "fixed":
             return
         violation = self.threshold - self.ema
