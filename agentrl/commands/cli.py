@@ -31,7 +31,7 @@ from agentrl.config.compose import compose_values, hydra_arguments, scaling_file
 from agentrl.config.load import typed_config
 from agentrl.config.schema import Config
 from agentrl.config.shipped import CONF
-from agentrl.config.typed import restore_typed_names
+from agentrl.config.typed import is_sweep, restore_typed_names
 from agentrl.core.errors import UserError
 from agentrl.core.signals import stop_signals
 from agentrl.core.streams import keep_streams, lost_output, wrap_stream
@@ -155,7 +155,7 @@ def _train(arguments: list[str]) -> int:
             raise
         raise UserError("--cfg and -m exclude each other: --cfg shows one run's values; leave out -m") from error
     except OSError as error:  # the directory of a sweep; the code that makes a run's own directory checks it
-        if error.filename is None:
+        if error.filename is None or not is_sweep(arguments):  # e.g. a user's bench did not find its data
             raise
         raise UserError(f"cannot write {error.filename}: {error.strerror}; choose a writable runs_dir=...") from error
     finally:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentrl.config.algos.table import ALGOS
 from agentrl.config.defaults import chosen_options, default_of, format_typed, keys
 from agentrl.config.load import operational_keys
+from agentrl.config.refusals import unknown_option
 from agentrl.config.schema import VARIANTS, Config
 from agentrl.config.shipped import option_files, sentence_of
+from agentrl.config.typed import config_folders
+from agentrl.core.errors import UserError
 
 GROUPS = {
     "algo": "how to train",
@@ -52,13 +55,17 @@ WIDTH = 120  # width of lines if there is no terminal
 def help_text(conf: Path, commands: Iterable[str], values: Mapping[str, Any], typed: list[str]) -> str:
     """Make the text of `agentrl [group=option ...] --help`: the keys of the chosen groups with their `values`.
 
-    `commands` are the verbs, each a module of agentrl/commands/. `typed` are the arguments before --help.
+    `commands` are the verbs, each a module of agentrl/commands/. `typed` are the arguments before --help. Raises
+    UserError if a group has an unknown name.
     """
+    for group, known in VARIANTS.items():
+        if (name := _name(values, group)) not in known:
+            raise UserError(unknown_option(group, name, list(known)))
     lines = [*_usage(), "Commands (agentrl COMMAND --help says more):"]
     lines += [f"  {name:<11} {usage_of(name)[1]}" for name in commands]
     lines += ["", "Groups, first the default:"]
     for group, purpose in GROUPS.items():
-        lines += _entry(f"{group:<11}", f"{purpose}: {', '.join(options(conf, group))}", 14)
+        lines += _entry(f"{group:<11}", f"{purpose}: {', '.join(options(conf, group, config_folders(typed)))}", 14)
     lines += ["", *FLAGS, ""]
     choice = " ".join(f"{group}={_name(values, group)}" for group in ("algo", "model", "bench", "hardware"))
     lines += [f"Keys of {choice}, with their values (agentrl algo=hipo --help: those of another choice):"]
@@ -157,9 +164,9 @@ def usage_of(command: str) -> tuple[str, str]:
     return usage, purpose
 
 
-def options(conf: Path, group: str) -> list[str]:
-    """List the options of a group by file name, the default first."""
-    found = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+def options(conf: Path, group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """List the options of a group by file name, the default first. `folders` hold the user's own files."""
+    found = sorted({file.stem for folder in (conf, *folders) for file in (folder / group).glob("*.yaml")})
     default = dict(chosen_options()).get(group, "off")
     return sorted(found, key=lambda option: option != default)
 

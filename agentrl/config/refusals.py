@@ -40,7 +40,7 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
         return f"{path} has no value; set {path}=... ({sentence(item)})"
     if kind.startswith("union_tag"):
         chosen = value.get("name") if isinstance(value, dict) else value
-        return f"{path}.name={_format_wrong(chosen)} is not a known {path}{suggest(str(chosen), list(variants(item)))}"
+        return unknown_option(path, chosen, list(variants(item)))
     if variants(item) or group_in(item.annotation):
         below = group_in(item.annotation)
         if below is not None and item.annotation is not below:  # a list of groups, or one entry of it
@@ -51,6 +51,12 @@ def _line(found: ErrorDetails, cls: type[Group], known: list[str]) -> str:
         first = "name" if below is None else next(iter(below.model_fields))
         return f"{path}={value!r} is not a group of keys; set the keys below it, e.g. {path}.{first}=..."
     return _of_value(kind, value, path, item, isinstance(found["loc"][-1], int))
+
+
+def unknown_option(group: str, name: Any, options: Sequence[str]) -> str:
+    """Say that a group of keys has a `name` that is no option of it."""
+    own = f" (a file of your own leaves {group}.name=custom as it is)" if "custom" in options else ""
+    return f"{group}.name={_format_wrong(name)} is not a known {group}{own}{suggest(str(name), list(options))}"
 
 
 def foreign_key(path: str, group: str, owners: Sequence[str]) -> str:

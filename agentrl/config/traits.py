@@ -103,7 +103,8 @@ class BenchKeys(Group):
         return None
 
     def check_path(self) -> None:
-        """Raise UserError if `path` does not exist or is of the wrong kind."""
+        """Raise UserError if `path` does not exist or is of the wrong kind. The default asks whether it exists."""
+        require_place(getattr(self, "path", None), "no such file or directory; give the bench's data")
 
     def check_training_rows(self) -> None:
         """Raise UserError if the keys leave no row to train on."""

@@ -20,7 +20,7 @@ from agentrl.core.trajectory import ToolCall, Trajectory
 class Task:
     """One item of a bench. Nothing outside the bench reads `data`, except three entries of a `TwoSided` bench."""
 
-    id: str
+    id: str  # unique in its split
     prompt: list[dict[str, str]]  # chat messages
     tools: list[dict[str, Any]]  # JSON schemas: {"type": "function", "function": {...}}
     answer: str  # the reference answer

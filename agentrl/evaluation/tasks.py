@@ -1,7 +1,8 @@
-"""Check the tasks of a run before it begins: files, splits, and the metrics that constraints bound."""
+"""Load the tasks of a run, and check them before it begins: files, splits, and the metrics that constraints bound."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,25 @@ from agentrl.core.bench import Bench, Task
 from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Trajectory
 from agentrl.traces.files import read_traces
+
+
+def load_tasks(bench: Bench, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+    """Return the tasks of a split, or a seeded sample of `limit` of them.
+
+    Raises:
+        UserError: the split is empty, the data is bad, or two tasks share an id. An item is recorded, and an expert
+            trace found, by the id of its task.
+    """
+    tasks = bench.tasks(split, limit, seed)
+    if not tasks:
+        raise UserError(f"bench={bench.name}: the {split} split has no task; give it one or more")
+    counts = Counter(task.id for task in tasks)
+    if shared := [name for name, count in counts.items() if count > 1]:
+        raise UserError(
+            f"bench={bench.name}: {counts[shared[0]]} tasks of the {split} split have the id {shared[0]!r}; "
+            "results and traces are kept by id, so give each task one of its own"
+        )
+    return tasks
 
 
 def check_tasks(config: Config) -> None:

@@ -26,6 +26,7 @@ from agentrl.core.judge import Judge
 from agentrl.core.stop import StopRequest
 from agentrl.evaluation.evaluate import Interrupted, evaluate
 from agentrl.evaluation.results import Item, count_missing_items
+from agentrl.evaluation.tasks import load_tasks
 from agentrl.judges.build import build_judge
 from agentrl.models.adapters import check_lora
 from agentrl.models.loading import load_chat, load_model, needs_of
@@ -80,7 +81,7 @@ def evaluate_only(
     console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
     judge = build_judge(config, str(run.path), config.hardware.device)
-    tasks = bench.tasks("test", config.eval.limit, config.seed)
+    tasks = load_tasks(bench, "test", config.eval.limit, config.seed)
     for remark in remarks_of(bench):
         console.say(remark)
     engine: RolloutEngine
@@ -120,8 +121,8 @@ def train_and_evaluate(
     expert_trace = bench.expert_trace if config.traces is None else make_lookup(read_traces(Path(config.traces)))
     judge = build_judge(config, str(run.path), config.hardware.device)
     trains = config.algo.trains  # otherwise the run only evaluates twice
-    train_tasks = bench.tasks("train") if trains else []
-    test_tasks = bench.tasks("test", config.eval.limit, config.seed)
+    train_tasks = load_tasks(bench, "train") if trains else []
+    test_tasks = load_tasks(bench, "test", config.eval.limit, config.seed)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
     train_tasks = keep_fitting(chat, train_tasks, config, "training") if trains else []
     test_tasks = keep_fitting(chat, test_tasks, config, "test")

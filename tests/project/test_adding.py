@@ -26,6 +26,7 @@ from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.config.traits import BenchKeys
 from agentrl.core.bench import Bench, NoTools, Score, Task
+from agentrl.core.errors import UserError
 from agentrl.core.trajectory import Trajectory
 from agentrl.cost.estimate import estimate
 from agentrl.evaluation.tasks import check_tasks
@@ -125,6 +126,15 @@ def test_both_train(config: Config, tmp_path: Path) -> None:
     trainer.train()
     rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     assert len(rewards) == config.trainer.max_steps and all(0.25 <= reward <= 0.5 for reward in rewards)
+
+
+def test_a_bench_that_reads_a_file_need_not_check_that_it_exists(tmp_path: Path) -> None:
+    class FileKeys(BenchKeys):
+        path: str = key("A file.", place="data")
+
+    FileKeys(name="file", path=str(tmp_path)).check_path()
+    with pytest.raises(UserError, match=r"bench\.path=.*absent: no such file or directory"):
+        FileKeys(name="file", path=str(tmp_path / "absent")).check_path()
 
 
 def test_the_bench_is_loaded_by_its_keys(config: Config) -> None:

@@ -18,9 +18,13 @@ from agentrl.benches import load_bench
 from agentrl.config.benches import CustomBench
 from agentrl.core.custom import load_attribute
 from agentrl.core.errors import UserError
+from agentrl.core.stop import StopRequest
 from agentrl.core.trajectory import Component, Trajectory
 from agentrl.runner.start import check
+from agentrl.runner.work import evaluate_only
+from agentrl.store.run import RunDirectory
 from agentrl.trainers.build import rl_trainer, tell_reward
+from tests.support.command_line import agentrl
 from tests.support.helpers import composed, make_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +58,32 @@ def test_the_bench_keeps_the_contract() -> None:
         assert bench.score(task, Trajectory(task.id, [0], [1], [1], [0], [Component.ANSWER], messages)).metrics == {
             "correct": correct
         }
+
+
+@pytest.mark.parametrize(
+    ("tasks", "reason"),
+    [
+        ("[task] * 2", "2 tasks of the test split have the id 'test-0'"),
+        ("[]", "the test split has no task"),
+    ],
+)
+def test_a_bench_must_give_each_task_an_id_of_its_own(tmp_path: Path, tasks: str, reason: str) -> None:
+    """Results are kept by id: of two tasks with one id the second was never played, and nothing said so."""
+    body = f"def load(config):\n    bench, task = Sums(), Sums().tasks('test')[0]\n    bench.tasks = lambda *_: {tasks}\n"
+    file = tmp_path / "own.py"
+    file.write_text(BENCH.read_text().partition("def load(")[0] + body + "    return bench\n")
+    config = composed("algo=eval", "bench=custom", f"bench.path={file}", f"runs_dir={tmp_path}")
+    run = RunDirectory.create(config)
+    assert run is not None
+    with pytest.raises(UserError, match=reason):
+        evaluate_only(config, run, StopRequest(), SimpleNamespace(say=print), None)  # type: ignore[arg-type]
+
+
+def test_a_file_that_a_bench_of_the_users_lacks_is_no_fault_of_runs_dir(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("def load(config):\n    return open('absent.txt')\n")
+    with pytest.raises(FileNotFoundError, match="absent.txt"):
+        agentrl(tmp_path, "algo=grpo", "bench=custom", f"bench.path={file}", "dry_run=true")
 
 
 def test_leave_one_out_by_hand() -> None:
