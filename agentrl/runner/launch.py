@@ -129,6 +129,7 @@ def worker_environment(run: RunDirectory, config: Config, gpus: list[str] | None
     }
     if config.hardware.device == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
+        environment.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, if installed, warns when it looks for a GPU
     elif gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     elif config.hardware.processes_here == 1:

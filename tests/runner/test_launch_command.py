@@ -40,7 +40,8 @@ def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: py
     assert command[2] == "torch.distributed.run"
     assert "--nproc_per_node=2" in command
     assert command[-3:] == ["-m", "agentrl.runner.worker", str(run.path)]
-    assert launch.worker_environment(run, config)["ACCELERATE_USE_CPU"] == "true"
+    environment = launch.worker_environment(run, config)
+    assert environment["ACCELERATE_USE_CPU"] == "true" and environment["DS_ACCELERATOR"] == "cpu"
     config.hardware.accelerate_config = "fsdp.yaml"
     command = launch.worker_command(run, config)
     assert command[2] == "accelerate.commands.launch"
