@@ -69,7 +69,8 @@ def test_the_bench_keeps_the_contract() -> None:
 )
 def test_a_bench_must_give_each_task_an_id_of_its_own(tmp_path: Path, tasks: str, reason: str) -> None:
     """Results are kept by id: of two tasks with one id the second was never played, and nothing said so."""
-    body = f"def load(config):\n    bench, task = Sums(), Sums().tasks('test')[0]\n    bench.tasks = lambda *_: {tasks}\n"
+    body = "def load(config):\n    bench, task = Sums(), Sums().tasks('test')[0]\n"
+    body += f"    bench.tasks = lambda *_: {tasks}\n"
     file = tmp_path / "own.py"
     file.write_text(BENCH.read_text().partition("def load(")[0] + body + "    return bench\n")
     config = composed("algo=eval", "bench=custom", f"bench.path={file}", f"runs_dir={tmp_path}")
@@ -82,7 +83,7 @@ def test_a_bench_must_give_each_task_an_id_of_its_own(tmp_path: Path, tasks: str
 def test_a_file_that_a_bench_of_the_users_lacks_is_no_fault_of_runs_dir(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text("def load(config):\n    return open('absent.txt')\n")
-    with pytest.raises(FileNotFoundError, match="absent.txt"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.txt"):
         agentrl(tmp_path, "algo=grpo", "bench=custom", f"bench.path={file}", "dry_run=true")
 
 
