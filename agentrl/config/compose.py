@@ -137,12 +137,12 @@ def _scale_down(group: str, other: str, named: Mapping[str, str | None], folders
     For example, a user's bench whose file builds on minihop uses the limits of minihop.
     """
     files = option_files(group, folders)
-    models, options = (
-        {name: list(lineage(g, name, folders)) for name in option_files(g, folders)} for g in ("model", other)
-    )
+    model_files, other_files = option_files("model", folders), option_files(other, folders)
+    models = {name: list(lineage("model", name, model_files)) for name in model_files}
+    options = {name: list(lineage(other, name, other_files)) for name in other_files}
     for model, other_model in STAND_INS.items():
         models[model].append(other_model)
-    models |= {name: list(lineage("model", base, folders)) if base else [] for name, base in named.items()}
+    models |= {name: list(lineage("model", base, model_files)) if base else [] for name, base in named.items()}
     for model, bases in models.items() if group == "limits" else ():  # limits of a model on any bench
         found = next((base for base in bases if base in files), None)
         if found not in (None, model):
