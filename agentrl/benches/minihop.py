@@ -239,8 +239,9 @@ class MinihopBench(Bench):
     def environment(self, task: Task) -> Environment:
         return ToolEnvironment(task.data["sources"], plain_text, self._sandbox)
 
-    def expert_trace(self, task: Task) -> ExpertTrace:
-        return expert_trace(task)
+    def expert_trace(self, task: Task) -> ExpertTrace | None:
+        """Return the shortest solution; None if it breaks the system prompt's rule, which a trace must not teach."""
+        return None if task.data.get("kind") == "conflict" else expert_trace(task)
 
     def reference_calls(self, task: Task) -> list[dict[str, Any]]:
         return expert_trace(task).calls

@@ -113,4 +113,7 @@ def test_a_system_prompt_forbids_a_tool_that_the_answer_needs_or_one_that_distra
         assert score.metrics["solve_rate"] == 1
         assert score.metrics["kept_rule"] == float(task.data["kind"] == "aligned")
         assert score.groups["kind"] == task.data["kind"]
+        trace = bench.expert_trace(task)  # an expert who keeps the rule has no solution of a conflict
+        assert trace == (expert_trace(task) if task.data["kind"] == "aligned" else None)
+        assert bench.reference_calls(task) == expert_trace(task).calls
     assert "kept_rule" not in bench.score(plain[0], finished(plain[0], [], "")).metrics
