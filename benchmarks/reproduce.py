@@ -54,7 +54,7 @@ TABLES: dict[str, Table] = {
         (f"{AGENTRL} sweep=pact_table3 runs_dir=runs/pact_table3 {{keys}}",),
     ),
     "hard_setting": Table(
-        *("docs/minihop.md", "SFT, GRPO and PACT where the base never succeeds, 25 runs", 1.7, False),
+        *("docs/minihop.md", "SFT, GRPO and PACT where the base never succeeds, 25 runs", 2.9, False),
         (f"{AGENTRL} sweep=hard_setting runs_dir=runs/hard_setting {{keys}}",),
     ),
     "pact_rule": Table(

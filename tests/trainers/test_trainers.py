@@ -68,8 +68,9 @@ def test_trajectory_advantage_is_what_trl_computes_itself(tmp_path: Path):
     assert torch.allclose(trajectory_advantage(returns, 1e-4).flatten().float(), advantages, atol=1e-5)
 
 
-def test_pact_with_q_1_and_no_sft_is_grpo(tmp_path: Path):
-    pact = make_trainer(small(*LOOSE, "algo.q=1", "algo.sft_coef=0"), tmp_path, expert_script)
+@pytest.mark.parametrize("sft_coef", [0.0, 0.1])  # an anchored prompt trains on no trace, so the weight says nothing
+def test_pact_with_q_1_is_grpo(tmp_path: Path, sft_coef: float):
+    pact = make_trainer(small(*LOOSE, "algo.q=1", f"algo.sft_coef={sft_coef}"), tmp_path, expert_script)
     grpo = make_trainer(small("algo=grpo", *LOOSE, "algo.advantage.kind=hard_credit"), tmp_path, expert_script)
     ours, theirs = rolled_batch(pact), rolled_batch(grpo)
     assert torch.equal(ours["completion_ids"], theirs["completion_ids"])
