@@ -177,3 +177,22 @@ def random_model(shape: str, device: str, dtype: torch.dtype) -> PreTrainedModel
     with torch.device(device):  # drawn there: on a CPU it takes a minute for a billion weights
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model
+
+
+def tiny_layers(layers: int) -> PreTrainedModel:
+    """A network of Qwen3's architecture with many small layers, never trained."""
+    config = Qwen3Config(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=True,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model

@@ -42,6 +42,7 @@ class Shelf(Generic[Entry]):
         self.entries: list[Entry] = []  # indexed by slot
         self.rows, self.width = 0, 0  # S and W of the tensors
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (S, H, W, D)
+        self._read: dict[int, tuple[tuple[int, int], tuple[Tensor, Tensor]]] = {}  # by layer: what `read` returned last
 
     def put(self, entry: Entry) -> None:
         """Give an entry an empty slot after all others. Call `fit` before writing to it."""
@@ -94,6 +95,7 @@ class Shelf(Generic[Entry]):
         rows = len(self.entries)
         if not rows:
             self._layers.clear()
+            self._read.clear()
             self.rows = self.width = 0
             return
         if rows <= self.rows and width <= self.width and self.rows * self.width <= budget:
@@ -103,25 +105,28 @@ class Shelf(Generic[Entry]):
             wider = round_up(width)
         more = max(rows, min(max(rows * 3 // 2, self.rows), budget // wider))
         grown = (0, 0, 0, max(0, wider - self.width), 0, 0, 0, max(0, more - self.rows))
+        self._read.clear()
         for layer, pair in self._layers.items():
             keys, values = (pad(one[:more, :, :wider], grown) for one in pair)
             self._layers[layer] = keys, values
         self.rows, self.width = more, wider
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, where: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Write keys and values (N, H, D) of a layer. Return all keys and values (S, H, W, D) of the layer.
-
-        where: the slots (N,) and the places within them (N,).
-        """
+    def layer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all keys and values (S, H, W, D) of a layer. The first new ones (1, H, N, D) give their H and D."""
         if layer not in self._layers:
-            made = [one.new_zeros(self.rows, one.shape[1], self.width, one.shape[2]) for one in (keys, values)]
+            made = [one.new_zeros(self.rows, one.shape[1], self.width, one.shape[3]) for one in (keys, values)]
             self._layers[layer] = made[0], made[1]
-        slots, places = where
-        if not len(slots):
-            return self._layers[layer]
-        for whole, new in zip(self._layers[layer], (keys, values), strict=True):
-            whole[slots, :, places] = new
         return self._layers[layer]
+
+    def read(self, layer: int, count: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return keys (count H, D, length) and values (count H, length, D) of the first `count` slots of a layer.
+
+        They are views, and kept as long as the same ones are asked for.
+        """
+        known = self._read.get(layer)
+        if known is None or known[0] != (count, length):
+            known = self._read[layer] = (count, length), read(self._layers[layer], count, length)
+        return known[1]
 
     def _tensors(self) -> list[Tensor]:
         return [one for pair in self._layers.values() for one in pair]
@@ -130,3 +135,9 @@ class Shelf(Generic[Entry]):
 def round_up(tokens: int) -> int:
     """Round up to a multiple of STEP."""
     return -(-tokens // STEP) * STEP
+
+
+def read(whole: tuple[Tensor, Tensor], count: int, length: int) -> tuple[Tensor, Tensor]:
+    """View keys and values (S, H, W, D) as keys (count H, D, length) and values (count H, length, D)."""
+    keys, values = (one[:count, :, :length].flatten(0, 1) for one in whole)
+    return keys.transpose(1, 2), values

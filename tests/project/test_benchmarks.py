@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,3 +61,21 @@ def test_an_unknown_workload_is_refused():
     command = [sys.executable, str(ROOT / "benchmarks/engine.py"), "nosuch"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "unknown workloads: nosuch" in done.stderr
+
+
+def test_a_decoding_step_starts_fewer_operations_than_that_of_generate(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    decode = importlib.import_module("decode")
+    steps = {}
+    for layers in (2, 3):
+        model = importlib.import_module("made_up").tiny_layers(layers).eval()
+        for arm, sample in decode.ARMS.items():
+            steps[arm, layers] = decode.middle(sample(model))
+    for layers in (2, 3):
+        assert steps["agentrl", layers].total() < steps["trl", layers].total()
+    layer = {arm: steps[arm, 3] - steps[arm, 2] for arm in decode.ARMS}
+    assert layer["agentrl"].total() < layer["trl"].total()
+    kernels = {arm: decode.kernels(layer[arm]) for arm in layer}
+    assert kernels["agentrl"] < 0.75 * kernels["trl"]
+    norms = torch.ops.aten._fused_rms_norm.default
+    assert layer["agentrl"][norms] == 4 and layer["trl"][norms] == 0

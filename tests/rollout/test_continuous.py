@@ -205,6 +205,22 @@ def test_a_changed_context_is_not_taken_for_the_prompt_that_it_was(parts: Any) -
     torch.testing.assert_close(torch.tensor(turn.logprobs), wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_row_whose_prompt_nobody_shares_is_sampled_beside_rows_that_share_theirs(parts: Any) -> None:
+    """Log-probs of all are those of plain forward passes."""
+    ids = torch.randint(3, 1000, (90,), generator=torch.Generator().manual_seed(1)).tolist()
+    prompts = [ids[:40], ids[40:], ids[:40]]
+    with engine(parts, temperature=1.0).sampler.session(None) as session:
+        turns = session.sample([Request(number, prompt, 8) for number, prompt in enumerate(prompts)])
+        while len(turns) < len(prompts):
+            turns |= session.sample([])
+    for number, prompt in enumerate(prompts):
+        said = turns[number]
+        with torch.no_grad():
+            logprobs = parts[4](torch.tensor([prompt + said.ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        wanted = logprobs.gather(1, torch.tensor(said.ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(said.logprobs), wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_log_probs_are_those_of_a_training_forward(parts: Any) -> None:
     model = parts[4]
     for temperature in (1.0, 1.5):
@@ -359,16 +375,19 @@ def test_slots_keep_what_they_hold_when_others_leave_or_move() -> None:
     for entry in entries:
         shelf.put(entry)
     shelf.fit(4, 10_000)
+    empty = torch.zeros(1, 2, 0, 5)
     for number, entry in enumerate(entries):
-        count = len(entry.ids)
-        new = torch.full((count, 2, 5), float(number))
-        shelf.write(0, new, -new, (torch.full((count,), entry.slot), torch.arange(count)))
-        entry.held = count
+        entry.held = len(entry.ids)
+        for sign, whole in zip((1, -1), shelf.layer(0, empty, empty), strict=True):
+            whole[entry.slot, :, : entry.held] = sign * number
     shelf.bring_forward({entries[2], entries[3]})
     assert {entry.slot for entry in entries[2:]} == {0, 1}
     shelf.drop(entries[3])
     shelf.fit(40, 10_000)
-    keys, values = shelf.write(0, torch.zeros(0, 2, 5), torch.zeros(0, 2, 5), (torch.zeros(0).long(),) * 2)
+    keys, values = shelf.layer(0, empty, empty)
+    read_keys, read_values = shelf.read(0, 3, 32)
+    assert torch.equal(read_keys.unflatten(0, (3, 2)).transpose(2, 3), keys[:3, :, :32])
+    assert torch.equal(read_values.unflatten(0, (3, 2)), values[:3, :, :32])
     for number, entry in enumerate(entries[:3]):
         assert entry.slot is not None and shelf.entries[entry.slot] is entry
         assert (keys[entry.slot, :, : entry.held] == number).all() and (
