@@ -23,7 +23,7 @@ from agentrl.config.schema import Config
 from agentrl.core.console import STOPPING
 from agentrl.core.errors import UserError
 from agentrl.core.signals import SWEPT_BY, stop_signals
-from agentrl.runner.reach import check_free_port
+from agentrl.runner.rendezvous import wait_for_machines
 from agentrl.store.run import LOCK_HELD, RunDirectory, is_gone
 
 COMPLETED, USER_ERROR, INTERRUPTED = 0, 2, 130  # exit codes of the worker; any other code is a crash
@@ -40,14 +40,14 @@ def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpu
     The worker prints to the file `output` instead of the terminal, if it is given. `gpus` are the GPUs that it uses.
 
     Raises:
-        UserError: another living process works on this run, or the port where its machines meet is taken.
+        UserError: another living process works on this run, or its machines cannot meet.
     """
     leads = config.hardware.rank_here == 0  # of several machines, the first one locks the run and records how it ends
     run.node_path(config.hardware.rank_here).unlink(missing_ok=True)
     with run.lock() if leads else nullcontext() as lock:
         # The worker inherits the lock: if this process is killed, the run stays locked until the worker has ended too.
         before = run.status().get("pid")
-        check_free_port(config.hardware)
+        wait_for_machines(config.hardware)
         process = subprocess.Popen(
             worker_command(run, config),
             env=worker_environment(run, config, gpus),

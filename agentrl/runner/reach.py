@@ -6,11 +6,8 @@ This module imports no torch, because the import takes longer than all checks to
 from __future__ import annotations
 
 import ctypes
-import errno
 import importlib.metadata
 import json
-import socket
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,17 +16,15 @@ from http.client import HTTPException
 from pathlib import Path
 
 from agentrl.config.algos.evaluate import Evaluate
-from agentrl.config.hardware import Hardware
 from agentrl.config.judges import EmbeddingJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.endpoint.connection import behind_proxy, explain_no_connection
 from agentrl.endpoint.waiting import call_within
 from agentrl.models.hub import check_hub
+from agentrl.runner.rendezvous import check_name
 
 ANSWER_S = 5.0  # for an answer over the connection
-LOOK_UP_S = 5.0  # for the name of a machine
-FREE_S = 10.0  # until a port is free; a launcher that was just killed may still hold it
 
 
 def check_reach(config: Config) -> list[str]:
@@ -40,7 +35,7 @@ def check_reach(config: Config) -> list[str]:
     elif config.hardware.device == "cuda":
         _check_gpus(config)
     if config.hardware.nodes > 1 and not config.hardware.submits:
-        _check_meeting_point(config.hardware)
+        check_name(config.hardware)
     for key, repository, kind, revision in _of_the_hub(config, endpoint is not None):
         check_hub(key, repository, kind, revision)
     judge = config.judge
@@ -65,44 +60,6 @@ def driver_gpus() -> int | None:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
-
-
-def check_free_port(hardware: Hardware) -> None:
-    """Raise UserError if this is the machine where all meet and another program listens at the port."""
-    host, _, port = (hardware.rendezvous or "").rpartition(":")
-    if hardware.nodes == 1 or hardware.rank_here > 0:
-        return
-    deadline = time.monotonic() + FREE_S
-    while not _is_free(int(port)):
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"hardware.rendezvous={host}:{port}: another program uses this port of machine 0; give all machines "
-                "another one"
-            )
-        time.sleep(0.2)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as here:
-        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torchrun: a connection that ended is no matter
-        try:
-            here.bind(("", port))
-        except OSError as error:
-            return error.errno != errno.EADDRINUSE  # torchrun reports the others
-    return True
-
-
-def _check_meeting_point(hardware: Hardware) -> None:
-    """Raise UserError if the name of machine 0 is unknown. Whether it listens already is no matter."""
-    host = (hardware.rendezvous or "").rpartition(":")[0].strip("[]")
-    try:
-        call_within(LOOK_UP_S, lambda: socket.getaddrinfo(host, None))
-    except (OSError, TimeoutError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"hardware.rendezvous={hardware.rendezvous}: this machine finds no address of {host} ({reason}); give all "
-            "machines the name or the IP address of machine 0"
-        ) from error
 
 
 def _check_gpus(config: Config) -> None:

@@ -191,36 +191,6 @@ def test_a_missing_gpu_is_refused(here: Path, capsys: Any, monkeypatch: pytest.M
     assert run_here("hardware=gpu", "dry_run=true") == 0  # an estimate needs no GPU
 
 
-def machine(rank: int, where: str) -> tuple[str, ...]:
-    return (
-        *("hardware.processes=2", "hardware.nodes=2", "trainer.prompts_per_batch=2", "trainer.minibatch_prompts=2"),
-        *(f"hardware.node_rank={rank}", f"hardware.rendezvous={where}"),
-    )
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_machines_that_meet_at_an_unknown_name_are_refused(rank: int, here: Path, capsys: Any) -> None:
-    line = refused(capsys, *machine(rank, "no-such-host.invalid:29500"))
-    assert "hardware.rendezvous=no-such-host.invalid:29500: this machine finds no address of no-such-host.inv" in line
-    assert reach.check_reach(composed(*machine(rank, "localhost:9"))) == []  # the other may start later
-
-
-def test_a_port_that_another_program_has_is_refused_on_machine_0(
-    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        where = f"127.0.0.1:{other.getsockname()[1]}"
-        monkeypatch.setattr(reach, "FREE_S", 0.2)
-        assert run_here(*machine(0, where)) == 2
-        line = capsys.readouterr().err.splitlines()[-1]
-        assert f"hardware.rendezvous={where}: another program uses this port of machine 0; give all" in line
-        reach.check_free_port(composed(*machine(1, where)).hardware)  # that is where machine 0 listens
-        other.close()
-    reach.check_free_port(composed(*machine(0, where)).hardware)
-
-
 def test_a_dead_endpoint_is_refused(here: Path, capsys: Any) -> None:
     assert eval_command([f"endpoint={NOBODY}", "model=m", "bench=minihop"]) == 2
     assert f"endpoint={NOBODY}: no server answers there (Connection refused)" in capsys.readouterr().err
