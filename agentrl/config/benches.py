@@ -50,6 +50,7 @@ class Minihop(BenchKeys):
         "tool. null has no system prompts.",
         ge=0,
         le=1,
+        older=None,
     )
 
 
@@ -84,7 +85,9 @@ class Minihif(BenchKeys):
     data_seed: int = key(GENERATED)
     train_tasks: int = key(f"Tasks in the training split{CONFLICTING}.", ge=1)
     test_tasks: int = key(f"Tasks in the held-out split{CONFLICTING}.", ge=1)
-    free: float = key("Share of the conflicts in which the rule can be kept at no cost to the user.", ge=0, le=1)
+    free: float = key(
+        "Share of the conflicts in which the rule can be kept at no cost to the user.", ge=0, le=1, older=0.0
+    )
 
 
 class ToolHop(BenchKeys):
@@ -157,7 +160,11 @@ class Bfcl(BenchKeys):
         "Where the memory that a test item starts with comes from.",
         means=("the model writes it in earlier episodes (official)", "it holds the sentences with the answer (ours)"),
     )
-    encoder: str = key("Directory or hub id of the sentence encoder of memory_vector.", place="weights")
+    encoder: str = key(
+        "Directory or hub id of the sentence encoder of memory_vector.",
+        place="weights",
+        older="sentence-transformers/all-MiniLM-L6-v2",
+    )
     web: Literal["serpapi", "replay"] = key(
         "How web search works.",
         means=("through SerpApi, needs SERPAPI_API_KEY (official)", "recorded pages are replayed (ours)"),

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Place = Literal["data", "settings", "template", "weights", "written"]
+UNKNOWN = object()  # null is a value
 
 
 def key(
@@ -28,6 +29,7 @@ def key(
     operational: bool = False,
     record: bool = False,
     place: Place | None = None,
+    older: Any = UNKNOWN,
     **how: Any,
 ) -> Any:
     """Declare a key. Without `default=`, conf/ or the user must give its value.
@@ -43,9 +45,11 @@ def key(
         place: the value is a path, to 'data' that a run reads and records the hash of, to 'settings' that it reads, to
             a 'template' (a file; any other value is a name),
             'weights' (a directory or a GGUF file; any other value is a hub id), or to what agentrl writes ('written').
+        older: the value with which runs acted that were made before there was the key. They could not be resumed or
+            reported without it.
         how: ge, gt, le, lt, min_length and default, as in pydantic.Field.
     """
-    traits = {"hidden": hidden, "operational": operational, "record": record, "place": place}
+    traits = {"hidden": hidden, "operational": operational, "record": record, "place": place, "older": older}
     extra = {"means": means, "hint": hint, **traits}
     return Field(description=sentence, json_schema_extra=extra, **how)  # type: ignore[arg-type]
 

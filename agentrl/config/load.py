@@ -7,6 +7,7 @@ and its imports know neither Hydra nor torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,30 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from pydantic import ValidationError
 
-from agentrl.config.key import Group, extra, group_in, sentence, variants
+from agentrl.config.key import UNKNOWN, Group, extra, group_in, sentence, variants
 from agentrl.config.meanings import REMOVED
 from agentrl.config.refusals import refusal
-from agentrl.config.schema import VARIANTS, Config
+from agentrl.config.schema import Config
 from agentrl.config.shipped import CONF, read_option
 from agentrl.core.errors import UserError, first_line
 
 GENERATED = ("minihop", "minihif")  # benches to which older versions gave an unused `path`
 RENAMED = {"mended": "corrected"}  # older names of the choices of bench.rules and bench.reward_rules
-# Keys without which older versions trained, besides operational ones: they change no result except by rounding.
-ADDED = ("rollout.ahead", "trainer.tokens_per_batch", "trainer.engine", "model.chat_template", "model.quantize")
-# Keys that methods and benches lacked, and the values with which they act as they did.
-ADDED_TO_OPTIONS: dict[str, dict[str, Any]] = {
-    "algo": {
-        "advantage.signs": "earned",
-        "q_from": "key",
-        "schedule.level_from": "updates",
-        "schedule.call_from": "updates",
-        "dual_clip": None,
-        "conditioned": {"advantages": "all", "floor": None, "weight": "one"},
-        "constraints": [],
-    },
-    "bench": {"free": 0.0, "forbid": None, "encoder": "sentence-transformers/all-MiniLM-L6-v2"},
-}
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
@@ -93,10 +79,11 @@ def saved_values(path: str | Path) -> DictConfig:
 def update_old_values(values: MutableMapping[Any, Any]) -> None:
     """Remove the keys that only older versions have, and rename the keys and choices with another name there.
 
-    A key that they did not have gets the value of conf/config.yaml if it changes no result.
+    A key that they did not have gets the value with which they acted (`key(older=...)`), or the value of
+    conf/config.yaml if it changes no result.
     """
     bench, hardware = values.get("bench"), values.get("hardware")
-    shared, added = read_option(CONF / "config.yaml"), {*ADDED, *operational_keys()}
+    shared, added = read_option(CONF / "config.yaml"), set(operational_keys())
     if isinstance(hardware, Mapping) and "vllm" in hardware:
         moved = {"mode": hardware["vllm"], "url": hardware.get("vllm_url", "http://localhost:8000")}
         values["vllm"] = shared["vllm"] | moved
@@ -106,9 +93,7 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
         for name, value in given.items():
             if {group, f"{group}.{name}"} & added:
                 node.setdefault(name, value)
-    for group, lacking in ADDED_TO_OPTIONS.items():
-        if isinstance(node := values.get(group), MutableMapping) and node.get("name") in VARIANTS[group]:
-            _set_missing(node, lacking, [key for key, _, _ in keys_of(VARIANTS[group][node["name"]])])
+    _set_older(Config, values)
     metric = values.pop("objective", None)
     values.setdefault("sweep", shared["sweep"] | {"metric": metric})
     generated = isinstance(bench, Mapping) and bench.get("name") in GENERATED
@@ -122,13 +107,22 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
                 bench[name] = RENAMED[old]
 
 
-def _set_missing(node: MutableMapping[Any, Any], values: Mapping[str, Any], known: list[str]) -> None:
-    """Set those of the dotted keys that the option knows and that have no value."""
-    for key, value in values.items():
-        group, _, name = key.rpartition(".")
-        within = node.get(group) if group else node
-        if isinstance(within, MutableMapping) and any(one == key or one.startswith(f"{key}.") for one in known):
-            within.setdefault(name, value)
+def _set_older(cls: type[Group], node: MutableMapping[Any, Any]) -> None:
+    """Set the keys of a class and of the groups below that have no value, where the declaration has `older`."""
+    for name, item in cls.model_fields.items():
+        below = group_in(item.annotation)
+        if extra(item)["older"] is not UNKNOWN:
+            node.setdefault(name, deepcopy(extra(item)["older"]))
+        elif options := variants(item):
+            chosen = node.get(name)
+            if isinstance(chosen, MutableMapping) and chosen.get("name") in options:
+                _set_older(options[chosen["name"]], chosen)
+        elif below is not None and item.annotation is below:
+            inner = node.get(name, {})
+            if isinstance(inner, MutableMapping):
+                _set_older(below, inner)
+                if inner:
+                    node[name] = inner
 
 
 def all_keys() -> Iterator[tuple[str, Any, str]]:

@@ -57,6 +57,7 @@ class Model(Group):
     quantize: Literal["int8", "8bit", "4bit"] | None = key(
         "Keep the matrices of a base that gets adapters in fewer bits. null keeps them in `dtype`.",
         means=("torchao, also on a CPU", "bitsandbytes, on CUDA", "NF4 of bitsandbytes, on CUDA"),
+        older=None,
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = key("Attention kernel.")
     gradient_checkpointing: bool = key("Recompute activations in the backward pass: less memory, more time.")
@@ -72,6 +73,7 @@ class Model(Group):
         "llama3_2, ...), or chatml_tools (ChatML with tools). It is saved with the trained model. null takes the "
         "model's own.",
         place="template",
+        older=None,
     )
     lora: Lora = key("Low-rank adaptation through PEFT.")
 
@@ -99,6 +101,7 @@ class Rollout(Group):
         "weights lack the updates of that batch, and the loss is corrected for it (docs/vllm.md).",
         ge=0,
         le=1,
+        older=0,
     )
 
 
@@ -197,6 +200,7 @@ class Trainer(Group):
         "Largest number of tokens in a forward pass on a device; lower it if memory runs out. A longer sequence has a "
         "pass of its own. Changes no result except by rounding.",
         ge=1,
+        older=30000,
     )
     engine: Literal["auto", "packed", "compiled", "padded"] = key(
         "How an update computes its sequences.",
@@ -206,6 +210,7 @@ class Trainer(Group):
             "packed, with the layers compiled by torch: about a minute at the start, then faster; needs CUDA",
             "one sequence per row; the slower reference",
         ),
+        older="auto",
     )
     save_steps: int = key(
         "Updates between checkpoints, which are saved at the end of a rollout batch; 0 saves only the last one.",

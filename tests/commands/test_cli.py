@@ -175,7 +175,7 @@ MISTAKES = [
     ("+trainer.foo=1", "unknown key trainer.foo"),
     ("bench.scenario=free", "bench.scenario is not a key of the chosen bench"),
     ("algo=pcat", "algo=pcat is not a choice; did you mean pact?"),
-    ("algo=null", "algo=null is not a choice; choose from chord, "),
+    ("algo=null", "algo=null is not a choice; choose from "),
     ("seed=abc", "seed='abc' must be of type int"),
     ("algo.q=2", "algo.q=2: must lie in [0, 1]"),
     ("algo.q=0.1,0.2", "add -m to sweep"),

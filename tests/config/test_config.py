@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,11 +16,13 @@ from pydantic.fields import FieldInfo
 
 from agentrl.config import help as config_help
 from agentrl.config.algos.table import ALGOS
+from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose as compose_command
 from agentrl.config.key import Group, Holds, choices, extra, group_in, key, limits, type_name, variants
 from agentrl.config.load import all_keys, keys_of, load_config, make_group
 from agentrl.config.rules import validate
 from agentrl.config.schema import Config
+from agentrl.config.traits import BenchKeys
 from agentrl.core.errors import UserError
 from agentrl.store.identity import is_in_identity
 from tests.support.helpers import CONF, SIDE, SUITES, composed
@@ -28,12 +31,25 @@ from tests.support.methods import PACKAGED, SIDES
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = sorted(config_help.GROUPS)
 JUDGED = ("judge=openai", "judge.model=some-model")
+
+
+def accepted_path(name: str, cls: type[BenchKeys]) -> list[str]:
+    """A directory or a file that a bench takes as its `path`, if it must have one."""
+    if "path" not in cls.model_fields or cls.model_fields["path"].annotation is not str:
+        return []
+    for place in (ROOT, ROOT / "README.md", ROOT / "examples" / "bench_sums.py"):
+        with suppress(UserError):
+            cls.model_construct(name=name, path=str(place)).check_path()
+            return [f"bench.path={place}"]
+    raise AssertionError(f"bench={name} takes neither a directory nor a file")
+
+
 NEEDED = {  # keys without a value, and the method and the judge that suites of instruction hierarchies ask for
     "model=custom": ["model.path=some/checkpoint"],
-    "bench=ftrl": [f"bench.path={ROOT}"],
+    **{f"bench={name}": accepted_path(name, cls) for name, cls in BENCHES.items()},
     **{
         f"bench={name}": [
-            *([] if name == "systemcheck" else [f"bench.path={ROOT / 'README.md' if name == 'pairs' else ROOT}"]),
+            *accepted_path(name, BENCHES[name]),
             *(["bench.test_fraction=0.2"] if name in ("iheval", "realguardrails") else []),  # rows to train on
             *("algo=hipo", "judge=openai", "judge.model=some-model"),
         ]
@@ -41,7 +57,6 @@ NEEDED = {  # keys without a value, and the method and the judge that suites of 
     },
     **{f"bench={name}": ["algo=eval", f"bench.path={ROOT / 'README.md'}", *JUDGED] for name in SIDE},
     "bench=minihif": ["algo=hipo"],
-    "bench=custom": [f"bench.path={ROOT}/examples/bench_sums.py"],
     "experiment=smollm2_hipo": [f"bench.path={ROOT}"],
     "algo=custom": [f"algo.path={ROOT}/examples/algo_rloo.py"],
     "judge=openai": ["judge.model=some-model"],

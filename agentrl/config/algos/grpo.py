@@ -30,6 +30,7 @@ class Advantage(Group):
     signs: Literal["earned", "random"] = key(
         "Signs of the advantages.",
         means=("as the rewards say", "a coin for each rollout: a control that any useful term must beat"),
+        older="earned",
     )
 
 

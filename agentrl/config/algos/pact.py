@@ -56,8 +56,12 @@ class Schedule(Group):
             "no calls",
         ),
     )
-    level_from: FadeDriver = key("What shortens the reasoning, by levels or by a shrinking first part.", means=DRIVERS)
-    call_from: FadeDriver = key("What moves the weight of tool calls from anneal.start to anneal.end.", means=DRIVERS)
+    level_from: FadeDriver = key(
+        "What shortens the reasoning, by levels or by a shrinking first part.", means=DRIVERS, older="updates"
+    )
+    call_from: FadeDriver = key(
+        "What moves the weight of tool calls from anneal.start to anneal.end.", means=DRIVERS, older="updates"
+    )
     switch_points: Annotated[
         list[float],
         Holds(
@@ -69,15 +73,20 @@ class Schedule(Group):
 
 class Conditioned(Group):
     advantages: Selection = key(
-        "Tokens that L^h trains on.", means=("all", "those with a positive advantage alone (docs/pact.md)")
+        "Tokens that L^h trains on.",
+        means=("all", "those with a positive advantage alone (docs/pact.md)"),
+        older="all",
     )
     floor: float | None = key(
         "L^h leaves out tokens with a negative advantage and a smaller probability under [x; h*]; null keeps all.",
         gt=0,
         lt=1,
+        older=None,
     )
     weight: Literal["one", "ratio"] = key(
-        "Weight of a token in L^h.", means=("1", "min(1, p(y|x,h) / p(y|x)), by the policy that sampled it")
+        "Weight of a token in L^h.",
+        means=("1", "min(1, p(y|x,h) / p(y|x)), by the policy that sampled it"),
+        older="one",
     )
 
 
@@ -107,6 +116,7 @@ class Pact(MethodKeys):
             "q + (1 - q) s, where s is the share of the prompt's rollouts that solve it",
             "the same, where s is exp(-L) and L the mean loss of the policy on the prompt's trace",
         ),
+        older="key",
     )
     clip_eps: float = key("PPO clip range eps of eq. 5. PACT does not report it; MatchTIR uses 0.2.", gt=0, lt=1)
     kl_coef: float = key(KL, ge=0)
@@ -119,10 +129,12 @@ class Pact(MethodKeys):
     dual_clip: float | None = key(
         "c of dual clipping: where the advantage A is negative, the surrogate is at least c A; null has no such bound.",
         gt=1,
+        older=None,
     )
     conditioned: Conditioned = key("Variants of L^h.")
     constraints: list[EpisodeConstraint] = key(
-        "Constraints on the mean of an episode, each with a multiplier; quote the list to set it (docs/pact.md)."
+        "Constraints on the mean of an episode, each with a multiplier; quote the list to set it (docs/pact.md).",
+        older=[],
     )
     advantage: Advantage = key("How rewards become token advantages.")
     trace: Trace = key("How expert traces are rendered.")
