@@ -51,7 +51,7 @@ def key(
     """
     traits = {"hidden": hidden, "operational": operational, "record": record, "place": place, "older": older}
     extra = {"means": means, "hint": hint, **traits}
-    return Field(description=sentence, json_schema_extra=extra, **how)  # type: ignore[arg-type]
+    return Field(description=sentence, json_schema_extra=extra, **how)
 
 
 class Group(BaseModel):

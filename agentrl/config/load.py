@@ -110,17 +110,17 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
 def _set_older(cls: type[Group], node: MutableMapping[Any, Any]) -> None:
     """Set the keys of a class and of the groups below that have no value, where the declaration has `older`."""
     for name, item in cls.model_fields.items():
-        below = group_in(item.annotation)
+        kind = item.annotation
         if extra(item)["older"] is not UNKNOWN:
             node.setdefault(name, deepcopy(extra(item)["older"]))
         elif options := variants(item):
             chosen = node.get(name)
             if isinstance(chosen, MutableMapping) and chosen.get("name") in options:
                 _set_older(options[chosen["name"]], chosen)
-        elif below is not None and item.annotation is below:
+        elif kind is not None and kind is group_in(kind):
             inner = node.get(name, {})
             if isinstance(inner, MutableMapping):
-                _set_older(below, inner)
+                _set_older(kind, inner)
                 if inner:
                     node[name] = inner
 
