@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -110,17 +110,17 @@ def update_old_values(values: MutableMapping[Any, Any]) -> None:
 def _set_older(cls: type[Group], node: MutableMapping[Any, Any]) -> None:
     """Set the keys of a class and of the groups below that have no value, where the declaration has `older`."""
     for name, item in cls.model_fields.items():
-        kind = item.annotation
+        below = group_in(item.annotation)
         if extra(item)["older"] is not UNKNOWN:
             node.setdefault(name, deepcopy(extra(item)["older"]))
         elif options := variants(item):
             chosen = node.get(name)
             if isinstance(chosen, MutableMapping) and chosen.get("name") in options:
                 _set_older(options[chosen["name"]], chosen)
-        elif kind is not None and kind is group_in(kind):
+        elif below is not None and get_origin(item.annotation) is None:  # no list of groups
             inner = node.get(name, {})
             if isinstance(inner, MutableMapping):
-                _set_older(kind, inner)
+                _set_older(below, inner)
                 if inner:
                     node[name] = inner
 
