@@ -14,7 +14,7 @@ from agentrl.core.jsonl import UTF_8
 HUB = "Dataset repository on the hub."
 
 
-def _prompt_of(file: str) -> str:
+def read_system_prompt(file: str) -> str:
     """Return the text of a system prompt. Raises UserError if it is not UTF-8."""
     try:
         return Path(file).expanduser().read_text(encoding=UTF_8).strip()
@@ -39,9 +39,8 @@ class SideKeys(BenchKeys):
         system = self.system_prompt
         found = system is None or Path(system).expanduser().is_file()
         require(found, "bench.system_prompt", system, "no such file; write the prompt into a text file, or set null")
-        require(
-            system is None or bool(_prompt_of(system)), "bench.system_prompt", system, "is empty; set null for none"
-        )
+        says = system is None or bool(read_system_prompt(system))
+        require(says, "bench.system_prompt", system, "is empty; set null for none")
 
     def check_training_rows(self) -> None:
         require(False, "bench", self.name, "has no rows to train on; evaluate a model on it with agentrl eval")

@@ -7,17 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from agentrl.benches.hif.base import answer_of, is_cut_in_thought, response_of
 from agentrl.benches.rows import RowIndex
 from agentrl.benches.side.files import Collected
 from agentrl.chat.transcripts import BadTranscript, messages_of
-from agentrl.config.side_benches import SideKeys
+from agentrl.config.side_benches import SideKeys, read_system_prompt
 from agentrl.core.bench import Bench, Environment, NoTools, Score, Task
 from agentrl.core.errors import UserError
-from agentrl.core.jsonl import UTF_8
 from agentrl.core.judge import Verdict
 from agentrl.core.trajectory import Trajectory
 from agentrl.judges.classifiers import Classifier, ClassifierRequest, Labels, load_classifier
@@ -95,8 +93,7 @@ class SideBench(Bench, ABC):
     def _system(self) -> list[dict[str, str]]:
         if self.config.system_prompt is None:
             return []
-        text = Path(self.config.system_prompt).expanduser().read_text(encoding=UTF_8).strip()
-        return [{"role": "system", "content": text}]
+        return [{"role": "system", "content": read_system_prompt(self.config.system_prompt)}]
 
     def task(self, item: Item) -> Task:
         suite = f"{item.suite}-" if item.suite else ""
