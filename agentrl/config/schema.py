@@ -222,6 +222,7 @@ class Trainer(Group):
         "Also keep the checkpoint with the highest value of this metric of metrics.jsonl (its mean since the previous "
         "checkpoint); '-name' keeps the lowest.",
         operational=True,
+        min_length=1,
     )
     diagnose: int = key(
         "Every how many updates to measure what the terms of a method with expert traces pull at (docs/diagnosis.md); "

@@ -66,6 +66,7 @@ IMPOSSIBLE = [
     ("dual.patience=0", "dual.patience"),
     ("dual=log dual.initial=0", "0 would stay 0"),
     ("dual.on_infeasible=halt", "dual.on_infeasible"),
+    ("trainer.keep_best=''", "trainer.keep_best='': must not be empty, or null"),
     ("algo.q=1.5", "algo.q=1.5"),
     ("algo.q=-0.1", "algo.q"),
     ("algo.q=nan", "algo.q=nan"),
