@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agentrl.config.algos.evaluate import Evaluate
-from agentrl.config.algos.pact import Pact
 from agentrl.config.algos.sides import Dpo, Hipo
 from agentrl.config.checks import require
 from agentrl.config.constraints import Constraint, EpisodeConstraint
@@ -30,10 +29,10 @@ def check_learning(config: Config) -> None:
         group_rule = "advantages compare the rollouts of a prompt; set 2 or more (the paper: 8)"
         require(k >= 2, "rollout.num_generations", k, group_rule)
     algo.check_keys()
-    if isinstance(algo, Pact):
-        _multipliers(algo, config.dual)
+    if "constraints" in type(algo).model_fields:
+        _multipliers(algo.constraints, config.dual)
     if isinstance(algo, Hipo):
-        _constraints(algo, config.dual)
+        _weights(algo, config.dual)
     _diagnosis(config)
 
 
@@ -57,18 +56,16 @@ def _dual(dual: Dual) -> None:
     require(grows, "dual.initial", dual.initial, "dual=log multiplies lambda, so 0 would stay 0; set it above 0")
 
 
-def _multipliers(algo: Hipo | Pact, dual: Dual) -> None:
-    names = [constraint.name for constraint in algo.constraints]
+def _multipliers(constraints: Sequence[Constraint | EpisodeConstraint], dual: Dual) -> None:
+    names = [constraint.name for constraint in constraints]
     require(len(set(names)) == len(names), "algo.constraints", names, "two constraints share a name; rename one")
     initial_rule = f"must lie in [0, dual.cap={dual.cap:g}]"
-    constraints: Sequence[Constraint | EpisodeConstraint] = algo.constraints
     for index, one in enumerate(constraints):
         key = "dual.initial" if one.initial == dual.initial else f"algo.constraints.{index}.initial"
         require(one.initial <= dual.cap, key, one.initial, initial_rule)
 
 
-def _constraints(algo: Hipo, dual: Dual) -> None:
-    _multipliers(algo, dual)
+def _weights(algo: Hipo, dual: Dual) -> None:
     idle = all(dual.kind == "fixed" and one.initial == 0 for one in algo.constraints)  # also if there are none
     idle_rule = "leaves nothing to learn from; raise it, or add a constraint"
     require(algo.user_weight != 0 or not idle, "algo.user_weight", algo.user_weight, idle_rule)
