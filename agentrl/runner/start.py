@@ -25,6 +25,7 @@ from agentrl.runner.gpus import reserve_gpus
 from agentrl.runner.launch import COMPLETED, INTERRUPTED, launch
 from agentrl.runner.reach import check_reach
 from agentrl.runner.ready import check_ready
+from agentrl.runner.rendezvous import WAIT_S
 from agentrl.runner.slurm import submit, write_script
 from agentrl.store.identity import MAY_MOVE, changed_keys, run_path
 from agentrl.store.run import RunDirectory
@@ -81,6 +82,10 @@ def start(
     console.print(
         f"Starting a process for {config.algo.name} with {config.model.path}: its libraries load for some seconds."
     )
+    if (machines := config.hardware.nodes) > 1:
+        others = "the other machine" if machines == 2 else f"the other {machines - 1} machines"
+        where = f"hardware.rendezvous={config.hardware.rendezvous}"
+        console.print(f"It waits up to {WAIT_S / 60:.0f} minutes for {others} at {where}.")
     gpus_apart = beside_others and config.hardware.device == "cuda"
     with reserve_gpus(config.hardware.processes_here, console.print) if gpus_apart else nullcontext(None) as gpus:
         code = launch(run, config, output, gpus)

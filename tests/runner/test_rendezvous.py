@@ -12,7 +12,7 @@ import pytest
 
 from agentrl.config.hardware import Hardware
 from agentrl.core.errors import UserError
-from agentrl.runner import reach, rendezvous
+from agentrl.runner import reach, rendezvous, start
 from tests.support.command_line import run_here
 from tests.support.helpers import composed
 
@@ -85,3 +85,14 @@ def test_a_machine_that_waits_for_the_first_one_says_so(
         thread.start()
         rendezvous.wait_for_machines(hardware(1, where))
         thread.join()
+
+
+def test_the_first_machine_says_for_whom_it_waits(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "launch", lambda *_: 0)
+    for rank, said in (
+        (0, "It waits up to 15 minutes for the other machine at hardware.rendezvous=localhost:9."),
+        (1, ""),
+    ):
+        assert start.start(composed(*machine(rank, "localhost:9"), f"runs_dir={tmp_path}")) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert said in out and (rank == 0 or out == "")
