@@ -234,11 +234,13 @@ def _record_end(run: RunDirectory, code: int, config: Config) -> None:
 def _die_with_parent() -> Callable[[], None]:
     """Return a function for the child to call before exec: it makes the kernel send SIGTERM to the child when we die.
 
-    So kill -9 on this process leaves no worker running.
+    So kill -9 on this process leaves no worker running. The child ignores SIGUSR1, because batch systems may send it
+    to every process of a job. torchrun would end, and its processes with it, before they have saved.
     """
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def arrange() -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a worker sets a handler of its own
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # this process died before the call above
             os.kill(os.getpid(), signal.SIGTERM)

@@ -285,6 +285,7 @@ def supervise(zygote: int, parent: int) -> None:
 
 def main() -> None:
     """Start, report the missing protections (or why there is no worker), and serve until the parent is gone."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a batch system may send it to every process of a job
     settings = json.loads(sys.argv[1])
     channel = socket.socket(fileno=settings["fd"])
     try:

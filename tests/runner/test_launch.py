@@ -11,6 +11,7 @@ import termios
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.command_line import agentrl
@@ -94,6 +95,18 @@ def test_the_leader_of_several_processes_is_told_and_may_take_its_time(tmp_path:
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 130
     assert run.status()["status"] == "interrupted"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a child ignores is set together with Linux's signal")
+def test_a_batch_system_may_tell_every_process_of_a_job(tmp_path: Path) -> None:
+    process = start(tmp_path, DIES_WITH_IT + WAITS, "hardware.processes=2", driver=TORCHRUN, SAVING="1")
+    run = wait_until_running(tmp_path)
+    command = psutil.Process(process.pid)
+    for one in [*command.children(recursive=True), command]:
+        one.send_signal(signal.SIGUSR1)
+    assert finish(process)[0] == 130
+    assert run.status()["status"] == "interrupted"
+    assert Path(f"{run.path}.signals").read_text() == f"{signal.SIGTERM:d} "  # it was told once, and has saved
 
 
 @pytest.mark.slow

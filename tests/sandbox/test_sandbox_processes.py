@@ -42,6 +42,19 @@ def test_an_episode_shares_a_process_but_no_namespace(sandbox: Sandbox) -> None:
     assert [first.call(precision, "f", {}).value for _ in range(2)] == [28, 28]
 
 
+def test_a_signal_to_every_process_of_a_job_ends_no_episode(sandbox: Sandbox) -> None:
+    """A batch system sends SIGUSR1 before its time limit, and the rollout in progress is then finished."""
+    if sandbox.missing():
+        pytest.skip("processes are not kept on a degraded machine")
+    episode = sandbox.episode()
+    before = episode.call(PID, "pid", {}).value
+    told = descendants(os.getpid())
+    assert told
+    for pid in told:
+        os.kill(pid, signal.SIGUSR1)
+    assert episode.call(PID, "pid", {}).value == before
+
+
 PATCHES = {
     "module": "import builtins, json, math, sys, os\ndef f():\n    builtins.sorted = builtins.len = json.loads = None\n"
     "    math.pi = 3\n    sys.modules['re'] = None\n    sys.path.clear()\n    sys.setrecursionlimit(50)\n"
