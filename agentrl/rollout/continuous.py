@@ -108,8 +108,8 @@ class Continuous:
         if limit < 1:
             return cut_turn(request, [], [], self._ends, self._context)
         row.random, row.logprobs = self._draw.stream(request.episode, row.turn), []
-        if row.trunk is not None and request.ids[: len(row.trunk.ids)] != row.trunk.ids:
-            row.trunk = None
+        if row.trunk is not None and request.ids[:-1][: len(row.trunk.ids)] != row.trunk.ids:
+            row.trunk = None  # the context no longer goes on after the prompt
         if row.turn and row.path:
             del row.path[common_length(row.ids, request.ids) // BLOCK :]
         if row.slot is not None:  # keep the cached tokens with which the request begins, except its last token
