@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
 
-from agentrl.rollout.key_values import Shelf, round_up
+from agentrl.rollout.key_values import Shelf, read, round_up
 
 KERNEL = "agentrl_packed"  # the name of the kernel in transformers
 
@@ -43,6 +43,15 @@ class Last(NamedTuple):
 
     hidden: Tensor  # (B H', G, L) -inf after the last token of a row in its own slot, else 0
     shared: Shared | None  # None if no row has a trunk
+
+
+class Step(NamedTuple):
+    """All that a layer needs to attend if every row of a pass has one new token."""
+
+    rows: Keys  # (S, H', W, D)
+    trunks: Keys
+    where: tuple[Tensor, Tensor, Tensor]  # slot (1, 1, B), head (H', 1) and place (1, 1, B) of each new key
+    last: Last
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Pass:
     longest: int  # tokens in the longest slot of a row
     reads: Reads  # (B,)
     others: list[Others]
+    copied: list[Tensor] = field(default_factory=list)  # `in_rows`, if a compiled layer has asked for it
     made: dict[tuple[int, int, torch.dtype], Last] = field(default_factory=dict)
 
     def last(self, heads: int, groups: int, dtype: torch.dtype) -> Last:
@@ -78,9 +88,21 @@ class Pass:
             places = self.in_rows[1][0, 0, :count, None]
             beyond = torch.arange(length, device=places.device) > places
             hidden = torch.zeros(count, length, dtype=dtype, device=beyond.device).masked_fill_(beyond, -torch.inf)
-            whole = hidden[:, None, None].expand(-1, heads, groups, -1).flatten(0, 1)
+            whole = hidden[:, None, None].expand(-1, heads, groups, -1).flatten(0, 1).contiguous()
             self.made[kind] = Last(whole, _shared(self.reads, heads, groups, dtype, beyond.device))
         return self.made[kind]
+
+    def step(self, layer: int) -> Step | None:
+        """Return what a layer needs in a pass of last tokens alone. None for other passes, and before its first one."""
+        rows, trunks = self.rows.known(layer), self.trunks.known(layer)
+        if self.others or rows is None or trunks is None or rows[0].dtype != rows[1].dtype:
+            return None
+        heads = rows[0].shape[1]
+        last = self.last(heads, self.rows.groups, rows[1].dtype)
+        if not self.copied:  # a compiled layer would depend on the tensor that these are views of
+            self.copied.extend(one.clone() for one in self.in_rows)
+        slots, places = self.copied
+        return Step(rows, trunks, (slots, _heads(heads, slots.device), places), last)
 
 
 current: list[Pass] = []  # the pass that runs now; one at most
@@ -94,18 +116,22 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    step: Step | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Write key and value (1, H', N, D) to their slots, then attend with query (1, H, N, D). Returns (1, N, H, D).
 
-    This is the kernel that transformers calls in each layer.
+    This is the kernel that transformers calls in each layer. A compiled layer hands it its `step`.
     """
     # After a norm, autocast leaves keys in float32 and rounds them before each product. Round them here to save memory.
     key = key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if step is not None:
+        return _attend_step(query, key, value, step, scale), None
     (now,) = current
     layer: Any = module.layer_idx
     rows, trunks = _write(now, layer, key, value)
+    now.rows.groups = query.shape[1] // key.shape[1]
     heads, count = key.shape[1], len(now.reads)
     groups = query.shape[1] // heads
     answers = []
@@ -119,6 +145,16 @@ def attend(
     for other in now.others:
         answers.append(_attend_other(other, rows, trunks, query, scale))
     return answers[0] if len(answers) == 1 else torch.cat(answers, dim=1), None
+
+
+def _attend_step(query: Tensor, key: Tensor, value: Tensor, step: Step, scale: float) -> Tensor:
+    """Do what `attend` does in a pass of last tokens alone, and depend on nothing but tensors."""
+    for whole, new in zip(step.rows, (key, value), strict=True):
+        whole.index_put_(step.where, new)
+    heads, shared = key.shape[1], step.last.shared
+    own = read(step.rows, query.shape[2], step.last.hidden.shape[-1])
+    above = None if shared is None else read(step.trunks, shared.hidden.shape[0] // heads, shared.hidden.shape[-1])
+    return attend_last(query, own, above, step.last, scale)
 
 
 def attend_last(
@@ -223,7 +259,7 @@ def _shared(reads: Reads, heads: int, groups: int, dtype: torch.dtype, device: t
     return Shared(
         gather.reshape(number * heads, most * groups).clone().to(device),
         back.flatten(0, 1).clone().to(device),
-        hidden[:, None, None].expand(-1, heads, most * groups, -1).flatten(0, 1).to(device),
+        hidden[:, None, None].expand(-1, heads, most * groups, -1).flatten(0, 1).contiguous().to(device),
         without.repeat_interleave(heads, 0).to(device) if none else None,
     )
 

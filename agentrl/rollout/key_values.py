@@ -41,6 +41,7 @@ class Shelf(Generic[Entry]):
     def __init__(self) -> None:
         self.entries: list[Entry] = []  # indexed by slot
         self.rows, self.width = 0, 0  # S and W of the tensors
+        self.groups = 1  # heads of queries for each head of keys
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (S, H, W, D)
         self._read: dict[int, tuple[tuple[int, int], tuple[Tensor, Tensor]]] = {}  # by layer: what `read` returned last
 
@@ -118,6 +119,10 @@ class Shelf(Generic[Entry]):
             self._layers[layer] = made[0], made[1]
         return self._layers[layer]
 
+    def known(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return all keys and values (S, H, W, D) of a layer, or None if it has none yet."""
+        return self._layers.get(layer)
+
     def read(self, layer: int, count: int, length: int) -> tuple[Tensor, Tensor]:
         """Return keys (count H, D, length) and values (count H, length, D) of the first `count` slots of a layer.
 
@@ -139,5 +144,5 @@ def round_up(tokens: int) -> int:
 
 def read(whole: tuple[Tensor, Tensor], count: int, length: int) -> tuple[Tensor, Tensor]:
     """View keys and values (S, H, W, D) as keys (count H, D, length) and values (count H, length, D)."""
-    keys, values = (one[:count, :, :length].flatten(0, 1) for one in whole)
+    keys, values = (one.narrow(0, 0, count).narrow(2, 0, length).flatten(0, 1) for one in whole)
     return keys.transpose(1, 2), values

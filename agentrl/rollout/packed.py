@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentrl.rollout.attending import KERNEL, Others, Pass, current
+from agentrl.rollout.compiled import compiled_layers
 from agentrl.rollout.key_values import Shelf
 from agentrl.rollout.norms import joined_norms
 from agentrl.scoring.attention import KERNEL as TREE
@@ -104,12 +105,15 @@ def _causal(count: int, before: int, device: torch.device) -> Tensor | None:
 
 
 @contextmanager
-def packed(model: PreTrainedModel) -> Iterator[None]:
-    """Set this module's attention kernel on `model` and restore the old one at the end. Inside, only call `forward`."""
+def packed(model: PreTrainedModel, compiled: bool = False) -> Iterator[None]:
+    """Set this module's attention kernel on `model` and restore the old one at the end. Inside, only call `forward`.
+
+    compiled: let torch compile the layers for passes in which every row has one new token.
+    """
     usual = model.config._attn_implementation
     model.set_attn_implementation(KERNEL)
     try:
-        with joined_norms(model):
+        with compiled_layers(model) if compiled else joined_norms(model):
             yield
     finally:
         model.set_attn_implementation(usual)

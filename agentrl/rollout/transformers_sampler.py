@@ -49,6 +49,7 @@ class TransformersSampler:
         unwrapped = accelerator.unwrap_model(model())
         self.ends: Sequence[int] = end_tokens(unwrapped, tokenizer)
         self.context = int(unwrapped.config.max_position_embeddings)
+        self._compiled = config.trainer.engine == "compiled" and accelerator.device.type == "cuda"
         self._longest_turn = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
         self._budget = cache_budget(self._rollout, self.context)
         if not self.sharded and (why := why_unsupported(unwrapped)) is not None:
@@ -81,7 +82,7 @@ class TransformersSampler:
                     self._model(), self._accelerator, gradient_checkpointing_kwargs=self._checkpointing
                 ) as model,
                 torch.no_grad(),
-                packed(model),
+                packed(model, self._compiled),
             ):
                 yield Continuous(
                     model,
