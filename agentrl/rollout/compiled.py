@@ -12,13 +12,14 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch.fx.experimental import _config as shapes
+from torch.fx.experimental import _config
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agentrl.rollout.attending import current
 
 BACKEND = "inductor"
+_shapes: Any = _config  # torch installs `patch` at run time
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
         if numbers:
             layer.forward = partial(_forward, layer, numbers[0])
     try:
-        with shapes.patch(use_duck_shape=False):  # equal sizes may differ in the next pass
+        with _shapes.patch(use_duck_shape=False):  # equal sizes may differ in the next pass
             yield
     finally:
         for layer, forward in zip(layers, before, strict=True):
