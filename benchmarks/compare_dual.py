@@ -67,10 +67,10 @@ class Ending:
 
 
 def curves(run: Path) -> tuple[list[float], list[float]]:
-    """Return the multiplier and the moving average of r_sys, one value for each update."""
+    """Return the multiplier of each update, and the moving average of r_sys, which begins after the first."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "lambda/sys" in row]
-    return [row["lambda/sys"] for row in rows], [row["ema/sys"] for row in rows]
+    return [row["lambda/sys"] for row in rows], [row["ema/sys"] for row in rows if "ema/sys" in row]
 
 
 def ending(multipliers: list[float], averages: list[float]) -> Ending:

@@ -25,6 +25,7 @@ def finish(run: Path, multipliers: list[float], averages: list[float], r_sys: fl
     result = {"after": {"r_sys": {"mean": r_sys}, "r_user": {"mean": 0.7}}}
     (run / "summary.json").write_text(json.dumps({"status": "completed", "eval": result}))
     rows = [{"lambda/sys": one, "ema/sys": other} for one, other in zip(multipliers, averages, strict=True)]
+    del rows[0]["ema/sys"]  # the average begins after the first batch
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"eval": "after"}]))
 
 
