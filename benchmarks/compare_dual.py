@@ -6,8 +6,7 @@ Four rules at three learning rates each, and fixed multipliers beside them, with
 run the table says whether the multiplier and the moving average of r_sys have settled. Over the last third of the
 updates:
 
-- the multiplier has settled if its mean over the second half differs from its mean over the first half by at most a
-  tenth of its mean;
+- the multiplier has settled if its largest and its smallest value differ by at most a fifth of its mean;
 - the average has settled if its mean lies within 0.02 of the threshold.
 
 An interrupted command continues where it stopped, and finished runs are not repeated.
@@ -38,7 +37,7 @@ RULES: dict[str, tuple[float, ...]] = {  # a step of adam is about its rate, wha
 FIXED = (1.0, 1.25, 1.5, 2.0)
 COLOURS = {"sgd": "#1f4e8c", "log": "#2d8a5f", "pid": "#8a4fa3", "adam": "#c8553d", "fixed": "#777777"}
 MARKERS = ("o", "s", "^", "D")  # from the lowest learning rate to the highest
-DRIFT, GAP = 0.1, 0.02
+SWING, GAP = 0.2, 0.02
 
 
 def arms() -> dict[str, list[str]]:
@@ -57,13 +56,12 @@ class Ending:
     """The last third of a run's updates."""
 
     multiplier: float  # its mean
-    drift: float  # mean over the second half minus mean over the first half
     swing: float  # largest minus smallest
     gap: float  # mean of the moving average of r_sys minus the threshold
 
     @property
     def settled(self) -> bool:
-        return abs(self.drift) <= DRIFT * self.multiplier and abs(self.gap) <= GAP
+        return self.swing <= SWING * self.multiplier and abs(self.gap) <= GAP
 
 
 def curves(run: Path) -> tuple[list[float], list[float]]:
@@ -74,17 +72,15 @@ def curves(run: Path) -> tuple[list[float], list[float]]:
 
 
 def ending(multipliers: list[float], averages: list[float]) -> Ending:
-    """Measure the last third of the updates; at least six updates."""
+    """Measure the last third of the updates; at least three updates."""
     third = len(multipliers) // 3
-    last, half = multipliers[-third:], third // 2
-    mean = sum(last) / third
-    drift = sum(last[-half:]) / half - sum(last[:half]) / half
-    return Ending(mean, drift, max(last) - min(last), sum(averages[-third:]) / third - TAU)
+    last = multipliers[-third:]
+    return Ending(sum(last) / third, max(last) - min(last), sum(averages[-third:]) / third - TAU)
 
 
 def table(runs: Path, seeds: int) -> list[str]:
     """Return the lines of the table: means over the seeds, with intervals if there are two or more."""
-    names = "r_sys", "r_user", "r_sys - tau", "lambda", "its drift", "its swing", "average - tau", "settled"
+    names = "r_sys", "r_user", "r_sys - tau", "lambda", "its swing", "average - tau", "settled"
     rows = [f"| rule and rate | seeds | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for arm in arms():
         found = summaries(runs, arm, seeds)
@@ -93,11 +89,11 @@ def table(runs: Path, seeds: int) -> list[str]:
         r_sys, r_user = (over_seeds(found, "after", "all", metric) for metric in ("r_sys", "r_user"))
         cells = [cell(r_sys), cell(r_user), f"{r_sys.mean - TAU:+.3f}"]
         if arm.startswith("fixed"):
-            cells += ["-"] * 5
+            cells += ["-"] * 4
         else:
             places = [folder(runs, arm, seed) for seed in range(seeds)]
             ends = [ending(*curves(place)) for place in places if (place / "summary.json").exists()]
-            for name, sign in (("multiplier", ""), ("drift", "+"), ("swing", ""), ("gap", "+")):
+            for name, sign in (("multiplier", ""), ("swing", ""), ("gap", "+")):
                 cells.append(", ".join(f"{getattr(end, name):{sign}.3f}" for end in ends))
             cells.append(f"{sum(end.settled for end in ends)} of {len(ends)}")
         rows.append(f"| {arm} | {len(found)} | {' | '.join(cells)} |")

@@ -30,13 +30,13 @@ def finish(run: Path, multipliers: list[float], averages: list[float], r_sys: fl
 
 
 def test_the_last_third_by_hand(script: Any) -> None:
-    # 18 updates: the last third is 2, 2, 2 and 2.3, 2.3, 2.3; the twelve before do not count
-    end = script.ending([9.0] * 12 + [2.0] * 3 + [2.3] * 3, [0.1] * 12 + [0.81] * 6)
-    assert end.multiplier == pytest.approx(2.15)
-    assert end.drift == pytest.approx(0.3) and end.swing == pytest.approx(0.3)
+    # 18 updates: the last third is 2, 2, 2, 2.5, 2.5, 2.5; the twelve before do not count
+    end = script.ending([9.0] * 12 + [2.0] * 3 + [2.5] * 3, [0.1] * 12 + [0.81] * 6)
+    assert end.multiplier == pytest.approx(2.25) and end.swing == pytest.approx(0.5)
     assert end.gap == pytest.approx(0.01)
-    assert not end.settled  # the drift is above a tenth of 2.15
-    assert script.ending([9.0] * 12 + [2.0] * 3 + [2.2] * 3, [0.81] * 18).settled
+    assert not end.settled  # the swing is above a fifth of 2.25
+    assert script.ending([9.0] * 12 + [2.0] * 3 + [2.4] * 3, [0.81] * 18).settled
+    assert not script.ending([1.5, 2.5] * 9, [0.81] * 18).settled  # it comes back, and goes again
     assert not script.ending([2.0] * 18, [0.83] * 18).settled  # the average stays off the threshold
 
 
@@ -46,8 +46,8 @@ def test_table_and_picture(script: Any, tmp_path: Path) -> None:
     finish(script.folder(tmp_path, "fixed 2", 0), [2.0] * 18, [0.9] * 18, 0.9)
     _, _, pid, fixed = script.table(tmp_path, seeds=2)
     assert pid.startswith("| pid 0.3 | 2 | 0.800 [0.546, 1.000] |")  # t of 1 degree of freedom: 12.706 * 0.02
-    assert pid.endswith("| +0.000 | 2.100, 2.100 | +0.067, +0.067 | 0.200, 0.200 | +0.010, +0.010 | 2 of 2 |")
-    assert fixed == "| fixed 2 | 1 | 0.900 [too few] | 0.700 [too few] | +0.100 | - | - | - | - | - |"
+    assert pid.endswith("| +0.000 | 2.100, 2.100 | 0.200, 0.200 | +0.010, +0.010 | 2 of 2 |")
+    assert fixed == "| fixed 2 | 1 | 0.900 [too few] | 0.700 [too few] | +0.100 | - | - | - | - |"
     script.plot(tmp_path, 2, tmp_path / "phase.png")
     assert (tmp_path / "phase.png").read_bytes().startswith(b"\x89PNG")
 
