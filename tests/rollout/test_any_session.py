@@ -49,7 +49,7 @@ def wanted(context: list[int], said: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, torch.tensor(said)[:, None])[:, 0]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(episode, min_size=1, max_size=4),
     st.sampled_from([1, 200, 600, 5000]),

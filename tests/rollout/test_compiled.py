@@ -66,6 +66,7 @@ def assert_same(model: Any, prompts: dict[int, int]) -> None:
                 torch.testing.assert_close(found[key].logprobs, turn.logprobs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_layers_sample_what_uncompiled_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of one token and of many, shared or not; four layers are one graph; then other sizes need none."""
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
