@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from agentrl.config.algos.traced import SelfDistillation
+from agentrl.config.sequences import Lengths
 from agentrl.models.adapters import lora_config
 from agentrl.objectives.pact import anchor_gates
 from agentrl.scoring.packed import PackedEngine
@@ -129,8 +131,10 @@ def test_old_and_reference_log_probs_are_those_of_the_rows_contexts(method: str,
     )
     rows = len(mask)
     conditioned = int(batch["conditioned"].sum()) if "conditioned" in batch else 0
-    # Every row once for each policy; under both contexts only where the KL term is under x.
+    # Every row once for each policy; under both contexts only where the KL term is under x, or a teacher reads them.
     again = conditioned if method == "pact_prompt" else 0
+    if isinstance(trainer.config.algo, SelfDistillation):
+        again = rows * (len(trainer.config.algo.old_trees(Lengths(1, 1, 1, 1, 1))) - 1)
     assert sum(calls) == 2 * rows + again
 
 
