@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from agentrl.config.compose import compose
 from agentrl.config.rules import validate
 from tests.support.helpers import composed
 
@@ -54,6 +53,6 @@ def test_table_and_picture(script: Any, tmp_path: Path) -> None:
 
 def test_every_arm_is_a_run_that_may_start(script: Any) -> None:
     for words in script.arms().values():
-        validate(compose(words))
+        validate(composed(*words))
     config = composed(*script.arms()["adam 0.06"])
     assert (config.dual.kind, config.dual.learning_rate, config.trainer.max_steps) == ("adam", 0.06, script.UPDATES)

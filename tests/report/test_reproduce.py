@@ -69,6 +69,7 @@ def test_the_cells_of_table_1_by_hand(scripts: Any, tmp_path: Path) -> None:
     assert "not run" in others[0] and others[2].startswith("| PACT | 3 | 0.600 [0.352, 0.848] |")
 
 
+@pytest.mark.slow
 def test_every_table_has_its_line_and_its_commands_are_understood(scripts: Any) -> None:
     reproduce = scripts("reproduce")
     done = subprocess.run(
