@@ -76,6 +76,7 @@ def options_together() -> list[tuple[str, ...]]:
 # --- what ships ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", options_together(), ids=" ".join)
 def test_every_option_composes_and_validates(options: tuple[str, ...], tmp_path: Path) -> None:
     overrides = [*options, *(key for option in options for key in NEEDED.get(option, []))]
