@@ -102,7 +102,9 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
         wanted = self.wanted(inputs)
         rows = len(inputs["completion_ids"])
         groups = [[of_rows[row] for of_rows in wanted.values() if row in of_rows] for row in range(rows)]
-        whole = {"rows_of_update": rows, "tokens_of_update": trained_tokens(inputs).sum()}
+        # The mean over processes, so that what they average is the mean over the tokens of all of them.
+        tokens = self.accelerator.reduce(trained_tokens(inputs).sum().float(), reduction="mean")
+        whole = {"rows_of_update": rows, "tokens_of_update": tokens}
         ranges = self.scorer.cut(groups, self.config.trainer.tokens_per_batch)
         return [{**piece_of(inputs, one, rows), **whole} for one in ranges]
 

@@ -50,6 +50,22 @@ def test_two_processes_make_the_updates_of_one(algo: str, terms: tuple[str, ...]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algo", ["hipo", "gdpo"])
+def test_two_processes_normalise_the_two_sides_as_one_does(algo: str, tmp_path: Path) -> None:
+    """GDPO's mean and deviation are those of the whole batch, not those of a process."""
+    results = []
+    for processes in (1, 2):
+        start(processes, "scripted_training", str(processes), str(tmp_path), f"algo={algo}", "dual.initial=2")
+        results.append(json.loads((tmp_path / f"{processes}.json").read_text()))
+    one, two = results
+    assert one["weights"] == pytest.approx(two["weights"], rel=1e-5)
+    for name in ("loss", "grad_norm", "reward", "r_sys", "lambda/sys"):
+        first, second = ([line[name] for line in result["log"][:2]] for result in results)
+        assert len(first) == 2 and first == pytest.approx(second, rel=1e-4, abs=1e-6), name
+    assert one["log"][0]["grad_norm"] > 0.01
+
+
+@pytest.mark.slow
 def test_two_processes_make_the_updates_of_one_on_traces_too(tmp_path: Path) -> None:
     """The budget cuts the update of a process into pieces, of which the two need different numbers."""
     logs = []

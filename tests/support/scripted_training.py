@@ -22,7 +22,7 @@ config = small(
     *("trainer.prompts_per_batch=4", "trainer.minibatch_prompts=4", "trainer.tokens_per_batch=500"),
     *(f"hardware.processes={processes}", *sys.argv[3:]),
 )
-trainer = make_trainer(config, out / "checkpoints", reply if config.algo.name == "hipo" else expert_script)
+trainer = make_trainer(config, out / "checkpoints", reply if config.bench.two_sided else expert_script)
 trainer.train()
 if trainer.accelerator.is_main_process:
     weights = {name: value.double().norm().item() for name, value in trainer.model.named_parameters()}
