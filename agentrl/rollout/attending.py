@@ -131,9 +131,8 @@ def attend(
     (now,) = current
     layer: Any = module.layer_idx
     rows, trunks = _write(now, layer, key, value)
-    now.rows.groups = query.shape[1] // key.shape[1]
     heads, count = key.shape[1], len(now.reads)
-    groups = query.shape[1] // heads
+    groups = now.rows.groups = query.shape[1] // heads
     answers = []
     if count:
         last = now.last(heads, groups, value.dtype)
