@@ -90,6 +90,14 @@ def test_a_model_that_is_shared_out_is_trained_resumed_and_saved_whole(way: str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS[1:])
+def test_one_process_alone_trains_and_evaluates(way: str, tmp_path: Path) -> None:
+    """Its weights are wrapped as if they were shared out, but no sampler waits for another process."""
+    run, config = create(tmp_path, way, "algo=pact", "hardware.processes=1")
+    assert len(complete(run, config)["metrics"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS[1:])
 def test_a_gradient_that_is_no_number_is_noticed(way: str, tmp_path: Path) -> None:
     run, config = create(tmp_path / "stops", way, "algo=grpo", "eval.before=false", "eval.after=false")
     assert work(run, config, POISONED_UPDATE="2").returncode != 0
