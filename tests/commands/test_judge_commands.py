@@ -223,6 +223,7 @@ def plain_reply(model: Any, judge: InProcessJudge, asked: list[dict[str, str]]) 
     return str(judge._tokenizer.decode(made, skip_special_tokens=True))
 
 
+@pytest.mark.slow
 def test_a_local_judge_replies_in_batches_as_alone_and_draws_no_random_numbers(tmp_path: Path) -> None:
     """The packaged network cannot grade: its replies are unreadable, so its verdicts are missing and never 0."""
     judge = local("builtin:tiny", tmp_path)

@@ -192,6 +192,7 @@ def test_a_teachers_traces_are_kept_only_if_they_verify(
     assert 0 < len(teacher.bodies) - asked <= len(tasks[4].data["chain"]) + 1
 
 
+@pytest.mark.slow
 def test_a_task_that_the_teachers_server_does_not_play_is_tried_again(
     teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

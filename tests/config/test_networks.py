@@ -55,6 +55,7 @@ def test_qwen3_4b_by_hand() -> None:
     assert one.adapter(8, ["q_proj", "v_proj"]) == 36 * 8 * (2560 + 4096 + 2560 + 1024)
 
 
+@pytest.mark.slow
 def test_every_preset_has_a_shape() -> None:
     for name, file in option_files("model").items():
         path = read_option(file)["path"]

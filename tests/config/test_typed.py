@@ -68,6 +68,7 @@ def test_a_directory_may_have_the_name_of_a_preset(here: Path) -> None:
         assert compose([f"model={name}"]).model.path == str(folder)
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_presets_hub_ids_and_directories_together(here: Path) -> None:
     shutil.copytree(TINY, here / "one" / "checkpoint")
     shutil.copytree(TINY, here / "two" / "checkpoint")
@@ -114,6 +115,7 @@ def test_a_file_is_no_model(here: Path) -> None:
 # --- the user's own files ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_builds_on_a_packaged_option_has_its_scaled_down_files(here: Path) -> None:
     for name, text in {
         "bench/short.yaml": "defaults: [minihop]\ntrain_tasks: 7\n",

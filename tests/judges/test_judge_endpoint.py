@@ -80,6 +80,7 @@ def tenth(digest: str, attempt: int) -> str | None:
     return kinds[number // 1000 % 5] if number % 100 < (10, 1)[attempt > 0] and attempt < 2 else None
 
 
+@pytest.mark.slow
 def test_two_hundred_at_once_with_a_tenth_failing(tmp_path: Path) -> None:
     with JudgeServer(fault=tenth) as server:
         judge = judge_of(server, tmp_path, concurrency=200)

@@ -236,6 +236,7 @@ def test_by_rank() -> None:
 # -- the real rows ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_some_real_rows(shared: Path) -> None:
     loaded = ftrl_bench(shared / "data/ftrl/test.jsonl")
     tasks = {task.id: task for task in loaded.tasks("test", limit=12)}

@@ -33,6 +33,7 @@ KEYS = (
 )
 
 
+@pytest.mark.slow
 def test_every_key_gets_its_panel(tmp_path: Path) -> None:
     metrics = [{"step": step} | {key: float(step) for key in KEYS} for step in range(12)]
     written = plot_run(metrics, tmp_path / "plots")

@@ -103,6 +103,7 @@ def test_sixty_four_episodes_wait_for_their_slow_tools_together(trainer: Any) ->
     assert all(len(one.calls) == 2 for one in played)
 
 
+@pytest.mark.slow
 def test_a_slow_tool_delays_its_own_episode_alone(trainer: Any) -> None:
     environments = [Slow(wait=1.0), *(AtOnce(wait=0) for _ in range(4))]
     _, sampler = play(trainer, environments, turns=4)

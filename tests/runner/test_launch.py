@@ -79,6 +79,7 @@ def test_a_signal_is_passed_on_once(tmp_path: Path, number: signal.Signals) -> N
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_second_signal_kills(tmp_path: Path) -> None:
     process = start(tmp_path, WAITS, SAVING="60")
     run = wait_until_running(tmp_path)
@@ -89,6 +90,7 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
     assert run.status()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_the_leader_of_several_processes_is_told_and_may_take_its_time(tmp_path: Path) -> None:
     process = start(tmp_path, WAITS, "hardware.processes=2", driver=TORCHRUN, SAVING="1")
     run = wait_until_running(tmp_path)
@@ -97,6 +99,7 @@ def test_the_leader_of_several_processes_is_told_and_may_take_its_time(tmp_path:
     assert run.status()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="what a child ignores is set together with Linux's signal")
 def test_a_batch_system_may_tell_every_process_of_a_job(tmp_path: Path) -> None:
     process = start(tmp_path, DIES_WITH_IT + WAITS, "hardware.processes=2", driver=TORCHRUN, SAVING="1")
@@ -187,6 +190,7 @@ def test_a_terminal_that_hangs_up_leaves_a_checkpoint(tmp_path: Path) -> None:
     assert run.status()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
     first = start(tmp_path, WAITS)
     run = wait_until_running(tmp_path)

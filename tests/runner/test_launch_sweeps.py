@@ -24,6 +24,7 @@ from tests.support.stand_in_workers import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_interrupt_stops_a_sweep(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, WAITS, "-m", "seed=0,1")

@@ -63,6 +63,7 @@ def test_a_port_that_another_program_has_is_refused_on_machine_0(
     rendezvous.wait_for_machines(hardware(0, where))
 
 
+@pytest.mark.slow
 def test_a_machine_that_waits_for_the_first_one_says_so(
     capsys: Any, monkeypatch: pytest.MonkeyPatch, taken: Any
 ) -> None:

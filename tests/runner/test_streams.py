@@ -79,6 +79,7 @@ def test_a_crash_is_recorded_when_nobody_reads_the_output(tmp_path: Path) -> Non
     assert "killed by signal 9" in the_run(tmp_path).status()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 def test_a_full_disk_behind_standard_output_fails_a_command_but_not_a_run(tmp_path: Path) -> None:
     """The result of a run is its directory; the result of a command is what it prints."""

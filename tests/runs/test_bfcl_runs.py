@@ -26,6 +26,7 @@ def bench():
     return bench_of("bench.categories=[multi_turn]")
 
 
+@pytest.mark.slow
 def test_the_official_evaluator_scores_an_exported_run_as_we_do(bench, tmp_path, capsys):
     """The real `bfcl evaluate` on the files of `agentrl export`: whole, cut and wrong episodes, and answers."""
     run = RunDirectory.create(composed("bench=bfcl", f"runs_dir={tmp_path}", "name=x"))

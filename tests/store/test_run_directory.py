@@ -299,6 +299,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_readers_never_see_half_a_file(run: RunDirectory) -> None:
     """A process rewrites the status all the time and is killed in the middle, again and again."""
     for _ in range(5):

@@ -129,6 +129,7 @@ def history(run: RunDirectory) -> list[dict[str, Any]]:
     return [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in row} for row in rows]
 
 
+@pytest.mark.slow
 def test_wandb_offline_mirrors_the_run(make_run: Any, capfd: pytest.CaptureFixture[str]) -> None:
     config, run = make_run("tracker=wandb_offline", "tracker.group=g", "tracker.tags=[mine]")
     with track_run(config, run) as tracker:
