@@ -68,12 +68,13 @@ WORKLOADS = {
     },
     "checkpoint": (Workload("", Lengths(200, 120, 2), prompts=2, rollouts=4), GRPO),
 }
-ON_GPU = (*GRPO, ("compiled", "grpo", "compiled"))
+COMPILED = ("compiled", "grpo", "compiled")
+ON_GPU = (*GRPO, COMPILED)
 ON_CUDA = Workload("qwen3-0.6b", TOOLHOP, prompts=8, together=4, device="cuda", bf16=True)
 LARGE = replace(ON_CUDA, checkpointing=True)
 CUDA = {
     "qwen3-0.6b": (ON_CUDA, ON_GPU),
-    "step-0.6b": (replace(ON_CUDA, prompts=4, sampled=True), SAMPLING),
+    "step-0.6b": (replace(ON_CUDA, prompts=4, sampled=True), (*SAMPLING, COMPILED)),
     "pact-0.6b": (replace(ON_CUDA, prompts=10, together=5), PACT),
     "qwen3-1.7b": (replace(LARGE, model="qwen3-1.7b"), ON_GPU),
     "qwen3-4b": (replace(LARGE, model="qwen3-4b", prompts=2, together=1), ON_GPU[2:]),
