@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
 
-from agentrl.rollout.key_values import Shelf, read, round_up
+from agentrl.rollout.key_values import Shelf, round_up
 
 KERNEL = "agentrl_packed"  # the name of the kernel in transformers
 
@@ -43,15 +43,6 @@ class Last(NamedTuple):
 
     hidden: Tensor  # (B H', G, L) -inf after the last token of a row in its own slot, else 0
     shared: Shared | None  # None if no row has a trunk
-
-
-class Step(NamedTuple):
-    """All that a layer needs to attend if every row of a pass has one new token."""
-
-    rows: Keys  # (S, H', W, D)
-    trunks: Keys
-    where: tuple[Tensor, Tensor, Tensor]  # slot (1, 1, B), head (H', 1) and place (1, 1, B) of each new key
-    last: Last
 
 
 @dataclass(frozen=True)
@@ -77,32 +68,22 @@ class Pass:
     longest: int  # tokens in the longest slot of a row
     reads: Reads  # (B,)
     others: list[Others]
-    copied: list[Tensor] = field(default_factory=list)  # `in_rows`, if a compiled layer has asked for it
     made: dict[tuple[int, int, torch.dtype], Last] = field(default_factory=dict)
 
     def last(self, heads: int, groups: int, dtype: torch.dtype) -> Last:
         """Lay out the last tokens for layers of H' heads and G groups. Layers that are alike share the result."""
         kind = heads, groups, dtype
         if kind not in self.made:
-            count, length = len(self.reads), round_up(self.longest)
-            places = self.in_rows[1][0, 0, :count, None]
-            beyond = torch.arange(length, device=places.device) > places
-            hidden = torch.zeros(count, length, dtype=dtype, device=beyond.device).masked_fill_(beyond, -torch.inf)
+            places = self.in_rows[1][0, 0, : len(self.reads), None]
+            beyond = torch.arange(round_up(self.longest), device=places.device) > places
+            hidden = torch.zeros(beyond.shape, dtype=dtype, device=beyond.device).masked_fill_(beyond, -torch.inf)
             whole = hidden[:, None, None].expand(-1, heads, groups, -1).flatten(0, 1).contiguous()
-            self.made[kind] = Last(whole, _shared(self.reads, heads, groups, dtype, beyond.device))
+            self.made[kind] = Last(whole, self.shared(heads, groups, dtype, beyond.device))
         return self.made[kind]
 
-    def step(self, layer: int) -> Step | None:
-        """Return what a layer needs in a pass of last tokens alone. None for other passes, and before its first one."""
-        rows, trunks = self.rows.known(layer), self.trunks.known(layer)
-        if self.others or rows is None or trunks is None or rows[0].dtype != rows[1].dtype:
-            return None
-        heads = rows[0].shape[1]
-        last = self.last(heads, self.rows.groups, rows[1].dtype)
-        if not self.copied:  # a compiled layer would depend on the tensor that these are views of
-            self.copied.extend(one.clone() for one in self.in_rows)
-        slots, places = self.copied
-        return Step(rows, trunks, (slots, _heads(heads, slots.device), places), last)
+    def shared(self, heads: int, groups: int, dtype: torch.dtype, device: torch.device) -> Shared | None:
+        """Return how rows read their trunks. None if no row has one."""
+        return lay_out_trunks(self.reads, heads, groups, dtype, device)
 
 
 current: list[Pass] = []  # the pass that runs now; one at most
@@ -116,18 +97,15 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    step: Step | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Write key and value (1, H', N, D) to their slots, then attend with query (1, H, N, D). Returns (1, N, H, D).
 
-    This is the kernel that transformers calls in each layer. A compiled layer hands it its `step`.
+    This is the kernel that transformers calls in each layer.
     """
     # After a norm, autocast leaves keys in float32 and rounds them before each product. Round them here to save memory.
     key = key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if step is not None:
-        return _attend_step(query, key, value, step, scale), None
     (now,) = current
     layer: Any = module.layer_idx
     rows, trunks = _write(now, layer, key, value)
@@ -144,16 +122,6 @@ def attend(
     for other in now.others:
         answers.append(_attend_other(other, rows, trunks, query, scale))
     return answers[0] if len(answers) == 1 else torch.cat(answers, dim=1), None
-
-
-def _attend_step(query: Tensor, key: Tensor, value: Tensor, step: Step, scale: float) -> Tensor:
-    """Do what `attend` does in a pass of last tokens alone, and depend on nothing but tensors."""
-    for whole, new in zip(step.rows, (key, value), strict=True):
-        whole.index_put_(step.where, new)
-    heads, shared = key.shape[1], step.last.shared
-    own = read(step.rows, query.shape[2], step.last.hidden.shape[-1])
-    above = None if shared is None else read(step.trunks, shared.hidden.shape[0] // heads, shared.hidden.shape[-1])
-    return attend_last(query, own, above, step.last, scale)
 
 
 def attend_last(
@@ -229,38 +197,65 @@ def _joined(other: Others, trunks: Tensor, rows: Tensor) -> Tensor:
     return torch.cat([trunks[other.trunk, :, : other.base], rows[other.slot, :, : other.length]], dim=1)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that a layout is padded to."""
+
+    rows: int  # B
+    length: int  # L
+    trunks: int  # T; 0 if no row has a trunk
+    readers: int  # R
+    above: int  # P
+
+
 @lru_cache(maxsize=8)
-def _shared(reads: Reads, heads: int, groups: int, dtype: torch.dtype, device: torch.device) -> Shared | None:
-    """Lay out the reading of trunks. It stays the same from pass to pass until a row enters or leaves."""
+def lay_out_trunks(
+    reads: Reads, heads: int, groups: int, dtype: torch.dtype, device: torch.device, sizes: Sizes | None = None
+) -> Shared | None:
+    """Lay out the reading of trunks. It stays the same from pass to pass until a row enters or leaves.
+
+    sizes: pad to these. What the rows after the last one of `reads` read is not used.
+    """
     if all(trunk is None for trunk, _ in reads):
         return None
-    readers: dict[int, list[int]] = {}
-    for row, (trunk, _) in enumerate(reads):  # a row without a trunk reads trunk 0, with weights of 0
-        readers.setdefault(trunk or 0, []).append(row)
+    readers, length = readers_of(reads)
     number, most = max(readers) + 1, max(map(len, readers.values()))
+    count, width = len(reads), round_up(max(length.values()))
+    if sizes is not None:
+        number, most, count, width = sizes.trunks, sizes.readers, sizes.rows, sizes.above
     rows = torch.zeros(number, most, dtype=torch.long)  # of each trunk, padded with row 0
-    place = torch.zeros(len(reads), dtype=torch.long)  # of each row among (T R)
-    length = torch.ones(number, dtype=torch.long)
+    place = torch.zeros(count, dtype=torch.long)  # of each row among (T R)
     for trunk, members in readers.items():
         rows[trunk, : len(members)] = torch.tensor(members)
         place[members] = torch.arange(len(members)) + trunk * most
-        length[trunk] = max(1, *(reads[row][1] for row in members))
+    lengths = torch.tensor([length.get(trunk, 1) for trunk in range(number)])
     head, group = torch.arange(heads), torch.arange(groups)
     query = head[:, None] * groups + group  # (H', G)
     gather = rows[:, None, :, None] * heads * groups + query[:, None]  # (T, H', R, G)
     slot, within = place // most, place % most
     back = ((slot[:, None] * heads + head) * most + within[:, None])[..., None] * groups + group  # (B, H', G)
-    hidden = torch.zeros(number, round_up(int(length.max())), dtype=dtype)
-    hidden.masked_fill_(torch.arange(hidden.shape[1]) >= length[:, None], -torch.inf)
+    hidden = torch.zeros(number, width, dtype=dtype)
+    hidden.masked_fill_(torch.arange(width) >= lengths[:, None], -torch.inf)
     none = [row for row, (trunk, _) in enumerate(reads) if trunk is None]
-    without = torch.zeros(len(reads), 1, 1, dtype=dtype)
+    without = torch.zeros(count, 1, 1, dtype=dtype)
     without[none] = -torch.inf
     return Shared(
         gather.reshape(number * heads, most * groups).clone().to(device),
         back.flatten(0, 1).clone().to(device),
         hidden[:, None, None].expand(-1, heads, most * groups, -1).flatten(0, 1).contiguous().to(device),
-        without.repeat_interleave(heads, 0).to(device) if none else None,
+        without.repeat_interleave(heads, 0).to(device) if none or sizes else None,
     )
+
+
+def readers_of(reads: Reads) -> tuple[dict[int, list[int]], dict[int, int]]:
+    """Return the rows that read each trunk, and the number of its tokens that they read (at least 1).
+
+    A row without a trunk reads trunk 0, with weights of 0.
+    """
+    readers: dict[int, list[int]] = {}
+    for row, (trunk, _) in enumerate(reads):
+        readers.setdefault(trunk or 0, []).append(row)
+    return readers, {trunk: max(1, *(reads[row][1] for row in rows)) for trunk, rows in readers.items()}
 
 
 @cache

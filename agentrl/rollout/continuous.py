@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from agentrl.rollout.drawing import Draw
 from agentrl.rollout.key_values import Cached, Shelf, round_up
 from agentrl.rollout.packed import Piece, forward
 from agentrl.rollout.prefixes import BLOCK, Prefixes, common_length, shared_tokens
+from agentrl.rollout.replays import Replays
 from agentrl.rollout.sampler import Request, Turn, always_false, cut_turn
 
 TOGETHER = 2048  # at most so many new tokens of prompts and tool results in one forward pass
@@ -57,12 +59,21 @@ class Continuous:
         context: maximum length of a context in tokens, including the turn to be sampled.
         longest_turn: maximum length of a turn in tokens.
         budget: size of the cache in tokens. One row is always held, even if it is longer than the budget.
+        replays: computes the passes, if it is given.
     """
 
     def __init__(
-        self, model: Any, draw: Draw, ends: Sequence[int], context: int, longest_turn: int, budget: int
+        self,
+        model: Any,
+        draw: Draw,
+        ends: Sequence[int],
+        context: int,
+        longest_turn: int,
+        budget: int,
+        replays: Replays | None = None,
     ) -> None:
-        self._model, self._draw = model, draw
+        self._forward = partial(forward, model) if replays is None else replays.forward
+        self._draw = draw
         self._ends, self._context, self._longest_turn, self._budget = tuple(ends), context, longest_turn, budget
         self._rows: Shelf[Row] = Shelf()
         self._trunks: Shelf[Cached] = Shelf()
@@ -127,7 +138,7 @@ class Continuous:
         unfinished = self._enter()
         pieces, prompts = self._plan(unfinished)
         active = self._rows.entries[: len(pieces)]
-        logits = forward(self._model, self._rows, self._trunks, pieces, prompts)
+        logits = self._forward(self._rows, self._trunks, pieces, prompts)
         for trunk, piece in zip(unfinished, prompts, strict=False):
             trunk.held += len(piece.ids)
         drawing: list[Row] = []

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 STEP = 32  # the width of slots, in tokens, is a multiple of this
+SPARE = 256  # if slots become wider, they get room for so many more tokens, as far as the budget allows
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class Shelf(Generic[Entry]):
     def __init__(self) -> None:
         self.entries: list[Entry] = []  # indexed by slot
         self.rows, self.width = 0, 0  # S and W of the tensors
+        self.version = 0  # of the tensors: a higher number if they are others than before
         self.groups = 1  # heads of queries for each head of keys
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (S, H, W, D)
         self._read: dict[int, tuple[tuple[int, int], tuple[Tensor, Tensor]]] = {}  # by layer: what `read` returned last
@@ -95,13 +97,14 @@ class Shelf(Generic[Entry]):
         """Resize the tensors to hold all entries at `width` tokens, with spare room as far as `budget` tokens allow."""
         rows = len(self.entries)
         if not rows:
+            self.version += self.rows > 0
             self._layers.clear()
             self._read.clear()
             self.rows = self.width = 0
             return
         if rows <= self.rows and width <= self.width and self.rows * self.width <= budget:
             return
-        wider = round_up(max(width, self.width if width <= self.width else width * 5 // 4))
+        wider = round_up(max(width, self.width if width <= self.width else max(width * 5 // 4, width + SPARE)))
         if rows * wider > budget:
             wider = round_up(width)
         more = max(rows, min(max(rows * 3 // 2, self.rows), budget // wider))
@@ -111,17 +114,15 @@ class Shelf(Generic[Entry]):
             keys, values = (pad(one[:more, :, :wider], grown) for one in pair)
             self._layers[layer] = keys, values
         self.rows, self.width = more, wider
+        self.version += 1
 
     def layer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return all keys and values (S, H, W, D) of a layer. The first new ones (1, H, N, D) give their H and D."""
         if layer not in self._layers:
             made = [one.new_zeros(self.rows, one.shape[1], self.width, one.shape[3]) for one in (keys, values)]
             self._layers[layer] = made[0], made[1]
+            self.version += self.rows > 0
         return self._layers[layer]
-
-    def known(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Return all keys and values (S, H, W, D) of a layer, or None if it has none yet."""
-        return self._layers.get(layer)
 
     def read(self, layer: int, count: int, length: int) -> tuple[Tensor, Tensor]:
         """Return keys (count H, D, length) and values (count H, length, D) of the first `count` slots of a layer.

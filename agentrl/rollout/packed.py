@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentrl.rollout.attending import KERNEL, Others, Pass, current
-from agentrl.rollout.compiled import compiled_layers
 from agentrl.rollout.key_values import Shelf
 from agentrl.rollout.norms import joined_norms
 from agentrl.scoring.attention import KERNEL as TREE
@@ -86,13 +85,16 @@ def forward(
             others,
         )
     ]
+    return run(model, layout, torch.arange(len(pieces), device=device) if others else 0)
+
+
+def run(model: Any, layout: Tensor, kept: Tensor | int) -> Tensor:
+    """Run the model over the pass in `current`, and clear it. layout (at least 2, 1, N): ids and positions of tokens.
+
+    Return the logits (n, V) of the n tokens in `kept`, or of all if it is 0.
+    """
     try:
-        logits: Tensor = model(
-            input_ids=layout[0],
-            position_ids=layout[1],
-            use_cache=False,
-            logits_to_keep=torch.arange(len(pieces), device=device) if others else 0,
-        ).logits
+        logits: Tensor = model(input_ids=layout[0], position_ids=layout[1], use_cache=False, logits_to_keep=kept).logits
     finally:
         current.clear()
     return logits[0]
@@ -105,15 +107,12 @@ def _causal(count: int, before: int, device: torch.device) -> Tensor | None:
 
 
 @contextmanager
-def packed(model: PreTrainedModel, compiled: bool = False) -> Iterator[None]:
-    """Set this module's attention kernel on `model` and restore the old one at the end. Inside, only call `forward`.
-
-    compiled: let torch compile the layers for passes in which every row has one new token.
-    """
+def packed(model: PreTrainedModel) -> Iterator[None]:
+    """Set this module's attention kernel on `model` and restore the old one at the end. Inside, only call `forward`."""
     usual = model.config._attn_implementation
     model.set_attn_implementation(KERNEL)
     try:
-        with compiled_layers(model) if compiled else joined_norms(model):
+        with joined_norms(model):
             yield
     finally:
         model.set_attn_implementation(usual)

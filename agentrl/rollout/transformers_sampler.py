@@ -22,6 +22,7 @@ from agentrl.models.modes import evaluating
 from agentrl.rollout.continuous import Continuous
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.packed import packed, why_unsupported
+from agentrl.rollout.replays import Replays
 from agentrl.rollout.sampler import Request, Session, Turn, always_false, cut_turn
 
 
@@ -49,7 +50,9 @@ class TransformersSampler:
         unwrapped = accelerator.unwrap_model(model())
         self.ends: Sequence[int] = end_tokens(unwrapped, tokenizer)
         self.context = int(unwrapped.config.max_position_embeddings)
-        self._compiled = config.trainer.engine == "compiled" and accelerator.device.type == "cuda"
+        on_gpu = accelerator.device.type == "cuda"
+        exchanging = self._backend.is_fsdp or self._backend.is_zero3  # what processes exchange is not recorded
+        self._replayed = config.trainer.engine == "compiled" and on_gpu and not exchanging
         self._longest_turn = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
         self._budget = cache_budget(self._rollout, self.context)
         if not self.sharded and (why := why_unsupported(unwrapped)) is not None:
@@ -82,7 +85,7 @@ class TransformersSampler:
                     self._model(), self._accelerator, gradient_checkpointing_kwargs=self._checkpointing
                 ) as model,
                 torch.no_grad(),
-                packed(model, self._compiled),
+                packed(model),
             ):
                 yield Continuous(
                     model,
@@ -91,6 +94,7 @@ class TransformersSampler:
                     self.context,
                     self._longest_turn,
                     self._budget,
+                    Replays(model) if self._replayed else None,
                 )
 
     def _decoding(self, decoding: Decoding | None) -> Decoding:

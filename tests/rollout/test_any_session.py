@@ -15,8 +15,10 @@ from agentrl.rollout import continuous
 from agentrl.rollout.continuous import Continuous
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.packed import packed
+from agentrl.rollout.replays import Replays
 from agentrl.rollout.sampler import Request
 from tests.support.networks import VOCABULARY, network
+from tests.support.recorder import Recorder
 
 CONTEXT = 128
 LONG = [1 + place % 60 for place in range(100)]  # prompts begin with a part of it, so they share beginnings
@@ -49,29 +51,33 @@ def wanted(context: list[int], said: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, torch.tensor(said)[:, None])[:, 0]
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(episode, min_size=1, max_size=4),
     st.sampled_from([1, 200, 600, 5000]),
     st.sampled_from([1, 8]),
     st.sampled_from([16, 2048]),
+    st.booleans(),
 )
-def test_any_session_samples_from_the_policy(episodes: Any, budget: int, ahead: int, together: int) -> None:
+def test_any_session_samples_from_the_policy(
+    episodes: Any, budget: int, ahead: int, together: int, replayed: bool
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(continuous, "AHEAD", ahead)
         patch.setattr(continuous, "TOGETHER", together)
-        play(episodes, budget)
+        play(episodes, budget, replayed)
 
 
 @torch.no_grad()
-def play(episodes: Any, budget: int) -> None:
+def play(episodes: Any, budget: int, replayed: bool) -> None:
     torch.manual_seed(0)
     plans = [(context, list(turns)) for context, rollouts, turns in episodes for _ in range(rollouts)]
     new = [Request(number, context[:CONTEXT], number % 7) for number, (context, _) in enumerate(plans)]
     waited = {one.episode: one for one in new}
     answered = 0
     with packed(model()):
-        session = Continuous(model(), Draw(Decoding(1.0, 1.0)), [VOCABULARY - 1], CONTEXT, 8, budget)
+        replays = Replays(model(), Recorder()) if replayed else None
+        session = Continuous(model(), Draw(Decoding(1.0, 1.0)), [VOCABULARY - 1], CONTEXT, 8, budget, replays)
         found = []
         while waited:
             ended = session.sample(new)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
 
+from agentrl.core.engine import Decoding
 from agentrl.models.loading import load_chat, load_model, needs_of
+from agentrl.rollout.continuous import Continuous
+from agentrl.rollout.drawing import Draw
+from agentrl.rollout.packed import packed
+from agentrl.rollout.replays import CudaRecorder, Replays
+from agentrl.rollout.sampler import Request
 from agentrl.scoring.packed import PackedEngine
 from agentrl.scoring.sequence import Sequence
 from tests.rollout.test_continuous import by_generate, engine, play
@@ -39,6 +47,40 @@ def test_the_same_seed_gives_the_same_rollouts(parts: Any) -> None:
     tasks = [task for task in parts[2][:4] for _ in range(4)]
     once, again = (play(parts, engine(parts), tasks, None) for _ in range(2))
     assert [one.completion_ids for one in once] == [one.completion_ids for one in again]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_replayed_steps_sample_what_plain_ones_do(parts: Any, bf16: bool) -> None:
+    """Sixteen rows whose turns end one after the other, recorded as CUDA graphs."""
+    model, ids = parts[4].eval(), [list(range(40, 40 + size)) for size in (70, 200)]
+    replayed = []
+
+    def record(function: Any) -> Any:
+        again, result = CudaRecorder()(function)
+        return lambda: replayed.append(again()), result
+
+    def turns(replays: Replays | None) -> dict[int, Any]:
+        torch.manual_seed(1)
+        session = Continuous(model, Draw(Decoding(1.0, 1.0)), [10**6], 2048, 300, 65536, replays)
+        found = session.sample([Request(row, ids[row % 2], 20 + 12 * row) for row in range(16)])
+        while len(found) < 16:
+            found |= session.sample([])
+        return found
+
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        packed(model),
+        torch.autocast("cuda", torch.bfloat16, enabled=bf16),
+    ):
+        warnings.simplefilter("error")
+        plain, found = turns(None), turns(Replays(model, record))
+    assert len(replayed) > 150
+    for row, turn in plain.items():
+        if not bf16:
+            assert found[row].ids == turn.ids
+            torch.testing.assert_close(found[row].logprobs, turn.logprobs, atol=1e-4, rtol=1e-4)
+        assert len(found[row].ids) == len(turn.ids) and all(map(math.isfinite, found[row].logprobs or []))
 
 
 def test_log_probs_are_those_of_the_packed_forward_pass(parts: Any) -> None:

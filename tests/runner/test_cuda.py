@@ -20,6 +20,7 @@ RUNS = {
     "srft": ("algo=srft",),
     "hint_grpo": ("algo=hint_grpo",),
     "lora": ("algo=pact", "model/lora=on", "model.dtype=bfloat16"),
+    "compiled": ("algo=pact", "trainer.engine=compiled"),
     "checkpointing": ("algo=pact", "model.gradient_checkpointing=true"),
     "hipo": ("algo=hipo", "model=tiny_hif", "bench=minihif"),
     "dpo": ("algo=dpo", "model=tiny_hif", "bench=minihif"),

@@ -1,0 +1,202 @@
+"""Decoding steps as CUDA graphs: a pass in which every row has one new token is recorded once and replayed afterwards.
+
+Such a pass waits for the processor, which starts thousands of small operations. A replay starts all of them at once. A
+recorded pass reads and writes the same memory each time, so its inputs are copied to where it reads them, and its sizes
+are padded: a recording serves until the rows, their lengths or their prompts outgrow it, or the cache is resized.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agentrl.rollout.attending import Pass, Reads, Shared, Sizes, current, lay_out_trunks, readers_of
+from agentrl.rollout.key_values import Shelf
+from agentrl.rollout.packed import Piece, forward, run
+
+LENGTHS = 128  # lengths are padded to multiples of this, a multiple of key_values.STEP
+ROWS = 8  # numbers of rows, too, or to a power of two below
+ERROR, ROUNDED = 1e-3, 0.05  # by how much a replay may be wrong, in float32 and in types of 16 bits
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+
+class Replays:
+    """Computes `packed.forward`, by a replay where it can.
+
+    A pass of some sizes is recorded when it comes for the second time. The first replay of a recording is compared with
+    the plain pass. If they differ, or if a pass cannot be recorded, a warning says so and all passes are plain ones.
+    """
+
+    def __init__(self, model: Any, record: Record | None = None) -> None:
+        """record: runs a function once, and returns what repeats it and the tensor with its result."""
+        self._model, self._record = model, record or CudaRecorder()
+        self._steps: dict[Sizes, _Step | None] = {}  # None: seen once
+        self._versions = -1, -1  # of the tensors that the recordings read and write
+        self._works = True
+
+    def forward(
+        self, rows: Shelf[Any], trunks: Shelf[Any], pieces: Sequence[Piece], prompts: Sequence[Piece]
+    ) -> Tensor:
+        """See `packed.forward`. The result is valid until the next call."""
+        if not self._works or not pieces or prompts or any(len(piece.ids) > 1 for piece in pieces):
+            return forward(self._model, rows, trunks, pieces, prompts)
+        if self._versions != (rows.version, trunks.version):
+            self._steps.clear()
+        sizes = padded_sizes(rows, trunks, pieces)
+        step = self._steps.get(sizes)
+        if step is not None:
+            return step.replay(pieces)
+        logits = forward(self._model, rows, trunks, pieces, prompts)
+        self._versions = rows.version, trunks.version  # the first pass makes the tensors
+        if sizes in self._steps:
+            step = _Step(self._model, rows, trunks, sizes)
+            if reason := self._why_not(step, pieces, logits):
+                self._works = False
+                self._steps.clear()
+                warnings.warn(f"decoding steps are not replayed, which is slower: {reason}", stacklevel=2)
+                return logits
+        self._steps[sizes] = step
+        return logits
+
+    def _why_not(self, step: _Step, pieces: Sequence[Piece], logits: Tensor) -> str:
+        """Record the step. Return the reason if that failed, or an empty text."""
+        try:
+            step.record(pieces, self._record)
+            replayed = step.replay(pieces)
+        except RuntimeError as error:
+            return str(error).strip().splitlines()[0]
+        wrong = float((replayed.float() - logits.float()).norm() / logits.float().norm())
+        rounded = logits.dtype != torch.float32 or torch.is_autocast_enabled(logits.device.type)
+        return "" if wrong <= (ROUNDED if rounded else ERROR) else f"a replayed step was wrong by {wrong:.1%}"
+
+
+def padded_sizes(rows: Shelf[Any], trunks: Shelf[Any], pieces: Sequence[Piece]) -> Sizes:
+    """Return the sizes of the recording that serves a pass."""
+    count, reads = len(pieces), reads_of(pieces)
+    free = len(rows.entries) < rows.rows  # padding needs a free slot to write to
+    longest = max(piece.start for piece in pieces) + 1
+    number, most, above = 0, 0, 0
+    if any(trunk is not None for trunk, _ in reads):
+        readers, lengths = readers_of(reads)
+        number = min(_power(max(readers) + 1), trunks.rows)
+        most = _power(max(map(len, readers.values())))
+        above = min(_multiple(max(lengths.values()), LENGTHS), trunks.width)
+    return Sizes(
+        min(_power(count) if count < ROWS else _multiple(count, ROWS), rows.rows) if free else count,
+        min(_multiple(longest, LENGTHS), rows.width),
+        number,
+        most,
+        above,
+    )
+
+
+def reads_of(pieces: Sequence[Piece]) -> Reads:
+    """Return what each row reads of a trunk."""
+    return tuple((piece.trunk, piece.base) for piece in pieces)
+
+
+def _power(number: int) -> int:
+    """Round up to a power of two."""
+    return 1 << (number - 1).bit_length()
+
+
+def _multiple(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+class CudaRecorder:
+    """Records functions as CUDA graphs, which share the memory of what they compute on the way."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Return what runs the function again, and the tensor in which its result is then."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = function()
+        return graph.replay, result
+
+
+class _Step:
+    """A recorded pass of some sizes."""
+
+    def __init__(self, model: Any, rows: Shelf[Any], trunks: Shelf[Any], sizes: Sizes) -> None:
+        self._model, self._rows, self._trunks, self._sizes = model, rows, trunks, sizes
+        self._device = next(model.parameters()).device
+        # Token ids, positions, slots and places of all rows.
+        self._layout = torch.zeros(4, 1, sizes.rows, dtype=torch.long, device=self._device)
+        self._shared: dict[tuple[int, int, torch.dtype], Shared] = {}
+        self._reads: Reads = ()
+        self._again: Callable[[], None] = lambda: None
+        self._logits: Tensor | None = None
+
+    def record(self, pieces: Sequence[Piece], record: Record) -> None:
+        """Run the pass once as usual, for what is only made once, then record it."""
+        self._load(pieces)
+        self._run()
+        self._again, self._logits = record(self._run)
+
+    def replay(self, pieces: Sequence[Piece]) -> Tensor:
+        """Return the logits (B, V) after each piece."""
+        assert self._logits is not None
+        self._load(pieces)
+        self._again()
+        return self._logits[: len(pieces)]
+
+    def _load(self, pieces: Sequence[Piece]) -> None:
+        """Copy the inputs of a pass to where the recording reads them. Rows beyond the pieces write to a free slot."""
+        layout = np.zeros((4, 1, self._sizes.rows), dtype=np.int64)
+        layout[2] = len(self._rows.entries)
+        layout[:, 0, : len(pieces)] = [
+            [piece.ids[0] for piece in pieces],
+            [piece.base + piece.start for piece in pieces],
+            range(len(pieces)),
+            [piece.start for piece in pieces],
+        ]
+        self._layout.copy_(torch.from_numpy(layout))
+        reads = reads_of(pieces)
+        if reads != self._reads:
+            self._reads = reads
+            for kind, old in self._shared.items():
+                for one, new in zip(old, self._lay_out(*kind), strict=True):
+                    if one is not None and new is not None:
+                        one.copy_(new)
+
+    def _run(self) -> Tensor:
+        slot, place = self._layout[2:, None]
+        none = slot[..., :0], place[..., :0]
+        reads: Reads = ((None, 0),) * self._sizes.rows
+        current[:] = [_Padded(self._rows, self._trunks, (slot, place), none, self._sizes.length, reads, [], step=self)]
+        return run(self._model, self._layout, 0)
+
+    def shared(self, heads: int, groups: int, dtype: torch.dtype) -> Shared | None:
+        """Return how rows read trunks. It is made once for each kind of layer, before the recording."""
+        kind = heads, groups, dtype
+        if not self._sizes.trunks:
+            return None
+        if kind not in self._shared:
+            self._shared[kind] = Shared(*(one.clone() for one in self._lay_out(*kind) if one is not None))
+        return self._shared[kind]
+
+    def _lay_out(self, heads: int, groups: int, dtype: torch.dtype) -> Shared:
+        shared = lay_out_trunks(self._reads, heads, groups, dtype, self._device, self._sizes)
+        assert shared is not None
+        return shared
+
+
+@dataclass(frozen=True)
+class _Padded(Pass):
+    """A pass that reads trunks as its step has laid them out."""
+
+    step: _Step | None = None
+
+    def shared(self, heads: int, groups: int, dtype: torch.dtype, device: torch.device) -> Shared | None:
+        assert self.step is not None
+        return self.step.shared(heads, groups, dtype)
