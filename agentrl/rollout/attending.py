@@ -1,9 +1,9 @@
 """The attention of a packed pass (`packed.forward`): writes new keys and values to their slots, then attends.
 
 The last new tokens of all rows attend in one batch (`attend_last`), and rows with the same trunk read it together. The
-other new tokens (of a prompt or of a tool result) attend row by row. Sampling mostly runs passes of last tokens alone,
-in which starting operations costs more than computing them. So whatever does not differ between layers is made once
-per pass, and `attend_last` is a few operations per layer.
+other new tokens (of a prompt or of a tool result) attend row by row. Many passes have last tokens alone, and in these
+starting operations costs more than computing them. So whatever does not differ between layers is made once per pass,
+and `attend_last` is a few operations per layer.
 
 Shapes: B rows, N new tokens, T trunks, at most R rows of a trunk, L and P padded lengths of rows and trunks, H' heads
 of keys, G heads of queries for each of them (H = H' G), D dimensions of a head.
@@ -34,7 +34,7 @@ class Shared(NamedTuple):
 
     gather: Tensor  # (T H', R G) index of each query among the flattened (B H), padded with 0
     back: Tensor  # (B H', G) index of each query among the flattened (T H' R G); the inverse of `gather`
-    hidden: Tensor  # (T H', R G, P) -inf after the end of a trunk, else 0
+    hidden: Tensor  # (T H', 1, P) -inf after the end of a trunk, else 0
     without: Tensor | None  # (B H', 1, 1) -inf for rows without a trunk, else 0; None if each has one
 
 
@@ -214,7 +214,7 @@ def lay_out_trunks(
 ) -> Shared | None:
     """Lay out the reading of trunks. It stays the same from pass to pass until a row enters or leaves.
 
-    sizes: pad to these. What the rows after the last one of `reads` read is not used.
+    sizes: pad to these. Rows beyond `reads` are padding, and their results are not used.
     """
     if all(trunk is None for trunk, _ in reads):
         return None
@@ -242,7 +242,7 @@ def lay_out_trunks(
     return Shared(
         gather.reshape(number * heads, most * groups).clone().to(device),
         back.flatten(0, 1).clone().to(device),
-        hidden[:, None, None].expand(-1, heads, most * groups, -1).flatten(0, 1).contiguous().to(device),
+        hidden.repeat_interleave(heads, 0)[:, None].to(device),
         without.repeat_interleave(heads, 0).to(device) if none or sizes else None,
     )
 

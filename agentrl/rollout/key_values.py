@@ -106,7 +106,7 @@ class Shelf(Generic[Entry]):
             return
         wider = round_up(max(width, self.width if width <= self.width else max(width * 5 // 4, width + SPARE)))
         if rows * wider > budget:
-            wider = round_up(width)
+            wider = max(round_up(width), budget // rows // STEP * STEP)
         more = max(rows, min(max(rows * 3 // 2, self.rows), budget // wider))
         grown = (0, 0, 0, max(0, wider - self.width), 0, 0, 0, max(0, more - self.rows))
         self._read.clear()

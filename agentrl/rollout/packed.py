@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from agentrl.rollout.attending import KERNEL, Others, Pass, current
+from agentrl.rollout.attending import KERNEL, Others, Pass, current, lay_out_trunks
 from agentrl.rollout.key_values import Shelf
 from agentrl.rollout.norms import joined_norms
 from agentrl.scoring.attention import KERNEL as TREE
@@ -116,6 +116,7 @@ def packed(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.set_attn_implementation(usual)
+        lay_out_trunks.cache_clear()  # its tensors are of no use to the next session
 
 
 def why_unsupported(model: PreTrainedModel) -> str | None:

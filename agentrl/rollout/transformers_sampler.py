@@ -51,8 +51,10 @@ class TransformersSampler:
         self.ends: Sequence[int] = end_tokens(unwrapped, tokenizer)
         self.context = int(unwrapped.config.max_position_embeddings)
         on_gpu = accelerator.device.type == "cuda"
-        exchanging = self._backend.is_fsdp or self._backend.is_zero3  # what processes exchange is not recorded
-        self._replayed = config.trainer.engine == "compiled" and on_gpu and not exchanging
+        # What processes exchange cannot be recorded, nor which experts a token goes to.
+        exchanging = self._backend.is_fsdp or self._backend.is_zero3
+        experts = getattr(unwrapped.config.get_text_config(), "num_experts_per_tok", None)
+        self._replayed = config.trainer.engine == "compiled" and on_gpu and not exchanging and not experts
         self._longest_turn = self._rollout.max_turn_tokens or self._rollout.max_completion_tokens
         self._budget = cache_budget(self._rollout, self.context)
         if not self.sharded and (why := why_unsupported(unwrapped)) is not None:
@@ -87,6 +89,7 @@ class TransformersSampler:
                 torch.no_grad(),
                 packed(model),
             ):
+                replays = Replays(model) if self._replayed else None
                 yield Continuous(
                     model,
                     Draw(self._decoding(decoding)),
@@ -94,8 +97,9 @@ class TransformersSampler:
                     self.context,
                     self._longest_turn,
                     self._budget,
-                    Replays(model) if self._replayed else None,
+                    replays,
                 )
+                self._replayed = replays is not None and replays.works
 
     def _decoding(self, decoding: Decoding | None) -> Decoding:
         return decoding or Decoding(self._rollout.temperature, self._rollout.top_p)

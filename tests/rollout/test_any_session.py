@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrl.core.engine import Decoding
-from agentrl.rollout import continuous
+from agentrl.rollout import continuous, key_values, replays
 from agentrl.rollout.continuous import Continuous
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.packed import packed
@@ -65,6 +65,9 @@ def test_any_session_samples_from_the_policy(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(continuous, "AHEAD", ahead)
         patch.setattr(continuous, "TOGETHER", together)
+        patch.setattr(key_values, "SPARE", 32 * ahead)
+        patch.setattr(replays, "PLAIN", 1)
+        patch.setattr(replays, "CHECKED", 1)
         play(episodes, budget, replayed)
 
 
@@ -76,8 +79,8 @@ def play(episodes: Any, budget: int, replayed: bool) -> None:
     waited = {one.episode: one for one in new}
     answered = 0
     with packed(model()):
-        replays = Replays(model(), Recorder()) if replayed else None
-        session = Continuous(model(), Draw(Decoding(1.0, 1.0)), [VOCABULARY - 1], CONTEXT, 8, budget, replays)
+        passes = Replays(model(), Recorder()) if replayed else None
+        session = Continuous(model(), Draw(Decoding(1.0, 1.0)), [VOCABULARY - 1], CONTEXT, 8, budget, passes)
         found = []
         while waited:
             ended = session.sample(new)

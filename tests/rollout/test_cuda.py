@@ -51,18 +51,18 @@ def test_the_same_seed_gives_the_same_rollouts(parts: Any) -> None:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_replayed_steps_sample_what_plain_ones_do(parts: Any, bf16: bool) -> None:
-    """Sixteen rows whose turns end one after the other, recorded as CUDA graphs."""
+    """Sixteen rows whose turns end one after the other, recorded as CUDA graphs, in a cache that is resized once."""
     model, ids = parts[4].eval(), [list(range(40, 40 + size)) for size in (70, 200)]
-    replayed = []
+    replayed, recorder = [], CudaRecorder()
 
     def record(function: Any) -> Any:
-        again, result = CudaRecorder()(function)
+        again, result = recorder(function)
         return lambda: replayed.append(again()), result
 
     def turns(replays: Replays | None) -> dict[int, Any]:
         torch.manual_seed(1)
-        session = Continuous(model, Draw(Decoding(1.0, 1.0)), [10**6], 2048, 300, 65536, replays)
-        found = session.sample([Request(row, ids[row % 2], 20 + 12 * row) for row in range(16)])
+        session = Continuous(model, Draw(Decoding(1.0, 1.0)), [10**6], 2048, 400, 65536, replays)
+        found = session.sample([Request(row, ids[row % 2], 20 + 24 * row) for row in range(16)])
         while len(found) < 16:
             found |= session.sample([])
         return found
@@ -81,6 +81,7 @@ def test_replayed_steps_sample_what_plain_ones_do(parts: Any, bf16: bool) -> Non
             assert found[row].ids == turn.ids
             torch.testing.assert_close(found[row].logprobs, turn.logprobs, atol=1e-4, rtol=1e-4)
         assert len(found[row].ids) == len(turn.ids) and all(map(math.isfinite, found[row].logprobs or []))
+        assert found[row].ids[0] == turn.ids[0] and abs(found[row].logprobs[0] - turn.logprobs[0]) < 0.1
 
 
 def test_log_probs_are_those_of_the_packed_forward_pass(parts: Any) -> None:

@@ -13,15 +13,23 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from agentrl.core.engine import Decoding
+from agentrl.rollout import key_values, replays
 from agentrl.rollout.continuous import Continuous
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.packed import packed
-from agentrl.rollout.replays import Replays
+from agentrl.rollout.replays import Replays, difference
 from agentrl.rollout.sampler import Request, Turn
 from tests.support.networks import VOCABULARY, network
 from tests.support.recorder import Recorder
 
 END = VOCABULARY - 1
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record what comes for the second time, and compare one replay: the turns of these tests are short."""
+    monkeypatch.setattr(replays, "PLAIN", 1)
+    monkeypatch.setattr(replays, "CHECKED", 1)
 
 
 @torch.no_grad()
@@ -32,8 +40,8 @@ def play(model: Any, decoding: Decoding, record: Any, prompts: dict[int, int], b
     torch.manual_seed(3)
     found: dict[Any, Turn] = {}
     with packed(model):
-        replays = None if record is None else Replays(model, record)
-        session = Continuous(model, Draw(decoding), [END], 512, 24, budget, replays)
+        passes = None if record is None else Replays(model, record)
+        session = Continuous(model, Draw(decoding), [END], 512, 24, budget, passes)
         new = [Request(episode, ids, 9 + 3 * episode % 16) for episode, ids in enumerate(contexts)]
         waited = {one.episode: (one, 0) for one in new}
         while waited:
@@ -96,6 +104,29 @@ def test_a_recording_serves_rows_that_leave_and_come() -> None:
     recorder = Recorder()
     play(network().eval(), Decoding(1.0, 1.0), recorder, {30: 12})
     assert recorder.recorded <= 5 and recorder.replayed > 20
+
+
+def test_a_cache_that_is_resized_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_values, "SPARE", 0)
+    recorder = assert_same(network().eval(), {40: 4, 11: 3, 70: 2})
+    assert recorder.replayed > recorder.recorded > 4
+
+
+def test_as_set_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are recorded when they come for the fourth time; two replays are compared; few recordings are kept."""
+    monkeypatch.undo()
+    monkeypatch.setattr(replays, "KEPT", 1)
+    recorder = assert_same(network().eval(), {40: 4, 11: 3, 70: 2})
+    assert recorder.replayed > 2 * recorder.recorded > 0
+
+
+def test_one_wrong_row_among_many_is_a_difference() -> None:
+    one = torch.ones(500, 7)
+    other = one.clone()
+    other[3] *= -1
+    assert difference(one, other) == pytest.approx(2) and difference(one, one) == 0
+    other[3, 0] = torch.nan
+    assert not difference(one, other) <= 0.05
 
 
 def test_a_wrong_replay_is_found_and_the_plain_pass_goes_on() -> None:

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WAITS = ("_local_scalar_dense", "nonzero", "item")  # operations that wait for a GPU, so they cannot be recorded
+# Operations that wait for a GPU or copy from the processor, so they cannot be recorded.
+WAITS = ("_local_scalar_dense", "nonzero", "item", "masked_select", "equal.default", "lift_fresh")
 
 
 class Recorder:
-    """Does what a CUDA graph does: repeats the same operations on the same memory, with the same numbers."""
+    """Repeats recorded operations on the same memory, as a CUDA graph does. It has no streams and no memory pool."""
 
     def __init__(self) -> None:
         self.recorded, self.replayed = 0, 0
@@ -24,6 +26,8 @@ class Recorder:
         class Recording(TorchDispatchMode):
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 assert not any(one in str(func) for one in WAITS), func
+                if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
+                    assert all(one is None or one.dtype != torch.bool for one in args[1]), "truth values choose"
                 result = func(*args, **(kwargs or {}))
                 operations.append((func, args, kwargs or {}, result))
                 return result
