@@ -207,8 +207,8 @@ class Trainer(Group):
         means=(
             "packed, or padded with a message if the model or the algorithm cannot be packed",
             "as a prefix tree, each distinct token once",
-            "packed, with the layers compiled by torch for updates, and with CUDA graphs for sampling without vLLM: "
-            "about a minute at the start, then faster; needs CUDA",
+            "packed, with the layers compiled by torch: updates are faster after about a minute; sampling without vLLM "
+            "replays CUDA graphs, which was not measured; needs CUDA",
             "one sequence per row; the slower reference",
         ),
         older="auto",

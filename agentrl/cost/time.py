@@ -1,6 +1,6 @@
 """The time of a rollout batch, from operations, bytes and launches. All seconds are those of one GPU.
 
-The constants marked "measured" come from one measurement on an H100 (docs/performance.md, "On a GPU"); the others are
+The constants marked "measured" come from two measurements on H100s (docs/performance.md, "On a GPU"); the others are
 assumptions. Times of tools, judges, checkpoints and loading are left out.
 """
 
