@@ -110,7 +110,7 @@ def attend(
     layer: Any = module.layer_idx
     rows, trunks = _write(now, layer, key, value)
     heads, count = key.shape[1], len(now.reads)
-    groups = now.rows.groups = query.shape[1] // heads
+    groups = query.shape[1] // heads
     answers = []
     if count:
         last = now.last(heads, groups, value.dtype)

@@ -43,7 +43,6 @@ class Shelf(Generic[Entry]):
         self.entries: list[Entry] = []  # indexed by slot
         self.rows, self.width = 0, 0  # S and W of the tensors
         self.version = 0  # of the tensors: a higher number if they are others than before
-        self.groups = 1  # heads of queries for each head of keys
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (S, H, W, D)
         self._read: dict[int, tuple[tuple[int, int], tuple[Tensor, Tensor]]] = {}  # by layer: what `read` returned last
 
@@ -131,19 +130,14 @@ class Shelf(Generic[Entry]):
         """
         known = self._read.get(layer)
         if known is None or known[0] != (count, length):
-            known = self._read[layer] = (count, length), read(self._layers[layer], count, length)
+            keys, values = (one.narrow(0, 0, count).narrow(2, 0, length).flatten(0, 1) for one in self._layers[layer])
+            known = self._read[layer] = (count, length), (keys.transpose(1, 2), values)
         return known[1]
 
     def _tensors(self) -> list[Tensor]:
         return [one for pair in self._layers.values() for one in pair]
 
 
-def round_up(tokens: int) -> int:
-    """Round up to a multiple of STEP."""
-    return -(-tokens // STEP) * STEP
-
-
-def read(whole: tuple[Tensor, Tensor], count: int, length: int) -> tuple[Tensor, Tensor]:
-    """View keys and values (S, H, W, D) as keys (count H, D, length) and values (count H, length, D)."""
-    keys, values = (one.narrow(0, 0, count).narrow(2, 0, length).flatten(0, 1) for one in whole)
-    return keys.transpose(1, 2), values
+def round_up(number: int, step: int = STEP) -> int:
+    """Round up to a multiple of `step`."""
+    return -(-number // step) * step

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+SIZE = 8  # of the vector that a class of norms is tried with
 _known: dict[type, bool] = {}  # classes of norms: whether `_normed` computes the same
 
 
@@ -45,17 +46,15 @@ def _is_plain(module: Any) -> bool:
     if not isinstance(weight, Tensor) or weight.dim() != 1:
         return False
     if kind not in _known:
-        _known[kind] = all(
-            _agree(module, torch.linspace(-2, 3, len(weight)).to(weight.device, dtype))
-            for dtype in (torch.float32, torch.bfloat16)
-        )
+        probe = torch.linspace(-2, 3, SIZE).to(weight.device)
+        _known[kind] = all(_agree(module, probe.to(dtype)) for dtype in (torch.float32, torch.bfloat16))
     return _known[kind]
 
 
 @torch.no_grad()
 def _agree(module: Any, hidden: Tensor) -> bool:
-    # The weight is made up, because one that FSDP shards is a whole tensor only within the model's own forward pass.
-    weight = torch.linspace(0.5, 2, len(hidden)).to(hidden.device, module.weight.dtype)
+    # The weight is made up: one that FSDP or ZeRO-3 shards is a whole tensor only within the model's own forward pass.
+    weight = torch.linspace(0.5, 2, SIZE).to(hidden.device, module.weight.dtype)
     norm = SimpleNamespace(weight=weight, variance_epsilon=module.variance_epsilon)
     try:
         wanted, found = type(module).forward(norm, hidden), _normed(norm, hidden)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from agentrl.rollout.attending import Pass, Reads, Shared, Sizes, current, lay_out_trunks, readers_of
-from agentrl.rollout.key_values import Shelf
+from agentrl.rollout.key_values import Shelf, round_up
 from agentrl.rollout.packed import Piece, forward, run
 
 LENGTHS = 128  # lengths are padded to multiples of this, a multiple of key_values.STEP
@@ -114,10 +114,10 @@ def padded_sizes(rows: Shelf[Any], trunks: Shelf[Any], pieces: Sequence[Piece]) 
         readers, lengths = readers_of(reads)
         number = min(_power(max(readers) + 1), trunks.rows)
         most = _power(max(map(len, readers.values())))
-        above = min(_multiple(max(lengths.values()), LENGTHS), trunks.width)
+        above = min(round_up(max(lengths.values()), LENGTHS), trunks.width)
     return Sizes(
-        min(_power(count) if count < ROWS else _multiple(count, ROWS), rows.rows) if free else count,
-        min(_multiple(longest, LENGTHS), rows.width),
+        min(_power(count) if count < ROWS else round_up(count, ROWS), rows.rows) if free else count,
+        min(round_up(longest, LENGTHS), rows.width),
         number,
         most,
         above,
@@ -132,10 +132,6 @@ def reads_of(pieces: Sequence[Piece]) -> Reads:
 def _power(number: int) -> int:
     """Round up to a power of two."""
     return 1 << (number - 1).bit_length()
-
-
-def _multiple(number: int, step: int) -> int:
-    return -(-number // step) * step
 
 
 class CudaRecorder:

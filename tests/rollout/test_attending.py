@@ -112,3 +112,23 @@ def test_a_norm_that_somebody_has_replaced_stays() -> None:
     with joined_norms(norms):
         assert one(torch.ones(32)).sum() == 32
     assert "forward" in vars(one)
+
+
+class DoubledRMSNorm(torch.nn.Module):
+    """Looks like the norms of Llama, and computes something else."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = torch.nn.Parameter(torch.ones(size)), 1e-6
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = 2 * self.weight * torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], None, 1e-6)
+        return normed
+
+
+@pytest.mark.parametrize("size", [0, 16])
+def test_a_norm_is_judged_by_what_it_computes_whatever_its_weight_holds(size: int) -> None:
+    """Outside of the model's forward pass the weight of a norm is empty under ZeRO-3."""
+    model = torch.nn.ModuleList([type("DoubledRMSNorm", (DoubledRMSNorm,), {})(size)])
+    with joined_norms(model):
+        assert "forward" not in vars(model[0])

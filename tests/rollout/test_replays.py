@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,14 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from agentrl.core.engine import Decoding
-from agentrl.rollout import key_values, replays
+from agentrl.rollout import key_values, replays, transformers_sampler
 from agentrl.rollout.continuous import Continuous
 from agentrl.rollout.drawing import Draw
 from agentrl.rollout.packed import packed
 from agentrl.rollout.replays import Replays, difference
 from agentrl.rollout.sampler import Request, Turn
+from agentrl.rollout.transformers_sampler import TransformersSampler
+from tests.support.helpers import small
 from tests.support.networks import VOCABULARY, network
 from tests.support.recorder import Recorder
 
@@ -113,11 +116,24 @@ def test_a_cache_that_is_resized_again_and_again(monkeypatch: pytest.MonkeyPatch
 
 
 def test_as_set_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes are recorded when they come for the fourth time; two replays are compared; few recordings are kept."""
+    """Sizes are recorded when they come for the fourth time, and two replays of a recording are compared."""
     monkeypatch.undo()
-    monkeypatch.setattr(replays, "KEPT", 1)
     recorder = assert_same(network().eval(), {40: 4, 11: 3, 70: 2})
     assert recorder.replayed > 2 * recorder.recorded > 0
+
+
+def test_few_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+
+    class Counted(Replays):
+        def _try(self, *step: Any) -> None:
+            super()._try(*step)
+            kept.append(len(self._steps))
+
+    monkeypatch.setitem(globals(), "Replays", Counted)
+    monkeypatch.setattr(replays, "KEPT", 2)
+    recorder = assert_same(network().eval(), {40: 4, 11: 3, 70: 2})
+    assert max(kept) == 2 < recorder.recorded
 
 
 def test_one_wrong_row_among_many_is_a_difference() -> None:
@@ -154,3 +170,48 @@ def test_a_pass_that_cannot_be_recorded_goes_on_plainly() -> None:
     with pytest.warns(UserWarning, match="not replayed, which is slower: operation not permitted"):
         found = play(model, Decoding(0.0), refuse, {40: 4})
     assert found == play(model, Decoding(0.0), None, {40: 4})
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "experts", "fsdp", "replayed"),
+    [
+        ("compiled", "cuda", None, False, True),
+        ("packed", "cuda", None, False, False),
+        ("compiled", "cpu", None, False, False),
+        ("compiled", "cuda", 2, False, False),
+        ("compiled", "cuda", None, True, False),
+    ],
+)
+def test_what_is_replayed(engine: str, device: str, experts: int | None, fsdp: bool, replayed: bool) -> None:
+    assert bool(sampler(engine, device, experts, fsdp)._replayed) == replayed
+
+
+def test_replays_that_failed_are_not_tried_in_the_next_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def failing(model: Any) -> Any:
+        made.append(SimpleNamespace(works=False, forward=None))
+        return made[-1]
+
+    monkeypatch.setattr(transformers_sampler, "Replays", failing)
+    one = sampler("compiled", "cuda", None, False)
+    for _ in range(2):
+        with one.session(Decoding(0.0)):
+            pass
+    assert len(made) == 1
+
+
+def sampler(engine: str, device: str, experts: int | None, fsdp: bool) -> TransformersSampler:
+    """A sampler whose accelerator says that it has this device. Nothing is put there."""
+    model = network()
+    model.config.num_experts_per_tok = experts
+    plugin = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=2) if fsdp else None, deepspeed_plugin=None)
+    accelerator: Any = SimpleNamespace(
+        device=torch.device(device),
+        num_processes=1,
+        unwrap_model=lambda one, *_, **__: one,
+        state=plugin,
+    )
+    tokenizer: Any = SimpleNamespace(eos_token_id=END)
+    config = small("algo=grpo", f"trainer.engine={engine}", "hardware.bf16=false")
+    return TransformersSampler(lambda: model, accelerator, tokenizer, config)
