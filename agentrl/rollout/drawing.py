@@ -7,11 +7,12 @@ from random import Random
 
 import torch
 from torch import Tensor
-from transformers import TopPLogitsWarper
 
 from agentrl.core.engine import Decoding
 
 SEEDS = 2**62
+LIKELY = 256  # tokens of a row that are sorted first: they nearly always hold top-p, and sorting all would take longer
+BLOCK = 128  # tokens whose probabilities are summed before a row is searched for the drawn token
 
 
 class Draw:
@@ -34,22 +35,67 @@ class Draw:
         """Draw a token for each row of the logits (B, V). Return the tokens (B,) and their log-probs (B,).
 
         The log-probs are those of the distribution after temperature and top-p; greedy decoding returns None instead.
-        transformers applies top-p. A row takes the first token whose cumulative probability exceeds its random number.
+        A row takes the first token whose cumulative probability exceeds its random number.
 
         Raises:
             RuntimeError: a logit is NaN, so the row has no distribution.
         """
         if self.greedy:
             return logits.argmax(-1).tolist(), None
-        scores = logits.float() / self._temperature
+        scores = logits.float()
+        if self._temperature != 1:
+            scores = scores / self._temperature
+        probs = scores.softmax(-1)
         if self._top_p < 1:
-            scores = TopPLogitsWarper(self._top_p)(None, scores)
-        logprobs = scores.log_softmax(-1)
-        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+            probs = keep_top_p(probs, self._top_p)
         numbers = torch.tensor([[stream.random()] for stream in streams], dtype=torch.float64, device=logits.device)
-        tokens = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
-        tokens = tokens.clamp(max=logits.shape[-1] - 1)
-        drawn = torch.cat([tokens.double(), logprobs.gather(-1, tokens).double()], dim=-1).tolist()
+        tokens = invert(probs, numbers)
+        drawn = torch.cat([tokens.double(), probs.gather(-1, tokens).double().log()], dim=-1).tolist()
         if any(logprob != logprob for _, logprob in drawn):
             raise RuntimeError("the model's probabilities hold NaN, so no token can be sampled")
         return [int(token) for token, _ in drawn], [logprob for _, logprob in drawn]
+
+
+def keep_top_p(probs: Tensor, top_p: float) -> Tensor:
+    """Keep the likeliest tokens of each row (B, V), up to the one that takes their sum to top_p; the others get 0.
+
+    Only the LIKELY likeliest are sorted. A row in which these do not reach top_p is sorted whole. The kept
+    probabilities are divided by their sum.
+    """
+    best, index = probs.topk(min(LIKELY, probs.shape[-1]))
+    total = best.double().cumsum(-1)
+    kept = torch.zeros_like(probs).scatter_(-1, index, best.masked_fill(total - best >= top_p, 0))
+    short = total[:, -1] < top_p
+    if best.shape[-1] < probs.shape[-1] and short.any():
+        best, index = probs[short].sort(dim=-1, descending=True)
+        best = best.masked_fill(best.double().cumsum(-1) - best >= top_p, 0)
+        kept[short] = torch.zeros_like(best).scatter_(-1, index, best)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def invert(probs: Tensor, numbers: Tensor) -> Tensor:
+    """Return the first token of each row of probs (B, V) up to which they sum to more than numbers (B, 1), in [0, 1).
+
+    Sums are taken in float64: first over blocks of tokens, then inside the block that holds the token. A row is
+    measured against its own sum. A token of probability 0 is never returned. Shape (B, 1).
+    """
+    rows, size = probs.shape
+    blocks = torch.nn.functional.pad(probs, (0, -size % BLOCK)) if size % BLOCK else probs
+    blocks = blocks.view(rows, -1, BLOCK)
+    sums = blocks.sum(-1, dtype=torch.float64)
+    block, rest = _find(sums, numbers * sums.sum(-1, keepdim=True))
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].double()
+    return (block * BLOCK + _find(inside, rest)[0]).clamp(max=size - 1)
+
+
+def _find(sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the first place of (B, n) whose cumulative sum exceeds number (B, 1). Also return how far it exceeds the sum
+    before that place.
+
+    A number that rounding took out of [0, total) is put back into it.
+    """
+    cumulative = sums.cumsum(-1)
+    below = torch.nextafter(cumulative[:, -1:], torch.zeros_like(number))
+    number = torch.minimum(number.clamp(min=0), below)
+    place = torch.searchsorted(cumulative, number, right=True).clamp(max=sums.shape[-1] - 1)
+    return place, number - (cumulative.gather(-1, place) - sums.gather(-1, place))

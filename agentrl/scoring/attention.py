@@ -124,10 +124,8 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> Tensor:
-        out, lse = (
-            torch.empty_like(query),
-            query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32)),
-        )
+        wide = torch.promote_types(query.dtype, torch.float32)  # blocks are added up in it
+        out, lse = torch.empty_like(query, dtype=wide), query.new_empty(query.shape[:3], dtype=wide)
         for segment in tree.segments:
             own = slice(segment.start, segment.end)
             out[:, :, own], lse[:, :, own] = _forward(*_cut(own, query, key, value), 0.0, True, scale=scale)
@@ -138,16 +136,20 @@ class _TreeAttention(torch.autograd.Function):
             more, more_lse = _forward(*_cut(after, query), *_cut(own, key, value), 0.0, False, scale=scale)
             so_far = lse[:, :, after]
             total = torch.logaddexp(so_far, more_lse)
-            shares = ((one - total).exp_().unsqueeze(-1).to(out.dtype) for one in (so_far, more_lse))
-            out[:, :, after].mul_(next(shares)).addcmul_(more, next(shares))
+            shares = ((one - total).exp_().unsqueeze(-1) for one in (so_far, more_lse))
+            out[:, :, after].mul_(next(shares)).addcmul_(more.to(wide), next(shares))
             lse[:, :, after] = total
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.tree, ctx.scale = tree, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
+        dtype = grad.dtype
+        # In bfloat16 the backward kernel of a CPU takes up to three times as long.
+        *wide, lse = (one.to(torch.promote_types(dtype, torch.float32)) for one in (grad, *ctx.saved_tensors))
+        grad, query, key, value, out = wide
         grads = [torch.empty_like(one) for one in (query, key, value)]
         # Given the output and the log-sum-exp of the whole row, the backward pass of a block returns the block's part
         # of the whole gradient.
@@ -165,7 +167,7 @@ class _TreeAttention(torch.autograd.Function):
             parts = _backward(*cuts, 0.0, False, scale=ctx.scale)
             for whole, part, place in zip(grads, parts, places, strict=True):
                 whole[:, :, place] += part
-        return (*grads, None, None)
+        return (*(one.to(dtype) for one in grads), None, None)
 
 
 def _cut(places: slice, *tensors: Tensor) -> tuple[Tensor, ...]:

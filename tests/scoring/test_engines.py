@@ -210,6 +210,28 @@ def test_bfloat16_is_about_as_near_to_float32_as_padded_rows_are() -> None:
     assert 0 < float((ours - exact).norm()) < 1.5 * float((padded - exact).norm())
 
 
+def test_bfloat16_gradients_are_as_near_to_float64_as_those_of_a_mask() -> None:
+    tree = tree_of([[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 7, 7], [1, 8], [9, 9, 9]])
+    places = torch.arange(len(tree.last))
+    dense = (places[None] <= places[:, None]) & (places[:, None] < tree.last[None])
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 4, len(places), 64).bfloat16() for _ in range(3)]
+    weights = torch.randn_like(inputs[0])
+
+    def gradients(dtype: torch.dtype, packed: bool) -> list[torch.Tensor]:
+        leaves = [one.to(dtype).requires_grad_() for one in inputs]
+        if packed:
+            out = tree_attention(torch.nn.Identity(), *leaves, None, tree=tree)[0].transpose(1, 2)
+        else:
+            out = torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=dense)
+        return list(torch.autograd.grad((out * weights.to(dtype)).sum(), leaves))
+
+    exact, plain, ours = gradients(torch.float64, False), *(gradients(torch.bfloat16, kind) for kind in (False, True))
+    assert {one.dtype for one in ours} == {torch.bfloat16}
+    for wanted, masked, got in zip(exact, plain, ours, strict=True):
+        assert (got - wanted).norm() < 1.2 * (masked - wanted).norm()
+
+
 def test_blocks_of_flex_attention_are_those_of_the_mask() -> None:
     """Read off the tree, they equal what computing every pair of places finds."""
     draw = random.Random(0)
