@@ -18,17 +18,26 @@ def kept_log_mass(logits: Tensor, top_p: float) -> Tensor:
     return probabilities.masked_fill(before >= top_p, 0).sum(-1).log()
 
 
+def mismatch_by_token(old: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare log-probs (...) of the same tokens under the trainer and under the sampler. Return two tensors (...).
+
+    With d = old - sampled: exp(d) - d - 1, whose mean over sampled tokens estimates KL(sampler || trainer) (Schulman's
+    k3), and the ratio exp(d).
+    """
+    difference = old.double() - sampled.double()
+    return difference.expm1() - difference, difference.exp()
+
+
 def sampler_mismatch(old: Tensor, sampled: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Measure how far the trainer's policy is from the sampler's, over the tokens of the mask (B, C).
 
-    old, sampled: (B, C) log-probs of the same tokens under the trainer and under the sampler; d = old - sampled.
-    Returns scalars: 'kl', the mean of exp(d) - d - 1, which estimates KL(sampler || trainer) (Schulman's k3);
-    'ratio_mean' and 'ratio_max', the mean and the maximum of exp(d) before any truncation. Tokens without a log-prob of
-    the sampler (NaN) are left out. If no token is left, all three are NaN.
+    old, sampled: (B, C) log-probs of the same tokens under the trainer and under the sampler.
+    Returns scalars: 'kl' is the mean of the first value of `mismatch_by_token`, 'ratio_mean' and 'ratio_max' are the
+    mean and the maximum of the second, before any truncation. Tokens without a log-prob of the sampler (NaN) are left
+    out. If no token is left, all three are NaN.
     """
-    difference = (old.double() - sampled.double())[(mask != 0) & ~sampled.isnan()]
-    if not difference.numel():
+    kept = (mask != 0) & ~sampled.isnan()
+    if not kept.any():
         return dict.fromkeys(("kl", "ratio_mean", "ratio_max"), torch.tensor(float("nan"), device=old.device))
-    ratio = difference.exp()
-    kl = (difference.expm1() - difference).mean()
-    return {"kl": kl, "ratio_mean": ratio.mean(), "ratio_max": ratio.max()}
+    kl, ratio = mismatch_by_token(old[kept], sampled[kept])
+    return {"kl": kl.mean(), "ratio_mean": ratio.mean(), "ratio_max": ratio.max()}

@@ -19,6 +19,8 @@ from agentrl.config.schema import Faults
 from agentrl.core.errors import UserError
 from agentrl.core.stop import any_process
 
+STRAY_KL = 0.1  # nats a token between sampler and trainer that rounding in 16 bits does not explain
+SAMPLER_KL = "sampler/kl"  # metric: estimated KL of the sampler's distribution to the trainer's
 NO_SIGNAL = "no_signal"  # metric: share of groups without a learning signal, from neither rewards nor an expert trace
 
 
@@ -66,7 +68,11 @@ class Watch(TrainerCallback):
         self._say(f"{found}: the update is skipped (faults.nonfinite=skip)")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After every update, count how many rollout batches in a row had no learning signal. Warn or stop."""
+        """After every update, warn of a sampler that does not draw from the trainer's policy, and of lacking signal.
+
+        Without a learning signal for several rollout batches in a row, warn or stop.
+        """
+        self._check_sampler(state)
         patience = self._config.patience
         if NO_SIGNAL not in state.log_history[-1]:
             return
@@ -82,6 +88,17 @@ class Watch(TrainerCallback):
         if self._config.no_signal == "stop":
             raise UserError(text)
         self._say(f"warning: {text}")
+
+    def _check_sampler(self, state: TrainerState) -> None:
+        """Warn when the sampler begins to differ from the trainer, once until it agrees again."""
+        entry = state.log_history[-1]
+        if SAMPLER_KL in entry and _count_trailing(state, SAMPLER_KL, lambda value: value > STRAY_KL) == 1:
+            self._say(
+                f"warning: the rollouts of update {state.global_step} do not come from the policy that is trained: the "
+                f"log-probs of sampler and trainer differ ({SAMPLER_KL}={entry[SAMPLER_KL]:.3g} nats a token). With "
+                "trainer.engine=compiled set trainer.engine=packed; with rollout.ahead=1 lower trainer.learning_rate; "
+                "with vLLM set vllm.kv_cache=auto"
+            )
 
 
 def finite_rewards(rewards: list[list[float]], tasks: list[str], nonfinite: str) -> list[list[float]]:

@@ -126,11 +126,11 @@ class AgentGRPOTrainer(LossTrainer):
     def _roll_out(self, prompts: list[Any], _: Any) -> dict[str, Any]:
         """Play the episodes of the batch and keep their trajectories. TRL calls it as its `rollout_func`."""
         trajectories = self._trajectories = self._play()
+        logprobs = [one.logprobs for one in trajectories]
         return {
             "prompt_ids": [one.prompt_ids for one in trajectories],
             "completion_ids": [one.completion_ids for one in trajectories],
-            # Samples of transformers are on policy up to rounding, so TRL gets log-probs to correct for vLLM only.
-            "logprobs": [one.logprobs for one in trajectories] if self.config.vllm.mode != "off" else None,
+            "logprobs": None if any(one is None for one in logprobs) else logprobs,
             "env_mask": [one.policy_mask for one in trajectories],
         }
 

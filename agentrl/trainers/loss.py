@@ -17,7 +17,7 @@ from trl.trainer.utils import nanmax, nanmin
 from agentrl.config.schema import Config
 from agentrl.objectives.policy import PolicyBatch, PolicySettings, policy_loss
 from agentrl.scoring.sequence import Scores, Sequence, score_in_pieces
-from agentrl.trainers.mismatch import compare_with_sampler
+from agentrl.trainers.mismatch import compare_with_sampler, log_first_pass
 from agentrl.trainers.passes import CutsUpdates, agree_on_passes, run_idle_pass, through_head
 
 Inputs = dict[str, Any]  # rows of a rollout batch in TRL's format, see `_generate_and_score_completions`
@@ -56,6 +56,13 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
     def rows_under_prompt(self, rows: int) -> list[int]:
         """Return the rows of a rollout batch that need old and reference log-probs under their prompt: here, all."""
         return list(range(rows))
+
+    def tokens_as_sampled(self, inputs: Inputs) -> Tensor:
+        """Return the mask (B, C) of the tokens that the loss scores in the context that they were sampled in.
+
+        Here, these are all trained tokens.
+        """
+        return trained_tokens(inputs)
 
     def sampled_tokens(self, completion_mask: Tensor) -> Tensor:
         """Return the mask (B, C) of the tokens that the policy sampled in a rollout batch: here, `completion_mask`."""
@@ -122,6 +129,9 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
         for name, of_rows in wanted.items():
             own = slice(start, start + len(of_rows))
             scored[name], start = Scores(scores.logps[own], scores.entropies[own]), own.stop
+        if "rollouts" in scored:
+            logps = spread(scored["rollouts"].logps, trained_tokens(inputs))
+            log_first_pass(self, inputs, logps.detach(), self.tokens_as_sampled(inputs))
         loss = self.loss_of(inputs, scored)
         if not sequences:
             loss = loss + self.idle_loss(model)

@@ -9,7 +9,7 @@ from torch import Tensor
 from trl.trainer.utils import nanmax
 
 from agentrl.objectives.policy import truncated_weights
-from agentrl.objectives.sampling import kept_log_mass, sampler_mismatch
+from agentrl.objectives.sampling import kept_log_mass, mismatch_by_token, sampler_mismatch
 from agentrl.trainers.passes import agree_on_passes
 
 PLACES = 2048  # number of tokens whose logits over the vocabulary are in memory at once
@@ -23,8 +23,8 @@ def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
     """
     sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"] * batch.get("tool_mask", 1)
     weighs = trainer.config.vllm.mode != "off"
-    if batch.get("old_per_token_logps") is None and not weighs:
-        return  # to score the old log-probs would cost a forward pass that nothing else needs
+    if not weighs and (batch.get("old_per_token_logps") is None or trainer.config.rollout.top_p < 1):
+        return  # samples of transformers are on policy up to rounding, so no pass is worth it
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     shown = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     width = sampled.shape[1]
@@ -44,6 +44,22 @@ def compare_with_sampler(trainer: Any, batch: dict[str, Any]) -> None:
         cap = trainer.vllm_importance_sampling_clip_max
         level = trainer.policy_settings().level
         batch["importance_sampling_ratio"] = truncated_weights(old, sampled, mask, cap, level)
+
+
+def log_first_pass(trainer: Any, inputs: dict[str, Any], logps: Tensor, mask: Tensor) -> None:
+    """Log how the log-probs (B, C) of an update's first pass differ from the sampler's, over the tokens of `mask`.
+
+    This is for a rollout batch with one update: its loss has no old log-probs, so `compare_with_sampler` had nothing to
+    compare. It costs no pass. With top_p < 1 nothing is logged, because the mass that top_p keeps is not known.
+    """
+    sampled = inputs.get("sampling_per_token_logps")
+    if sampled is None or inputs.get("old_per_token_logps") is not None or trainer.config.rollout.top_p < 1:
+        return
+    known = mask * ~sampled.isnan()
+    kl, ratio = mismatch_by_token(logps, sampled)
+    trainer.log_step.add_means({"sampler/kl": kl, "sampler/ratio_mean": ratio}, known)
+    largest = ratio.masked_fill(known == 0, 0).amax(1)
+    trainer.log_step.add_extreme("sampler/ratio_max", largest.masked_fill(known.sum(1) == 0, torch.nan), nanmax)
 
 
 def log_masses(trainer: Any, ids: Tensor, mask: Tensor, width: int) -> Tensor | float:

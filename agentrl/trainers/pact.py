@@ -152,6 +152,10 @@ class PactTrainer(EpisodeConstrainedTrainer, FadingTrainer):
             return super().rows_under_prompt(rows)
         return [row for row in range(rows) if not self._is_conditioned(row)]
 
+    def tokens_as_sampled(self, inputs: dict[str, Any]) -> Tensor:
+        """Leave out conditioned rows: the loss scores them under [x; h*], and they were sampled under x."""
+        return super().tokens_as_sampled(inputs) * ~inputs["conditioned"][:, None]
+
     def _reference_logps(self, sequences: dict[int, Sequence], rows: list[int], mask: Tensor) -> Tensor:
         if self.ref_model is not None:
             return self.score_rows(self.ref_model, sequences, rows, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,4 +53,6 @@ class StepLog:
                 if count > 0:
                     log[name].append(total / count)
         for name, (rows, extreme) in self._extremes.items():
-            log[name].append(extreme(accelerator.gather(torch.cat(rows))).item())
+            value = extreme(accelerator.gather(torch.cat(rows))).item()
+            if not math.isnan(value):  # NaN if no row has a value
+                log[name].append(value)

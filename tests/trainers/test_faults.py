@@ -25,7 +25,7 @@ from agentrl.runner import work, worker
 from agentrl.store.run import RunDirectory
 from agentrl.store.trouble import explain_trouble
 from agentrl.trainers import grpo
-from agentrl.trainers.faults import NO_SIGNAL, Watch, finite_rewards
+from agentrl.trainers.faults import NO_SIGNAL, SAMPLER_KL, Watch, finite_rewards
 from tests.support.helpers import composed, make_trainer, rolled_batch, say, small
 
 
@@ -314,3 +314,17 @@ def test_a_read_only_checkpoint_folder_ends_the_run_in_one_line(tmp_path: Path) 
     assert status["status"] == "failed" and "Read-only" in status["error"]
     assert not (folder.parent / "metrics.jsonl").exists()  # found out before anything was trained
     assert subprocess.run(command, capture_output=True, timeout=200).returncode == 0
+
+
+# --- rollouts of another policy -----------------------------------------------------------------------------------
+
+
+def test_a_sampler_that_differs_is_named_once_until_it_agrees_again() -> None:
+    said: list[str] = []
+    watch, state = Watch(faults(), said.append), TrainerState()
+    for step, kl in enumerate([1e-6, 0.09, 0.2, 0.3, None, 0.2, 0.05, 4.0], 1):
+        state.global_step = step
+        state.log_history += [{"step": step, **({} if kl is None else {SAMPLER_KL: kl})}]
+        watch.on_log(TrainingArguments(output_dir="unused", use_cpu=True), state, TrainerControl())
+    assert [text.split(" do not")[0] for text in said] == [f"warning: the rollouts of update {n}" for n in (3, 8)]
+    assert "sampler/kl=0.2 nats" in said[0] and "trainer.engine=packed" in said[0]
