@@ -42,6 +42,9 @@ def test_command_and_environment(config: Config, tmp_path: Path, monkeypatch: py
     assert command[-3:] == ["-m", "agentrl.runner.worker", str(run.path)]
     environment = launch.worker_environment(run, config)
     assert environment["ACCELERATE_USE_CPU"] == "true" and environment["DS_ACCELERATOR"] == "cpu"
+    assert environment["MALLOC_MMAP_MAX_"] == "0" and environment["MALLOC_TRIM_THRESHOLD_"] == "17179869184"
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "9")
+    assert launch.worker_environment(run, config)["MALLOC_MMAP_MAX_"] == "9"
     config.hardware.accelerate_config = "fsdp.yaml"
     command = launch.worker_command(run, config)
     assert command[2] == "accelerate.commands.launch"
