@@ -126,12 +126,14 @@ class AgentGRPOTrainer(LossTrainer):
     def _roll_out(self, prompts: list[Any], _: Any) -> dict[str, Any]:
         """Play the episodes of the batch and keep their trajectories. TRL calls it as its `rollout_func`."""
         trajectories = self._trajectories = self._play()
-        logprobs = [one.logprobs for one in trajectories]
+        # If a prompt fills the context, the completion is empty. TRL reads the last token of every completion, so it
+        # gets a token that the policy did not sample: it is never trained on.
+        logprobs = [one.logprobs if one.completion_ids else [0.0] for one in trajectories]
         return {
             "prompt_ids": [one.prompt_ids for one in trajectories],
-            "completion_ids": [one.completion_ids for one in trajectories],
+            "completion_ids": [one.completion_ids or one.prompt_ids[-1:] for one in trajectories],
             "logprobs": None if any(one is None for one in logprobs) else logprobs,
-            "env_mask": [one.policy_mask for one in trajectories],
+            "env_mask": [one.policy_mask or [0] for one in trajectories],
         }
 
     def _play(self) -> list[Trajectory]:
@@ -255,7 +257,7 @@ class AgentGRPOTrainer(LossTrainer):
 
     def _token_advantages(self, batch: dict[str, Any]) -> Tensor:
         """Return the advantages (B, C): the same value for all tokens of a turn, 0 on observations."""
-        rows, turns = len(self._turn_rewards), max(len(rewards) for rewards in self._turn_rewards)
+        rows, turns = len(self._turn_rewards), max(1, *(len(rewards) for rewards in self._turn_rewards))
         rewards = torch.zeros(rows, turns, dtype=torch.float64)
         mask = torch.zeros(rows, turns, dtype=torch.bool)
         for row, values in enumerate(self._turn_rewards):

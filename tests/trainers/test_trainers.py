@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,21 @@ def test_constant_rewards_give_no_gradient(tmp_path: Path):
     batch = rolled_batch(trainer)
     assert batch["advantages"].abs().max() == 0
     assert gradient(trainer, trainer.compute_loss(trainer.model, batch)).abs().max() == 0
+
+
+@pytest.mark.parametrize("full", ["one", "all"])
+def test_a_prompt_that_fills_the_context_has_an_empty_completion_and_teaches_nothing(tmp_path: Path, full: str):
+    trainer = make_trainer(small("algo=grpo", *LOOSE, "rollout.max_turns=1", "rollout.max_turn_tokens=4"), tmp_path)
+    sizes = [len(trainer.chat.prompt_ids(task.prompt, task.tools)) for task in trainer.tasks[:2]]
+    assert sizes[0] != sizes[1]
+    trainer.engine.sampler.context = max(sizes) if full == "one" else min(sizes)
+    batch = rolled_batch(trainer)
+    empty = [size >= trainer.engine.sampler.context for size in sizes for _ in range(4)]
+    assert [not one.completion_ids for one in trainer._trajectories] == empty
+    assert [row not in trainer.wanted(batch)["rollouts"] for row in range(8)] == empty
+    assert batch["num_items_in_batch"] == (batch["completion_mask"] * batch["tool_mask"]).sum()
+    assert trainer._metrics["train"]["completions/clipped_ratio"] == [1.0]
+    assert math.isfinite(gradient(trainer, trainer.compute_loss(trainer.model, batch)).norm())
 
 
 def test_row_order_is_restored_over_chunks():
