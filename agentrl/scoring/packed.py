@@ -6,6 +6,7 @@ start at the same position. The results equal those of `padded.PaddedEngine` up 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from typing import Any
@@ -20,9 +21,11 @@ from agentrl.scoring.compiled import compile_layers
 from agentrl.scoring.head import language_model, score_places, scores_by_sequence
 from agentrl.scoring.padded import PaddedEngine
 from agentrl.scoring.pieces import cut
+from agentrl.scoring.rotary import longest_short, own_frequencies
 from agentrl.scoring.sequence import Scores, Sequence
 from agentrl.scoring.trie import Row, Trie
 
+LONG = 1 << 40  # added to the ids of long sequences in a trie, so that they share nothing with short ones
 SMALLEST_HEAD = 16  # the smallest number of dimensions of a head that FlexAttention takes on CUDA
 
 
@@ -55,10 +58,12 @@ class PackedEngine:
 
     def __init__(self, compiled: bool = False) -> None:
         self._padded, self._compiled = PaddedEngine(), compiled
+        self._short = math.inf  # length up to which sequences have the first set of rotary frequencies
 
     def prepare(self, model: Any) -> PreTrainedModel:
         """Set the tree kernel on the model inside the wrappers, and return that model. Without a tree it is sdpa."""
         inner = language_model(model)
+        self._short = longest_short(inner)
         if inner.config._attn_implementation != KERNEL:
             inner.set_attn_implementation(KERNEL)
             if self._compiled:
@@ -66,7 +71,7 @@ class PackedEngine:
         return inner
 
     def cost(self, sequences: Many[Sequence]) -> int:
-        return _trie(sequences).tokens
+        return _trie(sequences, self._short).tokens
 
     def cut(self, groups: Many[Many[Sequence]], budget: int) -> list[range]:
         def piece() -> Callable[[Many[Sequence]], int]:
@@ -74,7 +79,7 @@ class PackedEngine:
 
             def take(group: Many[Sequence]) -> int:
                 for sequence in group:
-                    trie.add(sequence.ids)
+                    trie.add(_marked(sequence, self._short))
                 return trie.tokens
 
             return take
@@ -95,23 +100,25 @@ class PackedEngine:
     def _run(self, model: Any, sequences: Many[Sequence]) -> tuple[Any, list[Tensor]]:
         """Run the packed forward pass. Return the head's output (1, S), and each sequence's indices into it."""
         device = language_model(model).device
-        row = _trie(sequences).row()
+        row = _trie(sequences, longest_short(language_model(model))).row()
         last, positions, before = _columns(row)
+        ids, long = torch.from_numpy(row.ids % LONG), torch.from_numpy(row.ids >= LONG)
         own = [places[np.asarray(one.scored, np.int64)] for one, places in zip(sequences, row.places, strict=True)]
         scored = np.zeros(len(row.ids), dtype=bool)
         for places in own:
             scored[places] = True
         number = np.cumsum(scored) - 1  # (T,) index of a scored place among all scored places
-        output = score_places(
-            model,
-            torch.from_numpy(before[scored]).to(device),
-            torch.from_numpy(row.ids[scored]).to(device),
-            input_ids=torch.from_numpy(row.ids).unsqueeze(0).to(device),
-            position_ids=torch.from_numpy(positions).unsqueeze(0).to(device),
-            # A mask with four dimensions stops transformers from making one. Only the tree kernel can ignore this one.
-            attention_mask=torch.zeros(1, 1, 0, 0, device=device),
-            tree=Tree(row.segments, torch.from_numpy(last).to(device)),
-        )
+        with own_frequencies(model, long.unsqueeze(0).to(device)):
+            output = score_places(
+                model,
+                torch.from_numpy(before[scored]).to(device),
+                ids[torch.from_numpy(scored)].to(device),
+                input_ids=ids.unsqueeze(0).to(device),
+                position_ids=torch.from_numpy(positions).unsqueeze(0).to(device),
+                # A mask with four dimensions stops transformers from making one; only the tree kernel can ignore it.
+                attention_mask=torch.zeros(1, 1, 0, 0, device=device),
+                tree=Tree(row.segments, torch.from_numpy(last).to(device)),
+            )
         return output, [torch.from_numpy(number[places]).to(device) for places in own]
 
 
@@ -120,11 +127,17 @@ def _head_size(config: PretrainedConfig) -> int:
     return given or config.hidden_size // config.num_attention_heads
 
 
-def _trie(sequences: Many[Sequence]) -> Trie:
+def _trie(sequences: Many[Sequence], short: float) -> Trie:
     trie = Trie()
     for sequence in sequences:
-        trie.add(sequence.ids)
+        trie.add(_marked(sequence, short))
     return trie
+
+
+def _marked(sequence: Sequence, short: float) -> np.ndarray[Any, Any]:
+    """Return the ids of a sequence, marked by LONG if it is longer than `short` tokens."""
+    ids = np.asarray(sequence.ids, dtype=np.int64)
+    return ids + LONG if len(ids) > short else ids
 
 
 def _columns(row: Row) -> tuple[np.ndarray[Any, Any], ...]:

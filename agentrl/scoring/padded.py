@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agentrl.scoring.head import language_model, score_places, scores_by_sequence
 from agentrl.scoring.pieces import cut
+from agentrl.scoring.rotary import longest_short, own_frequencies
 from agentrl.scoring.sequence import Scores, Sequence
 
 
@@ -43,12 +44,14 @@ class PaddedEngine:
         before = torch.cat([places - 1 + row * width for row, places in enumerate(scored)])
         targets = torch.cat([row[places] for row, places in zip(rows, scored, strict=True)])
         extra = {"output_router_logits": True} if router else {}
-        output = score_places(
-            model,
-            before.to(device),
-            targets.to(device),
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            **extra,
-        )
+        long = mask.sum(1, keepdim=True) > longest_short(language_model(model))
+        with own_frequencies(model, long.to(device)):
+            output = score_places(
+                model,
+                before.to(device),
+                targets.to(device),
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                **extra,
+            )
         return scores_by_sequence(output, sizes, router=router)

@@ -52,7 +52,7 @@ class Trie:
         self._ends: list[tuple[_Node, int]] = []  # for each sequence, the node in which it ends, and its length
         self.tokens = 0  # number of distinct tokens
 
-    def add(self, ids: Sequence[int]) -> None:
+    def add(self, ids: Sequence[int] | Ids) -> None:
         """Add a sequence. Raises ValueError if it is empty."""
         rest, node = np.asarray(ids, dtype=np.int64), self._root
         length = len(rest)
