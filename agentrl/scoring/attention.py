@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -29,6 +30,10 @@ KERNEL_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
 BLOCK = 128  # FlexAttention's block size, for queries and for keys
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+class TreeLost(Exception):
+    """The layers of a model do not hand the tree of a packed row to their attention."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ def block_mask(last: Tensor) -> BlockMask:
     size = len(last)
     number = -(-size // BLOCK)
     start = torch.arange(number, device=last.device) * BLOCK
-    ends = torch.nn.functional.pad(last, (0, number * BLOCK - size)).view(number, BLOCK)
+    ends = pad(last, (0, number * BLOCK - size)).view(number, BLOCK)
     query, key = start[:, None], start[None, :]
     seen = (key <= query) & (ends.amax(1) > query)
     full = (key < query) & (ends.amin(1) >= query + BLOCK)
@@ -96,8 +101,11 @@ def tree_attention(
     """Attend in a tree: query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D).
 
     transformers calls it in every layer. Without `tree` it computes sdpa, for inputs of any batch size.
+    Raises TreeLost if the row is packed, which its empty mask tells, and there is no tree.
     """
     if tree is None:
+        if attention_mask is not None and attention_mask.numel() == 0:
+            raise TreeLost
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -105,8 +113,12 @@ def tree_attention(
     if torch.is_autocast_enabled(query.device.type):  # under autocast, a norm returns queries and keys in float32
         query, key, value = (one.to(torch.get_autocast_dtype(query.device.type)) for one in (query, key, value))
     if query.device.type == "cpu":
-        groups = query.shape[1] // key.shape[1]
+        groups, size = query.shape[1] // key.shape[1], value.shape[-1]
+        if size != query.shape[-1]:  # DeepSeek's heads; the kernel of a CPU wants equal sizes, and zeros change nothing
+            wide = max(size, query.shape[-1])
+            query, key, value = (pad(one, (0, wide - one.shape[-1])) for one in (query, key, value))
         out: Tensor = _TreeAttention.apply(query, repeat_kv(key, groups), repeat_kv(value, groups), tree, scale)
+        out = out[..., :size]
     else:
         out = _flex()(
             query, key, value, block_mask=tree.blocks, scale=scale, enable_gqa=True, kernel_options=KERNEL_OPTIONS

@@ -43,13 +43,17 @@ def scoring_engine(name: str, models: Sequence[Any], router: bool, say: Callable
     """
     if name == "padded":
         return PaddedEngine()
+
+    def give_up(reason: str) -> None:
+        if name in DEMANDED:
+            raise _refusal(name, reason)
+        say(f"using trainer.engine=padded, since this model cannot be packed: {reason}")
+
     for model in models:
         if reason := why_not_packed(model, router):
-            if name in DEMANDED:
-                raise _refusal(name, reason)
-            say(f"using trainer.engine=padded, since this model cannot be packed: {reason}")
+            give_up(reason)
             return PaddedEngine()
-    engine = PackedEngine(compiled=name == "compiled")
+    engine = PackedEngine(compiled=name == "compiled", give_up=give_up)
     for model in models:
         engine.prepare(model)
     return engine

@@ -7,6 +7,7 @@ start at the same position. The results equal those of `padded.PaddedEngine` up 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from agentrl.scoring.attention import KERNEL, Tree
+from agentrl.scoring.attention import KERNEL, Tree, TreeLost
 from agentrl.scoring.compiled import compile_layers
 from agentrl.scoring.head import language_model, score_places, scores_by_sequence
 from agentrl.scoring.padded import PaddedEngine
@@ -53,11 +54,13 @@ def why_not_packed(model: Any, router: bool = False) -> str | None:
 class PackedEngine:
     """Scores each distinct token once. If a sequence is longer than a sliding window of the model, it pads instead.
 
-    compiled: compile the model's layers. It needs CUDA.
+    compiled: compile the model's layers. It needs CUDA. give_up: called with the reason if the first pass shows that
+    the model cannot be packed; it may raise an error. From then on the engine pads.
     """
 
-    def __init__(self, compiled: bool = False) -> None:
-        self._padded, self._compiled = PaddedEngine(), compiled
+    def __init__(self, compiled: bool = False, give_up: Callable[[str], None] = warnings.warn) -> None:
+        self._padded, self._compiled, self._give_up = PaddedEngine(), compiled, give_up
+        self._pads = False
         self._short = math.inf  # length up to which sequences have the first set of rotary frequencies
 
     def prepare(self, model: Any) -> PreTrainedModel:
@@ -71,9 +74,14 @@ class PackedEngine:
         return inner
 
     def cost(self, sequences: Many[Sequence]) -> int:
+        if self._pads:
+            return self._padded.cost(sequences)
         return _trie(sequences, self._short).tokens
 
     def cut(self, groups: Many[Many[Sequence]], budget: int) -> list[range]:
+        if self._pads:
+            return self._padded.cut(groups, budget)
+
         def piece() -> Callable[[Many[Sequence]], int]:
             trie = Trie()
 
@@ -87,9 +95,14 @@ class PackedEngine:
         return cut(groups, budget, piece)
 
     def score(self, model: Any, sequences: Many[Sequence], router: bool = False) -> Scores:
-        if not self.fits(model, sequences):
+        if self._pads or not self.fits(model, sequences):
             return self._padded.score(model, sequences, router)
-        output, own = self._run(model, sequences)
+        try:
+            output, own = self._run(model, sequences)
+        except TreeLost:  # not to be seen before a forward pass
+            self._give_up("its layers do not hand keywords on to their attention")
+            self._pads = True
+            return self._padded.score(model, sequences, router)
         return scores_by_sequence(output, [len(one) for one in own], torch.cat(own))
 
     def fits(self, model: Any, sequences: Many[Sequence]) -> bool:
