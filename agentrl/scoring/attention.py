@@ -32,8 +32,8 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-class TreeLost(Exception):
-    """The layers of a model do not hand the tree of a packed row to their attention."""
+class Unpackable(Exception):
+    """The attention of a model cannot take packed rows, for the reason in the message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +101,16 @@ def tree_attention(
     """Attend in a tree: query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D).
 
     transformers calls it in every layer. Without `tree` it computes sdpa, for inputs of any batch size.
-    Raises TreeLost if the row is packed, which its empty mask tells, and there is no tree.
+    Raises Unpackable if the row is packed, which its empty mask tells, and there is no tree, or dropout.
     """
     if tree is None:
         if attention_mask is not None and attention_mask.numel() == 0:
-            raise TreeLost
+            raise Unpackable("its layers do not hand keywords on to their attention")
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if dropout:
+        raise Unpackable("it uses dropout in attention")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if torch.is_autocast_enabled(query.device.type):  # under autocast, a norm returns queries and keys in float32
         query, key, value = (one.to(torch.get_autocast_dtype(query.device.type)) for one in (query, key, value))

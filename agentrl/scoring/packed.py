@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from agentrl.scoring.attention import KERNEL, Tree, TreeLost
+from agentrl.scoring.attention import KERNEL, Tree, Unpackable
 from agentrl.scoring.compiled import compile_layers
 from agentrl.scoring.head import language_model, score_places, scores_by_sequence
 from agentrl.scoring.padded import PaddedEngine
@@ -27,6 +27,7 @@ from agentrl.scoring.sequence import Scores, Sequence
 from agentrl.scoring.trie import Row, Trie
 
 LONG = 1 << 40  # added to the ids of long sequences in a trie, so that they share nothing with short ones
+DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # in attention, as families name it
 SMALLEST_HEAD = 16  # the smallest number of dimensions of a head that FlexAttention takes on CUDA
 
 
@@ -44,7 +45,7 @@ def why_not_packed(model: Any, router: bool = False) -> str | None:
         return "the loss of its router counts each token as often as it occurs in a batch"
     if inner.config._attn_implementation not in ("sdpa", KERNEL) or not inner._can_set_attn_implementation():
         return f"model.attn_implementation={inner.config._attn_implementation}, and trees need sdpa"
-    if getattr(config, "attention_dropout", 0.0):
+    if any(getattr(config, name, 0.0) for name in DROPOUTS):
         return "it uses dropout in attention"
     if inner.device.type == "cuda" and _head_size(config) < SMALLEST_HEAD:
         return f"its heads have {_head_size(config)} dimensions, and FlexAttention needs {SMALLEST_HEAD}"
@@ -99,8 +100,8 @@ class PackedEngine:
             return self._padded.score(model, sequences, router)
         try:
             output, own = self._run(model, sequences)
-        except TreeLost:  # not to be seen before a forward pass
-            self._give_up("its layers do not hand keywords on to their attention")
+        except Unpackable as reason:  # not to be seen before a forward pass
+            self._give_up(str(reason))
             self._pads = True
             return self._padded.score(model, sequences, router)
         return scores_by_sequence(output, [len(one) for one in own], torch.cat(own))
