@@ -7,6 +7,7 @@ sampled ahead, since a resumed run no longer has the weights that sampled it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from agentrl.core.trajectory import Component, ToolCall, Trajectory
 from agentrl.rollout.playing import Playing
 
 TOKENS = ("prompt_ids", "completion_ids", "policy_mask", "turn", "component")
+WRITTEN = ("messages", "calls")
 
 
 @dataclass
@@ -104,17 +106,22 @@ class Ahead:
 
 
 def _to_plain(played: Trajectory) -> dict[str, Any]:
-    """Convert a trajectory to tensors and plain values, so that a file holds no pickled classes."""
+    """Convert a trajectory to tensors and texts, so that a file holds no pickled classes.
+
+    What the policy wrote is JSON: a call may hold an integer of a thousand digits, which torch cannot read back.
+    """
     content = dict(vars(played), calls=[dict(vars(call)) for call in played.calls])
     content |= {name: torch.tensor(content[name], dtype=torch.int32) for name in TOKENS}
+    content |= {name: json.dumps(content[name]) for name in WRITTEN}
     if played.logprobs is not None:
         content["logprobs"] = torch.tensor(played.logprobs, dtype=torch.float64)
     return content
 
 
 def _from_plain(content: dict[str, Any]) -> Trajectory:
-    """Convert back what `_to_plain` returned."""
+    """Convert back what `_to_plain` returned. Checkpoints of older versions hold no JSON."""
     lists = {name: value.tolist() for name, value in content.items() if isinstance(value, torch.Tensor)}
-    lists["component"] = [Component(kind) for kind in lists["component"]]
+    lists |= {name: json.loads(content[name]) for name in WRITTEN if isinstance(content[name], str)}
+    content = {**content, **lists}
     calls = [ToolCall(**call) for call in content["calls"]]
-    return Trajectory(**{**content, **lists, "calls": calls})
+    return Trajectory(**{**content, "calls": calls, "component": [Component(kind) for kind in content["component"]]})

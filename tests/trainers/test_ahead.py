@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,9 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from agentrl.core.errors import UserError
+from agentrl.core.trajectory import Component, ToolCall, Trajectory
 from agentrl.rollout.vllm_server import seed_of
+from agentrl.trainers.ahead import Ahead, Batch
 from agentrl.trainers.row_order import EpochSampler
 from tests.support.helpers import make_trainer, small
 from tests.support.vllm_network import CHOSEN, network
@@ -176,6 +180,23 @@ def test_a_resumed_run_trains_on_the_batch_that_was_sampled_ahead(tmp_path: Path
             assert of_step_2 <= asked if begin is None else not of_step_2 & asked
     assert whole[0] == whole[1] and weights[0] == weights[1]
     assert (tmp_path / ".writing" / "checkpoint-2" / "ahead-0.pt").is_file()
+
+
+def test_a_checkpoint_gives_back_whatever_the_policy_wrote(tmp_path: Path) -> None:
+    """Also an integer that is longer than what torch reads back, as of a policy that repeats a digit."""
+    arguments = json.loads('{"x": ' + "1" * 700 + ', "y": [1.5, null, true, "\\ud800", {}], "z": 1e999}')
+    message = {"role": "assistant", "content": "é", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    kinds = [Component.TOOL_CALL, Component.OBSERVATION]
+    call = ToolCall(0, "f", arguments, "done", error=True)
+    played = Trajectory("a", [5], [6, 7], [1, 0], [0, 0], kinds, [message], [call], logprobs=[-0.5, math.nan])
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(process_index=0), show_rollout=None)
+    saved, loaded = Ahead(trainer), Ahead(trainer)
+    saved._next = Batch(step=4, weights=2, rows=[3], trajectories=[played])
+    saved.save(tmp_path)
+    loaded.load(tmp_path)
+    assert loaded._next is not None and loaded._next.trajectories is not None
+    (found,) = loaded._next.trajectories
+    assert vars(found) | {"logprobs": None} == vars(played) | {"logprobs": None} and str(found) == str(played)
 
 
 @contextmanager
