@@ -52,5 +52,6 @@ def focal_loss(
             chosen.append(mass.transpose(1, 2)[queries][:, heads[layer]].flatten())
     masses = torch.cat(chosen)
     masses = masses.to(torch.promote_types(masses.dtype, torch.float32))  # bfloat16 is too coarse for a logarithm
-    total = masses.numel() if count is None else count
+    total = torch.as_tensor(masses.numel() if count is None else count)
+    total = torch.where(total > 0, total, 1)  # all replies are empty: the loss is 0
     return -(masses + eps).log().sum() / total, masses.detach().sum() / total

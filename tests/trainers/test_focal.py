@@ -40,6 +40,15 @@ def test_the_loss_by_hand() -> None:
     assert float(two) == pytest.approx(float(both))
 
 
+@pytest.mark.parametrize("count", [None, torch.tensor(0.0)])
+def test_replies_without_a_token_have_a_loss_of_0(count: torch.Tensor | None) -> None:
+    attention = torch.full((1, 2, 3, 3), 1 / 3, requires_grad=True)
+    none = torch.zeros(1, 3, dtype=torch.bool)
+    loss, mass = focal_loss([attention], ~none, none, torch.tensor([[True, False]]), count)
+    loss.backward()
+    assert loss.item() == mass.item() == 0 and attention.grad is not None and not attention.grad.any()
+
+
 def test_the_gradient_of_the_loss_by_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(2, 2, 4, 4, generator=generator, dtype=torch.float64, requires_grad=True)
