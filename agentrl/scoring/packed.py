@@ -122,7 +122,7 @@ class PackedEngine:
         for places in own:
             scored[places] = True
         number = np.cumsum(scored) - 1  # (T,) index of a scored place among all scored places
-        with own_frequencies(model, long.unsqueeze(0).to(device)):
+        with own_frequencies(model, long.unsqueeze(0)):
             output = score_places(
                 model,
                 torch.from_numpy(before[scored]).to(device),

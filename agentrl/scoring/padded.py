@@ -45,7 +45,7 @@ class PaddedEngine:
         targets = torch.cat([row[places] for row, places in zip(rows, scored, strict=True)])
         extra = {"output_router_logits": True} if router else {}
         long = mask.sum(1, keepdim=True) > longest_short(language_model(model))
-        with own_frequencies(model, long.to(device)):
+        with own_frequencies(model, long):
             output = score_places(
                 model,
                 before.to(device),

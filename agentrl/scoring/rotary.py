@@ -28,8 +28,8 @@ def longest_short(model: nn.Module) -> float:
 def own_frequencies(model: nn.Module, long: Tensor) -> Iterator[None]:
     """Give the places of long sequences the second set in this block, and all other places the first.
 
-    long: mask (B, T) over the places of the forward pass, or (B, 1) for whole rows. transformers' choice is right if
-    all places are alike, so it is left alone then.
+    long: mask (B, T) over the places of the forward pass, or (B, 1) for whole rows, on the CPU. transformers' choice is
+    right if all places are alike, so it is left alone then.
     """
     with ExitStack() as hooks:
         if bool(long.any()) and not bool(long.all()):
@@ -57,4 +57,5 @@ def _mix(
     """
     hidden, positions = (*args, *kwargs.values())[:2]
     first = module.forward(hidden, positions.clamp(max=_length(module) - 1))
-    return tuple(torch.where(long.unsqueeze(-1), one, other) for one, other in zip(output, first, strict=True))
+    chosen = long.unsqueeze(-1).to(positions.device)
+    return tuple(torch.where(chosen, one, other) for one, other in zip(output, first, strict=True))
