@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.config.compose import compose
-from agentrl.config.rules import validate
+from agentrl.config.rules import machine, validate
 from agentrl.core.errors import UserError
 from tests.support.helpers import composed
 
@@ -384,7 +384,28 @@ def test_a_driver_that_moves_nothing_warns(keys: str, named: list[str], why: str
     assert all(why in one and "changes nothing" in one for one in warnings)
 
 
+@pytest.mark.parametrize(
+    ("text", "slow"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 fsrm\n", False),
+        ("flags\t\t: fpu amx_bf16\n", False),
+        ("Features\t: fp asimd bf16\n", False),
+        ("model name\t: bf16\nflags\t\t: fpu avx512f avx512_bf16x\n", True),
+        (None, True),
+    ],
+)
+def test_bfloat16_on_a_cpu_warns_where_it_is_slow(
+    text: str | None, slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    warnings = validate(composed("hardware.bf16=true"))
+    assert [one.split()[0] for one in warnings] == (["hardware.bf16=true"] if slow else [])
+
+
 def test_unwise_values_warn() -> None:
-    assert "bf16" in validate(composed("hardware.bf16=true"))[0]
     assert "lost to rounding" in validate(composed("model=qwen3-1.7b", "model.dtype=bfloat16"))[0]
     assert validate(composed("model=qwen3-1.7b", "model.dtype=bfloat16", "model/lora=on")) == []
+    evaluated = composed("algo=eval", "bench=minihop", "model=qwen3-1.7b", "model.dtype=bfloat16")
+    assert validate(evaluated) == []  # nothing is updated

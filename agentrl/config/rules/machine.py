@@ -18,6 +18,7 @@ from agentrl.core.errors import UserError
 from agentrl.core.gguf import converted_folder, is_gguf
 from agentrl.core.install import install_line
 
+CPUINFO = Path("/proc/cpuinfo")
 ON_A_CPU = ("NO", "MULTI_CPU")  # accelerate's distributed_types for a CPU; it silently ignores all others there
 
 
@@ -73,14 +74,27 @@ def _kernels(config: Config) -> list[str]:
         flash_rule = "needs a GPU; set model.attn_implementation=sdpa, or hardware=gpu"
         require(flash, "model.attn_implementation", model.attn_implementation, flash_rule)
         require(model.dtype != "float16", "model.dtype", model.dtype, "has no CPU kernels; set model.dtype=float32")
-        if hardware.bf16:
-            warnings.append("hardware.bf16=true is several times slower than float32 on a CPU without AMX")
-    if model.dtype != "float32" and not model.lora.enabled and config.trainer.learning_rate < 1e-5:
+        if hardware.bf16 and not _computes_in_bf16():
+            warnings.append(
+                "hardware.bf16=true is slower than float32 on a processor without instructions for it, and "
+                f"{CPUINFO} names neither AVX512-BF16 nor AMX"
+            )
+    full = config.algo.trains and not model.lora.enabled
+    if model.dtype != "float32" and full and config.trainer.learning_rate < 1e-5:
         warnings.append(
             f"model.dtype={model.dtype}: updates of size {config.trainer.learning_rate:g} are lost to rounding; "
             "keep model.dtype=float32 (hardware.bf16 still computes in bfloat16), or train adapters (model/lora=on)"
         )
     return warnings
+
+
+def _computes_in_bf16() -> bool:
+    """Return whether Linux says that the processor has instructions for bfloat16: of x86, or of ARM ('bf16')."""
+    if not CPUINFO.exists():
+        return False
+    lines = [line.partition(":") for line in CPUINFO.read_text(encoding="utf-8").splitlines()]
+    flags = {flag for name, _, values in lines if name.strip() in ("flags", "Features") for flag in values.split()}
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _vllm(config: Config) -> None:
