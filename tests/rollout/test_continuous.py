@@ -418,7 +418,7 @@ def test_a_trainers_model_is_sampled_as_it_is_trained(tmp_path: Path, passes: An
     rows = [{"task": n // 2, "prompt": trainer.tasks[n // 2].prompt} for n in range(4)]
     trainer.num_generations = 2
     batch = trainer._generate_and_score_completions(rows)
-    assert "sampling_per_token_logps" not in batch, "TRL would correct for a sampler that is on policy"
+    assert "importance_sampling_ratio" not in batch, "the loss would correct for a sampler that is on policy"
     assert passes and trainer.model.training
     assert trainer.model.is_gradient_checkpointing == (wrapping == "checkpointing")
     model = trainer.model.eval()
