@@ -89,10 +89,10 @@ def invert(probs: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _find(sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the first place of (B, n) whose cumulative sum exceeds number (B, 1). Also return how far it exceeds the sum
-    before that place.
+    """Find the first place of sums (B, n) at which their running total exceeds number (B, 1).
 
-    A number that rounding took out of [0, total) is put back into it.
+    Return the place and the rest of the number: number minus the running total before the place, both (B, 1). Rounding
+    may have taken the number out of [0, total); then it is put back first.
     """
     cumulative = sums.cumsum(-1)
     below = torch.nextafter(cumulative[:, -1:], torch.zeros_like(number))

@@ -76,8 +76,8 @@ def _kernels(config: Config) -> list[str]:
         require(model.dtype != "float16", "model.dtype", model.dtype, "has no CPU kernels; set model.dtype=float32")
         if hardware.bf16 and not _computes_in_bf16():
             warnings.append(
-                "hardware.bf16=true is slower than float32 on a processor without instructions for it, and "
-                f"{CPUINFO} names neither AVX512-BF16 nor AMX"
+                "hardware.bf16=true is slower than float32 on a processor without bfloat16 instructions "
+                f"(AVX512-BF16, AMX), and {CPUINFO} names none; set hardware.bf16=false"
             )
     full = config.algo.trains and not model.lora.enabled
     if model.dtype != "float32" and full and config.trainer.learning_rate < 1e-5:
