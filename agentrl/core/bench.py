@@ -169,10 +169,6 @@ class TwoSided(Bench, Protocol):
         """
         ...
 
-    def expert_response(self, task: Task) -> str | None:
-        """Return a reply that is worth imitating, or None if the bench has none."""
-        ...
-
 
 @runtime_checkable
 class Referenced(Protocol):

@@ -36,7 +36,7 @@ from agentrl.rollout.tokens import local_engine
 from agentrl.scoring.choose import check_engine
 from agentrl.store import checkpoints
 from agentrl.store.run import RunDirectory
-from agentrl.traces.files import make_lookup, read_traces
+from agentrl.traces.files import check_calls, make_lookup, read_traces
 from agentrl.tracking.base import Tracker
 from agentrl.trainers.build import build_trainer, final_engine, keep_fitting, rl_trainer
 from agentrl.trainers.sharding import load_trained
@@ -118,11 +118,13 @@ def train_and_evaluate(
     check_engine(config.trainer.engine, config.model)
     console.say(f"loading the tasks of {config.bench.name}")
     bench = load_bench(config.bench, config.sandbox)
-    expert_trace = bench.expert_trace if config.traces is None else make_lookup(read_traces(Path(config.traces)))
+    traces = {} if config.traces is None else read_traces(Path(config.traces))
+    expert_trace = bench.expert_trace if config.traces is None else make_lookup(traces)
     judge = build_judge(config, str(run.path), config.hardware.device)
     trains = config.algo.trains  # otherwise the run only evaluates twice
     train_tasks = load_tasks(bench, "train") if trains else []
     test_tasks = load_tasks(bench, "test", config.eval.limit, config.seed)
+    check_calls(traces, train_tasks)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
     train_tasks = keep_fitting(chat, train_tasks, config, "training") if trains else []
     test_tasks = keep_fitting(chat, test_tasks, config, "test")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agentrl.core.bench import ExpertTraces
+from agentrl.core.bench import ExpertTraces, Task
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import CHUNK_TYPES, Chunk, ExpertTrace, TraceTurn
 from agentrl.core.jsonl import UTF_8, explain_json, numbered_lines, read_json
@@ -56,6 +56,16 @@ def read_traces(path: Path) -> dict[str, ExpertTrace]:
     return traces
 
 
+def check_calls(traces: Mapping[str, ExpertTrace], tasks: Iterable[Task]) -> None:
+    """Raise UserError if the trace of a task with tools makes no call: it would teach to answer at once."""
+    for task in tasks:
+        if task.tools and (trace := traces.get(task.id)) is not None and not trace.calls:
+            raise UserError(
+                f"traces: the trace of task {task.id} makes no call, and the task has tools; add its calls or "
+                "remove the line"
+            )
+
+
 def make_lookup(traces: Mapping[str, ExpertTrace]) -> ExpertTraces:
     """Return a function that gives a task's trace, or None. Trainers use it instead of the bench's own traces."""
     return lambda task: traces.get(task.id)
@@ -65,9 +75,10 @@ def _trace(record: Any) -> ExpertTrace:
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     turns = tuple(_turn(turn) for turn in _list(record, "turns"))
-    if not any(turn.calls for turn in turns):
-        raise ValueError("no turn makes a call")
-    return ExpertTrace(_text(record, "task_id"), turns, _text(record, "answer"), str(record.get("source", "path")))
+    trace = ExpertTrace(_text(record, "task_id"), turns, _text(record, "answer"), str(record.get("source", "path")))
+    if not trace.calls and not trace.answer:
+        raise ValueError("the trace has neither a call nor an answer")
+    return trace
 
 
 def _turn(record: Any) -> TraceTurn:

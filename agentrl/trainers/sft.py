@@ -71,19 +71,19 @@ def trace_dataset(
     return Dataset.from_list(rows)
 
 
-def reply_dataset(chat: ChatFormat, bench: TwoSided, tasks: list[Task]) -> Dataset:
-    """Make a dataset with one row per task that has an expert reply. The reply and its end token are the targets.
+def reply_dataset(chat: ChatFormat, bench: TwoSided, tasks: list[Task], expert_trace: ExpertTraces) -> Dataset:
+    """Make a dataset with one row per task that has an expert trace: its answer and the end token are the targets.
 
     Raises:
-        UserError: no task has a reply, or the chat template changes the prompt once a reply follows.
+        UserError: no task has a trace, or the chat template changes the prompt once a reply follows.
     """
     rows = []
     for task in tasks:
-        reply = bench.expert_response(task)
-        if reply is None:
+        trace = expert_trace(task)
+        if trace is None:
             continue
         prompt = chat.prompt_ids(task.prompt, [])
-        message = {"role": "assistant", "content": reply}
+        message = {"role": "assistant", "content": trace.answer}
         whole, end = chat.training_text([*task.prompt, message], [], generation_prompt=False), chat.turns.answer_end
         ids = chat.ids(whole[: whole.rfind(end) + len(end)])  # leave out what follows the end token
         if ids[: len(prompt)] != prompt:
@@ -93,7 +93,10 @@ def reply_dataset(chat: ChatFormat, bench: TwoSided, tasks: list[Task]) -> Datas
             )
         rows.append({"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]})
     if not rows:
-        raise UserError(f"bench={bench.name}: none of its {len(tasks)} training tasks has an expert reply to imitate")
+        raise UserError(
+            f"bench={bench.name}: none of its {len(tasks)} training tasks has an expert reply to imitate; give replies "
+            "with traces=FILE"
+        )
     return Dataset.from_list(rows)
 
 
@@ -104,13 +107,14 @@ def expert_dataset(
     components: list[str],
     expert_trace: ExpertTraces | None = None,
 ) -> Dataset:
-    """Make the dataset that SFT imitates: whole replies if the bench has them, else the chosen components of traces.
+    """Make the dataset that SFT imitates: whole replies if the bench is two-sided, else chosen components of traces.
 
     The traces come from `expert_trace`, or from the bench if that is None.
     """
+    expert_trace = expert_trace or bench.expert_trace
     if isinstance(bench, TwoSided):
-        return reply_dataset(chat, bench, tasks)
-    return trace_dataset(chat, bench, tasks, components, expert_trace or bench.expert_trace)
+        return reply_dataset(chat, bench, tasks, expert_trace)
+    return trace_dataset(chat, bench, tasks, components, expert_trace)
 
 
 @dataclass(frozen=True)

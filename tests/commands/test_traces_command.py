@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from agentrl.benches import load_bench
 from agentrl.commands.traces import main as traces_command
 from agentrl.core.errors import UserError
-from agentrl.traces.files import make_lookup, read_traces, to_line
+from agentrl.traces.files import check_calls, make_lookup, read_traces, to_line
 from agentrl.traces.segmentation import PREVIEW, previews, segment, split_sentences
 from tests.support.chat_server import ChatServer, Reply, call, completion, said
 from tests.support.helpers import composed
@@ -86,6 +87,15 @@ def test_traces_read_from_a_file_replace_the_benchs_own(tmp_path: Path) -> None:
     assert given(first) == trace and given(second) is None and bench.expert_trace(second) is not None
 
 
+def test_a_trace_without_calls_suits_a_task_without_tools_alone(tmp_path: Path) -> None:
+    task = load_bench(composed("bench=minihop").bench).tasks("train")[0]
+    (tmp_path / "traces.jsonl").write_text(json.dumps({"task_id": task.id, "answer": "Rome", "turns": []}))
+    traces = read_traces(tmp_path / "traces.jsonl")
+    with pytest.raises(UserError, match=f"the trace of task {task.id} makes no call, and the task has tools"):
+        check_calls(traces, [task])
+    check_calls(traces, [replace(task, tools=[]), replace(task, id="other")])
+
+
 GOOD = {"task_id": "t", "answer": "a", "turns": [{"chunks": [], "calls": [CALL], "observations": ["x"]}]}
 
 
@@ -93,7 +103,7 @@ GOOD = {"task_id": "t", "answer": "a", "turns": [{"chunks": [], "calls": [CALL],
     ("change", "reason"),
     [
         ({"turns": [{"chunks": [], "calls": [CALL], "observations": []}]}, "1 calls need as many observations"),
-        ({"turns": []}, "no turn makes a call"),
+        ({"turns": [], "answer": ""}, "neither a call nor an answer"),
         ({"answer": 7}, "answer is not a string"),
         ({"turns": [{"chunks": [{"type": "musing", "text": ""}], "calls": [], "observations": []}]}, "musing"),
         (

@@ -11,13 +11,17 @@ from torch.nn.functional import cross_entropy
 from trl import GRPOTrainer
 
 from agentrl.benches import load_bench
+from agentrl.core.errors import UserError
+from agentrl.core.expert_trace import ExpertTrace
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.objectives.advantages import trajectory_advantage
+from agentrl.traces.files import make_lookup
 from agentrl.trainers.arguments import sft_arguments
 from agentrl.trainers.row_order import EpochSampler, crop_padding, restore_row_order
 from agentrl.trainers.sft import TraceSFTTrainer, expert_dataset, trace_labels
 from tests.rollout.test_rollout import expert_script
 from tests.support.helpers import (
+    composed,
     gradient,
     log_probs,
     make_trainer,
@@ -280,6 +284,21 @@ def test_vllm_reserves_for_the_longest_episode(completion: int, context: int, tm
     assert (args.use_vllm, args.vllm_mode, args.vllm_max_model_length) == (True, "colocate", context)
     assert (args.vllm_gpu_memory_utilization, args.vllm_tensor_parallel_size) == (0.4, 2)
     assert args.vllm_enable_sleep_mode and args.vllm_importance_sampling_mode == "token_truncate"
+
+
+def test_sft_imitates_the_replies_of_a_file_on_a_two_sided_bench() -> None:
+    config = composed("algo=sft", "bench=minihif", "model=tiny_hif")
+    bench = load_bench(config.bench)
+    tasks = bench.tasks("train")[:3]
+    chat = load_chat(config.model, needs_of(tasks))
+    given = {tasks[1].id: ExpertTrace(tasks[1].id, (), bench.expert_trace(tasks[2]).answer, "path")}
+    (row,) = expert_dataset(chat, bench, tasks, config.algo.components, make_lookup(given))
+    assert row["input_ids"][: row["labels"].count(-100)] == chat.prompt_ids(tasks[1].prompt, [])
+    target = chat.tokenizer.decode([token for token in row["labels"] if token != -100])
+    assert target.startswith(given[tasks[1].id].answer) and target != bench.expert_trace(tasks[1]).answer
+    assert len(expert_dataset(chat, bench, tasks, config.algo.components)) == 3  # the bench's own
+    with pytest.raises(UserError, match="none of its 3 training tasks has an expert reply to imitate; give replies"):
+        expert_dataset(chat, bench, tasks, config.algo.components, make_lookup({}))
 
 
 def test_every_process_shuffles_a_dataset_alike(tmp_path: Path):
