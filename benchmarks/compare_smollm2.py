@@ -21,6 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compare_dual import curves
+from matplotlib.figure import Figure
+from verih_rules import make_traces, write_splits
+
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m"
 ENCODER = Path(__file__).parents[1] / "models" / "minilm"
 TOOLS = "model.chat_template=chatml_tools"
@@ -38,6 +42,7 @@ SUITES: dict[str, tuple[str, str, list[str], tuple[str, ...]]] = {
         ("prompt_strict", "instruction_strict"),
     ),
 }
+SHORT = ["rollout.max_prompt_tokens=384", "rollout.max_completion_tokens=96"]  # of smollm2_rules
 SAMPLING = {"greedy": ["temperature=0"], "sampled": ["temperature=1", "top_p=1"]}
 PACT = {
     "grpo": ["algo=grpo"],
@@ -109,20 +114,43 @@ def pact(runs: Path, seeds: int) -> tuple[Job, list[Job]]:
     ]
 
 
-def hipo(data: Path, seeds: int) -> list[Job]:
-    """Return the runs on VerIH."""
-    keys = [f"model={MODEL}", f"bench.path={data / 'verih' / 'test.json'}", f"judge.path={ENCODER}"]
-    return [
-        Job(arm, f"{arm.replace(' ', '-')}/seed{seed}", ["experiment=smollm2_hipo", *keys, *own, f"seed={seed}"])
-        for seed in range(seeds)
-        for arm, own in HIPO.items()
-    ]
+def hipo(runs: Path, seeds: int) -> tuple[Job, Job, list[Job]]:
+    """Return the model's own replies, the cold start that imitates them once they are edited, and the runs from it."""
+    rules = runs / "verih_rules"
+    first = [f"bench.path={rules / 'train.json'}", "bench.test_fraction=1", *SHORT]
+    own = Job("own replies", "own/replies", ["eval", f"model={MODEL}", "bench=verih", *first])
+    keys = [f"bench.path={rules}", f"judge.path={ENCODER}"]
+    traces = f"traces={rules / 'traces.jsonl'}"
+    cold = Job("cold start", "rules/seed0", ["experiment=smollm2_rules", f"model={MODEL}", traces, *keys])
+    start = ["experiment=smollm2_hipo", f"model={runs / cold.place}", *keys]
+    return (
+        own,
+        cold,
+        [
+            Job(arm, f"{arm.replace(' ', '-')}/seed{seed}", [*start, *keys_, f"seed={seed}"])
+            for seed in range(seeds)
+            for arm, keys_ in HIPO.items()
+        ],
+    )
+
+
+def prepare(own: Job, cold: Job, runs: Path, data: Path, extra: list[str]) -> bool:
+    """Divide VerIH, and do the two runs that all arms begin with. A step that is done is not repeated."""
+    rules = runs / "verih_rules"
+    write_splits(data / "verih" / "test.json", rules)
+    if not own.run(runs, [word for word in extra if not word.startswith("trainer.")]):
+        return False
+    make_traces(runs / own.place, rules)
+    return cold.run(runs, extra)
 
 
 def cell(estimates: dict[str, Any] | None, metric: str) -> str:
-    """Write an estimate as mean [95% interval]."""
+    """Write an estimate as mean [95% interval], or the mean alone if there are too few clusters for an interval."""
     value = (estimates or {}).get(metric)
-    return "-" if value is None else f"{value['mean']:.3f} [{value['lo']:.3f}, {value['hi']:.3f}]"
+    if value is None:
+        return "-"
+    interval = "" if value["lo"] is None else f" [{value['lo']:.3f}, {value['hi']:.3f}]"
+    return f"{value['mean']:.3f}{interval}"
 
 
 def rows(jobs: list[Job], runs: Path, group: str, kinds: tuple[str, ...], metrics: tuple[str, ...]) -> list[str]:
@@ -146,6 +174,23 @@ def rows(jobs: list[Job], runs: Path, group: str, kinds: tuple[str, ...], metric
             if any(one != "-" for one in cells):
                 table.append(f"| {name} | " + " | ".join([*cells, *cost]) + " |")
     return table
+
+
+def plot(jobs: list[Job], runs: Path, path: Path) -> None:
+    """Draw the multiplier of HIPO over the updates, and the moving average of r_sys for every arm."""
+    figure = Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, arm in enumerate(HIPO):
+        for job in (job for job in jobs if job.row == arm and job.summary(runs)):
+            multipliers, averages = curves(runs / job.place)
+            right.plot(range(2, len(averages) + 2), averages, color=f"C{number}", label=arm)
+            if arm == "hipo":
+                left.plot(range(1, len(multipliers) + 1), multipliers, color=f"C{number}", label=arm)
+    left.set(xlabel="update", ylabel="lambda")
+    right.set(xlabel="update", ylabel="moving average of r_sys, training", ylim=(0, 1))
+    named = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))  # one line for the seeds of an arm
+    right.legend(list(named.values()), list(named), fontsize=8)
+    figure.savefig(path)
 
 
 def missing(part: str, data: Path | None) -> str:
@@ -175,6 +220,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder with the benchmarks")
     parser.add_argument("--seeds", type=above_0, default=2, help="number of seeds of an arm")
     parser.add_argument("--limit", type=above_0, default=100, help="items of a suite, for baselines")
+    parser.add_argument("--plot", type=Path, help="a picture of the runs of hipo")
     parser.add_argument("--jobs", type=above_0, default=1, help="number of runs at a time")
     parser.add_argument("overrides", nargs="*", help="key=value for every run")
     options = parser.parse_intermixed_args()
@@ -183,17 +229,22 @@ def main() -> None:
         parser.error(problem)
     if options.part == "pact":
         cold, jobs = pact(runs, options.seeds)
-        if not cold.run(runs, options.overrides):
-            sys.exit("the arms begin with the checkpoint of cold/seed0, so none was run")
+        ready = cold.run(runs, options.overrides)
+    elif options.part == "hipo":
+        own, cold, jobs = hipo(runs, options.seeds)
+        ready = prepare(own, cold, runs, options.data.absolute(), options.overrides)
     else:
-        data = options.data.absolute()
-        jobs = hipo(data, options.seeds) if options.part == "hipo" else baselines(runs, data, options.limit)
+        ready, jobs = True, baselines(runs, options.data.absolute(), options.limit)
+    if not ready:
+        sys.exit("the arms begin with the checkpoint of the cold start, so none was run")
     with ThreadPoolExecutor(options.jobs) as pool:
         good = list(pool.map(lambda job: job.run(runs, options.overrides), jobs))
     if options.part == "pact":
         print("\n".join(rows([cold, *jobs], runs, "hops", ("1", "2", "3", "4"), ("solve_rate",))))
     elif options.part == "hipo":
-        print("\n".join(rows(jobs, runs, "kind", ("conflict", "aligned"), ("r_sys", "r_user"))))
+        print("\n".join(rows([cold, *jobs], runs, "kind", ("conflict", "aligned"), ("r_sys", "r_user"))))
+        if options.plot is not None:
+            plot(jobs, runs, options.plot)
     else:
         print("| suite | metric | " + " | ".join(SAMPLING) + " | items |\n|---|---|---|---|---|")
         for suite, (*_, metrics) in SUITES.items():

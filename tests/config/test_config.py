@@ -58,6 +58,7 @@ NEEDED = {  # keys without a value, and the method and the judge that suites of 
     **{f"bench={name}": ["algo=eval", f"bench.path={ROOT / 'README.md'}", *JUDGED] for name in SIDE},
     "bench=minihif": ["algo=hipo"],
     "experiment=smollm2_hipo": [f"bench.path={ROOT}"],
+    "experiment=smollm2_rules": [f"bench.path={ROOT}", f"traces={ROOT / 'README.md'}"],
     "algo=custom": [f"algo.path={ROOT}/examples/algo_rloo.py"],
     "judge=openai": ["judge.model=some-model"],
     "judge=local": ["judge.path=some/checkpoint"],

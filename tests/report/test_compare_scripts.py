@@ -64,6 +64,13 @@ def test_smollm2_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
+def test_smollm2_writes_a_mean_without_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("compare_smollm2")
+    estimates = {"a": {"mean": 0.25, "lo": 0.1, "hi": 0.5}, "b": {"mean": 0.25, "lo": None, "hi": None}}
+    assert [script.cell(estimates, name) for name in "abc"] == ["0.250 [0.100, 0.500]", "0.250", "-"]
+
+
 def test_the_list_of_tables_shows_the_given_keys() -> None:
     done = call("reproduce", "pact_table1", "seed=0", "--list")
     assert "agentrl sweep=pact_table1 runs_dir=runs/pact_table1 seed=0\n" in done.stdout, done.stderr

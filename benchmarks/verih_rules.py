@@ -1,0 +1,115 @@
+"""Make a small bench of VerIH's rules that many requests share, and replies to start from.
+
+    python benchmarks/verih_rules.py divide verih/test.json verih_rules
+    agentrl eval model=MODEL bench=verih bench.path=verih_rules/train.json bench.test_fraction=1 \
+      rollout.max_completion_tokens=96 name=own run_id=replies
+    python benchmarks/verih_rules.py mend runs/own/replies verih_rules
+
+`divide` takes the rows of six rules and writes train.json and test.json. Half of the requests of each rule and kind are
+for testing; a request is in one file alone. (`bench=verih` itself holds out whole system prompts, so a rule that one
+system prompt states would be in one split alone.) `mend` edits the model's own replies until they keep the rule, and
+writes traces.jsonl for `algo=sft`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentrl.benches.hif.verih_rules import check
+
+SPLITS = ("train", "test")
+Edit = Callable[[str, str, dict[str, Any]], str]  # the reply, the request, the rule's arguments
+
+
+def sentences(reply: str, count: int = 2) -> str:
+    """Return the first sentences of a reply on one line: replies that the token budget cuts cannot keep some rules."""
+    return " ".join(re.split(r"(?<=[.!?])\s+", " ".join(reply.split()))[:count])
+
+
+def with_title(reply: str, request: str, arguments: dict[str, Any]) -> str:
+    words = re.findall(r"[A-Za-z]+", request)[:4]
+    return f"<<{' '.join(words).title()}>> {reply}"
+
+
+EDITS: dict[str, Edit] = {  # of the first sentences of a reply
+    "title": with_title,
+    "no commas": lambda reply, request, arguments: reply.replace(",", ""),
+    "all uppercase": lambda reply, request, arguments: reply.upper(),
+    "all lowercase": lambda reply, request, arguments: reply.lower(),
+    "quotation": lambda reply, request, arguments: '"' + reply.replace('"', "") + '"',
+    "postscript": lambda reply, request, arguments: f"{reply}\n\n{arguments['postscript_marker']} I hope this helps.",
+}
+
+
+def divide(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the six rules by split. `type` is the rule and the kind, with a colon between them."""
+    strata: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["type"].rpartition(":")[0] in EDITS:
+            strata[row["type"]].append(row)
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    home: dict[str, str] = {}
+    for stratum in sorted(strata):
+        ordered = sorted(strata[stratum], key=lambda row: hashlib.sha256(row["user_prompt"].encode()).hexdigest())
+        for place, row in enumerate(ordered):
+            splits[home.setdefault(row["user_prompt"], SPLITS[place % 2])].append(row)
+    return splits
+
+
+def mend(rows: list[dict[str, Any]], replies: dict[int, str]) -> list[dict[str, Any]]:
+    """Return a trace for each row whose edited reply keeps its rule. `replies` has them by the row's place."""
+    traces = []
+    for place, row in enumerate(rows):
+        given = json.loads(row["gt"]) if isinstance(row["gt"], str) else row["gt"]
+        name = given.pop("func_name")
+        arguments = {key: value for key, value in given.items() if value is not None}
+        edit = EDITS[row["type"].rpartition(":")[0]]
+        reply = edit(sentences(replies.get(place, "")), row["user_prompt"], arguments)
+        if place in replies and check(reply, name, arguments, "corrected"):
+            traces.append({"task_id": f"verih-train-{place}", "answer": reply, "turns": []})
+    return traces
+
+
+def read_replies(run: Path) -> dict[int, str]:
+    """Return the replies of an evaluation by the row's place in the file."""
+    lines = (run / "eval" / "after.jsonl").read_text(encoding="utf-8").splitlines()
+    episodes = [json.loads(line) for line in lines]
+    return {int(one["id"].rpartition("-")[2]): one["messages"][-1]["content"] for one in episodes}
+
+
+def write_splits(file: Path, folder: Path) -> None:
+    """Write train.json and test.json from VerIH's test.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in divide(json.loads(file.read_text(encoding="utf-8"))).items():
+        (folder / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+        print(f"{folder / split}.json: {len(rows)} rows", file=sys.stderr)
+
+
+def make_traces(run: Path, folder: Path) -> None:
+    """Write traces.jsonl from the replies of a finished evaluation of train.json."""
+    rows = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    traces = mend(rows, read_replies(run))
+    place = folder / "traces.jsonl"
+    place.write_text("".join(json.dumps(trace) + "\n" for trace in traces), encoding="utf-8")
+    print(f"{place}: {len(traces)} replies to {len(rows)} rows", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("divide", "mend"))
+    parser.add_argument("source", type=Path, help="VerIH's test.json, or the evaluation that has the replies")
+    parser.add_argument("folder", type=Path, help="the folder of train.json, test.json and traces.jsonl")
+    options = parser.parse_args()
+    {"divide": write_splits, "mend": make_traces}[options.step](options.source, options.folder)
+
+
+if __name__ == "__main__":
+    main()

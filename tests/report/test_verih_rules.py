@@ -1,0 +1,60 @@
+"""The script that makes a bench of VerIH's rules: requests stay on one side, and edited replies keep their rule."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RULES = {
+    "title": "validate_title",
+    "no commas": "validate_no_commas",
+    "all uppercase": "validate_uppercase",
+    "all lowercase": "validate_lowercase",
+    "quotation": "validate_quotation",
+    "postscript": "verify_postscript",
+}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("verih_rules")
+
+
+def row(rule: str, request: str, kind: str = "conflict") -> dict[str, Any]:
+    marker = "PS:" if rule == "postscript" else None
+    gt = {"func_name": RULES.get(rule, "verify_bullet_points"), "N": None, "postscript_marker": marker}
+    return {"sys_prompt": rule, "user_prompt": request, "gt": json.dumps(gt), "type": f"{rule}:{kind}"}
+
+
+def test_requests_are_divided_within_each_rule_and_kind(script: Any) -> None:
+    rows = [row(rule, f"{rule} {i}", kind) for rule in RULES for kind in ("conflict", "aligned") for i in range(4)]
+    twice = [row("title", "the same request"), row("no commas", "the same request")]
+    splits = script.divide([*rows, *twice, row("number bullets", "of another rule")])
+    assert len(splits["train"]) + len(splits["test"]) == len(rows) + 2
+    assert not {one["user_prompt"] for one in splits["train"]} & {one["user_prompt"] for one in splits["test"]}
+    for rule in RULES:
+        for kind in ("conflict", "aligned"):
+            found = [sum(one["type"] == f"{rule}:{kind}" for one in splits[split]) for split in ("train", "test")]
+            assert abs(found[0] - found[1]) <= 1 and sum(found) >= 4, (rule, kind)
+
+
+def test_edited_replies_keep_their_rule(script: Any) -> None:
+    rows = [row(rule, "Name two old towns of Peru.") for rule in RULES]
+    reply = 'Cusco, "the navel", is old. Trujillo is, too. A third sentence.'
+    traces = script.mend(rows, dict.fromkeys(range(len(rows)), reply))
+    assert [trace["answer"] for trace in traces] == [
+        '<<Name Two Old Towns>> Cusco, "the navel", is old. Trujillo is, too.',
+        'Cusco "the navel" is old. Trujillo is too.',
+        'CUSCO, "THE NAVEL", IS OLD. TRUJILLO IS, TOO.',
+        'cusco, "the navel", is old. trujillo is, too.',
+        '"Cusco, the navel, is old. Trujillo is, too."',
+        'Cusco, "the navel", is old. Trujillo is, too.\n\nPS: I hope this helps.',
+    ]
+    assert [trace["task_id"] for trace in traces] == [f"verih-train-{place}" for place in range(6)]
+    assert script.mend(rows, {0: reply}) == traces[:1]  # a prompt that was too long has no reply
+    assert script.mend([row("all uppercase", "Add.")], {0: "1 + 1"}) == []  # no edit makes it keep the rule
