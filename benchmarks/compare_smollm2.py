@@ -50,7 +50,7 @@ PACT = {
     "pact, q = 1": ["algo=pact", "algo.q=1"],  # L^x + L_SFT, the variant that did best on minihop
 }
 HIPO = {
-    "user_only": ["algo=user_only"],
+    "user_only": ["algo=user_only", "dual.initial=0"],
     "sys_only": ["algo=sys_only"],
     "fixed_lambda 1": ["algo=fixed_lambda", "dual.initial=1"],
     "fixed_lambda 4": ["algo=fixed_lambda", "dual.initial=4"],

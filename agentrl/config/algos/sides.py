@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from agentrl.config.algos.grpo import AVERAGING, ENTROPY, GROUP_EPS, KL, KL_CORRECTION, SEQUENCES_OR_TOKENS
 from agentrl.config.constraints import Constraint
@@ -17,6 +17,7 @@ class Hipo(MethodKeys):
     reads = ("dual",)
     advantages = "agentrl.objectives.hipo:lagrangian_advantage"  # a function with its arguments
     wants = "two sides"
+    multipliers_move: ClassVar[bool] = True
 
     user_weight: float = key("w in A = w A_user + sum_k lambda_k A_k; 0 learns from the constraints alone.", ge=0)
     tau: float = key(
@@ -53,6 +54,18 @@ class Hipo(MethodKeys):
         le=1,
         hint="; 1 keeps all",
     )
+
+
+class FixedLambda(Hipo):
+    multipliers_move = False
+
+
+class SysOnly(FixedLambda):
+    """HIPO with w = 0."""
+
+
+class UserOnly(FixedLambda):
+    """HIPO with lambda = 0."""
 
 
 class Gdpo(Hipo):
@@ -116,7 +129,10 @@ class FocalLora(MethodKeys):
 
 
 ALGOS: dict[str, type[MethodKeys]] = {
-    **dict.fromkeys(("hipo", "sys_only", "user_only", "fixed_lambda"), Hipo),
+    "hipo": Hipo,
+    "sys_only": SysOnly,
+    "user_only": UserOnly,
+    "fixed_lambda": FixedLambda,
     "gdpo": Gdpo,
     "repo": Repo,
     "scalarised": Scalarised,

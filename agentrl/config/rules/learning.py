@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agentrl.config.algos.evaluate import Evaluate
-from agentrl.config.algos.sides import Dpo, Hipo
+from agentrl.config.algos.sides import Dpo, Hipo, SysOnly, UserOnly
 from agentrl.config.checks import require
 from agentrl.config.constraints import Constraint, EpisodeConstraint
 from agentrl.config.schema import Anneal, Config, Dual
@@ -66,6 +66,15 @@ def _multipliers(constraints: Sequence[Constraint | EpisodeConstraint], dual: Du
 
 
 def _weights(algo: Hipo, dual: Dual) -> None:
+    moves_rule = f"algo={algo.name} keeps its multipliers; set fixed, or choose algo=hipo"
+    require(algo.multipliers_move or dual.kind == "fixed", "dual.kind", dual.kind, moves_rule)
+    if isinstance(algo, SysOnly):
+        one_side = "algo=sys_only learns from the constraints alone; set 0, or choose algo=fixed_lambda"
+        require(algo.user_weight == 0, "algo.user_weight", algo.user_weight, one_side)
+    if isinstance(algo, UserOnly):
+        largest = max((one.initial for one in algo.constraints), default=0.0)
+        one_side = "algo=user_only learns from r_user alone; set 0, or choose algo=fixed_lambda"
+        require(largest == 0, "dual.initial", largest, one_side)
     idle = all(dual.kind == "fixed" and one.initial == 0 for one in algo.constraints)  # also if there are none
     idle_rule = "leaves nothing to learn from; raise it, or add a constraint"
     require(algo.user_weight != 0 or not idle, "algo.user_weight", algo.user_weight, idle_rule)
