@@ -31,7 +31,7 @@ def render_traces(file: Path, reasons: Counter[str], coverage: dict[str, Any]) -
 
 
 def measure_lengths(traces: list[ExpertTrace]) -> list[tuple[str, float, float, float]]:
-    """Return (what, mean, median, largest) over the traces."""
+    """Return (what, mean, median, largest) over the traces, or over their turns if there are any."""
     columns = {
         "turns": [len(trace.turns) for trace in traces],
         "calls": [len(trace.calls) for trace in traces],
@@ -42,4 +42,4 @@ def measure_lengths(traces: list[ExpertTrace]) -> list[tuple[str, float, float, 
         f"chunks of a turn at level L{level}": [len(turn.prefix(level)) for trace in traces for turn in trace.turns]
         for level in range(1, MAX_LEVEL + 1)
     }
-    return [(name, mean(values), median(values), max(values)) for name, values in columns.items()]
+    return [(name, mean(values), median(values), max(values)) for name, values in columns.items() if values]

@@ -96,6 +96,15 @@ def test_a_trace_without_calls_suits_a_task_without_tools_alone(tmp_path: Path) 
     check_calls(traces, [replace(task, tools=[]), replace(task, id="other")])
 
 
+def test_replies_of_a_two_sided_bench_become_a_file_with_a_page(tmp_path: Path) -> None:
+    out = tmp_path / "replies.jsonl"
+    assert traces_command(["build", "bench=minihif", f"out={out}", "limit=3"]) == 0
+    traces = read_traces(out)
+    assert len(traces) == 3 and all(trace.answer and not trace.turns for trace in traces.values())
+    page = out.with_suffix(".html").read_text()
+    assert "characters of reasoning" in page and "chunks of a turn" not in page
+
+
 GOOD = {"task_id": "t", "answer": "a", "turns": [{"chunks": [], "calls": [CALL], "observations": ["x"]}]}
 
 
