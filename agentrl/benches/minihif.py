@@ -19,7 +19,6 @@ from typing import Any
 from agentrl.benches.hif.base import SPLITS, Pair, SingleTurn
 from agentrl.config.benches import Minihif
 from agentrl.core.bench import Task
-from agentrl.core.expert_trace import ExpertTrace
 
 OPENERS = ("sure", "well", "okay", "thanks")
 NAMES = "ant bat bee cat cow dog elk fox hen jay owl pig ram rat sow yak"  # replies name them in this order
@@ -181,9 +180,6 @@ class MinihifBench(SingleTurn):
 
     def groups(self, task: Task) -> dict[str, str]:
         return {"kind": task.data["kind"], "conflict": task.data["conflict"]}
-
-    def expert_trace(self, task: Task) -> ExpertTrace:
-        return ExpertTrace(task.id, (), self.expert_response(task), "generated")
 
     def expert_response(self, task: Task) -> str:
         """Return a reply that keeps the rule, and serves the user as far as the rule allows."""

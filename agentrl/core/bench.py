@@ -169,6 +169,15 @@ class TwoSided(Bench, Protocol):
         """
         ...
 
+    def expert_response(self, task: Task) -> str | None:
+        """Return a reply that is worth imitating, or None if the bench has none."""
+        ...
+
+    def expert_trace(self, task: Task) -> ExpertTrace | None:
+        """Return the reply as a trace without turns."""
+        reply = self.expert_response(task)
+        return None if reply is None else ExpertTrace(task.id, (), reply, "generated")
+
 
 @runtime_checkable
 class Referenced(Protocol):

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from trl import GRPOTrainer
 
 from agentrl.benches import load_bench
+from agentrl.core.bench import TwoSided
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import ExpertTrace
 from agentrl.models.loading import load_chat, load_model, needs_of
@@ -299,6 +300,11 @@ def test_sft_imitates_the_replies_of_a_file_on_a_two_sided_bench() -> None:
     assert len(expert_dataset(chat, bench, tasks, config.algo.components)) == 3  # the bench's own
     with pytest.raises(UserError, match="none of its 3 training tasks has an expert reply to imitate; give replies"):
         expert_dataset(chat, bench, tasks, config.algo.components, make_lookup({}))
+
+
+def test_only_suites_of_two_sides_are_imitated_as_replies() -> None:
+    minihop, minihif = (load_bench(composed(f"bench={name}").bench) for name in ("minihop", "minihif"))
+    assert isinstance(minihif, TwoSided) and not isinstance(minihop, TwoSided)
 
 
 def test_every_process_shuffles_a_dataset_alike(tmp_path: Path):

@@ -152,6 +152,9 @@ class SingleTurn(TwoSided, ABC):
         by_number = {(row.suite, row.row): row for row in self.rows}
         return RowIndex(self.name, by_number, {self.task(row).id: row for row in self.rows})
 
+    def expert_response(self, task: Task) -> str | None:
+        return None
+
 
 def response_of(trajectory: Trajectory) -> str:
     """Return the first assistant message as it was sampled. Parsed reasoning is put back into its tags."""
