@@ -20,6 +20,8 @@ PREPARED = "models/minilm"  # where make minilm puts the encoder: not the form o
 
 def check_files(config: Config) -> None:
     """Raise UserError for a path that does not exist or is of the wrong kind."""
+    unread = f"algo={config.algo.name} reads no traces; set null, or choose algo=sft"
+    require(config.traces is None or config.algo.wants != "two sides", "traces", config.traces, unread)
     _file("traces", config.traces, "no such file; make it with agentrl traces build, or set null")
     if isinstance(config.algo, CustomAlgo):
         require_python_file("algo.path", config.algo.path)
