@@ -107,7 +107,7 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
 
     Whatever must know how the run ended is put on `ending`.
     """
-    started = time.perf_counter()
+    started, before = time.perf_counter(), run.records(run.timing_path)
     config = load_config(run.config_path)
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
@@ -132,7 +132,8 @@ def _work(run: RunDirectory, stop: StopRequest, ending: ExitStack) -> bool:
         except Interrupted:
             return False
         if is_leader():
-            summary = build_summary(config, result, round(time.perf_counter() - started, 1))
+            earlier = spent_before(before, run.records(run.timing_path))
+            summary = build_summary(config, result, round(earlier + time.perf_counter() - started, 1))
             run.write_json(run.summary_path, summary)
             plot_run(run.read_metrics(), run.plots_dir)
             print_result(summary, console.console)
@@ -148,6 +149,14 @@ def _check_devices(config: Config) -> None:
             f"hardware={hardware.name} needs {wanted} GPU(s), PyTorch {torch.__version__} sees {found}; "
             "lower hardware.processes, install a PyTorch that fits the driver, or set hardware=cpu"
         )
+
+
+def spent_before(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> float:
+    """Return the seconds of the updates that an earlier process made and this one did not repeat.
+
+    `before` and `after` are the records of timing.jsonl when this process began and now.
+    """
+    return float(sum(record["seconds"] for record in before if record in after))
 
 
 def build_summary(config: Config, result: Result, wall_s: float) -> dict[str, Any]:

@@ -171,8 +171,12 @@ def test_an_sft_run_resumes_too(tmp_path: Path):
     shutil.rmtree(killed / "checkpoints" / "checkpoint-4")
     status = json.loads((killed / "status.json").read_text()) | {"status": "failed"}
     (killed / "status.json").write_text(json.dumps(status))
+    timing = lines(killed / "timing.jsonl")
+    timing[0]["seconds"], timing[-1]["seconds"] = 1000.0, 5000.0  # the first update is kept, the last one is repeated
+    (killed / "timing.jsonl").write_text("".join(json.dumps(one) + "\n" for one in timing))
     run(tmp_path / "killed", "algo=sft", "trainer.save_steps=2")
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert 1000 < json.loads((killed / "summary.json").read_text())["wall_s"] < 2000
 
 
 @pytest.fixture(scope="module")
