@@ -138,10 +138,15 @@ def prepare(own: Job, cold: Job, runs: Path, data: Path, extra: list[str]) -> bo
     """Divide VerIH, and do the two runs that all arms begin with. A step that is done is not repeated."""
     rules = runs / "verih_rules"
     write_splits(data / "verih" / "test.json", rules)
-    if not own.run(runs, [word for word in extra if not word.startswith("trainer.")]):
+    if not own.run(runs, [word for word in for_cold_start(extra) if not word.startswith(("trainer.", "eval."))]):
         return False
     make_traces(runs / own.place, rules)
-    return cold.run(runs, extra)
+    return cold.run(runs, for_cold_start(extra))
+
+
+def for_cold_start(extra: list[str]) -> list[str]:
+    """Return the overrides without keys of the model: a cold start trains all weights, and they need 32 bits."""
+    return [word for word in extra if not word.startswith("model.")]
 
 
 def cell(estimates: dict[str, Any] | None, metric: str) -> str:
@@ -229,7 +234,7 @@ def main() -> None:
         parser.error(problem)
     if options.part == "pact":
         cold, jobs = pact(runs, options.seeds)
-        ready = cold.run(runs, options.overrides)
+        ready = cold.run(runs, for_cold_start(options.overrides))
     elif options.part == "hipo":
         own, cold, jobs = hipo(runs, options.seeds)
         ready = prepare(own, cold, runs, options.data.absolute(), options.overrides)

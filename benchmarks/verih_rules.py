@@ -23,9 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agentrl.benches.hif.base import SPLITS, Pair
+from agentrl.benches.hif.files import rows_of
+from agentrl.benches.hif.verih import pair_of
 from agentrl.benches.hif.verih_rules import check
+from agentrl.core.expert_trace import ExpertTrace
+from agentrl.traces.files import to_line
 
-SPLITS = ("train", "test")
 Edit = Callable[[str, str, dict[str, Any]], str]  # the reply, the request, the rule's arguments
 
 
@@ -64,17 +68,15 @@ def divide(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return splits
 
 
-def mend(rows: list[dict[str, Any]], replies: dict[int, str]) -> list[dict[str, Any]]:
+def mend(rows: list[Pair], replies: dict[int, str]) -> list[ExpertTrace]:
     """Return a trace for each row whose edited reply keeps its rule. `replies` has them by the row's place."""
     traces = []
-    for place, row in enumerate(rows):
-        given = json.loads(row["gt"]) if isinstance(row["gt"], str) else row["gt"]
-        name = given.pop("func_name")
-        arguments = {key: value for key, value in given.items() if value is not None}
-        edit = EDITS[row["type"].rpartition(":")[0]]
-        reply = edit(sentences(replies.get(place, "")), row["user_prompt"], arguments)
-        if place in replies and check(reply, name, arguments, "corrected"):
-            traces.append({"task_id": f"verih-train-{place}", "answer": reply, "turns": []})
+    for row in rows:
+        if row.row not in replies:
+            continue
+        reply = EDITS[row.data["type"]](sentences(replies[row.row]), row.user, row.data["arguments"])
+        if check(reply, row.data["function"], row.data["arguments"], "corrected"):
+            traces.append(ExpertTrace(f"verih-train-{row.row}", (), reply, "generated"))
     return traces
 
 
@@ -95,10 +97,10 @@ def write_splits(file: Path, folder: Path) -> None:
 
 def make_traces(run: Path, folder: Path) -> None:
     """Write traces.jsonl from the replies of a finished evaluation of train.json."""
-    rows = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    rows = [pair_of(row, "train") for row in rows_of(folder / "train.json")]
     traces = mend(rows, read_replies(run))
     place = folder / "traces.jsonl"
-    place.write_text("".join(json.dumps(trace) + "\n" for trace in traces), encoding="utf-8")
+    place.write_text("".join(to_line(trace) for trace in traces), encoding="utf-8")
     print(f"{place}: {len(traces)} replies to {len(rows)} rows", file=sys.stderr)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from agentrl.benches.hif.files import Row
+
 RULES = {
     "title": "validate_title",
     "no commas": "validate_no_commas",
@@ -31,6 +33,10 @@ def row(rule: str, request: str, kind: str = "conflict") -> dict[str, Any]:
     return {"sys_prompt": rule, "user_prompt": request, "gt": json.dumps(gt), "type": f"{rule}:{kind}"}
 
 
+def pairs(script: Any, rows: list[dict[str, Any]]) -> list[Any]:
+    return [script.pair_of(Row(Path("train.json"), place, one), "train") for place, one in enumerate(rows)]
+
+
 def test_requests_are_divided_within_each_rule_and_kind(script: Any) -> None:
     rows = [row(rule, f"{rule} {i}", kind) for rule in RULES for kind in ("conflict", "aligned") for i in range(4)]
     twice = [row("title", "the same request"), row("no commas", "the same request")]
@@ -44,10 +50,10 @@ def test_requests_are_divided_within_each_rule_and_kind(script: Any) -> None:
 
 
 def test_edited_replies_keep_their_rule(script: Any) -> None:
-    rows = [row(rule, "Name two old towns of Peru.") for rule in RULES]
+    rows = pairs(script, [row(rule, "Name two old towns of Peru.") for rule in RULES])
     reply = 'Cusco, "the navel", is old. Trujillo is, too. A third sentence.'
     traces = script.mend(rows, dict.fromkeys(range(len(rows)), reply))
-    assert [trace["answer"] for trace in traces] == [
+    assert [trace.answer for trace in traces] == [
         '<<Name Two Old Towns>> Cusco, "the navel", is old. Trujillo is, too.',
         'Cusco "the navel" is old. Trujillo is too.',
         'CUSCO, "THE NAVEL", IS OLD. TRUJILLO IS, TOO.',
@@ -55,6 +61,8 @@ def test_edited_replies_keep_their_rule(script: Any) -> None:
         '"Cusco, the navel, is old. Trujillo is, too."',
         'Cusco, "the navel", is old. Trujillo is, too.\n\nPS: I hope this helps.',
     ]
-    assert [trace["task_id"] for trace in traces] == [f"verih-train-{place}" for place in range(6)]
+    assert [trace.task_id for trace in traces] == [f"verih-train-{place}" for place in range(6)]
     assert script.mend(rows, {0: reply}) == traces[:1]  # a prompt that was too long has no reply
-    assert script.mend([row("all uppercase", "Add.")], {0: "1 + 1"}) == []  # no edit makes it keep the rule
+    assert (
+        script.mend(pairs(script, [row("all uppercase", "Add.")]), {0: "1 + 1"}) == []
+    )  # no edit makes it keep the rule

@@ -163,6 +163,14 @@ def test_the_other_algorithms_run(tmp_path: Path, algo: str):
 
 
 @pytest.mark.slow
+def test_a_trace_without_calls_stops_a_run_on_tasks_with_tools(tmp_path: Path):
+    rows = [json.dumps({"task_id": f"minihop-train-{i}", "answer": "Rome", "turns": []}) + "\n" for i in range(50)]
+    (tmp_path / "traces.jsonl").write_text("".join(rows))
+    done = run(tmp_path, "algo=sft", f"traces={tmp_path / 'traces.jsonl'}", code=2)
+    assert "makes no call, and the task has tools; add its calls or remove the line" in done.stderr
+
+
+@pytest.mark.slow
 def test_an_sft_run_resumes_too(tmp_path: Path):
     run(tmp_path / "whole", "algo=sft", "trainer.save_steps=2")
     whole = only_run(tmp_path / "whole")
