@@ -200,6 +200,7 @@ SCENERY = {  # what a page has the reader make or own beforehand
     "checkpoint/config.json": "{}",
     "runs/hard_base/base/config.json": "{}",
     "runs/cold/seed0/config.json": "{}",
+    "runs/rules/seed0/config.json": "{}",
     "models/smollm2-135m/config.json": "{}",
     "runs/minihop-tiny-sft/s0-1a2b3c4d/config.json": "{}",
     "SmolLM2-135M-Instruct.Q4_1.gguf": "GGUF",
@@ -207,6 +208,7 @@ SCENERY = {  # what a page has the reader make or own beforehand
     "small-judge/distilled.json": "{}",
     "models/minilm/config.json": "{}",
     "models/minilm/1_Pooling/config.json": "{}",
+    "verih_rules/traces.jsonl": "",
 }
 
 
