@@ -105,7 +105,7 @@ def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: f
     """Return the tables by kind of prompt ("all" first) and the two profiles."""
     from transformers.utils import logging
 
-    from agentrl.models.loading import load_chat, load_model, needs_of
+    from agentrl.models.loading import load_chat, load_policy, needs_of
     from agentrl.models.onset import compare_onsets, measure_onset
     from agentrl.models.spans import prompt_spans
 
@@ -117,7 +117,7 @@ def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: f
     prompts = [prompt_spans(chat, task.prompt, extent) for task in tasks]
     tables = [
         measure_onset(
-            load_model(model.model_copy(update={"path": path})).to(config.hardware.device).eval(), prompts, alpha
+            load_policy(model.model_copy(update={"path": path})).to(config.hardware.device).eval(), prompts, alpha
         )
         for path in (base, trained)
     ]

@@ -1,15 +1,21 @@
-"""`agentrl merge RUN [out=DIR]`: merge a run's trained adapter into its base, as a full checkpoint."""
+"""`agentrl merge RUN [out=DIR] [dtype=TYPE]`: merge a run's trained adapter into its base, as a full checkpoint."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 from agentrl.commands.arguments import key_lines, open_run, say, split_places
+from agentrl.config.checks import require
+from agentrl.config.judges import Dtype
 from agentrl.core.errors import UserError
 
-KEYS = {"out": "New directory for the checkpoint (default RUN/merged)."}
-USAGE = "agentrl merge RUN [out=DIR]"
+KEYS = {
+    "out": "New directory for the checkpoint (default RUN/merged).",
+    "dtype": "Type of the weights: float32, bfloat16 or float16 (default: that of the run). 16 bits round the sum.",
+}
+USAGE = "agentrl merge RUN [out=DIR] [dtype=TYPE]"
 HELP = f"""{USAGE}
 
 Merges a run's trained adapter into its base, and writes full weights, tokenizer and chat template.
@@ -22,6 +28,13 @@ def main(arguments: list[str]) -> int:
     places, own = split_places(arguments, KEYS)
     if len(places) != 1:
         raise UserError(f"name one run directory: {USAGE}")
+    types = get_args(Dtype)
+    require(
+        own.get("dtype", types[0]) in types,
+        "dtype",
+        own.get("dtype"),
+        f"must be {', '.join(types[:-1])} or {types[-1]}",
+    )
     run = open_run(places[0])
     adapter = run.path / "model"
     if not adapter.is_dir():
@@ -37,7 +50,8 @@ def main(arguments: list[str]) -> int:
 
     from agentrl.models.loading import load_model
 
-    model = load_model(run.config().model.model_copy(update={"path": str(adapter)}))
+    trained = run.config().model
+    model = load_model(trained.model_copy(update={"path": str(adapter), "dtype": own.get("dtype", trained.dtype)}))
     draft = out.with_name(f".{out.name}-writing")
     try:
         shutil.rmtree(draft, ignore_errors=True)  # left by a merge that was killed

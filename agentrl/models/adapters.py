@@ -1,13 +1,17 @@
-"""LoRA adapters: make PEFT's configuration, check it against the model, and merge a trained adapter into its base."""
+"""LoRA adapters: make PEFT's configuration, check it against the model, put a trained adapter on its base."""
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -27,6 +31,7 @@ LORA_TARGETS = {
     "lfm2": ["q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"],  # in_proj: of its convolutions
     "qwen3.5": [*LLAMA_TARGETS, "in_proj_qkv", "in_proj_z", "out_proj"],  # the latter three: of its linear attention
 }  # every other family here has Llama's seven projections
+NOTEWORTHY = 0.1  # share of an adapter's change that a merge may lose without a warning
 
 
 def lora_config(model: Model) -> LoraConfig | None:
@@ -157,19 +162,65 @@ def network_config(model: Model) -> PreTrainedConfig | None:
 
 
 def merge_adapter(base: PreTrainedModel, config: Model) -> PreTrainedModel:
-    """Return `base` with the adapter at `config.path` merged into its weights. The model takes the adapter's name."""
-    path = checkpoint_path(config.path)
-    try:
-        adapted = PeftModel.from_pretrained(base, path, revision=None if Path(path).is_dir() else config.revision)
+    """Return `base` with the adapter at `config.path` merged into its weights. The model takes the adapter's name.
+
+    Weights of 16 bits round the sum. If that loses more than a tenth of what the adapter changes, a warning says so.
+    """
+    with _explain_misfit(base, config):
+        adapted = put_adapter(base, config)
+        lost = rounding_loss(adapted)
         _untie(adapted.get_base_model())
         merged: PreTrainedModel = adapted.merge_and_unload()
+    if lost > NOTEWORTHY:
+        warnings.warn(
+            f"{config.path}: merging this adapter into weights of {config.dtype} rounds them, and the rounding error "
+            f"is {lost:.0%} of what the adapter changes; only float32 weights keep all of it (model.dtype=float32; for "
+            "agentrl merge, dtype=float32)",
+            stacklevel=2,
+        )
+    merged.requires_grad_(True)  # PEFT has frozen the base, and full training may continue from here
+    merged.name_or_path = checkpoint_path(config.path)  # an adapter trained on this model names it as its base
+    return merged
+
+
+def put_adapter(base: PreTrainedModel, config: Model) -> PeftModel:
+    """Return `base` with the adapter at `config.path` beside its weights, as the run that trained it had it.
+
+    Raises:
+        UserError: the adapter does not fit the base.
+    """
+    path = checkpoint_path(config.path)
+    with _explain_misfit(base, config):
+        return PeftModel.from_pretrained(base, path, revision=None if Path(path).is_dir() else config.revision)
+
+
+@contextmanager
+def _explain_misfit(base: PreTrainedModel, config: Model) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
         raise UserError(
             f"model.path={config.path}: the adapter does not fit {base.name_or_path}: {first_line(error)}"
         ) from error
-    merged.requires_grad_(True)  # PEFT has frozen the base, and full training may continue from here
-    merged.name_or_path = path  # an adapter trained on top of this model names it as its base
-    return merged
+
+
+@torch.no_grad()
+def rounding_loss(adapted: PeftModel) -> float:
+    """Return |error| / |change| of a merge: norms over all linear layers with an adapter. 0 for float32 weights.
+
+    The change is what the adapter adds to the weights; the error is what rounding the sum to their dtype takes away.
+    """
+    error = change = 0.0
+    for layer in adapted.modules():
+        if not isinstance(layer, Linear) or layer.get_base_layer().weight.dtype == torch.float32:
+            continue
+        weight = layer.get_base_layer().weight
+        for name in layer.lora_A:
+            added = layer.get_delta_weight(name).float()
+            whole = weight.float() + added
+            error += float((whole.to(weight.dtype).float() - whole).square().sum())
+            change += float(added.square().sum())
+    return (error / change) ** 0.5 if change > 0 else 0.0
 
 
 def _untie(model: PreTrainedModel) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from jinja2 import TemplateError
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -28,11 +29,28 @@ from agentrl.config.schema import Model
 from agentrl.config.templates import OFFER
 from agentrl.core.bench import Task
 from agentrl.core.errors import UserError, first_line
-from agentrl.models.adapters import adapter_base, merge_adapter
+from agentrl.models.adapters import adapter_base, merge_adapter, put_adapter
 from agentrl.models.complete import require_complete
 from agentrl.models.places import checkpoint_path
 from agentrl.models.quantization import quantization_of
 from agentrl.models.vocabulary import fit_vocabulary
+
+
+def load_policy(config: Model) -> PreTrainedModel | PeftModel:
+    """Load a policy that is not trained here. An adapter computes as it did in the run that trained it.
+
+    It stays beside weights of 16 bits or less, which would round the sum. Float32 weights take it in: that is faster.
+
+    Raises:
+        UserError: see `load_model`; or the base shall be quantized but is an adapter itself.
+    """
+    if config.dtype == "float32" and config.quantize is None:
+        return load_model(config)
+    if (base := adapter_base(config)) is None:
+        return load_model(config)
+    if config.quantize is not None and adapter_base(base) is not None:
+        raise UserError(f"model.quantize={config.quantize}: its base is an adapter, too, and is not rounded; set null")
+    return put_adapter(load_model(base), config)
 
 
 def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from agentrl.chat.format import ChatFormat
@@ -204,7 +205,7 @@ class TokenPlayer:
         )
 
 
-def local_engine(config: Config, chat: ChatFormat, model: PreTrainedModel) -> TokenEngine:
+def local_engine(config: Config, chat: ChatFormat, model: PreTrainedModel | PeftModel) -> TokenEngine:
     """Make an engine over `model` for use without a GRPO trainer. The weights may change between two rollouts.
 
     It moves the model to the device of the run and seeds the random numbers with the seed of the run.

@@ -29,7 +29,7 @@ from agentrl.evaluation.results import Item, count_missing_items
 from agentrl.evaluation.tasks import load_tasks
 from agentrl.judges.build import build_judge
 from agentrl.models.adapters import check_lora
-from agentrl.models.loading import load_chat, load_model, needs_of
+from agentrl.models.loading import load_chat, load_model, load_policy, needs_of
 from agentrl.report.table import sampling_text
 from agentrl.rollout.endpoint import EndpointEngine
 from agentrl.rollout.tokens import local_engine
@@ -93,7 +93,7 @@ def evaluate_only(
         chat = load_chat(config.model, needs_of(tasks))
         tasks = keep_fitting(chat, tasks, config, "test")
         console.say(f"loading {config.model.path}")
-        model = load_model(config.model)
+        model = load_policy(config.model)
         engine = local_engine(config, chat, model)
         where = f"{model.num_parameters():,} parameters"
     console.say(f"eval of {config.model.name} ({where}) on {bench.name}: {len(tasks)} tasks, {run.path}")
@@ -131,7 +131,7 @@ def train_and_evaluate(
     if (trainer_class := rl_trainer(config.algo)) is not None:
         trainer_class.check_tasks(config, train_tasks)
     console.say(f"loading {config.model.path}")
-    model = load_model(config.model)
+    model = load_model(config.model) if trains else load_policy(config.model)
     console.say(
         f"{config.algo.name} on {bench.name}: {len(train_tasks)} training and {len(test_tasks)} test tasks, "
         f"{model.num_parameters():,} parameters, seed {config.seed}, {run.path}"

@@ -19,8 +19,8 @@ from agentrl.commands import merge, push
 from agentrl.config.compose import compose
 from agentrl.config.schema import Model
 from agentrl.core.errors import UserError
-from agentrl.models.adapters import adapter_base, check_lora, lora_config
-from agentrl.models.loading import Needs, load_chat, load_model
+from agentrl.models.adapters import adapter_base, check_lora, lora_config, rounding_loss
+from agentrl.models.loading import Needs, load_chat, load_model, load_policy
 from agentrl.models.places import checkpoint_path
 from agentrl.store.run import RunDirectory
 from agentrl.trainers.arguments import sft_arguments
@@ -150,6 +150,66 @@ def test_a_pushed_adapter_is_read_with_its_own_and_its_bases_revision(hub: Path,
     loaded = load_model(model_of("model=custom", "model.path=someone/adapter", "model.revision=v1"))
     torch.testing.assert_close(logits(loaded), said, atol=1e-4, rtol=1e-4)
     assert not any("lora" in name for name, _ in loaded.named_parameters())
+
+
+def faint(config: Model, folder: Path, seed: int = 0) -> torch.Tensor:
+    """As `trained`, with an adapter that changes weights by less than 16 bits can hold; what the pair says."""
+    torch.manual_seed(seed)
+    wanted = lora_config(config)
+    assert wanted is not None
+    adapted = get_peft_model(load_model(config), wanted)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=1e-4)
+    adapted.save_pretrained(folder)
+    return logits(adapted)
+
+
+def test_16_bits_do_not_round_an_adapter_that_is_evaluated(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    said = faint(model_of("model/lora=on", "model.dtype=bfloat16"), tmp_path / "first")
+    evaluated = model_of("model=custom", f"model.path={tmp_path / 'first'}", "model.dtype=bfloat16", "model/lora=on")
+    torch.testing.assert_close(logits(load_policy(evaluated)), said, atol=0, rtol=0)
+    assert not any("rounds them" in str(warning.message) for warning in recwarn)
+    with pytest.warns(
+        UserWarning, match=r"first: merging this adapter into weights of bfloat16 rounds them, .* 8\d% of"
+    ):
+        assert (logits(load_model(evaluated)) - said).abs().max() > 0
+
+    both = faint(evaluated, tmp_path / "second", seed=1)  # trained on the rounded sum, so evaluated on it
+    stacked = model_of("model=custom", f"model.path={tmp_path / 'second'}", "model.dtype=bfloat16")
+    torch.testing.assert_close(logits(load_policy(stacked)), both, atol=0, rtol=0)
+
+
+def test_the_rounding_loss_of_hand_made_weights(tmp_path: Path) -> None:
+    """1 + 2^-10 rounds to 1 in bfloat16 and is lost whole; 1 + 2^-7 is kept."""
+    for step, lost in ((2.0**-10, 1.0), (2.0**-7, 0.0)):
+        model: Any = load_model(model_of("model.dtype=bfloat16"))
+        layer = model.model.layers[0].self_attn.q_proj
+        layer.weight.data.fill_(1.0)
+        settings = LoraConfig(r=1, lora_alpha=1, target_modules=["0.self_attn.q_proj"])
+        adapted = get_peft_model(model, settings)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.data.fill_(step if "lora_B" in name else 1.0)
+        assert rounding_loss(adapted) == lost
+
+
+def test_merge_writes_the_type_that_is_asked_for(tmp_path: Path) -> None:
+    run = RunDirectory.create(composed(f"runs_dir={tmp_path}", "model/lora=on", "model.dtype=bfloat16"))
+    assert run is not None
+    faint(run.config().model, run.path / "model")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(run.path / "model")
+    with pytest.warns(UserWarning, match="for agentrl merge, dtype=float32"):
+        assert merge.main([str(run.path)]) == 0
+    assert merge.main([str(run.path), f"out={tmp_path / 'whole'}", "dtype=float32"]) == 0
+    places = (run.path / "merged", tmp_path / "whole")
+    rounded, whole = (AutoModelForCausalLM.from_pretrained(place, dtype="auto") for place in places)
+    assert (rounded.dtype, whole.dtype) == (torch.bfloat16, torch.float32)
+    exact = PeftModel.from_pretrained(load_model(model_of()), str(run.path / "model"))
+    torch.testing.assert_close(logits(whole), logits(exact), atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="dtype=int8: must be float32, bfloat16 or float16"):
+        merge.main([str(run.path), "dtype=int8"])
 
 
 def test_an_adapter_trained_on_an_adapter_keeps_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

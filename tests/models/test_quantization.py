@@ -13,7 +13,7 @@ from peft import get_peft_model
 from agentrl.config.rules import machine, validate
 from agentrl.core.errors import UserError
 from agentrl.models.adapters import lora_config
-from agentrl.models.loading import load_model
+from agentrl.models.loading import load_model, load_policy
 from tests.support.families import family_checkpoint
 from tests.support.helpers import changed, composed, small
 
@@ -41,7 +41,7 @@ def test_what_cannot_be_rounded_is_one_line(keys: tuple[str, ...], said: str, mo
 
 def test_an_adapter_is_no_base_to_round(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/model"}))
-    with pytest.raises(UserError, match="is merged into whole weights; run agentrl merge"):
+    with pytest.raises(UserError, match="merges an adapter into whole weights; run agentrl merge"):
         validate(composed("model=custom", f"model.path={tmp_path}", *ADAPTERS, "model.quantize=int8"))
 
 
@@ -68,3 +68,10 @@ def test_adapters_on_an_int8_base_are_merged_into_the_whole_one(tmp_path: Path) 
     with torch.no_grad():
         torch.testing.assert_close(again(IDS).logits, adapted.eval()(IDS).logits, atol=0.2, rtol=0.1)
     assert {type(one) for one in again.parameters()} == {torch.nn.Parameter}
+    beside = load_policy(changed(config.model, path=str(tmp_path / "adapter")))
+    with torch.no_grad():
+        torch.testing.assert_close(beside(IDS).logits, adapted.eval()(IDS).logits, atol=0, rtol=0)
+    trained_on_both = get_peft_model(again, wanted)
+    trained_on_both.save_pretrained(tmp_path / "second")
+    with pytest.raises(UserError, match="its base is an adapter, too, and is not rounded; set null"):
+        load_policy(changed(config.model, path=str(tmp_path / "second")))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from agentrl.commands import merge
+from agentrl.config.compose import compose
 from agentrl.models.loading import load_model
 from agentrl.runner.start import start
 from agentrl.store.run import RunDirectory
@@ -83,3 +84,21 @@ def test_adapters_are_trained_resumed_and_merged(
     size = 1e-4 if config.model.dtype == "float32" else 0.1
     torch.testing.assert_close(said[0], said[1], atol=size, rtol=size)
     assert json.loads(run.summary_path.read_text())["steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_saved_adapter_of_16_bits_is_evaluated_as_at_the_end_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampled replies: the same seeds draw the same tokens only if the policy is the same."""
+    work_in_this_process(monkeypatch)
+    base = tmp_path / "base"
+    family_checkpoint(base, "qwen2")  # its weights are random, so a little rounding changes what is drawn
+    keys = ("model.dtype=bfloat16", "eval.temperature=1", "eval.samples=16", f"runs_dir={tmp_path}")
+    assert start(small("algo=grpo", "model=custom", f"model.path={base}", *SHORT, *keys, "name=run", "run_id=a")) == 0
+    run = RunDirectory(tmp_path / "run" / "a")
+    same_tasks = (*SHORT[:3], "bench.test_tasks=4", "bench.train_tasks=12", "eval.limit=1")
+    assert start(compose(["algo=eval", f"model={run.path}", *same_tasks, *keys, "name=again", "run_id=a"])) == 0
+    again = RunDirectory(tmp_path / "again" / "a")
+    episodes = [[line["messages"] for line in one.records(one.eval_dir / "after.jsonl")] for one in (run, again)]
+    assert len(episodes[0]) == 16 and episodes[0] == episodes[1]

@@ -68,8 +68,8 @@ def _checkpoint(config: Config) -> None:
     path, kind = config.model.path, config.model.quantize
     _weights("model.path", path)
     adapter = (Path(path).expanduser() / "adapter_config.json").is_file()
-    merge_rule = "an adapter is merged into whole weights; run agentrl merge and name what it writes, or set null"
-    require(kind is None or not adapter, "model.quantize", kind, merge_rule)
+    merge_rule = "training merges an adapter into whole weights; run agentrl merge and name what it writes, or set null"
+    require(kind is None or not (adapter and config.algo.trains), "model.quantize", kind, merge_rule)
 
 
 def _weights(key: str, path: str) -> None:
