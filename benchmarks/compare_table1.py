@@ -1,11 +1,14 @@
-"""Make PACT's Table 1 on minihop from the runs of `sweep=pact_table1`: train MatchTIR after SFT, and print the table.
+"""Make PACT's Table 1 on minihop: train every row over five seeds, at a rate tuned on other tasks, and print the table.
 
-    agentrl sweep=pact_table1 runs_dir=runs/pact_table1 hardware.threads=1
-    python benchmarks/compare_table1.py runs/pact_table1 hardware.threads=1
+    python benchmarks/compare_table1.py runs/pact_table1 --tune    # choose the rates anew, 48 runs
+    python benchmarks/compare_table1.py runs/pact_table1           # train and print
 
-Give it the overrides of the sweep, seed=0,1 included. MatchTIR after SFT needs finished runs of SFT, so its runs are
-started here, one after the other; finished runs are not repeated. A cell is the mean over seeds of the mean over tasks,
-with a 95% interval (Student's t). Differences to PACT are paired by seed. A row shows the seeds that are finished.
+Every row is tuned alike: its preset's learning rate, a third and three times of it, one run each (seed 100), judged by
+the solve rate on tasks that no table uses (bench.data_seed=1). `table1_rates.json` beside this file has the rates and
+what was tried. MatchTIR after SFT starts from the run of SFT with the same seed.
+
+A run that is finished is not repeated. A cell is the mean over seeds of the mean over tasks, with a 95% interval
+(Student's t). Differences to PACT are paired by seed. A row shows the seeds that are finished.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +47,23 @@ ROWS = {  # the paper's rows in its order, then what it does not have; the exper
 }
 AFTER_SFT = "SFT -> MatchTIR"
 METRICS = ("solve_r", "solve_p", "solve_f1", "solve_rate")  # R, P and F1 of the paper, and whole tasks
+RATES = Path(__file__).with_name("table1_rates.json")
+VALIDATION = ["bench.data_seed=1", "seed=100", "eval.before=false"]
+FACTORS = (1 / 3, 1, 3)  # of the preset's learning rate
 
 
-def job(row: str, seed: int, shared: list[str]) -> list[str] | None:
+def row_keys(row: str, shared: list[str], rate: float | None = None) -> list[str]:
+    """Return the overrides of a row but the seed and the model; without a rate, the preset's learning rate stands."""
+    rates = [] if rate is None else [f"trainer.learning_rate={rate:g}"]
+    return [f"experiment={ROWS[row]}", "trainer.tasks=with_trace", *rates, *shared]
+
+
+def job(row: str, seed: int, shared: list[str], rates: dict[str, float]) -> list[str] | None:
     """Return the overrides of a run; None for MatchTIR after SFT while its run of SFT is not finished."""
-    own = [f"experiment={ROWS[row]}", f"seed={seed}", *shared]
+    own = [*row_keys(row, shared, rates.get(row)), f"seed={seed}"]
     if row != AFTER_SFT:
         return own
-    first = run_path(compose([f"experiment={ROWS['SFT']}", f"seed={seed}", *shared]))
+    first = run_path(compose([*row_keys("SFT", shared, rates.get("SFT")), f"seed={seed}"]))
     return [*own, f"model={first}"] if finished(first) else None
 
 
@@ -61,9 +74,51 @@ def finished(run: Path) -> dict[str, Any] | None:
     return summary if summary.get("status") == "completed" else None
 
 
-def find(row: str, seeds: list[int], shared: list[str]) -> dict[int, dict[str, Any]]:
+def train(jobs: list[list[str] | None], workers: int) -> bool:
+    """Do the runs that are not finished, `workers` at a time; return whether all of them succeeded."""
+    missing = [words for words in jobs if words is not None and finished(run_path(compose(words))) is None]
+    with ThreadPoolExecutor(workers) as pool:
+        return all(list(pool.map(start, missing)))
+
+
+def start(words: list[str]) -> bool:
+    """Do one run in its own process. A failure is printed at once and does not stop the others."""
+    done = subprocess.run([sys.executable, "-m", "agentrl", *words], capture_output=True, text=True, encoding="utf-8")
+    said = "done" if done.returncode == 0 else f"failed: {' '.join(done.stderr.strip().splitlines()[-1:])}"
+    print(f"{' '.join(words)}: {said}", file=sys.stderr, flush=True)
+    return done.returncode == 0
+
+
+def tune(shared: list[str], workers: int) -> bool:
+    """Run every row at three rates on the validation tasks and write the best of each to RATES."""
+    chosen: dict[str, Any] = {}
+    good = True
+    for rows in ([row for row in ROWS if row != AFTER_SFT], [AFTER_SFT]):
+        tries = {}
+        for row in rows:
+            preset = compose(row_keys(row, shared)).trainer.learning_rate
+            for rate in (float(f"{factor * preset:.2g}") for factor in FACTORS):
+                words = [*row_keys(row, shared, rate), *VALIDATION]
+                if row == AFTER_SFT:
+                    first = run_path(compose([*row_keys("SFT", shared, chosen["SFT"]["rate"]), *VALIDATION]))
+                    words.append(f"model={first}")
+                tries[row, rate] = words
+        good = train(list(tries.values()), workers) and good
+        for row in rows:
+            tried = {
+                f"{rate:g}": summary["eval"]["after"]["solve_rate"]["mean"]
+                for (name, rate), words in tries.items()
+                if name == row and (summary := finished(run_path(compose(words)))) is not None
+            }
+            best = max(tried, key=lambda rate: (tried[rate], -float(rate)))  # of equals, the smaller rate
+            chosen[row] = {"rate": float(best), "tried": tried}
+    RATES.write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
+    return good
+
+
+def find(row: str, seeds: list[int], shared: list[str], rates: dict[str, float]) -> dict[int, dict[str, Any]]:
     """Return the summaries of the finished runs of a row, by seed."""
-    jobs = {seed: job(row, seed, shared) for seed in seeds}
+    jobs = {seed: job(row, seed, shared, rates) for seed in seeds}
     found = {seed: finished(run_path(compose(words))) for seed, words in jobs.items() if words is not None}
     return {seed: summary for seed, summary in found.items() if summary is not None}
 
@@ -98,24 +153,25 @@ def table(found: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", help="the runs_dir of the sweep")
-    parser.add_argument("overrides", nargs="*", help="those of the sweep, e.g. seed=0,1 hardware.threads=1")
-    options = parser.parse_args()
-    runs, overrides = options.runs, options.overrides
-    chosen = next((word.partition("=")[2] for word in overrides if word.startswith("seed=")), "0,1,2,3,4")
+    parser.add_argument("runs", type=Path, help="directory of the runs")
+    parser.add_argument("--tune", action="store_true", help="only choose the learning rates anew")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time, one thread each")
+    parser.add_argument("overrides", nargs="*", help="key=value for every run; seed=0,1 chooses the seeds")
+    options = parser.parse_intermixed_args()
+    chosen = next((word.partition("=")[2] for word in options.overrides if word.startswith("seed=")), "0,1,2,3,4")
     if not all(one.isdigit() for one in chosen.split(",")):
         parser.error(f"seed={chosen}: must be whole numbers with commas between them, e.g. seed=0,1")
     seeds = [int(one) for one in chosen.split(",")]
-    own = [word for word in overrides if not word.startswith(("seed=", "hydra/", "hydra."))]
-    shared = ["trainer.tasks=with_trace", f"runs_dir={runs}", *own]
-    failed = 0
-    for seed in seeds:
-        words = job(AFTER_SFT, seed, shared)
-        if words is not None and finished(run_path(compose(words))) is None:
-            done = subprocess.run([sys.executable, "-m", "agentrl", *words], stdout=sys.stderr)
-            failed = failed or done.returncode  # the run has said why; the table shows the finished ones
-    print("\n".join(table({row: find(row, seeds, shared) for row in ROWS})))
-    sys.exit(failed)
+    own = [word for word in options.overrides if not word.startswith("seed=")]
+    shared = ["hardware.threads=1", f"runs_dir={options.runs.absolute()}", *own]
+    if options.tune:
+        sys.exit(0 if tune(shared, options.jobs) else 1)
+    rates = {row: one["rate"] for row, one in json.loads(RATES.read_text(encoding="utf-8")).items()}
+    good = True
+    for rows in ([row for row in ROWS if row != AFTER_SFT], [AFTER_SFT]):
+        good = train([job(row, seed, shared, rates) for seed in seeds for row in rows], options.jobs) and good
+    print("\n".join(table({row: find(row, seeds, shared, rates) for row in ROWS})))
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":

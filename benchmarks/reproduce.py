@@ -40,10 +40,7 @@ TABLES: dict[str, Table] = {
     ),
     "pact_table1": Table(
         *(PAPERS[0], "Table 1 of PACT with its baselines and neighbours on minihop, 80 runs", 4.7, False),
-        (
-            f"{AGENTRL} sweep=pact_table1 runs_dir=runs/pact_table1 {{keys}}",
-            f"{SCRIPT}/compare_table1.py runs/pact_table1 {{keys}}",
-        ),
+        (f"{SCRIPT}/compare_table1.py runs/pact_table1 {{keys}}",),
     ),
     "pact_table2": Table(
         *(PAPERS[0], "Table 2 of PACT, the terms of the loss and a control, 30 runs", 1.8, False),

@@ -1,20 +1,25 @@
 """Sends the weights of the policy to a vLLM server: over NCCL, as a file of all weights, or as an adapter.
 
-TRL's `VLLMGeneration` gathers sharded weights, merges adapters and uses vLLM's parameter names. Over NCCL it does
-everything. The other two ways write files, which the server reads from the same file system.
+TRL's `VLLMGeneration` gathers sharded weights and uses vLLM's parameter names. Over NCCL it does everything but merge
+adapters. The other two ways write files, which the server reads from the same file system.
 """
 
 from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import save_torch_state_dict
 from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
 from trl.generation.vllm_generation import VLLMGeneration
 
 from agentrl.core.errors import UserError
@@ -30,6 +35,64 @@ class Weights(Protocol):
         ...
 
 
+def keep_base(backend: VLLMGeneration) -> None:
+    """Let `backend` send merged adapters and leave the base as it was, bit by bit.
+
+    TRL adds the adapters to the base in place and subtracts them again. Both steps round, so the base would change with
+    every batch.
+    """
+    if isinstance(backend.model, PeftModel):
+        backend._iter_named_params = partial(_merged_params, backend, backend._iter_named_params)
+
+
+def _merged_params(
+    backend: VLLMGeneration, trl_params: Callable[[], Iterator[tuple[str, Tensor]]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield vLLM's name and the merged value of each parameter. A value is valid until the next one is taken."""
+    model: Any = backend.model
+    if backend._dist.is_fsdp or backend._dist.is_zero3:  # TRL gathers and merges all of it at once
+        layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+        kept = [_copies(layer, "cpu") for layer in layers]
+        yield from trl_params()
+        for layer, copies in zip(layers, kept, strict=True):
+            _restore(layer, copies)
+        return
+    for name, parameter in model.named_parameters():
+        if model.prefix in name or "original_module" in name:
+            continue
+        own = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        own = backend._fix_param_name_to_vllm(own, extra_prefixes=["modules_to_save.default."])
+        holder = name.rpartition(".base_layer.")[0]
+        if not holder:
+            yield own, parameter.data
+            continue
+        with _merged(model.get_submodule(holder)):
+            yield own, parameter.data
+
+
+@contextmanager
+def _merged(layer: Any) -> Iterator[None]:
+    """Merge the adapters of one layer for the block. Afterwards its base is what it was, bit by bit."""
+    copies = _copies(layer)
+    layer.merge()
+    try:
+        yield
+    finally:
+        layer.unmerge()
+        _restore(layer, copies)
+
+
+def _copies(layer: Any, device: str | None = None) -> dict[str, Tensor]:
+    """Return copies of the parameters of a layer's base (of a shard, if they are sharded)."""
+    return {name: value.detach().to(device, copy=True) for name, value in layer.get_base_layer().named_parameters()}
+
+
+@torch.no_grad()
+def _restore(layer: Any, copies: dict[str, Tensor]) -> None:
+    for name, value in layer.get_base_layer().named_parameters():
+        value.copy_(copies[name])
+
+
 class NcclWeights:
     """Sends the weights tensor by tensor over NCCL, from GPU to GPU. The trainer's environment needs vllm installed."""
 
@@ -38,6 +101,7 @@ class NcclWeights:
         self._backend = VLLMGeneration(
             model, accelerator, tokenizer, mode="server", server_base_url=server.url, server_timeout=30.0
         )
+        keep_base(self._backend)
 
     def sync_weights(self) -> str:
         """See `Weights`."""
@@ -56,6 +120,7 @@ class FileWeights(VLLMGeneration):
     ) -> None:
         self._server, self._name, self._folder, self._untie = server, name, folder, untie
         super().__init__(model, accelerator, tokenizer, mode="server")
+        keep_base(self)
 
     def _init_vllm(self) -> None:
         """Do nothing. TRL's method would import the package vllm and open NCCL."""

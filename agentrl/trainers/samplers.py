@@ -20,7 +20,7 @@ from agentrl.rollout.sampler import Sampler
 from agentrl.rollout.transformers_sampler import TransformersSampler
 from agentrl.rollout.vllm_colocated import ColocatedSampler
 from agentrl.rollout.vllm_server import ServerSampler
-from agentrl.rollout.vllm_weights import AdapterWeights, FileWeights, NcclWeights, Weights
+from agentrl.rollout.vllm_weights import AdapterWeights, FileWeights, NcclWeights, Weights, keep_base
 from agentrl.trainers.parity import PROBE, check_parity, parity_requests
 
 
@@ -43,6 +43,7 @@ def policy_sampler(trainer: Any) -> Sampler:
 
 
 def _colocated_sampler(trainer: Any) -> ColocatedSampler:
+    keep_base(trainer.vllm_generation)
     checked: int | None = None
 
     def refresh() -> None:

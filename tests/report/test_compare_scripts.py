@@ -73,4 +73,4 @@ def test_smollm2_writes_a_mean_without_an_interval(monkeypatch: pytest.MonkeyPat
 
 def test_the_list_of_tables_shows_the_given_keys() -> None:
     done = call("reproduce", "pact_table1", "seed=0", "--list")
-    assert "agentrl sweep=pact_table1 runs_dir=runs/pact_table1 seed=0\n" in done.stdout, done.stderr
+    assert "python benchmarks/compare_table1.py runs/pact_table1 seed=0\n" in done.stdout, done.stderr

@@ -55,12 +55,14 @@ def finish(overrides: list[str], solved: float) -> None:
 @pytest.mark.slow
 def test_the_cells_of_table_1_by_hand(scripts: Any, tmp_path: Path) -> None:
     table1, shared = scripts("compare_table1"), [f"runs_dir={tmp_path}"]
+    rates = {"LUFFY": 2e-4}
     for seed, (ours, theirs) in enumerate([(0.5, 0.6), (0.6, 0.8), (0.7, 0.7)]):
-        finish(["experiment=pact_anchored", f"seed={seed}", *shared], ours)
-        finish(["experiment=luffy", f"seed={seed}", *shared], theirs)
-    finish(["experiment=luffy", "seed=3", *shared], 0.7)  # PACT has no such seed
+        finish([*table1.row_keys("PACT", shared), f"seed={seed}"], ours)
+        finish([*table1.row_keys("LUFFY", shared, 2e-4), f"seed={seed}"], theirs)
+        finish([*table1.row_keys("LUFFY", shared), f"seed={seed}"], 0.0)  # at a rate that was not chosen
+    finish([*table1.row_keys("LUFFY", shared, 2e-4), "seed=3"], 0.7)  # PACT has no such seed
     rows = ("LUFFY", "SRFT", table1.AFTER_SFT, "PACT")
-    _, _, before, luffy, *others = table1.table({row: table1.find(row, [0, 1, 2, 3, 4], shared) for row in rows})
+    _, _, before, luffy, *others = table1.table({row: table1.find(row, [0, 1, 2, 3, 4], shared, rates) for row in rows})
     assert before == "| before training | - | 0.300 | 0.300 | 0.300 | 0.300 | - |"
     # means .7 and .6; gaps .1, .2, 0 have the standard error .1 / sqrt(3), and t of 2 degrees of freedom is 4.303
     assert luffy.startswith("| LUFFY | 4 | 0.700 [0.570, 0.830] |")
@@ -116,19 +118,53 @@ def test_keys_and_tables_of_the_command_line(scripts: Any, monkeypatch: pytest.M
     assert "no such table: pact_table9; choose from methods, pact_table1" in capsys.readouterr().err
 
 
+def test_rates_are_tuned_alike_and_on_tasks_of_their_own(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table1, shared, done = scripts("compare_table1"), [f"runs_dir={tmp_path}"], []
+
+    def train(jobs: list[list[str]], workers: int) -> bool:
+        for words in jobs:
+            config = compose(words)
+            assert (config.seed, config.bench.data_seed, config.eval.before) == (100, 1, False)
+            done.append((config.algo.name, config.trainer.learning_rate, config.model.path))
+            solved = {2e-4: 0.6, 6e-4: 0.6, 1.8e-3: 0.1, 9e-3: 0.9}.get(config.trainer.learning_rate, 0.0)
+            finish(words, solved)
+        return True
+
+    monkeypatch.setattr(table1, "RATES", tmp_path / "rates.json")
+    monkeypatch.setattr(table1, "train", train)
+    monkeypatch.setattr(table1, "ROWS", {row: table1.ROWS[row] for row in ("SFT", "PACT", table1.AFTER_SFT)})
+    assert table1.tune(shared, 1)
+    chosen = json.loads((tmp_path / "rates.json").read_text(encoding="utf-8"))
+    assert {row: one["rate"] for row, one in chosen.items()} == {"SFT": 9e-3, "PACT": 2e-4, table1.AFTER_SFT: 2e-4}
+    assert chosen["PACT"]["tried"] == {"0.0002": 0.6, "0.0006": 0.6, "0.0018": 0.1}, "of equals, the smaller rate"
+    best = run_path(compose([*table1.row_keys("SFT", shared, 9e-3), *table1.VALIDATION]))
+    assert [path == str(best / "model") for name, _, path in done if name == "grpo"] == [True] * 3
+
+
+def test_the_rates_of_table_1_are_those_that_did_best(scripts: Any) -> None:
+    table1 = scripts("compare_table1")
+    chosen = json.loads(table1.RATES.read_text(encoding="utf-8"))
+    assert list(chosen) == [row for row in [*table1.ROWS] if row != table1.AFTER_SFT] + [table1.AFTER_SFT]
+    for row, one in chosen.items():
+        assert len(one["tried"]) == 3 and one["tried"][f"{one['rate']:g}"] == max(one["tried"].values()), row
+
+
 @pytest.mark.slow
-def test_matchtir_after_sft_trains_from_the_run_of_sft(scripts: Any, tmp_path: Path) -> None:
-    options = [*SMALL, "seed=1"]
-    sweep = [sys.executable, "-m", "agentrl", "sweep=pact_table1", "experiment=sft,pact_anchored", *options]
-    subprocess.run([*sweep, f"runs_dir={tmp_path}"], check=True, capture_output=True, timeout=300)
-    command = [sys.executable, str(ROOT / "benchmarks" / "compare_table1.py"), str(tmp_path), *options]
-    tables = []
+def test_matchtir_after_sft_trains_from_the_run_of_sft(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare_table1.py", str(tmp_path), *SMALL, "seed=1"])
+    table1, tables = scripts("compare_table1"), []
+    monkeypatch.setattr(table1, "ROWS", {row: table1.ROWS[row] for row in ("SFT", table1.AFTER_SFT, "PACT")})
     for _ in range(2):
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        tables.append(done.stdout)
-    assert tables[0] == tables[1] and done.stderr == ""  # the second time there is nothing to train
-    seeds = {line.split(" | ")[0][2:]: line.split(" | ")[1] for line in tables[0].splitlines()[3:]}
-    assert [row for row, number in seeds.items() if number == "1"] == ["SFT", "SFT -> MatchTIR", "PACT"]
+        with pytest.raises(SystemExit, match=r"^0$"):
+            table1.main()
+        tables.append(capsys.readouterr())
+    assert tables[0].out == tables[1].out and tables[1].err == ""  # the second time there is nothing to train
+    seeds = {line.split(" | ")[0][2:]: line.split(" | ")[1] for line in tables[0].out.splitlines()[3:]}
+    assert seeds == {"SFT": "1", "SFT -> MatchTIR": "1", "PACT": "1"}
     (second,) = [path.parent for path in tmp_path.glob("*/*/config.yaml") if "grpo" in path.parent.parent.name]
     (first,) = tmp_path.glob("*-sft/*/model")
     trained = yaml.safe_load((second / "config.yaml").read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from trl.generation import vllm_generation
 
 from agentrl.core.engine import Decoding, Episode
 from agentrl.core.errors import UserError
+from agentrl.models.adapters import lora_config
 from agentrl.trainers import mismatch
 from tests.support.helpers import make_trainer, small
 from tests.support.vllm_network import CHOSEN, network
@@ -102,20 +103,26 @@ def test_a_server_that_is_gone_is_named_as_such(tmp_path: Path) -> None:
             trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
 
 
-def test_merged_adapters_leave_the_base_where_it_was(tmp_path: Path) -> None:
-    with network() as (stand_in, model, taken):
-        trainer = trainer_at(stand_in, tmp_path, "model/lora=on")
-        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sending_merged_adapters_leaves_the_base_as_it_was(tmp_path: Path, dtype: str) -> None:
+    """Adding an adapter in place and subtracting it again rounds twice, and would change the base with every batch."""
+    with network(f"model.dtype={dtype}") as (stand_in, served, taken):
+        config = small(*CHOSEN, f"vllm.url={stand_in.url}", "model/lora=on", f"model.dtype={dtype}")
+        trainer = make_trainer(config, tmp_path, peft_config=lora_config(config.model))
+        trainer.model.train()
         with torch.no_grad():
-            for name, value in trainer.model.named_parameters():
+            for name, parameter in trainer.model.named_parameters():
                 if "lora_B" in name:
-                    value += 0.05 * torch.randn_like(value)
+                    parameter.normal_(std=0.05)
+        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
         trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
-        for name, value in trainer.model.named_parameters():
-            if "lora_" not in name:
-                torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
-    assert not any("lora" in name or "base_layer" in name for name in taken[0])
-    assert taken[0] == {name for name, _ in model.named_parameters()}
+    assert [name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])] == []
+    assert taken[0] == {name for name, _ in served.named_parameters()}
+    layer = trainer.model.base_model.model.model.layers[1].self_attn.q_proj
+    base, added = layer.base_layer.weight.float(), layer.get_delta_weight("default").float()
+    assert added.abs().max() > 0.01
+    got = served.model.layers[1].self_attn.q_proj.weight
+    torch.testing.assert_close(got.float(), (base + added).to(got.dtype).float(), atol=0, rtol=0)
 
 
 def test_nccl_is_left_to_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
