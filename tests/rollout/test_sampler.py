@@ -88,6 +88,7 @@ class Backend:
     """What TRL's VLLMGeneration is to the sampler."""
 
     mode, temperature, top_p = "colocate", 1.0, 0.9
+    model = None  # no adapters
     llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=SimpleNamespace(max_model_len=12)))
 
     def __init__(self) -> None:
