@@ -149,15 +149,13 @@ def _splits(arms: list[Arm], metrics: list[str]) -> list[Table]:
 
 def _differences(arms: list[Arm], metrics: list[str]) -> list[Table]:
     note = "Paired by item within a run; runs of several seeds are pooled."
-    gains = [[arm.label, *(cell(pool_metric(arm, "difference", m), signed=True) for m in metrics)] for arm in arms]
-    tables = [
-        Table(
-            "After against before",
-            ["arm", *metrics],
-            gains,
-            note,
-        )
+    known = [{metric: pool_metric(arm, "difference", metric) for metric in metrics} for arm in arms]
+    gains = [
+        [arm.label, *(cell(gain, signed=True) for gain in by_metric.values())]
+        for arm, by_metric in zip(arms, known, strict=True)
+        if any(by_metric.values())  # else none of its runs was evaluated before training
     ]
+    tables = [Table("After against before", ["arm", *metrics], gains, note)] if gains else []
     pairs = difference_pairs(arms)
     if len(pairs) > MAX_DIFFERENCES:
         pairs = [pair for pair in pairs if arms[0] in pair]

@@ -55,6 +55,10 @@ IMPOSSIBLE = [
     ("algo=user_only algo.user_weight=0", "leaves nothing to learn from"),
     ("algo=hipo traces=README.md", "traces=README.md: algo=hipo reads no traces; set null"),
     ("algo=user_only dual.initial=1", "dual.initial=1.0: algo=user_only learns from r_user alone; set 0, or choose"),
+    (
+        "algo=user_only dual.initial=0 algo.constraints.0.initial=2",
+        "algo.constraints.0.initial=2.0: algo=user_only learns from r_user alone",
+    ),
     ("algo=sys_only algo.user_weight=1", "algo.user_weight=1.0: algo=sys_only learns from the constraints alone; set"),
     ("algo=fixed_lambda dual=sgd", "dual.kind=sgd: algo=fixed_lambda keeps its multipliers; set fixed, or choose"),
     ("algo=sys_only dual.kind=pid", "dual.kind=pid: algo=sys_only keeps its multipliers"),

@@ -308,6 +308,21 @@ def test_hops_are_sorted_as_numbers_with_before_beside_after(tmp_path: Path) -> 
     ]
 
 
+def test_gains_are_shown_of_arms_that_were_evaluated_before_training(tmp_path: Path) -> None:
+    fake_run(tmp_path, 0.4, "algo=grpo")  # such a run has no differences
+
+    def gains() -> list[list[list[str]]]:
+        tables = build_report(load_records([tmp_path]), "").tables["Differences"]
+        return [table.rows for table in tables if table.title == "After against before"]
+
+    assert gains() == []
+    run = fake_run(tmp_path, 0.6, "algo=pact")
+    summary = json.loads(run.summary_path.read_text())
+    summary["eval"]["difference"] = {"solve_rate": interval(0.3, 0.1, 0.5)}
+    run.write_json(run.summary_path, summary)
+    assert gains() == [[["pact", "+0.300 [+0.100, +0.500]"]]]
+
+
 def test_the_diagnosis_compares_the_first_and_the_last_third_of_what_was_measured(runs: Path) -> None:
     for each in (record.directory for record in load_records([runs]) if record.seed != 0 or "grpo" in str(record.path)):
         shutil.rmtree(each.path)

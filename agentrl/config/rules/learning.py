@@ -59,10 +59,14 @@ def _dual(dual: Dual) -> None:
 def _multipliers(constraints: Sequence[Constraint | EpisodeConstraint], dual: Dual) -> None:
     names = [constraint.name for constraint in constraints]
     require(len(set(names)) == len(names), "algo.constraints", names, "two constraints share a name; rename one")
-    initial_rule = f"must lie in [0, dual.cap={dual.cap:g}]"
+    _initial(constraints, dual, dual.cap, f"must lie in [0, dual.cap={dual.cap:g}]")
+
+
+def _initial(constraints: Sequence[Constraint | EpisodeConstraint], dual: Dual, largest: float, rule: str) -> None:
+    """Refuse a multiplier that begins above `largest`, by the name of the key that sets it."""
     for index, one in enumerate(constraints):
         key = "dual.initial" if one.initial == dual.initial else f"algo.constraints.{index}.initial"
-        require(one.initial <= dual.cap, key, one.initial, initial_rule)
+        require(one.initial <= largest, key, one.initial, rule)
 
 
 def _weights(algo: Hipo, dual: Dual) -> None:
@@ -72,9 +76,8 @@ def _weights(algo: Hipo, dual: Dual) -> None:
         one_side = "algo=sys_only learns from the constraints alone; set 0, or choose algo=fixed_lambda"
         require(algo.user_weight == 0, "algo.user_weight", algo.user_weight, one_side)
     if isinstance(algo, UserOnly):
-        largest = max((one.initial for one in algo.constraints), default=0.0)
         one_side = "algo=user_only learns from r_user alone; set 0, or choose algo=fixed_lambda"
-        require(largest == 0, "dual.initial", largest, one_side)
+        _initial(algo.constraints, dual, 0.0, one_side)
     idle = all(dual.kind == "fixed" and one.initial == 0 for one in algo.constraints)  # also if there are none
     idle_rule = "leaves nothing to learn from; raise it, or add a constraint"
     require(algo.user_weight != 0 or not idle, "algo.user_weight", algo.user_weight, idle_rule)
