@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from agentrl.commands.arguments import file_to_write, key_lines, read_flag, read_whole_number, split_keys
+from agentrl.config.checks import require
 from agentrl.config.compose import compose
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
@@ -54,6 +55,10 @@ def main(arguments: list[str]) -> int:
     config = _configuration(own, overrides)
     config.bench.check_path()
     if source == "teacher":
+        toolless = (
+            f"keeps rollouts that call tools, and bench={config.bench.name} has none; leave the key out, or choose "
+        )
+        require(not config.bench.two_sided, "source", source, toolless + "a bench with tools")
         check_server("endpoint", own["endpoint"])
     kept, reasons, coverage = (_mine if source == "mined" else _ask_teacher)(config, own, out)
     if kept:

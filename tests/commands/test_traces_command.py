@@ -145,6 +145,9 @@ def test_build_mines_traces_and_writes_a_page(tmp_path: Path, capsys: pytest.Cap
         traces_command(["build", "bench=minihop", f"out={out}"])
     with pytest.raises(UserError, match="set endpoint="):
         traces_command(["build", "bench=minihop", f"out={tmp_path / 't'}", "source=teacher"])
+    asked = ["source=teacher", "endpoint=http://localhost:1", "teacher=big"]
+    with pytest.raises(UserError, match=r"^source=teacher: keeps rollouts that call tools, and bench=minihif has none"):
+        traces_command(["build", "bench=minihif", f"out={tmp_path / 't'}", *asked])
 
 
 class Teacher(ChatServer):
