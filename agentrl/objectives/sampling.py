@@ -5,17 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LIKELY = 256  # tokens of a row that are sorted first: they nearly always hold top-p, and sorting all would take longer
+
 
 def kept_log_mass(logits: Tensor, top_p: float) -> Tensor:
     """Return the log of the probability mass that top-p sampling keeps, shape (...).
 
-    logits: (..., V), after the temperature. Top-p keeps the most probable tokens, up to the token with which their sum
-    reaches `top_p` (Holtzman et al. 2020). A kept token's log-prob under the distribution that was sampled is its
+    logits: (..., V), after the temperature. A kept token's log-prob under the distribution that was sampled is its
     log-prob under the whole distribution minus this value.
     """
-    probabilities = logits.float().softmax(-1).sort(-1, descending=True).values
-    before = probabilities.cumsum(-1) - probabilities
-    return probabilities.masked_fill(before >= top_p, 0).sum(-1).log()
+    probs = logits.float().softmax(-1)
+    return keep_top_p(probs.view(-1, probs.shape[-1]), top_p).sum(-1).log().view(probs.shape[:-1])
+
+
+def keep_top_p(probs: Tensor, top_p: float) -> Tensor:
+    """Keep the likeliest tokens of each row (B, V), up to the one that takes their sum to top_p; the others get 0.
+
+    This is the rule of top-p sampling (Holtzman et al. 2020). Only the LIKELY likeliest are sorted. A row in which
+    these do not reach top_p is sorted whole.
+    """
+    best, index = probs.topk(min(LIKELY, probs.shape[-1]))
+    total = best.double().cumsum(-1)
+    kept = torch.zeros_like(probs).scatter_(-1, index, best.masked_fill(total - best >= top_p, 0))
+    short = total[:, -1] < top_p
+    if best.shape[-1] < probs.shape[-1] and short.any():
+        best, index = probs[short].sort(dim=-1, descending=True)
+        best = best.masked_fill(best.double().cumsum(-1) - best >= top_p, 0)
+        kept[short] = torch.zeros_like(best).scatter_(-1, index, best)
+    return kept
 
 
 def mismatch_by_token(old: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:

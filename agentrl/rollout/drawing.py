@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from agentrl.core.engine import Decoding
+from agentrl.objectives.sampling import keep_top_p
 
 SEEDS = 2**62
-LIKELY = 256  # tokens of a row that are sorted first: they nearly always hold top-p, and sorting all would take longer
 BLOCK = 128  # tokens whose probabilities are summed before a row is searched for the drawn token
 
 
@@ -48,29 +48,13 @@ class Draw:
         probs = scores.softmax(-1)
         if self._top_p < 1:
             probs = keep_top_p(probs, self._top_p)
+            probs = probs / probs.sum(-1, keepdim=True)
         numbers = torch.tensor([[stream.random()] for stream in streams], dtype=torch.float64, device=logits.device)
         tokens = invert(probs, numbers)
         drawn = torch.cat([tokens.double(), probs.gather(-1, tokens).double().log()], dim=-1).tolist()
         if any(logprob != logprob for _, logprob in drawn):
             raise RuntimeError("the model's probabilities hold NaN, so no token can be sampled")
         return [int(token) for token, _ in drawn], [logprob for _, logprob in drawn]
-
-
-def keep_top_p(probs: Tensor, top_p: float) -> Tensor:
-    """Keep the likeliest tokens of each row (B, V), up to the one that takes their sum to top_p; the others get 0.
-
-    Only the LIKELY likeliest are sorted. A row in which these do not reach top_p is sorted whole. The kept
-    probabilities are divided by their sum.
-    """
-    best, index = probs.topk(min(LIKELY, probs.shape[-1]))
-    total = best.double().cumsum(-1)
-    kept = torch.zeros_like(probs).scatter_(-1, index, best.masked_fill(total - best >= top_p, 0))
-    short = total[:, -1] < top_p
-    if best.shape[-1] < probs.shape[-1] and short.any():
-        best, index = probs[short].sort(dim=-1, descending=True)
-        best = best.masked_fill(best.double().cumsum(-1) - best >= top_p, 0)
-        kept[short] = torch.zeros_like(best).scatter_(-1, index, best)
-    return kept / kept.sum(-1, keepdim=True)
 
 
 def invert(probs: Tensor, numbers: Tensor) -> Tensor:

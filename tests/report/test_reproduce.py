@@ -130,6 +130,14 @@ def test_rates_are_tuned_alike_and_on_tasks_of_their_own(
             done.append((config.algo.name, config.trainer.learning_rate, config.model.path))
             solved = {2e-4: 0.6, 6e-4: 0.6, 1.8e-3: 0.1, 9e-3: 0.9}.get(config.trainer.learning_rate, 0.0)
             finish(words, solved)
+            path = run_path(config)
+            (path / "model").mkdir()
+            for name, text in {
+                "config.yaml": "model: {name: tiny, family: tiny}",
+                "status.json": "{}",
+                "model/config.json": "{}",
+            }.items():
+                (path / name).write_text(text)
         return True
 
     monkeypatch.setattr(table1, "RATES", tmp_path / "rates.json")

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import TopPLogitsWarper
 
 from agentrl.core.engine import Decoding
-from agentrl.rollout import drawing
-from agentrl.rollout.drawing import Draw, invert, keep_top_p
+from agentrl.objectives import sampling
+from agentrl.objectives.sampling import keep_top_p
+from agentrl.rollout.drawing import Draw, invert
 
 
 def logits_of(rows: int, size: int, spread: float, seed: int = 0) -> Tensor:
@@ -25,6 +26,7 @@ def test_top_p_is_that_of_transformers(size: int, spread: float, top_p: float) -
     logits = logits_of(6, size, spread)
     expected = TopPLogitsWarper(top_p)(None, logits).softmax(-1)
     kept = keep_top_p(logits.softmax(-1), top_p)
+    kept = kept / kept.sum(-1, keepdim=True)
     different = ((kept > 0) != (expected > 0)).sum(-1)
     assert (different <= 1).all()  # transformers sums in float32, so the last token may fall to either side
     torch.testing.assert_close(kept[different == 0], expected[different == 0], rtol=1e-5, atol=1e-9)
@@ -34,8 +36,8 @@ def test_top_p_is_that_of_transformers(size: int, spread: float, top_p: float) -
 def test_a_row_is_sorted_whole_only_where_the_likeliest_do_not_reach_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
     probs = torch.cat([logits_of(2, 1000, 0.1), logits_of(2, 1000, 8.0)])[[0, 2, 1, 3]].softmax(-1)
     mixed = keep_top_p(probs, 0.9)
-    assert ((mixed > 0).sum(-1) > drawing.LIKELY).tolist() == [True, False, True, False]
-    monkeypatch.setattr(drawing, "LIKELY", 1000)
+    assert ((mixed > 0).sum(-1) > sampling.LIKELY).tolist() == [True, False, True, False]
+    monkeypatch.setattr(sampling, "LIKELY", 1000)
     torch.testing.assert_close(mixed, keep_top_p(probs, 0.9), rtol=0, atol=0)
     alone = torch.cat([keep_top_p(row[None], 0.9) for row in probs])
     torch.testing.assert_close(mixed, alone, rtol=0, atol=0)
@@ -43,9 +45,9 @@ def test_a_row_is_sorted_whole_only_where_the_likeliest_do_not_reach_top_p(monke
 
 def test_hand_computed_top_p() -> None:
     probs = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
-    torch.testing.assert_close(keep_top_p(probs, 0.4), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
-    torch.testing.assert_close(keep_top_p(probs, 0.41), torch.tensor([[0.0, 4 / 7, 0.0, 3 / 7]]))
-    torch.testing.assert_close(keep_top_p(probs, 1e-9), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+    torch.testing.assert_close(keep_top_p(probs, 0.4), torch.tensor([[0.0, 0.4, 0.0, 0.0]]))
+    torch.testing.assert_close(keep_top_p(probs, 0.41), torch.tensor([[0.0, 0.4, 0.0, 0.3]]))
+    torch.testing.assert_close(keep_top_p(probs, 1e-9), torch.tensor([[0.0, 0.4, 0.0, 0.0]]))
 
 
 @given(
