@@ -110,6 +110,8 @@ def tune(shared: list[str], workers: int) -> bool:
                 for (name, rate), words in tries.items()
                 if name == row and (summary := finished(run_path(compose(words)))) is not None
             }
+            if not tried:
+                raise UserError(f"{row}: none of its three runs finished, so it has no rate; see above why")
             best = max(tried, key=lambda rate: (tried[rate], -float(rate)))  # of equals, the smaller rate
             chosen[row] = {"rate": float(best), "tried": tried}
     RATES.write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
