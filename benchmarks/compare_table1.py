@@ -125,16 +125,16 @@ def find(row: str, seeds: list[int], shared: list[str], rates: dict[str, float])
     return {seed: summary for seed, summary in found.items() if summary is not None}
 
 
-def table(found: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+def table(found: dict[str, dict[int, dict[str, Any]]], rates: dict[str, float]) -> list[str]:
     """Return the lines of the table. The last column is the difference to PACT in the solve rate."""
     lines = [
-        f"| method | seeds | {' | '.join(METRICS)} | solve_rate - PACT's |",
-        "|---|---|" + "---|" * (len(METRICS) + 1),
+        f"| method | rate | seeds | {' | '.join(METRICS)} | solve_rate - PACT's |",
+        "|---|---|---|" + "---|" * (len(METRICS) + 1),
     ]
     known = [one for by_seed in found.values() for one in by_seed.values() if one["eval"].get("before")]
     if known and known[0]["model"] == "tiny":
         before = " | ".join(f"{known[0]['eval']['before'][metric]['mean']:.3f}" for metric in METRICS)
-        lines.append(f"| before training | - | {before} | - |")
+        lines.append(f"| before training | - | - | {before} | - |")
     after = {
         row: {
             seed: {metric: one["eval"]["after"][metric]["mean"] for metric in METRICS} for seed, one in by_seed.items()
@@ -142,14 +142,15 @@ def table(found: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
         for row, by_seed in found.items()
     }
     for row, values in after.items():
+        rate = f"{rates[row]:g}" if row in rates else "-"
         if not values:
-            lines.append(f"| {row} | 0 | " + "not run | " * (len(METRICS) + 1))
+            lines.append(f"| {row} | {rate} | 0 | " + "not run | " * (len(METRICS) + 1))
             continue
         cells = [cell(seeds_interval([one[metric] for one in values.values()])) for metric in METRICS]
         both = sorted(set(values) & set(after.get("PACT", {})))
         gaps = [values[seed]["solve_rate"] - after["PACT"][seed]["solve_rate"] for seed in both]
         gap = cell(seeds_interval(gaps, low=-1.0), signed=True) if gaps and row != "PACT" else "-"
-        lines.append(f"| {row} | {len(values)} | {' | '.join(cells)} | {gap} |")
+        lines.append(f"| {row} | {rate} | {len(values)} | {' | '.join(cells)} | {gap} |")
     return lines
 
 
@@ -172,7 +173,7 @@ def main() -> None:
     good = True
     for rows in ([row for row in ROWS if row != AFTER_SFT], [AFTER_SFT]):
         good = train([job(row, seed, shared, rates) for seed in seeds for row in rows], options.jobs) and good
-    print("\n".join(table({row: find(row, seeds, shared, rates) for row in ROWS})))
+    print("\n".join(table({row: find(row, seeds, shared, rates) for row in ROWS}, rates)))
     sys.exit(0 if good else 1)
 
 

@@ -27,7 +27,10 @@ from agentrl.benches.hif.base import SPLITS, Pair
 from agentrl.benches.hif.files import rows_of
 from agentrl.benches.hif.verih import pair_of
 from agentrl.benches.hif.verih_rules import check
+from agentrl.config.load import load_config
+from agentrl.core.errors import UserError, first_line
 from agentrl.core.expert_trace import ExpertTrace
+from agentrl.store.run import RunDirectory
 from agentrl.traces.files import to_line
 
 Edit = Callable[[str, str, dict[str, Any]], str]  # the reply, the request, the rule's arguments
@@ -80,28 +83,56 @@ def mend(rows: list[Pair], replies: dict[int, str]) -> list[ExpertTrace]:
     return traces
 
 
-def read_replies(run: Path) -> dict[int, str]:
-    """Return the replies of an evaluation by the row's place in the file."""
+def read_replies(run: Path, rows: Path) -> dict[int, str]:
+    """Return the replies of a finished evaluation on the file `rows`, by the row's place in that file.
+
+    Raises:
+        UserError: `run` is another kind of run, has not finished, or was evaluated on other rows.
+    """
+    how = "give the directory of a finished agentrl eval with bench=verih"
+    if not (run / "status.json").is_file():
+        raise UserError(f"{run} is not a run; {how} bench.path={rows}")
+    bench, status = load_config(run).bench, RunDirectory(run).status()["status"]
+    if bench.name != "verih" or bench.path is None or Path(bench.path).resolve() != rows.resolve():
+        raise UserError(f"{run} has replies to bench={bench.name} bench.path={bench.path}; {how} bench.path={rows}")
+    if status != "completed":
+        raise UserError(f"{run} is {status}; let it finish (the same command resumes it)")
     lines = (run / "eval" / "after.jsonl").read_text(encoding="utf-8").splitlines()
     episodes = [json.loads(line) for line in lines]
-    return {int(one["id"].rpartition("-")[2]): one["messages"][-1]["content"] for one in episodes}
+    return {int(one["id"].rpartition("-")[2]): one["messages"][-1]["content"] for one in episodes if "messages" in one}
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of VerIH's test.json. Raise UserError if the file is another one."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}); give VerIH's test.json") from error
+    keys = {"type", "user_prompt"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
+        raise UserError(f"{file} is not a list of rows with {' and '.join(sorted(keys))}; give VerIH's test.json")
+    if all(row["type"].rpartition(":")[0] in EDITS for row in rows):
+        raise UserError(f"{file} has no other rules than the six, so it was divided before; give VerIH's test.json")
+    return rows
 
 
 def write_splits(file: Path, folder: Path) -> None:
     """Write train.json and test.json from VerIH's test.json."""
+    splits = divide(read_rows(file))
     folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in divide(json.loads(file.read_text(encoding="utf-8"))).items():
+    for split, rows in splits.items():
         (folder / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
         print(f"{folder / split}.json: {len(rows)} rows", file=sys.stderr)
 
 
 def make_traces(run: Path, folder: Path) -> None:
     """Write traces.jsonl from the replies of a finished evaluation of train.json."""
+    replies = read_replies(run, folder / "train.json")
     rows = [pair_of(row, "train") for row in rows_of(folder / "train.json")]
-    traces = mend(rows, read_replies(run))
+    traces = mend(rows, replies)
     place = folder / "traces.jsonl"
     place.write_text("".join(to_line(trace) for trace in traces), encoding="utf-8")
-    print(f"{place}: {len(traces)} replies to {len(rows)} rows", file=sys.stderr)
+    print(f"{place}: {len(traces)} traces of {len(replies)} replies to {len(rows)} rows", file=sys.stderr)
 
 
 def main() -> None:
@@ -110,7 +141,10 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="VerIH's test.json, or the evaluation that has the replies")
     parser.add_argument("folder", type=Path, help="the folder of train.json, test.json and traces.jsonl")
     options = parser.parse_args()
-    {"divide": write_splits, "mend": make_traces}[options.step](options.source, options.folder)
+    try:
+        {"divide": write_splits, "mend": make_traces}[options.step](options.source, options.folder)
+    except UserError as error:
+        sys.exit(f"verih_rules.py: error: {error}")
 
 
 if __name__ == "__main__":

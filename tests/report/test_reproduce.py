@@ -62,13 +62,14 @@ def test_the_cells_of_table_1_by_hand(scripts: Any, tmp_path: Path) -> None:
         finish([*table1.row_keys("LUFFY", shared), f"seed={seed}"], 0.0)  # at a rate that was not chosen
     finish([*table1.row_keys("LUFFY", shared, 2e-4), "seed=3"], 0.7)  # PACT has no such seed
     rows = ("LUFFY", "SRFT", table1.AFTER_SFT, "PACT")
-    _, _, before, luffy, *others = table1.table({row: table1.find(row, [0, 1, 2, 3, 4], shared, rates) for row in rows})
-    assert before == "| before training | - | 0.300 | 0.300 | 0.300 | 0.300 | - |"
+    found = {row: table1.find(row, [0, 1, 2, 3, 4], shared, rates) for row in rows}
+    _, _, before, luffy, *others = table1.table(found, rates)
+    assert before == "| before training | - | - | 0.300 | 0.300 | 0.300 | 0.300 | - |"
     # means .7 and .6; gaps .1, .2, 0 have the standard error .1 / sqrt(3), and t of 2 degrees of freedom is 4.303
-    assert luffy.startswith("| LUFFY | 4 | 0.700 [0.570, 0.830] |")
+    assert luffy.startswith("| LUFFY | 0.0002 | 4 | 0.700 [0.570, 0.830] |")
     assert luffy.endswith("| +0.100 [-0.148, +0.348] |")
-    assert [line.split(" | ")[1] for line in others] == ["0", "0", "3"]
-    assert "not run" in others[0] and others[2].startswith("| PACT | 3 | 0.600 [0.352, 0.848] |")
+    assert [line.split(" | ")[1:3] for line in others] == [["-", "0"], ["-", "0"], ["-", "3"]]
+    assert "not run" in others[0] and others[2].startswith("| PACT | - | 3 | 0.600 [0.352, 0.848] |")
 
 
 @pytest.mark.slow
@@ -171,7 +172,7 @@ def test_matchtir_after_sft_trains_from_the_run_of_sft(
             table1.main()
         tables.append(capsys.readouterr())
     assert tables[0].out == tables[1].out and tables[1].err == ""  # the second time there is nothing to train
-    seeds = {line.split(" | ")[0][2:]: line.split(" | ")[1] for line in tables[0].out.splitlines()[3:]}
+    seeds = {line.split(" | ")[0][2:]: line.split(" | ")[2] for line in tables[0].out.splitlines()[3:]}
     assert seeds == {"SFT": "1", "SFT -> MatchTIR": "1", "PACT": "1"}
     (second,) = [path.parent for path in tmp_path.glob("*/*/config.yaml") if "grpo" in path.parent.parent.name]
     (first,) = tmp_path.glob("*-sft/*/model")

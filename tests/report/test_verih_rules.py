@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from agentrl.benches.hif.files import Row
+from agentrl.core.errors import UserError
+from agentrl.store.run import RunDirectory
+from tests.support.helpers import composed
 
 RULES = {
     "title": "validate_title",
@@ -66,3 +69,56 @@ def test_edited_replies_keep_their_rule(script: Any) -> None:
     assert (
         script.mend(pairs(script, [row("all uppercase", "Add.")]), {0: "1 + 1"}) == []
     )  # no edit makes it keep the rule
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("nope.json", None, "nope.json cannot be read"),
+        ("README.md", "# Readme", "README.md cannot be read"),
+        ("folder", None, "folder cannot be read"),
+        ("other.json", '[{"prompt": "x"}]', "is not a list of rows with type and user_prompt"),
+        ("again.json", '[{"type": "title:conflict", "user_prompt": "x"}]', "so it was divided before"),
+    ],
+)
+def test_other_files_than_verihs_are_refused(
+    script: Any, tmp_path: Path, name: str, text: str | None, said: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said) as error:
+        script.write_splits(tmp_path / name, tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_only_a_finished_evaluation_of_the_same_rows_is_mended(script: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "rules"
+    folder.mkdir()
+    (folder / "train.json").write_text(json.dumps([row("all uppercase", "Name a town.")]))
+    (folder / "test.json").write_text("[]")
+    (folder / "traces.jsonl").write_text("kept")
+    verih = ("algo=eval", "model=tiny_hif", "bench=verih", "bench.test_fraction=1", f"runs_dir={tmp_path}")
+
+    def run(name: str, *overrides: str) -> RunDirectory:
+        made = RunDirectory.create(composed(*overrides, f"name={name}"))
+        assert made is not None
+        line = {"id": "verih-0", "messages": [{"role": "assistant", "content": "Cusco."}]}
+        made.append(made.eval_dir / "after.jsonl", line)
+        return made
+
+    other = run("other", f"runs_dir={tmp_path}", "model=tiny", "bench=minihop")
+    elsewhere = run("elsewhere", *verih, f"bench.path={folder / 'test.json'}")
+    right = run("right", *verih, f"bench.path={folder / 'train.json'}")
+    for path, said in (
+        (tmp_path / "nowhere", "nowhere is not a run"),
+        (other.path, "has replies to bench=minihop"),
+        (elsewhere.path, "has replies to bench=verih bench.path=.*test.json"),
+        (right.path, "let it finish"),
+    ):
+        with pytest.raises(UserError, match=said):
+            script.make_traces(path, folder)
+        assert (folder / "traces.jsonl").read_text() == "kept"
+    right.set_status("completed")
+    script.make_traces(right.path, folder)
+    assert json.loads((folder / "traces.jsonl").read_text())["answer"] == "CUSCO."
