@@ -93,8 +93,9 @@ def read_replies(run: Path, rows: Path) -> dict[int, str]:
     if not (run / "status.json").is_file():
         raise UserError(f"{run} is not a run; {how} bench.path={rows}")
     bench, status = load_config(run).bench, RunDirectory(run).status()["status"]
-    if bench.name != "verih" or bench.path is None or Path(bench.path).resolve() != rows.resolve():
-        raise UserError(f"{run} has replies to bench={bench.name} bench.path={bench.path}; {how} bench.path={rows}")
+    place = getattr(bench, "path", None)
+    if bench.name != "verih" or place is None or Path(place).resolve() != rows.resolve():
+        raise UserError(f"{run} has replies to bench={bench.name} bench.path={place}; {how} bench.path={rows}")
     if status != "completed":
         raise UserError(f"{run} is {status}; let it finish (the same command resumes it)")
     lines = (run / "eval" / "after.jsonl").read_text(encoding="utf-8").splitlines()

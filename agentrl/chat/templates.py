@@ -123,12 +123,21 @@ def _trl_parsers() -> list[dict[str, Any]]:
 
 
 def _check_marks(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Refuse a template whose marks are not tokens: their rows in the embedding would be new, and mean nothing."""
+    """Refuse a template that leaves out messages, or whose marks are no tokens of the model.
+
+    The rows of such marks in the embedding would be new, and mean nothing.
+    """
     messages = [USER, {"role": "assistant", "content": "Hello"}, USER]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError) as error:
-        raise UserError(f"model.chat_template={name}: it refuses a conversation: {first_line(error)}") from error
+        raise UserError(
+            f"model.chat_template={name}: it refuses a conversation: {first_line(error)}; correct the template"
+        ) from error
+    if text.count("Hello") < len(messages):
+        raise UserError(
+            f"model.chat_template={name}: it leaves out what the user or the assistant says; correct the template"
+        )
     known = tokenizer.get_vocab()
     if strange := [mark for mark in dict.fromkeys(MARK.findall(text)) if mark not in known]:
         raise UserError(

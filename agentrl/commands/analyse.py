@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from agentrl.config.schema import Config
 from agentrl.config.target import weights_of
 from agentrl.core.console import make_console
 from agentrl.core.errors import UserError
+from agentrl.core.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from agentrl.core.stats import Interval
@@ -103,15 +103,11 @@ def _tasks(config: Config, limit: int) -> list[Any]:
 
 def _measure(config: Config, tasks: list[Any], base: str, trained: str, alpha: float, extent: str) -> dict[str, Any]:
     """Return the tables by kind of prompt ("all" first) and the two profiles."""
-    from transformers.utils import logging
-
     from agentrl.models.loading import load_chat, load_policy, needs_of
     from agentrl.models.onset import compare_onsets, measure_onset
     from agentrl.models.spans import prompt_spans
 
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
     model = config.model.model_copy(update={"attn_implementation": "eager"})
     chat = load_chat(model.model_copy(update={"path": base}), needs_of(tasks))
     prompts = [prompt_spans(chat, task.prompt, extent) for task in tasks]

@@ -10,6 +10,7 @@ from agentrl.commands.arguments import key_lines, open_run, say, split_places
 from agentrl.config.checks import require
 from agentrl.config.judges import Dtype
 from agentrl.core.errors import UserError
+from agentrl.core.quiet import quiet_libraries
 
 KEYS = {
     "out": "New directory for the checkpoint (default RUN/merged).",
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> int:
 
     from agentrl.models.loading import load_model
 
+    quiet_libraries()
     trained = run.config().model
     model = load_model(trained.model_copy(update={"path": str(adapter), "dtype": own.get("dtype", trained.dtype)}))
     draft = out.with_name(f".{out.name}-writing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agentrl.core.errors import UserError
+from agentrl.core.gguf import cache_folder
 
 
 def require(condition: bool, key: str, value: Any, rule: str) -> None:
@@ -31,6 +33,24 @@ def require_python_file(key: str, path: str) -> None:
     file = Path(path).expanduser()
     rule = "no such Python file; give one (docs/extending.md has examples)"
     require(file.suffix == ".py" and file.is_file(), key, path, rule)
+
+
+def require_base(path: str) -> None:
+    """Raise UserError if the adapter at `path` was trained on a directory that is no longer there.
+
+    Another damage of the adapter's file is reported when it is loaded.
+    """
+    file = Path(path).expanduser() / "adapter_config.json"
+    try:
+        base = str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    place = Path(base).expanduser()
+    if base.startswith((".", "/", "~")) and not place.exists() and place.parent != cache_folder():
+        raise UserError(
+            f"model.path={path}: the base of this adapter, {base}, is gone; write its new place into "
+            f"base_model_name_or_path of {file}"
+        )
 
 
 def is_web_address(url: str) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
+from agentrl.config.checks import require_base
 from agentrl.config.meanings import suggest
 from agentrl.config.schema import Model
 from agentrl.config.target import FAMILIES
@@ -125,7 +126,7 @@ def adapter_base(config: Model) -> Model | None:
     """Return the model that the adapter at `config.path` was trained on; None if the path holds full weights.
 
     Raises:
-        UserError: the adapter's configuration is damaged, or names no base.
+        UserError: the adapter's configuration is damaged, names no base, or names a directory that is gone.
     """
     path = checkpoint_path(config.path)
     local = Path(path).is_dir()
@@ -144,6 +145,8 @@ def adapter_base(config: Model) -> Model | None:
             f"model.path={config.path}: {ADAPTER} names no base checkpoint (base_model_name_or_path={base}); correct "
             "that file"
         )
+    if local:
+        require_base(path)
     # Adapters of other tools may have no revision; model.revision then names the revision of the base.
     revision = saved.get("revision") or (config.revision if local else None)
     return config.model_copy(update={"path": base, "revision": revision})

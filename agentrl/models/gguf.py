@@ -39,6 +39,7 @@ def checkpoint_of(file: Path, folder: Path | None = None) -> Path:
     folder = converted_folder(file) if folder is None else folder.expanduser().absolute()
     if not _is_whole(folder, file):
         require_packages(f"model.path={file}")
+        _refuse_other(folder)
         with disk_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _alone(folder):
@@ -70,9 +71,12 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write(file: Path, folder: Path) -> None:
+def _refuse_other(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} holds something else; name a new folder for the checkpoint")
+
+
+def _write(file: Path, folder: Path) -> None:
     print(f"Making a checkpoint of {file.name} in {folder}, once.", flush=True)
     draft = folder.with_name(f".{folder.name}-writing")
     shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed
@@ -99,7 +103,10 @@ def _convert(file: Path, folder: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, struct.error) as error:
-        raise UserError(f"model.path={file} cannot be read as GGUF: {first_line(error)}") from error
+        raise UserError(
+            f"model.path={file} cannot be read as GGUF: {first_line(error)}; transformers does not know it, or it is "
+            "damaged: download it again"
+        ) from error
     require_complete(str(file), report)
     # transformers refuses to save a model that it read from GGUF, so its weights are saved as those of a plain one.
     config = model.config
@@ -123,9 +130,10 @@ def _dense() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
         sys.exit("python -m agentrl.models.gguf FILE.gguf [FOLDER]")
     try:
         print(checkpoint_of(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None))
     except UserError as error:
-        sys.exit(f"agentrl: error: {error}")
+        print(f"agentrl: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -74,7 +74,10 @@ def load_model(config: Model, quantization: BitsAndBytesConfig | None = None) ->
             quantization_config=quantization or quantization_of(config),
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except SafetensorError as error:
+        damaged = f"its weights are damaged ({first_line(error)}); copy or download them again"
+        raise UserError(f"model.path={config.path}: {damaged}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"model.path={config.path} cannot be loaded: {first_line(error)}") from error
     require_complete(config.path, report)
     return model

@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 import traceback
-import warnings
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -24,13 +23,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.core.console import STOPPING, RunConsole
 from agentrl.core.errors import UserError
+from agentrl.core.quiet import quiet_libraries
 from agentrl.core.signals import stop_signals
 from agentrl.core.stop import CommonError, StopRequest
 from agentrl.core.streams import keep_streams
@@ -179,15 +178,9 @@ def build_summary(config: Config, result: Result, wall_s: float) -> dict[str, An
     }
 
 
-def _quiet_libraries() -> None:
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
 if __name__ == "__main__":
     keep_streams()
     mask_streams()
-    _quiet_libraries()
+    quiet_libraries()
     arguments: list[Any] = sys.argv[1:]
     sys.exit(main(Path(arguments[0])))

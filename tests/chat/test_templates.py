@@ -150,8 +150,13 @@ def test_a_file_gets_the_parser_that_reads_its_calls(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{% if %}", "refuses a conversation: Expected an expression"),
-        ("<|turn|>{{ messages[0].content }}<|im_end|>", r"writes <\|turn\|>, no tokens of .*model\.chat_template=chat"),
+        ("{% if %}", "refuses a conversation: Expected an expression.*; correct the template"),
+        ("", "leaves out what the user or the assistant says; correct the template"),
+        ("hello", "leaves out what the user or the assistant says"),
+        (
+            "{% for m in messages %}<|turn|>{{ m.content }}<|im_end|>{% endfor %}",
+            r"writes <\|turn\|>, no tokens of .*model\.chat_template=chat",
+        ),
         (
             "{% for m in messages %}{{ m.role }}: {{ m.content }} END {% endfor %}",
             "ends turns with 'END', which is not",

@@ -418,3 +418,10 @@ def test_unwise_values_warn() -> None:
     assert validate(composed("model=qwen3-1.7b", "model.dtype=bfloat16", "model/lora=on")) == []
     evaluated = composed("algo=eval", "bench=minihop", "model=qwen3-1.7b", "model.dtype=bfloat16")
     assert validate(evaluated) == []  # nothing is updated
+
+
+def test_a_checkpoint_beside_the_tiny_models_settings_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (said,) = (text for text in validate(compose([f"model.path={tmp_path}"])) if "model.path" in text)
+    assert said.endswith(f"of that small network; model={tmp_path} takes those of any other model")
+    assert not any("model.path" in text for text in validate(compose(["model=tiny"])))

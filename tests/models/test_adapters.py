@@ -17,6 +17,7 @@ from transformers.utils import hub as transformers_hub
 from agentrl.benches import load_bench
 from agentrl.commands import merge, push
 from agentrl.config.compose import compose
+from agentrl.config.rules.files import check_files
 from agentrl.config.schema import Model
 from agentrl.core.errors import UserError
 from agentrl.models.adapters import adapter_base, check_lora, lora_config, rounding_loss
@@ -249,6 +250,17 @@ def test_an_adapter_that_names_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
     with pytest.raises(UserError, match="names no base"):
         load_model(model_of("model=custom", f"model.path={tmp_path}"))
+
+
+def test_an_adapter_whose_base_was_moved_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone/base"}))
+    config = composed("algo=eval", "model=custom", f"model.path={tmp_path}")
+    for refuse in (lambda: check_files(config), lambda: adapter_base(config.model)):
+        with pytest.raises(
+            UserError, match=r"base of this adapter, /gone/base, is gone; write its new place into"
+        ) as said:
+            refuse()
+        assert str(tmp_path / "adapter_config.json") in str(said.value) and "\n" not in str(said.value)
 
 
 TIED = {

@@ -169,8 +169,9 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine" / "letters.txt").write_text("dear")
     command = [sys.executable, "-m", "agentrl.models.gguf", str(tmp_path / "tiny.gguf")]
     refused = subprocess.run([*command, str(tmp_path / "mine")], capture_output=True, text=True)
-    assert refused.returncode == 1 and refused.stderr.endswith("name a new folder for the checkpoint\n")
+    assert refused.returncode == 2 and refused.stderr.endswith("name a new folder for the checkpoint\n")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letters.txt"]
+    assert not (tmp_path / ".mine.lock").exists()
     assert gguf.checkpoint_of(tmp_path / "tiny.gguf", tmp_path / "made") == tmp_path / "made"
     assert (tmp_path / "made" / "config.json").is_file()
 

@@ -101,7 +101,7 @@ def test_only_a_finished_evaluation_of_the_same_rows_is_mended(script: Any, tmp_
     verih = ("algo=eval", "model=tiny_hif", "bench=verih", "bench.test_fraction=1", f"runs_dir={tmp_path}")
 
     def run(name: str, *overrides: str) -> RunDirectory:
-        made = RunDirectory.create(composed(*overrides, f"name={name}"))
+        made = RunDirectory.create(composed(*overrides, f"name={name}", "run_id=a"))
         assert made is not None
         line = {"id": "verih-0", "messages": [{"role": "assistant", "content": "Cusco."}]}
         made.append(made.eval_dir / "after.jsonl", line)

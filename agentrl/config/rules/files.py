@@ -8,7 +8,7 @@ from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.algos.grpo import CustomAlgo
 from agentrl.config.algos.sides import Dpo
 from agentrl.config.benches import Bfcl
-from agentrl.config.checks import require, require_python_file
+from agentrl.config.checks import require, require_base, require_python_file
 from agentrl.config.judges import DistilledJudge, EmbeddingJudge, LocalJudge, OpenAIJudge
 from agentrl.config.schema import Config
 from agentrl.config.shipped import PACKAGE
@@ -67,6 +67,7 @@ def _checkpoint(config: Config) -> None:
         return
     path, kind = config.model.path, config.model.quantize
     _weights("model.path", path)
+    require_base(path)
     adapter = (Path(path).expanduser() / "adapter_config.json").is_file()
     merge_rule = "training merges an adapter into whole weights; run agentrl merge and name what it writes, or set null"
     require(kind is None or not (adapter and config.algo.trains), "model.quantize", kind, merge_rule)

@@ -153,6 +153,12 @@ def _idle_drivers(config: Config) -> list[str]:
 
 def _warnings(config: Config) -> list[str]:
     warnings = _idle_drivers(config)
+    path, name = config.model.path, config.model.name
+    if config.scaled_by and name in ("tiny", "tiny_hif") and not path.startswith("builtin:"):
+        warnings.append(
+            f"model.path={path}: model={name} stays chosen, so the run has the learning rate and the token budgets of "
+            f"that small network; model={path} takes those of any other model"
+        )
     if _ungraded(config):
         warnings.append(
             f"judge=program: no program can grade bench={config.bench.name}, so its replies are played but get neither "
