@@ -28,5 +28,5 @@ def install_line(extra: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         wanted = []
     if not wanted:  # a checkout that was never installed, or before it had this extra
-        return f"pip install '.[{extra}]' in the checkout"
+        return f"pip install -e '.[{extra}]' in the checkout"
     return "pip install " + " ".join(f"'{one.name}{one.specifier}'" if one.specifier else one.name for one in wanted)

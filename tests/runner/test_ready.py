@@ -125,4 +125,4 @@ def test_an_install_line_names_the_packages_of_an_extra(monkeypatch: pytest.Monk
     assert {one.name for one in requirements("bfcl")} == {"mpmath", "rank-bm25", "overrides", "filelock"}
     assert "trl" in {one.name for one in requirements()} and "pytest" not in {one.name for one in requirements()}
     monkeypatch.setattr("agentrl.core.install.DISTRIBUTION", "never-installed")
-    assert install_line("bfcl") == "pip install '.[bfcl]' in the checkout"
+    assert install_line("bfcl") == "pip install -e '.[bfcl]' in the checkout"
