@@ -184,7 +184,9 @@ class Dual(Group):
 class Trainer(Group):
     learning_rate: float = key("Peak learning rate of AdamW.", gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = key("Learning-rate schedule.")
-    warmup_steps: int = key("Updates in which the learning rate rises linearly from 0, which the first of them has.", ge=0)
+    warmup_steps: int = key(
+        "Updates in which the learning rate rises linearly from 0, which the first of them has.", ge=0
+    )
     weight_decay: float = key("Weight decay of AdamW.", ge=0)
     max_grad_norm: float = key("Norm at which gradients are clipped.", gt=0)
     epochs: float = key("Passes over the training tasks if max_steps is -1.")

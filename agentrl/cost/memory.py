@@ -25,7 +25,10 @@ COLOCATED = 0.3  # share of a GPU that vLLM takes beside the trainer, if vllm.me
 SERVED = 0.9  # the same for a server (vLLM's default)
 QUANTIZED = {"int8": 1.0, "8bit": 1.0, "4bit": 0.5}  # bytes of a weight
 COMPILED = 0.5  # share of the bytes that autograd saves in a compiled layer (measured on an H100)
-TILE = (4096, 32768)  # tokens and entries of the vocabulary whose logits TRL's head makes at once
+TILE = (4096, 32768)  # tokens and entries of the vocabulary whose logits TRL's head makes at once, on CUDA
+CPU_TILE = (256, 32768)  # the same on a CPU (agentrl/scoring/head.py)
+CPU_COPIES = 9  # of such a tile in float32, which TRL's code for CPUs holds at once
+LIBRARIES = 0.65 * GIB  # of a process on a CPU: Python, torch, transformers (measured)
 KV = "KV cache"
 
 Parts = dict[str, float]
@@ -108,6 +111,9 @@ def estimate_memory(config: Config, network: Network, gpu_bytes: float | None = 
     if config.hardware.device == "cuda":
         for parts in found.phases.values():
             parts["CUDA"] = RESERVE
+    else:
+        for parts in found.phases.values():
+            parts["libraries"] = LIBRARIES
     for phase, parts in found.phases.items():
         found.phases[phase] = {name: size for name, size in parts.items() if size}
     return found
@@ -195,5 +201,8 @@ def _activations(config: Config, network: Network) -> float:
 def _logits(config: Config, network: Network, adapts: bool) -> float:
     """A tile of logits, the gradient of the output layer, and hidden states with theirs, in float32."""
     tokens = pass_tokens(config)
-    tile = min(tokens, TILE[0]) * min(network.vocabulary, TILE[1]) * (2 if config.hardware.bf16 else 4)
+    if config.hardware.device == "cuda":
+        tile = min(tokens, TILE[0]) * min(network.vocabulary, TILE[1]) * (2 if config.hardware.bf16 else 4)
+    else:
+        tile = CPU_COPIES * 4 * min(tokens, CPU_TILE[0]) * min(network.vocabulary, CPU_TILE[1])
     return tile + (0 if adapts else 4 * network.table) + 8 * tokens * network.hidden
