@@ -5,9 +5,9 @@
     python benchmarks/compare_smollm2.py runs/smollm2 pact --seeds 2
     python benchmarks/compare_smollm2.py runs/smollm2 hipo --seeds 2 --data DIR hardware=gpu --jobs 4
 
---data names a folder with verih/test.json, sys_ifeval/sys_ifeval.jsonl, tensortrust/ and toolhop/*.json. Intervals are
-those over the test items of one run. An interrupted command continues where it stopped, and finished runs are not
-repeated.
+--data names a folder with verih/test.json, sys_ifeval/sys_ifeval.jsonl, sys_ifeval/ifeval.jsonl, tensortrust/ and
+toolhop/*.json. Intervals are those over the test items of one run. An interrupted command continues where it stopped,
+and finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -208,7 +208,11 @@ def missing(part: str, data: Path | None) -> str:
             return f"{folder} is missing; run: {command}"
     files = [file for _, file, *_ in SUITES.values() if file] if part == "baselines" else ["verih/test.json"]
     absent = [] if data is None or part == "pact" else [file for file in files if not (data / file).exists()]
-    return f"--data={data} has no {', '.join(absent)}; docs/hif.md says where to get it" if absent else ""
+    return (
+        f"--data={data} has no {', '.join(absent)}; docs/hif.md and docs/evaluation.md say where to get them"
+        if absent
+        else ""
+    )
 
 
 def above_0(text: str) -> int:

@@ -112,7 +112,9 @@ def _of_directory(folder: Path, name: str) -> Named:
             )
     adapter = folder / "adapter_config.json"
     if not (folder / "config.json").is_file() and not adapter.is_file():
-        raise UserError(f"model={name} has neither config.json nor adapter_config.json; give a checkpoint's directory")
+        inside = sorted(path.parent.name for path in folder.glob("*/status.json"))
+        meant = f"; did you mean the run {Path(name) / inside[-1]}?" if inside else "; give a checkpoint's directory"
+        raise UserError(f"model={name} has neither config.json nor adapter_config.json{meant}")
     if run is not None:
         saved = OmegaConf.load(run / "config.yaml").model
         place = run.name if folder.name == "model" else f"{run.name}-{folder.name}"

@@ -126,7 +126,9 @@ def test_an_evaluation_trains_nothing() -> None:
     result = estimate(composed("algo=eval", "eval.limit=7", "eval.samples=3"))
     assert (result.train_tasks, result.updates, result.sequences, result.trained_tokens) == (0, 0, 0, 0)
     assert result.eval_episodes == 21 and result.memory is not None
-    assert {name: list(parts) for name, parts in result.memory.phases.items()} == {"sampling": ["weights", KV, "libraries"]}
+    assert {name: list(parts) for name, parts in result.memory.phases.items()} == {
+        "sampling": ["weights", KV, "libraries"]
+    }
 
 
 def test_a_file_of_traces_is_read_before_a_run_begins(tmp_path: Path) -> None:

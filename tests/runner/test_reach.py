@@ -130,12 +130,16 @@ def test_an_encoder_that_cannot_be_had_is_refused_with_the_way_to_make_one(here:
         (["model=a/b/c"], "model=a/b/c is neither a preset nor a directory"),
         (["model=gone.gguf"], "model=gone.gguf: no such file; correct the path"),
         (["model=custom", "model.path=a/b/c"], "model.path=a/b/c: is not a checkpoint"),
-        (["model=empty"], "model=empty has neither config.json nor adapter_config.json"),
+        (["model=empty"], "model=empty has neither config.json nor adapter_config.json; give a checkpoint's directory"),
+        (["model=many"], "adapter_config.json; did you mean the run many/seed1?"),
     ],
 )
 def test_a_path_without_a_checkpoint_is_refused(here: Path, capsys: Any, typed: list[str], words: str) -> None:
     (here / "weights.bin").touch()
     (here / "empty").mkdir()
+    for name in ("seed0", "seed1"):
+        (here / "many" / name).mkdir(parents=True)
+        (here / "many" / name / "status.json").touch()
     assert words in refused(capsys, *typed)
 
 
