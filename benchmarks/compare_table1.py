@@ -8,7 +8,7 @@ the solve rate on tasks that no table uses (bench.data_seed=1). `table1_rates.js
 what was tried. MatchTIR after SFT starts from the run of SFT with the same seed.
 
 A run that is finished is not repeated. A cell is the mean over seeds of the mean over tasks, with a 95% interval
-(Student's t). Differences to PACT are paired by seed. A row shows the seeds that are finished.
+(Student's t; with one seed over tasks). Differences to PACT are paired by seed. A row shows the finished seeds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
-from agentrl.core.stats import seeds_interval
+from agentrl.core.stats import Interval, seeds_interval
 from agentrl.report.markdown import cell
 from agentrl.store.identity import run_path
 
@@ -147,6 +147,9 @@ def table(found: dict[str, dict[int, dict[str, Any]]], rates: dict[str, float]) 
             lines.append(f"| {row} | {rate} | 0 | " + "not run | " * (len(METRICS) + 1))
             continue
         cells = [cell(seeds_interval([one[metric] for one in values.values()])) for metric in METRICS]
+        if len(values) == 1:
+            (alone,) = found[row].values()
+            cells = [cell(Interval.from_dict(alone["eval"]["after"][metric])) for metric in METRICS]
         both = sorted(set(values) & set(after.get("PACT", {})))
         gaps = [values[seed]["solve_rate"] - after["PACT"][seed]["solve_rate"] for seed in both]
         gap = cell(seeds_interval(gaps, low=-1.0), signed=True) if gaps and row != "PACT" else "-"
