@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from one_run import run_agentrl
 
 from agentrl.benches import load_bench
 from agentrl.benches.minihif_optimum import optimum
@@ -65,10 +64,7 @@ def start(runs: Path, arm: str, words: list[str], seed: int) -> None:
     """Do one run in its own process. A failure is printed at once and does not stop the others."""
     path = folder(runs, arm, seed)
     place = [f"runs_dir={runs}", f"name={path.parent.name}", f"run_id={path.name}", f"seed={seed}"]
-    command = [sys.executable, "-m", "agentrl", *place, "hardware.threads=1", *words]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    state = "done" if done.returncode == 0 else f"failed: {done.stderr.strip().splitlines()[-1:]}"
-    print(f"{arm} seed {seed}: {state}", file=sys.stderr, flush=True)
+    run_agentrl(f"{arm} seed {seed}", [*place, "hardware.threads=1", *words])
 
 
 def summaries(runs: Path, arm: str, seeds: int) -> list[dict]:

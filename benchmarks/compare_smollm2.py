@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 
 from compare_dual import curves
 from matplotlib.figure import Figure
+from one_run import run_agentrl
 from verih_rules import make_traces, write_splits
 
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m"
@@ -78,11 +78,7 @@ class Job:
             return True
         name, _, run_id = self.place.rpartition("/")
         place = [f"runs_dir={runs}", f"name={name}", f"run_id={run_id}"]
-        command = [sys.executable, "-m", "agentrl", *self.arguments, *place, *extra]
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-        state = "done" if done.returncode == 0 else f"failed: {done.stderr.strip().splitlines()[-1:]}"
-        print(f"{self.place}: {state}", file=sys.stderr, flush=True)
-        return done.returncode == 0
+        return run_agentrl(self.place, [*self.arguments, *place, *extra])
 
 
 def baselines(runs: Path, data: Path, limit: int) -> list[Job]:

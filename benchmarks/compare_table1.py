@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from one_run import run_agentrl
 
 from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
@@ -78,15 +79,7 @@ def train(jobs: list[list[str] | None], workers: int) -> bool:
     """Do the runs that are not finished, `workers` at a time; return whether all of them succeeded."""
     missing = [words for words in jobs if words is not None and finished(run_path(compose(words))) is None]
     with ThreadPoolExecutor(workers) as pool:
-        return all(list(pool.map(start, missing)))
-
-
-def start(words: list[str]) -> bool:
-    """Do one run in its own process. A failure is printed at once and does not stop the others."""
-    done = subprocess.run([sys.executable, "-m", "agentrl", *words], capture_output=True, text=True, encoding="utf-8")
-    said = "done" if done.returncode == 0 else f"failed: {' '.join(done.stderr.strip().splitlines()[-1:])}"
-    print(f"{' '.join(words)}: {said}", file=sys.stderr, flush=True)
-    return done.returncode == 0
+        return all(list(pool.map(lambda words: run_agentrl(" ".join(words), words), missing)))
 
 
 def tune(shared: list[str], workers: int) -> bool:

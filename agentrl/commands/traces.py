@@ -55,10 +55,8 @@ def main(arguments: list[str]) -> int:
     config = _configuration(own, overrides)
     config.bench.check_path()
     if source == "teacher":
-        toolless = (
-            f"keeps rollouts that call tools, and bench={config.bench.name} has none; leave the key out, or choose "
-        )
-        require(not config.bench.two_sided, "source", source, toolless + "a bench with tools")
+        rule = f"keeps rollouts that call tools, and bench={config.bench.name} has none; leave out source="
+        require(not config.bench.two_sided, "source", source, rule)
         check_server("endpoint", own["endpoint"])
     kept, reasons, coverage = (_mine if source == "mined" else _ask_teacher)(config, own, out)
     if kept:

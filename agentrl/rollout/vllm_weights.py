@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,7 +47,10 @@ def keep_base(backend: VLLMGeneration) -> None:
 def _merged_params(
     backend: VLLMGeneration, trl_params: Callable[[], Iterator[tuple[str, Tensor]]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield vLLM's name and the merged value of each parameter. A value is valid until the next one is taken."""
+    """Yield vLLM's name and the merged value of each parameter.
+
+    vLLM takes many values before it sends them, so each value of a layer with adapters is a copy.
+    """
     model: Any = backend.model
     if backend._dist.is_fsdp or backend._dist.is_zero3:  # TRL gathers and merges all of it at once
         layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
@@ -63,20 +65,15 @@ def _merged_params(
         own = name.removeprefix("base_model.model.").replace(".base_layer", "")
         own = backend._fix_param_name_to_vllm(own, extra_prefixes=["modules_to_save.default."])
         holder = name.rpartition(".base_layer.")[0]
-        if not holder:
-            yield own, parameter.data
-            continue
-        with _merged(model.get_submodule(holder)):
-            yield own, parameter.data
+        yield own, _merged_value(model.get_submodule(holder), parameter) if holder else parameter.data
 
 
-@contextmanager
-def _merged(layer: Any) -> Iterator[None]:
-    """Merge the adapters of one layer for the block. Afterwards its base is what it was, bit by bit."""
+def _merged_value(layer: Any, parameter: Tensor) -> Tensor:
+    """Return a parameter of the base of `layer` with the adapters merged. The base stays as it was, bit by bit."""
     copies = _copies(layer)
     layer.merge()
     try:
-        yield
+        return parameter.data.clone()
     finally:
         layer.unmerge()
         _restore(layer, copies)

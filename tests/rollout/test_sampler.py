@@ -123,7 +123,10 @@ def test_colocated_vllm_gets_the_weights_of_every_update_once_and_is_checked(mon
     trainer.state, trainer._last_loaded_step = SimpleNamespace(global_step=0), -1
     monkeypatch.setattr(samplers, "parity_requests", lambda trainer: [Request(0, [1], 9)])
     monkeypatch.setattr(samplers, "check_parity", lambda trainer, turns: checked.append(turns[0].ids))
+    kept: list[Any] = []
+    monkeypatch.setattr(samplers, "keep_base", kept.append)  # tests/trainers/test_vllm_sync.py says what it does
     sampler = policy_sampler(trainer)
+    assert kept == [backend]
     for step in (0, 0, 2, 3):
         trainer.state.global_step = step
         if step == 3:  # TRL syncs by itself before it trains

@@ -10,6 +10,7 @@ from torch import Tensor
 from trl.kernels import chunked_logprob
 from trl.trainer.utils import add_fused_lm_head
 
+from agentrl.cost.memory import CPU_TILE
 from agentrl.models.loading import load_model
 from agentrl.scoring import head
 from tests.support.helpers import composed
@@ -46,3 +47,7 @@ def test_small_tiles_give_the_values_and_gradients_of_a_large_one(monkeypatch: p
         torch.testing.assert_close(one, other, atol=0, rtol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(near[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_the_plan_counts_the_tiles_that_are_made() -> None:
+    assert CPU_TILE[0] == head.CPU_PLACES

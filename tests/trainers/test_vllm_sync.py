@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -125,7 +126,14 @@ def test_sending_merged_adapters_leaves_the_base_as_it_was(tmp_path: Path, dtype
     torch.testing.assert_close(got.float(), (base + added).to(got.dtype).float(), atol=0, rtol=0)
 
 
-def test_nccl_is_left_to_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def merged_copy(model: Any) -> Any:
+    """The whole model that a policy is, with its adapters merged by PEFT; the policy itself stays."""
+    copied = copy.deepcopy(model)
+    return copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied
+
+
+@pytest.mark.parametrize("adapters", ["off", "on"])
+def test_nccl_is_left_to_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapters: str) -> None:
     """NCCL itself needs GPUs; what TRL's client is told does not."""
     told: list[Any] = []
 
@@ -138,7 +146,7 @@ def test_nccl_is_left_to_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
         def update_named_params(self, metadata: Any, tensors: Any) -> None:
             told.append([(name, kind, tuple(shape)) for name, kind, shape in metadata])
-            told.append({name: tensor.clone() for name, tensor in tensors})
+            told.append(dict(list(tensors)))  # vLLM, too, takes many tensors before it packs and sends them
 
         def reset_prefix_cache(self) -> None:
             told.append("forgotten")
@@ -147,12 +155,23 @@ def test_nccl_is_left_to_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
     monkeypatch.setattr("agentrl.trainers.samplers.way_of_weights", lambda settings, config: "nccl")
     with network() as (stand_in, model, taken):
-        trainer = trainer_at(stand_in, tmp_path)
+        config = small(*CHOSEN, f"vllm.url={stand_in.url}", f"model/lora={adapters}")
+        trainer = make_trainer(config, tmp_path, peft_config=lora_config(config.model))
+        trainer.model.train()
+        with torch.no_grad():
+            for name, parameter in trainer.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+            for name, value in merged_copy(trainer.model).named_parameters():
+                model.get_parameter(name).copy_(value)  # the server has what it would be sent
+        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
         trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
     url, device, metadata, tensors, last = told
     assert (url, device, last) == (stand_in.url, "cpu", "forgotten") and not taken
     assert metadata == [(name, "float32", tuple(value.shape)) for name, value in model.named_parameters()]
-    assert all(torch.equal(tensors[name], value) for name, value in trainer.model.named_parameters())
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(tensors[name], value, atol=0, rtol=0, msg=name)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
 
 def test_a_sleeping_server_is_woken_for_a_batch_and_sleeps_after_it(tmp_path: Path) -> None:
