@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -16,12 +16,10 @@ from tests.support.helpers import composed
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "compare_hipo.py"
 
 
-@pytest.fixture(scope="module")
-def compare():
-    spec = importlib.util.spec_from_file_location("compare_hipo", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module(SCRIPT.stem)
 
 
 def finished(folder: Path, r_sys: float, phases: tuple[str, ...] = ("after",)) -> None:
