@@ -35,13 +35,13 @@ def run(overrides: Overrides = ()) -> RunDirectory:
 
 
 def evaluate(
-    model: str | Path = "tiny", bench: str = "minihop", *, endpoint: str | None = None, overrides: Overrides = ()
+    model: str | Path = "tiny", bench: str | None = None, *, endpoint: str | None = None, overrides: Overrides = ()
 ) -> RunDirectory:
     """Evaluate a model as it is, on one bench.
 
     `model` is a preset, a run directory, a checkpoint, an adapter or a hub id. With `endpoint`, the address of an
-    OpenAI-compatible server, it is the model's name there. `overrides` are keys such as `eval.samples=4`. `agentrl
-    eval` does the same for several models and benches.
+    OpenAI-compatible server, it is the model's name there. Without `bench`, the bench is that of the model's run, else
+    minihop. `overrides` are keys such as `eval.samples=4`. `agentrl eval` does the same for several models and benches.
 
     Returns:
         The run directory of the evaluation: `summary()["eval"]["after"]` has the metrics, `items("after")` the items.
@@ -49,14 +49,16 @@ def evaluate(
     Raises:
         UserError: as in `run`.
     """
-    from agentrl.commands.eval import compose_job, typed_names
+    from agentrl.commands.eval import compose_job, default_bench, typed_names
     from agentrl.config.typed import restore_typed_names
 
+    own, words = {} if endpoint is None else {"endpoint": endpoint}, _as_words(overrides)
+    if bench is None:
+        bench = default_bench(own, [str(model)])
     if "," in bench:
         raise UserError(f"bench={bench}: a call takes one bench; call agentrl.evaluate for each")
-    own, words = {} if endpoint is None else {"endpoint": endpoint}, _as_words(overrides)
     try:
-        return _finish(compose_job(str(model), bench, own, words, [bench]))
+        return _finish(compose_job(str(model), bench, own, words, [bench], [str(model)]))
     except UserError as error:
         raise UserError(restore_typed_names(str(error), typed_names(own, words, bench))) from error
 

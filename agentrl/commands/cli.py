@@ -120,10 +120,7 @@ def _help(arguments: list[str]) -> None:
         print(help_all(CONF, COMMANDS))
         return
     chosen = [argument for argument in arguments if argument not in ("-m", "--multirun")]
-    try:
-        values = OmegaConf.to_container(compose_values(chosen), resolve=False)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(shorten_error(error)) from error
+    values = OmegaConf.to_container(compose_values(chosen), resolve=False)
     assert isinstance(values, dict)
     print(help_text(CONF, COMMANDS, {str(key): value for key, value in values.items()}, chosen))
 

@@ -11,8 +11,8 @@ from agentrl.commands.arguments import file_to_write, key_lines, split_keys
 from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
+from agentrl.config.inherit import bench_of, sampling_of, tasks_of
 from agentrl.config.schema import Config
-from agentrl.config.target import sampling_of
 from agentrl.config.typed import restore_typed_names, split_names
 from agentrl.core.errors import UserError
 from agentrl.runner.launch import INTERRUPTED, USER_ERROR
@@ -22,7 +22,7 @@ from agentrl.store.redact import mask_secrets
 
 KEYS = {
     "model": "Presets, run directories, checkpoints, adapters or hub ids, separated by commas; default: tiny.",
-    "bench": "Benches, separated by commas; default: minihop.",
+    "bench": "Benches, separated by commas; default: that of the runs among the models, else minihop.",
     "suite": "pact or hipo, instead of bench: the benches of that paper, and its table with our numbers beside it.",
     "samples": "Episodes per item (eval.samples); more than 1 adds pass@k and pass^k.",
     "temperature": "0 decodes greedily, above 0 samples (eval.temperature); default: that of the bench.",
@@ -49,9 +49,9 @@ def main(arguments: list[str]) -> int:
     """Evaluate every pair and print the results; return the worst exit code of the evaluations."""
     own, overrides = split_keys(arguments, KEYS)
     out = file_to_write(own["out"], kinds=(".md", ".tex", ".csv")) if "out" in own else None
-    benches, suite = _benches(own)
     models = split_names(own.get("model", "tiny"))
-    jobs = [compose_job(model, bench, own, overrides, benches) for model in models for bench in benches]
+    benches, suite = _benches(own, models)
+    jobs = [compose_job(model, bench, own, overrides, benches, models) for model in models for bench in benches]
     if suite == "hipo" and jobs and jobs[0].judge.name == "program":
         raise UserError("suite=hipo: its table needs a judge's verdicts; choose judge=openai, local or distilled")
     names = [typed_names(own, overrides, config.bench.name) for config in jobs]
@@ -106,11 +106,17 @@ def typed_names(own: dict[str, str], overrides: list[str], bench: str) -> dict[s
     return names
 
 
-def _benches(own: dict[str, str]) -> tuple[list[str], str | None]:
+def default_bench(own: dict[str, str], models: list[str]) -> str:
+    """Return the bench that is played if the user names none. Raises UserError if the models' runs leave it open."""
+    return "minihop" if "endpoint" in own else bench_of(models) or "minihop"
+
+
+def _benches(own: dict[str, str], models: list[str]) -> tuple[list[str], str | None]:
     """Return the names of the benches, and the paper whose table is asked for."""
     suite = own.get("suite")
     if suite is None:
-        return [name for name in own.get("bench", "minihop").split(",") if name], None
+        chosen = own["bench"] if "bench" in own else default_bench(own, models)
+        return [name for name in chosen.split(",") if name], None
     from agentrl.report.published import SUITES
 
     if suite not in SUITES:
@@ -120,8 +126,10 @@ def _benches(own: dict[str, str]) -> tuple[list[str], str | None]:
     return list(SUITES[suite]), suite
 
 
-def compose_job(model: str, bench: str, own: dict[str, str], overrides: list[str], benches: list[str]) -> Config:
-    """Return the configuration of one evaluation."""
+def compose_job(
+    model: str, bench: str, own: dict[str, str], overrides: list[str], benches: list[str], models: list[str]
+) -> Config:
+    """Return the configuration of one evaluation. All `models` play the tasks on which runs among them were trained."""
     chosen = [f"bench={bench}"]
     if "endpoint" in own:
         chosen += ["model=custom", f"model.name={model.replace('/', '--').strip('-')}", f"model.path={model}"]
@@ -129,18 +137,21 @@ def compose_job(model: str, bench: str, own: dict[str, str], overrides: list[str
     else:
         chosen += [f"model={model}", *sampling_of(model, bench)]
     chosen += [f"eval.{key}={own[key]}" for key in ("samples", "temperature", "top_p") if key in own]
+    given: list[str] = []
     for override in overrides:
         plus = "+" if override.startswith("+") else ""  # Hydra's mark of a key that does not exist yet
         head, _, rest = override.removeprefix("+").partition(".")
         if head in benches:
             if head == bench:
-                chosen.append(f"{plus}bench.{rest}")
+                given.append(f"{plus}bench.{rest}")
         elif head in BENCHES:
             raise UserError(f"{override}: {head} is not among the benches evaluated ({', '.join(benches)})")
         else:
-            chosen.append(override)
+            given.append(override)
     try:
-        config = compose(["algo=eval", *chosen])
+        if "endpoint" not in own:
+            chosen += tasks_of(models, bench, ["algo=eval", *chosen], given)
+        config = compose(["algo=eval", *chosen, *given])
     except UserError as error:
         raise UserError(restore_typed_names(str(error), typed_names(own, overrides, bench))) from error
     if not isinstance(config.algo, Evaluate):

@@ -64,8 +64,11 @@ def compose(overrides: list[str]) -> Config:
 
 
 def compose_values(overrides: list[str]) -> DictConfig:
-    """Compose the values with Hydra, without a check of types and missing keys."""
-    return drop_hydra(_composed(overrides))
+    """Compose the values with Hydra, without a check of types and missing keys. Raises UserError."""
+    try:
+        return drop_hydra(_composed(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(shorten_error(error)) from error
 
 
 def drop_hydra(values: DictConfig) -> DictConfig:

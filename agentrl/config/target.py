@@ -32,10 +32,6 @@ FAMILIES = {  # by config.json's model_type
     "lfm2": "lfm2",
 }
 INHERITED = ("family", "reasoning", "thinking", "dtype", "attn_implementation")  # keys taken from the run of a model
-SAMPLING = (  # keys taken from a run whose model is evaluated on the bench of its training
-    *("rollout.temperature", "rollout.top_p", "rollout.max_turns", "rollout.max_prompt_tokens"),
-    *("rollout.max_completion_tokens", "rollout.max_turn_tokens", "eval.temperature", "eval.top_p"),
-)
 
 
 @dataclass(frozen=True)
@@ -86,24 +82,14 @@ def weights_of(name: str) -> str:
     return str(read_option(option_files("model")[meant])["path"] if isinstance(meant, str) else meant.values["path"])
 
 
-def sampling_of(name: str, bench: str) -> list[str]:
-    """Return overrides that sample the model of a run as the run did, if `bench` is the run's. Else no overrides."""
-    run = _run_of(Path(expand_home(name)).absolute())
-    saved = OmegaConf.load(run / "config.yaml") if run is not None else None
-    if saved is None or OmegaConf.select(saved, "bench.name") != bench:
-        return []
-    known = {key: OmegaConf.select(saved, key, default="") for key in SAMPLING}
-    return [f"{key}={'null' if value is None else value}" for key, value in known.items() if value != ""]
-
-
-def _run_of(folder: Path) -> Path | None:
+def run_of(folder: Path) -> Path | None:
     """Return the run directory that contains a folder or is the folder itself. None if there is none."""
     places = (folder, *folder.parents[:2])
     return next((place for place in places if (place / "status.json").is_file()), None) if folder.is_dir() else None
 
 
 def _of_directory(folder: Path, name: str) -> Named:
-    run = _run_of(folder)
+    run = run_of(folder)
     if run == folder:
         folder = run / "model"
         if not folder.is_dir():

@@ -16,10 +16,13 @@ import pytest
 from agentrl.commands.eval import compose_job
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
+from agentrl.config.inherit import bench_of
 from agentrl.config.target import resolve_model
 from agentrl.core.errors import UserError
 from agentrl.report.markdown import markdown_table
 from agentrl.report.published import published_table
+from agentrl.runner.start import start
+from agentrl.store.identity import run_path
 from tests.support.chat_server import ChatServer, Reply, completion, said
 from tests.support.servers import serving
 
@@ -86,10 +89,52 @@ def test_a_web_address_is_not_a_hub_id() -> None:
 def test_a_key_of_one_bench_reaches_only_that_bench() -> None:
     arguments = ["+custom.options.tasks=4", "minihop.test_tasks=7", "custom.path=mine.py", "seed=2"]
     custom, minihop = (
-        compose_job("tiny", bench, {}, arguments, ["custom", "minihop"]) for bench in ("custom", "minihop")
+        compose_job("tiny", bench, {}, arguments, ["custom", "minihop"], ["tiny"]) for bench in ("custom", "minihop")
     )
     assert (custom.bench.path, custom.bench.options, custom.seed) == ("mine.py", {"tasks": 4}, 2)
     assert (minihop.bench.test_tasks, minihop.seed) == (7, 2)
+
+
+def trained(tmp_path: Path, *overrides: str) -> str:
+    """Make the directory of a run with the tiny model in it; return its path."""
+    config = compose([f"runs_dir={tmp_path}", "dry_run=true", *overrides])
+    assert start(config) == 0
+    run = run_path(config)
+    shutil.copytree(TINY, run / "model")
+    return str(run)
+
+
+def test_all_models_play_the_tasks_of_the_run_with_its_judge(tmp_path: Path) -> None:
+    data = tmp_path / "a, b.jsonl"
+    data.write_text("".join(json.dumps({"system": f"s{i}", "user": f"u{i}"}) + "\n" for i in range(60)))
+    judge = ["judge=openai", "judge.model=m", "judge.base_url=http://localhost:1/v1"]
+    run = trained(tmp_path, "algo=hipo", "bench=pairs", f"bench.path={data}", "bench.data_seed=7", *judge)
+    assert bench_of([run, "tiny"]) == "pairs"
+    for model in (run, "tiny"):
+        job = compose_job(model, "pairs", {}, [], ["pairs"], [run, "tiny"])
+        assert (job.bench.path, job.bench.data_seed) == (str(data), 7), model  # type: ignore[attr-defined]
+        assert (job.judge.name, job.judge.model) == ("openai", "m")  # type: ignore[union-attr]
+    typed = compose_job(run, "pairs", {}, ["bench.data_seed=1", "judge=program"], ["pairs"], [run])
+    assert (typed.bench.data_seed, typed.judge.name) == (1, "program")  # type: ignore[attr-defined]
+    elsewhere = compose_job(run, "minihif", {}, [], ["minihif"], [run])
+    assert (elsewhere.bench.data_seed, elsewhere.judge.name) == (0, "program")  # type: ignore[attr-defined]
+
+
+def test_the_users_own_bench_is_played_with_its_options(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "examples" / "bench_sums.py"
+    run = trained(tmp_path, "algo=grpo", "bench=custom", f"bench.path={file}", "+bench.options.tasks=4")
+    job = compose_job("tiny", "custom", {}, [], ["custom"], [run, "tiny"])
+    assert (job.bench.path, job.bench.options) == (str(file), {"tasks": 4})  # type: ignore[attr-defined]
+
+
+def test_runs_with_other_tasks_are_refused_until_the_user_chooses(tmp_path: Path) -> None:
+    runs = [trained(tmp_path, "algo=grpo", f"bench.data_seed={seed}") for seed in (0, 3)]
+    with pytest.raises(UserError, match=r"bench.data_seed differs between the runs \(0 in .*, 3 in .*bench.data_seed="):
+        compose_job("tiny", "minihop", {}, [], ["minihop"], runs)
+    chosen = compose_job("tiny", "minihop", {}, ["minihop.data_seed=3"], ["minihop"], runs)
+    assert chosen.bench.data_seed == 3  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="different benches"):
+        bench_of([runs[0], trained(tmp_path, "algo=hipo", "bench=minihif", "model=tiny_hif")])
 
 
 @pytest.mark.parametrize(
