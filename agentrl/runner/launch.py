@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from types import FrameType
 from typing import IO
 
@@ -37,53 +37,58 @@ LOOK_S = 1.0  # seconds between two looks at a torchrun
 LINGER_S = 30.0  # seconds that a torchrun may outlive the training
 
 
-def launch(run: RunDirectory, config: Config, output: IO[str] | None = None, gpus: list[str] | None = None) -> int:
+def launch(
+    run: RunDirectory,
+    config: Config,
+    lock: int | None,
+    output: IO[str] | None = None,
+    gpus: list[str] | None = None,
+) -> int:
     """Train what `run` describes; return the worker's exit code, or 128 + n if signal n killed it.
 
-    The worker prints to the file `output` instead of the terminal, if it is given. `gpus` are the GPUs that it uses.
+    The worker inherits `lock`, the file descriptor of the run's lock: if this process is killed, the run stays locked
+    until the worker has ended too. It prints to the file `output` instead of the terminal, if it is given. `gpus` are
+    the GPUs that it uses.
 
-    Raises:
-        UserError: another living process works on this run, or its machines cannot meet.
+    Raises UserError if the machines of the run cannot meet.
     """
-    leads = config.hardware.rank_here == 0  # of several machines, the first one locks the run and records how it ends
+    leads = config.hardware.rank_here == 0  # of several machines, the first one records how the run ends
     run.node_path(config.hardware.rank_here).unlink(missing_ok=True)
-    with run.lock() if leads else nullcontext() as lock:
-        # The worker inherits the lock: if this process is killed, the run stays locked until the worker has ended too.
-        before = run.status().get("pid")
-        wait_for_machines(config.hardware)
-        process = subprocess.Popen(
-            worker_command(run, config),
-            env=worker_environment(run, config, gpus),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=() if lock is None else (lock,),
-            preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
-        )
+    before = run.status().get("pid")
+    wait_for_machines(config.hardware)
+    process = subprocess.Popen(
+        worker_command(run, config),
+        env=worker_environment(run, config, gpus),
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        pass_fds=() if lock is None else (lock,),
+        preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+    )
 
-        def listener() -> int:
-            """Return the process that saves a checkpoint when asked. torchrun would kill its processes after 30 s."""
-            if not leads:
-                return run.process_of_node(config.hardware.rank_here) or process.pid
-            leader = run.status().get("pid")
-            return process.pid if is_direct(config) or leader in (None, before) else int(leader)
+    def listener() -> int:
+        """Return the process that saves a checkpoint when asked. torchrun would kill its processes after 30 s."""
+        if not leads:
+            return run.process_of_node(config.hardware.rank_here) or process.pid
+        leader = run.status().get("pid")
+        return process.pid if is_direct(config) or leader in (None, before) else int(leader)
 
-        def shown_by_worker() -> bool:
-            known = leads and run.status().get("pid") not in (None, before)
-            return output is None and sys.stdout.isatty() and known
+    def shown_by_worker() -> bool:
+        known = leads and run.status().get("pid") not in (None, before)
+        return output is None and sys.stdout.isatty() and known
 
-        code, asked = _wait(process, listener, shown_by_worker, None if is_direct(config) else _Lingering(run))
-        with suppress(ProcessLookupError, PermissionError):  # no process is left in the group (macOS raises the latter)
-            os.killpg(process.pid, signal.SIGKILL)  # helper processes that a crashed worker left behind
-        killed = code > 128
-        if not is_direct(config):  # torchrun and accelerate turn every other exit code into 1
-            state = run.status()["status"]
-            code, killed = ENDS.get(state, code), killed or state in ("created", "running")
-        if asked and killed:
-            code = INTERRUPTED  # the signal came before the worker could catch it
-        if code != COMPLETED and leads:
-            _record_end(run, code, config)
-        return code
+    code, asked = _wait(process, listener, shown_by_worker, None if is_direct(config) else _Lingering(run))
+    with suppress(ProcessLookupError, PermissionError):  # no process is left in the group (macOS raises the latter)
+        os.killpg(process.pid, signal.SIGKILL)  # helper processes that a crashed worker left behind
+    killed = code > 128
+    if not is_direct(config):  # torchrun and accelerate turn every other exit code into 1
+        state = run.status()["status"]
+        code, killed = ENDS.get(state, code), killed or state in ("created", "running")
+    if asked and killed:
+        code = INTERRUPTED  # the signal came before the worker could catch it
+    if code != COMPLETED and leads:
+        _record_end(run, code, config)
+    return code
 
 
 def is_direct(config: Config) -> bool:

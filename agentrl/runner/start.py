@@ -68,17 +68,35 @@ def start(
         console.print(f"Its results: {run.summary_path}. To run afresh: another seed=..., or run_id=...")
         return COMPLETED
     if state == "completed":
-        console.print(f"{missing} items are missing and will be tried again: {run.path}")
+        beginning = f"{missing} items are missing and will be tried again: {run.path}"
     else:
         known = state in ("running", "interrupted", "failed")
-        console.print(f"{'Resuming' if known else 'Run directory'}: {run.path}")
-    if leads:
-        run.adopt(config)
+        beginning = f"{'Resuming' if known else 'Run directory'}: {run.path}"
     if config.hardware.submits:
+        console.print(beginning)
+        run.adopt(config)
         job = submit(write_script(run, config))
         run.note(slurm=job)  # until the job writes its own status
         console.print(f"Submitted as SLURM job {job}; its log: {run.path}/job-{job}.log")
         return COMPLETED
+    with run.lock() if leads else nullcontext() as lock:  # raises UserError if another process works on this run
+        console.print(beginning)
+        if leads:
+            run.adopt(config)
+        code = _train(run, config, lock, console, output, beside_others)
+    if code == COMPLETED:
+        console.print(f"Results: {run.path}")
+    elif code == INTERRUPTED:
+        console.print(f"Interrupted. The same command resumes it: {run.path}")
+    else:
+        console.print(f"Not completed (see status.json). The same command resumes it: {run.path}")
+    return code
+
+
+def _train(
+    run: RunDirectory, config: Config, lock: int | None, console: Console, output: TextIO | None, beside_others: bool
+) -> int:
+    """Say what is loaded and what it waits for, reserve GPUs, and train; return the worker's exit code."""
     console.print(
         f"Starting a process for {config.algo.name} with {config.model.path}: its libraries load for some seconds."
     )
@@ -88,14 +106,7 @@ def start(
         console.print(f"It waits up to {WAIT_S / 60:.0f} minutes for {others} at {where}.")
     gpus_apart = beside_others and config.hardware.device == "cuda"
     with reserve_gpus(config.hardware.processes_here, console.print) if gpus_apart else nullcontext(None) as gpus:
-        code = launch(run, config, output, gpus)
-    if code == COMPLETED:
-        console.print(f"Results: {run.path}")
-    elif code == INTERRUPTED:
-        console.print(f"Interrupted. The same command resumes it: {run.path}")
-    else:
-        console.print(f"Not completed (see status.json). The same command resumes it: {run.path}")
-    return code
+        return launch(run, config, lock, output, gpus)
 
 
 def check(config: Config, here: bool = True) -> list[str]:

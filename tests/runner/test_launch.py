@@ -194,9 +194,10 @@ def test_a_terminal_that_hangs_up_leaves_a_checkpoint(tmp_path: Path) -> None:
 def test_a_run_in_progress_is_not_started_twice(tmp_path: Path) -> None:
     first = start(tmp_path, WAITS)
     run = wait_until_running(tmp_path)
-    code, _, err = finish(start(tmp_path, WAITS))
+    code, out, err = finish(start(tmp_path, WAITS))
     assert code == 2
     assert "is in use by process" in err
+    assert "Resuming" not in out
     assert starts(run) == 1
     first.send_signal(signal.SIGINT)
     finish(first)
