@@ -107,6 +107,8 @@ def _runs(arms: list[Arm]) -> Table:
 
 def _results(arms: list[Arm], metrics: list[str]) -> Table:
     head, phases = _columns(arms, metrics)
+    if not phases:  # no run is complete yet
+        return Table("", [], [])
     rows = [
         [arm.label, str(len(arm.completed)), *(cell(pool_metric(arm, phase, metric)) for metric, phase in phases)]
         for arm in arms

@@ -270,6 +270,18 @@ def test_markdown_holds_the_same_tables(runs: Path) -> None:
         assert lines[head - 1].count("|") == lines[head].count("|") == lines[head + 1].count("|")
 
 
+@pytest.mark.parametrize("kind", ["md", "html"])
+def test_a_run_in_training_has_no_table_of_results(tmp_path: Path, kind: str) -> None:
+    assert start(composed(f"runs_dir={tmp_path}", "dry_run=true")) == 0
+    (path,) = (place.parent for place in tmp_path.glob("*/*/status.json"))
+    run = RunDirectory(path)
+    run.set_status("running")
+    run.append(run.metrics_path, {"step": 1, "reward": 0.5})
+    page = render(build_report(load_records([path]), ""), kind)
+    assert "Nothing to show: no run is complete" in page
+    assert "After training" not in page and "running" in page
+
+
 def test_benches_are_kept_apart_and_dry_runs_are_left_out(tmp_path: Path) -> None:
     fake_run(tmp_path, 0.4, "algo=grpo")
     fake_run(tmp_path, 0.6, "algo=pact")
