@@ -18,7 +18,7 @@ from tests.support.bench_files import (
 from tests.support.helpers import composed
 from tests.support.side import bench_of, reply
 
-VERIFIERS = """
+VERIFIERS = '''
 import random
 
 class Options:
@@ -37,10 +37,17 @@ class Data:
     def __init__(self, name): self.id = name
     def build_description(self): pass
     def get_instruction_args_keys(self): return []
-    def check_following(self, value): raise LookupError("Resource punkt not found")
+    def check_following(self, value): raise LookupError(NLTK)
+
+NLTK = """
+****
+  Resource \\x1b[93mpunkt_tab\\x1b[0m not found.
+  >>> import nltk
+  >>> nltk.download('punkt_tab')
+"""
 
 INSTRUCTION_DICT = {"format:options": Options, "words:nth": Count, "words:data": Data}
-"""
+'''
 
 
 @pytest.fixture
@@ -98,11 +105,11 @@ def test_a_row_whose_instruction_cannot_be_checked_is_left_out(
 
 
 @pytest.mark.usefixtures("verifiers")
-def test_missing_data_of_a_verifier_is_no_verdict(tmp_path: Path) -> None:
+def test_missing_data_of_a_verifier_is_named_before_anything_is_played(tmp_path: Path) -> None:
     row = ifbench_row(0, instruction_id_list=["words:data"], kwargs=[{}])
     bench = bench_of("ifbench", write(tmp_path / "test.jsonl", [row]))
-    with pytest.raises(UserError, match=r"NLTK lacks data that a verifier reads \(Resource punkt not found\)"):
-        bench.score(bench.tasks("test")[0], reply("x"))
+    with pytest.raises(UserError, match=r"words:data reads data .*; python -m nltk.downloader punkt_tab$"):
+        bench.tasks("test")
 
 
 @pytest.mark.skipif(find_spec("ifbench") is not None, reason="the official package is installed")

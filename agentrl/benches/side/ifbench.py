@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from agentrl.core.errors import UserError, first_line
 from agentrl.core.imports import import_by_name
 
 INSTALL = "pip install 'ifbench @ git+https://github.com/allenai/IFBench'"
+PROBE = "Write one sentence. Then write another one."  # any reply on which a verifier reads all of its data
 INSTEAD = "give IFBench_test.jsonl"
 # What a verifier raises on a reply that it did not expect, e.g. one without a sentence. Upstream then stops.
 UNEXPECTED = (IndexError, KeyError, ValueError, TypeError, ZeroDivisionError, csv.Error)
@@ -72,8 +74,10 @@ def follows(verifier: Any, text: str) -> bool:
         return bool(verifier.check_following(text))
     except UNEXPECTED:
         return False
-    except LookupError as error:
-        raise UserError(f"bench=ifbench: NLTK lacks data that a verifier reads ({first_line(error)})") from error
+    except LookupError as error:  # NLTK lacks data that the verifier reads; its message has the name
+        missing = re.search(r"nltk\.download\('([\w-]+)'\)", str(error))
+        mend = f"python -m nltk.downloader {missing[1]}" if missing else f"download it ({first_line(error)})"
+        raise UserError(f"bench=ifbench: {verifier.id} reads data that NLTK does not have here; {mend}") from error
 
 
 def require_package() -> None:
@@ -118,6 +122,7 @@ def arguments_of(row: Row, name: Any, given: Any, known: Mapping[str, type[Any]]
         verifier.build_description(**arguments)
     except UNEXPECTED as error:
         row.refuse("kwargs", f"{name}: {first_line(error)}")
+    follows(verifier, PROBE)  # now, not in the middle of an evaluation, for data that it may lack
     return arguments
 
 
