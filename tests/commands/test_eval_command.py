@@ -17,6 +17,7 @@ from agentrl.commands.eval import compose_job
 from agentrl.commands.eval import main as eval_command
 from agentrl.config.compose import compose
 from agentrl.config.inherit import bench_of
+from agentrl.config.rules import validate
 from agentrl.config.target import resolve_model
 from agentrl.core.errors import UserError
 from agentrl.report.markdown import markdown_table
@@ -135,6 +136,20 @@ def test_runs_with_other_tasks_are_refused_until_the_user_chooses(tmp_path: Path
     assert chosen.bench.data_seed == 3  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="different benches"):
         bench_of([runs[0], trained(tmp_path, "algo=hipo", "bench=minihif", "model=tiny_hif")])
+
+
+def test_a_model_that_was_trained_on_another_division_of_the_data_is_warned_of(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"system": f"s{i}", "user": f"u{i}"}) + "\n" for i in range(60)))
+    judged = ["bench=pairs", f"bench.path={data}", "judge=openai", "judge.model=m", "judge.api_key_env=null"]
+    first = trained(tmp_path, "algo=hipo", *judged, "bench.data_seed=7")
+    second = trained(tmp_path, "algo=hipo", *judged, "bench.data_seed=7", f"model={first}")
+    for model in (first, second):  # and so are runs that go on from it
+        (warning,) = validate(compose(["algo=hipo", *judged, f"model={model}"]))
+        assert "was trained with bench.data_seed=7, and here it is 0" in warning and "set bench.data_seed=7" in warning
+    assert not validate(compose(["algo=hipo", *judged, f"model={second}", "bench.data_seed=7"]))
+    generated = trained(tmp_path, "algo=grpo", "bench.data_seed=3")
+    assert not validate(compose(["algo=grpo", f"model={generated}"]))  # tasks of another seed are new tasks
 
 
 @pytest.mark.parametrize(

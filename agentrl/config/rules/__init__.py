@@ -7,6 +7,7 @@ Rules on one key are declared with the key (config/key.py). Each file here answe
     batches    does everything divide?
     files      is what a key names there?
     machine    can this machine do it?
+    split      was the model trained on rows of the test?
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from agentrl.config.rules.files import check_files
 from agentrl.config.rules.fit import check_fit
 from agentrl.config.rules.learning import check_learning
 from agentrl.config.rules.machine import check_machine
+from agentrl.config.rules.split import check_split
 from agentrl.config.schema import Config
 
 
@@ -26,4 +28,5 @@ def validate(config: Config) -> list[str]:
     warnings = check_fit(config)
     warnings += check_machine(config)
     check_batches(config)
+    warnings += check_split(config)
     return warnings
