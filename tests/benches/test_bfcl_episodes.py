@@ -193,6 +193,20 @@ def test_evidence_memory_answers_the_questions():
     assert "respond in this format" in summary.prompt[0]["content"]
 
 
+def test_the_memory_of_training_shows_no_evidence_of_the_test():
+    bench = bench_of("bench.categories=[memory_rec_sum]", "bench.memory=evidence")
+    train, test = ([task for task in bench.tasks(split) if "finance" in task.id] for split in ("train", "test"))
+    sources = {
+        split: {task.data["entry"].source for task in tasks} for split, tasks in (("train", train), ("test", test))
+    }
+    held_out = sources["test"] - sources["train"]
+    assert held_out and train
+    for task in train:
+        shown = task.prompt[0]["content"]
+        assert task.data["entry"].source in shown and not any(source in shown for source in held_out), task.id
+    assert all(source in test[0].prompt[0]["content"] for source in held_out)
+
+
 def test_played_memory_comes_from_the_conversations(tmp_path):
     bench = bench_of("bench.categories=[memory_kv]")
     tasks = [task for task in bench.tasks("test") if "notetaker" in task.id][:2]

@@ -63,6 +63,7 @@ class BfclBench(Bench):
         unlimited = "memory_vector" in self.categories  # the encoder reserves more address space than it uses
         self.simulator = Simulator(WEB_SECONDS if online else SECONDS, 0 if unlimited else MEMORY_BYTES)
         self._entries: dict[str, list[Entry]] = {}
+        self._train_numbers: dict[str, set[int]] = {}
         self._traces: dict[str, ExpertTrace | None] = {}
         self._usable: tuple[str, ...] | None = None
 
@@ -176,14 +177,23 @@ class BfclBench(Bench):
     # -- memory ------------------------------------------------------------------------------------------------------
 
     def evidence(self, entry: Entry) -> Path | None:
-        """Write snapshots with the evidence sentence of every question of the scenario (ours, not official)."""
+        """Write snapshots with the evidence of the questions that share the memory of `entry` (ours, not official)."""
         if entry.category not in MEMORY:
             return None
         first = self.data.conversations(entry.category, entry.scenario)[0]
-        return memory.write_evidence(self.simulator, first, self._same_memory(entry))
+        place = "evidence-train" if self._trains(entry) else "evidence"
+        return memory.write_evidence(self.simulator, first, self._same_memory(entry), place)
 
     def _same_memory(self, entry: Entry) -> list[Entry]:
-        return [other for other in self.entries(entry.category) if other.scenario == entry.scenario]
+        """List the questions of a scenario; for a training item only those of training, or it would show the test's."""
+        known = [other for other in self.entries(entry.category) if other.scenario == entry.scenario]
+        return [other for other in known if self._trains(other)] if self._trains(entry) else known
+
+    def _trains(self, entry: Entry) -> bool:
+        if entry.category not in self._train_numbers:
+            train = self.divide(self.entries(entry.category))["train"]
+            self._train_numbers[entry.category] = {other.number for other in train}
+        return entry.number in self._train_numbers[entry.category]
 
     def prepare(self, tasks: list[Task], play: Play, directory: Path) -> list[Task]:
         """Let the policy play the conversations that memory questions build on (`memory=played`); see `memory.py`."""

@@ -113,12 +113,12 @@ def _start_from_predecessor(directory: Path, entry: Entry, data: DataFiles) -> N
 # -- evidence ----------------------------------------------------------------------------------------------------------
 
 
-def write_evidence(simulator: Simulator, first: Entry, asked: Sequence[Entry]) -> Path:
-    """Write a snapshot with the evidence of all questions of a scenario. Returns its directory.
+def write_evidence(simulator: Simulator, first: Entry, asked: Sequence[Entry], place: str) -> Path:
+    """Write a snapshot with the evidence of the questions `asked` of a scenario. Returns its directory, named `place`.
 
     The official API writes it.
     """
-    directory = simulator.scratch_dir("evidence")
+    directory = simulator.scratch_dir(place)
     if not (snapshot_dir(directory, first.category) / f"{first.scenario}_final.json").is_file():
         apis = SimulatedApis(simulator, {**first.payload, "initial_config": memory_config(first, directory)})
         known = first.docs.keys()
