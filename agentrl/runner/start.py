@@ -28,6 +28,7 @@ from agentrl.runner.ready import check_ready
 from agentrl.runner.rendezvous import WAIT_S
 from agentrl.runner.slurm import submit, write_script
 from agentrl.store.identity import MAY_MOVE, changed_keys, run_path
+from agentrl.store.provenance import changed_files, data_hashes
 from agentrl.store.run import RunDirectory
 
 LONG_UPDATES, LONG_TOKENS = 1000, 50_000_000  # days on a CPU
@@ -50,6 +51,8 @@ def start(
     if run is None:
         run = RunDirectory(run_path(config))
         _check_same_run(run, config, may_move)
+        for warning in _check_same_files(run, config) if leads else []:
+            console.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
     state = run.status()["status"]
     if config.scaled_by and (state != "completed" or config.dry_run):
         console.print(f"Scaled down for model={config.model.name} by {', '.join(config.scaled_by)}")
@@ -186,3 +189,22 @@ def _check_same_run(run: RunDirectory, config: Config, may_move: tuple[str, ...]
             f"{run.path} holds a run with other values of {', '.join(changed[:5])}"
             f"{' and more' if len(changed) > 5 else ''}; choose another run_id=..., or leave it out{moved}"
         )
+
+
+def _check_same_files(run: RunDirectory, config: Config) -> list[str]:
+    """Raise UserError if data or weights have changed since the run began: its results would mix, or be the old ones.
+
+    A Python file of the user's own may be mended between two starts: then a warning is returned.
+    """
+    if not run.environment_path.is_file():
+        return []
+    recorded = json.loads(run.environment_path.read_text(encoding="utf-8")).get("data", {})
+    changed = changed_files(recorded, data_hashes(config))
+    own_code = {path.key for path in paths_of(config) if path.value.endswith(".py")}
+    if others := [name for name in changed if name not in own_code]:
+        raise UserError(
+            f"{run.path}: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} changed after this run "
+            "began, and its results belong to the old content; start another run with run_id=..., or move its "
+            "directory away"
+        )
+    return [f"{name}: the file has changed since this run began; run_id=... starts another run" for name in changed]

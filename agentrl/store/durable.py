@@ -22,6 +22,7 @@ from agentrl.core.errors import UserError
 from agentrl.core.jsonl import read_json
 from agentrl.store.redact import masker
 
+SAMPLES, BLOCK = 64, 4096  # blocks of a large file that are read to tell it from another, and their size in bytes
 DISK_ADVICE = {
     errno.ENOSPC: "free some space, or choose another disk with runs_dir=...",
     errno.EDQUOT: "your quota is used up; free some space, or choose another disk with runs_dir=...",
@@ -170,6 +171,17 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """Return the size of a file and a digest of SAMPLES evenly spaced blocks of it: files of weights are too large."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(SAMPLES):
+            file.seek(size * number // SAMPLES)
+            digest.update(file.read(BLOCK))
+    return f"{size} bytes, {digest.hexdigest()[:16]}"
 
 
 def try_lock(descriptor: int) -> bool:

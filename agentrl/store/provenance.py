@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -19,7 +19,7 @@ from agentrl.config.templates import template_names
 from agentrl.core.errors import UserError
 from agentrl.core.gguf import content_hash
 from agentrl.core.version import __version__
-from agentrl.store.durable import sha256
+from agentrl.store.durable import fingerprint, sha256
 
 MAX_DIFF = 1_000_000  # characters of an uncommitted diff to keep
 MAX_FILES = 1000  # files of a data directory to list; IHEval has some 50
@@ -75,7 +75,7 @@ def hardware() -> dict[str, Any]:
 
 
 def data_hashes(config: Config) -> dict[str, Any]:
-    """Return the SHA-256 of the files that a run reads from the user's disk. Weights are large: they have their size.
+    """Return the SHA-256 of the files that a run reads from the user's disk. Weights are large: see `fingerprint`.
 
     Raises:
         UserError: a file cannot be read.
@@ -85,15 +85,34 @@ def data_hashes(config: Config) -> dict[str, Any]:
         if path.place == "data" or (path.place == "template" and path.value not in template_names()):
             found[path.key] = hash_of(path.key, Path(path.value).expanduser())
     checkpoint = Path(config.model.path).expanduser()
-    if (checkpoint / "config.json").is_file():
+    if any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         found["model.path"] = {
-            file.name: sha256(file) if file.suffix == ".json" else f"{file.stat().st_size} bytes"
+            file.name: sha256(file) if file.suffix == ".json" else fingerprint(file)
             for file in sorted(checkpoint.iterdir())
             if file.is_file()
         }
     elif checkpoint.is_file():
         found["model.path"] = content_hash(checkpoint)
     return found
+
+
+def changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List what differs between two results of `data_hashes`, as `key` or `key (file)`.
+
+    Only files that the first one names are compared, and no README. Older runs have only the sizes of weights.
+    """
+    changed = []
+    for key, known in before.items():
+        there = now.get(key)
+        if isinstance(known, Mapping) and isinstance(there, Mapping):
+            changed += [
+                f"{key} ({name})"
+                for name, one in known.items()
+                if not name.endswith(".md") and not str(there.get(name, "")).startswith(str(one))
+            ]
+        elif key in now and there != known:
+            changed.append(key)
+    return changed
 
 
 def hash_of(key: str, path: Path) -> str | dict[str, str]:

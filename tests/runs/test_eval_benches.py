@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,19 @@ from typing import Any
 import pytest
 
 from agentrl.commands.eval import main as eval_command
+from agentrl.config.compose import compose
 from agentrl.config.help import options
 from agentrl.config.rules import validate
+from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
+from agentrl.runner.start import start
 from agentrl.store.provenance import data_hashes, directory_hashes
 from agentrl.store.run import RunDirectory
 from tests.support.bench_files import bench_keys, messages, write
 from tests.support.helpers import CONF, SUITES, composed, work_in_this_process
 from tests.support.judge_server import JudgeServer
 
+ROOT, TINY = Path(__file__).resolve().parents[2], Path(str(files("agentrl.tiny") / "tiny"))
 EVERY = sorted(options(CONF, "bench"))
 CLASSIFIED = ("harmbench", "xstest", "wildjailbreak")  # without a classifier their replies have no verdict
 SHORT = ("eval.limit=2", "eval.samples=1", "rollout.max_completion_tokens=24", "rollout.max_turn_tokens=12")
@@ -186,6 +192,43 @@ def test_a_run_directory_is_made_for_a_directory_of_data(tmp_path: Path, bench: 
     assert run is not None
     recorded = json.loads(run.environment_path.read_text())["data"]["bench.path"]
     assert recorded and all(len(digest) == 64 for digest in recorded.values())
+
+
+def test_changed_weights_and_data_are_another_run(tmp_path: Path, capsys: Any) -> None:
+    model, data, code = tmp_path / "model", tmp_path / "pairs.jsonl", tmp_path / "mine.py"
+    shutil.copytree(TINY, model)
+    data.write_text("".join(json.dumps({"system": f"s{n}", "user": f"u{n}"}) + "\n" for n in range(10)))
+    keys = ["algo=eval", f"model={model}", "bench=pairs", f"bench.path={data}", f"runs_dir={tmp_path / 'runs'}"]
+
+    def begun(*more: str) -> Config:
+        config = compose([*keys, *more])
+        run = RunDirectory.create(config)
+        assert run is not None
+        run.set_status("completed")
+        return config
+
+    config = begun()
+    assert start(config) == 0
+    capsys.readouterr()
+    (model / "README.md").write_text("a card")
+    assert start(config) == 0  # as agentrl push writes it
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[len(weights) // 2 : len(weights) // 2 + 64] = bytes(64)
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"model.path \(model.safetensors\) changed after this run began.*run_id="):
+        start(config)
+    config = begun("run_id=second")
+    data.write_text(data.read_text().replace("u3", "v3"))
+    with pytest.raises(UserError, match=r"bench\.path changed"):
+        start(config)
+    code.write_text((ROOT / "examples" / "bench_sums.py").read_text())
+    config = composed("algo=eval", "bench=custom", f"bench.path={code}", f"runs_dir={tmp_path / 'runs'}")
+    run = RunDirectory.create(config)
+    assert run is not None
+    run.set_status("completed")
+    code.write_text(code.read_text() + "\n")
+    capsys.readouterr()
+    assert start(config) == 0 and "bench.path: the file has changed" in capsys.readouterr().out
 
 
 def test_data_that_cannot_be_read_is_no_fault_of_the_disk(tmp_path: Path) -> None:
