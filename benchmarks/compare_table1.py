@@ -1,11 +1,12 @@
 """Make PACT's Table 1 on minihop: train every row over five seeds, at a rate tuned on other tasks, and print the table.
 
-    python benchmarks/compare_table1.py runs/pact_table1 --tune    # choose the rates anew, 48 runs
+    python benchmarks/compare_table1.py runs/pact_table1 --tune    # choose the rates anew, 93 runs
     python benchmarks/compare_table1.py runs/pact_table1           # train and print
 
-Every row is tuned alike: its preset's learning rate, a third and three times of it, one run each (seed 100), judged by
-the solve rate on tasks that no table uses (bench.data_seed=1). `table1_rates.json` beside this file has the rates and
-what was tried. MatchTIR after SFT starts from the run of SFT with the same seed.
+Every row is tuned alike: its preset's learning rate and a ninth, a third, three and nine times of it, one run each
+(seed 100), judged by the solve rate on tasks that no table uses (bench.data_seed=1). The best variant of PACT is chosen
+there, too, at PACT's rate, before its own rate is. `table1_rates.json` beside this file has what was tried and chosen.
+MatchTIR after SFT starts from the run of SFT with the same seed.
 
 A run that is finished is not repeated. A cell is the mean over seeds of the mean over tasks, with a 95% interval
 (Student's t; with one seed over tasks). Differences to PACT are paired by seed. A row shows the finished seeds.
@@ -17,6 +18,7 @@ import argparse
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +47,45 @@ ROWS = {  # the paper's rows in its order, then what it does not have; the exper
     "RLSD": "rlsd",
     "GRPO with hints": "hint_grpo",
     "PACT": "pact_anchored",
+    "PACT, best variant": "pact_anchored",
 }
-AFTER_SFT = "SFT -> MatchTIR"
+AFTER_SFT, VARIANT = "SFT -> MatchTIR", "PACT, best variant"
+VARIANTS = (  # of PACT, one key each (docs/pact.md)
+    "algo.conditioned.advantages=positive",
+    "algo.conditioned.floor=0.01",
+    "algo.conditioned.weight=ratio",
+    "algo.dual_clip=3",
+    "algo.kl_context=prompt",
+    "algo.sft_norm=tokens",
+    "algo.q_from=success",
+    "algo.q_from=loss",
+)
 METRICS = ("solve_r", "solve_p", "solve_f1", "solve_rate")  # R, P and F1 of the paper, and whole tasks
 RATES = Path(__file__).with_name("table1_rates.json")
 VALIDATION = ["bench.data_seed=1", "seed=100", "eval.before=false"]
-FACTORS = (1 / 3, 1, 3)  # of the preset's learning rate
+FACTORS = (1 / 9, 1 / 3, 1, 3, 9)  # of the preset's learning rate
 
 
-def row_keys(row: str, shared: list[str], rate: float | None = None) -> list[str]:
-    """Return the overrides of a row but the seed and the model; without a rate, the preset's learning rate stands."""
-    rates = [] if rate is None else [f"trainer.learning_rate={rate:g}"]
-    return [f"experiment={ROWS[row]}", "trainer.tasks=with_trace", *rates, *shared]
+@dataclass(frozen=True)
+class Choice:
+    """What tuning chose for a row. Without a rate, the preset's learning rate stands."""
+
+    rate: float | None = None
+    keys: tuple[str, ...] = ()
 
 
-def job(row: str, seed: int, shared: list[str], rates: dict[str, float]) -> list[str] | None:
+def row_keys(row: str, shared: list[str], choice: Choice = Choice()) -> list[str]:
+    """Return the overrides of a row but the seed and the model."""
+    rates = [] if choice.rate is None else [f"trainer.learning_rate={choice.rate:g}"]
+    return [f"experiment={ROWS[row]}", "trainer.tasks=with_trace", *rates, *choice.keys, *shared]
+
+
+def job(row: str, seed: int, shared: list[str], chosen: dict[str, Choice]) -> list[str] | None:
     """Return the overrides of a run; None for MatchTIR after SFT while its run of SFT is not finished."""
-    own = [*row_keys(row, shared, rates.get(row)), f"seed={seed}"]
+    own = [*row_keys(row, shared, chosen.get(row, Choice())), f"seed={seed}"]
     if row != AFTER_SFT:
         return own
-    first = run_path(compose([*row_keys("SFT", shared, rates.get("SFT")), f"seed={seed}"]))
+    first = run_path(compose([*row_keys("SFT", shared, chosen.get("SFT", Choice())), f"seed={seed}"]))
     return [*own, f"model={first}"] if finished(first) else None
 
 
@@ -83,42 +104,70 @@ def train(jobs: list[list[str] | None], workers: int) -> bool:
 
 
 def tune(shared: list[str], workers: int) -> bool:
-    """Run every row at three rates on the validation tasks and write the best of each to RATES."""
-    chosen: dict[str, Any] = {}
+    """Choose the best learning rate of every row on the validation tasks, and the best variant; write them to RATES.
+
+    Returns whether all runs succeeded. A row whose runs all failed raises UserError.
+    """
+    told: dict[str, Any] = {}
     good = True
-    for rows in ([row for row in ROWS if row != AFTER_SFT], [AFTER_SFT]):
-        tries = {}
+    late = [AFTER_SFT, VARIANT]  # they build on what was chosen for SFT and for PACT
+    for rows in ([row for row in ROWS if row not in late], *([row] for row in late if row in ROWS)):
+        keys: tuple[str, ...] = ()
+        told |= {row: {} for row in rows}
+        if rows == [VARIANT]:
+            at_rate = {key: Choice(told["PACT"]["rate"], (key,)) for key in VARIANTS}
+            tries = {key: [*row_keys(VARIANT, shared, choice), *VALIDATION] for key, choice in at_rate.items()}
+            good = train([*tries.values()], workers) and good
+            solved = measure(VARIANT, tries)
+            keys = (max(solved, key=lambda key: solved[key]),)  # of equals, the first
+            told[VARIANT] = {"keys": [*keys], "variants": solved}
+        tried = {row: _rates_to_try(row, shared, keys, told) for row in rows}
+        good = train([words for by_rate in tried.values() for words in by_rate.values()], workers) and good
         for row in rows:
-            preset = compose(row_keys(row, shared)).trainer.learning_rate
-            for rate in (float(f"{factor * preset:.2g}") for factor in FACTORS):
-                words = [*row_keys(row, shared, rate), *VALIDATION]
-                if row == AFTER_SFT:
-                    first = run_path(compose([*row_keys("SFT", shared, chosen["SFT"]["rate"]), *VALIDATION]))
-                    words.append(f"model={first}")
-                tries[row, rate] = words
-        good = train(list(tries.values()), workers) and good
-        for row in rows:
-            tried = {
-                f"{rate:g}": summary["eval"]["after"]["solve_rate"]["mean"]
-                for (name, rate), words in tries.items()
-                if name == row and (summary := finished(run_path(compose(words)))) is not None
-            }
-            if not tried:
-                raise UserError(f"{row}: none of its three runs finished, so it has no rate; see above why")
-            best = max(tried, key=lambda rate: (tried[rate], -float(rate)))  # of equals, the smaller rate
-            chosen[row] = {"rate": float(best), "tried": tried}
-    RATES.write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
+            solved = measure(row, tried[row])
+            best = max(solved, key=lambda rate: (solved[rate], -float(rate)))  # of equals, the smaller rate
+            told[row] |= {"rate": float(best), "tried": solved}
+    RATES.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return good
 
 
-def find(row: str, seeds: list[int], shared: list[str], rates: dict[str, float]) -> dict[int, dict[str, Any]]:
+def _rates_to_try(row: str, shared: list[str], keys: tuple[str, ...], told: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the overrides of the validation runs of a row, by learning rate."""
+    preset = compose(row_keys(row, shared)).trainer.learning_rate
+    tries = {}
+    for rate in (float(f"{factor * preset:.2g}") for factor in FACTORS):
+        tries[f"{rate:g}"] = [*row_keys(row, shared, Choice(rate, keys)), *VALIDATION]
+        if row == AFTER_SFT:
+            first = run_path(compose([*row_keys("SFT", shared, Choice(told["SFT"]["rate"])), *VALIDATION]))
+            tries[f"{rate:g}"].append(f"model={first}")
+    return tries
+
+
+def measure(row: str, tries: dict[str, list[str]]) -> dict[str, float]:
+    """Return the solve rates of the finished validation runs of a row. Raises UserError if there are none."""
+    found = {name: finished(run_path(compose(words))) for name, words in tries.items()}
+    solved = {
+        name: summary["eval"]["after"]["solve_rate"]["mean"] for name, summary in found.items() if summary is not None
+    }
+    if not solved:
+        raise UserError(f"{row}: none of its {len(tries)} runs finished, so nothing can be chosen; see above why")
+    return solved
+
+
+def read_choices() -> dict[str, Choice]:
+    """Read what tuning chose for each row."""
+    told = json.loads(RATES.read_text(encoding="utf-8"))
+    return {row: Choice(one["rate"], tuple(one.get("keys", ()))) for row, one in told.items()}
+
+
+def find(row: str, seeds: list[int], shared: list[str], chosen: dict[str, Choice]) -> dict[int, dict[str, Any]]:
     """Return the summaries of the finished runs of a row, by seed."""
-    jobs = {seed: job(row, seed, shared, rates) for seed in seeds}
+    jobs = {seed: job(row, seed, shared, chosen) for seed in seeds}
     found = {seed: finished(run_path(compose(words))) for seed, words in jobs.items() if words is not None}
     return {seed: summary for seed, summary in found.items() if summary is not None}
 
 
-def table(found: dict[str, dict[int, dict[str, Any]]], rates: dict[str, float]) -> list[str]:
+def table(found: dict[str, dict[int, dict[str, Any]]], chosen: dict[str, Choice]) -> list[str]:
     """Return the lines of the table. The last column is the difference to PACT in the solve rate."""
     lines = [
         f"| method | rate | seeds | {' | '.join(METRICS)} | solve_rate - PACT's |",
@@ -135,9 +184,10 @@ def table(found: dict[str, dict[int, dict[str, Any]]], rates: dict[str, float]) 
         for row, by_seed in found.items()
     }
     for row, values in after.items():
-        rate = f"{rates[row]:g}" if row in rates else "-"
+        rate = f"{chosen[row].rate:g}" if row in chosen else "-"
+        row_name = f"{row} ({', '.join(chosen[row].keys)})" if row in chosen and chosen[row].keys else row
         if not values:
-            lines.append(f"| {row} | {rate} | 0 | " + "not run | " * (len(METRICS) + 1))
+            lines.append(f"| {row_name} | {rate} | 0 | " + "not run | " * (len(METRICS) + 1))
             continue
         cells = [cell(seeds_interval([one[metric] for one in values.values()])) for metric in METRICS]
         if len(values) == 1:
@@ -146,7 +196,7 @@ def table(found: dict[str, dict[int, dict[str, Any]]], rates: dict[str, float]) 
         both = sorted(set(values) & set(after.get("PACT", {})))
         gaps = [values[seed]["solve_rate"] - after["PACT"][seed]["solve_rate"] for seed in both]
         gap = cell(seeds_interval(gaps, low=-1.0), signed=True) if gaps and row != "PACT" else "-"
-        lines.append(f"| {row} | {rate} | {len(values)} | {' | '.join(cells)} | {gap} |")
+        lines.append(f"| {row_name} | {rate} | {len(values)} | {' | '.join(cells)} | {gap} |")
     return lines
 
 
@@ -157,19 +207,19 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time, one thread each")
     parser.add_argument("overrides", nargs="*", help="key=value for every run; seed=0,1 chooses the seeds")
     options = parser.parse_intermixed_args()
-    chosen = next((word.partition("=")[2] for word in options.overrides if word.startswith("seed=")), "0,1,2,3,4")
-    if not all(one.isdigit() for one in chosen.split(",")):
-        parser.error(f"seed={chosen}: must be whole numbers with commas between them, e.g. seed=0,1")
-    seeds = [int(one) for one in chosen.split(",")]
+    typed = next((word.partition("=")[2] for word in options.overrides if word.startswith("seed=")), "0,1,2,3,4")
+    if not all(one.isdigit() for one in typed.split(",")):
+        parser.error(f"seed={typed}: must be whole numbers with commas between them, e.g. seed=0,1")
+    seeds = [int(one) for one in typed.split(",")]
     own = [word for word in options.overrides if not word.startswith("seed=")]
     shared = ["hardware.threads=1", f"runs_dir={options.runs.absolute()}", *own]
     if options.tune:
         sys.exit(0 if tune(shared, options.jobs) else 1)
-    rates = {row: one["rate"] for row, one in json.loads(RATES.read_text(encoding="utf-8")).items()}
+    chosen = read_choices()
     good = True
     for rows in ([row for row in ROWS if row != AFTER_SFT], [AFTER_SFT]):
-        good = train([job(row, seed, shared, rates) for seed in seeds for row in rows], options.jobs) and good
-    print("\n".join(table({row: find(row, seeds, shared, rates) for row in ROWS}, rates)))
+        good = train([job(row, seed, shared, chosen) for seed in seeds for row in rows], options.jobs) and good
+    print("\n".join(table({row: find(row, seeds, shared, chosen) for row in ROWS}, chosen)))
     sys.exit(0 if good else 1)
 
 

@@ -55,15 +55,15 @@ def finish(overrides: list[str], solved: float) -> None:
 @pytest.mark.slow
 def test_the_cells_of_table_1_by_hand(scripts: Any, tmp_path: Path) -> None:
     table1, shared = scripts("compare_table1"), [f"runs_dir={tmp_path}"]
-    rates = {"LUFFY": 2e-4}
+    slow = table1.Choice(2e-4)
     for seed, (ours, theirs) in enumerate([(0.5, 0.6), (0.6, 0.8), (0.7, 0.7)]):
         finish([*table1.row_keys("PACT", shared), f"seed={seed}"], ours)
-        finish([*table1.row_keys("LUFFY", shared, 2e-4), f"seed={seed}"], theirs)
+        finish([*table1.row_keys("LUFFY", shared, slow), f"seed={seed}"], theirs)
         finish([*table1.row_keys("LUFFY", shared), f"seed={seed}"], 0.0)  # at a rate that was not chosen
-    finish([*table1.row_keys("LUFFY", shared, 2e-4), "seed=3"], 0.7)  # PACT has no such seed
+    finish([*table1.row_keys("LUFFY", shared, slow), "seed=3"], 0.7)  # PACT has no such seed
     rows = ("LUFFY", "SRFT", table1.AFTER_SFT, "PACT")
-    found = {row: table1.find(row, [0, 1, 2, 3, 4], shared, rates) for row in rows}
-    _, _, before, luffy, *others = table1.table(found, rates)
+    found = {row: table1.find(row, [0, 1, 2, 3, 4], shared, {"LUFFY": slow}) for row in rows}
+    _, _, before, luffy, *others = table1.table(found, {"LUFFY": slow})
     assert before == "| before training | - | - | 0.300 | 0.300 | 0.300 | 0.300 | - |"
     # means .7 and .6; gaps .1, .2, 0 have the standard error .1 / sqrt(3), and t of 2 degrees of freedom is 4.303
     assert luffy.startswith("| LUFFY | 0.0002 | 4 | 0.700 [0.570, 0.830] |")
@@ -119,6 +119,7 @@ def test_keys_and_tables_of_the_command_line(scripts: Any, monkeypatch: pytest.M
     assert "no such table: pact_table9; choose from methods, pact_table1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_rates_are_tuned_alike_and_on_tasks_of_their_own(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,9 +128,12 @@ def test_rates_are_tuned_alike_and_on_tasks_of_their_own(
     def train(jobs: list[list[str]], workers: int) -> bool:
         for words in jobs:
             config = compose(words)
+            if table1.finished(run_path(config)):
+                continue
             assert (config.seed, config.bench.data_seed, config.eval.before) == (100, 1, False)
             done.append((config.algo.name, config.trainer.learning_rate, config.model.path))
             solved = {2e-4: 0.6, 6e-4: 0.6, 1.8e-3: 0.1, 9e-3: 0.9}.get(config.trainer.learning_rate, 0.0)
+            solved += 0.05 * (getattr(config.algo, "dual_clip", None) == 3)
             finish(words, solved)
             path = run_path(config)
             (path / "model").mkdir()
@@ -143,21 +147,31 @@ def test_rates_are_tuned_alike_and_on_tasks_of_their_own(
 
     monkeypatch.setattr(table1, "RATES", tmp_path / "rates.json")
     monkeypatch.setattr(table1, "train", train)
-    monkeypatch.setattr(table1, "ROWS", {row: table1.ROWS[row] for row in ("SFT", "PACT", table1.AFTER_SFT)})
+    monkeypatch.setattr(
+        table1, "ROWS", {row: table1.ROWS[row] for row in ("SFT", "PACT", table1.AFTER_SFT, table1.VARIANT)}
+    )
     assert table1.tune(shared, 1)
     chosen = json.loads((tmp_path / "rates.json").read_text(encoding="utf-8"))
-    assert {row: one["rate"] for row, one in chosen.items()} == {"SFT": 9e-3, "PACT": 2e-4, table1.AFTER_SFT: 2e-4}
-    assert chosen["PACT"]["tried"] == {"0.0002": 0.6, "0.0006": 0.6, "0.0018": 0.1}, "of equals, the smaller rate"
-    best = run_path(compose([*table1.row_keys("SFT", shared, 9e-3), *table1.VALIDATION]))
-    assert [path == str(best / "model") for name, _, path in done if name == "grpo"] == [True] * 3
+    rates = {"SFT": 9e-3, "PACT": 2e-4, table1.AFTER_SFT: 2e-4, table1.VARIANT: 2e-4}
+    assert {row: one["rate"] for row, one in chosen.items()} == rates
+    tried = {"6.7e-05": 0.0, "0.0002": 0.6, "0.0006": 0.6, "0.0018": 0.1, "0.0054": 0.0}
+    assert chosen["PACT"]["tried"] == tried, "of equals, the smaller rate"
+    best = run_path(compose([*table1.row_keys("SFT", shared, table1.Choice(9e-3)), *table1.VALIDATION]))
+    assert [path == str(best / "model") for name, _, path in done if name == "grpo"] == [True] * 5
+    assert chosen[table1.VARIANT]["keys"] == ["algo.dual_clip=3"]
+    assert [rate for name, rate, _ in done if name == "pact"][5:13] == [2e-4] * 8, "variants are tried at PACT's rate"
+    assert table1.read_choices()[table1.VARIANT] == table1.Choice(2e-4, ("algo.dual_clip=3",))
 
 
 def test_the_rates_of_table_1_are_those_that_did_best(scripts: Any) -> None:
     table1 = scripts("compare_table1")
     chosen = json.loads(table1.RATES.read_text(encoding="utf-8"))
-    assert list(chosen) == [row for row in [*table1.ROWS] if row != table1.AFTER_SFT] + [table1.AFTER_SFT]
+    late = [table1.AFTER_SFT, table1.VARIANT]
+    assert list(chosen) == [row for row in table1.ROWS if row not in late] + late
+    variants = chosen[table1.VARIANT]["variants"]
+    assert [*variants] == [*table1.VARIANTS] and variants[chosen[table1.VARIANT]["keys"][0]] == max(variants.values())
     for row, one in chosen.items():
-        assert len(one["tried"]) == 3 and one["tried"][f"{one['rate']:g}"] == max(one["tried"].values()), row
+        assert len(one["tried"]) == 5 and one["tried"][f"{one['rate']:g}"] == max(one["tried"].values()), row
 
 
 @pytest.mark.slow
