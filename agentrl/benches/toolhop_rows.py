@@ -40,7 +40,8 @@ class Row:
 def divide(rows: list[Row], test_fraction: float, data_seed: int) -> dict[str, list[Row]]:
     """Divide rows into splits, in file order. Neither split is empty if there are two rows or more."""
     shuffled = random.Random(f"toolhop/{data_seed}").sample(range(len(rows)), len(rows))
-    count = min(max(round(test_fraction * len(rows)), 1), max(len(rows) - 1, 1))
+    most = len(rows) if test_fraction == 1 else max(len(rows) - 1, 1)
+    count = min(max(round(test_fraction * len(rows)), 1), most)
     test = set(shuffled[:count])
     return {
         "train": [row for i, row in enumerate(rows) if i not in test],

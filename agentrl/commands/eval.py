@@ -136,6 +136,10 @@ def compose_job(
         chosen += [f"algo.endpoint.base_url={own['endpoint']}"]
     else:
         chosen += [f"model={model}", *sampling_of(model, bench)]
+    if own.get("suite") == "pact":
+        from agentrl.report.published import SUITE_KEYS
+
+        chosen += SUITE_KEYS.get(bench, ())
     chosen += [f"eval.{key}={own[key]}" for key in ("samples", "temperature", "top_p") if key in own]
     given: list[str] = []
     for override in overrides:

@@ -25,7 +25,7 @@ from agentrl.config.schema import Config
 from agentrl.core.bench import Classified, TranscriptBench, remarks_of
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8, explain_json
-from agentrl.core.stats import mean_interval
+from agentrl.core.stats import Interval, are_shares, linearised_macro, mean_interval, share_interval, t_interval
 from agentrl.core.text import replace_surrogates
 
 KEYS = {
@@ -141,24 +141,39 @@ def write(out: Path, records: list[dict[str, Any]]) -> None:
 
 
 def print_summary(records: list[dict[str, Any]], console: Console) -> None:
-    """Print the mean and 95% interval of every metric; transcripts of one row are one cluster."""
-    columns: dict[str, tuple[list[float], list[str]]] = {}
+    """Print the mean and 95% interval of every metric; transcripts of one row are one cluster.
+
+    If the transcripts belong to several suites or categories, the plain mean of their means is printed, too: some
+    official figures are that.
+    """
+    columns: dict[str, tuple[list[float], list[str], list[str]]] = {}
     unset: dict[str, int] = {}
     for record in records:
         # the keys that tell the rows of a bench apart
         row = str([record.get(key) for key in ("category", "suite", "row", "id")])
+        part = str(record.get("suite", record.get("category", "")))
         for name, value in record["metrics"].items():
-            values, rows = columns.setdefault(name, ([], []))
+            values, rows, parts = columns.setdefault(name, ([], [], []))
             for entry in value if isinstance(value, list) else [value]:
                 if entry is None:
                     unset[name] = unset.get(name, 0) + 1
                 if entry is not None or name in UNSET_IS_WRONG:
                     values.append(float(entry or 0))
                     rows.append(row)
+                    parts.append(part)
     console.print("mean [95% interval, clustered by row]")
-    for name, (values, rows) in columns.items():
-        interval = mean_interval(values, rows)
+    for name, (values, rows, parts) in columns.items():
         counted = "counted as 0" if name in UNSET_IS_WRONG else "left out"
         rest = f", {unset[name]} without a verdict {counted}" if name in unset else ""
-        bounds = f"[{interval.lo:.4f}, {interval.hi:.4f}]" if interval.known else "[too few rows]"
-        console.print(f"{name:<16} {interval.mean:.4f} {bounds}, n={interval.n}{rest}")
+        interval = mean_interval(values, rows)
+        console.print(f"{name:<16} {_told(interval)}, n={interval.n}{rest}")
+        if (count := len(set(parts))) > 1:
+            items = [str(position) for position in range(len(values))]
+            spread = linearised_macro(dict(zip(items, values, strict=True)), dict(zip(items, parts, strict=True)))
+            macro = (share_interval if are_shares(values) else t_interval)([*spread.values()], rows)
+            console.print(f"{'':<16} {_told(macro)}, the mean of the means of {count} suites or categories")
+
+
+def _told(interval: Interval) -> str:
+    bounds = f"[{interval.lo:.4f}, {interval.hi:.4f}]" if interval.known else "[too few rows]"
+    return f"{interval.mean:.4f} {bounds}"

@@ -105,7 +105,9 @@ class ToolHop(BenchKeys):
         means=("the official rule", "the rule of FTRL, MatchTIR and PACT", "the <answer> tag holds exactly the answer"),
     )
     rules: Rules = key("Rules of scoring.", means=CALL_RULES)
-    test_fraction: float = key("Share of rows held out for evaluation; ToolHop ships no training split.", gt=0, lt=1)
+    test_fraction: float = key(
+        "Share of rows held out for evaluation; ToolHop ships no training split. 1 leaves no training rows.", gt=0, le=1
+    )
     data_seed: int = key(DIVISION)
 
     def check_path(self) -> None:

@@ -41,9 +41,9 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
     item without any other value; `missing/<metric>` is the share of such samples. `query_error` is the share of samples
     with a failed call. `call_error` is linearised: its mean is failed calls / calls.
 
-    With n > 1 samples there are pass@k and pass^k for k = 1, 2, 4, ... up to n, over the items with k verdicts; a
-    sample passes if its solve metric is 1. If items belong to several suites, the mean of `macro` is the mean of the
-    suites' solve rates.
+    With n > 1 samples, of which some have the solve metric, there are pass@k and pass^k for k = 1, 2, 4, ... up to n,
+    over the items with k verdicts; a sample passes if its solve metric is 1. If items belong to several suites, the
+    mean of `macro` is the mean of the suites' solve rates.
     """
     samples: dict[str, list[Item]] = {}
     for item in items:
@@ -72,7 +72,8 @@ def item_values(items: list[Item], solve_metric: str) -> dict[str, dict[str, flo
     verdicts = {
         name: [one for one in map(metric(solve_metric), tries) if one is not None] for name, tries in samples.items()
     }
-    for k in [2**power for power in range(n.bit_length())] if n > 1 else []:
+    graded = solve_metric in names  # otherwise no judge was asked, and nothing is known of any sample
+    for k in [2**power for power in range(n.bit_length())] if n > 1 and graded else []:
         attempts = {name: (len(own), sum(one >= 1 for one in own)) for name, own in verdicts.items() if len(own) >= k}
         values[f"pass@{k}"] = {name: pass_at_k(*counts, k) for name, counts in attempts.items()}
         values[f"pass^{k}"] = {name: pass_hat_k(*counts, k) for name, counts in attempts.items()}

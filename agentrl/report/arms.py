@@ -58,11 +58,12 @@ class RunRecord:
 
 @dataclass
 class Arm:
-    """Runs that share all settings but the seed, ordered by their seeds."""
+    """Runs that share all settings but the seed, ordered by their seeds: one of each seed."""
 
     values: tuple[Any, ...]  # values of the keys that tell the arms apart
     label: str
     runs: list[RunRecord] = field(default_factory=list)
+    repeated: list[RunRecord] = field(default_factory=list)  # earlier runs of the same seeds, which do not count
 
     @property
     def completed(self) -> list[RunRecord]:
@@ -117,12 +118,23 @@ def group_into_arms(records: list[RunRecord]) -> tuple[list[str], list[Arm]]:
             arms[name] = Arm(values, label="")
         arms[name].runs.append(record)
     ordered = sorted(arms.values(), key=lambda arm: [rank(value) for value in arm.values])
+    for arm in ordered:
+        _drop_repeated(arm)
     for arm in ordered:  # a label names only what tells an arm apart from the arms of its own algorithm
         kin = [one for one in ordered if keys[:1] != ["algo.name"] or one.values[0] == arm.values[0]]
         shown = [i == 0 or len({repr(one.values[i]) for one in kin}) > 1 for i in range(len(keys))]
         told = [(key, value) for key, value, use in zip(keys, arm.values, shown, strict=True) if use]
         arm.label = _label([key for key, _ in told], tuple(value for _, value in told), arm.runs[0])
     return keys, ordered
+
+
+def _drop_repeated(arm: Arm) -> None:
+    """Keep one run of each seed: the last one that is complete, else the last one. A repetition is no further seed."""
+    kept: dict[int, RunRecord] = {}
+    for run in sorted(arm.runs, key=lambda run: (run.summary is not None, str(run.status.get("updated", "")))):
+        kept[run.seed] = run
+    arm.repeated = [run for run in arm.runs if run is not kept[run.seed]]
+    arm.runs = [run for run in arm.runs if run is kept[run.seed]]
 
 
 def distinguishing_keys(settings: list[dict[str, Any]]) -> list[str]:
@@ -201,9 +213,14 @@ def compare_by_item(one: RunRecord, other: RunRecord, metric: str) -> Interval |
 
 
 def _by_item(first: list[RunRecord], second: list[RunRecord], metric: str) -> Interval | None:
-    """Return the same for the means over several runs on each side."""
-    (before, clusters), (after, _) = _items(first, metric), _items(second, metric)
-    if not before.keys() & after.keys():
+    """Return the same for the means over several runs on each side.
+
+    None if an item has another cluster on the other side: then equal names do not mean equal items, as in two draws of
+    a generated bench.
+    """
+    (before, clusters), (after, others) = _items(first, metric), _items(second, metric)
+    common = before.keys() & after.keys()
+    if not common or any(clusters[name] != others[name] for name in common):
         return None
     means = [sum(values.values()) / len(values) for values in (before, after)]
     linearised = metric in LINEARISED and are_shares(means)

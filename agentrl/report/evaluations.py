@@ -18,7 +18,7 @@ from agentrl.report.arms import (
 )
 from agentrl.report.markdown import cell, markdown_table
 from agentrl.report.page import Table
-from agentrl.report.published import published_table
+from agentrl.report.published import count_items, published_table
 from agentrl.store.identity import run_path
 
 
@@ -46,10 +46,14 @@ def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) 
             ]
             for metric in metrics
         ]
-        # A metric may be about some rows only; the largest count is the number of all items.
-        items = max(int(cell["n"]) for arm in arms for cell in arm.runs[0].evaluation["after"].values())
+        items = max(count_items(arm.runs[0].summary or {}) for arm in arms)
         lacking = [
             f"{label} lacks {gap}" for label, arm in zip(labels, arms, strict=True) if (gap := count_missing(arm))
+        ]
+        lacking += [
+            f"{label} leaves out {left_out} with too long a prompt"
+            for label, arm in zip(labels, arms, strict=True)
+            if (left_out := (arm.runs[0].summary or {}).get("too_long"))
         ]
         note = ", ".join([*lacking, "mean [95% interval, clustered; differences paired by item]"])
         head = ["metric", *labels, *(f"{trained.label} - {base.label}" for base, trained in pairs)]
@@ -69,7 +73,10 @@ def plain_text(table: Table) -> str:
 
 def _sampling_note(arms: list[Arm]) -> str:
     """Return a line that says how the models were sampled, if not all were sampled alike; else an empty text."""
-    keys = ("eval.temperature", "eval.top_p", "rollout.max_turns", "rollout.max_completion_tokens")
+    keys = (
+        *("model.thinking", "eval.temperature", "eval.top_p", "rollout.max_turns"),
+        *("rollout.max_completion_tokens", "rollout.max_turn_tokens"),
+    )
     values = [[arm.runs[0].settings.get(key) for arm in arms] for key in keys]
     unlike = [
         f"{key} {', '.join(map(str, found))}" for key, found in zip(keys, values, strict=True) if len(set(found)) > 1

@@ -102,6 +102,9 @@ def _runs(arms: list[Arm]) -> Table:
             steps = str(run.summary["steps"]) if run.summary else "–"
             reason = str(run.status.get("error", "")).strip().splitlines() or [missing_text(run.summary or {})]
             rows.append([arm.label, str(run.seed), run.status["status"], steps, reason[-1], str(run.path)])
+        for run in arm.repeated:
+            reason = [f"left out: a later run has seed {run.seed} too"]
+            rows.append([arm.label, str(run.seed), run.status["status"], "–", reason[-1], str(run.path)])
     return Table("", ["arm", "seed", "status", "updates", "reason", "directory"], rows)
 
 

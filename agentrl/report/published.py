@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from agentrl.config.benches import BFCL_GROUPS
 from agentrl.report.page import Table
 
 SUITES = {"pact": ("ftrl", "bfcl", "toolhop"), "hipo": ("systemcheck",)}
@@ -17,6 +18,12 @@ COLUMNS = {
     "hipo": ("conflict r_sys", "conflict r_user", "aligned r_sys", "aligned r_user"),
 }
 SOURCES = {"pact": "PACT, arXiv 2606.16215, Table 1, percent", "hipo": "HIPO, arXiv 2603.16152, Tables 1 and 7"}
+# What the paper's table is about: all items, and PACT's rule of the final answer. A run's own division comes first.
+SUITE_KEYS = {
+    "toolhop": ("bench.rule=ftrl", "bench.test_fraction=1"),
+    "bfcl": ("bench.test_fraction=1",),
+}
+PARTS = ("multi_turn", "web_search", "memory")  # groups of BFCL's categories, in the order of the columns
 VERDICTS = ("valid", "correct", "solved")  # the names that BFCL's categories give their score
 
 
@@ -30,18 +37,36 @@ def published_table(suite: str, model: str, runs: dict[str, Path]) -> Table:
     ours = _pact_row(summaries) if suite == "pact" else _hipo_row(summaries)
     rows.append([f"ours: {model}", *("–" if value is None else form.format(value) for value in ours)])
     note = f"{SOURCES[suite]}; published rows are for {reference}, the last row was measured here"
+    if counts := ", ".join(f"{bench} {count_items(summary)}" for bench, summary in summaries.items()):
+        note += f" (items: {counts})"
+    for bench, summary in summaries.items():
+        if left_out := summary.get("too_long"):
+            note += f"; {bench} lacks {left_out} items with too long a prompt"
+    if suite == "pact" and "bfcl" in summaries and (missing := _missing_categories(summaries["bfcl"])):
+        note += f"; BFCL lacks {', '.join(missing)}"
     return Table(note, ["method", *COLUMNS[suite]], rows)
 
 
+def count_items(summary: dict[str, Any]) -> int:
+    """Return the number of items of an evaluation. A metric may be about some items only, so the largest n counts."""
+    return max((int(cell.get("n", 0)) for cell in _after(summary).values()), default=0)
+
+
+def _missing_categories(bfcl: dict[str, Any]) -> list[str]:
+    """List the categories of the paper that an evaluation of BFCL did not play."""
+    played = bfcl.get("by", {}).get("category", {})
+    return [name for group in PARTS for name in BFCL_GROUPS[group] if name not in played]
+
+
 def _pact_row(summaries: dict[str, Any]) -> list[float | None]:
-    """Return our row in percent; an average is None if a part of it is None."""
+    """Return our row in percent; an average is None if a part of it is None, or was not played."""
     ftrl = _after(summaries.get("ftrl"))
     solved = [_percent(ftrl, name) for name in ("solve_r", "solve_p", "solve_f1")]
     categories = summaries.get("bfcl", {}).get("by", {}).get("category", {})
     parts = []
-    for prefix in ("multi_turn", "web_search", "memory"):
-        scores = [_verdict(phases["after"]) for name, phases in categories.items() if name.startswith(prefix)]
-        parts.append(_mean(scores))
+    for group in PARTS:
+        played = [categories.get(name, {}).get("after") for name in BFCL_GROUPS[group]]
+        parts.append(_mean([None if phase is None else _verdict(phase) for phase in played]))
     bfcl, correct = _mean(parts), _percent(_after(summaries.get("toolhop")), "answer_correct")
     return [*solved, *parts, bfcl, correct, _mean([*solved, bfcl, correct])]
 
@@ -56,7 +81,7 @@ def _hipo_row(summaries: dict[str, Any]) -> list[float | None]:
 
 
 def _after(summary: dict[str, Any] | None) -> dict[str, Any]:
-    return summary["eval"]["after"] if summary else {}
+    return summary.get("eval", {}).get("after", {}) if summary else {}
 
 
 def _percent(metrics: dict[str, Any], name: str) -> float | None:

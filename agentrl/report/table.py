@@ -49,8 +49,10 @@ def result_text(summary: Mapping[str, Any]) -> str:
 
 
 def missing_text(summary: Mapping[str, Any]) -> str:
-    """Return how many items an endpoint did not play, and why; empty if none is missing."""
-    missing = summary.get("missing")
+    """Return how many items were not played, and why; empty if none is missing."""
+    missing, too_long = summary.get("missing"), summary.get("too_long")
+    if not missing and too_long:
+        return f"{too_long} test items are left out: their prompt exceeds rollout.max_prompt_tokens."
     if not missing:
         return ""
     reasons = list(missing["reasons"].items())

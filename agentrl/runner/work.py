@@ -62,6 +62,7 @@ class Result:
     tokens: int = 0
     judge: dict[str, Any] | None = None  # counts of a judge's verdicts, and their cost
     missing: dict[str, int] = field(default_factory=dict)  # items that an endpoint did not play, by reason
+    too_long: int = 0  # test items that are left out because their prompt exceeds rollout.max_prompt_tokens
     # sampling settings that an endpoint was sent, and those that it chose itself
     sampling: dict[str, Any] | None = None
 
@@ -86,6 +87,7 @@ def evaluate_only(
         console.say(remark)
     engine: RolloutEngine
     endpoint: EndpointEngine | None = None
+    every = len(tasks)
     if config.algo.endpoint.base_url is not None:
         engine = endpoint = EndpointEngine(config)
         where = "behind an endpoint"
@@ -98,7 +100,7 @@ def evaluate_only(
         where = f"{model.num_parameters():,} parameters"
     console.say(f"eval of {config.model.name} ({where}) on {bench.name}: {len(tasks)} tasks, {run.path}")
     items = evaluate(engine, bench, tasks, config.eval, run, "after", console, stop, judge)
-    result = Result(bench.solve_metric, items, judge=count_verdicts(judge))
+    result = Result(bench.solve_metric, items, judge=count_verdicts(judge), too_long=every - len(tasks))
     if endpoint is not None:
         result.missing = count_missing_items(run.records(run.eval_dir / "after.jsonl"))
         result.sampling = endpoint.sampling(Decoding(config.eval.temperature, config.eval.top_p))
@@ -127,6 +129,7 @@ def train_and_evaluate(
     check_calls(traces, train_tasks)
     chat = load_chat(config.model, needs_of(train_tasks + test_tasks))
     train_tasks = keep_fitting(chat, train_tasks, config, "training") if trains else []
+    every = len(test_tasks)
     test_tasks = keep_fitting(chat, test_tasks, config, "test")
     if (trainer_class := rl_trainer(config.algo)) is not None:
         trainer_class.check_tasks(config, train_tasks)
@@ -145,7 +148,7 @@ def train_and_evaluate(
     # One process looks, because it moves damaged checkpoints aside; all use what it found.
     found = [checkpoints.find_latest(run.checkpoints_dir, warn) if is_leader() else None]
     checkpoint = broadcast_object_list(found)[0]
-    result = Result(bench.solve_metric, after=[])
+    result = Result(bench.solve_metric, after=[], too_long=every - len(test_tasks))
     # A resumed run was evaluated before it trained; its file is read again.
     if config.eval.before:
         result.before = evaluate(engine, bench, test_tasks, config.eval, run, "before", console, stop, judge)

@@ -173,6 +173,7 @@ def build_summary(config: Config, result: Result, wall_s: float) -> dict[str, An
         **({} if result.judge is None else {"judge": result.judge}),
         **({} if result.sampling is None else {"sampling": result.sampling}),
         **({"missing": {"items": sum(result.missing.values()), "reasons": result.missing}} if result.missing else {}),
+        **({"too_long": result.too_long} if result.too_long else {}),
         "eval": summarise(result.before, result.after, result.solve_metric),
         "by": summarise_groups(result.before, result.after, result.solve_metric),
     }

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from agentrl.benches.toolhop_rows import divide
 from agentrl.commands.eval import compose_job
 from agentrl.commands.eval import main as eval_command
+from agentrl.config.benches import BFCL_GROUPS
 from agentrl.config.compose import compose
 from agentrl.config.inherit import bench_of
 from agentrl.config.rules import validate
@@ -148,6 +150,11 @@ def test_a_model_that_was_trained_on_another_division_of_the_data_is_warned_of(t
         (warning,) = validate(compose(["algo=hipo", *judged, f"model={model}"]))
         assert "was trained with bench.data_seed=7, and here it is 0" in warning and "set bench.data_seed=7" in warning
     assert not validate(compose(["algo=hipo", *judged, f"model={second}", "bench.data_seed=7"]))
+    other = tmp_path / "more.jsonl"
+    shutil.copy(data, other)
+    seeded = ["algo=hipo", *judged, f"model={second}", "bench.data_seed=7"]
+    (warning,) = validate(compose([*seeded, f"bench.path={other}"]))
+    assert f"bench.path={data}, and here it is {other}" in warning
     generated = trained(tmp_path, "algo=grpo", "bench.data_seed=3")
     assert not validate(compose(["algo=grpo", f"model={generated}"]))  # tasks of another seed are new tasks
 
@@ -185,9 +192,10 @@ def test_a_papers_table_shows_our_row_below_the_published_rows(tmp_path: Path) -
     def cells(**means: float) -> dict[str, dict[str, float]]:
         return {metric: {"mean": mean} for metric, mean in means.items()}
 
+    scores = {"multi_turn": (0.2, 0.1, 0.2, 0.1), "web_search": (0.3, 0.3), "memory": (0.4, 0.2, 0.3)}
     categories = {
-        "multi_turn_base": 0.2, "multi_turn_miss_func": 0.1, "web_search": 0.3, "memory_kv": 0.4, "memory_rec_sum": 0.2,
-    }  # fmt: skip
+        name: score for group, own in scores.items() for name, score in zip(BFCL_GROUPS[group], own, strict=True)
+    }
     runs = {
         "ftrl": summary("ftrl", eval={"after": cells(solve_r=0.4, solve_p=0.3, solve_f1=0.35)}),
         "toolhop": summary("toolhop", eval={"after": cells(answer_correct=0.5)}),
@@ -195,7 +203,8 @@ def test_a_papers_table_shows_our_row_below_the_published_rows(tmp_path: Path) -
     }
     table = published_table("pact", "qwen3-4b", runs)
     lines = markdown_table(table.head, table.rows).splitlines()
-    # multi-turn (20 + 10) / 2, search 30, memory (40 + 20) / 2: average 25; overall (40 + 30 + 35 + 25 + 50) / 5
+    # multi-turn (20 + 10 + 20 + 10) / 4, search 30, memory (40 + 20 + 30) / 3: average 25
+    # overall (40 + 30 + 35 + 25 + 50) / 5
     assert lines[-1].split("|")[2:-1] == [
         f" {v} ".ljust(len(c)) for v, c in zip(
             ("40.00", "30.00", "35.00", "15.00", "30.00", "30.00", "25.00", "50.00", "36.00"),
@@ -204,6 +213,21 @@ def test_a_papers_table_shows_our_row_below_the_published_rows(tmp_path: Path) -
     ]  # fmt: skip
     assert "| PACT " in lines[-2] and "42.41" in lines[-2]
     assert "–" in published_table("pact", "tiny", {"ftrl": runs["ftrl"]}).rows[-1]
+    del categories["memory_vector"]  # its encoder was missing: an average of the others is not the paper's
+    content = {"by": {"category": {k: {"after": cells(solved=v)} for k, v in categories.items()}}, "too_long": 7}
+    table = published_table("pact", "qwen3-4b", {**runs, "bfcl": summary("less", **content)})
+    assert table.rows[-1][5:8] == ["30.00", "–", "–"] and table.rows[-1][9] == "–"
+    assert "BFCL lacks memory_vector" in table.title and "bfcl lacks 7 items with too long a prompt" in table.title
+
+
+def test_a_papers_suite_plays_all_its_items_by_the_papers_rule(tmp_path: Path) -> None:
+    own = {"suite": "pact"}
+    job = compose_job("tiny", "toolhop", own, [], ["toolhop"], ["tiny"])
+    assert (job.bench.rule, job.bench.test_fraction) == ("ftrl", 1)  # type: ignore[attr-defined]
+    typed = compose_job("tiny", "toolhop", own, ["toolhop.test_fraction=0.5"], ["toolhop"], ["tiny"])
+    assert typed.bench.test_fraction == 0.5  # type: ignore[attr-defined]
+    parts = divide(list(range(5)), 1, 0)  # type: ignore[arg-type]
+    assert len(parts["test"]) == 5 and not parts["train"]
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from agentrl.chat.transcripts import pair_calls_with_outputs, parse_text, toolhop_content
-from agentrl.commands.score import main
+from agentrl.commands.score import main, print_summary
 from agentrl.config.compose import compose
 from agentrl.core.errors import UserError
 from tests.support.toolhop_rows import rows
@@ -173,6 +174,19 @@ def test_rows_ids_and_summary(file: Path, tmp_path: Path, capsys: pytest.Capture
     assert "answer_correct   0.3333 [" in shown and "1 without a verdict counted as 0" in shown
     scored = score(tmp_path, "toolhop", file, records, "bench.rule=ftrl")
     assert [line["metrics"]["answer_correct"] for line in scored] == [1, 0, 0]
+
+
+def test_suites_of_different_size_have_a_mean_of_their_means(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"extraction": (4, 2), "hijacking": (2, 0), "helpful": (6, 6)}
+    records = [
+        {"suite": suite, "row": row, "metrics": {"passed": float(row < passed)}}
+        for suite, (size, passed) in sizes.items()
+        for row in range(size)
+    ]
+    print_summary(records, Console(soft_wrap=True, highlight=False, markup=False))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].startswith("passed           0.6667 [") and shown[1].endswith("n=12")  # 8 of 12
+    assert shown[2].strip().startswith("0.5000 [") and "of 3 suites" in shown[2]  # (0.5 + 0 + 1) / 3
 
 
 def test_half_a_surrogate_pair_goes_through(file: Path, tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_values_of_an_item_are_over_its_samples() -> None:
     assert sum(values["call_error"].values()) / 2 == pytest.approx(1 / 8)  # 1 of 8 calls
 
 
+def test_replies_that_nobody_graded_have_no_pass_at_k() -> None:
+    ungraded = [{**entry, "metrics": {"empty": 0.0}} for entry in ITEMS]
+    assert not [name for name in item_values(ungraded, "solve") if name.startswith("pass")]
+
+
 def test_no_calls_and_one_sample_leave_those_metrics_out() -> None:
     assert set(item_values([item("a", 0, 1.0, calls=0)], "solve")) == {"solve", "recall", "truncated"}
     assert not any(item_values([], "solve").values())

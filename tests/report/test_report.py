@@ -19,6 +19,7 @@ from agentrl.core.errors import UserError
 from agentrl.report.arms import (
     Arm,
     compare_arms,
+    compare_by_item,
     difference_pairs,
     distinguishing_keys,
     group_into_arms,
@@ -126,6 +127,27 @@ def test_one_seed_keeps_the_interval_over_items(tmp_path: Path) -> None:
     # paired by item: 0.2 on a, 0 on b
     gap = compare_arms(grpo, pact, "solve_rate")
     assert gap is not None and (gap.mean, gap.n) == (pytest.approx(0.1), 2)
+
+
+def test_a_repeated_seed_is_no_further_seed(tmp_path: Path) -> None:
+    for seed, after in ((0, 0.4), (1, 0.6)):
+        fake_run(tmp_path, after + 0.2, "algo=grpo", f"seed={seed}", "run_id=old" if seed else "run_id=older")
+        later = fake_run(tmp_path, after, "algo=grpo", f"seed={seed}")
+        later.write_json(later.status_path, later.status() | {"updated": "2999-01-01T00:00:00+0000"})
+    report = build_report(load_records([tmp_path]), "")
+    (table,) = [table for table in report.tables["Results"] if table.title == "Before and after training"]
+    assert table.rows[0][1] == "2" and table.rows[0][3].startswith("0.500 [")
+    told = [row for row in report.tables["Runs"][0].rows if "a later run has seed" in row[4]]
+    assert sorted(Path(row[5]).name for row in told) == ["old", "older"]
+
+
+def test_items_of_two_draws_are_not_paired(tmp_path: Path) -> None:
+    one, other = fake_run(tmp_path, 0.4, "algo=grpo"), fake_run(tmp_path, 0.6, "algo=grpo", "bench.data_seed=1")
+    left, right = (load_records([run.path])[0] for run in (one, other))
+    assert compare_by_item(left, right, "solve_rate") is not None  # the clusters agree
+    lines = [line | {"cluster": f"other {line['id']}"} for line in other.records(other.eval_dir / "after.jsonl")]
+    other.replace_records(other.eval_dir / "after.jsonl", lines)
+    assert compare_by_item(left, right, "solve_rate") is None
 
 
 def test_equal_seeds_keep_the_interval_over_items(tmp_path: Path) -> None:

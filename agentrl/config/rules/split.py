@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from agentrl.config.benches import SystemCheck
 from agentrl.config.load import saved_values
 from agentrl.config.schema import Config
 from agentrl.config.target import run_of
 
-DIVISION = ("data_seed", "test_fraction")  # keys of a bench that decide which rows of its data are the test
+# Keys of a bench that decide which rows of its data are the test. `train_tasks` and `test_tasks` are systemcheck's.
+DIVISION = ("path", "data_seed", "test_fraction", "train_on_test", "train_tasks", "test_tasks")
 
 
 def check_split(config: Config) -> list[str]:
@@ -23,10 +25,18 @@ def check_split(config: Config) -> list[str]:
         saved = saved_values(run)
         known = saved.bench if saved.bench.name == bench.name else {}
         for key in DIVISION:
-            if key in known and known[key] != (here := getattr(bench, key)):
+            there, here = (_value(key, one) for one in (known.get(key), getattr(bench, key, None)))
+            if key in known and there != here:
                 return [
-                    f"{run}, which this model comes from, was trained with bench.{key}={known[key]}, and here it is "
-                    f"{here}: the test may hold rows that it was trained on; set bench.{key}={known[key]}"
+                    f"{run}, which this model comes from, was trained with bench.{key}={there}, and here it is "
+                    f"{here}: the test may hold rows that it was trained on; set bench.{key}={there}"
                 ]
         model = str(saved.model.path)
     return []
+
+
+def _value(key: str, value: Any) -> Any:
+    """Return a value for comparison and for messages: a path is absolute, as a run saves it."""
+    if value is None:
+        return "null"
+    return str(Path(value).expanduser().absolute()) if key == "path" else value
