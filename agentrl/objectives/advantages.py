@@ -55,12 +55,14 @@ def turn_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 def turn_advantage(returns: Tensor, mask: Tensor, eps: float, *, lone_raw: bool = False) -> Tensor:
     """Compute A^l: normalise turn returns across the rollouts of a prompt that reached the same turn index.
 
-    returns, mask: (N, K, T). Returns (N, K, T), 0 outside the mask and where all returns are equal.
+    returns, mask: (N, K, T). Returns (N, K, T), 0 outside the mask and where all returns are equal. A NaN return is
+    missing: it gets 0, and no mean includes it.
     A turn that only one rollout reached gets 0. MatchTIR's code gives it its raw return instead (`lone_raw`). With
     non-negative rewards, this reinforces the rollout with the most turns, whatever it did there.
     Raises ValueError on other shapes and on a mask with holes.
     """
-    return _normalise(returns, _check_turns(returns, mask), eps, divide_by_std=True, lone_raw=lone_raw)
+    taken = _check_turns(returns, mask) & ~torch.isnan(returns)
+    return _normalise(returns, taken, eps, divide_by_std=True, lone_raw=lone_raw)
 
 
 def hard_credit_advantage(

@@ -22,12 +22,12 @@ RENAMED = {
     "rewards/_trajectory_return/std": "reward_std",
     "completions/mean_length": "completion/mean_tokens",
     "completions/max_length": "completion/max_tokens",
-    "completions/clipped_ratio": "completion/truncated",
     "num_tokens": "tokens",
 }
 DROPPED = {
     *("step_time", "total_flos", "rewards/_trajectory_return/mean"),  # timings differ between equal runs
     *("tools/call_frequency", "tools/failure_frequency"),  # TRL's count misses failures that are observations
+    "completions/clipped_ratio",  # misses episodes that the budget cut at a tool result: see completion/truncated
     *("completions/min_length", "completions/mean_terminated_length"),
     *("completions/min_terminated_length", "completions/max_terminated_length"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +66,12 @@ class FadingTrainer(TracedTrainer):
 
     def _log_progress(self, tasks: list[Task]) -> None:
         """Log the mean over prompts of each schedule that the updates do not drive."""
-        schedule, metrics = self.config.algo.schedule, self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics["train" if self.model.training else "eval"]
         traces = [trace for task in tasks if (trace := self.fade(task)) is not None]
-        values = [self._schedules(trace) for trace in traces]
-        if schedule.level_from != "updates":
-            metrics["anneal/level"].append(self._global_mean([float(level) for level, _, _ in values]))
-        if schedule.call_from != "updates":
-            metrics["anneal/call_scale"].append(self._global_mean([scale for _, _, scale in values]))
+        values = [self._shown(*self._schedules(trace.level_progress, trace.call_progress)) for trace in traces]
+        for name in self._shown(0, 0.0, 0.0):
+            if self._driver(name) != "updates":  # a batch without a trace has no schedule: NaN is not logged
+                metrics[name].append(self._global_mean([one[name] for one in values], empty=math.nan))
 
     def progress_of(self, driver: str, task: Task) -> float:
         """Return the progress of a task of the present batch by a driver other than the updates; 0 if unknown."""
@@ -88,34 +88,49 @@ class FadingTrainer(TracedTrainer):
         )
         return FadingTrace(**vars(trace), level_progress=level, call_progress=call)
 
-    def _schedules(self, trace: FadingTrace) -> tuple[int, float, float]:
-        """Return the level of reasoning, the kept share of what is cut by tokens, and the weight of calls."""
+    def _schedules(self, level: float | None, call: float | None) -> tuple[int, float, float]:
+        """Return the level of reasoning, the kept share of what is cut by tokens, and the weight of calls.
+
+        `level` and `call` are the progress of their schedules; None means that the updates drive it.
+        """
         anneal = self.config.anneal
         made = progress(self.state.global_step, self.state.max_steps, anneal.horizon)
-        level, call = (made if one is None else one for one in (trace.level_progress, trace.call_progress))
+        level, call = (made if one is None else one for one in (level, call))
         return (
             reasoning_level(level, self.config.algo.schedule.switch_points),
             anneal_value(anneal.kind, 1.0, 0.0, level, anneal.num_steps),
             anneal_value(anneal.kind, anneal.start, anneal.end, call, anneal.num_steps),
         )
 
+    def _shown(self, level: int, kept: float, scale: float) -> dict[str, float]:
+        """Return the values that weights depend on under the chosen schedules, by the names of their metrics."""
+        schedule, start = self.config.algo.schedule, self.config.anneal.start
+        found = {"anneal/level": float(level)} if schedule.reasoning == "segment" else {}
+        if schedule.reasoning in ("token", "full_token"):
+            found["anneal/kept"] = kept
+        if schedule.reasoning != "full_token":  # which fades calls with the reasoning
+            found["anneal/call_scale"] = {"fixed": start, "none": 0.0}.get(schedule.call, scale)
+        return found
+
+    def _driver(self, name: str) -> str:
+        schedule = self.config.algo.schedule
+        return str(schedule.call_from if name == "anneal/call_scale" else schedule.level_from)
+
     def trace_weights(self, trace: TokenizedTrace) -> Tensor:
         """Return the weights m_n(s) of eq. 9 at the current update."""
         assert isinstance(trace, FadingTrace)
         schedule = self.config.algo.schedule
-        level, kept, scale = self._schedules(trace)
+        level, kept, scale = self._schedules(trace.level_progress, trace.call_progress)
         return _weights(trace, schedule.reasoning, schedule.call, level, kept, scale, self.config.anneal.start)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the present values of the schedules that the updates drive to TRL's log line."""
         if self.model.training:
-            algo, anneal, metrics = self.config.algo, self.config.anneal, self._metrics["train"]
+            anneal, metrics = self.config.anneal, self._metrics["train"]
             made = progress(max(self.state.global_step - 1, 0), self.state.max_steps, anneal.horizon)
-            if algo.schedule.level_from == "updates":
-                metrics["anneal/level"].append(float(reasoning_level(made, algo.schedule.switch_points)))
-            if algo.schedule.call_from == "updates":
-                value = anneal_value(anneal.kind, anneal.start, anneal.end, made, anneal.num_steps)
-                metrics["anneal/call_scale"].append(value)
+            for name, value in self._shown(*self._schedules(made, made)).items():
+                if self._driver(name) == "updates":
+                    metrics[name].append(value)
         super().log(logs, start_time)
 
 

@@ -287,7 +287,11 @@ class AgentGRPOTrainer(LossTrainer):
         mode = "train" if self.model.training else "eval"
         scores = [self.bench.score(task, t) for task, t in zip(self._batch, self._trajectories, strict=True)]
         solved = [score.metrics.get(self.bench.solve_metric, 0.0) for score in scores]
-        self._metrics[mode]["solve_rate"].append(self._global_mean([one for one in solved if one is not None]))
+        self._metrics[mode]["solve_rate"].append(
+            self._global_mean([one for one in solved if one is not None], math.nan)
+        )
+        cut = [float(trajectory.truncated) for trajectory in self._trajectories]
+        self._metrics[mode]["completion/truncated"].append(self._global_mean(cut))
         if any(task.tools for task in self.tasks):
             calls = [call for trajectory in self._trajectories for call in trajectory.calls]
             self._metrics[mode]["tools/error_rate"].append(self._global_mean([float(call.error) for call in calls]))
@@ -307,8 +311,8 @@ class AgentGRPOTrainer(LossTrainer):
                 del metrics[name]
         super().log(logs, start_time)
 
-    def _global_mean(self, values: Sequence[float]) -> float:
-        """Return the mean over all processes, or 0 if there are no values."""
+    def _global_mean(self, values: Sequence[float], empty: float = 0.0) -> float:
+        """Return the mean over all processes, or `empty` if there are no values."""
         local = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(local, reduction="sum").tolist()
-        return total / count if count else 0.0
+        return total / count if count else empty

@@ -66,6 +66,17 @@ class CutsUpdates:
         self.log_step.write(self.accelerator, self._metrics["train" if self.model.training else "eval"])
         return loss + done
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log a line, and forget a loss that is no number.
+
+        transformers sets the loss x that it has summed up to x - x before it logs, which stays NaN for ever if x is NaN
+        or infinite.
+        """
+        summed: Tensor | None = getattr(self, "_tr_loss", None)  # only a trainer that trains has it
+        if summed is not None and not summed.isfinite():
+            summed.zero_()
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]  # of transformers' trainer
+
     def add_router_loss(self, loss: Tensor, scores: Scores, share: float) -> Tensor:
         """Add the load-balancing loss of a mixture of experts, for a piece that is `share` of the update."""
         if scores.router is None:

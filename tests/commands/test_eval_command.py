@@ -203,8 +203,8 @@ def test_a_papers_table_shows_our_row_below_the_published_rows(tmp_path: Path) -
     }
     table = published_table("pact", "qwen3-4b", runs)
     lines = markdown_table(table.head, table.rows).splitlines()
-    # multi-turn (20 + 10 + 20 + 10) / 4, search 30, memory (40 + 20 + 30) / 3: average 25
-    # overall (40 + 30 + 35 + 25 + 50) / 5
+    # multi-turn (20 + 10 + 20 + 10) / 4, search 30, memory (40 + 20 + 30) / 3: the average is 25
+    # and that of all is (40 + 30 + 35 + 25 + 50) / 5
     assert lines[-1].split("|")[2:-1] == [
         f" {v} ".ljust(len(c)) for v, c in zip(
             ("40.00", "30.00", "35.00", "15.00", "30.00", "30.00", "25.00", "50.00", "36.00"),

@@ -125,6 +125,10 @@ IMPOSSIBLE = [
     ("trainer.engine=compiled", "trainer.engine=compiled: needs CUDA"),
     ("trainer.engine=packed model.attn_implementation=eager", "needs model.attn_implementation=sdpa, not eager"),
     ("algo=sft hardware.processes=2 trainer.prompts_per_batch=6 trainer.minibatch_prompts=3", "a multiple of 2"),
+    (
+        "algo=pact hardware.processes=2 trainer.minibatch_prompts=1",
+        "algo=pact adds a term for each prompt to the update that holds the prompt's rollouts",
+    ),
     ("trainer.max_steps=0", "trainer.max_steps"),
     ("trainer.max_steps=-2", "trainer.max_steps"),
     ("trainer.max_steps=-1 trainer.epochs=0", "trainer.epochs"),

@@ -203,3 +203,12 @@ def test_random_signs_are_fair_coins_that_depend_on_seed_step_prompt_and_place_a
     assert torch.equal(signs[400:], random_signs(0, 3, keys[400:]))  # also where another process has the first prompts
     for other in (random_signs(1, 3, keys), random_signs(0, 4, keys)):
         assert not torch.equal(signs, other)
+
+
+def test_a_rollout_without_a_reward_is_left_out_of_hard_credit() -> None:
+    rewards = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [math.nan, math.nan], [1.0, 1.0]]])
+    mask = torch.ones(1, 4, 2, dtype=torch.bool)
+    found = hard_credit_advantage(rewards, mask, 0.9, 1e-4, 1.0)
+    rest = [0, 1, 3]
+    expected = hard_credit_advantage(rewards[:, rest], mask[:, rest], 0.9, 1e-4, 1.0)
+    assert torch.equal(found[:, rest], expected) and not found[:, 2].any()

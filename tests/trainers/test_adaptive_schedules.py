@@ -43,6 +43,34 @@ def test_success_drives_the_level_and_the_weight_of_calls(tmp_path: Path) -> Non
     assert trainer.state.log_history[-1]["anneal/level"] == 3  # not a mean with the level of the updates
 
 
+@pytest.mark.parametrize(
+    ("keys", "logged"),
+    [
+        ((), {"anneal/level": 1, "anneal/call_scale": 0.35}),  # at three quarters of the way
+        (("algo.schedule.call=fixed", "algo.schedule.reasoning=fixed"), {"anneal/call_scale": 0.8}),
+        (("algo.schedule.call=none", "algo.schedule.reasoning=token"), {"anneal/kept": 0.25, "anneal/call_scale": 0}),
+        (("algo.schedule.reasoning=full_token",), {"anneal/kept": 0.25}),
+    ],
+)
+def test_only_schedules_that_are_used_are_logged(tmp_path: Path, keys: Any, logged: dict[str, float]) -> None:
+    trainer = make_trainer(small(*KEYS, *keys), tmp_path, expert_script)
+    trainer.state.max_steps, trainer.state.global_step = 4, 3
+    trainer.model.train()
+    found = trainer._shown(*trainer._schedules(None, None))
+    assert found == pytest.approx(logged)
+    trainer.state.global_step = 4  # the update that is logged has just been made
+    trainer.log({})
+    line = trainer.state.log_history[-1]
+    assert {name: value for name, value in line.items() if name.startswith("anneal/")} == pytest.approx(logged)
+
+
+def test_a_batch_without_a_trace_logs_no_schedule(tmp_path: Path) -> None:
+    trainer = make_trainer(small(*KEYS, "algo.schedule.level_from=success"), tmp_path, expert_script)
+    trainer._log_progress([])
+    trainer.log({})
+    assert "anneal/level" not in trainer.state.log_history[-1]
+
+
 def test_prompts_differ_by_their_own_success(tmp_path: Path) -> None:
     def first_task_alone(task: Any, sample: int, turn: int) -> str:
         return expert_script(task, 0, turn) if task.id == tasks[0].id else "<answer>Nobody</answer>"

@@ -26,6 +26,7 @@ from agentrl.store.run import RunDirectory
 from agentrl.store.trouble import explain_trouble
 from agentrl.trainers import grpo
 from agentrl.trainers.faults import NO_SIGNAL, SAMPLER_KL, Watch, finite_rewards
+from agentrl.trainers.passes import CutsUpdates
 from tests.support.helpers import composed, make_trainer, rolled_batch, say, small
 
 
@@ -47,18 +48,32 @@ class Slope(nn.Module):
         return {"loss": (self.w * x - 1).square().mean()}
 
 
-def fit(out: Path, xs: list[float], config: Faults) -> tuple[float, list[str]]:
-    """Train on `xs` in order, one an update; the weight and what was said."""
-    said: list[str] = []
-    model = Slope()
+def slope_trainer(
+    out: Path, xs: list[float], config: Faults, said: list[str], kind: type[Trainer] = Trainer
+) -> Trainer:
+    """A trainer on `xs` in order, one an update."""
     arguments = TrainingArguments(
         output_dir=str(out), per_device_train_batch_size=1, num_train_epochs=1, learning_rate=0.1, logging_steps=1,
         lr_scheduler_type="constant", report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
         logging_nan_inf_filter=False, train_sampling_strategy="sequential",
     )  # fmt: skip
-    trainer = Trainer(
-        model=model, args=arguments, train_dataset=[{"x": x} for x in xs], callbacks=[Watch(config, said.append)]
+    return kind(
+        model=Slope(), args=arguments, train_dataset=[{"x": x} for x in xs], callbacks=[Watch(config, said.append)]
     )
+
+
+def logged_losses(out: Path, xs: list[float], kind: type[Trainer]) -> list[float]:
+    """The loss that is logged after each update; updates that are no numbers are skipped."""
+    trainer = slope_trainer(out, xs, faults(nonfinite="skip"), [], kind)
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def fit(out: Path, xs: list[float], config: Faults) -> tuple[float, list[str]]:
+    """Train on `xs` in order, one an update; the weight and what was said."""
+    said: list[str] = []
+    trainer = slope_trainer(out, xs, config, said)
+    model = trainer.model
     try:
         trainer.train()
     finally:
@@ -79,6 +94,21 @@ def test_or_is_left_out(tmp_path: Path, bad: float) -> None:
     skipped, said = fit(tmp_path, [1.0, 2.0, bad, 3.0], faults(nonfinite="skip"))
     assert skipped == good
     assert len(said) == 1 and "update 3" in said[0] and "faults.nonfinite=skip" in said[0]
+
+
+class Logging(CutsUpdates, Trainer):
+    """Trains as transformers' own trainer, and logs as ours."""
+
+    compute_loss = Trainer.compute_loss
+
+
+def test_the_loss_after_such_an_update_is_logged_again(tmp_path: Path) -> None:
+    xs = [1.0, math.nan, 2.0, math.inf, 3.0]
+    losses = logged_losses(tmp_path, xs, Trainer)
+    assert [math.isfinite(loss) for loss in losses] == [True] + [False] * 4  # transformers' sum stays NaN
+    losses = logged_losses(tmp_path, xs, Logging)
+    assert [math.isfinite(loss) for loss in losses] == [True, False, True, False, True]
+    assert losses[::2] == pytest.approx(logged_losses(tmp_path, xs[::2], Logging))
 
 
 def test_but_not_forever(tmp_path: Path) -> None:

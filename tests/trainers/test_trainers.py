@@ -201,7 +201,7 @@ def test_a_prompt_that_fills_the_context_has_an_empty_completion_and_teaches_not
     assert [not one.completion_ids for one in trainer._trajectories] == empty
     assert [row not in trainer.wanted(batch)["rollouts"] for row in range(8)] == empty
     assert batch["num_items_in_batch"] == (batch["completion_mask"] * batch["tool_mask"]).sum()
-    assert trainer._metrics["train"]["completions/clipped_ratio"] == [1.0]
+    assert trainer._metrics["train"]["completion/truncated"] == [1.0]
     assert math.isfinite(gradient(trainer, trainer.compute_loss(trainer.model, batch)).norm())
 
 

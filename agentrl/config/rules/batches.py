@@ -27,6 +27,12 @@ def check_batches(config: Config) -> None:
         f"split evenly; make trainer.minibatch_prompts a multiple of {processes}"
     )
     require(mini * k % processes == 0, "trainer.minibatch_prompts", mini, even_rule)
+    traced_rule = (
+        f"must be a multiple of hardware.processes={processes}: algo={config.algo.name} adds a term for each prompt to "
+        "the update that holds the prompt's rollouts, so an update needs whole groups on each process"
+    )
+    traced = config.algo.rollouts and "traces" in config.algo.reads
+    require(not traced or mini % processes == 0, "trainer.minibatch_prompts", mini, traced_rule)
 
 
 def _budget(rollout: Rollout) -> None:
