@@ -7,7 +7,7 @@ import math
 from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.networks import known_network
 from agentrl.config.schema import Config, Rollout
-from agentrl.config.vllm import network_of, samples_with_vllm, served_dtype, served_path
+from agentrl.config.vllm import positions_of, samples_with_vllm, served_dtype, served_path
 
 LEAST_CACHE = 65536  # tokens; short episodes fill a batch, and long ones find room on one device
 
@@ -30,7 +30,7 @@ def most_cached(config: Config) -> int:
     together = config.eval.batch if config.eval.before or config.eval.after else 0  # episodes
     if algo.rollouts or algo.sampled_before(1, 1):
         together = max(together, trainer.prompts_per_batch * k // config.hardware.processes)
-    positions = network_of(served_path(config)).get("max_position_embeddings") or math.inf
+    positions = positions_of(served_path(config)) or math.inf
     longest = longest_episode(config.rollout, positions)
     return min(max(cache_budget(config.rollout, positions), longest), together * longest)  # one is always held
 

@@ -27,7 +27,7 @@ class Slurm(Group):
     ] = key("Time limit of the job (--time); null takes the cluster's.")
     partition: str | None = key("Partition of the job; null takes the cluster's.")
     account: str | None = key("Account that the job is charged to; null takes yours.")
-    options: list[str] = key("Further options of sbatch, e.g. [--qos=high,--cpus-per-task=16].")
+    options: list[str] = key("Further options of sbatch, e.g. [--qos=high,--cpus-per-gpu=8].")
     setup: str | None = key(
         "Shell commands at the start of the job, e.g. 'module load cuda; source ~/vllm/bin/activate'."
     )

@@ -36,11 +36,17 @@ def network_of(path: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def positions_of(path: str) -> int | None:
+    """The longest context of a checkpoint on this disk, in tokens; None where its config.json does not say it."""
+    content = network_of(path)
+    found: int | None = (content.get("text_config") or content).get("max_position_embeddings")
+    return found
+
+
 def longest_context(config: Config) -> int:
     """Tokens of the longest context that vLLM must take: `vllm.context`, else that of the longest episode."""
     longest = config.rollout.max_prompt_tokens + config.algo.longest_hint() + config.rollout.max_completion_tokens
-    positions = network_of(served_path(config)).get("max_position_embeddings", longest)
-    return config.vllm.context or min(longest, positions)
+    return config.vllm.context or min(longest, positions_of(served_path(config)) or longest)
 
 
 def served_dtype(config: Config) -> str:
@@ -73,6 +79,6 @@ def serve_command(config: Config) -> str:
     if config.model.lora.enabled:
         environment.append("VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
         words += ["--enable-lora", "--max-lora-rank", str(lora_rank(config))]
-    elif cuda:
+    elif cuda and not vllm.sleep:  # NCCL refuses a server on the GPU of the trainer, so weights go through a file
         words += ["--weight-transfer-config", '{"backend": "nccl"}']
     return " ".join([*environment, shlex.join(words)])

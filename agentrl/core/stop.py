@@ -37,6 +37,13 @@ def any_process(here: bool) -> bool:
     return bool(reduce(torch.tensor([float(here)], device=state.device), reduction="sum").item())
 
 
+def most_of_processes(count: int) -> int:
+    """The largest `count` of all processes. All processes must call this together."""
+    if PartialState().num_processes == 1:
+        return count
+    return max(gather_object([count]))
+
+
 def together(work: Callable[[], Result]) -> Result:
     """Do `work` in every process. All processes must call this together, and `work` must not wait for other processes.
 

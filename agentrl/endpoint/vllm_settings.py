@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,9 @@ def way_of_weights(settings: dict[str, Any], config: Config) -> Way:
     if config.model.lora.enabled and settings.get("lora_config"):
         return "adapter"
     transfer = settings.get("weight_transfer_config") or {}
-    return "nccl" if config.hardware.device == "cuda" and transfer.get("backend") == "nccl" else "file"
+    apart = config.hardware.device == "cuda" and not config.vllm.sleep  # with sleep, both are on one GPU
+    keyed = bool(os.environ.get("VLLM_API_KEY"))  # TRL's client of NCCL sends no key
+    return "nccl" if apart and transfer.get("backend") == "nccl" and not keyed else "file"
 
 
 def serves_untied(settings: dict[str, Any]) -> bool:

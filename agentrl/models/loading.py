@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -114,6 +115,8 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
     variants = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
     if variants is not None:
         tokenizer.chat_template = _choose_template(config, variants, needs)
+    elif config.chat_template is None:
+        _end_turns_as_template(config, tokenizer)
     fit_vocabulary(config, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -125,6 +128,32 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
     template = _tool_template(config, tokenizer) if needs.tools else None
     reasoning = "content" if config.thinking == "off" else config.reasoning
     return ChatFormat(tokenizer, template, reasoning, variants, thinking_arguments(config, tokenizer, template))
+
+
+def _end_turns_as_template(config: Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let turns end with the token that the chat template writes, if the model declares another end token only.
+
+    Base models such as Qwen's have the template of the chat model, but still the end token of texts.
+    """
+    if tokenizer.chat_template is None:
+        return
+    try:
+        end = ChatFormat(tokenizer, None, "content").turns.answer_end
+    except (UserError, TemplateError):  # the template ends no turn
+        return
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+    if len(ids) == 1 and ids[0] != tokenizer.eos_token_id and ids[0] not in _declared_ends(config):
+        tokenizer.eos_token = end
+
+
+def _declared_ends(config: Model) -> list[int]:
+    """Return the ids of the end tokens that the model's generation_config.json declares; none if there is no file."""
+    try:
+        generation = GenerationConfig.from_pretrained(checkpoint_path(config.path), revision=config.revision)
+    except (OSError, ValueError):
+        return []
+    declared = generation.eos_token_id
+    return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
 
 
 def thinking_arguments(config: Model, tokenizer: PreTrainedTokenizerFast, template: str | None) -> dict[str, bool]:

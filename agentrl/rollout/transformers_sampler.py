@@ -49,7 +49,7 @@ class TransformersSampler:
         self._tokenizer = tokenizer
         unwrapped = accelerator.unwrap_model(model())
         self.ends: Sequence[int] = end_tokens(unwrapped, tokenizer)
-        self.context = int(unwrapped.config.max_position_embeddings)
+        self.context = int(unwrapped.config.get_text_config().max_position_embeddings)
         on_gpu = accelerator.device.type == "cuda"
         # What processes exchange cannot be recorded, nor which experts a token goes to.
         exchanging = self._backend.is_fsdp or self._backend.is_zero3

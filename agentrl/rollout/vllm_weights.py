@@ -1,7 +1,7 @@
-"""Sends the weights of the policy to a vLLM server: over NCCL, as a file of all weights, or as an adapter.
+"""Sends the weights of the policy to a vLLM server, as a file of all weights or as an adapter.
 
-TRL's `VLLMGeneration` gathers sharded weights and uses vLLM's parameter names. Over NCCL it does everything but merge
-adapters. The other two ways write files, which the server reads from the same file system.
+Both ways write files, which the server reads from the same file system; `vllm_nccl.py` has the third way. TRL's
+`VLLMGeneration` gathers sharded weights and uses vLLM's parameter names.
 """
 
 from __future__ import annotations
@@ -88,22 +88,6 @@ def _copies(layer: Any, device: str | None = None) -> dict[str, Tensor]:
 def _restore(layer: Any, copies: dict[str, Tensor]) -> None:
     for name, value in layer.get_base_layer().named_parameters():
         value.copy_(copies[name])
-
-
-class NcclWeights:
-    """Sends the weights tensor by tensor over NCCL, from GPU to GPU. The trainer's environment needs vllm installed."""
-
-    def __init__(self, server: VllmServer, name: str, model: Any, accelerator: Any, tokenizer: Any) -> None:
-        self._name = name
-        self._backend = VLLMGeneration(
-            model, accelerator, tokenizer, mode="server", server_base_url=server.url, server_timeout=30.0
-        )
-        keep_base(self._backend)
-
-    def sync_weights(self) -> str:
-        """See `Weights`."""
-        self._backend.sync_weights()
-        return self._name
 
 
 class FileWeights(VLLMGeneration):

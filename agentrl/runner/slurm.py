@@ -38,6 +38,9 @@ trap 'exit 143' TERM INT
 trap leave EXIT
 alive() {{ kill -0 "$1" 2>/dev/null; }}
 pause() {{ sleep 1 & wait $!; }} # a signal ends it
+# A step gets only the CPUs that it asks for: its part of the machine's, as of the GPUs.
+share() {{ echo $(($1 * ${{SLURM_CPUS_ON_NODE:-1}} / $2 > 0 ? $1 * ${{SLURM_CPUS_ON_NODE:-1}} / $2 : 1)); }}
+cpus() {{ [ -n "${{SLURM_CPUS_PER_GPU:-}}" ] || echo "--cpus-per-task=$(share "$1" "$2")"; }}
 again() {{ echo "agentrl: saved before the time limit; back into the queue"; scontrol requeue "$SLURM_JOB_ID"; }}
 
 {setup}
@@ -47,6 +50,7 @@ port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a machine do not meet
 trainers=$(IFS=,; echo "${{nodes[*]:0:{nodes}}}")
 {serving}
 [ -z "$asked" ] || {{ again; exit 1; }}
+# shellcheck disable=SC2046 # cpus gives one option or none
 srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --nodelist="$trainers" {trainer_gpus}--kill-on-bad-exit=1 \\
   {python} -P -m agentrl resume {run} hardware.rendezvous="${{nodes[0]}}:$port"{handed} &
 trainer=$!
@@ -67,6 +71,7 @@ SERVING = """\
 host=${{nodes[{place}]}}
 url=http://$host:$((port + 1))
 export no_proxy="${{no_proxy:+$no_proxy,}}$host" NO_PROXY="${{NO_PROXY:+$NO_PROXY,}}$host"
+# shellcheck disable=SC2046 # cpus gives one option or none
 srun --nodes=1 --ntasks=1 --nodelist="$host" {gpus}--output="${{log//%/%%}}" --open-mode=append \\
   env {command} --host 0.0.0.0 --port $((port + 1)) &
 server=$!
@@ -95,11 +100,11 @@ def batch_script(run: RunDirectory, config: Config) -> str:
     hardware = config.hardware
     serves = samples_with_vllm(config) and config.vllm.mode == "server"
     gpus_here, log = hardware.processes_here, shlex.quote(str(run.path / "vllm.log"))
-    python = shlex.quote(sys.executable)
+    python, apart = shlex.quote(sys.executable), hardware.slurm.vllm_node
     serving = ""
     if serves:
-        place = hardware.nodes if hardware.slurm.vllm_node else 0
-        gpus = _gpus(config, config.vllm.tensor_parallel)
+        place, beside = (hardware.nodes, 0) if apart else (0, gpus_here)
+        gpus = _gpus(config, config.vllm.tensor_parallel, beside)
         words = {"place": place, "gpus": gpus, "command": serve_command(config), "python": python}
         serving = SERVING.format(**words, limit=LIMIT_S)
     return SCRIPT.format(
@@ -108,7 +113,7 @@ def batch_script(run: RunDirectory, config: Config) -> str:
         cwd=shlex.quote(os.getcwd()),
         nodes=hardware.nodes,
         serving=serving,
-        trainer_gpus=_gpus(config, gpus_here),
+        trainer_gpus=_gpus(config, gpus_here, config.vllm.tensor_parallel if serves and not apart else 0),
         python=python,
         run=shlex.quote(str(run.path)),
         handed=' vllm.url="$url"' if serves else "",
@@ -152,6 +157,11 @@ def submit(script: Path) -> str:
     return done.stdout.strip().partition(";")[0]
 
 
-def _gpus(config: Config, count: int) -> str:
-    """The option of srun for so many GPUs on each machine, which no other step of the job gets."""
-    return f"--exact --gpus-per-node={count} " if config.hardware.device == "cuda" else ""
+def _gpus(config: Config, count: int, others: int) -> str:
+    """The options of srun for so many GPUs on each machine, which no other step of the job gets, and for their CPUs.
+
+    `others` counts the GPUs there that another step gets.
+    """
+    if config.hardware.device != "cuda":
+        return ""
+    return f"--exact --gpus-per-node={count} $(cpus {count} {count + others}) "

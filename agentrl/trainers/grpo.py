@@ -74,7 +74,8 @@ class AgentGRPOTrainer(LossTrainer):
         self._trajectories: list[Trajectory] = []
         self._turn_rewards: list[list[float]] = []
         if args.use_vllm and config.vllm.context is None:  # the model's own context may be many times an episode's
-            args.vllm_max_model_length = min(args.vllm_max_model_length, model.config.max_position_embeddings)
+            longest = model.config.get_text_config().max_position_embeddings
+            args.vllm_max_model_length = min(args.vllm_max_model_length, longest)
         needs_reference = args.beta > 0
         quantized = self.reference_quantization(config)
         reference = starting_policy(model, config.model, peft_config, quantized) if needs_reference else None

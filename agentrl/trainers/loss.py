@@ -5,6 +5,7 @@ TRL still handles rollout batches, buffers, the optimizer and distribution. `pas
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from trl.distributed import DistributedBackend
 from trl.trainer.utils import nanmax, nanmin
 
 from agentrl.config.schema import Config
+from agentrl.models.modes import evaluating
 from agentrl.objectives.policy import PolicyBatch, PolicySettings, policy_loss
 from agentrl.scoring.sequence import Scores, Sequence, score_in_pieces
 from agentrl.trainers.mismatch import compare_with_sampler, log_first_pass
@@ -91,9 +93,13 @@ class LossTrainer(CutsUpdates, GRPOTrainer):
         return spread(scores.logps, there)
 
     def score_sequences(self, model: Any, sequences: list[Sequence]) -> Scores:
-        """Score sequences without a graph, within the token budget. All processes must call it together."""
+        """Score sequences without a graph, within the token budget. All processes must call it together.
+
+        Dropout of adapters is off meanwhile, since it is not part of the policy.
+        """
         agree = partial(agree_on_passes, self.accelerator)
-        with self.accelerator.autocast():
+        still = evaluating(model) if self.config.model.lora.dropout > 0 else nullcontext()
+        with still, self.accelerator.autocast():
             return score_in_pieces(self.scorer, model, sequences, self.config.trainer.tokens_per_batch, agree)
 
     def wanted(self, inputs: Inputs) -> Wanted:

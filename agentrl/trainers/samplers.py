@@ -19,8 +19,9 @@ from agentrl.endpoint.vllm_settings import serves_untied, way_of_weights
 from agentrl.rollout.sampler import Sampler
 from agentrl.rollout.transformers_sampler import TransformersSampler
 from agentrl.rollout.vllm_colocated import ColocatedSampler
+from agentrl.rollout.vllm_nccl import NcclWeights
 from agentrl.rollout.vllm_server import ServerSampler
-from agentrl.rollout.vllm_weights import AdapterWeights, FileWeights, NcclWeights, Weights, keep_base
+from agentrl.rollout.vllm_weights import AdapterWeights, FileWeights, Weights, keep_base
 from agentrl.trainers.parity import PROBE, check_parity, parity_requests
 
 
@@ -57,7 +58,9 @@ def _colocated_sampler(trainer: Any) -> ColocatedSampler:
             check_parity(trainer, sampler.sample_now(parity_requests(trainer), PROBE))
             checked = step
 
-    sampler = ColocatedSampler(trainer.vllm_generation, refresh, trainer.eos_token_ids)
+    vllm = trainer.config.vllm
+    joint = trainer.config.hardware.processes > 1 and (vllm.tensor_parallel > 1 or vllm.sleep)
+    sampler = ColocatedSampler(trainer.vllm_generation, refresh, trainer.eos_token_ids, joint)
     return sampler
 
 
@@ -89,6 +92,7 @@ def _server_sampler(trainer: Any) -> ServerSampler:
         where = f"step {trainer.rollout_step}" if decoding is None else f"evaluation {torch.initial_seed()}"
         return f"{config.seed} {where} {accelerator.process_index}"
 
+    longest = int(trainer.model.config.get_text_config().max_position_embeddings)
     sampler = ServerSampler(
         server,
         config.rollout,
@@ -96,7 +100,7 @@ def _server_sampler(trainer: Any) -> ServerSampler:
         origin,
         lambda: _set_awake(trainer, server, loaded, awake=False),
         trainer.eos_token_ids,
-        min(context, config.vllm.context or context, int(trainer.model.config.max_position_embeddings)),
+        min(context, config.vllm.context or context, longest),
     )
     return sampler
 
@@ -109,7 +113,7 @@ def _weights(trainer: Any, server: VllmServer, settings: dict[str, Any], name: s
         wrapped: Callable[[], Any] = lambda: trainer.model_wrapped  # noqa: E731
         return AdapterWeights(server, wrapped, accelerator, folder)
     if way == "nccl":
-        return NcclWeights(server, name, trainer.model, accelerator, tokenizer)
+        return NcclWeights(server, name, settings, trainer.model, accelerator, tokenizer)
     untie = serves_untied(settings) and bool(trainer.model.config.tie_word_embeddings)
     return FileWeights(server, name, trainer.model, accelerator, tokenizer, folder, untie)
 

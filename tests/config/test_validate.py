@@ -429,3 +429,9 @@ def test_a_checkpoint_beside_the_tiny_models_settings_is_named(tmp_path: Path) -
     (said,) = (text for text in validate(compose([f"model.path={tmp_path}"])) if "model.path" in text)
     assert said.endswith(f"of that small network; model={tmp_path} takes those of any other model")
     assert not any("model.path" in text for text in validate(compose(["model=tiny"])))
+
+
+def test_vllm_gets_no_adapter_as_its_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-4B"}')
+    with pytest.raises(UserError, match=f"this is an adapter; run agentrl merge {tmp_path}"):
+        validate(compose([f"model={tmp_path}", "vllm.mode=server"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentrl.config.vllm import serve_command
+from agentrl.config.vllm import positions_of, serve_command
 from agentrl.core.errors import UserError
 from agentrl.endpoint.vllm_settings import check_settings, serves_untied, way_of_weights
 from tests.support.helpers import composed
@@ -48,6 +48,11 @@ def changed(**changes: Any) -> dict[str, Any]:
             ("model/lora=on", "model.lora.r=24"),
             "VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve Qwen/Qwen3-4B --dtype bfloat16 "
             "--max-model-len 30000 --logprobs-mode processed_logprobs --enable-lora --max-lora-rank 32",
+        ),
+        (
+            ("vllm.sleep=true",),
+            "VLLM_SERVER_DEV_MODE=1 vllm serve Qwen/Qwen3-4B --dtype bfloat16 --max-model-len 30000 --logprobs-mode "
+            "processed_logprobs --enable-sleep-mode",
         ),
         (
             ("vllm.tensor_parallel=2", "vllm.memory=0.8", "vllm.kv_cache=fp8", "vllm.sleep=true", "model/lora=on"),
@@ -135,8 +140,22 @@ def test_a_tied_output_layer_on_a_cpu_is_refused_unless_something_else_is_sent(t
         ("nccl", None, ("hardware=cpu",), "file"),
         (None, None, (), "file"),
         ("ipc", None, (), "file"),
+        ("nccl", None, ("vllm.sleep=true",), "file"),  # both share a GPU, which NCCL refuses
     ],
 )
-def test_the_way_that_weights_take(transfer: str | None, lora: Any, overrides: tuple[str, ...], way: str) -> None:
+def test_the_way_that_weights_take(
+    transfer: str | None, lora: Any, overrides: tuple[str, ...], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
     settings = changed(lora_config=lora, weight_transfer_config=transfer and {"backend": transfer})
     assert way_of_weights(settings, composed(*GPU, *overrides)) == way
+
+
+def test_weights_for_a_server_with_a_key_go_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")  # TRL's client of NCCL would not send it
+    assert way_of_weights(changed(weight_transfer_config={"backend": "nccl"}), composed(*GPU)) == "file"
+
+
+def test_the_context_of_a_model_with_a_text_part_is_that_of_the_part(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3", "text_config": {"max_position_embeddings": 900}}')
+    assert positions_of(str(tmp_path)) == 900 and positions_of(str(tmp_path / "nothing")) is None

@@ -55,6 +55,20 @@ def test_a_single_turn_runs_on_a_template_without_tools(tmp_path: Path):
         load_chat(model, Needs(tools=True, system=False))
 
 
+def test_turns_end_with_the_templates_token_if_the_model_declares_another_only(tmp_path: Path) -> None:
+    """A base model: the chat template ends turns with <|im_end|>, the end token is that of texts."""
+    model = composed().model
+    plain = load_chat(model, HIF).tokenizer
+    plain.eos_token = "<|tool|>" if "<|tool|>" in plain.get_vocab() else plain.convert_ids_to_tokens(0)
+    plain.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    model.path = str(tmp_path)
+    assert load_chat(model, HIF).tokenizer.eos_token == "<|im_end|>"
+    ends = [plain.eos_token_id, plain.convert_tokens_to_ids("<|im_end|>")]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert load_chat(model, HIF).tokenizer.eos_token == plain.eos_token  # as Gemma 3, which stops at both
+
+
 @pytest.mark.parametrize("template", [REFUSING, SILENT])
 def test_a_template_without_a_system_role_is_refused_where_the_bench_has_rules(tmp_path: Path, template: str):
     model = with_template(tmp_path, template)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from agentrl.core.engine import Decoding, Episode
+from agentrl.rollout import vllm_colocated
 from agentrl.rollout.sampler import Request, Stop, cut_turn
 from agentrl.rollout.vllm_colocated import ColocatedSampler
 from agentrl.trainers import samplers
@@ -93,6 +96,7 @@ class Backend:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.generation_kwargs: dict[str, Any] | None = None
 
     def generate(self, prompts: Any, images: Any, num_generations: int) -> Any:
         self.asked.append((len(prompts), num_generations, self.temperature, self.top_p))
@@ -113,7 +117,56 @@ def test_colocated_vllm_takes_the_setting_of_an_evaluation() -> None:
     assert (backend.temperature, backend.top_p, len(fresh)) == (1.0, 0.9, 2)  # weights come once a batch of episodes
     assert (turns[0].ids, turns[0].logprobs, turns[0].stop) == ([5, 6, END], [-0.1, -0.2, None], Stop.END)
     assert (turns[1].ids, turns[1].logprobs, turns[1].stop) == ([5, 6], [-0.1, -0.2], Stop.LIMIT)
+    assert backend.generation_kwargs == {"stop_token_ids": [END]}  # vLLM reads the checkpoint's tokenizer, not ours
     assert sampler.context == 12  # of vLLM, which may have less room than the model
+
+
+class World:
+    """Two threads that exchange values as processes do."""
+
+    def __init__(self) -> None:
+        self.ranks, self._values = threading.local(), [None, None]
+        self._barrier = threading.Barrier(2, timeout=10)
+
+    def gather(self, rank: int, value: Any) -> list[Any]:
+        self._values[rank] = value
+        self._barrier.wait()
+        found = list(self._values)
+        self._barrier.wait()
+        return found
+
+
+class SharedBackend(Backend):
+    """vLLM split over two processes, here threads, as TRL asks it: all prompts in one call, then a slice for each."""
+
+    def __init__(self, rank: int, world: World) -> None:
+        super().__init__()
+        self._rank, self._world = rank, world
+
+    def generate(self, prompts: list[list[int]], images: None, num_generations: int) -> Any:
+        every = [ids for own in self._world.gather(self._rank, prompts) for ids in own]
+        own = every[self._rank * len(prompts) : (self._rank + 1) * len(prompts)]
+        return prompts, [[ids[-1], END] for ids in own], [[[-0.1], [-0.2]] for _ in own], None
+
+
+def test_processes_that_share_a_vllm_get_their_own_replies_and_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    monkeypatch.setattr(vllm_colocated, "any_process", lambda here: any(world.gather(world.ranks.own, here)))
+    monkeypatch.setattr(vllm_colocated, "most_of_processes", lambda n: max(world.gather(world.ranks.own, n)))
+    rounds = ([[11, 12, 13], [14]], [[21], [22, 23], [24]])  # the contexts of each turn, in each process
+
+    def play(rank: int) -> list[list[int]]:
+        world.ranks.own = rank
+        sampler = ColocatedSampler(SharedBackend(rank, world), lambda: None, [END], joint=True)
+        replies = []
+        with sampler.session(None) as session:
+            for contexts in rounds[rank]:
+                turns = session.sample([Request(row, [1, last], 9) for row, last in enumerate(contexts)])
+                replies.append([turns[row].ids[0] for row in range(len(contexts))])
+        return replies
+
+    with ThreadPoolExecutor(2) as pool:
+        assert tuple(pool.map(play, (0, 1))) == rounds  # every reply repeats the last token of its own context
 
 
 def test_colocated_vllm_gets_the_weights_of_every_update_once_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

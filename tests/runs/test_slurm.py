@@ -65,6 +65,31 @@ def stubs(folder: Path, **commands: str) -> dict[str, str]:
     return {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b,c"}
 
 
+@pytest.mark.parametrize(
+    ("environment", "server", "trainers"),
+    [
+        ({"SLURM_CPUS_ON_NODE": "32"}, "--cpus-per-task=16", "--cpus-per-task=16"),  # 2 of 4 GPUs each
+        ({"SLURM_CPUS_ON_NODE": "1"}, "--cpus-per-task=1", "--cpus-per-task=1"),
+        ({"SLURM_CPUS_PER_GPU": "8", "SLURM_CPUS_ON_NODE": "32"}, "", ""),  # srun reads the first itself
+    ],
+)
+def test_steps_share_the_cpus_of_a_machine_as_they_share_its_gpus(
+    environment: dict[str, str], server: str, trainers: str, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "s0-1")
+    run.path.mkdir()
+    # the first step is the server, which is healthy at once; the second is the trainers
+    asks = f'echo "$*" >> {tmp_path}/asked; case "$*" in *vllm*serve*) exec sleep 30;; esac'
+    where = stubs(tmp_path, scontrol="printf '%s\n' a b", srun=asks) | environment
+    config = composed(*CLUSTER, "hardware.slurm.vllm_node=false", "vllm.tensor_parallel=2")
+    script = batch_script(run, config).replace("until healthy", "until true")
+    done = subprocess.run(["bash"], input=script, text=True, env=where, capture_output=True, timeout=30)
+    assert done.returncode == 0 and done.stderr == "", done
+    steps = sorted((tmp_path / "asked").read_text().splitlines(), key=lambda line: "agentrl resume" in line)
+    for step, expected in zip(steps, (server, trainers), strict=True):
+        assert [word for word in step.split() if word.startswith("--cpus")] == ([expected] if expected else [])
+
+
 PLACES = ("plain", "it's a place", "$(touch mark) `touch mark` $HOME", 'a "b" 100% \\n')
 
 

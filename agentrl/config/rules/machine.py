@@ -112,6 +112,10 @@ def _vllm(config: Config) -> None:
         split_rule = f"must divide hardware.processes={hardware.processes}, among which vLLM is split"
         split = hardware.processes % vllm.tensor_parallel == 0
         require(split, "vllm.tensor_parallel", vllm.tensor_parallel, split_rule)
+    folder = Path(path).expanduser()
+    bare = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    merge_rule = f"vLLM loads whole models, and this is an adapter; run agentrl merge {path}, and name its output"
+    require(not samples_with_vllm(config) or not bare, "model.path", path, merge_rule)
     network = known_network(config)
     heads = 0 if network is None else network.queries
     heads_rule = f"vLLM needs a divisor of the model's {heads} attention heads"
