@@ -435,3 +435,10 @@ def test_vllm_gets_no_adapter_as_its_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-4B"}')
     with pytest.raises(UserError, match=f"this is an adapter; run agentrl merge {tmp_path}"):
         validate(compose([f"model={tmp_path}", "vllm.mode=server"]))
+
+
+def test_vllm_gets_the_text_part_of_a_model_alone(tmp_path: Path) -> None:
+    assert "save a copy of the text model" in refusal("model=qwen3.5-4b", "vllm.mode=server")
+    validate(composed("model=qwen3.5-4b"))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_5_text"}')
+    validate(composed("model=qwen3.5-4b", f"model.path={tmp_path}", "vllm.mode=server"))

@@ -13,7 +13,7 @@ from agentrl.config.checks import require
 from agentrl.config.hardware import Hardware, Slurm
 from agentrl.config.networks import known_network
 from agentrl.config.schema import Config
-from agentrl.config.vllm import RANKS, samples_with_vllm
+from agentrl.config.vllm import RANKS, network_of, samples_with_vllm, served_path
 from agentrl.core.errors import UserError
 from agentrl.core.gguf import converted_folder, is_gguf
 from agentrl.core.install import install_line
@@ -116,6 +116,11 @@ def _vllm(config: Config) -> None:
     bare = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
     merge_rule = f"vLLM loads whole models, and this is an adapter; run agentrl merge {path}, and name its output"
     require(not samples_with_vllm(config) or not bare, "model.path", path, merge_rule)
+    text_rule = (
+        "vLLM would load its vision part too, and name the layers in another way than the trainer; save a copy of the "
+        "text model (docs/vllm.md shows how) and name its folder"
+    )
+    require(not samples_with_vllm(config) or not _has_vision(config), "model.path", path, text_rule)
     network = known_network(config)
     heads = 0 if network is None else network.queries
     heads_rule = f"vLLM needs a divisor of the model's {heads} attention heads"
@@ -128,6 +133,14 @@ def _vllm(config: Config) -> None:
     rank, most = config.model.lora.r, RANKS[-1]
     rank_rule = f"vLLM takes adapters of rank {most} at most; lower it, or set vllm.mode=off"
     require(not config.model.lora.enabled or rank <= most, "model.lora.r", rank, rank_rule)
+
+
+def _has_vision(config: Config) -> bool:
+    """Whether the checkpoint is of a model whose text part transformers loads alone, and vLLM with the vision part."""
+    content = network_of(served_path(config))
+    if not content:  # of the hub
+        return config.model.family == "qwen3.5"
+    return content.get("model_type") in ("qwen3_5", "qwen3_5_moe")  # the text models are qwen3_5_text, ..._moe_text
 
 
 def _ahead(config: Config) -> None:
