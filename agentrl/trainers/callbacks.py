@@ -29,6 +29,9 @@ DROPPED = {
     *("tools/call_frequency", "tools/failure_frequency"),  # TRL's count misses failures that are observations
     "completions/clipped_ratio",  # misses episodes that the budget cut at a tool result: see completion/truncated
     *("completions/min_length", "completions/mean_terminated_length"),
+    # TRL compares with log-probs over all tokens, whatever top_p: see sampler/kl and sampler/ratio_*
+    *(f"sampling/sampling_logp_difference/{kind}" for kind in ("mean", "max")),
+    *(f"sampling/importance_sampling_ratio/{kind}" for kind in ("min", "mean", "max")),
     *("completions/min_terminated_length", "completions/max_terminated_length"),
 }
 
