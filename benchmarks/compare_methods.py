@@ -36,6 +36,8 @@ def main(runs: Path) -> None:
         if summary["status"] != "completed":
             continue
         config = load_config(path.parent)
+        if summary["seed"] in found[summary["algo"]]:
+            sys.exit(f"{runs} has two runs of {summary['algo']} with seed {summary['seed']}; name a folder with one")
         found[summary["algo"]][summary["seed"]] = summary
         trainer = config.trainer
         settings[summary["algo"]] = {
