@@ -39,7 +39,7 @@ TABLES: dict[str, Table] = {
         (f"{AGENTRL} sweep=methods runs_dir=runs/methods {{keys}}", f"{SCRIPT}/compare_methods.py runs/methods"),
     ),
     "pact_table1": Table(
-        *(PAPERS[0], "Table 1 of PACT with its baselines and neighbours on minihop, 80 runs", 4.7, False),
+        *(PAPERS[0], "Table 1 of PACT with its baselines and neighbours on minihop, 85 runs", 2.4, False),
         (f"{SCRIPT}/compare_table1.py runs/pact_table1 {{keys}}",),
     ),
     "pact_table2": Table(
@@ -74,7 +74,7 @@ TABLES: dict[str, Table] = {
         (f"{AGENTRL} sweep=pact_adaptive runs_dir=runs/pact_adaptive {{keys}}",),
     ),
     "hipo": Table(
-        *(PAPERS[1], "Tables 1 and 7 of HIPO with all arms on minihif, 70 runs", 0.6, False),
+        *(PAPERS[1], "Tables 1 and 7 of HIPO with all arms on minihif, 85 runs", 0.6, False),
         (f"{SCRIPT}/compare_hipo.py runs/hipo_minihif --jobs 1 -- {{shared}}",),
     ),
     "hipo_ratio": Table(
