@@ -13,6 +13,7 @@ from rich.table import Table
 from agentrl.commands.arguments import key_lines, read_whole_number, say, split_keys
 from agentrl.config.checks import require
 from agentrl.config.compose import compose
+from agentrl.config.inherit import bench_of, tasks_of
 from agentrl.config.load import load_config
 from agentrl.config.schema import Config
 from agentrl.config.target import weights_of
@@ -63,7 +64,7 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
     """Measure, print, and write attention.json and attention.png."""
     run = Path(checkpoint).expanduser()
     is_run = (run / "status.json").is_file()
-    config = load_config(run) if is_run and not overrides else compose(overrides)
+    config = _configuration(checkpoint, is_run, overrides)
     base = own.get("base") or (load_config(run).model.path if is_run else None)
     if base is None:
         raise UserError("base=... is missing; name the checkpoint to compare with, e.g. base=Qwen/Qwen3-1.7B")
@@ -88,6 +89,18 @@ def attention(checkpoint: str, own: Mapping[str, str], overrides: list[str]) -> 
         _print(f"{kind}: {table['centroid']['difference'].n} prompts", table)
     print(f"{out}/attention.json and attention.png")
     return 0
+
+
+def _configuration(checkpoint: str, is_run: bool, overrides: list[str]) -> Config:
+    """Return the run's configuration, or that of the overrides on the run's tasks, or of the overrides alone."""
+    if not is_run:
+        return compose(overrides)
+    if not overrides:
+        return load_config(Path(checkpoint).expanduser())
+    typed = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
+    bench = typed.get("bench") or bench_of([checkpoint]) or "minihop"
+    chosen = [word for word in (f"model={checkpoint}", f"bench={bench}") if word.partition("=")[0] not in typed]
+    return compose([*chosen, *tasks_of([checkpoint], bench, [*chosen, *overrides], overrides), *overrides])
 
 
 def _tasks(config: Config, limit: int) -> list[Any]:

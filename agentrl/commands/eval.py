@@ -5,6 +5,8 @@ Every pair of model and bench has its own run directory (algo=eval). The same co
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 
 from agentrl.commands.arguments import file_to_write, key_lines, split_keys
@@ -12,6 +14,7 @@ from agentrl.config.algos.evaluate import Evaluate
 from agentrl.config.benches import BENCHES
 from agentrl.config.compose import compose
 from agentrl.config.inherit import bench_of, sampling_of, tasks_of
+from agentrl.config.rules.split import DIVISION
 from agentrl.config.schema import Config
 from agentrl.config.typed import restore_typed_names, split_names
 from agentrl.core.errors import UserError
@@ -58,26 +61,29 @@ def main(arguments: list[str]) -> int:
     good = [_is_good(config, typed) for config, typed in zip(jobs, names, strict=True)]
     if not all(good):
         return USER_ERROR  # nothing begins: the others would take their time, and the table would lack a row
-    worst = 0
+    worst, refused = 0, set[Path]()
     for config, typed in zip(jobs, names, strict=True):
         try:
             code = start(config)
         except UserError as error:  # the other evaluations continue
             _complain(error, typed)
             code = USER_ERROR
+            refused.add(run_path(config))  # it may hold results of other data or weights
         worst = max(worst, code)
         if code == INTERRUPTED:
             return code
     from agentrl.report.evaluations import evaluation_tables, plain_text  # draws, and so imports slow libraries
 
-    tables = list(evaluation_tables(jobs, suite, models))
+    tables = list(evaluation_tables(jobs, suite, models, refused))
     text = "\n\n".join(map(plain_text, tables))
     print(f"\n{text}")
     if out is not None and out.suffix in (".tex", ".csv"):
         from agentrl.report.arms import load_records
         from agentrl.report.files import write_tables
 
-        write_tables(out, tables, load_records(path for path in map(run_path, jobs) if path.exists()))
+        write_tables(
+            out, tables, load_records(path for path in map(run_path, jobs) if path.exists() and path not in refused)
+        )
     elif out is not None:
         out.write_text(text + "\n", encoding="utf-8")
     return worst
@@ -154,7 +160,8 @@ def compose_job(
             given.append(override)
     try:
         if "endpoint" not in own:
-            chosen += tasks_of(models, bench, ["algo=eval", *chosen], given)
+            only = None if own.get("suite") is None else [f"bench.{key}" for key in DIVISION]  # the rest is the paper's
+            chosen += tasks_of(models, bench, ["algo=eval", *chosen], given, only)
         config = compose(["algo=eval", *chosen, *given])
     except UserError as error:
         raise UserError(restore_typed_names(str(error), typed_names(own, overrides, bench))) from error

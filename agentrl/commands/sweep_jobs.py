@@ -37,7 +37,7 @@ class Call:
 
 def check_jobs(sweep: sweeps.Sweep, config: DictConfig, call: Call, stack: ExitStack) -> None:
     """Check every job, then watch them until `stack` closes. If one of them cannot work, none is started."""
-    refused, finished = 0, list[tuple[list[str], int, Path]]()
+    refused, finished, places = 0, list[tuple[list[str], int, Path]](), set[Path]()
     here = config.hydra.launcher._target_.endswith(("BasicLauncher", "JoblibLauncher"))
     try:
         jobs = list(sweeps.compose_jobs(sweep, config))
@@ -50,8 +50,15 @@ def check_jobs(sweep: sweeps.Sweep, config: DictConfig, call: Call, stack: ExitS
             job = typed_config(values)
             refuse_secrets(job)
             check(job, here and not job.hardware.submits)
-            if not job.dry_run and is_finished(run_path(job)):
-                finished.append((overrides, number, run_path(job)))
+            place = run_path(job)
+            if place in places:
+                raise UserError(
+                    f"{place} is the directory of an earlier job, too: run_id=... names one run, and a key that "
+                    "changes no result cannot be swept; leave it out"
+                )
+            places.add(place)
+            if not job.dry_run and is_finished(job):
+                finished.append((overrides, number, place))
         except UserError as error:
             refused += 1
             call.complain(UserError(f"{error} [{' '.join(overrides)}]"))

@@ -47,12 +47,15 @@ def sampling_of(name: str, bench: str) -> list[str]:
     return [_override(key, value) for key, value in known.items() if value != ""]
 
 
-def tasks_of(names: Sequence[str], bench: str, chosen: list[str], given: list[str]) -> list[str]:
+def tasks_of(
+    names: Sequence[str], bench: str, chosen: list[str], given: list[str], only: Sequence[str] | None = None
+) -> list[str]:
     """Return overrides with which all models `names` play the tasks of the runs among them that `bench` trained.
 
     So the division into training and test split is that of the training, and no model is tested on rows that it was
     trained on. The judge is theirs, too. Only values that differ from those composed of `chosen` are returned, and no
-    key of `given`, which the user typed. Raises UserError if the runs differ in a key.
+    key of `given`, which the user typed. `only` names the keys that count, if not all do. Raises UserError if the runs
+    differ in a key.
     """
     settings = {name: run for name in names if (run := _settings_of(name)) is not None}
     runs = {name: _tasks(run) for name, run in settings.items() if run["bench"]["name"] == bench}
@@ -64,7 +67,7 @@ def tasks_of(names: Sequence[str], bench: str, chosen: list[str], given: list[st
     free = {*typed, *operational_keys()}
     found = []
     for key, value in next(iter(runs.values())).items():
-        if key in typed or ("judge" in typed and key.startswith("judge.")):
+        if (only is not None and key not in only) or key in typed or ("judge" in typed and key.startswith("judge.")):
             continue
         others = {name: run.get(key) for name, run in runs.items()}
         if key not in free and any(other != value for other in others.values()):
@@ -99,6 +102,9 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _override(key: str, value: Any) -> str:
     """Write a value for the command line. Keys below `bench.options` are the user's own: no file declares them."""
-    plus = "++" if key.startswith("bench.options.") else ""
     text = escape_interpolation(value) if isinstance(value, str) else json.dumps(value)
-    return f"{plus}{key}={text}"
+    if not key.startswith("bench.options."):
+        return f"{key}={text}"
+    if isinstance(value, str):  # in quotes it stays text
+        text = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"++{key}={text}"

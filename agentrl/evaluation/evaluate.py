@@ -83,6 +83,7 @@ def evaluate(
         trajectories = engine.rollout(episodes, decoding)[: len(mine)]
         file.keep(gather_object(_lines(bench, judge, mine, trajectories)))
         console.update(label, len(file.played), progress(file.played, bench.solve_metric), line=True)
+    file.close()
     console.finish(label)
     for text in describe_missing_verdicts(file.played):
         console.say(f"warning: {label}: {text}")
@@ -105,7 +106,9 @@ class ItemFile:
 
     def __init__(self, run: RunDirectory, phase: str) -> None:
         self._run, self._path = run, run.eval_dir / f"{phase}.jsonl"
-        self.lines: dict[tuple[str, int], Item] = {(one["id"], one["sample"]): one for one in run.records(self._path)}
+        written = list(run.records(self._path))
+        self.lines: dict[tuple[str, int], Item] = {(one["id"], one["sample"]): one for one in written}
+        self._repeated = len(self.lines) < len(written)  # an evaluation that was stopped has tried items again
 
     @property
     def played(self) -> list[Item]:
@@ -123,17 +126,18 @@ class ItemFile:
         return left if all_tried or not left else share
 
     def keep(self, new: list[Item]) -> None:
-        """Add lines, or replace the lines of missing items; only one process writes them."""
+        """Add lines, also new ones for items that were missing; only one process writes them."""
         wanted = [line for line in new if self.lacks(line["id"], line["sample"])]
-        replaced = any((line["id"], line["sample"]) in self.lines for line in wanted)
+        self._repeated |= any((line["id"], line["sample"]) in self.lines for line in wanted)
         self.lines |= {(line["id"], line["sample"]): line for line in wanted}
-        if not PartialState().is_main_process:
-            return
-        if replaced:
-            self._run.replace_records(self._path, list(self.lines.values()))
-        else:
+        if PartialState().is_main_process:
             for line in wanted:
                 self._run.append(self._path, line)
+
+    def close(self) -> None:
+        """Leave one line of each item in the file. Until then its last line counts."""
+        if self._repeated and PartialState().is_main_process:
+            self._run.replace_records(self._path, list(self.lines.values()))
 
 
 def _lines(

@@ -23,6 +23,7 @@ from agentrl.judges.rubric_judge import Question, RubricJudge
 from agentrl.judges.rubrics import rubric_form
 from agentrl.store.redact import mask_secrets
 
+REFUSALS = 10  # times `down_after` requests in a row that a server refuses before it has answered any
 LONGEST_WAIT = 30.0  # seconds between tries, at most
 
 
@@ -50,7 +51,7 @@ class EndpointJudge(RubricJudge):
         self._stop = threading.Event()
         self._in_flight = 0  # calls whose cost is not yet recorded
         self._place_released = threading.Condition(self._lock)
-        self._failures_in_a_row = 0
+        self._failures_in_a_row, self._answered = 0, False
         self._random = random.Random()  # its own generator for jitter: the run's random states stay as they are
 
     def check(self) -> None:
@@ -96,21 +97,28 @@ class EndpointJudge(RubricJudge):
             try:
                 reply, usage = self._call(asked)
             except GaveUp as error:
-                return self._count_failure(str(error))
+                return self._count_failure(str(error), error.refused)
             try:
                 verdict, asked = self._read(question, reply, usage, last=attempt == self.tries - 1)
             finally:
                 self._release()
             with self._lock:
-                self._failures_in_a_row = 0
+                self._failures_in_a_row, self._answered = 0, True
             if verdict is not None:
                 return verdict
         raise AssertionError("the last attempt always gives a verdict")
 
-    def _count_failure(self, reason: str) -> Verdict:
+    def _count_failure(self, reason: str, refused: bool) -> Verdict:
+        """Return a missing verdict, or stop after too many failures in a row.
+
+        A server that has answered is not down if it refuses single requests, e.g. by its moderation.
+        """
         with self._lock:
+            if refused and self._answered:
+                return Verdict(None, reason)
             self._failures_in_a_row += 1
-            down = self._failures_in_a_row >= self.config.down_after
+            most = self.config.down_after * (REFUSALS if refused else 1)
+            down = self._failures_in_a_row >= most
         if down:
             raise self._down(reason)
         return Verdict(None, reason)
@@ -141,14 +149,14 @@ class EndpointJudge(RubricJudge):
                     self._count(retries=1)
                     continue
                 if not is_temporary(error.status_code):
-                    raise GaveUp(reason) from None
+                    raise GaveUp(reason, refused=True) from None
                 pause = max(pause, retry_after(error.response.headers.get("retry-after")))
                 if pause > LONGEST_RETRY_AFTER:
                     raise GaveUp(f"{reason}; it asks to wait {pause:.0f} s") from None
             except NoAnswer as error:
                 reason = self._describe(error)
                 if error.final:
-                    raise GaveUp(reason) from None
+                    raise GaveUp(reason, refused=True) from None
             except (openai.APIError, TimeoutError) as error:  # a timeout, or a broken connection
                 reason = self._describe(error)
             attempt += 1
@@ -271,7 +279,11 @@ class JsonMode:
 
 
 class GaveUp(Exception):
-    """A request that gets no answer."""
+    """A request that gets no answer. `refused` says that the server answered, and refuses this request."""
+
+    def __init__(self, reason: str, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
 
 
 class RateLimiter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from agentrl.config.schema import Config
@@ -22,12 +22,17 @@ from agentrl.report.published import count_items, published_table
 from agentrl.store.identity import run_path
 
 
-def evaluation_tables(jobs: list[Config], suite: str | None, models: list[str]) -> Iterator[Table]:
-    """Yield a table for each bench, with columns for models and for their differences; then the paper's table."""
+def evaluation_tables(
+    jobs: list[Config], suite: str | None, models: list[str], refused: Collection[Path] = ()
+) -> Iterator[Table]:
+    """Yield a table for each bench, with columns for models and for their differences; then the paper's table.
+
+    Evaluations whose directory is in `refused` are left out.
+    """
     done: dict[str, list[Path]] = {}
     for config in jobs:
         path = run_path(config)
-        if (path / "summary.json").is_file():
+        if (path / "summary.json").is_file() and path not in refused:
             done.setdefault(config.bench.name, []).append(path)
     for bench, paths in done.items():
         _, arms = group_into_arms(load_records(paths))

@@ -54,7 +54,8 @@ def launch(
     """
     leads = config.hardware.rank_here == 0  # of several machines, the first one records how the run ends
     run.node_path(config.hardware.rank_here).unlink(missing_ok=True)
-    before = run.status().get("pid")
+    found = run.status()
+    before = found.get("pid")
     wait_for_machines(config.hardware)
     process = subprocess.Popen(
         worker_command(run, config),
@@ -83,7 +84,8 @@ def launch(
     killed = code > 128
     if not is_direct(config):  # torchrun and accelerate turn every other exit code into 1
         state = run.status()["status"]
-        code, killed = ENDS.get(state, code), killed or state in ("created", "running")
+        code = ENDS.get(state, code) if run.status() != found else code  # else no process came so far as to write one
+        killed = killed or state in ("created", "running")
     if asked and killed:
         code = INTERRUPTED  # the signal came before the worker could catch it
     if code != COMPLETED and leads:

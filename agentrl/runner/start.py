@@ -167,12 +167,17 @@ def _check_own_trainer(config: Config) -> None:
         rl_trainer(config.algo)
 
 
-def is_finished(path: Path) -> bool:
-    """Check whether a run is complete, and no item of its evaluation is missing."""
-    if not _is_complete(path):
+def is_finished(config: Config) -> bool:
+    """Check whether the run is complete, and no item of its evaluation is missing.
+
+    Raises UserError if the directory holds another run, or if its data or weights have changed since.
+    """
+    run = RunDirectory(run_path(config))
+    if not _is_complete(run.path) or (run.summary() or {}).get("missing", {}).get("items", 0):
         return False
-    summary = RunDirectory(path).summary() or {}
-    return not summary.get("missing", {}).get("items", 0)
+    _check_same_run(run, config, ())
+    _check_same_files(run, config)
+    return True
 
 
 def _is_complete(path: Path) -> bool:
@@ -204,7 +209,7 @@ def _check_same_files(run: RunDirectory, config: Config) -> list[str]:
     if others := [name for name in changed if name not in own_code]:
         raise UserError(
             f"{run.path}: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} changed after this run "
-            "began, and its results belong to the old content; start another run with run_id=..., or move its "
-            "directory away"
+            "began, and its results belong to the old content; start another run with run_id=... (a sweep: name=...), "
+            "or move its directory away"
         )
     return [f"{name}: the file has changed since this run began; run_id=... starts another run" for name in changed]

@@ -22,6 +22,8 @@ from agentrl.core.version import __version__
 from agentrl.store.durable import fingerprint, sha256
 
 MAX_DIFF = 1_000_000  # characters of an uncommitted diff to keep
+LOADED = (".json", ".safetensors", ".bin", ".gguf", ".model", ".jinja", ".txt")  # files of a checkpoint that are read
+NOT_LOADED = ("trainer_state.json", "training_args.bin", "manifest.json")
 MAX_FILES = 1000  # files of a data directory to list; IHEval has some 50
 MAX_BYTES = 2**30  # bytes of these files to hash; further files are listed with their size
 
@@ -82,24 +84,31 @@ def data_hashes(config: Config) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for path in paths_of(config):
-        if path.place == "data" or (path.place == "template" and path.value not in template_names()):
-            found[path.key] = hash_of(path.key, Path(path.value).expanduser())
-    checkpoint = Path(config.model.path).expanduser()
-    if any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
-        found["model.path"] = {
-            file.name: sha256(file) if file.suffix == ".json" else fingerprint(file)
-            for file in sorted(checkpoint.iterdir())
-            if file.is_file()
-        }
-    elif checkpoint.is_file():
-        found["model.path"] = content_hash(checkpoint)
+        place = Path(path.value).expanduser()
+        own_template = path.place == "template" and path.value not in template_names()
+        read = path.place in ("data", "settings") and not path.key.startswith("hardware.")
+        if read or own_template:
+            found[path.key] = hash_of(path.key, place)
+        elif path.place == "weights" and place.is_dir():
+            found[path.key] = {
+                str(file.relative_to(place)): sha256(file) if file.suffix == ".json" else fingerprint(file)
+                for file in sorted(place.rglob("*"))
+                if file.is_file() and is_loaded(file.name)
+            }
+        elif path.place == "weights" and place.is_file():
+            found[path.key] = content_hash(place)
     return found
+
+
+def is_loaded(name: str) -> bool:
+    """Whether loading a model reads a file of this name: its weights, tokenizer and settings."""
+    return name.endswith(LOADED) and name not in NOT_LOADED
 
 
 def changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List what differs between two results of `data_hashes`, as `key` or `key (file)`.
 
-    Only files that the first one names are compared, and no README. Older runs have only the sizes of weights.
+    Only files that the first one names are compared. Older runs have only the sizes of weights, and list more files.
     """
     changed = []
     for key, known in before.items():
@@ -108,7 +117,7 @@ def changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
             changed += [
                 f"{key} ({name})"
                 for name, one in known.items()
-                if not name.endswith(".md") and not str(there.get(name, "")).startswith(str(one))
+                if (key != "model.path" or is_loaded(name)) and not str(there.get(name, "")).startswith(str(one))
             ]
         elif key in now and there != known:
             changed.append(key)

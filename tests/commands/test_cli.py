@@ -307,6 +307,29 @@ def test_sweeps_have_a_directory_for_each_job(tmp_path: Path, arguments: tuple[s
     assert {len(config["scaled_by"]) for config in saved} == {3}
 
 
+@pytest.mark.parametrize("swept", ["run_id=again", "seed=0 faults.no_signal=warn,stop"])
+def test_jobs_of_a_sweep_do_not_share_a_directory(tmp_path: Path, swept: str) -> None:
+    """Otherwise one run's result would stand for all of them."""
+    seeds = ["seed=0,1"] if "seed" not in swept else []
+    result = agentrl(tmp_path, "-m", *swept.split(), *seeds)
+    assert result.returncode == 2, result.stdout
+    assert "is the directory of an earlier job, too" in result.stderr and "none was started" in result.stderr
+
+
+def test_a_sweep_does_not_show_results_of_data_that_has_changed(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"system": f"s{n}", "user": f"u{n}"}) + "\n" for n in range(10)))
+    words = ("algo=eval", "bench=pairs", f"bench.path={data}")
+    for seed in (0, 1):
+        run = RunDirectory.create(compose([*words, f"runs_dir={tmp_path / 'runs'}", f"seed={seed}"]))
+        assert run is not None
+        run.set_status("completed")
+    data.write_text(data.read_text().replace("u3", "v3"))
+    result = agentrl(tmp_path, "-m", *words, "seed=0,1")
+    assert result.returncode == 2 and "bench.path changed after this run began" in result.stderr, result.stdout
+    assert "2 of 2 jobs cannot work" in result.stderr
+
+
 def test_every_job_of_a_sweep_is_checked_before_the_first_begins(tmp_path: Path) -> None:
     result = agentrl(tmp_path, "-m", "dry_run=true", "algo.q=0.1,7,0.2,8", "seed=0")
     assert result.returncode == 2

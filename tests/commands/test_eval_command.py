@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from agentrl.benches.toolhop_rows import divide
 from agentrl.commands.eval import compose_job
@@ -28,6 +29,7 @@ from agentrl.runner.start import start
 from agentrl.store.identity import run_path
 from tests.support.chat_server import ChatServer, Reply, completion, said
 from tests.support.servers import serving
+from tests.support.toolhop_rows import rows as toolhop_rows
 
 TINY = Path(str(files("agentrl.tiny") / "tiny"))
 SMALL = ("eval.limit=10", "rollout.max_turns=6", "hardware.threads=1")
@@ -124,10 +126,15 @@ def test_all_models_play_the_tasks_of_the_run_with_its_judge(tmp_path: Path) -> 
 
 
 def test_the_users_own_bench_is_played_with_its_options(tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "examples" / "bench_sums.py"
-    run = trained(tmp_path, "algo=grpo", "bench=custom", f"bench.path={file}", "+bench.options.tasks=4")
+    file = tmp_path / "mine.py"
+    file.write_text((Path(__file__).parents[2] / "examples" / "bench_sums.py").read_text())
+    run = trained(tmp_path, "algo=grpo", "bench=custom", f"bench.path={file}", "+bench.options.tasks=40")
+    said = "it's 3, in English"  # as a file of --config-dir may give it
+    config = OmegaConf.load(Path(run) / "config.yaml")
+    config.bench.options.said, config.bench.options.number = said, "3"
+    OmegaConf.save(config, Path(run) / "config.yaml")
     job = compose_job("tiny", "custom", {}, [], ["custom"], [run, "tiny"])
-    assert (job.bench.path, job.bench.options) == (str(file), {"tasks": 4})  # type: ignore[attr-defined]
+    assert (job.bench.path, job.bench.options) == (str(file), {"tasks": 40, "said": said, "number": "3"})  # type: ignore[attr-defined]
 
 
 def test_runs_with_other_tasks_are_refused_until_the_user_chooses(tmp_path: Path) -> None:
@@ -224,6 +231,11 @@ def test_a_papers_suite_plays_all_its_items_by_the_papers_rule(tmp_path: Path) -
     own = {"suite": "pact"}
     job = compose_job("tiny", "toolhop", own, [], ["toolhop"], ["tiny"])
     assert (job.bench.rule, job.bench.test_fraction) == ("ftrl", 1)  # type: ignore[attr-defined]
+    data = tmp_path / "ToolHop.json"
+    data.write_text(json.dumps([row | {"id": n} for n, row in enumerate(toolhop_rows() * 20)]))
+    run = trained(tmp_path, "algo=grpo", "bench=toolhop", f"bench.path={data}", "bench.data_seed=4", "dry_run=true")
+    job = compose_job(run, "toolhop", own, [], ["toolhop"], [run])  # the run's division, the paper's rule
+    assert (job.bench.rule, job.bench.test_fraction, job.bench.data_seed) == ("ftrl", 0.2, 4)  # type: ignore[attr-defined]
     typed = compose_job("tiny", "toolhop", own, ["toolhop.test_fraction=0.5"], ["toolhop"], ["tiny"])
     assert typed.bench.test_fraction == 0.5  # type: ignore[attr-defined]
     parts = divide(list(range(5)), 1, 0)  # type: ignore[arg-type]

@@ -26,8 +26,8 @@ from tests.support.methods import SIDES
 def job_of(*arguments: str) -> Config:
     """The configuration of an `agentrl eval` of one model on one bench."""
     own, overrides = split_keys(list(arguments), KEYS)
-    (bench,), _ = _benches(own)
-    return compose_job(own["model"], bench, own, overrides, [bench])
+    (bench,), _ = _benches(own, [own["model"]])
+    return compose_job(own["model"], bench, own, overrides, [bench], [own["model"]])
 
 
 def sampling(config: Config) -> tuple[float, float]:

@@ -227,6 +227,20 @@ def test_json_mode_goes_off_where_it_never_works(tmp_path: Path, quick: None) ->
         assert asked == [True, False] * 3 + [False] * 2
 
 
+def test_many_requests_that_the_server_refuses_are_missing_too(tmp_path: Path, quick: None) -> None:
+    """The replies to a prompt that a moderation refuses come one after the other; the server is not down."""
+    with JudgeServer(fault=lambda digest, attempt: "413" if refuses else None) as server:
+        judge, refuses = judge_of(server, tmp_path, concurrency=1), True
+        first = judge.score(REQUESTS[:10])  # before it has answered anything
+        refuses = False
+        assert [verdict.score for verdict in judge.score(REQUESTS[10:12])] == truth(REQUESTS[10:12])
+        refuses = True
+        later = judge.score(REQUESTS[12:90])
+    assert all(verdict.score is None and "413" in verdict.note for verdict in [*first, *later])
+    with JudgeServer(fault=lambda digest, attempt: "413") as server, pytest.raises(JudgeStopped):
+        judge_of(server, tmp_path / "other", concurrency=1).score(REQUESTS[:60])
+
+
 def test_a_request_that_the_server_refuses_is_missing_and_the_others_go_on(tmp_path: Path, quick: None) -> None:
     with JudgeServer(fault=lambda digest, attempt: "413" if int(digest, 16) % 7 == 0 else None) as server:
         judge = judge_of(server, tmp_path, concurrency=1)

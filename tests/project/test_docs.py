@@ -172,11 +172,10 @@ def verb_understood(verb: str, rest: list[str]) -> None:
     module = importlib.import_module(COMMANDS[verb])
     if verb == "eval":
         own, overrides = split_keys(rest, module.KEYS)
-        benches, _ = eval_command._benches(own)
-        for bench in benches:  # the model may be a run, which is not there
-            eval_command.compose_job(
-                own.get("model", "tiny") if "endpoint" in own else "tiny", bench, own, overrides, benches
-            )
+        model = own.get("model", "tiny") if "endpoint" in own else "tiny"  # the model may be a run, which is not there
+        benches, _ = eval_command._benches(own, [model])
+        for bench in benches:
+            eval_command.compose_job(model, bench, own, overrides, benches, [model])
     elif verb in ("doctor", "score", "traces", "analyse", "plan"):
         line = " ".join(rest).replace("--json", "")
         own, overrides = split_keys([word for word in line.split() if "=" in word], getattr(module, "KEYS", {}))

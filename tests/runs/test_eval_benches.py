@@ -18,7 +18,7 @@ from agentrl.config.rules import validate
 from agentrl.config.schema import Config
 from agentrl.core.errors import UserError
 from agentrl.runner.start import start
-from agentrl.store.provenance import data_hashes, directory_hashes
+from agentrl.store.provenance import changed_files, data_hashes, directory_hashes
 from agentrl.store.run import RunDirectory
 from tests.support.bench_files import bench_keys, messages, write
 from tests.support.helpers import CONF, SUITES, composed, work_in_this_process
@@ -229,6 +229,31 @@ def test_changed_weights_and_data_are_another_run(tmp_path: Path, capsys: Any) -
     code.write_text(code.read_text() + "\n")
     capsys.readouterr()
     assert start(config) == 0 and "bench.path: the file has changed" in capsys.readouterr().out
+
+
+def test_every_file_that_decides_a_result_is_recorded(tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.txt" for name in ("system_rubric", "user_rubric", "path")}
+    for name, file in files.items():
+        file.write_text(json.dumps({"system": name, "user": "u"}) + "\n")
+    judge = [f"judge.{name}={files[name]}" for name in ("system_rubric", "user_rubric")]
+    words = [
+        "algo=eval",
+        f"model={TINY}",
+        "bench=pairs",
+        f"bench.path={files['path']}",
+        "judge=local",
+        f"judge.path={TINY}",
+    ]
+    found = data_hashes(compose([*words, *judge]))
+    assert set(found) == {"bench.path", "judge.system_rubric", "judge.user_rubric", "judge.path", "model.path"}
+    assert (
+        {"model.safetensors", "config.json", "tokenizer.json"}
+        <= found["judge.path"].keys()
+        == found["model.path"].keys()
+    )
+    before = {"model.path": {**found["model.path"], "optimizer.pt": "9 bytes", ".DS_Store": "1 bytes"}}
+    assert changed_files(before, found) == []  # nobody reads these
+    assert changed_files({"model.path": {"model.safetensors": "9 bytes"}}, found) == ["model.path (model.safetensors)"]
 
 
 def test_data_that_cannot_be_read_is_no_fault_of_the_disk(tmp_path: Path) -> None:

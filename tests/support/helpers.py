@@ -163,10 +163,16 @@ def rolled_with_trl_advantages(trainer: Any) -> tuple[Any, Any]:
 def work_in_this_process(monkeypatch: Any) -> None:
     """Commands do a worker's work here, without a child process, whose imports take longer than a small evaluation."""
     from agentrl.runner import start, worker
+    from agentrl.store.run import LOCK_HELD
 
     monkeypatch.setattr(worker, "_catch_signals", lambda stop: None)
     monkeypatch.setattr(worker, "die_with_launcher", lambda: None)
-    monkeypatch.setattr(start, "launch", lambda run, *_, **__: worker.main(run.path))
+
+    def launch(run: Any, *_: Any, **__: Any) -> int:
+        monkeypatch.setenv(LOCK_HELD, str(run.path))  # as a child process has it
+        return worker.main(run.path)
+
+    monkeypatch.setattr(start, "launch", launch)
 
 
 def gradient(trainer: Any, loss: Any) -> Any:

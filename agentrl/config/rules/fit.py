@@ -151,6 +151,11 @@ def _idle_drivers(config: Config) -> list[str]:
     return [f"algo.{name} changes nothing beside {why}; leave one of them out" for name, why in stopped.items() if why]
 
 
+def _reads_traces(config: Config) -> bool:
+    algo = config.algo
+    return "traces" in algo.reads or config.trainer.tasks == "with_trace" or (algo.trains and not algo.rollouts)
+
+
 def _warnings(config: Config) -> list[str]:
     warnings = _idle_drivers(config)
     path, name = config.model.path, config.model.name
@@ -159,6 +164,11 @@ def _warnings(config: Config) -> list[str]:
             f"model.path={path}: model={name} stays chosen, so the run has the learning rate and the token budgets of "
             f"that small network; model={path} takes those of any other model"
         )
+    if config.traces is not None and not _reads_traces(config):
+        warnings.append(f"traces={config.traces}: algo={config.algo.name} does not read it")
+    asked = config.bench.two_sided or config.bench.classified_by() is not None
+    if config.judge.name != "program" and not asked:
+        warnings.append(f"judge={config.judge.name}: bench={config.bench.name} asks no judge")
     if _ungraded(config):
         warnings.append(
             f"judge=program: no program can grade bench={config.bench.name}, so its replies are played but get neither "
