@@ -18,6 +18,10 @@ class CommonError(UserError):
     """A mistake that the user can mend. Every process of the run raises it, at the same point."""
 
 
+class Interrupted(Exception):
+    """A signal asked the run to stop; it stopped between two batches of episodes."""
+
+
 class StopRequest:
     """Set by a signal handler, read between updates and between batches of an evaluation."""
 
@@ -27,6 +31,12 @@ class StopRequest:
     def is_requested(self) -> bool:
         """Whether any process was asked to stop. All processes must call this at the same point."""
         return any_process(self.signal is not None)
+
+
+def leave_if_asked(stop: StopRequest) -> None:
+    """Raise Interrupted if any process was asked to stop. All processes must call this at the same point."""
+    if stop.is_requested():
+        raise Interrupted
 
 
 def any_process(here: bool) -> bool:

@@ -14,16 +14,12 @@ from agentrl.core.console import RunConsole
 from agentrl.core.engine import Decoding, Episode, RolloutEngine
 from agentrl.core.errors import UserError
 from agentrl.core.judge import Judge
-from agentrl.core.stop import StopRequest
+from agentrl.core.stop import StopRequest, leave_if_asked
 from agentrl.core.trajectory import Trajectory
 from agentrl.evaluation.grading import missing_text, score_episodes
 from agentrl.evaluation.results import Item, count_missing_items, count_missing_verdicts, played_items
 from agentrl.rollout.preparation import prepare_tasks
 from agentrl.store.run import RunDirectory
-
-
-class Interrupted(Exception):
-    """A signal asked the evaluation to stop; it stopped between two batches of episodes."""
 
 
 def evaluate(
@@ -69,8 +65,7 @@ def evaluate(
         share = file.to_play(every[start : start + size])
         if not share:
             continue
-        if stop.is_requested():
-            raise Interrupted
+        leave_if_asked(stop)
         set_seed((zlib.crc32(f"{seed} {phase} {start}".encode()) >> 1) + state.process_index)
         file.keep([missing_record(task, n, unprepared[task.id], []) for task, n in share if task.id in unprepared])
         share = [(task, sample) for task, sample in share if task.id not in unprepared]

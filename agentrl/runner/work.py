@@ -23,8 +23,8 @@ from agentrl.core.bench import remarks_of
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import Decoding, RolloutEngine
 from agentrl.core.judge import Judge
-from agentrl.core.stop import StopRequest
-from agentrl.evaluation.evaluate import Interrupted, evaluate
+from agentrl.core.stop import Interrupted, StopRequest
+from agentrl.evaluation.evaluate import evaluate
 from agentrl.evaluation.results import Item, count_missing_items
 from agentrl.evaluation.tasks import load_tasks
 from agentrl.judges.build import build_judge

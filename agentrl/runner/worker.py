@@ -31,9 +31,8 @@ from agentrl.core.console import STOPPING, RunConsole
 from agentrl.core.errors import UserError
 from agentrl.core.quiet import quiet_libraries
 from agentrl.core.signals import stop_signals
-from agentrl.core.stop import CommonError, StopRequest
+from agentrl.core.stop import CommonError, Interrupted, StopRequest
 from agentrl.core.streams import keep_streams
-from agentrl.evaluation.evaluate import Interrupted
 from agentrl.evaluation.results import summarise, summarise_groups
 from agentrl.report.plots import plot_run
 from agentrl.report.table import print_result

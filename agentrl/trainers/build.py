@@ -165,7 +165,7 @@ def build_trainer(
         engine = local_engine(config, chat, model)
         if not config.algo.trains:
             return None, engine
-        parts = Parts(config, run, bench, chat, model, tasks, engine, console, judge, expert_trace)
+        parts = Parts(config, run, bench, chat, model, tasks, engine, console, judge, expert_trace, stop)
         trainer = import_by_name(config.algo.trainer)(parts)
         if trainer.is_fsdp_enabled and isinstance(engine.sampler, TransformersSampler):
             engine.sampler.sample_from(lambda: trainer.model)  # with adapters, `model` lies below what is shared out

@@ -25,6 +25,7 @@ from agentrl.config.schema import Lora
 from agentrl.core.bench import Bench, Task
 from agentrl.core.engine import Decoding, Episode, RolloutEngine
 from agentrl.core.errors import UserError
+from agentrl.core.stop import StopRequest, leave_if_asked
 from agentrl.models.onset import onset_attention
 from agentrl.models.spans import PromptSpans, prompt_spans
 from agentrl.objectives.focal import conflict_sensitivity, focal_loss, most_sensitive
@@ -91,15 +92,23 @@ def keep_to_heads(model: nn.Module, heads: Tensor, head_dim: int) -> None:
 
 
 def focal_rows(
-    engine: RolloutEngine, bench: Bench, chat: ChatFormat, tasks: Sequence[Task], algo: FocalLora, batch: int
+    engine: RolloutEngine,
+    bench: Bench,
+    chat: ChatFormat,
+    tasks: Sequence[Task],
+    algo: FocalLora,
+    batch: int,
+    stop: StopRequest,
 ) -> list[dict[str, Any]]:
     """Make one training row per task: `input_ids` and the masks `system` and `onset`, all of the same length.
 
     `input_ids` holds the prompt and the first tokens of the model's greedy reply. `system` marks the system span.
     `onset` marks the queries that predict those reply tokens: the last prompt token and all of them but the last.
+    Raises Interrupted between two batches if a signal asked to stop.
     """
     rows = []
     for start in range(0, len(tasks), batch):
+        leave_if_asked(stop)
         part = tasks[start : start + batch]
         played = engine.rollout([Episode(task, bench.environment(task)) for task in part], Decoding(0.0))
         for task, trajectory in zip(part, played, strict=True):
@@ -202,7 +211,7 @@ def focal_trainer(parts: Parts) -> FocalLoraTrainer:
     model.train(training)
     chosen = {str(layer): row.nonzero().flatten().tolist() for layer, row in enumerate(heads) if row.any()}
     run.write_json(run.path / HEADS, {"heads": chosen, "of": list(heads.shape)})
-    rows = focal_rows(parts.engine, parts.bench, chat, draw_needed(tasks, config), algo, config.eval.batch)
+    rows = focal_rows(parts.engine, parts.bench, chat, draw_needed(tasks, config), algo, config.eval.batch, parts.stop)
     adapter = focal_config(model, heads, config.model.lora)
     adapted = get_peft_model(model, adapter, revision=config.model.revision)
     size = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads

@@ -12,6 +12,7 @@ from agentrl.core.bench import Bench, ExpertTraces, Task
 from agentrl.core.console import RunConsole
 from agentrl.core.engine import RolloutEngine
 from agentrl.core.judge import Judge
+from agentrl.core.stop import StopRequest
 from agentrl.store.run import RunDirectory
 
 
@@ -29,3 +30,4 @@ class Parts:
     console: RunConsole
     judge: Judge | None
     expert_trace: ExpertTraces
+    stop: StopRequest

@@ -29,6 +29,7 @@ from agentrl.core.engine import Decoding, Episode, RolloutEngine
 from agentrl.core.errors import UserError
 from agentrl.core.jsonl import UTF_8, numbered_lines, read_json
 from agentrl.core.judge import Judge
+from agentrl.core.stop import StopRequest, leave_if_asked
 from agentrl.evaluation.grading import Rewards, grade_episodes
 from agentrl.models.adapters import lora_config
 from agentrl.models.modes import evaluating
@@ -70,12 +71,17 @@ def sampled_pairs(
     tasks: Sequence[Task],
     config: Config,
     console: RunConsole,
+    stop: StopRequest,
 ) -> Iterator[dict[str, Any]]:
-    """Sample K replies per task, and yield the best and the worst as a pair of token ids if their rewards differ."""
+    """Sample K replies per task, and yield the best and the worst as a pair of token ids if their rewards differ.
+
+    Raises Interrupted between two batches if a signal asked to stop.
+    """
     k, decoding = config.rollout.num_generations, Decoding(config.rollout.temperature, config.rollout.top_p)
     batch = max(1, config.eval.batch // k)
     console.start("pairs", len(tasks))
     for start in range(0, len(tasks), batch):
+        leave_if_asked(stop)
         part = [task for task in tasks[start : start + batch] for _ in range(k)]
         played = engine.rollout([Episode(task, bench.environment(task)) for task in part], decoding)
         rewards = grade_episodes(bench, judge, part, played)
@@ -232,7 +238,8 @@ def dpo_trainer(parts: Parts) -> PairTrainer:
     else:
         assert isinstance(bench, TwoSided)
         asked = draw_needed(parts.tasks, config)
-        pairs = keep_pairs(sampled_pairs(parts.engine, bench, parts.judge, asked, config, console), run.path / PAIRS)
+        sampled = sampled_pairs(parts.engine, bench, parts.judge, asked, config, console, parts.stop)
+        pairs = keep_pairs(sampled, run.path / PAIRS)
         console.say(f"{len(pairs)} of {len(asked)} tasks have replies that differ in reward: a pair each")
         set_seed(config.seed)  # so that later draws are the same whether pairs were sampled or read from the file
     return PairTrainer(

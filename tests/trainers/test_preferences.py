@@ -6,16 +6,27 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import log_softmax, logsigmoid
 
+from agentrl.benches import load_bench
 from agentrl.chat.format import ChatFormat
 from agentrl.core.errors import UserError
+from agentrl.core.stop import Interrupted, StopRequest
+from agentrl.core.trajectory import Trajectory
 from agentrl.models.loading import Needs, load_chat, load_model
-from agentrl.trainers.preferences import PairTrainer, best_and_worst, file_pairs, keep_pairs, pair_dataset
+from agentrl.trainers.preferences import (
+    PairTrainer,
+    best_and_worst,
+    file_pairs,
+    keep_pairs,
+    pair_dataset,
+    sampled_pairs,
+)
 from tests.support.helpers import composed, dpo_arguments
 
 
@@ -29,6 +40,24 @@ def test_the_best_and_the_worst_of_a_group() -> None:
     assert best_and_worst(group, 0.0) == (1, 0)
     assert best_and_worst(rewards((0.5, 0.5), (0.4, 0.6)), 1.0) is None  # equal: nothing to prefer
     assert best_and_worst(rewards((0.5, 0.5), (None, 0.0)), 1.0) is None
+
+
+def test_a_signal_ends_the_sampling_of_pairs_between_two_batches() -> None:
+    stop, played = StopRequest(), list[int]()
+
+    class Engine:
+        def rollout(self, episodes: list[Any], decoding: Any) -> list[Trajectory]:
+            played.append(len(episodes))
+            stop.signal = 15
+            return [Trajectory(one.task.id, [], [], [], [], [], [], []) for one in episodes]
+
+    config = composed("algo=dpo", "bench=minihif", "rollout.num_generations=2", "eval.batch=4")
+    bench = load_bench(config.bench)
+    tasks = bench.tasks("train", 6)
+    console = SimpleNamespace(start=lambda *_: None, update=lambda *_: None, finish=lambda *_: None)
+    with pytest.raises(Interrupted):
+        list(sampled_pairs(Engine(), bench, None, tasks, config, console, stop))  # type: ignore[arg-type]
+    assert played == [4]  # two of the six tasks, two replies each
 
 
 def test_pairs_are_sampled_once(tmp_path: Path) -> None:
