@@ -40,12 +40,14 @@ def main(runs: Path) -> None:
             sys.exit(f"{runs} has two runs of {summary['algo']} with seed {summary['seed']}; name a folder with one")
         found[summary["algo"]][summary["seed"]] = summary
         trainer = config.trainer
-        settings[summary["algo"]] = {
+        own = {
             "learning rate": trainer.learning_rate,
             "updates": summary["steps"],
             "prompts a batch": trainer.prompts_per_batch,
             "rollouts a prompt": config.rollout.num_generations if summary["algo"] != "sft" else "-",
         }
+        if settings.setdefault(summary["algo"], own) != own:
+            sys.exit(f"{runs} has runs of {summary['algo']} with other settings; name a folder with one")
     if not found:
         sys.exit(f"no completed run under {runs}")
 

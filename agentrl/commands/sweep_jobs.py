@@ -51,7 +51,7 @@ def check_jobs(sweep: sweeps.Sweep, config: DictConfig, call: Call, stack: ExitS
             refuse_secrets(job)
             check(job, here and not job.hardware.submits)
             place = run_path(job)
-            if place in places:
+            if place in places and not job.dry_run:
                 raise UserError(
                     f"{place} is the directory of an earlier job, too: run_id=... names one run, and a key that "
                     "changes no result cannot be swept; leave it out"

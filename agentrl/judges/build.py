@@ -39,13 +39,13 @@ def build_judge(config: Config, payer: str, device: str = "cpu") -> Judge | None
     if isinstance(judge, OpenAIJudge):
         from agentrl.judges.openai import EndpointJudge
 
-        endpoint = EndpointJudge(judge, open_judge_cache(judge, config), payer, form)
+        endpoint = EndpointJudge(judge, open_judge_cache(judge, config.runs_dir), payer, form)
         endpoint.check()
         return _log_to(endpoint, payer)
     if isinstance(judge, LocalJudge):
         from agentrl.judges.local import InProcessJudge
 
-        return _log_to(InProcessJudge(judge, open_judge_cache(judge, config), payer, device, form), payer)
+        return _log_to(InProcessJudge(judge, open_judge_cache(judge, config.runs_dir), payer, device, form), payer)
     return None
 
 
@@ -55,7 +55,6 @@ def _log_to(judge: RubricJudge, payer: str) -> RubricJudge:
     return judge
 
 
-def open_judge_cache(judge: OpenAIJudge | LocalJudge, config: Config) -> VerdictCache:
-    """Open the cache that `judge` names, by default judge.sqlite in `runs_dir`. Jobs of SLURM may run anywhere."""
-    machines = config.hardware.nodes > 1 or "SLURM_JOB_ID" in os.environ
-    return VerdictCache(judge.cache or Path(config.runs_dir).expanduser() / "judge.sqlite", machines)
+def open_judge_cache(judge: OpenAIJudge | LocalJudge, runs_dir: str) -> VerdictCache:
+    """Open the cache that `judge` names, by default judge.sqlite in `runs_dir`."""
+    return VerdictCache(judge.cache or Path(runs_dir).expanduser() / "judge.sqlite")

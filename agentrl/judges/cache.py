@@ -13,7 +13,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,19 +93,18 @@ def _digest(text: str) -> str:
 class VerdictCache:
     """The cache file at `path`. The file and its folder are created if they do not exist.
 
-    With `machines`, several machines may write it. SQLite's faster journal (WAL) works within one machine only.
-
     Raises:
         UserError: the file cannot be opened, or is something else.
     """
 
-    def __init__(self, path: str | Path, machines: bool = False):
+    def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
-            self._database.execute(f"PRAGMA journal_mode={'DELETE' if machines else 'WAL'}")
+            with suppress(sqlite3.OperationalError):  # older versions made WAL files, and another process has it open
+                self._database.execute("PRAGMA journal_mode=DELETE")  # several machines may share the file
             # survives kill -9; a power cut may lose the last verdicts
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_TABLES)

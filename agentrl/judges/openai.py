@@ -23,7 +23,8 @@ from agentrl.judges.rubric_judge import Question, RubricJudge
 from agentrl.judges.rubrics import rubric_form
 from agentrl.store.redact import mask_secrets
 
-REFUSALS = 10  # times `down_after` requests in a row that a server refuses before it has answered any
+REFUSALS = 10  # times `down_after`: requests in a row that a server may refuse
+NO_MONEY = 402  # HTTP status
 LONGEST_WAIT = 30.0  # seconds between tries, at most
 
 
@@ -51,7 +52,7 @@ class EndpointJudge(RubricJudge):
         self._stop = threading.Event()
         self._in_flight = 0  # calls whose cost is not yet recorded
         self._place_released = threading.Condition(self._lock)
-        self._failures_in_a_row, self._answered = 0, False
+        self._failures_in_a_row = 0
         self._random = random.Random()  # its own generator for jitter: the run's random states stay as they are
 
     def check(self) -> None:
@@ -103,7 +104,7 @@ class EndpointJudge(RubricJudge):
             finally:
                 self._release()
             with self._lock:
-                self._failures_in_a_row, self._answered = 0, True
+                self._failures_in_a_row = 0
             if verdict is not None:
                 return verdict
         raise AssertionError("the last attempt always gives a verdict")
@@ -111,11 +112,9 @@ class EndpointJudge(RubricJudge):
     def _count_failure(self, reason: str, refused: bool) -> Verdict:
         """Return a missing verdict, or stop after too many failures in a row.
 
-        A server that has answered is not down if it refuses single requests, e.g. by its moderation.
+        A server may refuse many requests in a row that a moderation dislikes, e.g. all replies to a prompt.
         """
         with self._lock:
-            if refused and self._answered:
-                return Verdict(None, reason)
             self._failures_in_a_row += 1
             most = self.config.down_after * (REFUSALS if refused else 1)
             down = self._failures_in_a_row >= most
@@ -142,6 +141,8 @@ class EndpointJudge(RubricJudge):
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise self._refusal(error) from None
             except openai.APIStatusError as error:
+                if error.status_code == NO_MONEY:
+                    raise self._refusal(error) from None
                 reason = self._describe(error)
                 if error.status_code in (400, 422) and json_mode:
                     json_mode = False  # some servers know no response_format; others refuse only this request

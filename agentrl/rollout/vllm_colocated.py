@@ -21,6 +21,7 @@ class ColocatedSampler:
 
     def __init__(self, backend: Any, refresh: Callable[[], None], ends: Sequence[int], joint: bool = False) -> None:
         self._backend, self._refresh, self.ends, self.joint = backend, refresh, ends, joint
+        self._filler = [ends[0]]  # later a prompt of this process, whose turn is likely to end
         # vLLM reads the tokenizer of the checkpoint, whose end token may not be that of the chat template.
         backend.generation_kwargs = {**(backend.generation_kwargs or {}), "stop_token_ids": list(ends)}
         self.context = int(backend.llm.llm_engine.model_config.max_model_len)
@@ -38,7 +39,8 @@ class ColocatedSampler:
         """Sample one turn per request with the weights that vLLM has now. Return turns with log-probs, by episode."""
         prompts = [list(request.ids) for request in requests]
         if self.joint:
-            prompts += [[self.ends[0]]] * (most_of_processes(len(prompts)) - len(prompts))
+            self._filler = prompts[0] if prompts else self._filler
+            prompts += [self._filler] * (most_of_processes(len(prompts)) - len(prompts))
         with self._decoding(decoding):
             _, sampled, logprobs, _ = self._backend.generate(prompts=prompts, images=None, num_generations=1)
         return {

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from trl.generation.vllm_generation import VLLMGeneration
 
 from agentrl.core.errors import UserError, first_line
@@ -56,10 +57,15 @@ class NcclWeights:
             try:
                 with ends_without(self._server) if main else nullcontext():
                     self._backend.sync_weights()
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # TRL raises it as such for every answer that is not 200
                 raise server_failure("vllm.url", self._server.url, first_line(error) or type(error).__name__) from error
 
-        together(send)
+        if self._backend._dist.is_fsdp or self._backend._dist.is_zero3:  # the others gather, and would wait for ever
+            send()
+        else:
+            together(send)
         return self._name
 
     def _check_instance(self) -> None:

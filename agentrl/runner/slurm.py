@@ -39,7 +39,8 @@ trap leave EXIT
 alive() {{ kill -0 "$1" 2>/dev/null; }}
 pause() {{ sleep 1 & wait $!; }} # a signal ends it
 # A step gets only the CPUs that it asks for: its part of the machine's, as of the GPUs.
-share() {{ echo $(($1 * ${{SLURM_CPUS_ON_NODE:-1}} / $2 > 0 ? $1 * ${{SLURM_CPUS_ON_NODE:-1}} / $2 : 1)); }}
+# Even numbers, since a core may have two threads.
+share() {{ echo $(($1 * ${{SLURM_CPUS_ON_NODE:-1}} / $2 > 1 ? $1 * ${{SLURM_CPUS_ON_NODE:-1}} / $2 / 2 * 2 : 1)); }}
 cpus() {{ [ -n "${{SLURM_CPUS_PER_GPU:-}}" ] || echo "--cpus-per-task=$(share "$1" "$2")"; }}
 again() {{ echo "agentrl: saved before the time limit; back into the queue"; scontrol requeue "$SLURM_JOB_ID"; }}
 

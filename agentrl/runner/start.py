@@ -51,7 +51,7 @@ def start(
     if run is None:
         run = RunDirectory(run_path(config))
         _check_same_run(run, config, may_move)
-        for warning in _check_same_files(run, config) if leads else []:
+        for warning in _check_same_files(run, config, named=bool(may_move)) if leads else []:
             console.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
     state = run.status()["status"]
     if config.scaled_by and (state != "completed" or config.dry_run):
@@ -196,20 +196,26 @@ def _check_same_run(run: RunDirectory, config: Config, may_move: tuple[str, ...]
         )
 
 
-def _check_same_files(run: RunDirectory, config: Config) -> list[str]:
+def _check_same_files(run: RunDirectory, config: Config, named: bool = False) -> list[str]:
     """Raise UserError if data or weights have changed since the run began: its results would mix, or be the old ones.
 
-    A Python file of the user's own may be mended between two starts: then a warning is returned.
+    Returns warnings instead for a Python file of the user's own, which may be mended between two starts, and for a
+    complete run that the user has `named` by its directory. A run without any result takes the new files.
     """
     if not run.environment_path.is_file():
         return []
     recorded = json.loads(run.environment_path.read_text(encoding="utf-8")).get("data", {})
-    changed = changed_files(recorded, data_hashes(config))
+    found = data_hashes(config)
+    changed = changed_files(recorded, found)
+    if changed and not run.has_results():
+        run.note_data(found)
+        return []
     own_code = {path.key for path in paths_of(config) if path.value.endswith(".py")}
-    if others := [name for name in changed if name not in own_code]:
+    done = named and run.status()["status"] == "completed"
+    if (others := [name for name in changed if name not in own_code]) and not done:
         raise UserError(
             f"{run.path}: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} changed after this run "
-            "began, and its results belong to the old content; start another run with run_id=... (a sweep: name=...), "
-            "or move its directory away"
+            "began, and its results belong to the old content; give its command with run_id=... (a sweep: name=...), or "
+            "move its directory away"
         )
     return [f"{name}: the file has changed since this run began; run_id=... starts another run" for name in changed]

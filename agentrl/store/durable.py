@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from agentrl.core.errors import UserError
 from agentrl.core.jsonl import read_json
 from agentrl.store.redact import masker
 
-SAMPLES, BLOCK = 64, 4096  # blocks of a large file that are read to tell it from another, and their size in bytes
+SAMPLES, BLOCK = 4096, 4096  # blocks of a large file that are read to tell it from another, and their size in bytes
 DISK_ADVICE = {
     errno.ENOSPC: "free some space, or choose another disk with runs_dir=...",
     errno.EDQUOT: "your quota is used up; free some space, or choose another disk with runs_dir=...",
@@ -168,7 +169,13 @@ def _plain(value: Any, mask: Callable[[str], str]) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits. An unchanged file is read once."""
+    state = path.stat()
+    return _sha256(path.absolute(), state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

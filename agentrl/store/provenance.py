@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -90,14 +91,34 @@ def data_hashes(config: Config) -> dict[str, Any]:
         if read or own_template:
             found[path.key] = hash_of(path.key, place)
         elif path.place == "weights" and place.is_dir():
-            found[path.key] = {
-                str(file.relative_to(place)): sha256(file) if file.suffix == ".json" else fingerprint(file)
-                for file in sorted(place.rglob("*"))
-                if file.is_file() and is_loaded(file.name)
-            }
+            found[path.key] = _weights(place)
+            if (base := _base_of(place)) is not None:
+                found[f"{path.key}: base"] = _weights(base)
         elif path.place == "weights" and place.is_file():
             found[path.key] = content_hash(place)
     return found
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    """Return hashes of the files that loading reads; encoders and distilled judges have some in folders."""
+    files = [*folder.iterdir(), *([] if (folder / "config.json").is_file() else folder.glob("*/*"))]
+    if (folder / "modules.json").is_file():  # of an encoder: folders such as 1_Pooling
+        files += folder.glob("[0-9]_*/*")
+    return {
+        str(file.relative_to(folder)): sha256(file) if file.suffix == ".json" else fingerprint(file)
+        for file in sorted(files)
+        if file.is_file() and is_loaded(file.name)
+    }
+
+
+def _base_of(folder: Path) -> Path | None:
+    """Return the directory of the model that an adapter is for, if it is on this disk."""
+    try:
+        named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    base = Path(str(named)).expanduser()
+    return base if base.is_dir() else None
 
 
 def is_loaded(name: str) -> bool:
@@ -114,14 +135,22 @@ def changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     for key, known in before.items():
         there = now.get(key)
         if isinstance(known, Mapping) and isinstance(there, Mapping):
+            read = is_loaded if key == "model.path" else (lambda name: name != "..." and not name.endswith(".md"))
             changed += [
-                f"{key} ({name})"
-                for name, one in known.items()
-                if (key != "model.path" or is_loaded(name)) and not str(there.get(name, "")).startswith(str(one))
+                f"{key} ({name})" for name, one in known.items() if read(name) and _differ(str(one), there.get(name))
             ]
         elif key in now and there != known:
             changed.append(key)
     return changed
+
+
+def _differ(one: str, other: str | None) -> bool:
+    """Whether two hashes are of different contents. A size alone is the beginning of a fingerprint, or says nothing."""
+    if other is None:
+        return True
+    if one.endswith(" bytes") != other.endswith(" bytes"):
+        return "bytes" in one and "bytes" in other and not other.startswith(one)
+    return one != other
 
 
 def hash_of(key: str, path: Path) -> str | dict[str, str]:

@@ -84,6 +84,20 @@ class RunDirectory:
         self.write_json(self.environment_path, provided)
         self.set_status("dry_run" if config.dry_run else "created")
 
+    def note_data(self, found: dict[str, Any]) -> None:
+        """Record other hashes of data and weights, for a run that has no result yet."""
+        known = json.loads(self.environment_path.read_text(encoding="utf-8"))
+        self.write_json(self.environment_path, known | {"data": found})
+
+    def has_results(self) -> bool:
+        """Whether anything was trained, sampled or evaluated in this run."""
+        files = (self.metrics_path, self.rollouts_path, self.path / "pairs.jsonl", *self.eval_dir.glob("*.jsonl"))
+        return (
+            self.status()["status"] == "completed"
+            or any(file.is_file() and file.stat().st_size for file in files)
+            or any(self.checkpoints_dir.glob("checkpoint-*"))
+        )
+
     @property
     def config_path(self) -> Path:
         return self.path / "config.yaml"

@@ -433,8 +433,15 @@ def test_a_checkpoint_beside_the_tiny_models_settings_is_named(tmp_path: Path) -
 
 def test_vllm_gets_no_adapter_as_its_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-4B"}')
-    with pytest.raises(UserError, match=f"this is an adapter; run agentrl merge {tmp_path}"):
+    with pytest.raises(UserError, match="this is an adapter; merge it"):
         validate(compose([f"model={tmp_path}", "vllm.mode=server"]))
+    folder = tmp_path / "run" / "model"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-4B"}')
+    (folder.parent / "status.json").write_text("{}")
+    config = composed("vllm.mode=server", f"model.path={folder}")
+    with pytest.raises(UserError, match=f"this is an adapter; run agentrl merge {folder.parent}, and name"):
+        validate(config)
 
 
 def test_vllm_gets_the_text_part_of_a_model_alone(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_many_requests_that_the_server_refuses_are_missing_too(tmp_path: Path, q
         refuses = False
         assert [verdict.score for verdict in judge.score(REQUESTS[10:12])] == truth(REQUESTS[10:12])
         refuses = True
-        later = judge.score(REQUESTS[12:90])
+        later = judge.score(REQUESTS[12:52])
     assert all(verdict.score is None and "413" in verdict.note for verdict in [*first, *later])
     with JudgeServer(fault=lambda digest, attempt: "413") as server, pytest.raises(JudgeStopped):
         judge_of(server, tmp_path / "other", concurrency=1).score(REQUESTS[:60])

@@ -22,6 +22,7 @@ class Backend:
 
     def __init__(self, *_: Any, **keys: Any) -> None:
         self.keys, self.model, self.work = keys, SimpleNamespace(), lambda: None
+        self._dist = SimpleNamespace(is_fsdp=False, is_zero3=False)
 
     def sync_weights(self) -> None:
         self.work()

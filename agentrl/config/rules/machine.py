@@ -13,6 +13,7 @@ from agentrl.config.checks import require
 from agentrl.config.hardware import Hardware, Slurm
 from agentrl.config.networks import known_network
 from agentrl.config.schema import Config
+from agentrl.config.target import run_of
 from agentrl.config.vllm import RANKS, network_of, samples_with_vllm, served_path
 from agentrl.core.errors import UserError
 from agentrl.core.gguf import converted_folder, is_gguf
@@ -114,7 +115,8 @@ def _vllm(config: Config) -> None:
         require(split, "vllm.tensor_parallel", vllm.tensor_parallel, split_rule)
     folder = Path(path).expanduser()
     bare = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
-    merge_rule = f"vLLM loads whole models, and this is an adapter; run agentrl merge {path}, and name its output"
+    merging = f"run agentrl merge {run}" if (run := run_of(folder)) else "merge it (merge_and_unload of PEFT)"
+    merge_rule = f"vLLM loads whole models, and this is an adapter; {merging}, and name what it writes"
     require(not samples_with_vllm(config) or not bare, "model.path", path, merge_rule)
     text_rule = (
         "vLLM would load its vision part too, and name the layers in another way than the trainer; save a copy of the "
