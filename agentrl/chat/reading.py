@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import parse_response
 
+from agentrl.chat.families import TAGS, family_reader
 from agentrl.chat.transcripts import CLOSE, OPEN, Calls, parse_text
 from agentrl.core.bench import Environment, Reading
 from agentrl.core.text import is_too_deep, replace_surrogates
@@ -56,8 +57,10 @@ class TokenReader:
         calls = fields.get("tool_calls", {})
         opening = str(calls.get("open") or calls.get("open_pattern"))
         self._official = not calls or (opening.startswith(OPEN) and calls.get("content") == "json")
+        self._family = family_reader(tokenizer.response_template or {})
         added = tokenizer.added_tokens_decoder.items()
         self._dropped = {number for number, token in added if token.special and token.content not in KEPT}
+        self._tags = {number for number, token in added if token.content in TAGS}
         self._dropped |= {tokenizer.eos_token_id, tokenizer.pad_token_id}
 
     def text(self, ids: list[int]) -> str:
@@ -74,6 +77,12 @@ class TokenReader:
             if not tools and opens_thought(self.text(context[-THOUGHT_OPENING:])):
                 text = THINK_OPEN + text
             return read_turn(text, environment, bool(tools))
+        if self._family is not None:
+            spoken = [token for token in ids if token not in self._dropped or token in self._tags]
+            found = self._family(str(self._tokenizer.decode(spoken, skip_special_tokens=False)))
+            if found is not None and not is_too_deep([arguments for _, arguments in found[1]]):
+                message: dict[str, Any] = replace_surrogates(assistant_message(*found))
+                return message
         try:
             typed = [{**tool, "function": plain_tool(tool["function"])} for tool in tools]
             parsed: dict[str, Any] = replace_surrogates(parse_response(self._parsing, ids, prefix=context, tools=typed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -127,7 +128,8 @@ def load_chat(config: Model, needs: Needs) -> ChatFormat:
         )
     template = _tool_template(config, tokenizer) if needs.tools else None
     reasoning = "content" if config.thinking == "off" else config.reasoning
-    return ChatFormat(tokenizer, template, reasoning, variants, thinking_arguments(config, tokenizer, template))
+    arguments = date_arguments(tokenizer, template) | thinking_arguments(config, tokenizer, template)
+    return ChatFormat(tokenizer, template, reasoning, variants, arguments)
 
 
 def _end_turns_as_template(config: Model, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -154,6 +156,15 @@ def _declared_ends(config: Model) -> list[int]:
         return []
     declared = generation.eos_token_id
     return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+
+
+def date_arguments(tokenizer: PreTrainedTokenizerFast, template: str | None) -> dict[str, Any]:
+    """Return a fixed date for a template that would write today's, as Llama's: equal runs shall have equal prompts.
+
+    It is the date that Llama's templates write where they cannot ask for today's.
+    """
+    text = str(template or tokenizer.chat_template)
+    return {"date_string": "26 Jul 2024"} if "strftime_now" in text and "date_string" in text else {}
 
 
 def thinking_arguments(config: Model, tokenizer: PreTrainedTokenizerFast, template: str | None) -> dict[str, bool]:

@@ -42,7 +42,8 @@ def observation_ids(
             f"the chat template of {chat.tokenizer.name_or_path} does not end an assistant's turn with the end token "
             "right after its text, so no user message can follow; use a model with Qwen2.5's or Qwen3's template"
         )
-    return chat.ids(("" if own_end else end) + rest.removeprefix(end))
+    ids = chat.ids(end + rest.removeprefix(end))  # together: the end token of Phi swallows the line break behind it
+    return ids[1:] if own_end and ids[0] in ends else ids
 
 
 def _result_ids(chat: ChatFormat, said: list[dict[str, Any]]) -> list[int]:

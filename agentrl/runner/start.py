@@ -215,7 +215,7 @@ def _check_same_files(run: RunDirectory, config: Config, named: bool = False) ->
     if (others := [name for name in changed if name not in own_code]) and not done:
         raise UserError(
             f"{run.path}: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} changed after this run "
-            "began, and its results belong to the old content; give its command with run_id=... (a sweep: name=...), or "
-            "move its directory away"
+            "began, and its results belong to the old content; give its command with run_id=... (a sweep: name=...), "
+            "or move its directory away"
         )
     return [f"{name}: the file has changed since this run began; run_id=... starts another run" for name in changed]

@@ -127,8 +127,9 @@ def file_pairs(path: str, chat: ChatFormat) -> Iterator[dict[str, Any]]:
         prompt_ids = chat.prompt_ids(prompt, [])
         ids = {}
         for name, reply in zip(FIELDS[1:], replies, strict=True):
-            whole = chat.text([*prompt, {"role": "assistant", "content": reply}], [], generation_prompt=False)
-            ids[name] = chat.ids(whole.rstrip())  # drop the line break that templates write after the end token
+            whole = chat.training_text([*prompt, {"role": "assistant", "content": reply}], [], generation_prompt=False)
+            end = chat.turns.answer_end
+            ids[name] = chat.ids(whole[: whole.rfind(end) + len(end)])  # leave out what follows the end token
             if ids[name][: len(prompt_ids)] != prompt_ids:
                 raise UserError(
                     f"the chat template of {chat.tokenizer.name_or_path} writes the prompt differently once a reply "

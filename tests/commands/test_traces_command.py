@@ -175,6 +175,8 @@ class Teacher(ChatServer):
         (parameter,) = tool["parameters"]["properties"]
         arguments = json.dumps({parameter: "Nobody" if kind == 1 else (seen or [start])[-1]})
         text = f"I need to find the {hop}. I use a tool." + ("<|im_end|>" if kind == 3 else "")
+        if self.place(body) == 4:  # a server without a reasoning parser
+            text = f"<think>\n{text}\n</think>\n\n"
         return completion(said(text, call("get_rich" if kind == 2 else tool["name"], arguments)))
 
 
@@ -206,6 +208,9 @@ def test_a_teachers_traces_are_kept_only_if_they_verify(
         assert trace.source == "teacher" and trace.answer == tasks[place].answer
         assert trace.turns[-1].observations == (tasks[place].answer,)
         assert [chunk.type for chunk in trace.turns[0].chunks] == ["task_restate", "tool_selection"]
+        assert not any(
+            "think>" in chunk.text for chunk in trace.turns[0].chunks
+        )  # the student's template writes its own tags
     # A kill leaves half a line; finished tasks are not asked again.
     asked, text = len(teacher.bodies), out.read_text()
     out.write_text(text[: len(text) - 20])

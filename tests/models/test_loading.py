@@ -69,6 +69,13 @@ def test_turns_end_with_the_templates_token_if_the_model_declares_another_only(t
     assert load_chat(model, HIF).tokenizer.eos_token == plain.eos_token  # as Gemma 3, which stops at both
 
 
+def test_a_template_that_writes_todays_date_writes_a_fixed_one(tmp_path: Path) -> None:
+    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    chat = load_chat(with_template(tmp_path, dated + "{{ date_string }}" + PHI), HIF)
+    text = chat.text(PROMPT, [], generation_prompt=True)
+    assert text.startswith("26 Jul 2024<|system|>") and "date_string" not in load_chat(composed().model, HIF).arguments
+
+
 @pytest.mark.parametrize("template", [REFUSING, SILENT])
 def test_a_template_without_a_system_role_is_refused_where_the_bench_has_rules(tmp_path: Path, template: str):
     model = with_template(tmp_path, template)
