@@ -60,6 +60,12 @@ VARIANTS = (  # of PACT, one key each (docs/pact.md)
     "algo.q_from=success",
     "algo.q_from=loss",
 )
+PAIRS = (  # further differences of interest
+    (AFTER_SFT, "MatchTIR"),
+    (AFTER_SFT, "SFT"),
+    (VARIANT, "GRPO, hard credit (L^x)"),
+    (VARIANT, "GRPO, trajectory"),
+)
 METRICS = ("solve_r", "solve_p", "solve_f1", "solve_rate")  # R, P and F1 of the paper, and whole tasks
 RATES = Path(__file__).with_name("table1_rates.json")
 VALIDATION = ["bench.data_seed=1", "seed=100", "eval.before=false"]
@@ -200,6 +206,20 @@ def table(found: dict[str, dict[int, dict[str, Any]]], chosen: dict[str, Choice]
     return lines
 
 
+def differences(found: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    """Return the differences of PAIRS in the solve rate, paired by seed; none for a pair without a common seed."""
+    lines = []
+    for one, other in PAIRS:
+        rates = [
+            {seed: run["eval"]["after"]["solve_rate"]["mean"] for seed, run in found.get(row, {}).items()}
+            for row in (one, other)
+        ]
+        if both := sorted(rates[0].keys() & rates[1].keys()):
+            gap = seeds_interval([rates[0][seed] - rates[1][seed] for seed in both], low=-1.0)
+            lines.append(f"{one} minus {other}: {cell(gap, signed=True)} in the solve rate, {len(both)} seeds")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="directory of the runs")
@@ -219,7 +239,8 @@ def main() -> None:
     good = True
     for rows in ([row for row in ROWS if row != AFTER_SFT], [AFTER_SFT]):
         good = train([job(row, seed, shared, chosen) for seed in seeds for row in rows], options.jobs) and good
-    print("\n".join(table({row: find(row, seeds, shared, chosen) for row in ROWS}, chosen)))
+    found = {row: find(row, seeds, shared, chosen) for row in ROWS}
+    print("\n".join([*table(found, chosen), *differences(found)]))
     sys.exit(0 if good else 1)
 
 

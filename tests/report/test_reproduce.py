@@ -69,6 +69,9 @@ def test_the_cells_of_table_1_by_hand(scripts: Any, tmp_path: Path) -> None:
     assert luffy.startswith("| LUFFY | 0.0002 | 4 | 0.700 [0.570, 0.830] |")
     assert luffy.endswith("| +0.100 [-0.148, +0.348] |")
     assert [line.split(" | ")[1:3] for line in others] == [["-", "0"], ["-", "0"], ["-", "3"]]
+    assert table1.differences(found | {table1.VARIANT: found["PACT"], "GRPO, trajectory": found["LUFFY"]}) == [
+        "PACT, best variant minus GRPO, trajectory: -0.100 [-0.348, +0.148] in the solve rate, 3 seeds"
+    ]
     assert "not run" in others[0] and others[2].startswith("| PACT | - | 3 | 0.600 [0.352, 0.848] |")
 
 
@@ -186,7 +189,9 @@ def test_matchtir_after_sft_trains_from_the_run_of_sft(
             table1.main()
         tables.append(capsys.readouterr())
     assert tables[0].out == tables[1].out and tables[1].err == ""  # the second time there is nothing to train
-    seeds = {line.split(" | ")[0][2:]: line.split(" | ")[2] for line in tables[0].out.splitlines()[3:]}
+    rows = [line for line in tables[0].out.splitlines() if line.startswith("|")]
+    seeds = {line.split(" | ")[0][2:]: line.split(" | ")[2] for line in rows[3:]}
+    assert "SFT -> MatchTIR minus SFT: " in tables[0].out
     assert seeds == {"SFT": "1", "SFT -> MatchTIR": "1", "PACT": "1"}
     (second,) = [path.parent for path in tmp_path.glob("*/*/config.yaml") if "grpo" in path.parent.parent.name]
     (first,) = tmp_path.glob("*-sft/*/model")
