@@ -89,7 +89,8 @@ def test_every_option_composes_and_validates(options: tuple[str, ...], tmp_path:
         with pytest.raises(UserError, match=f"pip install '?{missing[0]}"):
             validate(composed(*overrides))
         overrides.append("tracker=none")
-    assert validate(composed(*overrides)) == []
+    # a judge and a bench that asks none may meet here
+    assert [text for text in validate(composed(*overrides)) if "asks no judge" not in text] == []
 
 
 def combinations() -> list[tuple[str, str, str]]:
