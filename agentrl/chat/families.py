@@ -38,7 +38,10 @@ def read_llama(text: str) -> tuple[str, Calls] | None:
     Llama 3.1 and 3.2 also write `<|python_tag|>` before it, a `"type"`, and `"function"` for the name.
     """
     text = text.replace("<|python_tag|>", "")
+    place = 0
     for line in LINE.finditer(text):
+        if line.end() < place:  # inside what was read before, which did not go on to the end
+            continue
         calls, place = list[tuple[str, Any]](), line.end()
         while place < len(text):
             try:

@@ -50,7 +50,7 @@ def sampling_of(name: str, bench: str) -> list[str]:
 def tasks_of(
     names: Sequence[str], bench: str, chosen: list[str], given: list[str], only: Sequence[str] | None = None
 ) -> list[str]:
-    """Return overrides with which all models `names` play the tasks of the runs among them that `bench` trained.
+    """Return overrides with which all models `names` play the tasks of the runs among them, if trained on `bench`.
 
     So the division into training and test split is that of the training, and no model is tested on rows that it was
     trained on. The judge is theirs, too. Only values that differ from those composed of `chosen` are returned, and no

@@ -55,7 +55,10 @@ class OpenAIJudge(Group):
         operational=True,
     )
     down_after: int = key(
-        "Failed calls in a row after which the judge counts as down and the run stops.", ge=1, operational=True
+        "Failed calls in a row after which the judge counts as down and the run stops; ten times as many that the "
+        "server refuses.",
+        ge=1,
+        operational=True,
     )
     cache: str | None = key(CACHE, operational=True, place="written")
     price_prompt: float = key(

@@ -14,6 +14,8 @@ def quiet_libraries() -> None:
     from transformers.utils import logging  # slow to import
 
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # a call that a model wrote as Python may have an odd escape
+    warnings.filterwarnings("ignore", category=SyntaxWarning, module="<unknown>")
     # PEFT looks for the base's configuration to see whether the vocabulary has grown; agentrl adds no tokens.
     warnings.filterwarnings("ignore", message="Could not find a config file in")
     warnings.formatwarning = _format  # type: ignore[assignment]  # typeshed wants the names of its own arguments

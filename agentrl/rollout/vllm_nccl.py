@@ -7,7 +7,6 @@ before each one whether it is still the same, and during it whether it lives.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils.other import get_free_port
 from trl.generation.vllm_generation import VLLMGeneration
 
 from agentrl.core.errors import UserError, first_line
@@ -41,7 +41,7 @@ class NcclWeights:
             mode="server",
             server_base_url=server.url,
             server_timeout=30.0,
-            group_port=_free_port(),  # another run on this machine may use TRL's
+            group_port=get_free_port(),  # another run on this machine may use TRL's
         )
         keep_base(self._backend)
 
@@ -106,9 +106,3 @@ def ends_without(server: VllmServer, leave: Callable[[int], Any] = os._exit) -> 
     finally:
         done.set()
         thread.join()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        return int(sock.getsockname()[1])

@@ -48,6 +48,7 @@ def start(
         complaints = Console(file=output, stderr=output is None, soft_wrap=True)
         complaints.print(f"agentrl: warning: {warning}", markup=False, highlight=False)
     run = RunDirectory.create(config)
+    old = run is None
     if run is None:
         run = RunDirectory(run_path(config))
         _check_same_run(run, config, may_move)
@@ -86,6 +87,8 @@ def start(
         console.print(beginning)
         if leads:
             run.adopt(config)
+            if old and not run.has_results():
+                run.note_data(data_hashes(config))
         code = _train(run, config, lock, console, output, beside_others)
     if code == COMPLETED:
         console.print(f"Results: {run.path}")
@@ -200,15 +203,13 @@ def _check_same_files(run: RunDirectory, config: Config, named: bool = False) ->
     """Raise UserError if data or weights have changed since the run began: its results would mix, or be the old ones.
 
     Returns warnings instead for a Python file of the user's own, which may be mended between two starts, and for a
-    complete run that the user has `named` by its directory. A run without any result takes the new files.
+    complete run that the user has `named` by its directory. A run without any result may have new files.
     """
     if not run.environment_path.is_file():
         return []
     recorded = json.loads(run.environment_path.read_text(encoding="utf-8")).get("data", {})
-    found = data_hashes(config)
-    changed = changed_files(recorded, found)
-    if changed and not run.has_results():
-        run.note_data(found)
+    changed = changed_files(recorded, data_hashes(config))
+    if not run.has_results():
         return []
     own_code = {path.key for path in paths_of(config) if path.value.endswith(".py")}
     done = named and run.status()["status"] == "completed"

@@ -100,10 +100,10 @@ def data_hashes(config: Config) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> dict[str, str]:
-    """Return hashes of the files that loading reads; encoders and distilled judges have some in folders."""
-    files = [*folder.iterdir(), *([] if (folder / "config.json").is_file() else folder.glob("*/*"))]
-    if (folder / "modules.json").is_file():  # of an encoder: folders such as 1_Pooling
-        files += folder.glob("[0-9]_*/*")
+    """Return hashes of the files that loading reads; sentence encoders have some in folders."""
+    files = [*folder.iterdir()]
+    if (folder / "modules.json").is_file():
+        files += folder.glob("*/*")
     return {
         str(file.relative_to(folder)): sha256(file) if file.suffix == ".json" else fingerprint(file)
         for file in sorted(files)

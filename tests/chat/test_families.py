@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,6 +59,19 @@ def test_lfm2(inner: str, calls: Any) -> None:
 )
 def test_what_is_no_call_of_lfm2(inner: str) -> None:
     assert read_lfm2(f"<|tool_call_start|>[{inner}]<|tool_call_end|>") is None
+
+
+def test_many_calls_before_other_words_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list[int]()
+
+    class Counting(json.JSONDecoder):
+        def raw_decode(self, text: str, place: int = 0) -> Any:
+            read.append(place)
+            return super().raw_decode(text, place)
+
+    monkeypatch.setattr(json, "JSONDecoder", Counting)
+    assert read_llama('{"name": "a", "parameters": {}}\n' * 100 + "x") is None
+    assert len(read) == 101  # 5,150 if each line began anew
 
 
 def test_readers_are_chosen_by_trls_parser() -> None:

@@ -231,6 +231,23 @@ def test_changed_weights_and_data_are_another_run(tmp_path: Path, capsys: Any) -
     assert start(config) == 0 and "bench.path: the file has changed" in capsys.readouterr().out
 
 
+def test_a_run_without_a_result_takes_a_mended_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentrl.runner.start.launch", lambda *_, **__: 0)
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"system": f"s{n}", "user": f"u{n}"}) + "\n" for n in range(10)))
+    config = compose(["algo=eval", "bench=pairs", f"bench.path={data}", f"runs_dir={tmp_path / 'runs'}"])
+    run = RunDirectory.create(config)
+    assert run is not None
+    run.set_status("failed")
+    data.write_text(data.read_text().replace("u3", "v3"))
+    assert start(config) == 0
+    assert json.loads(run.environment_path.read_text())["data"] == data_hashes(config)
+    run.append(run.eval_dir / "after.jsonl", {"id": "a"})
+    data.write_text(data.read_text().replace("v3", "u3"))
+    with pytest.raises(UserError, match=r"bench\.path changed"):
+        start(config)
+
+
 def test_every_file_that_decides_a_result_is_recorded(tmp_path: Path) -> None:
     files = {name: tmp_path / f"{name}.txt" for name in ("system_rubric", "user_rubric", "path")}
     for name, file in files.items():

@@ -14,8 +14,10 @@ from agentrl.benches import load_bench
 from agentrl.core.bench import TwoSided
 from agentrl.core.errors import UserError
 from agentrl.core.expert_trace import ExpertTrace
+from agentrl.models.adapters import lora_config
 from agentrl.models.loading import load_chat, load_model, needs_of
 from agentrl.objectives.advantages import trajectory_advantage
+from agentrl.scoring.sequence import Sequence
 from agentrl.traces.files import make_lookup
 from agentrl.trainers.arguments import sft_arguments
 from agentrl.trainers.row_order import EpochSampler, crop_padding, restore_row_order
@@ -203,6 +205,21 @@ def test_a_prompt_that_fills_the_context_has_an_empty_completion_and_teaches_not
     assert batch["num_items_in_batch"] == (batch["completion_mask"] * batch["tool_mask"]).sum()
     assert trainer._metrics["train"]["completion/truncated"] == [1.0]
     assert math.isfinite(gradient(trainer, trainer.compute_loss(trainer.model, batch)).norm())
+
+
+def test_log_probs_that_need_no_gradient_are_without_dropout(tmp_path: Path):
+    """Dropout is not part of the policy: otherwise the ratio would differ from 1 before any update."""
+    config = small("algo=grpo", "model/lora=on", "model.lora.dropout=0.5")
+    trainer = make_trainer(config, tmp_path, peft_config=lora_config(config.model))
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    trainer.model.train()
+    one, other = (
+        trainer.score_sequences(trainer.model, [Sequence([5, 6, 7, 8], [1, 2, 3])]).logps[0] for _ in range(2)
+    )
+    assert torch.equal(one, other) and trainer.model.training
 
 
 def test_row_order_is_restored_over_chunks():

@@ -104,6 +104,14 @@ def test_a_server_that_is_gone_is_named_as_such(tmp_path: Path) -> None:
             trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
 
 
+@torch.no_grad()
+def randomise_adapters(model: Any) -> None:
+    """Give the adapters an effect; they begin with none."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=0.05)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sending_merged_adapters_leaves_the_base_as_it_was(tmp_path: Path, dtype: str) -> None:
     """Adding an adapter in place and subtracting it again rounds twice, and would change the base with every batch."""
@@ -111,10 +119,7 @@ def test_sending_merged_adapters_leaves_the_base_as_it_was(tmp_path: Path, dtype
         config = small(*CHOSEN, f"vllm.url={stand_in.url}", "model/lora=on", f"model.dtype={dtype}")
         trainer = make_trainer(config, tmp_path, peft_config=lora_config(config.model))
         trainer.model.train()
-        with torch.no_grad():
-            for name, parameter in trainer.model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.05)
+        randomise_adapters(trainer.model)
         before = {name: value.clone() for name, value in trainer.model.named_parameters()}
         trainer._generate_and_score_completions([{"task": 0, "prompt": trainer.tasks[0].prompt}] * 2)
     assert [name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])] == []
@@ -158,10 +163,8 @@ def test_nccl_is_left_to_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ad
         config = small(*CHOSEN, f"vllm.url={stand_in.url}", f"model/lora={adapters}")
         trainer = make_trainer(config, tmp_path, peft_config=lora_config(config.model))
         trainer.model.train()
+        randomise_adapters(trainer.model)
         with torch.no_grad():
-            for name, parameter in trainer.model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.05)
             for name, value in merged_copy(trainer.model).named_parameters():
                 model.get_parameter(name).copy_(value)  # the server has what it would be sent
         before = {name: value.clone() for name, value in trainer.model.named_parameters()}
